@@ -1,0 +1,31 @@
+# Two commands on a fresh machine: `make demo` (set-up and the main job) and `make test` (set-up and the tests).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test test-all lint clean
+setup: $(VENV)/.ready
+
+# torch is asked for as a range with an upper bound: an open range takes a CUDA build of several gigabytes.
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q "torch>=2.11,<2.14"
+	$(BIN)/pip install -q -e ".[text,track,dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/python -m sidera demo $(if $(DATA),--data $(DATA))
+
+test: setup lint
+	$(BIN)/python -m pytest -n 2 -q
+
+test-all: setup lint
+	$(BIN)/python -m pytest -n 2 -q -m "slow or not slow"
+
+lint: setup
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,144 @@
+"""Recipes: TOML files that become frozen dataclasses, checked key by key.
+
+A recipe has the sections ``[data] [catalog] [model] [fit] [eval]``. Each room declares its own section as a frozen
+dataclass; :func:`parse_section` fills one from a mapping and refuses unknown keys and wrong types by name. A command
+line override is ``--set fit.lr=3e-4``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sidera.core import InputError
+
+Section = TypeVar("Section")
+SECTIONS = ("data", "catalog", "model", "fit", "eval")
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file; InputError when it is missing or malformed."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise InputError(f"no recipe at {str(path)!r}", fix="give the path of a .toml file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}", fix="mend the line named") from None
+    except OSError as error:
+        raise InputError(f"cannot read recipe {str(path)!r}: {error.strerror}") from None
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """A recipe as nested dictionaries, overrides applied, section names checked.
+
+    ``overrides`` are ``section.key=value`` strings; the value is read as TOML (``3e-4``, ``true``, ``[1, 2]``), and as
+    plain text when it is not TOML.
+    """
+    recipe = read_toml(path)
+    for name, section in recipe.items():
+        if name not in SECTIONS:
+            raise InputError(f"{path}: unknown section [{name}]{_closest(name, SECTIONS)}", allowed=", ".join(SECTIONS))
+        if not isinstance(section, dict):
+            raise InputError(f"{path}: {name!r} must be a section", fix=f"write it as [{name}] with keys below")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        section_name, dot, key_name = key.strip().partition(".")
+        if not (equals and dot and key_name) or section_name not in SECTIONS:
+            form = f"SECTION.KEY=VALUE with SECTION one of {', '.join(SECTIONS)}"
+            raise InputError(f"--set {override!r} is not an override", allowed=form)
+        recipe.setdefault(section_name, {})[key_name] = _override_value(text.strip())
+    return {name: dict(recipe.get(name, {})) for name in SECTIONS}
+
+
+def parse_section(cls: type[Section], values: Mapping[str, Any], where: str) -> Section:
+    """Fill the frozen dataclass ``cls`` from ``values``; ``where`` names the place in messages ("[fit]")."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    filled: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise InputError(f"{where} has no key {key!r}{_closest(key, fields)}", allowed=", ".join(fields))
+        filled[key] = _typed(value, hints[key], f"{where} {key}")
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in filled and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise InputError(f"{where} lacks {', '.join(missing)}", fix="add the key to the recipe")
+    return cls(**filled)
+
+
+def digest(value: Any) -> str:
+    """16 hex digits that name a value made of dataclasses, mappings, sequences, numbers and strings."""
+
+    def plain(item: Any) -> Any:
+        if dataclasses.is_dataclass(item) and not isinstance(item, type):
+            return dataclasses.asdict(item)
+        raise TypeError(f"cannot digest a {type(item).__name__}")
+
+    text = json.dumps(value, sort_keys=True, default=plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _closest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _override_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as the type that ``hint`` names; ints pass for floats, lists become tuples."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        inner = [argument for argument in arguments if argument is not type(None)]
+        for argument in inner:
+            try:
+                return _typed(value, argument, where)
+            except InputError:
+                continue
+        raise _wrong_type(value, hint, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            options = ", ".join(repr(argument) for argument in arguments)
+            close = _closest(str(value), map(str, arguments))
+            raise InputError(f"{where} = {value!r} is not known{close}", allowed=options)
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise _wrong_type(value, hint, where)
+        return tuple(_typed(item, arguments[0], f"{where}[{position}]") for position, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise _wrong_type(value, hint, where)
+        return {str(key): _typed(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise _wrong_type(value, hint, where)
+    return value
+
+
+def _wrong_type(value: Any, hint: Any, where: str) -> InputError:
+    name = getattr(hint, "__name__", None) if not typing.get_args(hint) else str(hint).replace("typing.", "")
+    return InputError(f"{where} = {value!r} is a {type(value).__name__}", allowed=str(name))

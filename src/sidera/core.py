@@ -1,0 +1,178 @@
+"""The nouns that every room speaks, and the roles that a model can play.
+
+Two kinds of item name run through the code: an item's *key* is the publisher's string ("B000FTYALG"), its *id* is the
+dense row number 0..N-1 inside one Dataset or Catalog. Tensors named ``*_ids`` hold dense ids.
+
+Shape legend: T tokens or events (jagged, all histories of a batch after each other) · B histories · W beams of one
+history · L levels of a semantic ID · K codes of a level · N items · G candidates of one history · Q user vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class InputError(ValueError):
+    """Something from outside (a file, a flag, a request) cannot be used.
+
+    The message is one line: what is wrong with which value, what is allowed, how to mend it. The shell prints it
+    without a traceback and HTTP answers 4xx with it.
+    """
+
+    def __init__(self, problem: str, *, allowed: str = "", fix: str = "") -> None:
+        self.problem, self.allowed, self.fix = problem, allowed, fix
+        parts = [problem.rstrip(".")]
+        if allowed:
+            parts.append(f"allowed: {allowed}")
+        if fix:
+            parts.append(f"fix: {fix}")
+        super().__init__("; ".join(parts))
+
+
+class ArtifactError(InputError):
+    """A saved artifact is missing, truncated, edited, of another kind or of another version."""
+
+
+class CatalogMismatch(ArtifactError):
+    """A model was given a Catalog whose codes it was not trained on."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jagged histories, oldest event first: history b is ``item_ids[offsets[b]:offsets[b+1]]``.
+
+    ``target_ids`` is (T,) when every position predicts its next item (packed training), (B,) when each history has one
+    target, None when answering. ``global_count`` is the number of targets over all ranks (DDP), so that a loss divided
+    by it does not depend on how the batch was cut.
+    """
+
+    item_ids: Tensor  # (T,) int64
+    offsets: Tensor  # (B+1,) int64
+    target_ids: Tensor | None = None  # (T,) or (B,) int64
+    times: Tensor | None = None  # (T,) int64, unix seconds
+    user_ids: Tensor | None = None  # (B,) int64
+    global_count: int | None = None
+
+    @property
+    def num_histories(self) -> int:
+        return self.offsets.numel() - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) events per history."""
+        return self.offsets.diff()
+
+    @property
+    def per_position(self) -> bool:
+        """True when there is one target for every event rather than one per history."""
+        return self.target_ids is not None and self.target_ids.numel() == self.item_ids.numel()
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name in ("item_ids", "offsets", "target_ids", "times", "user_ids")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a model's ``loss`` returns: the *sum* over targets and their number, so ranks and micro-batches add up."""
+
+    total: Tensor  # () sum over the batch's targets, differentiable
+    count: int  # number of targets that entered the sum
+    parts: Mapping[str, float] = field(default_factory=dict)  # for the log, already averaged
+
+
+class Context(Protocol):
+    """What a request costs once: the encoded histories, shared by every beam and candidate. Private to its model."""
+
+    num_histories: int
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Scores of the next code for each beam: log p(code) = logits - log_norm."""
+
+    logits: Tensor  # (B, W, K_level)
+    log_norm: Tensor | None = None  # (B, W); None: the softmax runs over the K_level codes
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Writes semantic IDs code by code."""
+
+    codebook_id: str  # the Catalog identity that the codes belong to
+    level_sizes: tuple[int, ...]  # K of each level
+
+    def loss(self, batch: Batch) -> Loss: ...
+
+    def context(self, batch: Batch) -> Context: ...
+
+    def new_cache(self, context: Context, width: int) -> Any:
+        """Buffers for one beam search of at most ``width`` beams per history, allocated once."""
+
+    def step(
+        self, context: Context, cache: Any, level: int, codes: Tensor | None, parents: Tensor | None
+    ) -> StepOutput:
+        """Scores for the code at ``level``.
+
+        At level 0 ``codes`` and ``parents`` are None and the output has W = 1. Afterwards ``codes`` (B, W) holds the
+        code each beam chose at ``level - 1`` and ``parents`` (B, W) the beam of the previous step that it grew from.
+        """
+
+    def log_probs(self, context: Context, sids: Tensor) -> Tensor:
+        """Log-probability of every code of given semantic IDs, with gradient. sids (B, G, L) -> (B, G, L)."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores every item of the catalogue at once (popularity, item-kNN, SASRec)."""
+
+    def loss(self, batch: Batch) -> Loss: ...
+
+    def item_scores(self, batch: Batch) -> Tensor:
+        """(B, N), higher is better."""
+
+
+@runtime_checkable
+class Retriever(Scorer, Protocol):
+    """A Scorer whose score is a dot product, so that it can be served by nearest-neighbour search."""
+
+    def user_vectors(self, batch: Batch) -> Tensor:
+        """(B, Q, D)"""
+
+    def item_vectors(self) -> Tensor:
+        """(N, D)"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question: what comes after this history?"""
+
+    history: tuple[str, ...]  # item keys, oldest first
+    k: int = 10  # items wanted
+    filter_seen: bool = False  # True: items of the history are not answered again
+    exclude: tuple[str, ...] = ()  # item keys that must not be answered
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The answer to one Request, most likely first."""
+
+    item_ids: tuple[int, ...]
+    item_keys: tuple[str, ...]
+    scores: tuple[float, ...]  # log-probability (generators) or model score
+    titles: tuple[str | None, ...]
+    cold_start: bool  # the history held nothing that the model knows: answered by popularity
+    unknown: tuple[str, ...]  # keys of the history that the catalogue does not hold
+    items_version: int
