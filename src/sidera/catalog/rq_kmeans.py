@@ -1,0 +1,148 @@
+"""RQ-KMeans: residual quantization, one k-means a level (used for semantic IDs by QARM and OneRec).
+
+Level 1 clusters the item vectors, level 2 what level 1 left over (vector minus centroid), and so on. The balanced
+variant caps every cluster at ceil(N / K) items, so that no code becomes a catch-all: plain k-means on fused vectors is
+known to degenerate by level 3.
+
+Trap: with ``balanced`` an item's code is not always its nearest centroid, so the codes that :func:`fit_rq_kmeans`
+returns, and not ``encode``, are the items' codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sidera.catalog.balance import balanced_assign
+from sidera.catalog.nearest import chunk_rows, nearest
+from sidera.core import InputError
+
+SEEDING_LIMIT = 1024  # k-means++ is quadratic in K: above this many codes the seeds are a plain sample
+
+
+@dataclass(frozen=True)
+class RQCodebooks:
+    """The vectors that the digits of a semantic ID index."""
+
+    levels: tuple[Tensor, ...]  # L times (K_l, D) float32
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        return tuple(level.shape[0] for level in self.levels)
+
+    @property
+    def dim(self) -> int:
+        return self.levels[0].shape[1]
+
+    def encode(self, vectors: Tensor) -> Tensor:
+        """Nearest code, level by level. (N, D) -> (N, L) int64."""
+        residual, codes = vectors, []
+        for level in self.levels:
+            code = nearest(residual, level)
+            codes.append(code)
+            residual = residual - level[code]
+        return torch.stack(codes, dim=1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Sum of the code vectors. (N, L) -> (N, D); fewer levels than L give the coarser vector."""
+        total = torch.zeros(codes.shape[0], self.dim)
+        for level, code in zip(self.levels, codes.unbind(dim=1), strict=False):
+            total += level[code]
+        return total
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"codebook.{index}": level.contiguous() for index, level in enumerate(self.levels)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> RQCodebooks:
+        names = sorted((name for name in state if name.startswith("codebook.")), key=lambda name: int(name[9:]))
+        return cls(tuple(state[name] for name in names))
+
+
+def fit_rq_kmeans(
+    vectors: Tensor, num_levels: int, codebook_size: int, *, balanced: bool = False, iterations: int = 25, seed: int = 0
+) -> tuple[RQCodebooks, Tensor]:
+    """Codebooks and the codes of the vectors they were fitted on: (N, D) -> codebooks, (N, L) int64."""
+    if codebook_size > vectors.shape[0]:
+        raise InputError(
+            f"codebook_size = {codebook_size} but there are only {vectors.shape[0]} items to cluster",
+            allowed=f"1..{vectors.shape[0]}",
+            fix="lower [catalog] codebook_size, or set it to 0 to have it chosen",
+        )
+    residual, levels, codes = vectors, [], []
+    for level in range(num_levels):
+        generator = torch.Generator().manual_seed(seed * 1009 + level)
+        centroids, code = kmeans(residual, codebook_size, balanced=balanced, iterations=iterations, generator=generator)
+        levels.append(centroids)
+        codes.append(code)
+        residual = residual - centroids[code]
+    return RQCodebooks(tuple(levels)), torch.stack(codes, dim=1)
+
+
+def kmeans(
+    points: Tensor, num_clusters: int, *, balanced: bool, iterations: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm: (N, D) -> centroids (K, D), assignment (N,)."""
+    centroids = _seed_centroids(points, num_clusters, generator)
+    capacity = -(-points.shape[0] // num_clusters)
+    prices = torch.zeros(num_clusters)
+    assignment = torch.full((points.shape[0],), -1)
+    for _ in range(iterations):
+        previous = assignment
+        if balanced:
+            assignment, prices = balanced_assign(points, centroids, capacity, prices)
+        else:
+            assignment = nearest(points, centroids)
+        if torch.equal(assignment, previous):
+            break
+        centroids = _update(points, assignment, centroids)
+    if balanced:
+        assignment, _ = balanced_assign(points, centroids, capacity, prices)
+    else:
+        assignment = nearest(points, centroids)
+    return centroids, assignment
+
+
+def _update(points: Tensor, assignment: Tensor, centroids: Tensor) -> Tensor:
+    """Means of the clusters; an empty one restarts at the point farthest from its centroid."""
+    num_clusters = centroids.shape[0]
+    counts = torch.bincount(assignment, minlength=num_clusters)  # (K,)
+    means = torch.zeros_like(centroids).index_add_(0, assignment, points) / counts.clamp(min=1).unsqueeze(1)
+    empty = (counts == 0).nonzero().squeeze(1)
+    if empty.numel():
+        error = (points - means[assignment]).square().sum(1)  # (N,)
+        means[empty] = points[error.topk(empty.numel()).indices]
+    return means
+
+
+def _seed_centroids(points: Tensor, num_clusters: int, generator: torch.Generator) -> Tensor:
+    """k-means++ on a sample: far points are likelier to become seeds."""
+    num_points = points.shape[0]
+    sample = torch.randperm(num_points, generator=generator)[: max(64 * num_clusters, 4096)]
+    if num_clusters > SEEDING_LIMIT:
+        return points[sample[:num_clusters]].clone()
+    pool = points[sample]  # (S, D)
+    chosen = [0]
+    error = (pool - pool[0]).square().sum(1)  # (S,) to the nearest seed so far
+    for _ in range(num_clusters - 1):
+        weights = error.clamp(min=0) if float(error.sum()) > 0 else torch.ones_like(error)
+        candidates = torch.multinomial(
+            weights, 4, replacement=True, generator=generator
+        )  # the best of four, as sklearn
+        distance = torch.cdist(pool[candidates], pool).square()  # (4, S)
+        lowered = torch.minimum(error, distance)
+        best = int(lowered.sum(1).argmin())
+        chosen.append(int(candidates[best]))
+        error = lowered[best]
+    return pool[chosen].clone()
+
+
+def reconstruction_error(points: Tensor, centroids: Tensor, assignment: Tensor) -> float:
+    """Sum of squared distances to the assigned centroids."""
+    total = 0.0
+    for rows in chunk_rows(points.shape[0], points.shape[1]):
+        total += float((points[rows] - centroids[assignment[rows]]).square().sum(dtype=torch.float64))
+    return total
