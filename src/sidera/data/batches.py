@@ -1,0 +1,195 @@
+"""Jagged batches out of a Dataset: packed training, prefix rows, evaluation. Vectorised, no Python per event.
+
+* ``PackedSequences``: windows of a user's training events; every position predicts the next event. Nothing is padded.
+* ``PrefixRows``: one (history -> next item) row per training event but the first; batches hold rows of like length
+  (sorted inside a shuffled pool), so that a model which pads wastes little.
+* ``eval_batches``: rows of a split, longest history first.
+
+Order is a function of (seed, epoch) alone: an epoch can be entered at any batch (``start``), and processes of a
+distributed run take every world_size-th row of the same global batch. Batches of an epoch differ by at most one row,
+so no process is left without rows at the end of an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from sidera.core import Batch, InputError
+from sidera.data.dataset import Dataset
+from sidera.data.split import EvalRows, Split
+
+POOL_BATCHES = 50  # PrefixRows: batches that are length-sorted together; more = less padding, less mixing
+
+
+class PackedSequences:
+    """All-positions training: inputs ``s[:-1]``, targets ``s[1:]``; ``batch_size`` counts windows.
+
+    A user with more than ``max_history + 1`` training events is cut, from the newest back, into windows that share no
+    input (``windows="all"``: every training event but a user's first is a target exactly once per epoch), or gives
+    the newest window only (``windows="last"``, as SASRec's published code does).
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        max_history: int,
+        batch_size: int,
+        seed: int = 0,
+        windows: Literal["all", "last"] = "all",
+    ) -> None:
+        _check_sizes(max_history, batch_size)
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        first = dataset.offsets[:-1]
+        num_inputs = np.maximum(split.train_ends - first - 1, 0)  # (U,) the last training event is only a target
+        num_windows = -(-num_inputs // max_history)
+        if windows == "last":
+            num_windows = np.minimum(num_windows, 1)
+        users = np.repeat(np.arange(dataset.num_users), num_windows)
+        place = np.arange(len(users)) - np.repeat(np.cumsum(num_windows) - num_windows, num_windows)  # 0 = newest
+        ends = split.train_ends[users] - 1 - place * max_history
+        self.user_ids, self.starts, self.ends = users, np.maximum(ends - max_history, first[users]), ends
+        _check_targets(dataset, len(users))
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.user_ids)
+
+    def num_batches(self, epoch: int = 0) -> int:
+        return -(-self.num_rows // self.batch_size)
+
+    def batches(self, epoch: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
+        bounds = _even_bounds(self.num_rows, self.num_batches(epoch))
+        for index in range(start, len(bounds) - 1):
+            rows = order[bounds[index] : bounds[index + 1]]
+            lengths = self.ends[rows] - self.starts[rows]
+            rows = rows[np.argsort(-lengths, kind="stable")]
+            mine = _cut(rows, rank, world_size)
+            yield _batch(
+                self.dataset,
+                self.user_ids[mine],
+                self.starts[mine],
+                self.ends[mine],
+                target_ids=None,
+                global_count=int(lengths.sum()),
+            )
+
+
+class PrefixRows:
+    """One row per training event but a user's first: the ``max_history`` events before it -> the event."""
+
+    def __init__(self, dataset: Dataset, split: Split, max_history: int, batch_size: int, seed: int = 0) -> None:
+        _check_sizes(max_history, batch_size)
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        first = dataset.offsets[dataset.event_users]  # (E,) where the event's user begins
+        position = np.arange(dataset.num_events)
+        self.ends = np.flatnonzero((position > first) & (position < split.train_ends[dataset.event_users]))
+        self.user_ids = dataset.event_users[self.ends]
+        self.starts = np.maximum(first[self.ends], self.ends - max_history)
+        _check_targets(dataset, len(self.ends))
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.ends)
+
+    def num_batches(self, epoch: int = 0) -> int:
+        return -(-self.num_rows // self.batch_size)
+
+    def batches(self, epoch: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(self.num_rows)
+        bounds = _even_bounds(self.num_rows, self.num_batches(epoch))
+        pool = np.searchsorted(bounds[::POOL_BATCHES], np.arange(self.num_rows), side="right")
+        order = order[np.lexsort((self.ends[order] - self.starts[order], pool))]
+        turns = rng.permutation(self.num_batches(epoch))  # or every pool would run from short to long
+        for turn in turns[start:]:
+            rows = order[bounds[turn] : bounds[turn + 1]][::-1]  # longest first
+            mine = _cut(rows, rank, world_size)
+            ends = self.ends[mine]
+            yield _batch(
+                self.dataset,
+                self.user_ids[mine],
+                self.starts[mine],
+                ends,
+                target_ids=self.dataset.item_ids[ends],
+                global_count=len(rows),
+            )
+
+
+def eval_batches(
+    dataset: Dataset, rows: EvalRows, max_history: int, batch_size: int
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """(row indices, Batch) until every row was there once, longest history first; only the newest events are read."""
+    _check_sizes(max_history, batch_size)
+    starts = np.maximum(rows.starts, rows.ends - max_history)
+    order = np.argsort(starts - rows.ends, kind="stable")  # longest first: a too large batch fails at once, not late
+    for low in range(0, len(order), batch_size):
+        index = order[low : low + batch_size]
+        targets = rows.target_ids[index]
+        yield index, _batch(dataset, rows.user_ids[index], starts[index], rows.ends[index], targets, len(index))
+
+
+def histories_batch(histories: Sequence[np.ndarray | Sequence[int]], max_history: int) -> Batch:
+    """A Batch to answer: dense item ids of each history, oldest first; the newest ``max_history`` are kept."""
+    newest = [np.asarray(history[-max_history:], dtype=np.int64) for history in histories]
+    offsets = np.concatenate([[0], np.cumsum([len(history) for history in newest], dtype=np.int64)])
+    item_ids = np.concatenate([np.empty(0, np.int64), *newest])
+    return Batch(torch.from_numpy(item_ids), torch.from_numpy(offsets.astype(np.int64)))
+
+
+def _batch(
+    dataset: Dataset,
+    user_ids: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    target_ids: np.ndarray | None,
+    global_count: int,
+) -> Batch:
+    """Gather slices; ``target_ids`` None means that every position predicts the next event."""
+    lengths = ends - starts
+    offsets = np.concatenate([[0], np.cumsum(lengths)])  # (B+1,)
+    events = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])  # (T,) positions in the data set
+    if target_ids is None:
+        target_ids = dataset.item_ids[events + 1]
+    return Batch(
+        item_ids=torch.from_numpy(dataset.item_ids[events]),
+        offsets=torch.from_numpy(offsets),
+        target_ids=torch.from_numpy(target_ids),
+        times=torch.from_numpy(dataset.times[events]),
+        user_ids=torch.from_numpy(user_ids),
+        global_count=global_count,
+    )
+
+
+def _even_bounds(num_rows: int, num_batches: int) -> np.ndarray:
+    """(num_batches+1,) cut points of batches whose sizes differ by at most one."""
+    return np.arange(num_batches + 1) * num_rows // num_batches
+
+
+def _cut(rows: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """This process's rows; the rows come sorted by length, so a stride gives each process like work."""
+    if len(rows) < world_size:
+        raise InputError(
+            f"a batch of {len(rows)} rows cannot be cut among {world_size} processes",
+            fix="use fewer processes or a larger batch_size",
+        )
+    return rows[rank::world_size]
+
+
+def _check_sizes(max_history: int, batch_size: int) -> None:
+    for name, value in (("max_history", max_history), ("batch_size", batch_size)):
+        if value < 1:
+            raise InputError(f"{name} = {value}", allowed="1 or more")
+
+
+def _check_targets(dataset: Dataset, num_rows: int) -> None:
+    if not num_rows:
+        raise InputError(
+            f"data set {dataset.name!r} has nothing to train on: no user has two training events",
+            fix="give a log in which users have 4 or more events (leave-one-out keeps the last two for evaluation)",
+        )

@@ -1,0 +1,164 @@
+"""A Dataset: one cleaned log in memory, events sorted by user and, inside a user, oldest first.
+
+Saved as an artifact of kind "dataset": ``events.parquet`` (user, item, time and the feedback columns),
+``items.parquet`` and ``users.parquet`` (first column ``key``). Row order is the meaning: event order inside a user
+(ties included) is the row order of ``events.parquet``, dense item ids are the row numbers of ``items.parquet``.
+
+Trap: a Dataset holds *all* events. What may be learned from is decided by ``sidera.data.split``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sidera import artifacts
+from sidera.core import ArtifactError
+
+TimeKind = Literal["seconds", "order"]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Events of U users over N items; build one with ``schema.build_dataset`` or ``config.load_dataset``."""
+
+    name: str
+    item_keys: np.ndarray  # (N,) object of str
+    user_keys: np.ndarray  # (U,) object of str
+    offsets: np.ndarray  # (U+1,) int64: events of user u are offsets[u]..offsets[u+1]
+    item_ids: np.ndarray  # (E,) int64
+    times: np.ndarray  # (E,) int64 unix seconds; the published order when time_kind is "order"
+    feedback: Mapping[str, np.ndarray]  # column -> (E,) number
+    items: pa.Table  # N rows, row i describes item i
+    users: pa.Table  # U rows
+    time_kind: TimeKind = "seconds"
+    notes: Mapping[str, Any] = field(default_factory=dict)  # what reading noticed; not part of the digest
+
+    @property
+    def num_users(self) -> int:
+        return len(self.user_keys)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_keys)
+
+    @property
+    def num_events(self) -> int:
+        return len(self.item_ids)
+
+    @cached_property
+    def event_users(self) -> np.ndarray:
+        """(E,) int64, the user of each event."""
+        return np.repeat(np.arange(self.num_users, dtype=np.int64), np.diff(self.offsets))
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits over everything but ``name`` and ``notes``."""
+        sha = hashlib.sha256(self.time_kind.encode())
+        for array in (self.offsets, self.item_ids, self.times):
+            sha.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+        _hash_array(sha, pa.array(self.user_keys, type=pa.string()))
+        for name in sorted(self.feedback):
+            sha.update(name.encode())
+            _hash_array(sha, pa.array(self.feedback[name]))
+        for table in (self.items, self.users):
+            for name in table.column_names:
+                sha.update(name.encode())
+                _hash_array(sha, pa.concat_arrays(table[name].chunks) if table.num_rows else pa.array([]))
+        return sha.hexdigest()[:16]
+
+    def save(self, path: str | Path) -> None:
+        """Write the artifact; an older one at ``path`` survives until the new one is whole."""
+        events = {
+            "user": pa.DictionaryArray.from_arrays(self.event_users, pa.array(self.user_keys, type=pa.string())),
+            "item": pa.DictionaryArray.from_arrays(self.item_ids, pa.array(self.item_keys, type=pa.string())),
+            "time": pa.array(self.times),
+            **{name: pa.array(values) for name, values in self.feedback.items()},
+        }
+        info = {
+            "name": self.name,
+            "time_kind": self.time_kind,
+            "num_users": self.num_users,
+            "num_items": self.num_items,
+            "num_events": self.num_events,
+            "notes": dict(self.notes),
+        }
+        manifest = artifacts.Manifest(kind="dataset", digest=self.digest, info=info)
+        with artifacts.writing(path, manifest) as folder:
+            for name, table in (("events", pa.table(events)), ("items", self.items), ("users", self.users)):
+                pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Dataset:
+        """Read what :meth:`save` wrote; ArtifactError when a file is missing, truncated or edited."""
+        path = Path(path)
+        manifest = artifacts.verify(path, "dataset")
+        events, items, users = (pq.read_table(path / f"{name}.parquet") for name in ("events", "items", "users"))
+        item_keys, user_keys = keys_of(items["key"]), keys_of(users["key"])
+        user_ids = positions_of(events["user"], users["key"])
+        dataset = cls(
+            name=manifest.info["name"],
+            item_keys=item_keys,
+            user_keys=user_keys,
+            offsets=np.searchsorted(user_ids, np.arange(len(user_keys) + 1)).astype(np.int64),
+            item_ids=positions_of(events["item"], items["key"]),
+            times=events["time"].to_numpy(),
+            feedback={n: events[n].to_numpy() for n in events.column_names if n not in ("user", "item", "time")},
+            items=items,
+            users=users,
+            time_kind=manifest.info["time_kind"],
+            notes=manifest.info["notes"],
+        )
+        if dataset.digest != manifest.digest:
+            raise ArtifactError(f"dataset {path} does not match its manifest's digest", fix="import the log again")
+        return dataset
+
+
+def keys_of(column: pa.ChunkedArray) -> np.ndarray:
+    """A string column as a numpy object array."""
+    return column.cast(pa.string()).to_numpy(zero_copy_only=False).astype(object)
+
+
+def positions_of(column: pa.ChunkedArray, keys: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """(E,) int64: the row of ``keys`` that each value names, -1 where there is none."""
+    if pa.types.is_dictionary(column.type):  # parquet keeps the encoding of save(): decode, or the types do not meet
+        column = column.cast(pa.string())
+    found = pc.index_in(column.cast(pa.string()), value_set=keys.cast(pa.string()))
+    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+
+
+def _hash_array(sha: Any, array: pa.Array) -> None:
+    """Feed values, lengths and nulls, so that chunking, slicing and string width do not show in the digest."""
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    sha.update(np.packbits(array.is_null().to_numpy(zero_copy_only=False)).tobytes())
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        sha.update(b"list")
+        sha.update(pc.fill_null(pc.list_value_length(array), 0).to_numpy().astype("<i8").tobytes())
+        _hash_array(sha, pc.list_flatten(array))
+    elif pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        sha.update(b"text")
+        filled = pc.fill_null(array, "").cast(pa.large_string())
+        sha.update(pc.binary_length(filled).to_numpy().astype("<i8").tobytes())
+        # fresh buffers (a cast can keep a slice's offset): joining the values gives exactly their bytes
+        sha.update("".join(filled.to_pylist()).encode())
+    elif pa.types.is_null(array.type):
+        sha.update(str(len(array)).encode())
+    else:
+        sha.update(f"{array.type}:{array.drop_null().to_pylist()!r}".encode() if _is_odd(array.type) else b"number")
+        if not _is_odd(array.type):
+            numbers = array.drop_null().to_numpy(zero_copy_only=False)
+            sha.update(str(array.type).encode() + np.ascontiguousarray(numbers).tobytes())
+
+
+def _is_odd(kind: pa.DataType) -> bool:
+    return not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))

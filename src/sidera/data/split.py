@@ -1,0 +1,158 @@
+"""Splits: which events may be learned from, and which questions are asked of the model.
+
+* ``leave_one_out``: last event of a user = test, the one before = validation, the rest = train (the protocol of SASRec,
+  S3-Rec, TIGER). A user with fewer than 3 events trains only.
+* ``temporal``: two moments cut the whole log. Every event in the validation (test) window is a row whose history is
+  all that its user did before it, in (time, position) order. Events whose user did nothing before have no history and
+  make no row; ``num_without_history`` counts them. Rows whose item was never trained on (cold) stay.
+
+A row's target is the event at position ``ends``, the first one that its history leaves out. That makes leaks a matter
+of positions, so an item that a user meets twice is not mistaken for one. :func:`check_leaks` always runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sidera.core import InputError
+from sidera.data.dataset import Dataset
+
+
+class LeakError(AssertionError):
+    """A split lets the model see what it is asked for. Never a matter of taste: the run stops."""
+
+
+@dataclass(frozen=True)
+class EvalRows:
+    """R questions: what comes after ``item_ids[starts:ends]`` of this user? The answer is ``target_ids``."""
+
+    user_ids: np.ndarray  # (R,) int64
+    starts: np.ndarray  # (R,) int64, absolute event positions
+    ends: np.ndarray  # (R,) int64
+    target_ids: np.ndarray  # (R,) int64
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def take(self, rows: np.ndarray) -> EvalRows:
+        """The rows that an index or mask selects."""
+        return EvalRows(self.user_ids[rows], self.starts[rows], self.ends[rows], self.target_ids[rows])
+
+
+@dataclass(frozen=True)
+class Split:
+    name: str
+    train_ends: np.ndarray  # (U,) int64: training events of user u are item_ids[offsets[u]:train_ends[u]]
+    valid: EvalRows
+    test: EvalRows
+    cut_times: tuple[int, int] | None = None  # temporal: first second of the validation and of the test window
+    num_without_history: tuple[int, int] = (0, 0)  # temporal: window events that make no row (valid, test)
+
+
+def leave_one_out(dataset: Dataset) -> Split:
+    starts, ends = dataset.offsets[:-1], dataset.offsets[1:]
+    asked = np.flatnonzero(ends - starts >= 3)  # users with enough events
+    train_ends = ends.copy()
+    train_ends[asked] -= 2
+    return Split(
+        name="leave_one_out",
+        train_ends=train_ends,
+        valid=_rows(dataset, asked, ends[asked] - 2),
+        test=_rows(dataset, asked, ends[asked] - 1),
+    )
+
+
+def temporal(dataset: Dataset, valid_share: float = 0.1, test_share: float = 0.1) -> Split:
+    """Cut the log at two moments so that the windows hold about these shares of all events.
+
+    Events of the cutting second go to the later part: with day-resolution times a window can grow by a whole day.
+    """
+    if dataset.time_kind != "seconds":
+        raise InputError(
+            f"data set {dataset.name!r} publishes an order, no times: it cannot be cut by time",
+            allowed="split = 'leave_one_out'",
+        )
+    shares_allowed = "numbers above 0 whose sum is below 1"
+    if not (valid_share > 0 and test_share > 0 and valid_share + test_share < 1):
+        raise InputError(f"valid_share = {valid_share}, test_share = {test_share}", allowed=shares_allowed)
+    by_time = np.sort(dataset.times)
+    num = dataset.num_events
+    test_cut = int(by_time[min(num - 1, int(num * (1 - test_share)))])
+    valid_cut = int(by_time[min(num - 1, int(num * (1 - test_share - valid_share)))])
+    if not by_time[0] < valid_cut < test_cut:
+        raise InputError(
+            f"{num} events from second {by_time[0]} to {by_time[-1]} cannot be cut into train, validation and test: "
+            "a part would be empty",
+            fix="use split = 'leave_one_out' or larger shares",
+        )
+    before_valid = np.concatenate([[0], np.cumsum(dataset.times < valid_cut)])  # (E+1,)
+    train_ends = dataset.offsets[:-1] + before_valid[dataset.offsets[1:]] - before_valid[dataset.offsets[:-1]]
+    has_history = np.ones(num, dtype=bool)
+    has_history[dataset.offsets[:-1]] = False
+    windows = ((dataset.times >= valid_cut) & (dataset.times < test_cut), dataset.times >= test_cut)
+    valid, test = (np.flatnonzero(window & has_history) for window in windows)
+    return Split(
+        name="temporal",
+        train_ends=train_ends,
+        valid=_rows(dataset, dataset.event_users[valid], valid),
+        test=_rows(dataset, dataset.event_users[test], test),
+        cut_times=(valid_cut, test_cut),
+        num_without_history=(int((windows[0] & ~has_history).sum()), int((windows[1] & ~has_history).sum())),
+    )
+
+
+def train_item_ids(dataset: Dataset, split: Split) -> np.ndarray:
+    """The item of every training event, by user, oldest first."""
+    position = np.arange(dataset.num_events)
+    return dataset.item_ids[position < split.train_ends[dataset.event_users]]
+
+
+def item_popularity(dataset: Dataset, split: Split) -> np.ndarray:
+    """(N,) int64: training events per item."""
+    return np.bincount(train_item_ids(dataset, split), minlength=dataset.num_items).astype(np.int64)
+
+
+def check_leaks(dataset: Dataset, split: Split) -> None:
+    """Raise LeakError when training or a history reaches an event that is asked for, or the future."""
+    inside = dataset.event_users[1:] == dataset.event_users[:-1]
+    _refuse(inside & (np.diff(dataset.times) < 0), "events whose user did a later one before them")
+    first, last = dataset.offsets[:-1], dataset.offsets[1:]
+    _refuse((split.train_ends < first) | (split.train_ends > last), "users whose train part leaves their own events")
+    for part, rows in (("valid", split.valid), ("test", split.test)):
+        mine = first[rows.user_ids], last[rows.user_ids]
+        _refuse((rows.starts < mine[0]) | (rows.starts > rows.ends), f"{part} histories that start at another user")
+        _refuse(rows.ends >= mine[1], f"{part} histories that hold their user's last event, the target among them")
+        _refuse(dataset.item_ids[rows.ends] != rows.target_ids, f"{part} rows whose target is not the event after")
+        _refuse(rows.ends < split.train_ends[rows.user_ids], f"{part} targets inside the train part")
+        _refuse(_repeats(rows.ends), f"{part} targets asked for twice")
+    _refuse(np.isin(split.valid.ends, split.test.ends), "events that are both validation and test targets")
+    last_valid = np.full(dataset.num_users, -1, dtype=np.int64)
+    np.maximum.at(last_valid, split.valid.user_ids, split.valid.ends)
+    _refuse(split.test.ends < last_valid[split.test.user_ids], "test targets older than a validation target")
+    if split.cut_times is not None:
+        _check_cuts(dataset, split, *split.cut_times)
+
+
+def _check_cuts(dataset: Dataset, split: Split, valid_cut: int, test_cut: int) -> None:
+    trained = np.arange(dataset.num_events) < split.train_ends[dataset.event_users]
+    _refuse(trained & (dataset.times >= valid_cut), f"training events at or after the cut ({valid_cut})")
+    valid, test = dataset.times[split.valid.ends], dataset.times[split.test.ends]
+    _refuse((valid < valid_cut) | (valid >= test_cut), f"valid targets outside {valid_cut}..{test_cut}")
+    _refuse(test < test_cut, f"test targets before the cut ({test_cut})")
+
+
+def _rows(dataset: Dataset, user_ids: np.ndarray, targets: np.ndarray) -> EvalRows:
+    """Rows that ask for the events at positions ``targets``, with all earlier events of the user as history."""
+    return EvalRows(user_ids.astype(np.int64), dataset.offsets[user_ids], targets, dataset.item_ids[targets])
+
+
+def _repeats(values: np.ndarray) -> np.ndarray:
+    ordered = np.sort(values)
+    return ordered[1:] == ordered[:-1]
+
+
+def _refuse(bad_mask: np.ndarray, what: str) -> None:
+    if bad_mask.any():
+        raise LeakError(f"leak: {int(bad_mask.sum())} {what} (first at {int(np.argmax(bad_mask))})")
