@@ -1,0 +1,101 @@
+"""Is run A better than run B? Paired tests from the ranks that two evaluations kept (``sidera compare A B``).
+
+Only runs that answered the same questions can be paired: same data set, split, part, rows, catalogue size. Lists made
+with different beams may be compared, and the table says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sidera.core import InputError
+from sidera.eval.bootstrap import PairedTest, paired_test
+from sidera.eval.evaluation import Evaluation, load_evaluation
+from sidera.eval.metrics import row_metrics
+
+SAME = ("dataset", "dataset_digest", "split", "which", "rows", "row_digest", "num_items", "hits", "ranking")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired differences, first run minus second."""
+
+    first: str
+    second: str
+    protocol: dict[str, Any]
+    tests: dict[tuple[str, str], PairedTest]  # (seen mode, metric) -> test
+    notes: tuple[str, ...]  # what differs between the runs without making them incomparable
+
+    def to_text(self) -> str:
+        """A plain table for the shell."""
+        shown = f"{self.protocol['dataset']} {self.protocol['split']} {self.protocol['which']}"
+        lines = [
+            f"A = {self.first}   B = {self.second}   ({shown}, {self.protocol['rows']} rows, item-level, full ranking)"
+        ]
+        lines += [f"note: {note}" for note in self.notes]
+        header = ("seen", "metric", "A", "B", "A - B", "95 % interval", "p boot", "p perm", "better A/B")
+        rows: list[Sequence[str]] = [header]
+        for (seen, metric), test in self.tests.items():
+            interval = f"[{test.low:+.4f}, {test.high:+.4f}]"
+            mark = " *" if test.significant else ""
+            values = (f"{test.first:.4f}", f"{test.second:.4f}", f"{test.difference:+.4f}{mark}", interval)
+            tests = (f"{test.p_bootstrap:.3f}", f"{test.p_permutation:.3f}", f"{test.wins}/{test.losses}")
+            rows.append((seen, metric, *values, *tests))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+        lines += [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
+        return "\n".join(
+            [*lines, "* both tests below 5 %; many metrics are tested at once: expect one in twenty by chance"]
+        )
+
+
+def compare(
+    first: str | Path | Evaluation, second: str | Path | Evaluation, *, resamples: int = 2000, seed: int = 0
+) -> Comparison:
+    """Test every metric that both runs have; InputError names both when they did not answer the same questions."""
+    a = first if isinstance(first, Evaluation) else load_evaluation(first)
+    b = second if isinstance(second, Evaluation) else load_evaluation(second)
+    names = [str(given) if not isinstance(given, Evaluation) else given.name for given in (first, second)]
+    check_comparable(a, b, names)
+    users = a.user_numbers
+    tests: dict[tuple[str, str], PairedTest] = {}
+    for seen in (seen for seen in a.protocol["seen"] if seen in b.protocol["seen"]):
+        lists_b = {tuple(made["ks"]) for made in b.protocol["lists"]}
+        for ks in (tuple(made["ks"]) for made in a.protocol["lists"] if tuple(made["ks"]) in lists_b):
+            ours, theirs = (row_metrics(run.target_ranks(seen, ks[-1]), ks) for run in (a, b))
+            for metric in ours:
+                if not metric.startswith("expected_"):
+                    found = paired_test(ours[metric], theirs[metric], users, resamples=resamples, seed=seed)
+                    tests[seen, metric] = found
+    if not tests:
+        raise InputError(
+            f"{names[0]} and {names[1]} share no seen mode and list of cut-offs",
+            fix="evaluate both with the same [eval] ks and seen",
+        )
+    return Comparison(names[0], names[1], a.protocol, tests, _notes(a, b))
+
+
+def check_comparable(a: Evaluation, b: Evaluation, names: Sequence[str]) -> None:
+    """InputError, naming both runs, unless they answered the same questions."""
+    for key in SAME:
+        if a.protocol[key] != b.protocol[key]:
+            values = f"{a.protocol[key]!r} in {names[0]} and {b.protocol[key]!r} in {names[1]}"
+            raise InputError(
+                f"runs cannot be compared: {key} is {values}",
+                fix="evaluate both on the same rows with the same [eval] section",
+            )
+
+
+def _notes(a: Evaluation, b: Evaluation) -> tuple[str, ...]:
+    notes = []
+    for ours, theirs in zip(a.protocol["lists"], b.protocol["lists"], strict=False):
+        if ours["ks"] == theirs["ks"] and ours["beam"] != theirs["beam"]:
+            beams = [f"beam {made['beam']}" if made["beam"] else "exact" for made in (ours, theirs)]
+            notes.append(f"lists for k = {', '.join(map(str, ours['ks']))}: A {beams[0]}, B {beams[1]}")
+    if a.protocol["max_history"] != b.protocol["max_history"]:
+        notes.append(f"events read: A {a.protocol['max_history']}, B {b.protocol['max_history']}")
+    return tuple(notes)

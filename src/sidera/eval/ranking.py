@@ -1,0 +1,206 @@
+"""Ask a recommender for the lists of many rows and boil them down: places of the targets, exposure, the top items.
+
+A generator makes a short list (beam) and a long one (wide_beam); a scorer orders the whole catalogue, so its short list
+is the start of its long one. Ties are found by the catalogue's codes, see ``metrics.py``.
+
+R rows · B histories of a batch · k list length · N items.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from sidera.catalog.catalog import Catalog
+from sidera.core import Batch, InputError
+from sidera.data.batches import eval_batches
+from sidera.data.dataset import Dataset
+from sidera.data.split import EvalRows
+from sidera.eval.config import EvalConfig
+from sidera.eval.metrics import TargetRanks, exposure_counts, target_ranks
+
+Progress = Callable[[int, int], None]  # rows ranked so far, rows in all
+
+
+class RankedLists(Protocol):
+    """What ``rank`` answers: best first; -1 where fewer than k items exist."""
+
+    item_ids: Tensor  # (B, k) int64
+    leaf_ids: Tensor | None  # (B, k); None: the list was not ordered by semantic ID, so nothing ties
+
+
+RankFn = Callable[..., Any]  # rank(batch, k, *, beam, filter_seen) -> RankedLists
+
+
+class Ranker(Protocol):
+    """What evaluation needs of ``sidera.engine.recommender.Recommender``."""
+
+    catalog: Catalog
+    kind: str  # "generator" | "scorer"
+    max_history: int | None  # events that the model reads; None: all
+
+    def rank(self, batch: Batch, k: int, *, beam: int, filter_seen: bool) -> Any: ...
+
+    def free_generation(self, batch: Batch, beam: int) -> Tensor:
+        """(B, beam) bool: is this result of a search without the trie an item? Generators only."""
+
+
+def sample_rows(rows: EvalRows, max_rows: int | None, seed: int) -> EvalRows:
+    """All rows, or a seeded sample of ``max_rows``, in their order; InputError when there are none."""
+    if len(rows) == 0:
+        raise InputError("the split left no rows to evaluate", fix="users need at least 3 events for leave-one-out")
+    if max_rows is None or max_rows >= len(rows):
+        return rows
+    return rows.take(np.sort(np.random.default_rng(seed).choice(len(rows), max_rows, replace=False)))
+
+
+def check_items(catalog: Catalog, dataset: Dataset) -> None:
+    """InputError unless the catalogue's first items are the data set's, in its order: ids must mean the same."""
+    num = dataset.num_items
+    ours, theirs = catalog.item_keys[:num].astype(str), dataset.item_keys.astype(str)
+    if len(ours) == num and (ours == theirs).all():
+        return
+    at = (
+        len(ours)
+        if len(ours) < num and (ours == theirs[: len(ours)]).all()
+        else int((ours != theirs[: len(ours)]).argmax())
+    )
+    mine = repr(str(ours[at])) if at < len(ours) else "nothing"
+    raise InputError(
+        f"the catalogue holds {mine} as item {at}, data set {dataset.name!r} holds {str(theirs[at])!r}",
+        fix="evaluate on the data set that the catalogue was built from",
+    )
+
+
+@dataclass
+class Lists:
+    """The served lists of one mode and length, boiled down."""
+
+    ranks: TargetRanks
+    exposure: np.ndarray  # (N,) places in the first main_k
+    top_ids: np.ndarray  # (R, main_k)
+
+
+@dataclass
+class Clock:
+    """Counts rows and CPU seconds spent in ``rank``."""
+
+    total: int
+    progress: Progress | None
+    rows: int = 0
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    first: dict[str, float] = field(default_factory=dict)  # throughput of the first list
+
+    def add(self, rows: int, cpu_s: float, wall_s: float) -> None:
+        self.rows, self.cpu_s, self.wall_s = self.rows + rows, self.cpu_s + cpu_s, self.wall_s + wall_s
+        if self.progress is not None:
+            self.progress(self.rows, self.total)
+
+    def end_of_list(self) -> None:
+        if not self.first:
+            self.first = {
+                "rows_per_cpu_s": self.rows / max(self.cpu_s, 1e-9),
+                "rows_per_s": self.rows / max(self.wall_s, 1e-9),
+            }
+
+    def throughput(self) -> dict[str, float]:
+        return self.first
+
+
+def num_lists(recommender: Ranker, config: EvalConfig) -> int:
+    return len(config.lists) if recommender.kind == "generator" else 1
+
+
+def questions(dataset: Dataset, rows: EvalRows, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Batches with whole histories and without targets."""
+    longest = max(1, int((rows.ends - rows.starts).max()))
+    for index, batch in eval_batches(dataset, rows, longest, batch_size):
+        yield index, replace(batch, target_ids=None)
+
+
+def rank_lists(
+    recommender: Ranker, dataset: Dataset, rows: EvalRows, config: EvalConfig, seen: str, clock: Clock
+) -> dict[int, Lists]:
+    """List length -> lists. A scorer orders all items, so its short list is the start of its long one."""
+    if recommender.kind != "generator":
+        longest = _rank_list(recommender, dataset, rows, config, seen, config.ks[-1], config.beam, clock)
+        return {ks[-1]: replace(longest, ranks=longest.ranks.cut(ks[-1])) for ks, _ in config.lists}
+    return {
+        ks[-1]: _rank_list(recommender, dataset, rows, config, seen, ks[-1], beam, clock) for ks, beam in config.lists
+    }
+
+
+def _rank_list(
+    recommender: Ranker,
+    dataset: Dataset,
+    rows: EvalRows,
+    config: EvalConfig,
+    seen: str,
+    k: int,
+    beam: int,
+    clock: Clock,
+) -> Lists:
+    sids = SharedIds.of(recommender.catalog)
+    top = min(k, config.main_k)
+    lists = Lists(
+        ranks=TargetRanks.empty(len(rows), k),
+        exposure=np.zeros(recommender.catalog.num_items, dtype=np.int64),
+        top_ids=np.full((len(rows), top), -1, dtype=np.int64),
+    )
+    for index, batch in questions(dataset, rows, config.batch_size):
+        cpu, wall = time.process_time(), time.perf_counter()
+        ranked = recommender.rank(batch, k, beam=beam, filter_seen=seen == "filter")
+        item_ids = to_numpy(ranked.item_ids)  # (B, k)
+        clock.add(len(index), time.process_time() - cpu, time.perf_counter() - wall)
+        targets = rows.target_ids[index]
+        if ranked.leaf_ids is None:
+            part = target_ranks(item_ids, targets)
+        else:
+            sizes = sids.servable(targets, batch if seen == "filter" else None)
+            part = target_ranks(item_ids, targets, sids.group[item_ids], sids.group[targets], sizes)
+        lists.ranks.put(index, part)
+        lists.exposure += exposure_counts(item_ids[:, :top], recommender.catalog.num_items)
+        lists.top_ids[index] = item_ids[:, :top]
+    clock.end_of_list()
+    return lists
+
+
+@dataclass(frozen=True)
+class SharedIds:
+    """Which items share a semantic ID."""
+
+    group: np.ndarray  # (N,) equal for items of one ID
+    alive: np.ndarray  # (N,) bool
+    group_sizes: np.ndarray  # (groups,) items that are not removed
+
+    @staticmethod
+    def of(catalog: Catalog) -> SharedIds:
+        group = np.unique(catalog.codes, axis=0, return_inverse=True)[1].reshape(-1)
+        alive = ~catalog.removed
+        return SharedIds(group, alive, np.bincount(group[alive], minlength=int(group.max(initial=-1)) + 1))
+
+    def servable(self, target_ids: np.ndarray, filtered: Batch | None) -> np.ndarray:
+        """(B,) items behind each target's ID that could be served; 0 when the target itself could not.
+
+        ``filtered``: the histories whose items are not answered; None in mode keep.
+        """
+        sizes = np.where(self.alive[target_ids], self.group_sizes[self.group[target_ids]], 0)
+        if filtered is None:
+            return sizes
+        rows = np.repeat(np.arange(len(target_ids)), to_numpy(filtered.lengths))
+        seen = np.unique(np.stack([rows, to_numpy(filtered.item_ids)]), axis=1)  # (2, pairs) each pair once
+        rows, items = seen[0], seen[1]
+        same = (self.group[items] == self.group[target_ids[rows]]) & self.alive[items]
+        left = sizes - np.bincount(rows[same], minlength=len(target_ids))
+        is_target = np.bincount(rows[items == target_ids[rows]], minlength=len(target_ids)) > 0
+        return np.where(is_target, 0, np.maximum(left, 0))
+
+
+def to_numpy(values: Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy()
