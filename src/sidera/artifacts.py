@@ -13,15 +13,21 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from sidera.core import ArtifactError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+SHARD_BYTES = 15 * 2**20  # files that move through limits on file size
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,49 @@ def is_current(path: str | Path, kind: str, digest: str) -> bool:
         return verify(path, kind).digest == digest
     except ArtifactError:
         return False
+
+
+def save_tensors(folder: Path, tensors: Mapping[str, Tensor], prefix: str = "weights") -> None:
+    """Write tensors as ``prefix-00000.safetensors`` ... of at most SHARD_BYTES each; long tensors are cut by rows."""
+    shards: list[dict[str, Tensor]] = [{}]
+    room = SHARD_BYTES
+    for name, tensor in tensors.items():
+        for part_name, part in _row_parts(name, tensor.detach().cpu()):
+            if part.nbytes > room and shards[-1]:
+                shards.append({})
+                room = SHARD_BYTES
+            shards[-1][part_name] = part.contiguous().clone()
+            room -= part.nbytes
+    for index, shard in enumerate(shards):
+        save_file(shard, str(folder / f"{prefix}-{index:05d}.safetensors"))
+
+
+def load_tensors(folder: Path, prefix: str = "weights") -> dict[str, Tensor]:
+    """Read what :func:`save_tensors` wrote."""
+    parts: dict[str, dict[int, Tensor]] = {}
+    for file in sorted(folder.glob(f"{prefix}-*.safetensors")):
+        try:
+            shard = load_file(str(file))
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(f"{file} is damaged: {error}", fix="make the artifact again") from None
+        for part_name, part in shard.items():
+            name, _, index = part_name.partition("#")
+            parts.setdefault(name, {})[int(index or 0)] = part
+    if not parts:
+        raise ArtifactError(f"{folder} holds no {prefix} files", fix="make the artifact again")
+    return {
+        name: found[0] if len(found) == 1 else torch.cat([found[index] for index in sorted(found)])
+        for name, found in parts.items()
+    }
+
+
+def _row_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if tensor.nbytes <= SHARD_BYTES or tensor.ndim == 0:
+        yield name, tensor
+        return
+    rows = max(1, SHARD_BYTES * tensor.shape[0] // tensor.nbytes)
+    for index, part in enumerate(tensor.split(rows)):
+        yield f"{name}#{index}", part
 
 
 def _old(path: Path) -> Path:

@@ -47,7 +47,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, di
     recipe = read_toml(path)
     for name, section in recipe.items():
         if name not in SECTIONS:
-            raise InputError(f"{path}: unknown section [{name}]{_closest(name, SECTIONS)}", allowed=", ".join(SECTIONS))
+            raise InputError(f"{path}: unknown section [{name}]{closest(name, SECTIONS)}", allowed=", ".join(SECTIONS))
         if not isinstance(section, dict):
             raise InputError(f"{path}: {name!r} must be a section", fix=f"write it as [{name}] with keys below")
     for override in overrides:
@@ -67,7 +67,7 @@ def parse_section(cls: type[Section], values: Mapping[str, Any], where: str) -> 
     filled: dict[str, Any] = {}
     for key, value in values.items():
         if key not in fields:
-            raise InputError(f"{where} has no key {key!r}{_closest(key, fields)}", allowed=", ".join(fields))
+            raise InputError(f"{where} has no key {key!r}{closest(key, fields)}", allowed=", ".join(fields))
         filled[key] = _typed(value, hints[key], f"{where} {key}")
     missing = [
         name
@@ -91,7 +91,8 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _closest(name: str, known: Any) -> str:
+def closest(name: str, known: Any) -> str:
+    """The words \"did you mean\" in brackets when a known name is near, else nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -119,7 +120,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if origin is typing.Literal:
         if value not in arguments:
             options = ", ".join(repr(argument) for argument in arguments)
-            close = _closest(str(value), map(str, arguments))
+            close = closest(str(value), map(str, arguments))
             raise InputError(f"{where} = {value!r} is not known{close}", allowed=options)
         return value
     if origin is tuple:

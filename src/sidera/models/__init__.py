@@ -1,0 +1,47 @@
+"""The systems a recipe can name. A new one is a file under this room, a line here, a recipe and a docs page.
+
+Every class is built as ``Model(config, catalog)`` with its frozen dataclass ``Model.Config``, and says in ``trains_on``
+which batches its ``loss`` takes: "positions" (packed, a target per event), "prefixes" (a target per history),
+"counts" (filled once from the training sequences) or "nothing".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sidera.catalog.catalog import Catalog
+from sidera.config import closest, parse_section
+from sidera.core import InputError
+from sidera.models.generators.sidera import SideraGenerator
+from sidera.models.generators.tiger import Tiger
+from sidera.models.retrievers.item_knn import ItemKNN
+from sidera.models.retrievers.popularity import Popularity
+from sidera.models.retrievers.sasrec import SASRec
+
+MODELS: dict[str, Any] = {
+    "popularity": Popularity,
+    "item_knn": ItemKNN,
+    "sasrec": SASRec,
+    "tiger": Tiger,
+    "sidera": SideraGenerator,
+}
+
+
+def parse_model(section: Mapping[str, Any]) -> tuple[str, Any]:
+    """A recipe's [model] section -> (name, the model's Config)."""
+    values = dict(section)
+    name = values.pop("name", None)
+    if name not in MODELS:
+        problem = "[model] lacks name" if name is None else f"[model] name = {name!r} is not known{closest(name, MODELS)}"
+        raise InputError(problem, allowed=", ".join(MODELS))
+    return name, parse_section(MODELS[name].Config, values, "[model]")
+
+
+def build_model(name: str, config: Any, catalog: Catalog, seed: int = 0) -> torch.nn.Module:
+    """A freshly initialised model; the same seed gives the same weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return MODELS[name](config, catalog)

@@ -1,0 +1,279 @@
+"""The Recommender: one path from histories to items, for evaluation, the shell, Python and HTTP alike.
+
+Life of a request: keys become ids (unknown ones are named in the answer) · the newest ``max_history`` events form a
+jagged Batch · a generator's context is computed once and beam-searched in the Catalog's trie, a scorer's scores are
+ranked over all items · removed, excluded and (when asked) seen items are left out · ids become keys and titles.
+
+A history in which the catalogue knows nothing is answered by popularity, and the answer says so (``cold_start``).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sidera import artifacts
+from sidera.catalog.catalog import Catalog
+from sidera.core import ArtifactError, Batch, Generator, InputError, Recommendation, Request, Scorer
+from sidera.decode.beam import beam_search
+from sidera.decode.dense import top_items
+from sidera.decode.free import free_beam
+from sidera.models import build_model, parse_model
+
+MAX_BATCH = 256  # histories answered in one pass; bounds memory, not results
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Items of each history, most likely first; -1 (score -inf) behind the last that exists."""
+
+    item_ids: Tensor  # (B, k) int64
+    scores: Tensor  # (B, k) float32
+    leaf_ids: Tensor | None  # (B, k) int64: equal for items that share a semantic ID; None for scorers
+
+
+class Recommender:
+    """A model bound to a Catalog."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        catalog: Catalog,
+        *,
+        model_section: dict[str, Any],
+        beam: int = 50,
+        device: str = "cpu",
+    ) -> None:
+        if isinstance(model, Generator):
+            catalog.check_codebook(model.codebook_id)
+        self.kind = "generator" if isinstance(model, Generator) else "scorer"
+        self.model = model.to(device).eval()
+        self.catalog = catalog
+        self.model_section = model_section
+        self.beam = beam
+        self.device = device
+        self.max_history: int = cast(Any, model).config.max_history
+        self._lock = threading.Lock()  # a model's inference caches are not made for two threads at once
+
+    # -- on tensors: what evaluation calls ------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def rank(
+        self,
+        batch: Batch,
+        k: int,
+        *,
+        beam: int | None = None,
+        filter_seen: bool = False,
+        exclude: tuple[Tensor, Tensor] | None = None,
+    ) -> Ranked:
+        """The k best items of every history of ``batch`` (each with at least one event).
+
+        The model reads the newest ``max_history`` events; ``filter_seen`` leaves out every item of the whole history.
+        ``exclude`` (jagged item ids and offsets) leaves out others. ``beam`` defaults to the recommender's, and is
+        never narrower than k.
+        """
+        if k < 1:
+            raise InputError(f"k = {k}", allowed="1 or more")
+        batch = batch.to(self.device)
+        left_out = _join(exclude, (batch.item_ids, batch.offsets)) if filter_seen else exclude
+        if left_out is not None:
+            left_out = (left_out[0].to(self.device), left_out[1].to(self.device))
+        batch = newest(batch, self.max_history)
+        with self._lock:
+            self.model.eval()
+            if self.kind == "generator":
+                generator = cast(Generator, self.model)
+                width = max(beam or self.beam, k)
+                found = beam_search(
+                    generator, batch, self.catalog.trie, width=width, num_results=k, exclude=left_out
+                )
+                return Ranked(found.item_ids, found.scores, found.leaf_ids)
+            scores = cast(Scorer, self.model).item_scores(batch).float()
+        alive_mask = torch.from_numpy(~self.catalog.removed[: scores.shape[1]]).to(self.device)
+        best = top_items(scores, k, exclude=left_out, alive=alive_mask)
+        return Ranked(best.item_ids, best.scores, None)
+
+    @torch.inference_mode()
+    def free_generation(self, batch: Batch, beam: int) -> Tensor:
+        """(B, beam) bool: which semantic IDs are real when the trie does not hold the beam back."""
+        if self.kind != "generator":
+            raise InputError("a scorer generates nothing; legality is a generator's property")
+        with self._lock:
+            generator = cast(Generator, self.model.eval())
+            return free_beam(
+                generator, generator.context(newest(batch, self.max_history).to(self.device)), self.catalog.trie, width=beam, num_results=beam
+            ).legal_mask
+
+    # -- on item keys: what people call ---------------------------------------------------------------------------
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str] | Request],
+        k: int = 10,
+        *,
+        filter_seen: bool = False,
+        unknown: str = "report",
+    ) -> list[Recommendation]:
+        """Answer histories of item keys, oldest first; at most as many items as the catalogue holds.
+
+        ``unknown = "report"`` leaves unknown keys out and names them in the answer; ``"refuse"`` raises InputError.
+        A list of :class:`Request` carries its own k and filters.
+        """
+        if unknown not in ("report", "refuse"):
+            raise InputError(f"unknown = {unknown!r}", allowed="'report' or 'refuse'")
+        requests = [
+            entry if isinstance(entry, Request) else Request(tuple(entry), k=k, filter_seen=filter_seen)
+            for entry in histories
+        ]
+        answers: list[Recommendation] = []
+        for start in range(0, len(requests), MAX_BATCH):
+            answers += self._answer(requests[start : start + MAX_BATCH], refuse=unknown == "refuse")
+        return answers
+
+    def _answer(self, requests: Sequence[Request], refuse: bool) -> list[Recommendation]:
+        known = self.catalog.ids_by_key
+        histories, unknowns, left_out = [], [], []
+        for request in requests:
+            if request.k < 1:
+                raise InputError(f"k = {request.k}", allowed="1 or more")
+            missing = tuple(key for key in request.history if key not in known)
+            if missing and refuse:
+                raise InputError(
+                    f"the catalogue holds no item {missing[0]!r}",
+                    allowed=f"one of its {self.catalog.num_items} item ids",
+                )
+            ids = [known[key] for key in request.history if key in known]
+            unknowns.append(missing)
+            left_out.append(self.catalog.ids_of(request.exclude).tolist() + (ids if request.filter_seen else []))
+            histories.append([item_id for item_id in ids if self._readable(item_id)][-self.max_history :])
+        warm = [place for place, history in enumerate(histories) if history]
+        k = min(max(request.k for request in requests), self.catalog.num_items)
+        ranked = self._rank_lists([histories[place] for place in warm], [left_out[place] for place in warm], k)
+        by_place = dict(zip(warm, ranked, strict=True))
+        return [
+            self._recommendation(request, by_place.get(place), left_out[place], unknowns[place])
+            for place, request in enumerate(requests)
+        ]
+
+    def _readable(self, item_id: int) -> bool:
+        """Items that came after training have no row in the model: they can stand in no history."""
+        return item_id < getattr(self.model, "num_items", self.catalog.num_items)
+
+    def _rank_lists(
+        self, histories: list[list[int]], left_out: list[list[int]], k: int
+    ) -> list[tuple[list[int], list[float]]]:
+        if not histories:
+            return []
+        values, offsets = _jagged(histories)
+        found = self.rank(Batch(values, offsets), k, exclude=_jagged(left_out))
+        return list(zip(found.item_ids.tolist(), found.scores.tolist(), strict=True))
+
+    def _recommendation(
+        self,
+        request: Request,
+        ranked: tuple[list[int], list[float]] | None,
+        left_out: list[int],
+        unknown: tuple[str, ...],
+    ) -> Recommendation:
+        if ranked is None:  # nothing to go by: the most popular items, said openly
+            banned = set(left_out)
+            order = (int(item) for item in self.catalog.serving_order)
+            item_ids = [item for item in order if item not in banned and not self.catalog.removed[item]][: request.k]
+            scores = [float(self.catalog.popularity[item]) for item in item_ids]
+        else:
+            item_ids = [item for item in ranked[0] if item >= 0][: request.k]
+            scores = ranked[1][: len(item_ids)]
+        return Recommendation(
+            item_ids=tuple(item_ids),
+            item_keys=tuple(str(self.catalog.item_keys[item]) for item in item_ids),
+            scores=tuple(scores),
+            titles=tuple(self.catalog.titles[item] for item in item_ids),
+            cold_start=ranked is None,
+            unknown=unknown,
+            items_version=self.catalog.items_version,
+        )
+
+    # -- on disk --------------------------------------------------------------------------------------------------
+
+    def save_model(self, path: str | Path, *, digest: str, parents: dict[str, str]) -> None:
+        """Write the model artifact (weights in shards small enough to move about); the Catalog is its own artifact."""
+        info = {
+            "codebook_id": self.catalog.codebook_id,
+            "num_items": int(getattr(self.model, "num_items", self.catalog.num_items)),
+            "beam": self.beam,
+        }
+        manifest = artifacts.Manifest(
+            "model", digest, parents=parents, recipe={"model": self.model_section}, info=info
+        )
+        with artifacts.writing(path, manifest) as folder:
+            artifacts.save_tensors(folder, self.model.state_dict())
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu", catalog: Catalog | None = None) -> Recommender:
+        """Open a run folder (``catalog/`` and ``model/`` inside). A ``catalog`` given replaces the run's own."""
+        path = Path(path)
+        if not path.is_dir():
+            raise ArtifactError(f"no run folder at {str(path)!r}", fix="give a folder that `sidera run` wrote")
+        catalog = catalog or Catalog.load(path / "catalog")
+        manifest = artifacts.verify(path / "model", "model")
+        catalog.check_codebook(manifest.info["codebook_id"])
+        section = manifest.recipe["model"]
+        name, config = parse_model(section)
+        model = build_model(name, config, catalog_at_training(catalog, manifest.info["num_items"]))
+        tensors = artifacts.load_tensors(path / "model")
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            first = str(error).splitlines()[-1].strip()
+            raise ArtifactError(f"{path / 'model'} does not fit its recipe: {first}", fix="train it again") from None
+        return cls(model, catalog, model_section=section, beam=manifest.info["beam"], device=device)
+
+
+def newest(batch: Batch, max_history: int) -> Batch:
+    """The same histories, cut to their newest ``max_history`` events."""
+    lengths = batch.lengths
+    if not lengths.numel() or int(lengths.max()) <= max_history:
+        return batch
+    kept = lengths.clamp(max=max_history)
+    offsets = torch.cat((kept.new_zeros(1), kept.cumsum(0)))
+    shift = torch.repeat_interleave(batch.offsets[1:] - offsets[1:], kept)  # (T',) from new places to old ones
+    places = torch.arange(int(offsets[-1]), device=shift.device) + shift
+    times = batch.times[places] if batch.times is not None else None
+    return replace(batch, item_ids=batch.item_ids[places], offsets=offsets, times=times, target_ids=None)
+
+
+def catalog_at_training(catalog: Catalog, num_items: int) -> Catalog:
+    """The first ``num_items`` items: those the model has rows for. Later comers only ever stand behind them."""
+    if num_items == catalog.num_items:
+        return catalog
+    return replace(
+        catalog,
+        item_keys=catalog.item_keys[:num_items],
+        codes=catalog.codes[:num_items],
+        removed=np.zeros(num_items, dtype=bool),
+        popularity=catalog.popularity[:num_items],
+        titles=catalog.titles[:num_items],
+    )
+
+
+def _jagged(lists: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([0] + [len(entry) for entry in lists])
+    return torch.tensor([value for entry in lists for value in entry], dtype=torch.int64), lengths.cumsum(0)
+
+
+def _join(first: tuple[Tensor, Tensor] | None, second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Two jagged lists, row by row."""
+    if first is None:
+        return second
+    rows = torch.cat([torch.repeat_interleave(torch.arange(len(o) - 1), o.diff().cpu()) for _, o in (first, second)])
+    order = torch.argsort(rows, stable=True)
+    values = torch.cat([first[0].cpu(), second[0].cpu()])[order]
+    return values, first[1].cpu() + second[1].cpu()

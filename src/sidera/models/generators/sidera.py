@@ -1,0 +1,258 @@
+"""sidera's own generator: a causal encoder over items and a tree decoder whose leaves are the items.
+
+The encoder reads one vector per event (the item's own vector plus the vectors of its codes) and is trained on every
+position of packed histories at once. The decoder walks the Catalog's tree: every node (a prefix of codes) has a vector,
+and the next code is a softmax over the *existing* children of the prefix, so all probability lies on real items and
+log p(item) is the sum over its path. Leaf vectors are per item: what makes a code-by-code model as sharp as a retriever
+(docs/models/sidera.md has the measurements). With a tree of 256 balanced clusters over co-occurrence vectors a target
+costs 256 + ~48 dot products instead of one per catalogue item.
+
+Items that came after training have no leaf vector: they keep log-probability -inf until the model is trained again and
+:meth:`unservable` names them.
+
+Shape legend: T tokens · B histories · W beams · G candidates · L levels · K codes of a level · C children · D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sidera.catalog.catalog import Catalog
+from sidera.core import Batch, InputError, Loss, StepOutput
+from sidera.nn.dropout import Dropout
+from sidera.nn.transformer import CausalEncoder
+from sidera.ops.jagged import jagged_layout
+
+NEVER = float("-inf")
+
+
+@dataclass
+class TreeContext:
+    """The state after each history, projected for every level."""
+
+    states: Tensor  # (B, L, D)
+
+    @property
+    def num_histories(self) -> int:
+        return self.states.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return self.states.nbytes
+
+
+@dataclass
+class TreeCache:
+    """The node that each beam stands on."""
+
+    nodes: Tensor  # (B, W) node of the level before the one being scored
+
+
+class SideraGenerator(nn.Module):
+    """Writes an item's codes from the root of the Catalog's tree to its leaf."""
+
+    @dataclass(frozen=True)
+    class Config:
+        max_history: int = 50  # events read of a history
+        width: int = 64
+        num_layers: int = 2
+        num_heads: int = 2
+        ff_multiple: int = 2  # feed-forward width / width
+        dropout: float = 0.4  # share of units dropped
+        leaf: Literal["tied", "untied", "sum"] = "sum"  # leaf vector: item's input vector, an own one, or both added
+        label_smoothing: float = 0.0  # share of probability spread over the siblings
+
+    trains_on = "positions"
+
+    def __init__(self, config: Config, catalog: Catalog) -> None:
+        super().__init__()
+        if config.width % config.num_heads:
+            raise InputError(f"[model] width = {config.width} is not a multiple of num_heads = {config.num_heads}")
+        self.config = config
+        self.codebook_id = catalog.codebook_id
+        self.level_sizes = tuple(catalog.level_sizes)
+        width, num_items = config.width, len(catalog.item_keys)
+        self._build_tree(np.asarray(catalog.codes))
+        self.item = nn.Embedding(num_items, width)
+        self.node_in = nn.ModuleList(nn.Embedding(n, width) for n in self.num_nodes[:-1])  # read with the history
+        self.node_out = nn.ModuleList(nn.Embedding(n, width) for n in self.num_nodes[:-1])  # written
+        for table in (self.item, *self.node_in, *self.node_out):
+            nn.init.normal_(table.weight, std=0.02)
+        if config.leaf != "tied":
+            self.leaf = nn.Embedding(num_items, width)
+            nn.init.normal_(self.leaf.weight, std=0.02 if config.leaf == "untied" else 0.0)
+        self.bias = nn.ParameterList(nn.Parameter(torch.zeros(n)) for n in self.num_nodes)
+        self.project = nn.ModuleList(nn.Linear(width, width) for _ in self.level_sizes)
+        self.encoder = CausalEncoder(
+            width, config.num_layers, config.num_heads, config.ff_multiple * width, config.max_history, config.dropout
+        )
+        self.dropout = Dropout(config.dropout)
+        self._folded: Tensor | None = None
+
+    # -- the tree ------------------------------------------------------------------------------------------------
+
+    def _build_tree(self, codes_NL: np.ndarray) -> None:
+        """Number the nodes of every level in code order, so that the children of a node are neighbours."""
+        num_items, num_levels = codes_NL.shape
+        paths_NL = np.zeros((num_items, num_levels), dtype=np.int64)  # node of each item at each level
+        parents = np.zeros(num_items, dtype=np.int64)  # everything hangs under the root
+        num_parents = 1
+        self.num_nodes: list[int] = []
+        self.num_children: list[int] = []  # of the node with the most
+        for level in range(num_levels):
+            keys, parents = np.unique(parents * self.level_sizes[level] + codes_NL[:, level], return_inverse=True)
+            starts = np.searchsorted(keys, np.arange(num_parents + 1) * self.level_sizes[level])
+            self.register_buffer(f"keys_{level}", torch.from_numpy(keys), persistent=False)  # parent * K + code
+            self.register_buffer(f"starts_{level}", torch.from_numpy(starts), persistent=False)  # first child of a node
+            paths_NL[:, level] = parents
+            num_parents = len(keys)
+            self.num_nodes.append(num_parents)
+            self.num_children.append(int(np.diff(starts).max()))
+        if num_parents != num_items:
+            raise InputError(
+                f"{num_items - num_parents} items share their semantic ID with another item",
+                fix='give every item its own: [catalog] collision = "extra_digit" or "greedy"',
+            )
+        self.register_buffer("paths", torch.from_numpy(paths_NL), persistent=False)  # (N, L)
+        self.register_buffer("leaf_items", torch.from_numpy(np.argsort(parents)), persistent=False)  # (N,) leaf -> item
+
+    def _node_vectors(self, level: int) -> Tensor:
+        """(nodes of the level, D); at the last level in leaf order."""
+        if level < len(self.level_sizes) - 1:
+            return self.node_out[level].weight
+        if self._folded is not None and not self.training:
+            return self._folded
+        if self.config.leaf == "tied":
+            return F.embedding(self.leaf_items, self.item.weight)
+        own = F.embedding(self.leaf_items, self.leaf.weight)
+        return own if self.config.leaf == "untied" else own + F.embedding(self.leaf_items, self.item.weight)
+
+    def _children_logits(self, level: int, states: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of the children of ``parents`` (R,) for ``states`` (R, D) -> logits (R, C), child nodes (R, C).
+
+        Places past a node's last child hold -inf.
+        """
+        vectors, bias = self._node_vectors(level), self.bias[level]
+        starts = getattr(self, f"starts_{level}")
+        if level == 0:  # one parent, the root: a plain matrix product
+            children = torch.arange(self.num_nodes[0], device=states.device).expand(len(states), -1)
+            return torch.addmm(bias, states, vectors.T), children
+        first = starts[parents]  # (R,)
+        steps = torch.arange(self.num_children[level], device=states.device)
+        children = first[:, None] + steps  # (R, C)
+        absent_mask = children >= starts[parents + 1, None]
+        children = children.masked_fill(absent_mask, 0)
+        logits = torch.bmm(F.embedding(children, vectors), states[:, :, None]).squeeze(2)  # (R, C)
+        return (logits + bias[children]).masked_fill(absent_mask, NEVER), children
+
+    def _level_states(self, states_TD: Tensor) -> list[Tensor]:
+        return [states_TD + project(states_TD) for project in self.project]
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def states(self, batch: Batch) -> Tensor:
+        """(T, D): at each event what the history up to it says."""
+        events = self.item(batch.item_ids)
+        for level, table in enumerate(self.node_in):
+            events = events + table(self.paths[batch.item_ids, level])
+        return self.encoder(events, jagged_layout(batch.offsets))
+
+    def loss(self, batch: Batch) -> Loss:
+        """Sum over targets of -log p(next item), one softmax over siblings a level."""
+        if batch.target_ids is None or not batch.per_position:
+            raise InputError("the generator trains on one target per event", fix="use PackedSequences batches")
+        self._folded = None
+        target_paths = self.paths[batch.target_ids]  # (T, L)
+        total, parts = 0.0, {}
+        parents = torch.zeros_like(batch.target_ids)
+        for level, states in enumerate(self._level_states(self.states(batch))):
+            logits, _ = self._children_logits(level, states, parents)  # (T, C)
+            starts = getattr(self, f"starts_{level}")
+            place = target_paths[:, level] - starts[parents]
+            level_total = F.cross_entropy(logits, place, reduction="sum")
+            if self.config.label_smoothing:
+                num_siblings = (starts[parents + 1] - starts[parents]).to(logits.dtype)
+                log_p = logits.log_softmax(1).masked_fill(logits.isinf(), 0.0)
+                smooth = -(log_p.sum(1) / num_siblings).sum()
+                level_total = (1 - self.config.label_smoothing) * level_total + self.config.label_smoothing * smooth
+            parts[f"level_{level}"] = float(level_total.detach()) / max(1, place.numel())
+            total = total + level_total
+            parents = target_paths[:, level]
+        return Loss(total, batch.target_ids.numel(), parts)
+
+    # -- answering -----------------------------------------------------------------------------------------------
+
+    def context(self, batch: Batch) -> TreeContext:
+        """Encode the histories once. Requires at least one event in each."""
+        if not self.training and self._folded is None:
+            self._folded = self._node_vectors(len(self.level_sizes) - 1).detach()
+        last = self.states(batch)[batch.offsets[1:] - 1]  # (B, D)
+        return TreeContext(torch.stack(self._level_states(last), dim=1))
+
+    def new_cache(self, context: TreeContext, width: int) -> TreeCache:
+        return TreeCache(torch.zeros(context.num_histories, 1, dtype=torch.int64, device=context.states.device))
+
+    def step(
+        self, context: TreeContext, cache: TreeCache, level: int, codes: Tensor | None, parents: Tensor | None
+    ) -> StepOutput:
+        """Log-probabilities of the next code, -inf where the prefix has no such child: (B, W, K)."""
+        if codes is None or parents is None:
+            nodes = torch.zeros_like(cache.nodes[:, :1])  # the root
+        else:
+            nodes = self._child(level - 1, cache.nodes.gather(1, parents), codes)
+        cache.nodes = nodes
+        log_p, child_codes = self._child_log_probs(context, level, nodes)  # (B, W, C)
+        if log_p.shape[2] == self.level_sizes[level] and level == 0:
+            return StepOutput(log_p, torch.zeros_like(log_p[:, :, 0]))
+        table = log_p.new_full((*nodes.shape, self.level_sizes[level] + 1), NEVER)
+        table.scatter_(2, child_codes, log_p)  # absent children carry the spare code K
+        return StepOutput(table[:, :, :-1], table.new_zeros(nodes.shape))
+
+    def log_probs(self, context: TreeContext, sids: Tensor) -> Tensor:
+        """(B, G, L) codes -> (B, G, L) log-probabilities, -inf for codes that no item of the tree has."""
+        nodes = torch.zeros_like(sids[:, :, 0])
+        out = []
+        for level in range(len(self.level_sizes)):
+            log_p, child_codes = self._child_log_probs(context, level, nodes)  # (B, G, C)
+            hit = child_codes == sids[:, :, level, None]
+            out.append(log_p.masked_fill(~hit, NEVER).amax(2))
+            nodes = self._child(level, nodes, sids[:, :, level])
+        return torch.stack(out, dim=2)
+
+    def unservable(self, catalog: Catalog) -> list[str]:
+        """Keys of items that this model cannot write: they came after its training."""
+        paths = torch.as_tensor(np.asarray(catalog.codes), dtype=torch.int64)[None]  # (1, N, L)
+        nodes = torch.zeros_like(paths[:, :, 0])
+        known = torch.ones_like(nodes, dtype=torch.bool)
+        for level in range(len(self.level_sizes)):
+            keys = getattr(self, f"keys_{level}").cpu()
+            wanted = nodes * self.level_sizes[level] + paths[:, :, level]
+            nodes = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+            known &= keys[nodes] == wanted
+        return [str(key) for key, ok in zip(catalog.item_keys, known[0].tolist(), strict=True) if not ok]
+
+    def _child(self, level: int, nodes: Tensor, codes: Tensor) -> Tensor:
+        """The child of each node under a code; an arbitrary node where there is none (its beam is dead already)."""
+        keys = getattr(self, f"keys_{level}")
+        return torch.searchsorted(keys, nodes * self.level_sizes[level] + codes).clamp(max=len(keys) - 1)
+
+    def _child_log_probs(self, context: TreeContext, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, W) nodes -> log-probabilities (B, W, C) and codes (B, W, C) of their children; absent ones -inf, code K."""
+        num_beams = nodes.shape[1]
+        states = context.states[:, level, None].expand(-1, num_beams, -1).flatten(0, 1)  # (B*W, D)
+        logits, children = self._children_logits(level, states, nodes.flatten())  # (B*W, C)
+        codes = getattr(self, f"keys_{level}")[children] % self.level_sizes[level]
+        codes = codes.masked_fill(logits.isinf(), self.level_sizes[level])
+        shape = (*nodes.shape, -1)
+        return logits.log_softmax(1).view(shape), codes.view(shape)
+
+    def train(self, mode: bool = True) -> SideraGenerator:
+        """Switching modes drops the folded leaf vectors, which the optimizer may have moved."""
+        self._folded = None
+        return super().train(mode)

@@ -1,0 +1,122 @@
+"""SASRec: self-attentive sequential recommendation (arXiv 1808.09781), with the losses that decide its strength.
+
+``loss = "bce"`` is the paper's (one negative per target); ``"sampled"`` is a softmax over shared uniform negatives with
+the log(N/negatives) correction; ``"full"`` is cross-entropy over the whole catalogue. ``output`` says where the output
+vectors come from: ``"tied"`` to the input table (ranks items of the history first), ``"untied"`` (an own table), or
+``"sum"`` of both. Which of these runs as "SASRec" in a paper changes its recall twofold: docs/models/sasrec.md.
+
+Shape legend: T tokens · B histories · N items · D width · M negatives.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sidera.catalog.catalog import Catalog
+from sidera.core import Batch, InputError, Loss
+from sidera.nn.dropout import Dropout
+from sidera.nn.transformer import CausalEncoder
+from sidera.ops.jagged import jagged_layout
+
+
+class SASRec(nn.Module):
+    """A causal transformer over items; an item's score is the dot product of its output vector with the last state."""
+
+    @dataclass(frozen=True)
+    class Config:
+        max_history: int = 50  # events read of a history
+        width: int = 64
+        num_layers: int = 2
+        num_heads: int = 2
+        ff_multiple: int = 2  # feed-forward width / width
+        dropout: float = 0.5  # share of units dropped
+        loss: Literal["bce", "sampled", "full"] = "sampled"
+        num_negatives: int = 1024  # shared by a batch ("sampled"); "bce" draws one per target
+        output: Literal["tied", "untied", "sum"] = "tied"
+        label_smoothing: float = 0.0  # share of probability spread over the other candidates
+
+    trains_on = "positions"
+
+    def __init__(self, config: Config, catalog: Catalog) -> None:
+        super().__init__()
+        if config.width % config.num_heads:
+            raise InputError(f"[model] width = {config.width} is not a multiple of num_heads = {config.num_heads}")
+        self.config = config
+        num_items = len(catalog.item_keys)
+        self.item = nn.Embedding(num_items, config.width)
+        nn.init.normal_(self.item.weight, std=0.02)
+        if config.output != "tied":
+            self.output = nn.Embedding(num_items, config.width)
+            nn.init.normal_(self.output.weight, std=0.02 if config.output == "untied" else 0.0)
+        self.encoder = CausalEncoder(
+            config.width,
+            config.num_layers,
+            config.num_heads,
+            config.ff_multiple * config.width,
+            config.max_history,
+            config.dropout,
+        )
+        self.dropout = Dropout(config.dropout)
+
+    def item_vectors(self) -> Tensor:
+        """(N, D) output vectors."""
+        if self.config.output == "tied":
+            return self.item.weight
+        if self.config.output == "untied":
+            return self.output.weight
+        return self.item.weight + self.output.weight
+
+    def states(self, batch: Batch) -> Tensor:
+        """(T, D): at each event what the history up to it says."""
+        return self.encoder(self.item(batch.item_ids), jagged_layout(batch.offsets))
+
+    def user_vectors(self, batch: Batch) -> Tensor:
+        """(B, 1, D)"""
+        return self.states(batch)[batch.offsets[1:] - 1, None]
+
+    def item_scores(self, batch: Batch) -> Tensor:
+        """(B, N)"""
+        return self.user_vectors(batch)[:, 0] @ self.item_vectors().T
+
+    def loss(self, batch: Batch) -> Loss:
+        """Sum over targets of the chosen loss; one target per event."""
+        target_ids = batch.target_ids
+        if target_ids is None or not batch.per_position:
+            raise InputError("SASRec trains on one target per event", fix="use PackedSequences batches")
+        states_TD = self.dropout(self.states(batch))
+        vectors_ND = self.item_vectors()
+        if self.config.loss == "full":
+            logits = states_TD @ vectors_ND.T  # (T, N)
+            total = F.cross_entropy(logits, target_ids, reduction="sum", label_smoothing=self.config.label_smoothing)
+        elif self.config.loss == "sampled":
+            total = self._sampled_softmax(states_TD, vectors_ND, target_ids)
+        else:
+            negative_ids = torch.randint(vectors_ND.shape[0], target_ids.shape, device=target_ids.device)
+            positive = (states_TD * F.embedding(target_ids, vectors_ND)).sum(1)
+            negative = (states_TD * F.embedding(negative_ids, vectors_ND)).sum(1)
+            total = F.softplus(-positive).sum() + F.softplus(negative).sum()
+        return Loss(total, target_ids.numel())
+
+    def _sampled_softmax(self, states_TD: Tensor, vectors_ND: Tensor, target_ids: Tensor) -> Tensor:
+        num_items, num_negatives = vectors_ND.shape[0], self.config.num_negatives
+        negative_ids = torch.randint(num_items, (num_negatives,), device=target_ids.device)  # (M,)
+        positive = (states_TD * F.embedding(target_ids, vectors_ND)).sum(1, keepdim=True)  # (T, 1)
+        negative = states_TD @ F.embedding(negative_ids, vectors_ND).T  # (T, M)
+        # each uniform negative stands for N/M items
+        negative = negative + math.log(num_items / num_negatives)
+        negative = negative.masked_fill(negative_ids == target_ids[:, None], float("-inf"))
+        logits = torch.cat((positive, negative), dim=1)  # (T, 1+M)
+        # written out because cross_entropy's smoothing would average over the -inf of accidental hits
+        log_norm = logits.logsumexp(1)
+        total = (log_norm - positive[:, 0]).sum()
+        if self.config.label_smoothing:
+            finite_mean = negative.masked_fill(negative.isinf(), 0.0).mean(1)
+            total = (1 - self.config.label_smoothing) * total
+            total = total + self.config.label_smoothing * (log_norm - finite_mean).sum()
+        return total

@@ -1,0 +1,59 @@
+"""The causal item encoder that SASRec and sidera's generator share: one vector per event, reading only what came before.
+
+Pre-norm transformer blocks on jagged tokens (SASRec, arXiv 1808.09781, with GELU and pre-norm as in later practice).
+Linear layers, norms and dropout see real tokens only; attention goes through :mod:`sidera.ops.jagged`.
+
+Shape legend: T tokens of all histories · D width · H heads.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sidera.nn.dropout import Dropout
+from sidera.ops.jagged import JaggedLayout, jagged_attention
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each with a residual and dropout on its output."""
+
+    def __init__(self, width: int, num_heads: int, ff_width: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_ff = nn.LayerNorm(width)
+        self.up = nn.Linear(width, ff_width)
+        self.down = nn.Linear(ff_width, width)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x_TD: Tensor, layout: JaggedLayout) -> Tensor:
+        num_tokens, width = x_TD.shape
+        qkv = self.qkv(self.norm_attention(x_TD)).view(num_tokens, 3, self.num_heads, width // self.num_heads)
+        q, k, v = qkv.unbind(1)  # each (T, H, D/H)
+        attended = jagged_attention(q, k, v, layout, causal=True).flatten(1)  # (T, D)
+        x_TD = x_TD + self.dropout(self.out(attended))
+        hidden = nn.functional.gelu(self.up(self.norm_ff(x_TD)))  # (T, F)
+        return x_TD + self.dropout(self.down(hidden))
+
+
+class CausalEncoder(nn.Module):
+    """Position embedding, blocks and a last norm over event vectors that the model above has made."""
+
+    def __init__(
+        self, width: int, num_layers: int, num_heads: int, ff_width: int, max_history: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.position = nn.Embedding(max_history, width)
+        nn.init.normal_(self.position.weight, std=0.02)
+        self.dropout = Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(width, num_heads, ff_width, dropout) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, events_TD: Tensor, layout: JaggedLayout) -> Tensor:
+        """(T, D) event vectors -> (T, D): at each place what the history up to it says."""
+        x_TD = self.dropout(events_TD + self.position(layout.positions))
+        for block in self.blocks:
+            x_TD = block(x_TD, layout)
+        return self.norm(x_TD)
