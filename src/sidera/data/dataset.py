@@ -111,7 +111,7 @@ class Dataset:
             user_keys=user_keys,
             offsets=np.searchsorted(user_ids, np.arange(len(user_keys) + 1)).astype(np.int64),
             item_ids=positions_of(events["item"], items["key"]),
-            times=events["time"].to_numpy(),
+            times=events["time"].to_numpy().copy(),  # Arrow memory is read-only
             feedback={n: events[n].to_numpy() for n in events.column_names if n not in ("user", "item", "time")},
             items=items,
             users=users,
@@ -149,16 +149,9 @@ def _hash_array(sha: Any, array: pa.Array) -> None:
         sha.update(b"text")
         filled = pc.fill_null(array, "").cast(pa.large_string())
         sha.update(pc.binary_length(filled).to_numpy().astype("<i8").tobytes())
-        # fresh buffers (a cast can keep a slice's offset): joining the values gives exactly their bytes
         sha.update("".join(filled.to_pylist()).encode())
-    elif pa.types.is_null(array.type):
-        sha.update(str(len(array)).encode())
-    else:
-        sha.update(f"{array.type}:{array.drop_null().to_pylist()!r}".encode() if _is_odd(array.type) else b"number")
-        if not _is_odd(array.type):
-            numbers = array.drop_null().to_numpy(zero_copy_only=False)
-            sha.update(str(array.type).encode() + np.ascontiguousarray(numbers).tobytes())
-
-
-def _is_odd(kind: pa.DataType) -> bool:
-    return not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+    elif pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type):
+        sha.update(str(array.type).encode())
+        sha.update(np.ascontiguousarray(array.drop_null().to_numpy(zero_copy_only=False)).tobytes())
+    else:  # dates, structs, ...: rare in items and users, so the slow way will do
+        sha.update(f"{array.type}:{array.to_pylist()!r}".encode())

@@ -60,7 +60,7 @@ def build_dataset(
 
     keys = (time, user_ids) if position is None else (position, time, user_ids)
     order = np.lexsort(keys)  # stable: ties keep the order of the input rows
-    moved = int((np.diff(order) < 0).sum())
+    moved = int(((np.diff(order) < 0) & (np.diff(user_ids[order]) == 0)).sum())
     seconds = np.floor(time / TIME_UNITS[time_unit]) if time_kind == "seconds" else time
     feedback, dropped = _feedback(events, order)
     notes: dict[str, Any] = {
@@ -121,6 +121,8 @@ def _string_keys(table: pa.Table, names: Sequence[str], what: str) -> pa.Table:
                 fix=f"say which column it is (--{name} COLUMN)",
             )
         column = table[name]
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
         if not (pa.types.is_integer(column.type) or _is_text(column.type)):
             raise InputError(f"column {name!r} of {what} holds {column.type}", allowed="text or integers")
         text = column.cast(pa.string())
