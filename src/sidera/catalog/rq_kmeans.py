@@ -88,7 +88,7 @@ def kmeans(
     """Lloyd's algorithm: (N, D) -> centroids (K, D), assignment (N,)."""
     centroids = _seed_centroids(points, num_clusters, generator)
     capacity = -(-points.shape[0] // num_clusters)
-    prices = torch.zeros(num_clusters)
+    prices: Tensor | None = None
     assignment = torch.full((points.shape[0],), -1)
     for _ in range(iterations):
         previous = assignment
