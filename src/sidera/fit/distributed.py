@@ -1,0 +1,126 @@
+"""Data parallelism under ``torchrun``: every rank holds the model, takes its cut of each batch, and averages gradients.
+
+    torchrun --nproc-per-node 2 -m sidera train recipe.toml ...
+
+Started by hand (no ``WORLD_SIZE`` in the environment) all of this is a process alone: rank 0 of 1, nothing to average.
+
+The trap: DistributedDataParallel averages over ranks, whose cuts differ in targets. Each rank therefore returns
+``total * world_size / global_count``, whose average is the sum over all targets by their number, however the batch was
+cut.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sidera.core import Batch, InputError
+
+# One rank evaluates while the others wait at a collective, so the limit is that of a long evaluation.
+TIMEOUT = timedelta(hours=2)
+
+
+def setup(device: str = "cpu") -> str:
+    """Join the group that ``torchrun`` describes in the environment; returns this rank's device."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {device!r} is not available here", allowed="cpu", fix="install a CUDA build of torch")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return device
+    if device.startswith("cuda"):
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
+    return device
+
+
+def cleanup() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    gather([0.0])
+
+
+def gather(values: Sequence[float]) -> list[list[float]]:
+    """Every rank's ``values``, by rank."""
+    if world_size() == 1:
+        return [list(values)]
+    mine = torch.tensor(list(values), dtype=torch.float64, device=_collective_device())
+    everyone = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(everyone, mine)
+    return [row.tolist() for row in everyone]
+
+
+def share(value: Any) -> Any:
+    """Rank 0's ``value``, on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=_collective_device())
+    return box[0]
+
+
+def share_weights(model: nn.Module) -> None:
+    """Give every rank the weights and buffers of rank 0."""
+    if world_size() > 1:
+        for tensor in model.state_dict().values():
+            contiguous = tensor.to(_collective_device()).contiguous()
+            dist.broadcast(contiguous, src=0)
+            tensor.copy_(contiguous)
+
+
+def _collective_device() -> torch.device:
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+class _LossOf(nn.Module):
+    """``model.loss`` as a forward, because DistributedDataParallel hooks only that."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        if batch.num_histories == 0:  # fewer histories than ranks: take part in the averaging with zeros
+            zeros = [parameter.sum() * 0.0 for parameter in self.model.parameters() if parameter.requires_grad]
+            return torch.stack(zeros).sum(), {}
+        loss = self.model.loss(batch)  # type: ignore[operator]
+        return loss.total, dict(loss.parts)
+
+
+class ParallelLoss:
+    """Calls ``model.loss`` so that the backward pass of the step's last batch averages gradients over ranks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._loss: nn.Module = _LossOf(model)
+        if world_size() > 1:
+            # buffers (tries, code tables) are constants and large: not to be sent at every step
+            self._loss = DistributedDataParallel(self._loss, broadcast_buffers=False, find_unused_parameters=True)
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        return self._loss(batch)
+
+    def keep_local(self, is_last: bool) -> AbstractContextManager[Any]:
+        """Around forward *and* backward of a batch: gradients stay on the rank unless it is the step's last."""
+        if isinstance(self._loss, DistributedDataParallel) and not is_last:
+            return self._loss.no_sync()
+        return nullcontext()

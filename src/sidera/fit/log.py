@@ -1,0 +1,96 @@
+"""What a training says while it runs: ``metrics.jsonl``, TensorBoard events, a bar on a terminal.
+
+``metrics.jsonl`` has one line an event (``"event": "train" | "eval"``). A checkpoint records the length of the file,
+and resuming cuts the file there, so that a killed and resumed training leaves the lines of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sidera.core import InputError
+from sidera.fit.config import FitConfig
+
+METRICS = "metrics.jsonl"
+
+
+class TrainingLog:
+    """Writes events to every place that was asked for; only rank 0 has one."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: FitConfig,
+        keep_bytes: int,
+        step: int,
+        total_steps: int,
+        on_progress: Callable[[Mapping[str, Any]], None] | None,
+    ) -> None:
+        path = run_dir / METRICS
+        self._file = path.open("ab")
+        if path.stat().st_size > keep_bytes:
+            self._file.truncate(keep_bytes)
+        self._on_progress = on_progress
+        self._events = _tensorboard_writer(run_dir, step) if config.tensorboard else None
+        self._bar = _bar(step, total_steps)
+        self._watched = ("loss", config.monitor)  # shown beside the bar
+        self._shown: dict[str, Any] = {}
+
+    def write(self, event: str, record: Mapping[str, Any]) -> None:
+        """One line: the event's name, then ``record`` (which has a "step")."""
+        line = {"event": event, **record}
+        self._file.write((json.dumps(line) + "\n").encode())
+        self._file.flush()
+        if self._events is not None:
+            for name, value in record.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._events.add_scalar(f"{event}/{name}", value, record["step"])
+        if self._bar is not None:
+            self._shown.update({name: value for name, value in record.items() if name in self._watched})
+            self._bar.set_postfix(self._shown, refresh=False)
+        if self._on_progress is not None:
+            self._on_progress(line)
+
+    def advance(self) -> None:
+        """One more optimizer step is done."""
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def sync(self) -> int:
+        """Bring the file to the disk; its length in bytes."""
+        os.fsync(self._file.fileno())
+        return self._file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _tensorboard_writer(run_dir: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError(
+            "[fit] tensorboard = true, but tensorboard is not installed",
+            fix="pip install 'sidera[track]', or --set fit.tensorboard=false (metrics.jsonl is always written)",
+        ) from None
+    # purge_step hides events of steps that a killed process took after its last checkpoint
+    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+
+
+def _bar(step: int, total_steps: int) -> Any:
+    if not sys.stderr.isatty():
+        return None
+    try:
+        from tqdm import tqdm
+    except ImportError:  # only decoration: the same figures are in metrics.jsonl
+        return None
+    return tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True, leave=False)

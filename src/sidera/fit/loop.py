@@ -1,0 +1,377 @@
+"""The training loop: steps, evaluations, early stopping, checkpoints, and continuing after any of them.
+
+    result = fit(model, source, config, "runs/x/fit", evaluate=lambda model: {"ndcg@10": ...})
+
+Order within a step: batches -> gradients of the *sum* of losses over the *number* of targets (over micro-batches and
+ranks) -> agreement of the ranks on clock and signals -> clip -> update. Then, if due: log line, evaluation, checkpoint.
+Everything that a step depends on is in the checkpoint or is a function of (seed, step), so a training that was killed
+and resumed takes the same steps as one that was not (docs/training.md says what this covers).
+
+The loop knows modules and batches and nothing of recommending: a model has ``loss(batch) -> core.Loss`` and, if it
+likes, ``flops_per_batch(batch) -> float`` (forward and backward) for the MFU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, is_dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sidera.config import digest
+from sidera.core import Batch, InputError
+from sidera.fit import distributed
+from sidera.fit.checkpoint import (
+    FOLDER,
+    exists,
+    load_checkpoint,
+    optimizer_tensors,
+    remove_checkpoint,
+    remove_leftovers,
+    restore_optimizer,
+    save_checkpoint,
+)
+from sidera.fit.config import FitConfig
+from sidera.fit.log import TrainingLog
+from sidera.fit.schedule import learning_rate, make_optimizer
+from sidera.fit.seeding import EVALUATION, seed_everything
+from sidera.fit.signals import Interrupted, StopNow, StopSignals
+from sidera.fit.state import Clock, FitResult, TrainState
+
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+
+
+class BatchSource(Protocol):
+    """Training data in a fixed order: the same (epoch, start) gives the same batches, today and after a crash.
+
+    A source may have a ``digest: str`` that names its data and settings; a checkpoint of other data is then refused.
+    """
+
+    def num_batches(self, epoch: int) -> int: ...
+
+    def batches(self, epoch: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """Batches ``start``... of the epoch, this rank's cut of each, with ``global_count`` set."""
+
+
+class Diverged(InputError):
+    """The loss or its gradient is not a finite number."""
+
+
+def fit(
+    model: nn.Module,
+    source: BatchSource,
+    config: FitConfig,
+    run_dir: str | Path,
+    *,
+    evaluate: Evaluate | None = None,
+    resume: bool = True,
+    device: str = "cpu",
+    identity: Mapping[str, Any] | None = None,
+    on_progress: Callable[[Mapping[str, Any]], None] | None = None,
+) -> FitResult:
+    """Train ``model`` in place; afterwards it holds its best weights (by ``config.monitor``; the last without it).
+
+    ``run_dir`` receives ``checkpoint/`` and ``metrics.jsonl``. With ``resume`` a checkpoint found there is continued:
+    at once when it is a finished one. ``identity`` is whatever else decides the result (recipe, catalogue digest): a
+    checkpoint with another one is refused. ``on_progress`` gets every line of the log.
+
+    Raises ``Interrupted`` (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when the step is done and saved; ``Diverged``
+    when the loss is no longer finite.
+    """
+    run_dir = Path(run_dir)
+    checkpoint = run_dir / FOLDER
+    if distributed.rank() == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(checkpoint)
+        if not resume:
+            remove_checkpoint(checkpoint)
+    distributed.barrier()
+    threads = torch.get_num_threads()
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    try:
+        with StopSignals() as signals:
+            run = _Run(model, source, config, run_dir, evaluate, device, identity or {}, signals)
+            return run.go(on_progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Run:
+    """One call of :func:`fit`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: BatchSource,
+        config: FitConfig,
+        run_dir: Path,
+        evaluate: Evaluate | None,
+        device: str,
+        identity: Mapping[str, Any],
+        signals: StopSignals,
+    ) -> None:
+        self.clock = Clock()
+        self.config, self.source, self.evaluate, self.signals = config, source, evaluate, signals
+        self.run_dir, self.path, self.device = run_dir, run_dir / FOLDER, torch.device(device)
+        self.rank, self.world_size = distributed.rank(), distributed.world_size()
+        self.model = model.to(self.device)
+        self.identity = {"fit": config.identity(), "model": _describe(model), "data": getattr(source, "digest", "")}
+        self.identity |= identity
+        self.optimizer = make_optimizer(model, config)
+        self.total_steps = self._count_steps()
+        self.state = TrainState()
+        self.best: dict[str, Tensor] = {}  # the best weights, on the CPU; empty before the first evaluation
+        self.pause = ""  # why this call has to stop with the training unfinished; the same on every rank
+        self.steps_here = 0  # optimizer steps of this call
+        self.micro_batches: Iterator[Batch] | None = None  # of the running epoch
+        self.log: TrainingLog | None = None
+        self._restore()
+        self.parallel_loss = distributed.ParallelLoss(model)
+
+    def _count_steps(self) -> int:
+        steps, limit = 0, self.config.max_steps
+        for epoch in range(self.config.epochs):
+            steps += math.ceil(self.source.num_batches(epoch) / self.config.accumulate)
+            if limit is not None and steps >= limit:
+                return limit
+        if steps == 0:
+            raise InputError("there is nothing to train on: the data gives no batch", fix="use a larger log")
+        return steps
+
+    def go(self, on_progress: Callable[[Mapping[str, Any]], None] | None) -> FitResult:
+        """Steps and evaluations until the training is finished or this call has to pause."""
+        if self.state.finished:
+            return self._result(self.state.finished)
+        if self.rank == 0:
+            self.log = TrainingLog(
+                self.run_dir, self.config, self.state.log_bytes, self.state.step, self.total_steps, on_progress
+            )
+        try:
+            while not self.state.finished:
+                if self.state.evaluation_due:
+                    self._evaluate()
+                else:
+                    self._step()
+                if self.pause:
+                    return self._stop_here()
+                if not self.state.finished and self.clock.since_save() >= 60 * self.config.checkpoint_minutes:
+                    self._save()
+            return self._finish()
+        finally:
+            if self.log is not None:
+                self.log.close()
+
+    # ---- a step ----------------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        """One optimizer step, and the position behind it."""
+        config, state = self.config, self.state
+        self.model.train()
+        pulled = self._pull()
+        targets = sum(batch.global_count or 0 for batch in pulled)
+        if targets == 0:
+            raise InputError(f"batch {state.batch} of epoch {state.epoch} has no targets (Batch.global_count)")
+        loss = self._backward(pulled, targets)
+        self.clock.tick(state)
+        tokens, flops = self._work(pulled)
+        wanted = float(self.signals.requested)
+        rows = distributed.gather([loss, wanted, tokens, flops, state.seconds(config), self.clock.in_call()])
+        loss = sum(row[0] for row in rows)
+        seconds, in_call = rows[0][4], rows[0][5]  # the clock of rank 0 is everyone's
+        time_share = seconds / (60 * config.max_minutes) if config.max_minutes else 0.0
+        lr = learning_rate(config, state.step, self.total_steps, time_share)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or math.inf).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self._diverged(loss, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps_here += 1
+        state.window.add(loss, norm, sum(row[2] for row in rows), sum(row[3] for row in rows))
+        self._advance(len(pulled), time_share)
+        if self.log is not None:
+            self.log.advance()
+            if state.window.steps >= config.log_every or state.ending:
+                self.log.write("train", state.close_window(lr, config.peak_tflops * self.world_size))
+        if any(row[1] for row in rows):
+            self.pause = "interrupted"
+        elif config.piece_minutes is not None and in_call >= 60 * config.piece_minutes and not state.finished:
+            self.pause = "piece_minutes"
+
+    def _pull(self) -> list[Batch]:
+        """The batches of one optimizer step; the last step of an epoch may have fewer."""
+        state = self.state
+        if self.micro_batches is None:
+            self.micro_batches = self.source.batches(state.epoch, state.batch, self.rank, self.world_size)
+        pulled = list(islice(self.micro_batches, self.config.accumulate))
+        if not pulled:
+            raise InputError(f"the data of epoch {state.epoch} ended at batch {state.batch}, before its num_batches")
+        return pulled
+
+    def _backward(self, pulled: list[Batch], targets: int) -> float:
+        """Gradients of the mean loss over ``targets``; this rank's share of that mean."""
+        summed = torch.zeros((), device=self.device)
+        for number, batch in enumerate(pulled):
+            seed_everything(self.config.seed, self.state.step, number, self.rank)
+            with self.parallel_loss.keep_local(is_last=number == len(pulled) - 1):
+                with self._autocast():
+                    total, parts = self.parallel_loss(batch.to(self.device))
+                # DistributedDataParallel averages over ranks: undo its division
+                (total.float() * (self.world_size / targets)).backward()
+            summed += total.detach().float()
+            self.state.window.add_parts(parts, 1 / len(pulled))
+        return summed.item() / targets
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.precision == "f32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _work(self, pulled: list[Batch]) -> tuple[float, float]:
+        """Events and, where the model counts them, floating-point operations of this rank's batches."""
+        count_flops = getattr(self.model, "flops_per_batch", None)
+        flops = sum(float(count_flops(batch)) for batch in pulled) if count_flops else 0.0
+        return float(sum(batch.item_ids.numel() for batch in pulled)), flops
+
+    def _advance(self, num_batches: int, time_share: float) -> None:
+        """Move the position; decide whether the training ends here and whether to evaluate."""
+        config, state = self.config, self.state
+        state.step += 1
+        state.batch += num_batches
+        epoch_ended = state.batch >= self.source.num_batches(state.epoch)
+        if epoch_ended:
+            state.epoch, state.batch, self.micro_batches = state.epoch + 1, 0, None
+        if state.step >= self.total_steps:
+            state.ending = "max_steps" if self.total_steps == config.max_steps else "epochs"
+        elif time_share >= 1:
+            state.ending = "max_minutes"
+        by_epoch = epoch_ended and config.eval_every_epochs and state.epoch % config.eval_every_epochs == 0
+        by_step = config.eval_every_steps and state.step % config.eval_every_steps == 0
+        if self.evaluate is None:
+            state.finished = state.ending
+        else:
+            state.evaluation_due = bool(by_epoch or by_step or state.ending)
+
+    def _diverged(self, loss: float, norm: float) -> Diverged:
+        saved = f"checkpoint of step {self.clock.saved_step}: {self.path}" if self.path.exists() else "none was saved"
+        return Diverged(
+            f"training diverged at step {self.state.step}: loss {loss}, gradient norm {norm}; last good state: {saved}",
+            fix=f"lower [fit] lr (now {self.config.lr}), lengthen warmup_steps or lower clip_norm, and train anew",
+        )
+
+    # ---- evaluation ------------------------------------------------------------------------------------------------
+
+    def _evaluate(self) -> None:
+        """Rank 0 evaluates, everyone learns the figures and draws the same conclusions."""
+        state, config = self.state, self.config
+        outcome = distributed.share(self._measure() if self.rank == 0 else None)
+        self.clock.tick(state)
+        if isinstance(outcome, str):
+            self.pause = outcome
+            return
+        metrics, state.evaluation_seconds = outcome
+        state.evaluation_due = False
+        if state.judge(metrics, config) and self.rank == 0:
+            self.best = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+        record = {"step": state.step, "epoch": state.epoch, "seconds": round(state.wall_seconds, 3), **metrics}
+        state.evaluations.append(record)
+        if self.log is not None:
+            self.log.write("eval", record)
+        state.finished = state.ending
+        if not state.finished and config.patience and state.num_worse >= config.patience:
+            state.finished = "patience"
+
+    def _measure(self) -> tuple[dict[str, float], float] | str:
+        """Figures and seconds, or why this call has to pause before it has them."""
+        config, state, started = self.config, self.state, time.perf_counter()
+        assert self.evaluate is not None
+        if config.piece_minutes is not None and self.steps_here:
+            left = 60 * config.piece_minutes - self.clock.in_call()
+            if left < state.evaluation_seconds:
+                return "piece_minutes"
+        self.model.eval()
+        seed_everything(config.seed, state.step, 0, EVALUATION)
+        try:
+            with self.signals.at_once(), torch.no_grad():
+                metrics = {name: float(value) for name, value in self.evaluate(self.model).items()}
+        except StopNow:
+            return "interrupted"
+        return metrics, time.perf_counter() - started
+
+    # ---- saving, stopping, continuing ------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        """Rank 0 writes the checkpoint; of a finished training it holds the final weights alone."""
+        if self.rank == 0 and self.log is not None:
+            self.clock.tick(self.state)
+            self.state.log_bytes = self.log.sync()
+            parts: dict[str, Mapping[str, Tensor]] = {"best": self.best}
+            if not self.state.finished:
+                parts |= {"model": self.model.state_dict(), "optimizer": dict(optimizer_tensors(self.optimizer))}
+            elif not self.best:
+                parts = {"best": self.model.state_dict()}
+            tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+            save_checkpoint(self.path, tensors, self.state.to_json(), self.identity)
+        self.clock.saved(self.state.step)
+
+    def _restore(self) -> None:
+        """Continue from the checkpoint, where there is one."""
+        if not exists(self.path):
+            return
+        tensors, values = load_checkpoint(self.path, self.identity)
+        self.state = TrainState.from_json(values)
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+        self.best = part("best/")
+        self.model.load_state_dict(self.best if self.state.finished else part("model/"))
+        if not self.state.finished:
+            restore_optimizer(self.optimizer, part("optimizer/"))
+        self.clock.saved(self.state.step)
+
+    def _stop_here(self) -> FitResult:
+        """Save, then give up (a signal) or return (the piece is over)."""
+        self._save()
+        distributed.barrier()
+        if self.pause == "interrupted":
+            raise Interrupted(self.state.step, self.total_steps, self.path)
+        return self._result(self.pause)
+
+    def _finish(self) -> FitResult:
+        if self.best:
+            self.model.load_state_dict(self.best)
+        self._save()
+        distributed.share_weights(self.model)
+        return self._result(self.state.finished)
+
+    def _result(self, reason: str) -> FitResult:
+        state = self.state
+        self.model.eval()
+        return FitResult(
+            best_metrics=dict(state.best_metrics),
+            best_step=state.best_step if state.best_step >= 0 else state.step,
+            steps=state.step,
+            history=list(state.evaluations),
+            stopped_because=reason,
+            finished=bool(state.finished),
+            cpu_seconds=state.cpu_seconds,
+            wall_seconds=state.wall_seconds,
+        )
+
+
+def _describe(model: nn.Module) -> dict[str, Any]:
+    """What of a model decides whether its weights fit into another one."""
+    shapes = {name: [str(tensor.dtype), *tensor.shape] for name, tensor in model.state_dict().items()}
+    config = getattr(model, "config", None)
+    settings = asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}
+    return {"name": type(model).__name__, "weights": digest(shapes), **settings}
