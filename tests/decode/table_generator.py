@@ -7,12 +7,18 @@ Small enough to score everything by hand, and able to be wrong in the ways that 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sidera.core import Batch, Loss, StepOutput
+
+Norm = Literal[
+    "codes",  # softmax over the level's codes, left to the decoder
+    "vocabulary",  # softmax over more than the level's codes, normalised by the generator
+    "none",  # no softmax: sums of multiples of 1/1024, exact in float32 whatever their order
+]
 
 
 @dataclass(frozen=True)
@@ -32,15 +38,15 @@ class TableGenerator:
 
     def __init__(
         self, level_sizes: tuple[int, ...], num_histories: int, seed: int, *, ties: bool = False,
-        own_norm: bool = False, recompute: bool = False,
+        norm: Norm = "codes", recompute: bool = False,
     ) -> None:  # fmt: skip
         generator = torch.Generator().manual_seed(seed)
-        self.level_sizes, self.own_norm, self.recompute = tuple(level_sizes), own_norm, recompute
+        self.level_sizes, self.norm, self.recompute = tuple(level_sizes), norm, recompute
         self.tables: list[Tensor] = []
         prefixes = 1
         for size in level_sizes:
             table = torch.randn(num_histories, prefixes, size, generator=generator)
-            self.tables.append(table.round() if ties else table)
+            self.tables.append(table.round() if ties else (table * 1024).round() / 1024)
             prefixes *= size
 
     def loss(self, batch: Batch) -> Loss:
@@ -67,24 +73,24 @@ class TableGenerator:
             else:
                 cache["prefix"] = cache["prefix"].gather(1, parents) * self.level_sizes[level - 1] + codes
         logits = self._logits(context, level, cache["prefix"])
-        return StepOutput(logits, self._norm(logits) if self.own_norm else None)
+        return StepOutput(logits, None if self.norm == "codes" else self._norm(logits))
 
     def log_probs(self, context: TableContext, sids: Tensor) -> Tensor:
         found, prefix = [], torch.zeros(sids.shape[:2], dtype=torch.long)
         for level, size in enumerate(self.level_sizes):
             logits = self._logits(context, level, prefix)  # (B, G, K)
-            norm = self._norm(logits) if self.own_norm else logits.logsumexp(-1)
-            found.append(logits.gather(-1, sids[..., level, None])[..., 0] - norm)
+            found.append(logits.gather(-1, sids[..., level, None])[..., 0] - self._norm(logits))
             prefix = prefix * size + sids[..., level]
         return torch.stack(found, dim=-1)
 
     def _logits(self, context: TableContext, level: int, prefix: Tensor) -> Tensor:
         return self.tables[level][context.histories[:, None], prefix]
 
-    @staticmethod
-    def _norm(logits: Tensor) -> Tensor:
-        """A softmax over a vocabulary that is larger than the level's codes."""
-        return torch.logaddexp(logits.logsumexp(-1), torch.tensor(1.5))
+    def _norm(self, logits: Tensor) -> Tensor:
+        if self.norm == "none":
+            return torch.zeros(logits.shape[:-1])
+        norm = logits.logsumexp(-1)
+        return norm if self.norm == "codes" else torch.logaddexp(norm, torch.tensor(1.5))
 
     def _prefix_from_trail(self, trail: list[tuple[Tensor, Tensor]]) -> Tensor:
         codes, beams = trail[-1]

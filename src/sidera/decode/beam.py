@@ -35,7 +35,7 @@ Jagged = tuple[Tensor, Tensor]  # values (E,), offsets (B+1,)
 
 @dataclass(frozen=True)
 class Beams:
-    """The answers, most likely first. Where ``valid_mask`` is False: ids and codes -1, score -inf, always at the end."""
+    """The answers, most likely first. Where ``valid_mask`` is False, at the end: ids and codes -1, score -inf."""
 
     item_ids: Tensor  # (B, R) int64
     leaf_ids: Tensor  # (B, R) int64: the item's leaf in the trie; items that share a semantic ID repeat it
@@ -62,7 +62,7 @@ def beam_search(
     if isinstance(context, Batch):
         context = generator.context(context)
     _check(generator, context, trie, width, num_results, exclude)
-    cache = generator.new_cache(context, min(width, max(trie.num_nodes)))
+    cache = generator.new_cache(context, min(width, max(trie.num_nodes[:-1], default=1)))
     output = generator.step(context, cache, 0, None, None)
     tables = trie.tensors(output.logits.device)
     candidates = _first_candidates(output, tables)
@@ -74,7 +74,8 @@ def beam_search(
     candidates, item_ids = _items(candidates, tables)
     if exclude is not None:
         histories = candidates.rows // candidates.width
-        excluded = excluded_mask(histories, item_ids, trie.num_items, exclude)
+        ids, offsets = (part.to(item_ids.device) for part in exclude)
+        excluded = excluded_mask(histories, item_ids, trie.num_items, (ids, offsets))
         candidates.scores.masked_fill_(excluded, NEG_INF)
     return _results(candidates, item_ids, tables, num_results)
 
@@ -124,7 +125,8 @@ class _Partial:
 def _first_candidates(output: StepOutput, tables: TrieTensors) -> _Candidates:
     """All nodes of level 0 for every history."""
     num_histories, num_nodes = output.logits.shape[0], tables.tokens[0].numel()
-    log_probs = output.logits[:, 0].float() - _log_norm(output)  # (B, K)
+    logits, log_norm = normalised(output)
+    log_probs = logits[:, 0].float() - log_norm  # (B, K)
     device = log_probs.device
     return _Candidates(
         scores=log_probs[:, tables.tokens[0].long()].reshape(-1),
@@ -161,8 +163,9 @@ def _children(beams: _Partial, output: StepOutput, tables: TrieTensors, level: i
     counts = (ptr[nodes + 1] - starts).masked_fill_(scores == NEG_INF, 0)  # (B W,)
     rows, children = _runs(starts, counts)  # (M,) each
     codes = tables.tokens[level][children]  # (M,)
-    chosen = output.logits.reshape(-1)[torch.add(codes, rows, alpha=output.logits.shape[-1])]  # (M,)
-    before = scores - _log_norm(output).view(-1)  # (B W,)
+    logits, log_norm = normalised(output)
+    chosen = logits.reshape(-1)[torch.add(codes, rows, alpha=logits.shape[-1])]  # (M,)
+    before = (beams.scores - log_norm).view(-1)  # (B W,)
     ends = counts.view(num_histories, width).sum(dim=1).cumsum(0)  # (B,)
     return _Candidates(
         scores=chosen.float() + before[rows],
@@ -192,7 +195,7 @@ def _items(candidates: _Candidates, tables: TrieTensors) -> tuple[_Candidates, T
 
 
 def _runs(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Runs ``starts[i], starts[i]+1, ..`` of ``counts[i]`` numbers, one after another: (i of each, the number), (M,)."""
+    """Runs of ``counts[i]`` numbers from ``starts[i]`` on, one after another: i of each (M,), the numbers (M,)."""
     ends = counts.cumsum(0)
     total = int(ends[-1]) if ends.numel() else 0
     index = torch.repeat_interleave(counts, output_size=total)  # (M,)
@@ -225,11 +228,20 @@ def _results(candidates: _Candidates, item_ids: Tensor, tables: TrieTensors, num
     )
 
 
-def _log_norm(output: StepOutput) -> Tensor:
-    """(B, W) float32: what turns the step's logits into log-probabilities."""
+def normalised(output: StepOutput) -> tuple[Tensor, Tensor]:
+    """Logits (B, W, K) and what to subtract from them, (B, W): together log-probabilities.
+
+    ``log_softmax`` is one fused kernel and beats torch's ``logsumexp`` four times over at (512, 8192). A prefix all of
+    whose codes have logit -inf (a model may know none of its items) continues with probability 0, not NaN.
+    """
     if output.log_norm is not None:
-        return output.log_norm.float()
-    return output.logits.float().logsumexp(dim=-1)
+        log_norm = output.log_norm.float()
+        return output.logits, log_norm.masked_fill(log_norm == NEG_INF, 0.0)
+    logits = output.logits.float()
+    log_probs = logits.log_softmax(dim=-1)  # (B, W, K)
+    if log_probs[..., 0].isnan().any():
+        log_probs = log_probs.masked_fill(logits.amax(dim=-1, keepdim=True) == NEG_INF, NEG_INF)
+    return log_probs, log_probs.new_zeros(log_probs.shape[:2])
 
 
 def _check(
@@ -249,5 +261,6 @@ def _check(
             raise InputError(f"exclude names {offsets.numel() - 1} histories", allowed=str(context.num_histories))
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= trie.num_items):
             raise InputError(
-                f"exclude holds item ids from {int(ids.min())} to {int(ids.max())}", allowed=f"0 to {trie.num_items - 1}"
+                f"exclude holds item ids from {int(ids.min())} to {int(ids.max())}",
+                allowed=f"0 to {trie.num_items - 1}",
             )

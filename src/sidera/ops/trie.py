@@ -74,9 +74,8 @@ class CodeTrie:
     ) -> CodeTrie:
         """The trie of ``codes`` (N, L), where ``codes[i, l]`` is below ``level_sizes[l]``.
 
-        ``order`` (N,) holds a number per item: among items that share a semantic ID the lowest is served first (pass
-        ``-popularity``, say); equal numbers, and no ``order``, mean ascending item id. ``alive`` (N,) bool leaves
-        the False items out.
+        ``order`` (N,) lists every item id once, in serving order (most popular first, say): it decides among items that
+        share a semantic ID; without it the lower id is served first. ``alive`` (N,) bool leaves the False items out.
         """
         codes, sizes = _checked_codes(codes, level_sizes)
         items = _sorted_items(codes, sizes, order, alive)  # (n,) item ids in trie order
@@ -132,7 +131,7 @@ class CodeTrie:
 
     @property
     def leaf_ptr(self) -> Array:
-        """(num_leaves+1,): leaf -> its items in ``leaf_items``. Made anew at each call: use it to look, not to serve."""
+        """(num_leaves+1,): leaf -> its items in ``leaf_items``. Made anew at each call: for looking, not serving."""
         return self.leaf_starts(np.arange(self.num_leaves + 1))
 
     def leaf_starts(self, leaves: Array) -> Array:
@@ -219,18 +218,24 @@ def _checked_codes(codes: Array, level_sizes: Sequence[int]) -> tuple[Array, tup
         if column.size and (column.min() < 0 or column.max() >= size):
             item = int(np.flatnonzero((column < 0) | (column >= size))[0])
             raise InputError(
-                f"item {item} has code {int(column[item])} at level {level}", allowed=f"0 to {size - 1}", fix="quantize again"
+                f"item {item} has code {int(column[item])} at level {level}",
+                allowed=f"0 to {size - 1}",
+                fix="quantize again",
             )
     return codes, sizes
 
 
 def _sorted_items(codes: Array, sizes: tuple[int, ...], order: Array | None, alive: Array | None) -> Array:
-    """Ids of the alive items, sorted by codes, then ``order``, then id."""
+    """Ids of the alive items, sorted by codes, then by serving order."""
     num_items = codes.shape[0]
     for name, array in (("order", order), ("alive", alive)):
         if array is not None and np.shape(array) != (num_items,):
             raise InputError(f"{name} has shape {np.shape(array)}", allowed=f"({num_items},), one entry per item")
-    items = None if order is None else np.argsort(order, kind="stable")  # (N,) ids in serving order
+    items = None if order is None else np.asarray(order)  # (N,) ids in serving order
+    if items is not None and not (
+        items.min(initial=0) >= 0 and np.array_equal(np.bincount(items, minlength=num_items), np.ones(num_items))
+    ):
+        raise InputError("order does not list every item id once", allowed=f"a permutation of 0 to {num_items - 1}")
     if alive is not None:
         alive = np.asarray(alive, dtype=bool)
         items = np.flatnonzero(alive) if items is None else items[alive[items]]

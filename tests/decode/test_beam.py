@@ -1,0 +1,228 @@
+"""Beam search: what must hold for any catalogue, any scores, any width."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from table_generator import TableGenerator, indices
+from worlds import worlds
+
+from sidera.core import Batch, InputError, StepOutput
+from sidera.decode.beam import beam_search
+from sidera.decode.exact import score_all_items, score_all_leaves
+from sidera.ops.trie import CodeTrie
+
+FIELDS = ("item_ids", "leaf_ids", "scores", "sids", "valid_mask")
+widths = st.sampled_from([1, 2, 3, 5, 8, 64])
+result_counts = st.sampled_from([1, 3, 10, 80])
+
+
+def same(left, right):
+    return all(torch.equal(getattr(left, name), getattr(right, name)) for name in FIELDS)
+
+
+def slow_beam(world, history, width, num_results):
+    """Lists of tuples, no cache, every prefix scored from scratch by ``log_probs``."""
+    generator, trie = world.generator, world.trie
+    context = generator.context(world.batch)
+    sids = trie.leaf_codes(np.arange(trie.num_leaves)).tolist()
+    beams = [((), 0.0)]
+    for level in range(trie.num_levels):
+        legal = sorted({tuple(sid[: level + 1]) for sid in sids})
+        grown = []
+        for prefix in legal:
+            before = [score for beam, score in beams if beam == prefix[:-1]]
+            if before:
+                filled = [*prefix, *[0] * (trie.num_levels - level - 1)]
+                asked = torch.tensor(filled).expand(world.num_histories, 1, -1)
+                grown.append((prefix, before[0] + generator.log_probs(context, asked)[history, 0, level].item()))
+        best = sorted(grown, key=lambda beam: (-beam[1], beam[0]))
+        beams = best[:width] if level < trie.num_levels - 1 else best
+    ids, offsets = world.exclude
+    barred = set(ids[offsets[history] : offsets[history + 1]].tolist())
+    answers = [(int(item), score) for sid, score in beams for item in trie.lookup(sid) if int(item) not in barred]
+    return answers[:num_results]
+
+
+@given(worlds(), widths, result_counts)
+@settings(max_examples=60, deadline=None)
+def test_beam_search_equals_lists_of_tuples(world, width, num_results):
+    world.generator = world.twin(norm="none")  # exact sums: otherwise rounding decides between equal scores
+    beams = beam_search(
+        world.generator, world.batch, world.trie, width=width, num_results=num_results, exclude=world.exclude
+    )
+    for history in range(world.num_histories):
+        answers = slow_beam(world, history, width, num_results)
+        found = beams.valid_mask[history]
+        assert beams.item_ids[history][found].tolist() == [item for item, _ in answers]
+        assert beams.scores[history][found].tolist() == [score for _, score in answers]
+
+
+@given(worlds())
+@settings(max_examples=60, deadline=None)
+def test_full_width_equals_exact_scoring(world):
+    """Ids and scores, ties by leaf then serving order, whatever the size of the exact search's runs."""
+    trie, num_items = world.trie, len(world.codes)
+    beams = beam_search(world.generator, world.batch, trie, width=10_000, num_results=num_items)
+    leaf_scores = score_all_leaves(world.generator, world.batch, trie)
+    assert torch.equal(leaf_scores, score_all_leaves(world.generator, world.batch, trie, max_logits=1))
+    leaf_of_place = np.repeat(np.arange(trie.num_leaves), np.diff(trie.leaf_ptr))
+    for history in range(world.num_histories):
+        place_scores = leaf_scores[history][leaf_of_place]  # items in trie order
+        order = place_scores.sort(descending=True, stable=True).indices
+        found = beams.valid_mask[history]
+        assert beams.item_ids[history][found].tolist() == trie.leaf_items[order.numpy()].tolist()
+        assert torch.equal(beams.scores[history][found], place_scores[order])
+
+
+@given(worlds())
+@settings(max_examples=40, deadline=None)
+def test_exact_scoring_equals_log_probs(world):
+    sids = torch.from_numpy(world.codes).expand(world.num_histories, -1, -1)
+    expected = world.generator.log_probs(world.generator.context(world.batch), sids).sum(-1)
+    scores = score_all_items(world.generator, world.batch, world.trie)
+    assert torch.allclose(scores[:, world.alive], expected[:, world.alive], atol=1e-5)
+    assert (scores[:, ~world.alive] == -torch.inf).all()
+
+
+@given(worlds(), widths, result_counts)
+@settings(max_examples=80, deadline=None)
+def test_answers_exist_are_allowed_and_differ(world, width, num_results):
+    beams = beam_search(
+        world.generator, world.batch, world.trie, width=width, num_results=num_results, exclude=world.exclude
+    )
+    ids, offsets = world.exclude
+    for history in range(world.num_histories):
+        valid = beams.valid_mask[history]
+        items = beams.item_ids[history][valid].tolist()
+        barred = set(ids[offsets[history] : offsets[history + 1]].tolist())
+        assert len(set(items)) == len(items)
+        assert not barred & set(items)
+        assert world.alive[items].all()
+        assert beams.sids[history][valid].tolist() == world.codes[items].tolist()
+        assert beams.leaf_ids[history][valid].tolist() == world.trie.leaf_of_item()[items].tolist()
+        assert beams.scores[history].tolist() == sorted(beams.scores[history].tolist(), reverse=True)
+        assert valid.tolist() == sorted(valid.tolist(), reverse=True)
+        if width >= max(world.trie.num_nodes):
+            assert len(items) == min(num_results, len(set(np.flatnonzero(world.alive)) - barred))
+    for field, blank in (("item_ids", -1), ("leaf_ids", -1), ("sids", -1), ("scores", -torch.inf)):
+        assert (getattr(beams, field)[~beams.valid_mask] == blank).all()
+
+
+@given(worlds(), widths)
+@settings(max_examples=60, deadline=None)
+def test_batch_single_cached_uncached_and_again(world, width):
+    def search(generator, batch, exclude):
+        return beam_search(generator, batch, world.trie, width=width, num_results=12, exclude=exclude)
+
+    beams = search(world.generator, world.batch, world.exclude)
+    assert same(beams, search(world.generator, world.batch, world.exclude))
+    assert same(beams, search(world.twin(recompute=True), world.batch, world.exclude))
+    ids, offsets = world.exclude
+    for history in range(world.num_histories):
+        own = ids[offsets[history] : offsets[history + 1]]
+        alone = search(
+            world.generator, Batch(torch.tensor([history]), torch.tensor([0, 1])), (own, torch.tensor([0, len(own)]))
+        )
+        assert torch.equal(alone.item_ids[0], beams.item_ids[history])
+        assert torch.allclose(alone.scores[0], beams.scores[history], atol=1e-5)
+
+
+def test_excluding_one_item_leaves_its_siblings():
+    trie = CodeTrie.build(np.array([[0], [1], [1], [1]]), (2,), order=np.array([3, 1, 2, 0]))
+    generator = TableGenerator((2,), 1, seed=0)
+    generator.tables[0][:] = torch.tensor([0.0, 2.0])
+    beams = beam_search(generator, indices(1), trie, width=1, num_results=4)
+    assert beams.item_ids.tolist() == [[3, 1, 2, 0]]
+    beams = beam_search(
+        generator, indices(1), trie, width=1, num_results=4, exclude=(torch.tensor([1]), torch.tensor([0, 1]))
+    )
+    assert beams.item_ids.tolist() == [[3, 2, 0, -1]]
+    assert beams.leaf_ids.tolist() == [[1, 1, 0, -1]]
+
+
+def test_catalogue_of_one_item_and_k_beyond_it():
+    trie = CodeTrie.build(np.array([[2, 0, 1]]), (3, 1, 2))
+    beams = beam_search(TableGenerator((3, 1, 2), 2, seed=1), indices(2), trie, width=5, num_results=3)
+    assert beams.item_ids.tolist() == [[0, -1, -1], [0, -1, -1]]
+    assert beams.sids[:, 0].tolist() == [[2, 0, 1], [2, 0, 1]]
+
+
+def test_ties_go_to_the_lower_leaf_and_the_serving_order():
+    codes = np.array([[2, 1], [0, 1], [2, 1], [1, 0]])
+    trie = CodeTrie.build(codes, (3, 2), order=np.array([2, 3, 1, 0]))
+    generator = TableGenerator((3, 2), 1, seed=0)
+    for table in generator.tables:
+        table.zero_()
+    assert beam_search(generator, indices(1), trie, width=9, num_results=4).item_ids.tolist() == [[1, 3, 2, 0]]
+    assert beam_search(generator, indices(1), trie, width=2, num_results=4).item_ids.tolist() == [[1, 3, -1, -1]]
+
+
+class Blind(TableGenerator):
+    """Gives some codes, or every code, the logit -inf."""
+
+    def __init__(self, everything: bool, own_norm: bool) -> None:
+        super().__init__((2, 2), 2, seed=0, norm="vocabulary" if own_norm else "codes")
+        self.tables[1][0, 1] = -torch.inf  # history 0 knows nothing below code 1
+        if everything:
+            self.tables[0][:] = -torch.inf
+
+    def _norm(self, logits):
+        return logits.logsumexp(-1)  # -inf where every logit is
+
+
+@pytest.mark.parametrize("own_norm", [False, True])
+def test_codes_of_probability_zero_are_never_answered(own_norm):
+    trie = CodeTrie.build(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), (2, 2))
+    beams = beam_search(Blind(False, own_norm), indices(2), trie, width=4, num_results=4)
+    assert sorted(beams.item_ids[0].tolist()) == [-1, -1, 0, 1]
+    assert sorted(beams.item_ids[1].tolist()) == [0, 1, 2, 3]
+    nothing = beam_search(Blind(True, own_norm), indices(2), trie, width=4, num_results=4)
+    assert not nothing.valid_mask.any()
+    assert (nothing.item_ids == -1).all()
+
+
+def test_nan_is_refused():
+    trie = CodeTrie.build(np.array([[0, 0], [1, 1]]), (2, 2))
+    generator = TableGenerator((2, 2), 1, seed=0)
+    generator.tables[1][:] = torch.nan
+    with pytest.raises(FloatingPointError, match="NaN"):
+        beam_search(generator, indices(1), trie, width=2, num_results=1)
+
+
+def test_half_precision_logits_are_summed_in_float32():
+    class Half(TableGenerator):
+        def step(self, *arguments):
+            output = super().step(*arguments)
+            return StepOutput(output.logits.bfloat16(), output.log_norm)
+
+    trie = CodeTrie.build(np.array([[0, 0], [1, 1], [1, 2]]), (2, 3))
+    beams = beam_search(Half((2, 3), 1, seed=3), indices(1), trie, width=4, num_results=3)
+    exact = beam_search(TableGenerator((2, 3), 1, seed=3), indices(1), trie, width=4, num_results=3)
+    assert beams.scores.dtype == torch.float32
+    assert torch.allclose(beams.scores, exact.scores, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"width": 0}, "width is 0; allowed: 1 or more"),
+        ({"num_results": 0}, "num_results is 0"),
+        ({"exclude": (torch.tensor([0]), torch.tensor([0, 1, 1]))}, "exclude names 2 histories; allowed: 1"),
+        ({"exclude": (torch.tensor([7]), torch.tensor([0, 1]))}, "allowed: 0 to 1"),
+    ],
+)
+def test_bad_input_is_named(change, words):
+    trie = CodeTrie.build(np.array([[0, 0], [1, 1]]), (2, 2))
+    with pytest.raises(InputError) as error:
+        beam_search(TableGenerator((2, 2), 1, seed=0), indices(1), trie, **{"width": 2, "num_results": 2, **change})
+    assert words in str(error.value)
+
+
+def test_a_trie_of_other_codes_is_refused():
+    trie = CodeTrie.build(np.array([[0, 0]]), (2, 3))
+    with pytest.raises(InputError, match=r"sizes \(2, 2\), the trie holds \(2, 3\)"):
+        beam_search(TableGenerator((2, 2), 1, seed=0), indices(1), trie, width=2, num_results=2)
