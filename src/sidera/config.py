@@ -38,13 +38,16 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise InputError(f"cannot read recipe {str(path)!r}: {error.strerror}") from None
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """A recipe as nested dictionaries, overrides applied, section names checked.
+def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """A recipe (a TOML file, or its sections) as nested dictionaries, overrides applied, section names checked.
 
     ``overrides`` are ``section.key=value`` strings; the value is read as TOML (``3e-4``, ``true``, ``[1, 2]``), and as
     plain text when it is not TOML.
     """
-    recipe = read_toml(path)
+    if isinstance(source, Mapping):
+        recipe, path = {name: dict(section) for name, section in source.items()}, "recipe"
+    else:
+        recipe, path = read_toml(source), str(source)
     for name, section in recipe.items():
         if name not in SECTIONS:
             raise InputError(f"{path}: unknown section [{name}]{closest(name, SECTIONS)}", allowed=", ".join(SECTIONS))

@@ -92,14 +92,12 @@ class Recommender:
             if self.kind == "generator":
                 generator = cast(Generator, self.model)
                 width = max(beam or self.beam, k)
-                found = beam_search(
-                    generator, batch, self.catalog.trie, width=width, num_results=k, exclude=left_out
-                )
+                found = beam_search(generator, batch, self.catalog.trie, width=width, num_results=k, exclude=left_out)
                 return Ranked(found.item_ids, found.scores, found.leaf_ids)
             scores = cast(Scorer, self.model).item_scores(batch).float()
         alive_mask = torch.from_numpy(~self.catalog.removed[: scores.shape[1]]).to(self.device)
-        best = top_items(scores, k, exclude=left_out, alive=alive_mask)
-        return Ranked(best.item_ids, best.scores, None)
+        item_ids, best_scores = top_items(scores, k, exclude=left_out, alive=alive_mask)
+        return Ranked(item_ids, best_scores, None)
 
     @torch.inference_mode()
     def free_generation(self, batch: Batch, beam: int) -> Tensor:
@@ -109,7 +107,11 @@ class Recommender:
         with self._lock:
             generator = cast(Generator, self.model.eval())
             return free_beam(
-                generator, generator.context(newest(batch, self.max_history).to(self.device)), self.catalog.trie, width=beam, num_results=beam
+                generator,
+                generator.context(newest(batch, self.max_history).to(self.device)),
+                self.catalog.trie,
+                width=beam,
+                num_results=beam,
             ).legal_mask
 
     # -- on item keys: what people call ---------------------------------------------------------------------------
@@ -210,9 +212,7 @@ class Recommender:
             "num_items": int(getattr(self.model, "num_items", self.catalog.num_items)),
             "beam": self.beam,
         }
-        manifest = artifacts.Manifest(
-            "model", digest, parents=parents, recipe={"model": self.model_section}, info=info
-        )
+        manifest = artifacts.Manifest("model", digest, parents=parents, recipe={"model": self.model_section}, info=info)
         with artifacts.writing(path, manifest) as folder:
             artifacts.save_tensors(folder, self.model.state_dict())
 

@@ -16,7 +16,6 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import closest, parse_section
 from sidera.core import InputError
 from sidera.models.generators.sidera import SideraGenerator
-from sidera.models.generators.tiger import Tiger
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.models.retrievers.popularity import Popularity
 from sidera.models.retrievers.sasrec import SASRec
@@ -25,7 +24,6 @@ MODELS: dict[str, Any] = {
     "popularity": Popularity,
     "item_knn": ItemKNN,
     "sasrec": SASRec,
-    "tiger": Tiger,
     "sidera": SideraGenerator,
 }
 
@@ -35,7 +33,9 @@ def parse_model(section: Mapping[str, Any]) -> tuple[str, Any]:
     values = dict(section)
     name = values.pop("name", None)
     if name not in MODELS:
-        problem = "[model] lacks name" if name is None else f"[model] name = {name!r} is not known{closest(name, MODELS)}"
+        problem = (
+            "[model] lacks name" if name is None else f"[model] name = {name!r} is not known{closest(name, MODELS)}"
+        )
         raise InputError(problem, allowed=", ".join(MODELS))
     return name, parse_section(MODELS[name].Config, values, "[model]")
 

@@ -3,6 +3,10 @@
 Pre-norm transformer blocks on jagged tokens (SASRec, arXiv 1808.09781, with GELU and pre-norm as in later practice).
 Linear layers, norms and dropout see real tokens only; attention goes through :mod:`sidera.ops.jagged`.
 
+Initialisation decides here: event vectors enter scaled by sqrt(D) and the linear layers start small (std 0.02), so that
+at first a state is mostly its own event. With PyTorch's default layers and unscaled vectors the item's own signal drowns
+in the residual stream, and Beauty's validation NDCG@10 after 5 epochs is .014-.028 instead of .043 (docs/log.md).
+
 Shape legend: T tokens of all histories · D width · H heads.
 """
 
@@ -50,10 +54,15 @@ class CausalEncoder(nn.Module):
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, num_heads, ff_width, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(width)
+        self.scale = width**0.5
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
 
     def forward(self, events_TD: Tensor, layout: JaggedLayout) -> Tensor:
         """(T, D) event vectors -> (T, D): at each place what the history up to it says."""
-        x_TD = self.dropout(events_TD + self.position(layout.positions))
+        x_TD = self.dropout(self.scale * events_TD + self.position(layout.positions))
         for block in self.blocks:
             x_TD = block(x_TD, layout)
         return self.norm(x_TD)

@@ -23,7 +23,7 @@ class Popularity(nn.Module):
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("counts", torch.as_tensor(catalog.popularity, dtype=torch.float32))
+        self.register_buffer("counts", torch.tensor(catalog.popularity, dtype=torch.float32))
 
     def loss(self, batch: Batch) -> Loss:
         return Loss(self.counts.sum() * 0.0, 1)

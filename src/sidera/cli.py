@@ -1,0 +1,267 @@
+"""The ``sidera`` command: one verb a function.
+
+Heavy libraries are imported inside the verbs, so that ``sidera --help`` answers at once. What is wrong with the input
+is one line on standard error and exit code 2; Ctrl-C is exit code 130 and leaves whole artifacts or none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sidera import __version__
+from sidera.core import InputError
+
+Arguments = argparse.Namespace
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.verb_function(arguments)
+    except InputError as error:
+        print(f"sidera {arguments.verb}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, no permission: the artifact that was there is still there
+        print(
+            f"sidera {arguments.verb}: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr
+        )
+        return 2
+    except KeyboardInterrupt:
+        print(f"sidera {arguments.verb}: stopped; finished stages are kept, the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every verb with its flags, units and defaults."""
+    parser = argparse.ArgumentParser(
+        prog="sidera", description="Generative recommendation: from behaviour logs to a served list of items."
+    )
+    parser.add_argument("--version", action="version", version=f"sidera {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_import(verbs)
+    _add_run(verbs)
+    _add_stages(verbs)
+    _add_recommend(verbs)
+    _add_serve(verbs)
+    _add_demo(verbs)
+    return parser
+
+
+# -- the verbs ---------------------------------------------------------------------------------------------------
+
+
+def import_verb(arguments: Arguments) -> None:
+    """Read a log and write it as a canonical data folder."""
+    from dataclasses import replace
+
+    from sidera.data.importing import ImportMapping, import_log, read_mapping
+
+    mapping = read_mapping(arguments.mapping) if arguments.mapping else ImportMapping()
+    given = {ours: getattr(arguments, ours) for ours in ("user", "item", "time") if getattr(arguments, ours)}
+    mapping = replace(mapping, columns={**mapping.columns, **given})
+    if arguments.time_unit:
+        mapping = replace(mapping, time_unit=arguments.time_unit)
+    if arguments.strict:
+        mapping = replace(mapping, strict_items=True)
+    dataset = import_log(arguments.events, arguments.out, arguments.items, arguments.users, mapping)
+    print(
+        f"{arguments.out}: {dataset.num_events:,} events of {dataset.num_users:,} users on {dataset.num_items:,} items"
+    )
+
+
+def run_verb(arguments: Arguments) -> None:
+    """Catalog, training, evaluation and report; finished stages are reused."""
+    from sidera.eval.report import write_report
+    from sidera.train.recipe import Recipe
+    from sidera.train.stages import run
+
+    recipe = _recipe(arguments, Recipe)
+    if run(recipe, arguments.data, arguments.out, device=arguments.device) is None:
+        print("training is unfinished: give the same command again to go on")
+        return
+    page = Path(arguments.out) / "report.html"
+    write_report(Path(arguments.out), page)
+    print(f"report: {page}\nnext:   sidera serve {arguments.out} --port 8000")
+
+
+def catalog_verb(arguments: Arguments) -> None:
+    """Only the Catalog."""
+    from sidera.train.recipe import Recipe
+    from sidera.train.stages import catalog_stage, prepare
+
+    recipe = _recipe(arguments, Recipe)
+    prepared = prepare(recipe, arguments.data)
+    recipe.save(Path(arguments.out))
+    catalog = catalog_stage(recipe, prepared, Path(arguments.out))
+    print(json.dumps(catalog.report, indent=2, default=str))
+
+
+def train_verb(arguments: Arguments) -> None:
+    """Catalog and model."""
+    from sidera.train.recipe import Recipe
+    from sidera.train.stages import catalog_stage, prepare, train_stage
+
+    recipe = _recipe(arguments, Recipe)
+    prepared = prepare(recipe, arguments.data)
+    recipe.save(Path(arguments.out))
+    catalog = catalog_stage(recipe, prepared, Path(arguments.out))
+    if train_stage(recipe, prepared, catalog, Path(arguments.out), device=arguments.device) is None:
+        print("training is unfinished: give the same command again to go on")
+
+
+def evaluate_verb(arguments: Arguments) -> None:
+    """Measure a trained run again, on test or validation rows."""
+    from sidera.engine.recommender import Recommender
+    from sidera.train.recipe import Recipe
+    from sidera.train.stages import evaluate_stage, prepare
+
+    recipe = Recipe.of_run(arguments.run, arguments.set)
+    prepared = prepare(recipe, arguments.data)
+    recommender = Recommender.load(arguments.run, device=arguments.device)
+    evaluate_stage(recipe, prepared, recommender, Path(arguments.run), arguments.rows)
+
+
+def compare_verb(arguments: Arguments) -> None:
+    """Paired differences between two evaluated runs."""
+    from sidera.eval.compare import compare
+    from sidera.eval.evaluation import load_evaluation
+
+    first, second = (load_evaluation(Path(run) / "evaluation") for run in (arguments.a, arguments.b))
+    print(compare(first, second).to_text())
+
+
+def recommend_verb(arguments: Arguments) -> None:
+    """Answer one history on the command line."""
+    from sidera.engine.recommender import Recommender
+
+    recommender = Recommender.load(arguments.run)
+    history = [key.strip() for key in arguments.history.split(",") if key.strip()]
+    answer = recommender.recommend([history], arguments.k, filter_seen=arguments.filter_seen, unknown=arguments.unknown)
+    answer = answer[0]
+    if answer.unknown:
+        print(f"not in the catalogue, left out: {', '.join(answer.unknown)}", file=sys.stderr)
+    if answer.cold_start:
+        print("nothing of the history is known: the most popular items follow", file=sys.stderr)
+    if len(answer.item_keys) < arguments.k:
+        print(f"only {len(answer.item_keys)} items can be answered (k = {arguments.k})", file=sys.stderr)
+    for key, score, title in zip(answer.item_keys, answer.scores, answer.titles, strict=True):
+        print(f"{key}\t{score:.4f}\t{title or ''}")
+
+
+def serve_verb(arguments: Arguments) -> None:
+    """Answer over HTTP until interrupted."""
+    from sidera.engine.recommender import Recommender
+    from sidera.serve.app import serve
+
+    recommender = Recommender.load(arguments.run, device=arguments.device)
+    print(
+        f"serving {arguments.run} on http://{arguments.host}:{arguments.port} (POST /v1/recommend, page /docs);"
+        " Ctrl-C stops",
+        flush=True,
+    )
+    serve(recommender, arguments.host, arguments.port)
+
+
+def demo_verb(arguments: Arguments) -> None:
+    """The whole way on a small generated log, or on a data folder."""
+    from sidera.train.demo import demo
+
+    demo(arguments.data, Path(arguments.out))
+
+
+# -- their flags ---------------------------------------------------------------------------------------------------
+
+
+def _recipe(arguments: Arguments, kind: type) -> object:
+    overrides = list(arguments.set)
+    for flag, key in (("max_minutes", "fit.max_minutes"), ("piece_minutes", "fit.piece_minutes"), ("seed", "fit.seed")):
+        value = getattr(arguments, flag, None)
+        if value is not None:
+            overrides.append(f"{key}={value}")
+    return kind.read(arguments.recipe, overrides)  # type: ignore[attr-defined]
+
+
+def _verb(verbs: argparse._SubParsersAction, name: str, function: object, text: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.set_defaults(verb_function=function)
+    return parser
+
+
+def _add_import(verbs: argparse._SubParsersAction) -> None:
+    parser = _verb(verbs, "import", import_verb, "read a log (Parquet, CSV, TSV, JSON Lines) into a data folder")
+    parser.add_argument("events", help="file with one event a row")
+    parser.add_argument("--items", help="file with one item a row: key, title, categories, ...")
+    parser.add_argument("--users", help="file with one user a row")
+    parser.add_argument("--out", required=True, help="data folder to write")
+    parser.add_argument("--user", help="column of the log with the user id (else: user, user_id)")
+    parser.add_argument("--item", help="column of the log with the item id (else: item, item_id)")
+    parser.add_argument("--time", help="column of the log with the time (else: time, timestamp)")
+    parser.add_argument("--time-unit", choices=("s", "ms"), help="unit of the time column (else the mapping's, or s)")
+    parser.add_argument("--mapping", help="TOML file that maps columns: docs/data.md")
+    parser.add_argument("--strict", action="store_true", help="refuse events whose item is not in --items")
+
+
+def _add_run(verbs: argparse._SubParsersAction) -> None:
+    _add_recipe_flags(_verb(verbs, "run", run_verb, "catalog, train, evaluate, report; finished stages are reused"))
+
+
+def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="TOML file, e.g. recipes/beauty/generator.toml")
+    parser.add_argument("--data", required=True, help="data folder: an imported one or a known public set")
+    parser.add_argument("--out", required=True, help="run folder to write")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a recipe key")
+    parser.add_argument("--max-minutes", type=float, help="budget of the whole training, minutes (else the recipe's)")
+    parser.add_argument("--piece-minutes", type=float, help="stop this call after so many minutes, to be continued")
+    parser.add_argument("--seed", type=int, help="seed of weights, order and dropout (else the recipe's)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+
+
+def _add_stages(verbs: argparse._SubParsersAction) -> None:
+    _add_recipe_flags(_verb(verbs, "catalog", catalog_verb, "semantic IDs for the items, and their quality report"))
+    _add_recipe_flags(_verb(verbs, "train", train_verb, "catalog and model, without the evaluation"))
+    parser = _verb(verbs, "evaluate", evaluate_verb, "measure a trained run: recall, NDCG, slices, latency")
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--data", required=True, help="the data folder it was trained on")
+    parser.add_argument("--rows", choices=("test", "valid"), default="test", help="rows of the split to measure on")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override, e.g. eval.beam=100"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser = _verb(verbs, "compare", compare_verb, "paired differences between two evaluated runs")
+    parser.add_argument("a", help="run folder")
+    parser.add_argument("b", help="run folder")
+
+
+def _add_recommend(verbs: argparse._SubParsersAction) -> None:
+    parser = _verb(verbs, "recommend", recommend_verb, "answer one history: item id, score, title")
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--history", required=True, help="item ids, oldest first, separated by commas")
+    parser.add_argument("-k", type=int, default=10, help="items wanted")
+    parser.add_argument("--filter-seen", action="store_true", help="leave out items of the history")
+    parser.add_argument(
+        "--unknown", choices=("report", "refuse"), default="refuse", help="unknown ids: leave out and name, or refuse"
+    )
+
+
+def _add_serve(verbs: argparse._SubParsersAction) -> None:
+    parser = _verb(verbs, "serve", serve_verb, "answer over HTTP: POST /v1/recommend, GET /healthz, page /docs")
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8000, help="TCP port")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+
+
+def _add_demo(verbs: argparse._SubParsersAction) -> None:
+    parser = _verb(verbs, "demo", demo_verb, "the whole way: log, catalog, models, evaluation, report")
+    parser.add_argument("--data", help="data folder (else a small generated log)")
+    parser.add_argument("--out", default="runs/demo", help="folder to write")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

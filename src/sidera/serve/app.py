@@ -1,0 +1,132 @@
+"""HTTP over one Recommender: POST /v1/recommend, GET /healthz, and the OpenAPI page at /docs.
+
+``sidera serve RUN --port 8000`` runs it. Answers come from the same call that evaluation measures. Request sizes are
+bounded here, at the door; what a request names that does not exist is reported in the answer, not guessed at.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from sidera import __version__
+from sidera.core import InputError, Recommendation
+from sidera.core import Request as Question
+from sidera.engine.recommender import Recommender
+
+MAX_BODY_BYTES = 32 * 2**20  # a history of a million keys still fits
+MAX_K = 1000
+MAX_REQUESTS = 256
+
+
+class RecommendRequest(BaseModel):
+    """One history. Item ids are those of the imported log."""
+
+    model_config = ConfigDict(extra="forbid")
+    history: list[str] = Field(description="item ids, oldest first; the newest `max_history` of them are read")
+    k: int = Field(10, ge=1, le=MAX_K, description="items wanted; at most as many as the catalogue holds come back")
+    filter_seen: bool = Field(False, description="true: items of the history are not answered again")
+    exclude: list[str] = Field(default_factory=list, description="item ids that must not be answered")
+    unknown: Annotated[str, Field(pattern="^(report|refuse)$")] = Field(
+        "report", description="unknown ids in the history: 'report' names them in the answer, 'refuse' answers 422"
+    )
+
+
+class Answer(BaseModel):
+    """One recommended item."""
+
+    item: str
+    score: float = Field(description="log-probability (generators) or the model's score; comparable inside one answer")
+    title: str | None = None
+
+
+class RecommendResponse(BaseModel):
+    """Most likely first; no item twice, none that the catalogue does not hold."""
+
+    items: list[Answer]
+    cold_start: bool = Field(description="true: nothing in the history is known, the most popular items are answered")
+    unknown: list[str] = Field(description="ids of the history that the catalogue does not hold")
+    items_version: int
+    milliseconds: float = Field(description="wall time inside the engine")
+
+
+def create_app(recommender: Recommender) -> FastAPI:
+    """The ASGI application around an opened recommender."""
+    app = FastAPI(
+        title="sidera", version=__version__, description="Generative recommendation: histories in, items out."
+    )
+    started = time.time()
+
+    @app.middleware("http")
+    async def limit_body(request: Request, call_next: Any) -> Response:
+        length = request.headers.get("content-length")
+        if length is not None and length.isdigit() and int(length) > MAX_BODY_BYTES:
+            return _error(413, f"body of {length} bytes; allowed: {MAX_BODY_BYTES}; fix: send newer events only")
+        return await call_next(request)
+
+    @app.exception_handler(InputError)
+    async def bad_input(request: Request, error: InputError) -> Response:
+        return _error(422, str(error))
+
+    @app.post("/v1/recommend", response_model=RecommendResponse)
+    def recommend(body: RecommendRequest) -> RecommendResponse:
+        """What comes next after this history?"""
+        begun = time.perf_counter()
+        question = Question(tuple(body.history), k=body.k, filter_seen=body.filter_seen, exclude=tuple(body.exclude))
+        answer = recommender.recommend([question], unknown=body.unknown)[0]
+        return _response(answer, 1000 * (time.perf_counter() - begun))
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, Any]:
+        """Up, and with what."""
+        catalog = recommender.catalog
+        return {
+            "status": "ok",
+            "version": __version__,
+            "model": recommender.model_section["name"],
+            "items": int((~catalog.removed).sum()),
+            "codebook_id": catalog.codebook_id,
+            "items_version": catalog.items_version,
+            "uptime_seconds": round(time.time() - started, 1),
+        }
+
+    return app
+
+
+def serve(recommender: Recommender, host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Run until interrupted; InputError when the port is taken."""
+    import uvicorn
+
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OverflowError:
+            raise InputError(f"--port {port} is no port", allowed="0 to 65535") from None
+        except OSError as error:
+            raise InputError(
+                f"cannot listen on {host}:{port}: {error.strerror}", fix="choose a free port with --port"
+            ) from None
+    uvicorn.run(create_app(recommender), host=host, port=port, log_level="warning")
+
+
+def _response(answer: Recommendation, milliseconds: float) -> RecommendResponse:
+    return RecommendResponse(
+        items=[
+            Answer(item=key, score=score, title=title)
+            for key, score, title in zip(answer.item_keys, answer.scores, answer.titles, strict=True)
+        ],
+        cold_start=answer.cold_start,
+        unknown=list(answer.unknown),
+        items_version=answer.items_version,
+        milliseconds=round(milliseconds, 3),
+    )
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"detail": message}, status_code=status)

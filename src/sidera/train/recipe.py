@@ -1,0 +1,79 @@
+"""A whole recipe, typed: what ``sidera run`` is told, with every section checked before any work starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sidera.artifacts import write_text
+from sidera.catalog.config import CatalogConfig
+from sidera.config import load_recipe, parse_section
+from sidera.core import ArtifactError
+from sidera.data.config import DataConfig
+from sidera.eval.config import EvalConfig
+from sidera.fit.config import FitConfig
+from sidera.models import parse_model
+
+SAVED = "recipe.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The sections of a recipe; ``model_section`` keeps [model] as written, ``model_config`` is its typed form."""
+
+    data: DataConfig
+    catalog: CatalogConfig
+    model_name: str
+    model_config: Any
+    fit: FitConfig
+    eval: EvalConfig
+
+    @classmethod
+    def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+        """From a TOML file, with ``section.key=value`` overrides."""
+        return cls.parse(load_recipe(path, overrides))
+
+    @classmethod
+    def parse(cls, sections: Mapping[str, Mapping[str, Any]]) -> Recipe:
+        name, model_config = parse_model(sections["model"])
+        return cls(
+            data=parse_section(DataConfig, sections["data"], "[data]"),
+            catalog=parse_section(CatalogConfig, sections["catalog"], "[catalog]"),
+            model_name=name,
+            model_config=model_config,
+            fit=parse_section(FitConfig, sections["fit"], "[fit]"),
+            eval=parse_section(EvalConfig, sections["eval"], "[eval]"),
+        )
+
+    @property
+    def model_section(self) -> dict[str, Any]:
+        return {"name": self.model_name, **asdict(self.model_config)}
+
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """Every key with its value, defaults included."""
+        return {
+            "data": asdict(self.data),
+            "catalog": asdict(self.catalog),
+            "model": self.model_section,
+            "fit": asdict(self.fit),
+            "eval": asdict(self.eval),
+        }
+
+    def save(self, out: Path) -> None:
+        """Leave the recipe in the run folder, so that the later verbs need only the folder."""
+        write_text(out / SAVED, json.dumps(self.sections(), indent=2) + "\n")
+
+    @classmethod
+    def of_run(cls, run: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+        """The recipe that a run folder was made with."""
+        path = Path(run) / SAVED
+        try:
+            sections = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise ArtifactError(f"{str(run)!r} is no run folder", fix="give a folder that `sidera run` wrote") from None
+        except ValueError:
+            raise ArtifactError(f"{path} is damaged", fix="run the recipe again") from None
+        return cls.parse(load_recipe(sections, overrides))

@@ -1,0 +1,206 @@
+"""The stages of a run: catalog, train, evaluate. Each leaves an artifact and is skipped when its digest is there.
+
+A stage's digest covers the content of its inputs and the recipe sections it reads, never paths or dates, so a run
+folder can be moved, and changing [eval] does not train again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sidera import artifacts
+from sidera.catalog.build import build_catalog
+from sidera.catalog.catalog import Catalog
+from sidera.config import digest
+from sidera.data.batches import PackedSequences, PrefixRows
+from sidera.data.config import load_dataset, make_split
+from sidera.data.dataset import Dataset
+from sidera.data.split import Split
+from sidera.engine.recommender import Recommender
+from sidera.eval.evaluate import evaluate, quick_metrics
+from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
+from sidera.fit.loop import FitResult, fit
+from sidera.models import build_model
+from sidera.models.retrievers.item_knn import ItemKNN
+from sidera.train.recipe import Recipe
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data as the recipe wants it."""
+
+    dataset: Dataset
+    split: Split
+
+    @property
+    def digest(self) -> str:
+        return digest([self.dataset.digest, self.split.name])
+
+
+def prepare(recipe: Recipe, data: str | Path, say: Say = print) -> Prepared:
+    """Read and split; LeakError when the split could leak."""
+    dataset = load_dataset(data, recipe.data)
+    split = make_split(dataset, recipe.data)
+    say(
+        f"data: {dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items, {dataset.num_events:,} events;"
+        f" {split.name}, {len(split.valid):,} validation and {len(split.test):,} test rows"
+    )
+    return Prepared(dataset, split)
+
+
+def catalog_stage(recipe: Recipe, prepared: Prepared, out: Path, say: Say = print) -> Catalog:
+    """Semantic IDs for the dataset's items -> ``out/catalog``."""
+    path, wanted = out / "catalog", digest([prepared.digest, asdict(recipe.catalog)])
+    if artifacts.is_current(path, "catalog", wanted):
+        say(f"catalog: reused ({path})")
+        return Catalog.load(path)
+    catalog, report = build_catalog(prepared.dataset, prepared.split, recipe.catalog)
+    catalog.save(
+        path,
+        artifact_digest=wanted,
+        parents={"data": prepared.digest},
+        recipe={"catalog": asdict(recipe.catalog)},
+    )
+    say(f"catalog: {catalog.num_items:,} items on {' x '.join(map(str, catalog.level_sizes))} codes, {path}")
+    for name in ("collision_rate", "neighbour_overlap@10"):
+        if name in report:
+            say(f"  {name} = {report[name]:.3f}")
+    return Catalog.load(path)
+
+
+def train_stage(
+    recipe: Recipe,
+    prepared: Prepared,
+    catalog: Catalog,
+    out: Path,
+    *,
+    device: str = "cpu",
+    say: Say = print,
+) -> Recommender | None:
+    """Train the recipe's model -> ``out/model``; None when this call's time was up and the training is unfinished."""
+    path = out / "model"
+    catalog_digest = artifacts.read_manifest(out / "catalog", "catalog").digest
+    wanted = digest([catalog_digest, recipe.model_section, recipe.fit.identity()])
+    if artifacts.is_current(path, "model", wanted):
+        say(f"train: reused ({path})")
+        return Recommender.load(out, device=device)
+    model = build_model(recipe.model_name, recipe.model_config, catalog, recipe.fit.seed)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    say(f"train: {recipe.model_name}, {num_parameters:,} parameters")
+    recommender = Recommender(model, catalog, model_section=recipe.model_section, beam=recipe.eval.beam, device=device)
+    if isinstance(model, ItemKNN):
+        model.count(*training_sequences(prepared))
+    elif (source := batch_source(recipe, prepared, model)) is not None:
+        result = fit(
+            model,
+            source,
+            recipe.fit,
+            out / "fit",
+            evaluate=lambda _: validate(recommender, prepared, recipe),
+            device=device,
+        )
+        say(_training_line(result))
+        if not result.finished:
+            return None
+    model.eval()
+    recommender.save_model(path, digest=wanted, parents={"catalog": catalog_digest})
+    return recommender
+
+
+def validate(recommender: Recommender, prepared: Prepared, recipe: Recipe) -> Mapping[str, float]:
+    """The figures that choose the best epoch: validation rows only."""
+    return quick_metrics(
+        recommender,
+        prepared.dataset,
+        prepared.split.valid,
+        beam=recipe.eval.beam,
+        max_rows=recipe.eval.valid_rows,
+        seed=recipe.eval.seed,
+    )
+
+
+def evaluate_stage(
+    recipe: Recipe,
+    prepared: Prepared,
+    recommender: Recommender,
+    out: Path,
+    which: Literal["valid", "test"] = "test",
+    say: Say = print,
+) -> Evaluation:
+    """Measure on the rows of ``which`` -> ``out/evaluation`` (test) or ``out/evaluation-valid``."""
+    path = out / ("evaluation" if which == "test" else f"evaluation-{which}")
+    model_digest = artifacts.read_manifest(out / "model", "model").digest
+    wanted = digest([model_digest, prepared.digest, asdict(recipe.eval), which])
+    if artifacts.is_current(path, "evaluation", wanted):
+        say(f"evaluate: reused ({path})")
+        return load_evaluation(path)
+    result = evaluate(recommender, prepared.dataset, prepared.split, which, recipe.eval, name=recipe.model_name)
+    save_evaluation(result, path, digest=wanted, parents={"model": model_digest})
+    say(evaluation_lines(result))
+    return result
+
+
+def run(
+    recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "cpu", say: Say = print
+) -> Evaluation | None:
+    """Every stage of a recipe; None when training is unfinished (call again to go on)."""
+    out = Path(out)
+    prepared = prepare(recipe, data, say)
+    recipe.save(out)
+    catalog = catalog_stage(recipe, prepared, out, say)
+    recommender = train_stage(recipe, prepared, catalog, out, device=device, say=say)
+    if recommender is None:
+        return None
+    return evaluate_stage(recipe, prepared, recommender, out, say=say)
+
+
+def batch_source(recipe: Recipe, prepared: Prepared, model: torch.nn.Module) -> PackedSequences | PrefixRows | None:
+    """The training batches that the model's loss takes."""
+    kinds = {"positions": PackedSequences, "prefixes": PrefixRows}
+    kind = kinds.get(model.trains_on)  # type: ignore[arg-type]
+    if kind is None:
+        return None
+    history = recipe.model_config.max_history
+    return kind(prepared.dataset, prepared.split, history, recipe.fit.batch_size, seed=recipe.fit.seed)
+
+
+def training_sequences(prepared: Prepared) -> tuple[Any, Any]:
+    """(item ids, offsets) of every user's training events."""
+    from sidera.data.split import train_item_ids
+
+    item_ids = train_item_ids(prepared.dataset, prepared.split)
+    lengths = prepared.split.train_ends - prepared.dataset.offsets[:-1]
+    offsets = torch.cat((torch.zeros(1, dtype=torch.int64), torch.from_numpy(lengths).cumsum(0))).numpy()
+    return item_ids, offsets
+
+
+def _training_line(result: FitResult) -> str:
+    best = ", ".join(f"{name} {value:.4f}" for name, value in result.best_metrics.items())
+    return (
+        f"train: {result.stopped_because} after {result.steps:,} steps, {result.cpu_seconds / 60:.1f} CPU-minutes;"
+        f" best at step {result.best_step:,}: {best}"
+    )
+
+
+def evaluation_lines(result: Evaluation) -> str:
+    """The main figures with their protocol, for the terminal."""
+    protocol = result.protocol
+    lines = [
+        f"evaluate: {protocol['which']} rows of {protocol['dataset']} ({protocol['split']}), {protocol['rows']:,} rows,"
+        " full ranking, item-level hits"
+    ]
+    for seen, metrics in result.metrics.items():
+        cells = (
+            f"{name} {estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
+            for name, estimate in metrics.items()
+            if name.startswith(("recall", "ndcg")) and "expected" not in name
+        )
+        lines.append(f"  seen={seen}: " + ", ".join(cells))
+    return "\n".join(lines)
