@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from sidera.artifacts import MANIFEST
 from sidera.core import InputError
-from sidera.data.dataset import Dataset
+from sidera.data.dataset import Dataset, read_parquet
 from sidera.data.schema import build_dataset, with_text
 
 Adapter = Callable[[Path, float | None, Sequence[str]], Dataset]
@@ -121,10 +121,12 @@ def _columns(
     present = _schema(path).names
     missing = [name for name in (*renamed, *required) if name not in present]
     if missing:
-        raise InputError(f"{path} lacks the column {missing[0]!r}", allowed=f"found: {', '.join(present)}")
+        raise InputError(
+            f"{path} lacks the column {missing[0]!r} (found: {', '.join(present)})", fix="check the adapter"
+        )
     chosen = [*renamed, *required, *(name for name in optional if name in present)]
     try:
-        return pq.read_table(path, columns=chosen).rename_columns([renamed.get(name, name) for name in chosen])
+        return read_parquet(path, chosen).rename_columns([renamed.get(name, name) for name in chosen])
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"cannot read {path}: {error}", fix="fetch or write the file again") from None
 

@@ -13,11 +13,12 @@ so no process is left without rows at the end of an epoch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from sidera import config
 from sidera.core import Batch, InputError
 from sidera.data.dataset import Dataset
 from sidera.data.split import EvalRows, Split
@@ -54,6 +55,7 @@ class PackedSequences:
         ends = split.train_ends[users] - 1 - place * max_history
         self.user_ids, self.starts, self.ends = users, np.maximum(ends - max_history, first[users]), ends
         _check_targets(dataset, len(users))
+        self.digest = _digest("packed", dataset, split, max_history, batch_size, seed, windows)
 
     @property
     def num_rows(self) -> int:
@@ -92,6 +94,7 @@ class PrefixRows:
         self.user_ids = dataset.event_users[self.ends]
         self.starts = np.maximum(first[self.ends], self.ends - max_history)
         _check_targets(dataset, len(self.ends))
+        self.digest = _digest("prefix", dataset, split, max_history, batch_size, seed)
 
     @property
     def num_rows(self) -> int:
@@ -164,6 +167,11 @@ def _batch(
         user_ids=torch.from_numpy(user_ids),
         global_count=global_count,
     )
+
+
+def _digest(kind: str, dataset: Dataset, split: Split, *settings: Any) -> str:
+    """Names the data and the order of a source's batches, so that no run is resumed on other ones."""
+    return config.digest([kind, dataset.digest, split.name, split.train_ends.tolist(), *settings])
 
 
 def _even_bounds(num_rows: int, num_batches: int) -> np.ndarray:

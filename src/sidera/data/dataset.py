@@ -10,7 +10,7 @@ Trap: a Dataset holds *all* events. What may be learned from is decided by ``sid
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -102,7 +102,7 @@ class Dataset:
         """Read what :meth:`save` wrote; ArtifactError when a file is missing, truncated or edited."""
         path = Path(path)
         manifest = artifacts.verify(path, "dataset")
-        events, items, users = (pq.read_table(path / f"{name}.parquet") for name in ("events", "items", "users"))
+        events, items, users = (read_parquet(path / f"{name}.parquet") for name in ("events", "items", "users"))
         item_keys, user_keys = keys_of(items["key"]), keys_of(users["key"])
         user_ids = positions_of(events["user"], users["key"])
         dataset = cls(
@@ -121,6 +121,12 @@ class Dataset:
         if dataset.digest != manifest.digest:
             raise ArtifactError(f"dataset {path} does not match its manifest's digest", fix="import the log again")
         return dataset
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """One file, its own columns only: ``read_table`` would add a column for every ``name=value`` folder above it."""
+    with pq.ParquetFile(path) as file:
+        return file.read(columns=columns)
 
 
 def keys_of(column: pa.ChunkedArray) -> np.ndarray:

@@ -26,12 +26,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
-import pyarrow.parquet as pq
 
 from sidera.artifacts import read_manifest
 from sidera.config import parse_section, read_toml
 from sidera.core import ArtifactError, InputError
-from sidera.data.dataset import Dataset
+from sidera.data.dataset import Dataset, read_parquet
 from sidera.data.schema import TEXT_FIELDS, build_dataset
 
 # our column -> what it may be called without a mapping; the first one found is taken
@@ -102,7 +101,7 @@ def _read(
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise InputError(
                 f"the {what} {path.name} has no column {theirs!r} to read as {ours}{hint}",
-                allowed=f"found: {', '.join(names)}",
+                allowed=", ".join(names),
             )
     for ours, candidates in known.items():
         found = [name for name in candidates if name in names and name not in mapping.values()]
@@ -110,8 +109,7 @@ def _read(
             sources[ours] = found[0]
         elif ours not in sources and ours in required:
             raise InputError(
-                f"the {what} {path.name} has no column {ours!r}",
-                allowed=f"found: {', '.join(names)}",
+                f"the {what} {path.name} has no column {ours!r} (found: {', '.join(names)})",
                 fix="say which column it is, by a flag or in a mapping file",
             )
     used = {*sources, *sources.values()}
@@ -134,7 +132,7 @@ def _read_table(path: Path, text_columns: Sequence[str]) -> pa.Table:
     block_size = WHOLE_FILE if compressed else max(1 << 20, min(path.stat().st_size + 1, WHOLE_FILE))
     try:
         if suffix == ".parquet":
-            return _plain(pq.ParquetFile(path).read())
+            return _plain(read_parquet(path))
         if suffix in (".csv", ".tsv"):
             return pa_csv.read_csv(
                 path,

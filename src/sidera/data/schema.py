@@ -116,14 +116,13 @@ def _string_keys(table: pa.Table, names: Sequence[str], what: str) -> pa.Table:
     for name in names:
         if name not in table.column_names:
             raise InputError(
-                f"{what} have no column {name!r}",
-                allowed=f"found: {', '.join(table.column_names)}",
+                f"{what} have no column {name!r} (found: {', '.join(table.column_names)})",
                 fix=f"say which column it is (--{name} COLUMN)",
             )
         column = table[name]
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        if not (pa.types.is_integer(column.type) or _is_text(column.type)):
+        if not (pa.types.is_integer(column.type) or _is_text(column.type) or pa.types.is_null(column.type)):
             raise InputError(f"column {name!r} of {what} holds {column.type}", allowed="text or integers")
         text = column.cast(pa.string())
         missing = pc.or_kleene(text.is_null(), pc.equal(pc.fill_null(text, ""), ""))
@@ -139,8 +138,7 @@ def _order_values(events: pa.Table, time_unit: str) -> tuple[np.ndarray, TimeKin
     if "time" not in events.column_names:
         if "position" not in events.column_names:
             raise InputError(
-                "events have no column 'time'",
-                allowed=f"found: {', '.join(events.column_names)}",
+                f"events have no column 'time' (found: {', '.join(events.column_names)})",
                 fix="say which column it is (--time COLUMN), or give the order as 'position' (--position COLUMN)",
             )
         return _numbers(events, "position"), "order"
@@ -164,6 +162,8 @@ def _numbers(events: pa.Table, name: str, per_second: int = 1) -> np.ndarray:
         column = pc.divide(column, 1000 // per_second)
     elif _is_text(column.type):
         column = _parse_numbers(column, name)
+    elif pa.types.is_null(column.type):  # a column without a single value: the message below names its first row
+        column = column.cast(pa.int64())
     elif not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise InputError(f"column {name!r} of events holds {column.type}", allowed="numbers, dates or timestamps")
     if column.null_count:

@@ -79,8 +79,10 @@ def temporal(dataset: Dataset, valid_share: float = 0.1, test_share: float = 0.1
         raise InputError(f"valid_share = {valid_share}, test_share = {test_share}", allowed=shares_allowed)
     by_time = np.sort(dataset.times)
     num = dataset.num_events
-    test_cut = int(by_time[min(num - 1, int(num * (1 - test_share)))])
-    valid_cut = int(by_time[min(num - 1, int(num * (1 - test_share - valid_share)))])
+    num_test = max(1, round(num * test_share))
+    num_valid = max(1, round(num * valid_share))
+    test_cut = int(by_time[max(0, num - num_test)])
+    valid_cut = int(by_time[max(0, num - num_test - num_valid)])
     if not by_time[0] < valid_cut < test_cut:
         raise InputError(
             f"{num} events from second {by_time[0]} to {by_time[-1]} cannot be cut into train, validation and test: "
@@ -122,7 +124,8 @@ def check_leaks(dataset: Dataset, split: Split) -> None:
     _refuse((split.train_ends < first) | (split.train_ends > last), "users whose train part leaves their own events")
     for part, rows in (("valid", split.valid), ("test", split.test)):
         mine = first[rows.user_ids], last[rows.user_ids]
-        _refuse((rows.starts < mine[0]) | (rows.starts > rows.ends), f"{part} histories that start at another user")
+        _refuse(rows.starts < mine[0], f"{part} histories that start at another user")
+        _refuse(rows.starts >= rows.ends, f"{part} rows without a history")
         _refuse(rows.ends >= mine[1], f"{part} histories that hold their user's last event, the target among them")
         _refuse(dataset.item_ids[rows.ends] != rows.target_ids, f"{part} rows whose target is not the event after")
         _refuse(rows.ends < split.train_ends[rows.user_ids], f"{part} targets inside the train part")
