@@ -26,6 +26,7 @@ class EvalConfig:
     batch_size: int = 256  # histories ranked at once
     max_rows: int | None = None  # rank a seeded sample of so many rows; None: all of them
     bootstrap: int = 1000  # resamples of users behind each interval
+    valid_rows: int | None = None  # validation rows ranked after each epoch of training; None: all of them
     seed: int = 0  # of the row sample, the resamples and the shown examples
     free_rows: int = 1000  # rows on which a generator also writes without the trie (legality)
     latency_rows: int = 100  # requests timed one at a time; 0: no timing

@@ -42,7 +42,7 @@ class Ranker(Protocol):
 
     catalog: Catalog
     kind: str  # "generator" | "scorer"
-    max_history: int | None  # events that the model reads; None: all
+    max_history: int  # events that the model reads
 
     def rank(self, batch: Batch, k: int, *, beam: int, filter_seen: bool) -> Any: ...
 

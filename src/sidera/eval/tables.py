@@ -57,23 +57,26 @@ def results_table(result_files: Sequence[str | Path]) -> str:
     return "\n\n".join([*blocks, SPREAD])
 
 
-def protocol_line(protocol: Mapping[str, Any]) -> str:
-    """What a reader must know beside an accuracy table, in one line."""
-    sampled = f" of {protocol['rows_in_split']:,}" if protocol["rows"] != protocol["rows_in_split"] else ""
-    beams = [(made["ks"], made["beam"]) for made in protocol["lists"]]
-    decoding = ", ".join(
-        f"@{'/@'.join(map(str, ks))} from {f'beam {beam}' if beam else 'exact scores'}" for ks, beam in beams
-    )
+def protocol_line(*protocols: Mapping[str, Any]) -> str:
+    """What a reader must know beside an accuracy table, in one line; several runs on the same rows share it."""
+    first = protocols[0]
+    sampled = f" of {first['rows_in_split']:,}" if first["rows"] != first["rows_in_split"] else ""
+    events = [f"last {protocol['max_history']} events" for protocol in protocols]
+    decoding = [
+        f"@{'/@'.join(map(str, made['ks']))} from {'beam ' + str(made['beam']) if made['beam'] else 'exact scores'}"
+        for protocol in protocols
+        for made in protocol["lists"]
+    ]
     return " · ".join(
         [
-            protocol["dataset"],
-            f"{protocol['split'].replace('_', '-')}, {protocol['which']}",
-            f"{protocol['rows']:,}{sampled} rows",
-            f"full ranking over {protocol['num_items']:,} items",
+            first["dataset"],
+            f"{first['split'].replace('_', '-')}, {first['which']}",
+            f"{first['rows']:,}{sampled} rows",
+            f"full ranking over {first['num_items']:,} items",
             "item-level hits",
-            f"seen = {' and '.join(protocol['seen'])}",
-            decoding,
-            f"last {protocol['max_history']} events" if protocol["max_history"] else "all events",
+            f"seen = {' and '.join(first['seen'])}",
+            ", ".join(dict.fromkeys(decoding)),
+            " or ".join(dict.fromkeys(events)),
         ]
     )
 

@@ -1,0 +1,257 @@
+"""One HTML page about a run: results, curves, codes, slices, latency, example answers. ``sidera run`` writes it.
+
+The page is self-contained (inline SVG and style, no script, nothing fetched) and made from what the run folder holds:
+artifacts of kind "evaluation" and "catalog" at any depth, and ``metrics.jsonl`` files of trainings. A part whose input
+is missing says so on the page instead of vanishing.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sidera.artifacts import MANIFEST, write_text
+from sidera.catalog.catalog import Catalog
+from sidera.core import InputError
+from sidera.eval import plots
+from sidera.eval.compare import SAME
+from sidera.eval.evaluation import KIND, Evaluation, load_evaluation
+from sidera.eval.page import page
+from sidera.eval.tables import protocol_line
+
+SEEN_MEANS = {
+    "keep": "items of the history may be recommended again",
+    "filter": "items of the history are left out",
+}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What was found under a run folder."""
+
+    path: Path
+    evaluations: list[Evaluation]  # generators first, then by name
+    catalogs: dict[str, Catalog]
+    trainings: dict[str, list[dict[str, Any]]]  # label -> lines of metrics.jsonl
+
+
+def write_report(run_dir: str | Path, out_html: str | Path, *, title: str = "") -> Path:
+    """Write the page about ``run_dir`` to ``out_html`` and return its path."""
+    run = read_run(run_dir)
+    heading = title or f"{run.evaluations[0].protocol['dataset']}: {run.evaluations[0].name}"
+    parts = [
+        *_results(run.evaluations),
+        _section("Training", _training(run.trainings)),
+        _section("Where the hits are", _slices(run.evaluations)),
+        _section("Catalogue", _codes(run.catalogs)),
+        _section("Latency", _latency(run.evaluations)),
+        _section("Examples", _examples(run.evaluations[0])),
+        _section("Serve it", _serve(run.path)),
+    ]
+    write_text(out_html, page(heading, "".join(parts)))
+    return Path(out_html)
+
+
+def read_run(run_dir: str | Path) -> RunFolder:
+    """Read every evaluation, catalogue and training log below a folder; InputError when nothing was evaluated there."""
+    path = Path(run_dir)
+    if not path.is_dir():
+        raise InputError(f"no run folder at {str(path)!r}", fix="give a folder that `sidera run` wrote")
+    evaluations, catalogs = [], {}
+    for manifest in sorted(path.rglob(MANIFEST)):
+        folder = manifest.parent
+        if any(part.startswith(".") for part in folder.relative_to(path).parts):
+            continue  # an artifact being written, or the remains of one
+        kind = json.loads(manifest.read_text(encoding="utf-8")).get("kind")
+        if kind == KIND:
+            evaluations.append(load_evaluation(folder))
+        elif kind == "catalog":
+            catalogs[_label(folder, path)] = Catalog.load(folder)
+    if not evaluations:
+        raise InputError(f"{str(path)!r} holds no evaluation", fix="run `sidera evaluate` on it first")
+    evaluations.sort(key=lambda run: (run.protocol["kind"] != "generator", run.name))
+    trainings = {_label(file.parent, path): _lines(file) for file in sorted(path.rglob("metrics.jsonl"))}
+    return RunFolder(path, evaluations, catalogs, trainings)
+
+
+def _label(folder: Path, root: Path) -> str:
+    """The part of the path that tells runs apart: runs/demo/tiger/train -> tiger."""
+    inner = folder.relative_to(root).parts
+    return "/".join(inner[:-1]) or (inner[0] if inner else root.name)
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{html.escape(title)}</h2>{body}</section>"
+
+
+def _results(evaluations: Sequence[Evaluation]) -> list[str]:
+    """A table for each set of comparable evaluations and each seen mode, its protocol beside it."""
+    groups: dict[str, list[Evaluation]] = {}
+    for run in evaluations:
+        groups.setdefault(json.dumps([run.protocol[key] for key in SAME]), []).append(run)
+    sections = []
+    for runs in groups.values():
+        first = runs[0].protocol
+        tables = [_table(runs, seen) for seen in SEEN_MEANS if any(seen in run.metrics for run in runs)]
+        legal = "".join(
+            f"<p class='note'>Free generation by {html.escape(run.name)} (no trie, {run.legality['rows']:.0f} rows): "
+            + ", ".join(f"{100 * value:.1f} % of the first {k[6:]}" for k, value in run.legality.items() if k != "rows")
+            + " beams are items that exist. Served answers come from the trie: all of them exist.</p>"
+            for run in runs
+            if run.legality
+        )
+        sections.append(_section(f"Results on {first['which']}", "".join(tables) + legal))
+    return sections
+
+
+def _table(runs: Sequence[Evaluation], seen: str) -> str:
+    runs = [run for run in runs if seen in run.metrics]
+    names = [name for name in runs[0].metrics[seen] if not name.startswith("expected_")]
+    lists = list(runs[0].lists[seen])
+    best = {name: max(run.metrics[seen][name].value for run in runs if name in run.metrics[seen]) for name in names}
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ["model", *names, *lists])
+    body = []
+    for run in runs:
+        cells = []
+        for name in names:
+            found = run.metrics[seen].get(name)
+            if found is None:
+                cells.append("<td>–</td>")
+                continue
+            strong = " class='best'" if found.value == best[name] and len(runs) > 1 else ""
+            cells.append(f"<td{strong}>{found.value:.4f}<small>±{found.half_width:.4f}</small></td>")
+        cells += [
+            f"<td>{run.lists[seen][name]:.3f}</td>" if name in run.lists[seen] else "<td>–</td>" for name in lists
+        ]
+        body.append(f"<tr><th scope='row'>{html.escape(run.name)}</th>{''.join(cells)}</tr>")
+    line = protocol_line(*({**run.protocol, "seen": [seen]} for run in runs))
+    return (
+        f"<h3>seen = {seen} <span>({SEEN_MEANS[seen]})</span></h3>"
+        f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f"<p class='protocol'>Protocol: {html.escape(line)}. ± is half of the 95 % interval over users; "
+        f"the spread over training seeds comes on top. Best value of a column in bold.</p>"
+    )
+
+
+def _training(trainings: Mapping[str, list[dict[str, Any]]]) -> str:
+    losses: dict[str, tuple[list[float], list[float]]] = {}
+    checks: dict[str, tuple[list[float], list[float]]] = {}
+    for label, lines in trainings.items():
+        trained = [line for line in lines if "loss" in line and line.get("event", "train") == "train"]
+        if trained:
+            losses[label] = ([line["step"] for line in trained], [line["loss"] for line in trained])
+        for metric in ("ndcg@10", "filter_ndcg@10", "recall@10"):
+            checked = [line for line in lines if metric in line]
+            if checked:
+                name = f"{label} {metric}" if len(trainings) > 1 else metric
+                checks[name] = ([line["step"] for line in checked], [line[metric] for line in checked])
+    figures = []
+    if losses:
+        figures.append(plots.curves("Training loss", losses, "optimizer step", "loss"))
+    if checks:
+        title = "Validation during training"
+        figures.append(plots.curves(title, checks, "optimizer step", "on a sample of validation rows", markers=True))
+    return _figures(figures, "No training log (metrics.jsonl) in this run: nothing here was trained step by step.")
+
+
+def _slices(evaluations: Sequence[Evaluation]) -> str:
+    comparable = [run for run in evaluations if run.protocol["row_digest"] == evaluations[0].protocol["row_digest"]]
+    seen = evaluations[0].protocol["seen"][0]
+    comparable = [run for run in comparable if seen in run.slices]
+    metric = next(iter(next(iter(evaluations[0].slices[seen]["popularity"].values())).metrics))
+    figures = [
+        plots.slice_bars(f"{metric} by target popularity (seen = {seen})", comparable, seen, "popularity", metric),
+        plots.slice_bars(f"{metric} by history length (seen = {seen})", comparable, seen, "history", metric),
+    ]
+    protocol = evaluations[0].protocol
+    note = (
+        f"head: items with {protocol['head_min_events']:,} or more training events (the most popular fifth) · tail: at "
+        f"most {protocol['tail_max_events']:,} (the least popular half) · cold: none. Bars: 95 % intervals over users."
+    )
+    line = html.escape(protocol_line(*({**run.protocol, "seen": [seen]} for run in comparable)))
+    return _figures(figures, "") + f"<p class='note'>{note}</p><p class='protocol'>Protocol: {line}</p>"
+
+
+def _codes(catalogs: Mapping[str, Catalog]) -> str:
+    """One plot for each codebook: models of one run often share it."""
+    distinct = {catalog.codebook_id: (label, catalog) for label, catalog in catalogs.items()}
+    figures, facts = [], []
+    for label, catalog in distinct.values():
+        title = "Code usage" if len(distinct) == 1 else f"Code usage: {label}"
+        figures.append(plots.code_usage(title, catalog.codes, catalog.level_sizes))
+        sids = len({tuple(code) for code in catalog.codes.tolist()})
+        facts.append(
+            f"{catalog.num_items:,} items, {sids:,} distinct semantic IDs of {catalog.num_levels} codes, codebook "
+            f"{catalog.codebook_id}, version {catalog.items_version}"
+        )
+    notes = "".join(f"<p class='note'>{html.escape(fact)}</p>" for fact in facts)
+    return _figures(figures, "No catalogue in this run folder.") + notes
+
+
+def _latency(evaluations: Sequence[Evaluation]) -> str:
+    timed = [run for run in evaluations if run.latency.get("cpu_ms")]
+    if not timed:
+        return _figures([], "Latency was not measured ([eval] latency_rows = 0).")
+    rows = "".join(
+        f"<tr><th scope='row'>{html.escape(run.name)}</th>"
+        + "".join(
+            f"<td>{run.latency[key]:,.2f}</td>" for key in ("cpu_ms_p50", "cpu_ms_p95", "wall_ms_p50", "wall_ms_p95")
+        )
+        + f"<td>{run.latency['rows_per_s']:,.0f}</td></tr>"
+        for run in timed
+    )
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in ("model", "CPU ms p50", "CPU ms p95", "wall ms p50", "wall ms p95", "rows/s in batches")
+    )
+    table = f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    first = timed[0].latency
+    note = f"{first['requests']} single requests, one after the other, {first['threads']} thread(s); without HTTP."
+    return (
+        _figures([plots.latency_histogram("Latency of one request", timed)], "") + table + f"<p class='note'>{note}</p>"
+    )
+
+
+def _examples(run: Evaluation) -> str:
+    cards = []
+    for sample in run.samples:
+        read = "".join(f"<li>{_item(item)}</li>" for item in sample["history"])
+        answer = "".join(
+            f"<li class='hit'>{_item(item)} <b>✓</b></li>"
+            if item["key"] == sample["target"]["key"]
+            else f"<li>{_item(item)}</li>"
+            for item in sample["answer"]
+        )
+        place = f"found at place {sample['rank']}" if sample["rank"] else "not in the list"
+        cards.append(
+            f"<div class='card'><h4>last read</h4><ol class='read'>{read}</ol><h4>came next</h4>"
+            f"<p>{_item(sample['target'])} <small>{place}</small></p><h4>recommended</h4><ol>{answer}</ol></div>"
+        )
+    if not cards:
+        return "<p class='note'>No examples were kept ([eval] samples = 0).</p>"
+    intro = f"Random {run.protocol['which']} rows, answered by {html.escape(run.name)}."
+    return f"<p class='note'>{intro}</p><div class='cards'>{''.join(cards)}</div>"
+
+
+def _item(item: Mapping[str, Any]) -> str:
+    key = html.escape(item["key"])
+    return f"{html.escape(item['title'])} <code>{key}</code>" if item["title"] else f"<code>{key}</code>"
+
+
+def _serve(path: Path) -> str:
+    commands = f"sidera recommend {path} --history ITEM,ITEM -k 10\nsidera serve {path} --port 8000"
+    return f"<pre>{html.escape(commands)}</pre>"
+
+
+def _figures(figures: Sequence[str], missing: str) -> str:
+    if not figures:
+        return f"<p class='note'>{html.escape(missing)}</p>"
+    return f"<div class='figures'>{''.join(f'<figure>{figure}</figure>' for figure in figures)}</div>"
