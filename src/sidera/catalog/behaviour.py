@@ -14,42 +14,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sidera.catalog.config import CatalogConfig
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
 from sidera.data.split import Split
 
 
-def train_mask(dataset: Dataset, split: Split) -> np.ndarray:
-    """(E,) True for the events of the training part."""
-    users = np.repeat(np.arange(dataset.num_users), np.diff(dataset.offsets))
-    return np.arange(dataset.num_events) < np.asarray(split.train_ends)[users]
-
-
-def train_popularity(dataset: Dataset, split: Split) -> np.ndarray:
-    """(N,) int64 training events per item."""
-    return np.bincount(dataset.item_ids[train_mask(dataset, split)], minlength=dataset.num_items).astype(np.int64)
-
-
-def behaviour_vectors(
-    dataset: Dataset, split: Split, *, dim: int = 64, window: int = 5, power: float = 0.5, seed: int = 0
-) -> Tensor:
-    """(N, dim) float32; items without a training neighbour get the zero row."""
-    rows, columns, weights = cooccurrence(dataset, split, window)
+def behaviour_vectors(dataset: Dataset, split: Split, config: CatalogConfig) -> Tensor:
+    """(N, D) float32 with D at most ``config.vector_dim``; items without a training neighbour get the zero row."""
+    rows, columns, weights = cooccurrence(dataset, split, config.window)
     if not len(rows):
         raise InputError(
-            "vectors = ['behaviour'] needs users with two training events, and there are none",
+            "vectors = ['behaviour'] needs a user with two different training items, and there is none",
             fix='use vectors = ["text"] or ["tfidf"], or more data',
         )
     matrix = ppmi(rows, columns, weights, dataset.num_items)
-    vectors, values = top_eigenpairs(matrix, min(dim, dataset.num_items), seed)
-    return vectors * values.clamp(min=0).pow(power)
+    dim = min(config.vector_dim, dataset.num_items)
+    directions, values = top_eigenpairs(matrix, dim, config.seed)  # (N, D), (D,)
+    vectors = directions * values.clamp(min=0).pow(config.singular_power)
+    known = np.bincount(rows, minlength=dataset.num_items) > 0
+    vectors[torch.from_numpy(~known)] = 0.0
+    return vectors
 
 
 def cooccurrence(dataset: Dataset, split: Split, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Symmetric counts as (row, column, weight) triples, each pair of items once; a pair d events apart weighs 1/d."""
-    users = np.repeat(np.arange(dataset.num_users), np.diff(dataset.offsets))
-    train = train_mask(dataset, split)
-    items, users = dataset.item_ids[train], users[train]
+    train = np.arange(dataset.num_events) < split.train_ends[dataset.event_users]
+    items, users = dataset.item_ids[train], dataset.event_users[train]
     keys, weights = [], []
     for distance in range(1, min(window, len(items) - 1) + 1):
         left, right = items[:-distance], items[distance:]
@@ -70,7 +61,9 @@ def ppmi(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, num_items: 
     values = np.log(weights * degree.sum() / (degree[rows] * degree[columns]))
     keep = values > 0
     indices = torch.from_numpy(np.stack([rows[keep], columns[keep]]))
-    sparse = torch.sparse_coo_tensor(indices, torch.from_numpy(values[keep]).float(), (num_items, num_items))
+    sparse = torch.sparse_coo_tensor(
+        indices, torch.from_numpy(values[keep]).float(), (num_items, num_items), check_invariants=False
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR")  # torch calls the layout beta
         return sparse.coalesce().to_sparse_csr()

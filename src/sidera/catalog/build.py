@@ -6,47 +6,110 @@ Exercise it with ``sidera catalog RECIPE --data DIR --out DIR``.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any
 
-from sidera.catalog.behaviour import behaviour_vectors, train_popularity
+import numpy as np
+import torch
+from torch import Tensor
+
+from sidera.catalog.behaviour import behaviour_vectors
 from sidera.catalog.catalog import Catalog, codebook_identity
+from sidera.catalog.cold import borrow_by_words, spread
 from sidera.catalog.collisions import resolve
 from sidera.catalog.config import CatalogConfig
-from sidera.catalog.rq_kmeans import fit_rq_kmeans
+from sidera.catalog.content import fuse, item_texts, text_vectors, tfidf_vectors
+from sidera.catalog.report import quality_report, transition_shares
+from sidera.catalog.rq_kmeans import RQCodebooks, fit_rq_kmeans
+from sidera.catalog.vectors_file import check_finite, read_vectors
+from sidera.config import digest
+from sidera.core import InputError
 from sidera.data.dataset import Dataset
-from sidera.data.split import Split
+from sidera.data.split import Split, item_popularity
 
 
 def build_catalog(dataset: Dataset, split: Split, config: CatalogConfig) -> tuple[Catalog, dict[str, Any]]:
     """Give every item of the dataset its semantic ID, from content and from the split's training part only."""
-    vectors = behaviour_vectors(
-        dataset, split, dim=config.vector_dim, window=config.window, power=config.singular_power, seed=config.seed
-    )
-    vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    popularity = train_popularity(dataset, split)
-    codebooks, codes = fit_rq_kmeans(
-        vectors,
-        config.num_levels,
-        config.codebook_size,
-        balanced=config.balanced,
-        iterations=config.iterations,
-        seed=config.seed,
-    )
-    resolved = resolve(config.collision, codes.numpy(), vectors, codebooks, popularity)
-    report: dict[str, Any] = {"num_items": dataset.num_items, "num_moved": resolved.num_moved}
-    titles = dataset.items["title"].to_pylist() if "title" in dataset.items.column_names else None
-    encoder = {"config": dataclasses.asdict(config), "dataset": dataset.digest, "split": split.name}
+    if dataset.num_items == 0:
+        raise InputError("the data set holds no item", fix="import a log with at least one event")
+    popularity = item_popularity(dataset, split)
+    vectors, num_borrowed = item_vectors(dataset, split, config)
+    check_finite(vectors, dataset.item_keys, "item vectors")
+    codebooks, codes = quantize(vectors, config)
+    resolved = resolve(config.collision, codes, vectors, codebooks, popularity)
+    report = quality_report(vectors, codebooks, codes, resolved, config.seed)
+    report["num_cold_items"] = int((popularity == 0).sum())  # not in training
+    report["num_borrowed_items"] = num_borrowed  # of those, placed by the words that they share with others
+    report["num_unknown_items"] = int((vectors.abs().sum(1) == 0).sum())  # placed where there was room
+    report["transition_share"] = transition_shares(resolved.codes, dataset, split)
+    has_titles = "title" in dataset.items.column_names
     catalog = Catalog(
         item_keys=dataset.item_keys.astype(str),
         codes=resolved.codes,
         level_sizes=resolved.level_sizes,
         codebooks=codebooks,
         collision=config.collision,
-        codebook_id=codebook_identity(encoder, codebooks, config.collision, resolved.codes),
+        codebook_id=codebook_identity(
+            catalog_digest(dataset, split, config), codebooks, config.collision, resolved.codes
+        ),
         items_version=1,
-        removed=popularity < 0,
+        removed=np.zeros(dataset.num_items, bool),
         popularity=popularity,
-        titles=titles or [None] * dataset.num_items,
+        titles=dataset.items["title"].to_pylist() if has_titles else [None] * dataset.num_items,
         report=report,
     )
     return catalog, report
+
+
+def catalog_digest(dataset: Dataset, split: Split, config: CatalogConfig) -> str:
+    """Names the inputs of :func:`build_catalog`: a saved catalogue with this digest can be reused."""
+    recipe = dataclasses.asdict(config)
+    if config.vectors_file is not None:  # what is in the file counts, not where it lies
+        vectors = read_vectors(config.vectors_file, dataset.item_keys)
+        recipe["vectors_file"] = hashlib.sha256(vectors.numpy().tobytes()).hexdigest()
+    train_ends = hashlib.sha256(np.ascontiguousarray(split.train_ends, dtype="<i8").tobytes()).hexdigest()
+    return digest([dataset.digest, split.name, train_ends, recipe])
+
+
+def item_vectors(dataset: Dataset, split: Split, config: CatalogConfig) -> tuple[Tensor, int]:
+    """The blocks that the recipe names, fused (N, D), and how many items borrowed their behaviour from others."""
+    blocks, num_borrowed = [], 0
+    for kind in config.vectors:
+        if kind == "behaviour":
+            block = behaviour_vectors(dataset, split, config)
+            if config.vectors == ("behaviour",):
+                cold = block.abs().sum(1) == 0
+                block = borrow_by_words(block, item_texts(dataset.items, config.text_fields))
+                num_borrowed = int((cold & (block.abs().sum(1) > 0)).sum())
+        elif kind == "text":
+            block = text_vectors(item_texts(dataset.items, config.text_fields))
+        elif kind == "tfidf":
+            block = tfidf_vectors(item_texts(dataset.items, config.text_fields), config.vector_dim, config.seed)
+        else:
+            block = read_vectors(str(config.vectors_file), dataset.item_keys)
+        blocks.append(block)
+    return fuse(blocks, config.weights), num_borrowed
+
+
+def quantize(vectors: Tensor, config: CatalogConfig) -> tuple[RQCodebooks, np.ndarray]:
+    """Fit on the items of which anything is known; the others fill the least used codes. -> codebooks, codes (N, L)."""
+    known = vectors.abs().sum(1) > 0
+    if not known.any():
+        raise InputError("every item vector is zero: there is nothing to cluster", fix="use other [catalog] vectors")
+    size = config.codebook_size or default_codebook_size(int(known.sum()))
+    codebooks, known_codes = fit_rq_kmeans(
+        vectors[known],
+        config.num_levels,
+        size,
+        balanced=config.balanced,
+        iterations=config.iterations,
+        seed=config.seed,
+    )
+    codes = torch.zeros(len(vectors), config.num_levels, dtype=torch.int64)
+    codes[known] = known_codes
+    return codebooks, spread(codes.numpy(), ~known.numpy(), size)
+
+
+def default_codebook_size(num_items: int) -> int:
+    """A power of two near 2 * sqrt(N), so that a level and the items below it are of a size: 256 for 12,000 items."""
+    return min(num_items, 8192, 1 << max(0, round(np.log2(2 * num_items**0.5))))

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sidera.catalog.config import MAX_CODES
@@ -77,7 +78,9 @@ def _greedy(codes: np.ndarray, vectors: Tensor, codebooks: RQCodebooks) -> Resol
             fix='raise [catalog] codebook_size or num_levels, or use collision = "extra_digit"',
         )
     fixed = codes.copy()
-    residuals = vectors - codebooks.decode(_as_tensor(codes[:, :-1]))  # (N, D), what the last level has to name
+    residuals = vectors - codebooks.decode(
+        torch.from_numpy(codes[:, :-1].astype(np.int64))
+    )  # (N, D), what the last level has to name
     last = codebooks.levels[-1]
     buckets, counts = bucket_ids(codes[:, :-1])
     order = np.argsort(buckets, kind="stable")
@@ -98,9 +101,3 @@ def _greedy(codes: np.ndarray, vectors: Tensor, codebooks: RQCodebooks) -> Resol
             fixed[item] = space.place(vectors[item])
     moved = int((fixed != codes).any(axis=1).sum())
     return Resolved(fixed, sizes, moved, len(overflow))
-
-
-def _as_tensor(codes: np.ndarray) -> Tensor:
-    import torch
-
-    return torch.from_numpy(codes.astype(np.int64))

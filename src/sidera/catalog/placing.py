@@ -37,10 +37,10 @@ class CodeSpace:
 
     def _search(self, prefix: tuple[int, ...], residual: Tensor) -> tuple[int, ...] | None:
         level = len(prefix)
+        if self.used[prefix] >= math.prod(self.level_sizes[level:]):  # of a whole code: 1
+            return None
         if level == len(self.level_sizes):
             return prefix
-        if self.used[prefix] >= math.prod(self.level_sizes[level:]):
-            return None
         if level == len(self.codebooks.levels):  # the running digit: the lowest free one
             return next((*prefix, digit) for digit in range(self.level_sizes[level]) if not self.used[(*prefix, digit)])
         centroids = self.codebooks.levels[level]
