@@ -185,6 +185,23 @@ def test_codes_of_probability_zero_are_never_answered(own_norm):
     assert (nothing.item_ids == -1).all()
 
 
+def test_dead_beams_do_not_grow():
+    """They would stand on node 0, whose seven children would cost every later step seven rows for each of them."""
+    widths = []
+
+    class Recorder(TableGenerator):
+        def step(self, context, cache, level, codes, parents):
+            widths.append(1 if codes is None else codes.shape[1])
+            return super().step(context, cache, level, codes, parents)
+
+    trie = CodeTrie.build(np.array([[0, code, 0] for code in range(7)] + [[1, 3, 1], [2, 2, 0]]), (3, 7, 2))
+    generator = Recorder((3, 7, 2), 1, seed=0)
+    generator.tables[0][0, 0] = torch.tensor([-torch.inf, 0.0, -torch.inf])
+    beams = beam_search(generator, indices(1), trie, width=20, num_results=3)
+    assert widths == [1, 3, 1]
+    assert beams.item_ids.tolist() == [[7, -1, -1]]
+
+
 def test_nan_is_refused():
     trie = CodeTrie.build(np.array([[0, 0], [1, 1]]), (2, 2))
     generator = TableGenerator((2, 2), 1, seed=0)

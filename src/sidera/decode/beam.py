@@ -33,7 +33,7 @@ NEG_INF = float("-inf")
 Jagged = tuple[Tensor, Tensor]  # values (E,), offsets (B+1,)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Beams:
     """The answers, most likely first. Where ``valid_mask`` is False, at the end: ids and codes -1, score -inf."""
 
@@ -80,7 +80,7 @@ def beam_search(
     return _results(candidates, item_ids, tables, num_results)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Candidates:
     """Legal continuations, flat: history after history, inside a history in trie order."""
 
@@ -113,7 +113,7 @@ class _Candidates:
         return (positions + self.bounds[:-1, None]).clamp_(max=self.scores.numel() - 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Partial:
     """The surviving beams of a step, in trie order; dead ones have score -inf, node 0 and parent 0."""
 

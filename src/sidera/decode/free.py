@@ -19,7 +19,7 @@ from sidera.decode.select import best_first, best_positions
 from sidera.ops.trie import CodeTrie
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FreeBeams:
     """Freely written semantic IDs, most likely first; ``legal_mask`` is True where an item of the trie has it."""
 

@@ -30,7 +30,7 @@ from sidera.core import InputError
 Array = np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrieTensors:
     """The trie's arrays as tensors on one device; on the CPU they share the arrays' memory."""
 
@@ -55,7 +55,7 @@ class TrieTensors:
         return torch.stack([code.long() for code in reversed(codes)], dim=-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CodeTrie:
     """Every legal prefix of a catalogue. Build with :meth:`build`; immutable afterwards."""
 
