@@ -1,0 +1,213 @@
+"""TIGER: generative retrieval with a T5 over semantic IDs (Rajput et al. 2023, arXiv 2305.05065).
+
+The last ``max_history`` items are written as their codes, L tokens an item; a bidirectional encoder reads them and a
+causal decoder writes the L codes of the next item after a begin token. Vocabulary: pad, begin, one block of tokens per
+level, then (optionally) hashed users. Output and input embeddings are tied, scores scaled by width^-0.5 as in T5.
+
+Training takes one target per history (``PrefixRows``) and runs packed: see :mod:`sidera.nn.t5`. Answering runs in
+:mod:`sidera.models.generators.tiger_decode`. docs/models/tiger.md says where this differs from the paper, and why.
+
+Shape legend: T tokens or events · B histories · G candidates · L levels · K codes of a level · V vocabulary · D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sidera.catalog.catalog import Catalog
+from sidera.core import Batch, InputError, Loss, StepOutput
+from sidera.models.generators import tiger_decode
+from sidera.models.generators.tiger_decode import BeamCache, StepWeights, TigerContext
+from sidera.nn.t5 import Decoder, Encoder, Group, T5Size, equal_length_groups
+
+PAD, BEGIN, FIRST_CODE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Histories as tokens, longest first, one after another."""
+
+    tokens: Tensor  # (T,)
+    groups: tuple[Group, ...]  # rows of equal length
+    order: Tensor  # (B,) history of each packed row
+
+
+class Tiger(nn.Module):
+    """Writes the codes of the next item with an encoder-decoder."""
+
+    @dataclass(frozen=True)
+    class Config:
+        max_history: int = 20  # newest items read of a history
+        width: int = 128
+        num_layers: int = 4  # of the encoder, and of the decoder
+        num_heads: int = 6
+        head_width: int = 64
+        ff_width: int = 1024
+        dropout: float = 0.1  # share of units dropped
+        normalize: Literal["level", "vocabulary"] = "level"  # softmax over a level's codes, or over all tokens as T5
+        num_user_tokens: int = 0  # tokens that user ids are hashed to (paper: 2000); 0: the model reads no user id
+
+    trains_on = "prefixes"
+
+    def __init__(self, config: Config, catalog: Catalog) -> None:
+        super().__init__()
+        _check(config)
+        self.config = config
+        self.codebook_id = catalog.codebook_id
+        self.level_sizes = tuple(int(size) for size in catalog.level_sizes)
+        starts = FIRST_CODE + np.concatenate([[0], np.cumsum(self.level_sizes)])
+        self.level_starts = tuple(int(start) for start in starts[:-1])  # first token of each level
+        self.user_start = int(starts[-1])
+        size = T5Size(
+            config.width, config.num_layers, config.num_heads, config.head_width, config.ff_width, config.dropout
+        )
+        self.embedding = nn.Embedding(self.user_start + config.num_user_tokens, config.width)
+        nn.init.normal_(self.embedding.weight)
+        self.encoder, self.decoder = Encoder(size), Decoder(size)
+        tokens = torch.as_tensor(np.asarray(catalog.codes), dtype=torch.int64) + torch.tensor(self.level_starts)
+        self.register_buffer("item_tokens", tokens, persistent=False)  # (N, L)
+        self.item_tokens: Tensor
+        self._step_dtype = torch.float32
+        self._step_weights: StepWeights | None = None
+        self._step_versions: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.level_sizes)
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def packed_rows(self, batch: Batch) -> PackedRows:
+        """The newest items of every history as tokens, rows sorted by length (longest first)."""
+        lengths = batch.lengths.clamp(max=self.config.max_history)  # (B,) items
+        if lengths.numel() == 0 or int(lengths.min()) == 0:
+            raise InputError(
+                "TIGER was given an empty history", allowed="at least one known item", fix="answer it by popularity"
+            )
+        order = torch.argsort(lengths, descending=True, stable=True)
+        lengths = lengths[order]
+        ends = lengths.cumsum(0)
+        first = batch.offsets[1:][order] - lengths  # (B,) oldest event that is read
+        events = torch.arange(int(ends[-1]), device=ends.device)
+        events += torch.repeat_interleave(first - ends + lengths, lengths, output_size=events.numel())
+        tokens = self.item_tokens[batch.item_ids[events]]  # (items, L)
+        prefix = 0
+        if self.config.num_user_tokens:
+            tokens, prefix = self._with_users(tokens, batch, order, ends - lengths), 1
+        row_lengths = [length * self.num_levels + prefix for length in lengths.tolist()]
+        return PackedRows(tokens.reshape(-1), equal_length_groups(row_lengths), order)
+
+    def _with_users(self, tokens: Tensor, batch: Batch, order: Tensor, starts: Tensor) -> Tensor:
+        """A user's token in front of each row. starts (B,): the row's first item."""
+        if batch.user_ids is None:
+            raise InputError("this TIGER reads user ids and the batch has none", fix="train with num_user_tokens = 0")
+        users = self.user_start + batch.user_ids[order] % self.config.num_user_tokens
+        places = starts * self.num_levels + torch.arange(starts.numel(), device=starts.device)
+        out = tokens.new_empty(tokens.numel() + users.numel())
+        code_mask = torch.ones_like(out, dtype=torch.bool)
+        code_mask[places] = False
+        out[places], out[code_mask] = users, tokens.reshape(-1)
+        return out
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch) -> Loss:
+        """Sum over histories of -log p(next item); ``parts`` has the mean of each level."""
+        targets = batch.target_ids
+        if targets is None or targets.numel() != batch.num_histories:
+            found = "none" if targets is None else f"{targets.numel()} for {batch.num_histories} histories"
+            raise InputError(
+                f"TIGER trains on one target per history, the batch has {found}", fix="use PrefixRows batches"
+            )
+        rows = self.packed_rows(batch)
+        memory = self.encoder(self.embedding(rows.tokens), rows.groups)
+        written = self.item_tokens[targets[rows.order]]  # (B, L)
+        read = F.pad(written[:, :-1], (1, 0), value=BEGIN)  # (B, L)
+        states = self.decoder(self.embedding(read.reshape(-1)), memory, self.num_levels, rows.groups)
+        per_level = self._level_losses(states.view(-1, self.num_levels, self.config.width), written)
+        means = (per_level.detach() / targets.numel()).tolist()
+        parts = {f"level_{level}": mean for level, mean in enumerate(means)}
+        return Loss(per_level.sum(), targets.numel(), parts)
+
+    def _level_losses(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """(L,) sums of cross-entropies. states (B, L, D), tokens (B, L)."""
+        losses = []
+        for level in range(self.num_levels):
+            start, logits = self._logits(states[:, level], level)
+            losses.append(F.cross_entropy(logits.float(), tokens[:, level] - start, reduction="sum"))
+        return torch.stack(losses)
+
+    def _logits(self, states: Tensor, level: int) -> tuple[int, Tensor]:
+        """First token and logits of the softmax of a level: (..., K) or, normalised over the vocabulary, (..., V)."""
+        start, weight = 0, self.embedding.weight
+        if self.config.normalize == "level":
+            start = self.level_starts[level]
+            weight = weight[start : start + self.level_sizes[level]]
+        return start, F.linear(states * self.config.width**-0.5, weight)
+
+    # -- answering -----------------------------------------------------------------------------------------------
+
+    def context(self, batch: Batch) -> TigerContext:
+        """Encode every history once; the encoder reads both ways, so a context cannot be extended."""
+        rows = self.packed_rows(batch)
+        states = self.encoder(self.embedding(rows.tokens), rows.groups)
+        return TigerContext(states, rows.groups, rows.order)
+
+    def prepare(self, dtype: torch.dtype = torch.float32) -> Tiger:
+        """Choose the number format of beam search: bfloat16 is faster and moves scores in the third digit."""
+        self._step_dtype, self._step_weights = dtype, None
+        return self
+
+    def new_cache(self, context: TigerContext, width: int) -> BeamCache:
+        return tiger_decode.new_cache(self._current_step_weights(), context, width)
+
+    def _current_step_weights(self) -> StepWeights:
+        """The decoder's weights laid out for steps, made anew when a parameter was replaced or written to."""
+        versions = tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
+        if self._step_weights is None or versions != self._step_versions:
+            self._step_weights = tiger_decode.layout_weights(self, self._step_dtype)
+            self._step_versions = versions
+        return self._step_weights
+
+    def step(
+        self, context: TigerContext, cache: BeamCache, level: int, codes: Tensor | None, parents: Tensor | None
+    ) -> StepOutput:
+        return tiger_decode.step(cache, level, codes, parents)
+
+    def log_probs(self, context: TigerContext, sids: Tensor) -> Tensor:
+        """Teacher-forced log-probabilities with gradient: (B, G, L) codes -> (B, G, L)."""
+        num_histories, num_candidates, num_levels = sids.shape
+        tokens = sids + torch.tensor(self.level_starts, device=sids.device)  # (B, G, L)
+        read = F.pad(tokens[:, :, :-1], (1, 0), value=BEGIN).reshape(-1)
+        memory, groups, order = context.states, context.groups, context.order
+        read = read.view(num_histories, -1)[order].view(-1)
+        states = self.decoder(self.embedding(read), memory, num_levels, groups, num_candidates)
+        states = states.view(num_histories, num_candidates, num_levels, -1)
+        states = torch.empty_like(states).index_copy(0, order, states)
+        out = []
+        for level in range(num_levels):
+            start, logits = self._logits(states[:, :, level], level)
+            log_p = logits.float().log_softmax(-1)
+            out.append(log_p.gather(-1, tokens[:, :, level, None] - start).squeeze(-1))
+        return torch.stack(out, dim=-1)
+
+    def train(self, mode: bool = True) -> Tiger:
+        """Switching modes drops the weights laid out for answering."""
+        self._step_weights = None
+        return super().train(mode)
+
+
+def _check(config: Tiger.Config) -> None:
+    for name in ("max_history", "width", "num_layers", "num_heads", "head_width", "ff_width"):
+        if getattr(config, name) < 1:
+            raise InputError(f"[model] {name} = {getattr(config, name)}", allowed="1 or more")
+    if not 0 <= config.dropout < 1:
+        raise InputError(f"[model] dropout = {config.dropout}", allowed="0 <= dropout < 1")
+    if config.num_user_tokens < 0:
+        raise InputError(f"[model] num_user_tokens = {config.num_user_tokens}", allowed="0 or more")

@@ -1,0 +1,239 @@
+"""TIGER's decoder for beam search: few, fused operations per step, and nothing copied per beam of a history.
+
+* Cross-attention is folded. With K = e Wk and V = e Wv of a history's encoder states e, scores = x Wq K^T and output =
+  p V Wo are *two plain matrix products* with matrices that depend on the history alone (keys: (H*S, D), values:
+  (D, H*S)). They are made once per search, and all beams of a history multiply the same ones.
+* Self-attention keeps its keys and values where the step wrote them; each beam holds, for every earlier level, the row
+  of its ancestor. One gather per step fetches them for all layers.
+* Norm weights are folded into the matrices that follow, the head holds one level's rows (or all, to normalise over the
+  vocabulary).
+
+The laid-out weights follow the model's parameters: they are rebuilt when a parameter was changed in place or replaced.
+
+Shape legend: B histories · W beams · L levels · S encoder tokens · H heads · E dims of a head · D width · V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sidera.core import StepOutput
+from sidera.nn.t5 import EPSILON, DecoderLayer, Group
+
+if TYPE_CHECKING:
+    from sidera.models.generators.tiger import Tiger
+
+BEGIN = 1
+
+
+@dataclass(frozen=True)
+class TigerContext:
+    """The encoder's states of every history, packed longest first."""
+
+    states: Tensor  # (T, D)
+    groups: tuple[Group, ...]  # rows of equal length
+    order: Tensor  # (B,) history of each packed row
+
+    @property
+    def num_histories(self) -> int:
+        return self.order.numel()
+
+    @property
+    def nbytes(self) -> int:
+        return self.states.nbytes + self.order.nbytes
+
+    def padded(self) -> tuple[Tensor, Tensor | None]:
+        """(B, S, D) states in the order of the batch, and a mask (B, S), True = token; None when all are tokens."""
+        if len(self.groups) == 1:
+            states = self.states.view(self.num_histories, self.groups[0].length, -1)
+            return torch.empty_like(states).index_copy_(0, self.order, states), None
+        lengths = torch.tensor([group.length for group in self.groups], device=self.order.device)
+        counts = torch.tensor([group.num_rows for group in self.groups], device=self.order.device)
+        lengths = torch.empty_like(self.order).index_copy_(0, self.order, lengths.repeat_interleave(counts))  # (B,)
+        places = torch.arange(self.groups[0].length, device=lengths.device)
+        mask = places < lengths[:, None]  # (B, S)
+        states = self.states.new_zeros(*mask.shape, self.states.shape[1])
+        for group, rows in zip(self.groups, self.order.split([group.num_rows for group in self.groups]), strict=True):
+            states[rows, : group.length] = self.states[group.start : group.end].view(group.num_rows, group.length, -1)
+        return states, mask
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One decoder layer's weights as the step multiplies them."""
+
+    qkv: Tensor  # (3*H*E, D)
+    out: Tensor  # (D, H*E)
+    fold_keys: Tensor  # (H, D, D): encoder state -> what a decoder state is multiplied with
+    fold_values: Tensor  # (H, D, D): encoder state -> what an attention weight adds to the decoder state
+    up: Tensor  # (F, D)
+    down: Tensor  # (D, F)
+
+
+@dataclass(frozen=True)
+class StepWeights:
+    """A decoder laid out for steps; norm weights are folded into the matrices behind them."""
+
+    layers: tuple[_Layer, ...]
+    embedding: Tensor  # (V, D) float32
+    head: Tensor  # (V, D)
+    bias: Tensor  # (L, L, H) float32: of a query at a level (row), for every earlier level
+    num_heads: int
+    level_starts: tuple[int, ...]
+    level_sizes: tuple[int, ...]
+    over_vocabulary: bool  # scores are normalised over all tokens, not over the level's
+
+
+@torch.no_grad()
+def layout_weights(model: Tiger, dtype: torch.dtype) -> StepWeights:
+    """Fold and cast the parameters of a Tiger's decoder."""
+    decoder, config = model.decoder, model.config
+    num_levels = len(model.level_sizes)
+
+    def cast(weight: Tensor) -> Tensor:
+        return weight.to(dtype).contiguous()
+
+    layers = []
+    for layer in decoder.layers:
+        assert isinstance(layer, DecoderLayer)
+        attention, cross, forward = layer.attention, layer.cross, layer.feed_forward
+        by_head = (config.num_heads, config.head_width, config.width)
+        query = (cross.query.weight * cross.norm.weight).view(by_head)  # (H, E, D)
+        key, value = (weight.view(by_head) for weight in cross.key_value.weight.chunk(2))
+        out = cross.out.weight.view(config.width, config.num_heads, config.head_width).permute(1, 2, 0)  # (H, E, D)
+        layers.append(
+            _Layer(
+                qkv=cast(attention.qkv.weight * attention.norm.weight),
+                out=cast(attention.out.weight),
+                fold_keys=cast(key.transpose(1, 2) @ query),
+                fold_values=cast(value.transpose(1, 2) @ out),
+                up=cast(forward.up.weight * forward.norm.weight),
+                down=cast(forward.down.weight),
+            )
+        )
+    return StepWeights(
+        layers=tuple(layers),
+        embedding=model.embedding.weight.float(),
+        head=cast(model.embedding.weight * (decoder.norm.weight * config.width**-0.5)),
+        bias=decoder.bias(num_levels).permute(1, 2, 0).float().contiguous(),
+        num_heads=config.num_heads,
+        level_starts=model.level_starts,
+        level_sizes=model.level_sizes,
+        over_vocabulary=config.normalize == "vocabulary",
+    )
+
+
+@dataclass
+class BeamCache:
+    """Buffers of one beam search."""
+
+    weights: StepWeights
+    num_histories: int
+    capacity: int  # rows of a level: histories * width
+    keys: list[Tensor]  # per layer (B, H*S, D)
+    values: list[Tensor]  # per layer (B, D, H*S)
+    absent: Tensor | None  # (B, 1, 1, S) -inf where a history has no token
+    slots: Tensor  # (L * capacity, layers, 2*H*E) self-attention keys and values, where each step wrote them
+    ancestors: Tensor | None = None  # (B*W, levels so far) slot of each beam's ancestor at every earlier level
+
+
+def new_cache(weights: StepWeights, context: TigerContext, width: int) -> BeamCache:
+    """Cross-attention of all layers for every history, and room for ``width`` beams."""
+    states, mask = context.padded()
+    num_histories, dim = states.shape[0], states.shape[2]
+    states = states.to(weights.head.dtype)
+    keys, values = [], []
+    for layer in weights.layers:
+        folded = states[:, None] @ layer.fold_keys  # (B, H, S, D)
+        keys.append(folded.flatten(1, 2))
+        folded = (states[:, None] @ layer.fold_values).permute(0, 3, 1, 2)  # (B, D, H, S)
+        values.append(folded.reshape(num_histories, dim, -1))
+    absent = None
+    if mask is not None:
+        absent = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, float("-inf"))[:, None, None]
+    capacity, num_levels, inner = num_histories * width, len(weights.level_sizes), weights.layers[0].out.shape[1]
+    slots = torch.empty(num_levels * capacity, len(weights.layers), 2 * inner, device=states.device)
+    return BeamCache(weights, num_histories, capacity, keys, values, absent, slots)
+
+
+def step(cache: BeamCache, level: int, codes: Tensor | None, parents: Tensor | None) -> StepOutput:
+    """Scores of the codes at ``level``: see ``core.Generator.step``."""
+    weights = cache.weights
+    if codes is None or parents is None:
+        width = 1
+        x = weights.embedding[BEGIN].repeat(cache.num_histories, 1)  # (B, D)
+        earlier = None
+    else:
+        width = codes.shape[1]
+        x = weights.embedding[(codes + weights.level_starts[level - 1]).view(-1)]  # (B*W, D)
+        earlier = _earlier(cache, level, parents)  # (B*W, level, layers, 2*H*E)
+    first = level * cache.capacity
+    written = cache.slots[first : first + x.shape[0]]  # (B*W, layers, 2*H*E)
+    for index, layer in enumerate(weights.layers):
+        x = _self_attention(x, layer, weights, written[:, index], None if earlier is None else earlier[:, :, index])
+        x = _cross_attention(x, layer, weights.num_heads, cache, index)
+        hidden = F.linear(_normed(x, layer.up.dtype), layer.up).relu_()
+        x = x + F.linear(hidden, layer.down)
+    return _scores(_normed(x, weights.head.dtype), weights, level, (cache.num_histories, width))
+
+
+def _earlier(cache: BeamCache, level: int, parents: Tensor) -> Tensor:
+    """Keys and values of every beam's ancestors, one gather for all layers; remembers who the ancestors are."""
+    num_histories, device = parents.shape[0], parents.device
+    before = 1 if cache.ancestors is None else cache.ancestors.shape[0] // num_histories  # beams of the last step
+    rows = (parents + torch.arange(num_histories, device=device)[:, None] * before).view(-1)  # (B*W,)
+    slots = (rows + (level - 1) * cache.capacity)[:, None]  # (B*W, 1)
+    if cache.ancestors is not None:
+        slots = torch.cat([cache.ancestors[rows], slots], dim=1)  # (B*W, level)
+    cache.ancestors = slots
+    return cache.slots[slots]
+
+
+def _normed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], None, EPSILON).to(dtype)
+
+
+def _self_attention(x: Tensor, layer: _Layer, weights: StepWeights, written: Tensor, earlier: Tensor | None) -> Tensor:
+    """x (B*W, D); ``written`` (B*W, 2*H*E) receives this step's keys and values."""
+    qkv = F.linear(_normed(x, layer.qkv.dtype), layer.qkv)  # (B*W, 3*H*E)
+    inner = qkv.shape[1] // 3
+    written.copy_(qkv[:, inner:])
+    if earlier is None:
+        return x + F.linear(qkv[:, 2 * inner :], layer.out)  # one key: its weight is 1
+    num_beams, num_earlier = earlier.shape[:2]
+    by_head = (num_beams, num_earlier + 1, weights.num_heads, -1)
+    key_value = torch.cat([earlier, written[:, None]], dim=1)  # (B*W, level+1, 2*H*E)
+    keys, values = (half.reshape(by_head) for half in key_value.chunk(2, dim=2))
+    query = qkv[:, None, :inner].float().reshape(num_beams, 1, weights.num_heads, -1)
+    scores = (keys * query).sum(-1) + weights.bias[num_earlier, : num_earlier + 1]  # (B*W, level+1, H)
+    attended = (scores.softmax(1)[..., None] * values).sum(1).view(num_beams, inner)
+    return x + F.linear(attended.to(layer.out.dtype), layer.out)
+
+
+def _cross_attention(x: Tensor, layer: _Layer, num_heads: int, cache: BeamCache, index: int) -> Tensor:
+    """x (B*W, D) against its history's folded keys and values."""
+    keys, values = cache.keys[index], cache.values[index]
+    query = _normed(x, keys.dtype)
+    if cache.num_histories == 1:
+        scores = F.linear(query, keys[0])  # (W, H*S)
+        shares = scores.view(-1, num_heads, scores.shape[1] // num_heads).softmax(-1)
+        return x + F.linear(shares.view(scores.shape), values[0])
+    scores = query.view(cache.num_histories, -1, x.shape[1]) @ keys.transpose(1, 2)  # (B, W, H*S)
+    by_head = scores.view(*scores.shape[:2], num_heads, -1)
+    if cache.absent is not None:
+        by_head = by_head + cache.absent.to(by_head.dtype)
+    shares = by_head.softmax(-1).view(scores.shape)
+    return x + (shares @ values.transpose(1, 2)).view(x.shape)
+
+
+def _scores(states: Tensor, weights: StepWeights, level: int, shape: tuple[int, int]) -> StepOutput:
+    start, size = weights.level_starts[level], weights.level_sizes[level]
+    if not weights.over_vocabulary:
+        return StepOutput(F.linear(states, weights.head[start : start + size]).view(*shape, -1))
+    logits = F.linear(states, weights.head).view(*shape, -1)  # (B, W, V)
+    return StepOutput(logits[..., start : start + size], logits.float().logsumexp(-1))
