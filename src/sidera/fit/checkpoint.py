@@ -52,35 +52,28 @@ def save_checkpoint(
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and the state; ArtifactError when damaged or made by another recipe, model or data."""
-    verify(path, KIND)
+    anew = f"remove {path} to train anew"
+    try:
+        verify(path, KIND)
+    except ArtifactError as error:
+        raise ArtifactError(error.problem, allowed=error.allowed, fix=anew) from error
     try:
         record = json.loads((path / "state.json").read_text())
         theirs, state = record["identity"], record["state"]
         _refuse_other(path, theirs, json.loads(json.dumps(identity)))
         return read_shards(path), state
+    except ArtifactError:
+        raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        if isinstance(error, ArtifactError):
-            raise
-        raise ArtifactError(f"checkpoint {path} is damaged: {error}", fix=f"remove {path} to train anew") from error
+        raise ArtifactError(f"checkpoint {path} is damaged: {error}", fix=anew) from error
 
 
-def exists(path: Path) -> bool:
-    """True when there is a checkpoint, be it in the middle of a swap that a crash cut off."""
-    return path.exists() or _old(path).exists()
-
-
-def remove_checkpoint(path: Path) -> None:
-    for folder in (_old(path), path):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _old(path: Path) -> Path:
-    return path.parent / f".{path.name}.old"  # where artifacts.writing keeps it between its two renames
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove what a killed process left half-written beside ``path``."""
-    for folder in path.parent.glob(f".{path.name}.new-*"):
+def tidy(path: Path) -> None:
+    """Mend what a killed process left: a swap cut off between its two renames, and half-written folders."""
+    old = path.parent / f".{path.name}.old"  # where artifacts.writing keeps it between the renames
+    if old.exists() and not path.exists():
+        os.replace(old, path)
+    for folder in (old, *path.parent.glob(f".{path.name}.new-*")):
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -14,6 +14,7 @@ likes, ``flops_per_batch(batch) -> float`` (forward and backward) for the MFU.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -30,13 +31,11 @@ from sidera.core import Batch, InputError
 from sidera.fit import distributed
 from sidera.fit.checkpoint import (
     FOLDER,
-    exists,
     load_checkpoint,
     optimizer_tensors,
-    remove_checkpoint,
-    remove_leftovers,
     restore_optimizer,
     save_checkpoint,
+    tidy,
 )
 from sidera.fit.config import FitConfig
 from sidera.fit.log import TrainingLog
@@ -89,9 +88,9 @@ def fit(
     checkpoint = run_dir / FOLDER
     if distributed.rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(checkpoint)
+        tidy(checkpoint)
         if not resume:
-            remove_checkpoint(checkpoint)
+            shutil.rmtree(checkpoint, ignore_errors=True)
     distributed.barrier()
     threads = torch.get_num_threads()
     if config.num_threads:
@@ -126,6 +125,7 @@ class _Run:
         self.identity = {"fit": config.identity(), "model": _describe(model), "data": getattr(source, "digest", "")}
         self.identity |= identity
         self.optimizer = make_optimizer(model, config)
+        self.optimizer.zero_grad(set_to_none=True)
         self.total_steps = self._count_steps()
         self.state = TrainState()
         self.best: dict[str, Tensor] = {}  # the best weights, on the CPU; empty before the first evaluation
@@ -160,9 +160,11 @@ class _Run:
                     self._evaluate()
                 else:
                     self._step()
+                if self.state.finished:
+                    break
                 if self.pause:
                     return self._stop_here()
-                if not self.state.finished and self.clock.since_save() >= 60 * self.config.checkpoint_minutes:
+                if self.clock.since_save() >= 60 * self.config.checkpoint_minutes:
                     self._save()
             return self._finish()
         finally:
@@ -204,7 +206,7 @@ class _Run:
                 self.log.write("train", state.close_window(lr, config.peak_tflops * self.world_size))
         if any(row[1] for row in rows):
             self.pause = "interrupted"
-        elif config.piece_minutes is not None and in_call >= 60 * config.piece_minutes and not state.finished:
+        elif config.piece_minutes is not None and in_call >= 60 * config.piece_minutes:
             self.pause = "piece_minutes"
 
     def _pull(self) -> list[Batch]:
@@ -325,7 +327,7 @@ class _Run:
 
     def _restore(self) -> None:
         """Continue from the checkpoint, where there is one."""
-        if not exists(self.path):
+        if not self.path.exists():
             return
         tensors, values = load_checkpoint(self.path, self.identity)
         self.state = TrainState.from_json(values)

@@ -38,15 +38,18 @@ class RingSource:
 
     digest = "ring"
 
-    def __init__(self, num_batches: int = 7, batch_size: int = 5, pause: float = 0.0) -> None:
+    def __init__(
+        self, num_batches: int = 7, batch_size: int = 5, pause: float = 0.0, hang_at: tuple[int, int] | None = None
+    ) -> None:
         self._num_batches, self._batch_size, self._pause = num_batches, batch_size, pause
+        self._hang_at = hang_at  # (epoch, batch) that never comes, for a test that kills the process there
 
     def num_batches(self, epoch: int) -> int:
         return self._num_batches
 
     def batches(self, epoch: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         for number in range(start, self._num_batches):
-            time.sleep(self._pause)
+            time.sleep(600 if (epoch, number) == self._hang_at else self._pause)
             generator = torch.Generator().manual_seed(1000 * epoch + number)
             lengths = torch.randint(1, 6, (self._batch_size,), generator=generator)
             firsts = torch.randint(NUM_ITEMS, (self._batch_size,), generator=generator)

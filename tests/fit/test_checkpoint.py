@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import errno
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from sidera.core import ArtifactError
+from sidera.fit import checkpoint
+from sidera.fit.checkpoint import (
+    SHARD_BYTES,
+    load_checkpoint,
+    optimizer_tensors,
+    read_shards,
+    restore_optimizer,
+    save_checkpoint,
+    tidy,
+    write_shards,
+)
+
+IDENTITY = {"fit": {"lr": 0.001, "betas": (0.9, 0.99)}, "model": {"name": "Toy"}}
+TENSORS = {"weights": torch.arange(6.0).view(2, 3)}
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shapes=st.lists(st.lists(st.integers(0, 40), max_size=3), min_size=1, max_size=5),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8]),
+    data_bytes=st.integers(600, 5000),
+)
+def test_tensors_come_back_however_they_are_cut(
+    tmp_path: Path, shapes: list[list[int]], dtype: torch.dtype, data_bytes: int
+) -> None:
+    tensors = {f"t.{n}": torch.randint(0, 100, shape).to(dtype) for n, shape in enumerate(shapes)}
+    write_shards(tmp_path, tensors, data_bytes)
+    back = read_shards(tmp_path)
+    assert list(back) == list(tensors)
+    for name, tensor in tensors.items():
+        assert back[name].dtype == tensor.dtype
+        assert torch.equal(back[name], tensor)
+
+
+def test_no_file_passes_the_limit(tmp_path: Path) -> None:
+    tensors: dict[str, torch.Tensor] = {f"small.{n}": torch.zeros(3) for n in range(2000)}
+    tensors["large"] = torch.randn(5_000_000)  # 20 MB
+    write_shards(tmp_path, tensors)
+    sizes = [file.stat().st_size for file in tmp_path.iterdir()]
+    assert len(sizes) == 3
+    assert max(sizes) <= SHARD_BYTES
+    assert torch.equal(read_shards(tmp_path)["large"], tensors["large"])
+
+
+def test_transposed_and_shared_tensors(tmp_path: Path) -> None:
+    weight = torch.randn(4, 7)
+    write_shards(tmp_path, {"a": weight.T, "b": weight})
+    back = read_shards(tmp_path)
+    assert torch.equal(back["a"], weight.T)
+    assert torch.equal(back["b"], weight)
+
+
+def test_adamw_continues_bit_for_bit(tmp_path: Path) -> None:
+    def steps(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> None:
+        for seed in seeds:
+            x = torch.randn(4, 5, generator=torch.Generator().manual_seed(seed))
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    straight, resumed = nn.Linear(5, 3), nn.Linear(5, 3)
+    first = torch.optim.AdamW(straight.parameters(), fused=True)
+    steps(straight, first, range(3))
+    write_shards(tmp_path, dict(optimizer_tensors(first)))
+    resumed.load_state_dict(straight.state_dict())
+    second = torch.optim.AdamW(resumed.parameters(), fused=True)
+    restore_optimizer(second, read_shards(tmp_path))
+    steps(straight, first, range(3, 6))
+    steps(resumed, second, range(3, 6))
+    assert torch.equal(straight.weight, resumed.weight)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "checkpoint"
+    save_checkpoint(path, TENSORS, {"step": 3}, IDENTITY)
+    real_open = Path.open
+
+    class Full(io.BytesIO):
+        def write(self, content: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def open_full(self: Path, mode: str = "r", *args: Any, **keys: Any) -> Any:
+        return Full() if mode == "wb" and "part-" in self.name else real_open(self, mode, *args, **keys)
+
+    monkeypatch.setattr(Path, "open", open_full)
+    with pytest.raises(ArtifactError, match="No space left on device; the one of step 3 is still whole") as caught:
+        save_checkpoint(path, {"weights": torch.zeros(9)}, {"step": 4}, IDENTITY)
+    assert "free space" in str(caught.value)
+    monkeypatch.undo()
+    tensors, state = load_checkpoint(path, IDENTITY)
+    assert state["step"] == 3
+    assert torch.equal(tensors["weights"], TENSORS["weights"])
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_crash_between_the_two_renames_is_mended(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    save_checkpoint(path, TENSORS, {"step": 3}, IDENTITY)
+    path.rename(tmp_path / ".checkpoint.old")
+    (tmp_path / ".checkpoint.new-x1").mkdir()
+    tidy(path)
+    assert load_checkpoint(path, IDENTITY)[1]["step"] == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "edit", "remove", "manifest"])
+def test_damage_is_refused_with_the_way_out(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "checkpoint"
+    save_checkpoint(path, TENSORS, {"step": 3}, IDENTITY)
+    part = path / "part-00000.safetensors"
+    if damage == "truncate":
+        part.write_bytes(part.read_bytes()[:-4])
+    elif damage == "edit":
+        state = path / "state.json"
+        state.write_text(state.read_text().replace("3", "4"))
+    elif damage == "remove":
+        part.unlink()
+    else:
+        (path / "manifest.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"remove .*checkpoint to train anew"):
+        load_checkpoint(path, IDENTITY)
+
+
+def test_another_training_is_refused_naming_both(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    save_checkpoint(path, TENSORS, {"step": 3}, IDENTITY)
+    other = {"fit": {"lr": 0.002, "betas": (0.9, 0.99)}, "model": {"name": "Toy"}}
+    with pytest.raises(ArtifactError, match=r"fit\.lr = 0\.001 there and 0\.002 here"):
+        load_checkpoint(path, other)
+
+
+def test_nothing_is_pickled(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "checkpoint", TENSORS, {"step": 3}, IDENTITY)
+    files = {file.name for file in (tmp_path / "checkpoint").iterdir()}
+    assert files == {"part-00000.safetensors", "index.json", "state.json", "manifest.json"}
+    assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["state"] == {"step": 3}
+    assert checkpoint.KIND == "checkpoint"
