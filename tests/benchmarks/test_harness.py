@@ -1,4 +1,4 @@
-"""The plumbing of the benchmark scripts: what a claim's last line holds, and which runs overwrite a committed result."""
+"""The plumbing of the benchmark scripts: what a claim's last line holds, which runs overwrite a committed result."""
 
 from __future__ import annotations
 

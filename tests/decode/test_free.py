@@ -60,6 +60,15 @@ def test_ties_go_to_the_smaller_semantic_id():
     assert beams.legality() == 0.25
 
 
+def test_what_has_no_probability_was_not_written():
+    trie = CodeTrie.build(np.array([[0, 0], [1, 1]]), (2, 2))
+    generator = TableGenerator((2, 2), 1, seed=0)
+    generator.tables[0][0, 0] = torch.tensor([0.0, -torch.inf])
+    beams = free_beam(generator, indices(1), trie, width=4, num_results=4)
+    assert beams.valid_mask.tolist() == [[True, True, False, False]]
+    assert beams.legality() == 0.5
+
+
 def test_bad_input_is_named():
     with pytest.raises(InputError, match="width is 0"):
         free_beam(None, None, None, width=0, num_results=1)

@@ -14,22 +14,26 @@ import torch
 from torch import Tensor
 
 from sidera.core import Batch, Context, Generator, InputError
-from sidera.decode.beam import normalised
+from sidera.decode.beam import NEG_INF, normalised
 from sidera.decode.select import best_first, best_positions
 from sidera.ops.trie import CodeTrie
 
 
 @dataclass(frozen=True, eq=False)
 class FreeBeams:
-    """Freely written semantic IDs, most likely first; ``legal_mask`` is True where an item of the trie has it."""
+    """Freely written semantic IDs, most likely first; ``legal_mask`` is True where an item of the trie has it.
+
+    ``valid_mask`` is False where the beam ran out of codes with any probability: there nothing was written.
+    """
 
     sids: Tensor  # (B, R, L) int64
     scores: Tensor  # (B, R) float32
     legal_mask: Tensor  # (B, R) bool
+    valid_mask: Tensor  # (B, R) bool
 
     def legality(self) -> float:
-        """The share of legal semantic IDs over all histories."""
-        return float(self.legal_mask.float().mean())
+        """The share of legal semantic IDs among those written, over all histories."""
+        return float(self.legal_mask.sum() / self.valid_mask.sum())
 
 
 @torch.inference_mode()
@@ -64,4 +68,5 @@ def free_beam(
     assert sids is not None
     assert scores is not None
     legal = torch.from_numpy(trie.legal(sids.cpu().numpy())).to(scores.device)
-    return FreeBeams(sids, scores, legal & (scores > float("-inf")))
+    valid_mask = scores > NEG_INF
+    return FreeBeams(sids, scores, legal & valid_mask, valid_mask)
