@@ -11,9 +11,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sidera import __version__
 from sidera.core import InputError
+
+if TYPE_CHECKING:
+    from sidera.train.recipe import Recipe
 
 Arguments = argparse.Namespace
 
@@ -78,10 +82,9 @@ def import_verb(arguments: Arguments) -> None:
 def run_verb(arguments: Arguments) -> None:
     """Catalog, training, evaluation and report; finished stages are reused."""
     from sidera.eval.report import write_report
-    from sidera.train.recipe import Recipe
     from sidera.train.stages import run
 
-    recipe = _recipe(arguments, Recipe)
+    recipe = _recipe(arguments)
     if run(recipe, arguments.data, arguments.out, device=arguments.device) is None:
         print("training is unfinished: give the same command again to go on")
         return
@@ -92,10 +95,9 @@ def run_verb(arguments: Arguments) -> None:
 
 def catalog_verb(arguments: Arguments) -> None:
     """Only the Catalog."""
-    from sidera.train.recipe import Recipe
     from sidera.train.stages import catalog_stage, prepare
 
-    recipe = _recipe(arguments, Recipe)
+    recipe = _recipe(arguments)
     prepared = prepare(recipe, arguments.data)
     recipe.save(Path(arguments.out))
     catalog = catalog_stage(recipe, prepared, Path(arguments.out))
@@ -104,10 +106,9 @@ def catalog_verb(arguments: Arguments) -> None:
 
 def train_verb(arguments: Arguments) -> None:
     """Catalog and model."""
-    from sidera.train.recipe import Recipe
     from sidera.train.stages import catalog_stage, prepare, train_stage
 
-    recipe = _recipe(arguments, Recipe)
+    recipe = _recipe(arguments)
     prepared = prepare(recipe, arguments.data)
     recipe.save(Path(arguments.out))
     catalog = catalog_stage(recipe, prepared, Path(arguments.out))
@@ -142,8 +143,9 @@ def recommend_verb(arguments: Arguments) -> None:
 
     recommender = Recommender.load(arguments.run)
     history = [key.strip() for key in arguments.history.split(",") if key.strip()]
-    answer = recommender.recommend([history], arguments.k, filter_seen=arguments.filter_seen, unknown=arguments.unknown)
-    answer = answer[0]
+    (answer,) = recommender.recommend(
+        [history], arguments.k, filter_seen=arguments.filter_seen, unknown=arguments.unknown
+    )
     if answer.unknown:
         print(f"not in the catalogue, left out: {', '.join(answer.unknown)}", file=sys.stderr)
     if answer.cold_start:
@@ -178,13 +180,15 @@ def demo_verb(arguments: Arguments) -> None:
 # -- their flags ---------------------------------------------------------------------------------------------------
 
 
-def _recipe(arguments: Arguments, kind: type) -> object:
+def _recipe(arguments: Arguments) -> Recipe:
+    from sidera.train.recipe import Recipe
+
     overrides = list(arguments.set)
     for flag, key in (("max_minutes", "fit.max_minutes"), ("piece_minutes", "fit.piece_minutes"), ("seed", "fit.seed")):
         value = getattr(arguments, flag, None)
         if value is not None:
             overrides.append(f"{key}={value}")
-    return kind.read(arguments.recipe, overrides)  # type: ignore[attr-defined]
+    return Recipe.read(arguments.recipe, overrides)
 
 
 def _verb(verbs: argparse._SubParsersAction, name: str, function: object, text: str) -> argparse.ArgumentParser:

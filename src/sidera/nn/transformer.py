@@ -3,9 +3,9 @@
 Pre-norm transformer blocks on jagged tokens (SASRec, arXiv 1808.09781, with GELU and pre-norm as in later practice).
 Linear layers, norms and dropout see real tokens only; attention goes through :mod:`sidera.ops.jagged`.
 
-Initialisation decides here: event vectors enter scaled by sqrt(D) and the linear layers start small (std 0.02), so that
-at first a state is mostly its own event. With PyTorch's default layers and unscaled vectors the item's own signal drowns
-in the residual stream, and Beauty's validation NDCG@10 after 5 epochs is .014-.028 instead of .043 (docs/log.md).
+Initialisation decides here: event vectors enter scaled by sqrt(D) and the linear layers start small (std 0.02), so
+that at first a state is mostly its own event. With PyTorch's default layers and unscaled vectors the item's own signal
+drowns in the residual stream, and training needs many times the epochs (docs/log.md has the figures).
 
 Shape legend: T tokens of all histories · D width · H heads.
 """

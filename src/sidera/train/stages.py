@@ -49,8 +49,8 @@ def prepare(recipe: Recipe, data: str | Path, say: Say = print) -> Prepared:
     dataset = load_dataset(data, recipe.data)
     split = make_split(dataset, recipe.data)
     say(
-        f"data: {dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items, {dataset.num_events:,} events;"
-        f" {split.name}, {len(split.valid):,} validation and {len(split.test):,} test rows"
+        f"data: {dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items,"
+        f" {dataset.num_events:,} events; {split.name}, {len(split.valid):,} validation and {len(split.test):,} test rows"
     )
     return Prepared(dataset, split)
 
@@ -163,8 +163,8 @@ def run(
 
 def batch_source(recipe: Recipe, prepared: Prepared, model: torch.nn.Module) -> PackedSequences | PrefixRows | None:
     """The training batches that the model's loss takes."""
-    kinds = {"positions": PackedSequences, "prefixes": PrefixRows}
-    kind = kinds.get(model.trains_on)  # type: ignore[arg-type]
+    kinds: dict[str, type[PackedSequences] | type[PrefixRows]] = {"positions": PackedSequences, "prefixes": PrefixRows}
+    kind = kinds.get(str(model.trains_on))
     if kind is None:
         return None
     history = recipe.model_config.max_history

@@ -16,7 +16,7 @@ Shape legend: T tokens · B histories · W beams · G candidates · L levels · 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -69,6 +69,8 @@ class SideraGenerator(nn.Module):
         label_smoothing: float = 0.0  # share of probability spread over the siblings
 
     trains_on = "positions"
+    paths: Tensor  # (N, L) node of each item at each level
+    leaf_items: Tensor  # (N,) item of each leaf
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
@@ -125,7 +127,7 @@ class SideraGenerator(nn.Module):
     def _node_vectors(self, level: int) -> Tensor:
         """(nodes of the level, D); at the last level in leaf order."""
         if level < len(self.level_sizes) - 1:
-            return self.node_out[level].weight
+            return cast(nn.Embedding, self.node_out[level]).weight
         if self._folded is not None and not self.training:
             return self._folded
         if self.config.leaf == "tied":
@@ -169,7 +171,7 @@ class SideraGenerator(nn.Module):
             raise InputError("the generator trains on one target per event", fix="use PackedSequences batches")
         self._folded = None
         target_paths = self.paths[batch.target_ids]  # (T, L)
-        total, parts = 0.0, {}
+        total, parts = batch.item_ids.new_zeros((), dtype=torch.float32), {}
         parents = torch.zeros_like(batch.target_ids)
         for level, states in enumerate(self._level_states(self.states(batch))):
             logits, _ = self._children_logits(level, states, parents)  # (T, C)
@@ -243,7 +245,7 @@ class SideraGenerator(nn.Module):
         return torch.searchsorted(keys, nodes * self.level_sizes[level] + codes).clamp(max=len(keys) - 1)
 
     def _child_log_probs(self, context: TreeContext, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, W) nodes -> log-probabilities (B, W, C) and codes (B, W, C) of their children; absent ones -inf, code K."""
+        """(B, W) nodes -> log-probabilities and codes of their children, (B, W, C) each; absent ones -inf, code K."""
         num_beams = nodes.shape[1]
         states = context.states[:, level, None].expand(-1, num_beams, -1).flatten(0, 1)  # (B*W, D)
         logits, children = self._children_logits(level, states, nodes.flatten())  # (B*W, C)

@@ -30,6 +30,8 @@ class ItemKNN(nn.Module):
         shrink: float = 1.0  # added to the counts in the cosine's denominator
 
     trains_on = "counts"
+    neighbour_ids: Tensor  # (N, neighbours)
+    similarity: Tensor  # (N, neighbours), 0 where there are fewer
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()

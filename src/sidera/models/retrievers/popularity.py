@@ -19,6 +19,7 @@ class Popularity(nn.Module):
         max_history: int = 1  # events read of a history (none matters here)
 
     trains_on = "nothing"
+    counts: Tensor  # (N,)
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
