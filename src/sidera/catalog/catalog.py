@@ -91,6 +91,9 @@ class Catalog:
     def without(self, keys: Sequence[str]) -> Catalog:
         """This Catalog less some items; their codes stay taken."""
         ids = self.ids_of(keys)
+        if len(np.unique(ids)) != len(ids):
+            twice = next(key for place, key in enumerate(keys) if key in keys[:place])
+            raise InputError(f"item {twice!r} is named twice", fix="name each item to remove once")
         if self.removed[ids].any():
             raise InputError(f"item {keys[int(self.removed[ids].argmax())]!r} is removed already")
         removed = self.removed.copy()
@@ -111,6 +114,8 @@ class Catalog:
                 raise InputError(f"item {key!r} is in the catalogue already", fix="leave it out of the new items")
             if not row:
                 raise InputError(f"the vector of item {key!r} holds NaN or inf")
+        if titles is not None and len(titles) != len(keys):
+            raise InputError(f"{len(titles)} titles for {len(keys)} items", allowed="one each, None where unknown")
         if self.collision == "share":
             codes = self.codebooks.encode(vectors).numpy().astype(np.int32)
         else:

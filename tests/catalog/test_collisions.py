@@ -1,0 +1,101 @@
+"""Collision policies: unique codes whatever the vectors, and no code used twice over time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidera.catalog.collisions import resolve
+from sidera.catalog.matching import cheapest_matching
+from sidera.catalog.rq_kmeans import RQCodebooks, fit_rq_kmeans
+from sidera.core import InputError
+
+
+def with_duplicates(num_items: int, num_distinct: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    distinct = torch.randn(num_distinct, 4, generator=generator)
+    return distinct[torch.randint(num_distinct, (num_items,), generator=generator)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_items=st.integers(4, 64),
+    num_distinct=st.integers(1, 64),
+    num_levels=st.integers(1, 3),
+    policy=st.sampled_from(["extra_digit", "greedy"]),
+    balanced=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_codes_are_unique(
+    num_items: int, num_distinct: int, num_levels: int, policy: str, balanced: bool, seed: int
+) -> None:
+    vectors = with_duplicates(num_items, num_distinct, seed)
+    codebooks, codes = fit_rq_kmeans(vectors, num_levels, 4, balanced=balanced, iterations=4, seed=seed)
+    popularity = np.arange(num_items)
+    if policy == "greedy" and num_items > 4**num_levels:
+        with pytest.raises(InputError, match=f"{num_items} items but .* name only {4**num_levels}"):
+            resolve(policy, codes.numpy(), vectors, codebooks, popularity)
+        return
+    resolved = resolve(policy, codes.numpy(), vectors, codebooks, popularity)
+    assert len(np.unique(resolved.codes, axis=0)) == num_items
+    assert (resolved.codes >= 0).all()
+    assert (resolved.codes < np.array(resolved.level_sizes)).all()
+    if policy == "extra_digit":
+        assert np.array_equal(resolved.codes[:, :-1], codes.numpy())
+    else:
+        moved = (resolved.codes != codes.numpy()).any(axis=1).sum()
+        assert resolved.num_moved == moved >= resolved.num_overflowed
+
+
+def test_extra_digit_counts_by_popularity_and_rounds_its_level_up() -> None:
+    codebooks = RQCodebooks((torch.tensor([[0.0], [1.0]]),))
+    codes = np.array([[0], [1], [0], [0]])
+    resolved = resolve("extra_digit", codes, torch.zeros(4, 1), codebooks, np.array([5, 0, 9, 5]))
+    assert resolved.codes.tolist() == [[0, 1], [1, 0], [0, 0], [0, 2]]
+    assert resolved.level_sizes == (2, 8)
+
+
+def test_greedy_gives_the_last_codes_at_least_total_distance() -> None:
+    last = torch.tensor([[0.0], [1.0], [2.0]])
+    codebooks = RQCodebooks((torch.zeros(1, 1), last))
+    vectors = torch.tensor([[0.1], [0.4], [0.2]])  # all nearest to code 0; moving 0.4 then 0.2 costs least
+    resolved = resolve("greedy", np.array([[0, 0], [0, 0], [0, 0]]), vectors, codebooks, np.zeros(3))
+    costs = (vectors - last.T).square()
+    total = sum(float(costs[item, code]) for item, code in enumerate(resolved.codes[:, 1]))
+    best = min(
+        sum(float(costs[item, code]) for item, code in enumerate(order))
+        for order in [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
+    )
+    assert total == pytest.approx(best)
+    assert resolved.num_moved == 2
+
+
+def test_greedy_sends_overflow_to_the_next_best_prefix() -> None:
+    codebooks = RQCodebooks((torch.tensor([[0.0], [10.0], [3.0]]), torch.tensor([[0.0], [1.0]])))
+    codes = np.array([[0, 0], [0, 0], [0, 1]])
+    vectors = torch.tensor([[0.0], [0.1], [1.2]])
+    resolved = resolve("greedy", codes, vectors, codebooks, np.zeros(3))
+    assert resolved.num_overflowed == 1
+    assert resolved.codes[2].tolist() == [2, 0]  # the farthest from prefix 0 leaves, to 3.0 and not to 10.0
+
+
+def test_share_leaves_codes_alone() -> None:
+    vectors = with_duplicates(20, 3, 0)
+    codebooks, codes = fit_rq_kmeans(vectors, 2, 2)
+    assert np.array_equal(resolve("share", codes.numpy(), vectors, codebooks, np.zeros(20)).codes, codes.numpy())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 8), st.integers(0, 1000), st.booleans())
+def test_matching_agrees_with_scipy(num_rows: int, spare: int, seed: int, ties: bool) -> None:
+    optimize = pytest.importorskip("scipy.optimize")
+    rng = np.random.default_rng(seed)
+    costs = rng.normal(size=(num_rows, num_rows + spare))
+    costs = np.round(costs) if ties else costs
+    columns = cheapest_matching(costs)
+    assert len(set(columns.tolist())) == num_rows
+    rows, best = optimize.linear_sum_assignment(costs)
+    assert costs[np.arange(num_rows), columns].sum() == pytest.approx(costs[rows, best].sum())
