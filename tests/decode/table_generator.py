@@ -46,7 +46,9 @@ class TableGenerator:
         prefixes = 1
         for size in level_sizes:
             table = torch.randn(num_histories, prefixes, size, generator=generator)
-            self.tables.append(table.round() if ties else (table * 1024).round() / 1024)
+            if ties or norm == "none":
+                table = table.round() if ties else (table * 1024).round() / 1024
+            self.tables.append(table)
             prefixes *= size
 
     def loss(self, batch: Batch) -> Loss:

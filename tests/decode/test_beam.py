@@ -64,11 +64,11 @@ def test_beam_search_equals_lists_of_tuples(world, width, num_results):
 @given(worlds())
 @settings(max_examples=60, deadline=None)
 def test_full_width_equals_exact_scoring(world):
-    """Ids and scores, ties by leaf then serving order, whatever the size of the exact search's runs."""
-    trie, num_items = world.trie, len(world.codes)
-    beams = beam_search(world.generator, world.batch, trie, width=10_000, num_results=num_items)
-    leaf_scores = score_all_leaves(world.generator, world.batch, trie)
-    assert torch.equal(leaf_scores, score_all_leaves(world.generator, world.batch, trie, max_logits=1))
+    """Ids and scores to the bit, ties by leaf then serving order, whatever the size of the exact search's runs."""
+    generator, trie, num_items = world.twin(norm="none"), world.trie, len(world.codes)
+    beams = beam_search(generator, world.batch, trie, width=10_000, num_results=num_items)
+    leaf_scores = score_all_leaves(generator, world.batch, trie)
+    assert torch.equal(leaf_scores, score_all_leaves(generator, world.batch, trie, max_logits=1))
     leaf_of_place = np.repeat(np.arange(trie.num_leaves), np.diff(trie.leaf_ptr))
     for history in range(world.num_histories):
         place_scores = leaf_scores[history][leaf_of_place]  # items in trie order
@@ -76,6 +76,20 @@ def test_full_width_equals_exact_scoring(world):
         found = beams.valid_mask[history]
         assert beams.item_ids[history][found].tolist() == trie.leaf_items[order.numpy()].tolist()
         assert torch.equal(beams.scores[history][found], place_scores[order])
+
+
+@given(worlds())
+@settings(max_examples=40, deadline=None)
+def test_full_width_scores_are_the_exact_scores(world):
+    """With a softmax: the last bits depend on the shapes that it is computed in."""
+    beams = beam_search(world.generator, world.batch, world.trie, width=10_000, num_results=len(world.codes))
+    exact = score_all_items(world.generator, world.batch, world.trie)
+    in_runs = score_all_leaves(world.generator, world.batch, world.trie, max_logits=1)
+    assert torch.allclose(beams.scores, exact.sort(dim=1, descending=True).values, atol=1e-5)
+    for history in range(world.num_histories):
+        valid = beams.valid_mask[history]
+        assert torch.allclose(beams.scores[history][valid], exact[history][beams.item_ids[history][valid]], atol=1e-5)
+        assert torch.allclose(beams.scores[history][valid], in_runs[history][beams.leaf_ids[history][valid]], atol=1e-5)
 
 
 @given(worlds())
@@ -114,21 +128,31 @@ def test_answers_exist_are_allowed_and_differ(world, width, num_results):
 
 @given(worlds(), widths)
 @settings(max_examples=60, deadline=None)
-def test_batch_single_cached_uncached_and_again(world, width):
+def test_again_and_uncached_are_the_same_to_the_bit(world, width):
+    first, again, uncached = (
+        beam_search(generator, world.batch, world.trie, width=width, num_results=12, exclude=world.exclude)
+        for generator in (world.generator, world.generator, world.twin(recompute=True))
+    )
+    assert same(first, again)
+    assert same(first, uncached)
+
+
+@given(worlds(), widths)
+@settings(max_examples=60, deadline=None)
+def test_batch_equals_single(world, width):
+    ids, offsets = world.exclude
+    exact, softmax = world.twin(norm="none"), world.twin(ties=False)  # to the bit, ties included; up to rounding
+
     def search(generator, batch, exclude):
         return beam_search(generator, batch, world.trie, width=width, num_results=12, exclude=exclude)
 
-    beams = search(world.generator, world.batch, world.exclude)
-    assert same(beams, search(world.generator, world.batch, world.exclude))
-    assert same(beams, search(world.twin(recompute=True), world.batch, world.exclude))
-    ids, offsets = world.exclude
+    together, together_softmax = (search(generator, world.batch, world.exclude) for generator in (exact, softmax))
     for history in range(world.num_histories):
         own = ids[offsets[history] : offsets[history + 1]]
-        alone = search(
-            world.generator, Batch(torch.tensor([history]), torch.tensor([0, 1])), (own, torch.tensor([0, len(own)]))
-        )
-        assert torch.equal(alone.item_ids[0], beams.item_ids[history])
-        assert torch.allclose(alone.scores[0], beams.scores[history], atol=1e-5)
+        alone = Batch(torch.tensor([history]), torch.tensor([0, 1])), (own, torch.tensor([0, len(own)]))
+        single = search(exact, *alone)
+        assert all(torch.equal(getattr(single, name)[0], getattr(together, name)[history]) for name in FIELDS)
+        assert torch.allclose(search(softmax, *alone).scores[0], together_softmax.scores[history], atol=1e-5)
 
 
 def test_excluding_one_item_leaves_its_siblings():
