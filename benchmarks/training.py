@@ -1,0 +1,143 @@
+"""Claim `training`: a TIGER step (bf16, packed) against transformers' T5 of the same size on Beauty's history lengths.
+
+    python benchmarks/training.py [--quick]
+
+A step is forward, backward and a fused AdamW update of 256 rows (history -> next item), dropout 0.1, cross-entropy over
+the whole vocabulary, one thread, one allocator for all. Contestants on the same rows:
+
+* ours: `Tiger.loss` under bf16 autocast, on the batches of `PrefixRows` (bucketed by length);
+* padded: T5 in f32, rows in random order, padded to 20 items: how public TIGER code trains;
+* sorted: T5 at its best, on the same bucketed batches padded to their longest row, under bf16 autocast.
+
+The value is CPU time of each peer over all rounds divided by ours. For the log: ours in f32 and T5 bucketed in f32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from harness import arguments, finish, interleaved, single_thread, tuned_allocator
+from t5_twin import as_t5, padded_tokens
+
+SEED, BATCH_SIZE, MAX_HISTORY = 0, 256, 20
+BAR = {"over_padded_f32": 3.5, "over_sorted_bf16": 1.4}
+LEVEL_SIZES = (256, 256, 256, 256)
+BEAUTY = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "amazon2014_beauty"
+
+
+def history_lengths() -> tuple[Any, str]:
+    """Length of the history of every training row (leave-one-out, 20 newest items), and where it is from."""
+    import numpy as np
+
+    if BEAUTY.exists():
+        from sidera.data.batches import PrefixRows
+        from sidera.data.config import load_dataset, make_split
+
+        dataset = load_dataset(BEAUTY)
+        rows = PrefixRows(dataset, make_split(dataset), MAX_HISTORY, BATCH_SIZE, seed=SEED)
+        return rows.ends - rows.starts, "amazon2014_beauty"
+    users = 5 + np.random.default_rng(SEED).geometric(1 / 4.6, 22_000) - 1  # events: 8.6 on average, 5 at least
+    return np.minimum(np.concatenate([np.arange(1, count - 2) for count in users]), MAX_HISTORY), "geometric, mean 8.6"
+
+
+def make_batches(num_batches: int, num_items: int, bucketed: bool) -> tuple[list[Any], dict[str, Any]]:
+    """Batches of random items with Beauty's lengths; ``bucketed`` cuts the same rows into batches of like length."""
+    import numpy as np
+    import torch
+
+    from sidera.core import Batch
+
+    rng = np.random.default_rng(SEED)
+    lengths, source = history_lengths()
+    lengths = rng.choice(lengths, num_batches * BATCH_SIZE, replace=False)
+    if bucketed:
+        lengths = -np.sort(-lengths)
+    rows = lengths.reshape(num_batches, BATCH_SIZE)
+    batches = []
+    for index in rng.permutation(num_batches):
+        offsets = np.concatenate([[0], np.cumsum(rows[index])])
+        items, targets = rng.integers(num_items, size=offsets[-1]), rng.integers(num_items, size=BATCH_SIZE)
+        batches.append(Batch(*map(torch.from_numpy, (items, offsets, targets))))
+    return batches, {"lengths": source, "mean_items": round(float(lengths.mean()), 2)}
+
+
+def stepper(model: Any, loss: Callable[[Any, Any], Any], batches: list[Any], bf16: bool) -> Callable[[], None]:
+    """A call that takes the next training step."""
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    remaining: Iterator[Any] = iter([*batches[-1:], *batches])  # the first call warms up
+    model.train()
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            value = loss(model, next(remaining))
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def t5_batches(model: Any, batches: list[Any], num_items: int | None) -> list[dict[str, Any]]:
+    prepared = []
+    for batch in batches:
+        tokens, mask = padded_tokens(model, batch, num_items)
+        prepared.append({"input_ids": tokens, "attention_mask": mask, "labels": model.item_tokens[batch.target_ids]})
+    return prepared
+
+
+def main() -> None:
+    tuned_allocator()
+    options = arguments(__doc__)
+    import numpy as np
+    import torch
+
+    from sidera.models.generators.tiger import Tiger
+
+    single_thread()
+    torch.manual_seed(SEED)
+    num_items, rounds = 12_101, 3 if options.quick else 24
+    codes = np.random.default_rng(SEED).integers(256, size=(num_items, 4)).astype(np.int32)
+    catalog: Any = SimpleNamespace(codes=codes, level_sizes=LEVEL_SIZES, codebook_id="benchmark")
+
+    def tiger() -> Any:
+        return Tiger(Tiger.Config(max_history=MAX_HISTORY, normalize="vocabulary"), catalog)
+
+    def our_loss(model: Any, batch: Any) -> Any:
+        return model.loss(batch).total / BATCH_SIZE
+
+    def t5_loss(model: Any, batch: Any) -> Any:
+        return model(**batch, use_cache=False).loss
+
+    model = tiger()
+    bucketed, context = make_batches(rounds, num_items, bucketed=True)
+    mixed, _ = make_batches(rounds, num_items, bucketed=False)
+    sorted_batches = t5_batches(model, bucketed, None)
+    contestants = {
+        "ours_bf16": stepper(tiger(), our_loss, bucketed, bf16=True),
+        "t5_padded_f32": stepper(as_t5(model), t5_loss, t5_batches(model, mixed, MAX_HISTORY), bf16=False),
+        "t5_sorted_bf16": stepper(as_t5(model), t5_loss, sorted_batches, bf16=True),
+    }
+    if not options.quick:
+        contestants["ours_f32"] = stepper(tiger(), our_loss, bucketed, bf16=False)
+        contestants["t5_sorted_f32"] = stepper(as_t5(model), t5_loss, sorted_batches, bf16=False)
+    seconds = interleaved(contestants, rounds)
+    total = {name: sum(values) for name, values in seconds.items()}
+    value = {
+        "over_padded_f32": round(total["t5_padded_f32"] / total["ours_bf16"], 2),
+        "over_sorted_bf16": round(total["t5_sorted_bf16"] / total["ours_bf16"], 2),
+    }
+    steps = {name: round(seconds / rounds, 4) for name, seconds in total.items()}
+    for name, mean in steps.items():
+        print(f"{name:16s} {1e3 * mean:8.1f} CPU-ms per step")
+    context |= {"seed": SEED, "batch_size": BATCH_SIZE, "steps": rounds, "cpu_seconds_per_step": steps}
+    passed = all(value[name] >= bar for name, bar in BAR.items())
+    finish("training", value, BAR, passed, context, options.quick, {"cpu_seconds": seconds})
+
+
+if __name__ == "__main__":
+    main()
