@@ -94,7 +94,7 @@ def test_every_table_of_accuracies_has_its_protocol(page: str) -> None:
 def test_numbers_samples_and_legality_are_shown(page: str) -> None:
     assert ">tiger</th>" in page
     assert ">popularity</th>" in page
-    assert "76.0 % of the first 50 beams are items that exist" in page
+    assert "76.0 % of the best 50 beams are items that exist" in page
     assert page.count("<div class='card'>") == 3
     assert "Item &lt;i" in page  # titles are text, never markup
     assert "5 of 5 used" in page

@@ -84,7 +84,7 @@ def test_the_protocol_line_says_what_a_reader_must_know(dataset: Dataset, split:
         "full ranking over 40 items",
         "item-level hits",
         "seen = keep and filter",
-        "@5/@10 from beam 50, @50 from beam 128, @5/@10 from exact scores",
-        "last 20 events",
+        "beam 50 for @5/@10, beam 128 for @50, exact scores",
+        "newest 20 events read",
     ):
         assert part in line

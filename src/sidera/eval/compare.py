@@ -42,7 +42,7 @@ class Comparison:
             interval = f"[{test.low:+.4f}, {test.high:+.4f}]"
             mark = " *" if test.significant else ""
             values = (f"{test.first:.4f}", f"{test.second:.4f}", f"{test.difference:+.4f}{mark}", interval)
-            tests = (f"{test.p_bootstrap:.3f}", f"{test.p_permutation:.3f}", f"{test.wins}/{test.losses}")
+            tests = (_p(test.p_bootstrap), _p(test.p_permutation), f"{test.wins}/{test.losses}")
             rows.append((seen, metric, *values, *tests))
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
         lines += [
@@ -88,6 +88,10 @@ def check_comparable(a: Evaluation, b: Evaluation, names: Sequence[str]) -> None
                 f"runs cannot be compared: {key} is {values}",
                 fix="evaluate both on the same rows with the same [eval] section",
             )
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "<.001"
 
 
 def _notes(a: Evaluation, b: Evaluation) -> tuple[str, ...]:

@@ -21,8 +21,8 @@ h3:first-of-type { margin-top: 0; }
 h3 span { font-weight: 400; color: var(--soft); }
 h4 { font-size: .75rem; text-transform: uppercase; letter-spacing: .06em; color: var(--soft); margin: 14px 0 4px; }
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 8px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+table { border-collapse: collapse; width: 100%; font-size: .87rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 8px 7px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 thead th { color: var(--soft); font-weight: 600; font-size: .8rem; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
 tbody th { font-weight: 600; }
@@ -30,7 +30,9 @@ td small { display: block; color: var(--soft); font-size: .75rem; line-height: 1
 td.best { font-weight: 700; color: var(--blue); }
 td.best small { font-weight: 400; }
 .protocol, .note { color: var(--soft); font-size: .85rem; margin: 10px 0 0; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 16px 28px; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 16px 28px;
+  align-items: center; }
+.figures > div { min-width: 0; }
 figure { margin: 0; max-width: 560px; }
 svg { width: 100%; height: auto; display: block; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 16px;

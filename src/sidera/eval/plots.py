@@ -18,24 +18,30 @@ from sidera.eval.evaluation import Evaluation
 
 COLORS = ("#2b5fc9", "#e07b24", "#2e9e6b", "#a4489c", "#7a7f87", "#c43d3d")
 SLICE_ORDER = {"popularity": ("head", "mid", "tail", "cold"), "history": ("0", "1-4", "5-9", "10-19", "20-49", "50+")}
+DASHES = ("-", "--", ":")
+MIN_SLICE_ROWS = 30  # the interval of fewer rows would be wider than the plot
 Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # label -> (x, y)
 
 
-def curves(title: str, lines: Curves, x_label: str, y_label: str, *, markers: bool = False) -> str:
-    """Lines over a common x; long ones are thinned to what the eye can see."""
+def curves(title: str, groups: Mapping[str, Curves], x_label: str, y_label: str, *, markers: bool = False) -> str:
+    """Lines over a common x, a colour for each group and a dash for each line in it; long ones are thinned."""
     figure, axes = _figure(title, x_label, y_label)
-    for (label, (x, y)), color in zip(lines.items(), _colors(), strict=False):
-        step = max(1, len(x) // 600)
-        axes.plot(x[::step], y[::step], color=color, label=label, marker="o" if markers else None, markersize=3.5)
+    num_lines = 0
+    for (group, lines), color in zip(groups.items(), _colors(), strict=False):
+        for (name, (x, y)), dash in zip(lines.items(), DASHES, strict=False):
+            step = max(1, len(x) // 600)
+            label, marker = " ".join(part for part in (group, name) if part), "o" if markers else None
+            axes.plot(x[::step], y[::step], color=color, linestyle=dash, label=label, marker=marker, markersize=3.5)
+            num_lines += 1
     axes.margins(x=0.02)
-    _legend(axes, len(lines))
+    _legend(axes, num_lines)
     return _svg(figure, title)
 
 
 def slice_bars(title: str, runs: Sequence[Evaluation], seen: str, kind: str, metric: str) -> str:
     """One group of bars for each slice, one bar for each run, with 95 % intervals."""
     slices = [run.slices[seen][kind] for run in runs]
-    names = [name for name in SLICE_ORDER[kind] if any(name in found for found in slices)]
+    names = drawn_slices(runs, seen, kind)
     x_label = {"popularity": "target by training events", "history": "events in the history"}[kind]
     figure, axes = _figure(title, x_label, metric)
     width = 0.8 / len(runs)
@@ -52,6 +58,15 @@ def slice_bars(title: str, runs: Sequence[Evaluation], seen: str, kind: str, met
     axes.set_ylim(bottom=0)
     _legend(axes, len(runs))
     return _svg(figure, title)
+
+
+def drawn_slices(runs: Sequence[Evaluation], seen: str, kind: str) -> list[str]:
+    """Slices with enough rows to be drawn; all of them when none has."""
+    found = [name for name in SLICE_ORDER[kind] if any(name in run.slices[seen][kind] for run in runs)]
+    rows = {
+        name: max(run.slices[seen][kind][name].rows for run in runs if name in run.slices[seen][kind]) for name in found
+    }
+    return [name for name in found if rows[name] >= MIN_SLICE_ROWS] or found
 
 
 def code_usage(title: str, codes: np.ndarray, level_sizes: Sequence[int]) -> str:
@@ -82,7 +97,10 @@ def latency_histogram(title: str, runs: Sequence[Evaluation]) -> str:
         axes.hist(run.latency["cpu_ms"], bins=bins, color=color, alpha=0.65, label=label)
     if wide:
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ticks = [lead * 10.0**power for power in range(-3, 6) for lead in (1, 2, 5)]
+        shown = [tick for tick in ticks if low <= tick <= high]
+        axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
+        axes.minorticks_off()
     _legend(axes, 2)
     return _svg(figure, title)
 
@@ -95,7 +113,7 @@ def _colors() -> Any:
 def _figure(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.4, 3.5), layout="constrained")
+    figure = Figure(figsize=(4.9, 3.4), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color="#1f2328", pad=10)
     axes.set_xlabel(x_label, color="#57606a")
@@ -112,7 +130,8 @@ def _legend(axes: Any, num_entries: int) -> None:
     """Below the plot, so that it never covers a curve; none for a single unnamed entry."""
     if num_entries > 1:
         handles, labels = axes.get_legend_handles_labels()
-        columns = 1 if max(map(len, labels)) > 24 else min(3, len(labels))
+        longest = max(map(len, labels))
+        columns = 1 if longest > 32 else min(2 if longest > 14 else 4, len(labels))
         axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 

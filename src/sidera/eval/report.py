@@ -103,8 +103,7 @@ def _results(evaluations: Sequence[Evaluation]) -> list[str]:
         tables = [_table(runs, seen) for seen in SEEN_MEANS if any(seen in run.metrics for run in runs)]
         legal = "".join(
             f"<p class='note'>Free generation by {html.escape(run.name)} (no trie, {run.legality['rows']:.0f} rows): "
-            + ", ".join(f"{100 * value:.1f} % of the first {k[6:]}" for k, value in run.legality.items() if k != "rows")
-            + " beams are items that exist. Served answers come from the trie: all of them exist.</p>"
+            f"{_legal(run.legality)} are items that exist. Served answers come from the trie: all of them exist.</p>"
             for run in runs
             if run.legality
         )
@@ -112,9 +111,19 @@ def _results(evaluations: Sequence[Evaluation]) -> list[str]:
     return sections
 
 
+def _legal(legality: Mapping[str, float]) -> str:
+    shares = {int(name.partition("@")[2]): 100 * value for name, value in legality.items() if name != "rows"}
+    return ", ".join(
+        f"{share:.1f} % of the {f'best {beams} beams' if beams > 1 else 'best beams'}"
+        for beams, share in shares.items()
+    )
+
+
 def _table(runs: Sequence[Evaluation], seen: str) -> str:
     runs = [run for run in runs if seen in run.metrics]
     names = [name for name in runs[0].metrics[seen] if not name.startswith("expected_")]
+    short_mrr = [name for name in names if name.startswith("mrr@")][:-1]  # the longest list's says the same and more
+    names = [name for name in names if name not in short_mrr]
     lists = list(runs[0].lists[seen])
     best = {name: max(run.metrics[seen][name].value for run in runs if name in run.metrics[seen]) for name in names}
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ["model", *names, *lists])
@@ -142,23 +151,25 @@ def _table(runs: Sequence[Evaluation], seen: str) -> str:
 
 
 def _training(trainings: Mapping[str, list[dict[str, Any]]]) -> str:
-    losses: dict[str, tuple[list[float], list[float]]] = {}
-    checks: dict[str, tuple[list[float], list[float]]] = {}
+    losses: dict[str, plots.Curves] = {}
+    checks: dict[str, plots.Curves] = {}
     for label, lines in trainings.items():
         trained = [line for line in lines if "loss" in line and line.get("event", "train") == "train"]
         if trained:
-            losses[label] = ([line["step"] for line in trained], [line["loss"] for line in trained])
-        for metric in ("ndcg@10", "filter_ndcg@10", "recall@10"):
+            losses[label] = {"": ([line["step"] for line in trained], [line["loss"] for line in trained])}
+        watched = {}
+        for metric, name in (("ndcg@10", "keep"), ("filter_ndcg@10", "filter")):
             checked = [line for line in lines if metric in line]
             if checked:
-                name = f"{label} {metric}" if len(trainings) > 1 else metric
-                checks[name] = ([line["step"] for line in checked], [line[metric] for line in checked])
+                watched[name] = ([line["step"] for line in checked], [line[metric] for line in checked])
+        if watched:
+            checks[label] = watched
     figures = []
     if losses:
         figures.append(plots.curves("Training loss", losses, "optimizer step", "loss"))
     if checks:
         title = "Validation during training"
-        figures.append(plots.curves(title, checks, "optimizer step", "on a sample of validation rows", markers=True))
+        figures.append(plots.curves(title, checks, "optimizer step", "ndcg@10, sampled valid rows", markers=True))
     return _figures(figures, "No training log (metrics.jsonl) in this run: nothing here was trained step by step.")
 
 
@@ -177,6 +188,14 @@ def _slices(evaluations: Sequence[Evaluation]) -> str:
         f"most {protocol['tail_max_events']:,} (the least popular half) · cold: none. Bars: 95 % intervals over users."
     )
     line = html.escape(protocol_line(*({**run.protocol, "seen": [seen]} for run in comparable)))
+    small = [
+        f"{name} ({part.rows} rows, {part.metrics[metric].value:.3f})"
+        for kind in ("popularity", "history")
+        for name, part in comparable[0].slices[seen][kind].items()
+        if name not in plots.drawn_slices(comparable, seen, kind)
+    ]
+    if small:
+        note += f" Too few rows to draw: {', '.join(small)} for {html.escape(comparable[0].name)}."
     return _figures(figures, "") + f"<p class='note'>{note}</p><p class='protocol'>Protocol: {line}</p>"
 
 
@@ -193,7 +212,7 @@ def _codes(catalogs: Mapping[str, Catalog]) -> str:
             f"{catalog.codebook_id}, version {catalog.items_version}"
         )
     notes = "".join(f"<p class='note'>{html.escape(fact)}</p>" for fact in facts)
-    return _figures(figures, "No catalogue in this run folder.") + notes
+    return _figures(figures, "No catalogue in this run folder.", notes)
 
 
 def _latency(evaluations: Sequence[Evaluation]) -> str:
@@ -215,9 +234,8 @@ def _latency(evaluations: Sequence[Evaluation]) -> str:
     table = f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     first = timed[0].latency
     note = f"{first['requests']} single requests, one after the other, {first['threads']} thread(s); without HTTP."
-    return (
-        _figures([plots.latency_histogram("Latency of one request", timed)], "") + table + f"<p class='note'>{note}</p>"
-    )
+    aside = f"{table}<p class='note'>{note}</p>"
+    return _figures([plots.latency_histogram("Latency of one request", timed)], "", aside)
 
 
 def _examples(run: Evaluation) -> str:
@@ -251,7 +269,9 @@ def _serve(path: Path) -> str:
     return f"<pre>{html.escape(commands)}</pre>"
 
 
-def _figures(figures: Sequence[str], missing: str) -> str:
+def _figures(figures: Sequence[str], missing: str, aside: str = "") -> str:
+    """Plots beside each other where the page is wide enough, ``aside`` (HTML) after the last."""
     if not figures:
         return f"<p class='note'>{html.escape(missing)}</p>"
-    return f"<div class='figures'>{''.join(f'<figure>{figure}</figure>' for figure in figures)}</div>"
+    shown = "".join(f"<figure>{figure}</figure>" for figure in figures)
+    return f"<div class='figures'>{shown}{f'<div>{aside}</div>' if aside else ''}</div>"

@@ -61,9 +61,9 @@ def protocol_line(*protocols: Mapping[str, Any]) -> str:
     """What a reader must know beside an accuracy table, in one line; several runs on the same rows share it."""
     first = protocols[0]
     sampled = f" of {first['rows_in_split']:,}" if first["rows"] != first["rows_in_split"] else ""
-    events = [f"last {protocol['max_history']} events" for protocol in protocols]
+    events = sorted({protocol["max_history"] for protocol in protocols}, reverse=True)
     decoding = [
-        f"@{'/@'.join(map(str, made['ks']))} from {'beam ' + str(made['beam']) if made['beam'] else 'exact scores'}"
+        f"beam {made['beam']} for @{'/@'.join(map(str, made['ks']))}" if made["beam"] else "exact scores"
         for protocol in protocols
         for made in protocol["lists"]
     ]
@@ -76,7 +76,7 @@ def protocol_line(*protocols: Mapping[str, Any]) -> str:
             "item-level hits",
             f"seen = {' and '.join(first['seen'])}",
             ", ".join(dict.fromkeys(decoding)),
-            " or ".join(dict.fromkeys(events)),
+            f"newest {' or '.join(map(str, events))} events read",
         ]
     )
 
