@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
@@ -72,19 +73,25 @@ def _read_parquet(path: Path) -> tuple[list[str], Tensor]:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not a readable Parquet file: {error}") from None
-    lists = [f.name for f in table.schema if pa.types.is_list(f.type) or pa.types.is_large_list(f.type)]
-    lists += [field.name for field in table.schema if pa.types.is_fixed_size_list(field.type)]
+    lists = [field.name for field in table.schema if _holds_numbers(field.type)]
     if "key" not in table.column_names or not lists:
         raise InputError(
             f"{path} has the columns {', '.join(table.column_names)}", allowed="`key` and a column of lists of numbers"
         )
-    rows = table[lists[0]].to_pylist()
     keys = [str(key) for key in table["key"].to_pylist()]
-    widths = {len(row) if row is not None else 0 for row in rows}
-    if len(widths) != 1 or 0 in widths:
-        first = next((key for key, row in zip(keys, rows, strict=True) if len(row or ()) != len(rows[0] or ())), "")
-        raise InputError(f"{path}: vectors differ in length or are empty, see item {first!r}", allowed="one length > 0")
-    return keys, torch.from_numpy(np.array(rows, dtype=np.float32))  # null inside a list becomes NaN
+    column = table[lists[0]]
+    widths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    if not len(widths) or (widths != widths[0]).any() or widths[0] == 0:
+        odd = keys[int((widths != widths[0]).argmax())] if len(widths) else ""
+        raise InputError(f"{path}: vectors differ in length or are empty, see item {odd!r}", allowed="one length > 0")
+    numbers = pc.list_flatten(column).cast(pa.float32()).to_numpy(zero_copy_only=False)  # nulls become NaN
+    return keys, torch.from_numpy(numbers.reshape(len(keys), -1).copy())
+
+
+def _holds_numbers(kind: pa.DataType) -> bool:
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        return False
+    return pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
 
 
 def _read_safetensors(path: Path) -> tuple[list[str], Tensor]:
