@@ -31,6 +31,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.setup("cpu")
     for number, settings in enumerate(json.loads(sys.argv[2])):
-        result = train_toy(Path(sys.argv[1]) / str(number), **settings)
-        print(json.dumps([distributed.rank(), result.steps, result.best_metrics]), flush=True)
+        run_dir = Path(sys.argv[1]) / str(number)
+        result = train_toy(run_dir, **settings)
+        (run_dir / f"rank-{distributed.rank()}.json").write_text(json.dumps([result.steps, result.best_metrics]))
     distributed.cleanup()
