@@ -43,6 +43,7 @@ def make_run(folder: Path) -> Path:
         removed=np.zeros(num, dtype=bool),
         popularity=np.arange(num),
         titles=[None] * num,
+        report={"neighbour_overlap@10": 0.25, "step": {"into_validation": 0.5}, "levels": [{}]},
     ).save(folder / "tiger" / "catalog")
     lines = [{"event": "train", "step": step, "epoch": 0, "loss": 5 / step, "lr": 1e-3} for step in range(1, 30)]
     lines += [
@@ -98,6 +99,9 @@ def test_numbers_samples_and_legality_are_shown(page: str) -> None:
     assert page.count("<div class='card'>") == 3
     assert "Item &lt;i" in page  # titles are text, never markup
     assert "5 of 5 used" in page
+    assert "neighbour overlap@10</th><td>0.250" in page
+    assert "step: into validation</th><td>0.5" in page
+    assert re.search(r"Items share semantic IDs in tiger.*ndcg@5 0.\d{4} served, 0.\d{4} expected", page)
 
 
 def test_the_page_stands_alone_and_is_well_formed(page: str) -> None:

@@ -84,7 +84,7 @@ def test_the_protocol_line_says_what_a_reader_must_know(dataset: Dataset, split:
         "full ranking over 40 items",
         "item-level hits",
         "seen = keep and filter",
-        "beam 50 for @5/@10, beam 128 for @50, exact scores",
+        "beam 50 for @5/@10, beam 128 for @50, scorers exact",
         "newest 20 events read",
     ):
         assert part in line

@@ -34,7 +34,7 @@ class RunFolder:
     """What was found under a run folder."""
 
     path: Path
-    evaluations: list[Evaluation]  # generators first, then by name
+    evaluations: list[Evaluation]  # test first, generators before scorers, then by name
     catalogs: dict[str, Catalog]
     trainings: dict[str, list[dict[str, Any]]]  # label -> lines of metrics.jsonl
 
@@ -73,7 +73,7 @@ def read_run(run_dir: str | Path) -> RunFolder:
             catalogs[_label(folder, path)] = Catalog.load(folder)
     if not evaluations:
         raise InputError(f"{str(path)!r} holds no evaluation", fix="run `sidera evaluate` on it first")
-    evaluations.sort(key=lambda run: (run.protocol["kind"] != "generator", run.name))
+    evaluations.sort(key=lambda run: (run.protocol["which"] != "test", run.protocol["kind"] != "generator", run.name))
     trainings = {_label(file.parent, path): _lines(file) for file in sorted(path.rglob("metrics.jsonl"))}
     return RunFolder(path, evaluations, catalogs, trainings)
 
@@ -107,8 +107,26 @@ def _results(evaluations: Sequence[Evaluation]) -> list[str]:
             for run in runs
             if run.legality
         )
-        sections.append(_section(f"Results on {first['which']}", "".join(tables) + legal))
+        notes = legal + "".join(_shared_ids(run) for run in runs)
+        sections.append(_section(f"Results on {first['which']}", "".join(tables) + notes))
     return sections
+
+
+def _shared_ids(run: Evaluation) -> str:
+    """What the served order inside shared semantic IDs is worth, where there are such."""
+    seen = run.protocol["seen"][0]
+    pairs = [
+        f"{name} {run.metrics[seen][name].value:.4f} served, {run.metrics[seen][f'expected_{name}'].value:.4f} expected"
+        for name in run.metrics[seen]
+        if f"expected_{name}" in run.metrics[seen]
+        and abs(run.metrics[seen][name].value - run.metrics[seen][f"expected_{name}"].value) > 1e-9
+    ]
+    if not pairs:
+        return ""
+    return (
+        f"<p class='note'>Items share semantic IDs in {html.escape(run.name)} (seen = {seen}). In the served order and "
+        f"as expected over all orders inside an ID: {'; '.join(pairs)}.</p>"
+    )
 
 
 def _legal(legality: Mapping[str, float]) -> str:
@@ -174,10 +192,15 @@ def _training(trainings: Mapping[str, list[dict[str, Any]]]) -> str:
 
 
 def _slices(evaluations: Sequence[Evaluation]) -> str:
-    comparable = [run for run in evaluations if run.protocol["row_digest"] == evaluations[0].protocol["row_digest"]]
+    """Runs on the same rows as the first, in its first seen mode and with its metric."""
     seen = evaluations[0].protocol["seen"][0]
-    comparable = [run for run in comparable if seen in run.slices]
     metric = next(iter(next(iter(evaluations[0].slices[seen]["popularity"].values())).metrics))
+    comparable = [
+        run
+        for run in evaluations
+        if all(run.protocol[key] == evaluations[0].protocol[key] for key in SAME)
+        and metric in run.metrics.get(seen, {})
+    ]
     figures = [
         plots.slice_bars(f"{metric} by target popularity (seen = {seen})", comparable, seen, "popularity", metric),
         plots.slice_bars(f"{metric} by history length (seen = {seen})", comparable, seen, "history", metric),
@@ -207,12 +230,27 @@ def _codes(catalogs: Mapping[str, Catalog]) -> str:
         title = "Code usage" if len(distinct) == 1 else f"Code usage: {label}"
         figures.append(plots.code_usage(title, catalog.codes, catalog.level_sizes))
         sids = len({tuple(code) for code in catalog.codes.tolist()})
-        facts.append(
-            f"{catalog.num_items:,} items, {sids:,} distinct semantic IDs of {catalog.num_levels} codes, codebook "
-            f"{catalog.codebook_id}, version {catalog.items_version}"
+        title = f"{label}: " if len(distinct) > 1 else ""
+        fact = (
+            f"{title}{catalog.num_items:,} items, {sids:,} distinct semantic IDs of {catalog.num_levels} codes; "
+            f"codebook {catalog.codebook_id}, items version {catalog.items_version}"
         )
-    notes = "".join(f"<p class='note'>{html.escape(fact)}</p>" for fact in facts)
-    return _figures(figures, "No catalogue in this run folder.", notes)
+        facts.append(_fact_table(catalog.report) + f"<p class='note'>{html.escape(fact)}</p>")
+    return _figures(figures, "No catalogue in this run folder.", "".join(facts))
+
+
+def _fact_table(report: Mapping[str, Any]) -> str:
+    """The single numbers of a catalogue's report; nested ones as "part: name"."""
+    flat: dict[str, Any] = {}
+    for key, value in report.items():
+        flat |= {f"{key}: {inner}": one for inner, one in value.items()} if isinstance(value, Mapping) else {key: value}
+    rows = "".join(
+        f"<tr><th scope='row'>{html.escape(key.replace('_', ' '))}</th>"
+        f"<td>{f'{value:.3f}' if isinstance(value, float) else f'{value:,}'}</td></tr>"
+        for key, value in flat.items()
+        if isinstance(value, int | float)
+    )
+    return f"<table><tbody>{rows}</tbody></table>" if rows else ""
 
 
 def _latency(evaluations: Sequence[Evaluation]) -> str:
@@ -227,13 +265,13 @@ def _latency(evaluations: Sequence[Evaluation]) -> str:
         + f"<td>{run.latency['rows_per_s']:,.0f}</td></tr>"
         for run in timed
     )
-    head = "".join(
-        f"<th>{name}</th>"
-        for name in ("model", "CPU ms p50", "CPU ms p95", "wall ms p50", "wall ms p95", "rows/s in batches")
-    )
+    head = "".join(f"<th>{name}</th>" for name in ("model", "CPU p50", "CPU p95", "wall p50", "wall p95", "rows/s"))
     table = f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     first = timed[0].latency
-    note = f"{first['requests']} single requests, one after the other, {first['threads']} thread(s); without HTTP."
+    note = (
+        f"Milliseconds of {first['requests']} single requests, one after the other, {first['threads']} thread(s), "
+        "without HTTP; rows/s in batches."
+    )
     aside = f"{table}<p class='note'>{note}</p>"
     return _figures([plots.latency_histogram("Latency of one request", timed)], "", aside)
 

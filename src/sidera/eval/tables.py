@@ -63,7 +63,7 @@ def protocol_line(*protocols: Mapping[str, Any]) -> str:
     sampled = f" of {first['rows_in_split']:,}" if first["rows"] != first["rows_in_split"] else ""
     events = sorted({protocol["max_history"] for protocol in protocols}, reverse=True)
     decoding = [
-        f"beam {made['beam']} for @{'/@'.join(map(str, made['ks']))}" if made["beam"] else "exact scores"
+        f"beam {made['beam']} for @{'/@'.join(map(str, made['ks']))}" if made["beam"] else "scorers exact"
         for protocol in protocols
         for made in protocol["lists"]
     ]
