@@ -115,7 +115,7 @@ class _Candidates:
 
 @dataclass(frozen=True, eq=False)
 class _Partial:
-    """The surviving beams of a step, in trie order; dead ones have score -inf, node 0 and parent 0."""
+    """The surviving beams of a step, in trie order; dead ones have score -inf, node 0 and any parent."""
 
     scores: Tensor  # (B, W) float32
     nodes: Tensor  # (B, W) int64
@@ -146,11 +146,10 @@ def _prune(candidates: _Candidates, width: int) -> _Partial:
     else:
         positions = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
     flat = candidates.flat(positions)
-    dead_mask = scores == NEG_INF
     return _Partial(
         scores=scores,
-        nodes=candidates.nodes[flat].masked_fill_(dead_mask, 0),
-        parents=(candidates.rows[flat] % candidates.width).masked_fill_(dead_mask, 0),
+        nodes=candidates.nodes[flat].masked_fill_(scores == NEG_INF, 0),
+        parents=candidates.rows[flat] % candidates.width,
     )
 
 

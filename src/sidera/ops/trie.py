@@ -171,7 +171,7 @@ class CodeTrie:
             for _ in range(int((high - low).max(initial=0)).bit_length()):  # binary search inside each node's children
                 middle = (low + high) >> 1
                 below = (tokens[np.minimum(middle, tokens.size - 1)] < wanted) & (low < high)
-                low, high = np.where(below, middle + 1, low), np.where(below, high, np.minimum(middle, high))
+                low, high = np.where(below, middle + 1, low), np.where(below, high, middle)
             nodes = np.minimum(low, tokens.size - 1)
             found &= (low < end) & (tokens[nodes] == wanted)
             nodes[~found] = 0
