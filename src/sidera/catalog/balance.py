@@ -8,6 +8,8 @@ room, and the points that would lose most by their second choice are taken first
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -28,24 +30,30 @@ def balanced_assign(
     half_norms = centroids.square().sum(1) / 2  # (K,)
     steps, softness = (COLD_STEPS, COLD_SOFTNESS) if prices is None else (WARM_STEPS, WARM_SOFTNESS)
     prices = torch.zeros(num_clusters) if prices is None else prices
-    scale = _spread(points, centroids, half_norms)
+    tiles = _Tiles(points, centroids, half_norms)
+    scale = sum(float((costs.mean(1) - costs.min(1).values).sum()) for costs in tiles) / num_points  # spread of costs
     for step in range(steps if scale > 0 and num_clusters > 1 else 0):
         soft = scale * softness * (FINAL_SOFTNESS / softness) ** (step / (steps - 1))
         load = torch.zeros(num_clusters)
-        for rows in chunk_rows(num_points, num_clusters):
-            costs = half_distances(points[rows], centroids, half_norms + prices)  # (n, K)
-            load += torch.softmax(costs.div_(-soft), dim=1).sum(0)
+        for costs in tiles:  # (n, K)
+            load += torch.softmax((costs + prices).div_(-soft), dim=1).sum(0)
         prices = prices + soft * (load / (num_points / num_clusters)).clamp(min=1e-6).log()
     return _settle(points, centroids, half_norms + prices, capacity), prices
 
 
-def _spread(points: Tensor, centroids: Tensor, half_norms: Tensor) -> float:
-    """How much farther the average centroid is than the nearest, averaged over points."""
-    total = 0.0
-    for rows in chunk_rows(points.shape[0], centroids.shape[0]):
-        costs = half_distances(points[rows], centroids, half_norms)
-        total += float((costs.mean(1) - costs.min(1).values).sum())
-    return total / points.shape[0]
+class _Tiles:
+    """Costs (n, K) chunk by chunk, made anew on every pass, unless all of them fit into one chunk."""
+
+    def __init__(self, points: Tensor, centroids: Tensor, half_norms: Tensor) -> None:
+        self.points, self.centroids, self.half_norms = points, centroids, half_norms
+        self.slices = list(chunk_rows(points.shape[0], centroids.shape[0]))
+        self.kept = [self._costs(rows) for rows in self.slices] if len(self.slices) == 1 else None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.kept) if self.kept else (self._costs(rows) for rows in self.slices)
+
+    def _costs(self, rows: slice) -> Tensor:
+        return half_distances(self.points[rows], self.centroids, self.half_norms)
 
 
 def _settle(points: Tensor, centroids: Tensor, offsets: Tensor, capacity: int) -> Tensor:

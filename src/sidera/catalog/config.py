@@ -20,7 +20,7 @@ class CatalogConfig:
     vector_weights: tuple[float, ...] = ()  # one per block; empty: all 1
     vectors_file: str | None = None  # for the block "file": .parquet (key + list column) or .safetensors (+ keys .json)
     text_fields: tuple[str, ...] = ()  # item columns to read; empty: those of title, brand, categories, text present
-    vector_dim: int = 64  # dims of the SVD blocks (tfidf, behaviour)
+    vector_dim: int = 256  # dims of the SVD blocks (tfidf, behaviour)
     quantizer: Literal["rq_kmeans"] = "rq_kmeans"
     num_levels: int = 3  # of the quantizer; extra_digit adds one
     codebook_size: int = 256  # codes a level; 0: chosen from the number of items
@@ -29,7 +29,7 @@ class CatalogConfig:
     iterations: int = 25  # of Lloyd's algorithm
     seed: int = 0
     window: int = 5  # behaviour: pairs at most so many events apart count
-    singular_power: float = 0.5  # behaviour: vectors = singular vectors x singular values ** power
+    singular_power: float = 1.0  # behaviour: vectors = singular vectors x singular values ** power
 
     def __post_init__(self) -> None:
         if not self.vectors or len(set(self.vectors)) != len(self.vectors):
