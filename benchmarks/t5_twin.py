@@ -1,4 +1,4 @@
-"""transformers' T5 with the weights of one of our TIGERs: the peer that `decode` and `training` are measured against."""
+"""transformers' T5 with the weights of one of our TIGERs, the peer that `decode` and `training` measure against."""
 
 from __future__ import annotations
 

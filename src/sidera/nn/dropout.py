@@ -12,6 +12,7 @@ that a carry would run into the neighbour.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,15 +30,17 @@ def rounded_rate(rate: float) -> float:
     return min(round(rate * LANES), LANES - 1) / LANES
 
 
-def keep_mask(shape: torch.Size | tuple[int, ...], rate: float) -> Tensor:
-    """Boolean CPU tensor, True with probability ``1 - rounded_rate(rate)``, from torch's default generator."""
+def keep_mask(shape: Sequence[int], rate: float, device: torch.device | str = "cpu") -> Tensor:
+    """Boolean tensor, True with probability ``1 - rounded_rate(rate)``, from torch's default generator."""
+    keep = LANES - round(rounded_rate(rate) * LANES)  # of 128
+    if torch.device(device).type != "cpu":
+        return torch.randint(LANES, tuple(shape), dtype=torch.uint8, device=device) < keep
     num_elements = torch.Size(shape).numel()
     words = torch.empty((num_elements + 7) // 8, dtype=torch.int64)
     words.random_(-(2**63), None)
-    keep = LANES - round(rounded_rate(rate) * LANES)  # of 128
     words.bitwise_and_(0x7F * ONES).add_(keep * ONES)  # lane's top bit: set when its seven bits + keep reach 128
     words.bitwise_right_shift_(7).bitwise_and_(ONES)  # every byte 0 or 1, which is how torch stores bool
-    return words.view(torch.bool)[:num_elements].view(shape)
+    return words.view(torch.bool)[:num_elements].view(tuple(shape))
 
 
 def apply_mask(x: Tensor, kept: Tensor, scale: float) -> Tensor:

@@ -22,9 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidera.nn.dropout import dropout
-
-EPSILON = 1e-6
+from sidera.nn.dropout import dropout, rounded_rate
+from sidera.nn.t5_functions import Group, add_dropped, feed_forward, packed_attention, unit_rms
 
 
 @dataclass(frozen=True)
@@ -45,32 +44,6 @@ class T5Size:
         return self.num_heads * self.head_width
 
 
-@dataclass(frozen=True)
-class Group:
-    """Neighbouring rows of equal length inside a packed tensor."""
-
-    start: int  # first token
-    num_rows: int
-    length: int  # tokens of each row
-
-    @property
-    def end(self) -> int:
-        return self.start + self.num_rows * self.length
-
-
-def equal_length_groups(lengths: Sequence[int]) -> tuple[Group, ...]:
-    """Groups of rows whose lengths are sorted (either way)."""
-    groups: list[Group] = []
-    row, start = 0, 0
-    while row < len(lengths):
-        length, first = lengths[row], row
-        while row < len(lengths) and lengths[row] == length:
-            row += 1
-        groups.append(Group(start, row - first, length))
-        start = groups[-1].end
-    return tuple(groups)
-
-
 class RMSNorm(nn.Module):
     """Scale to unit root mean square, then by a learnt weight; no mean is taken away."""
 
@@ -79,7 +52,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, EPSILON)
+        return unit_rms(x, x.dtype) * self.weight
 
 
 class RelativeBias(nn.Module):
@@ -115,34 +88,6 @@ class RelativeBias(nn.Module):
         return bias.masked_fill(future, float("-inf"))
 
 
-def packed_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    query_groups: Sequence[Group],
-    key_groups: Sequence[Group],
-    num_heads: int,
-    bias: Tensor | None,
-    rate: float,
-) -> Tensor:
-    """Attention inside each row. q (Tq, H*E), k and v (Tk, H*E) -> (Tq, H*E).
-
-    Group i of the queries attends group i of the keys. ``bias`` (H, S, S) is cut to each group's length.
-    """
-    outputs = []
-    for query, key in zip(query_groups, key_groups, strict=True):
-        rows, num_queries, num_keys = query.num_rows, query.length, key.length
-        q_g = q[query.start : query.end].view(rows, num_queries, num_heads, -1).transpose(1, 2)  # (R, H, Sq, E)
-        k_g = k[key.start : key.end].view(rows, num_keys, num_heads, -1).permute(0, 2, 3, 1)  # (R, H, E, Sk)
-        v_g = v[key.start : key.end].view(rows, num_keys, num_heads, -1).transpose(1, 2)  # (R, H, Sk, E)
-        scores = q_g @ k_g  # (R, H, Sq, Sk)
-        if bias is not None:
-            scores = scores + bias[:, :num_queries, :num_keys]
-        weights = dropout(scores.float().softmax(-1), rate).to(v_g.dtype)
-        outputs.append((weights @ v_g).transpose(1, 2).reshape(rows * num_queries, -1))  # (R*Sq, H*E)
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
 def _linear(inputs: int, outputs: int, std: float) -> nn.Linear:
     layer = nn.Linear(inputs, outputs, bias=False)
     nn.init.normal_(layer.weight, std=std)
@@ -156,9 +101,10 @@ class FeedForward(nn.Module):
         self.up = _linear(size.width, size.ff_width, size.width**-0.5)
         self.down = _linear(size.ff_width, size.width, size.ff_width**-0.5)
 
-    def forward(self, x: Tensor, rate: float) -> Tensor:
-        hidden = dropout(F.relu(self.up(self.norm(x))), rate)  # (T, F)
-        return x + dropout(self.down(hidden), rate)
+    def forward(self, x: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
+        up = (self.up.weight * self.norm.weight).to(dtype)
+        down = (self.down.weight / (1 - rounded_rate(rate))).to(dtype)
+        return add_dropped(x, feed_forward(unit_rms(x, dtype), up, down, rate), rate)
 
 
 class SelfAttention(nn.Module):
@@ -171,10 +117,10 @@ class SelfAttention(nn.Module):
         nn.init.normal_(self.qkv.weight[: size.inner], std=(size.width * size.head_width) ** -0.5)
         self.out = _linear(size.inner, size.width, size.inner**-0.5)
 
-    def forward(self, x: Tensor, groups: Sequence[Group], bias: Tensor, rate: float) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)  # each (T, H*E)
-        attended = packed_attention(q, k, v, groups, groups, self.num_heads, bias, rate)
-        return x + dropout(self.out(attended), rate)
+    def forward(self, x: Tensor, groups: Sequence[Group], bias: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
+        qkv = F.linear(unit_rms(x, dtype), (self.qkv.weight * self.norm.weight).to(dtype))  # (T, 3*H*E)
+        attended = packed_attention(None, qkv, bias, groups, groups, self.num_heads, rate)
+        return add_dropped(x, F.linear(attended, self.out.weight.to(dtype)), rate)
 
 
 class CrossAttention(nn.Module):
@@ -189,10 +135,11 @@ class CrossAttention(nn.Module):
     def forward(
         self, x: Tensor, memory: Tensor, groups: Sequence[Group], memory_groups: Sequence[Group], rate: float
     ) -> Tensor:
-        k, v = self.key_value(memory).chunk(2, dim=-1)  # each (Tk, H*E)
-        q = self.query(self.norm(x))
-        attended = packed_attention(q, k, v, groups, memory_groups, self.num_heads, None, rate)
-        return x + dropout(self.out(attended), rate)
+        dtype = memory.dtype
+        query = F.linear(unit_rms(x, dtype), (self.query.weight * self.norm.weight).to(dtype))  # (Tq, H*E)
+        key_value = F.linear(memory, self.key_value.weight.to(dtype))  # (Tk, 2*H*E)
+        attended = packed_attention(query, key_value, None, groups, memory_groups, self.num_heads, rate)
+        return add_dropped(x, F.linear(attended, self.out.weight.to(dtype)), rate)
 
 
 class EncoderLayer(nn.Module):
@@ -200,8 +147,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.attention, self.feed_forward = SelfAttention(size), FeedForward(size)
 
-    def forward(self, x: Tensor, groups: Sequence[Group], bias: Tensor, rate: float) -> Tensor:
-        return self.feed_forward(self.attention(x, groups, bias, rate), rate)
+    def forward(self, x: Tensor, groups: Sequence[Group], bias: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
+        return self.feed_forward(self.attention(x, groups, bias, rate, dtype), rate, dtype)
 
 
 class DecoderLayer(nn.Module):
@@ -220,13 +167,13 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(size) for _ in range(size.num_layers))
         self.norm = RMSNorm(size.width)
 
-    def forward(self, x: Tensor, groups: Sequence[Group]) -> Tensor:
-        """(T, D) embeddings of packed rows, sorted by length -> (T, D)."""
+    def forward(self, x: Tensor, groups: Sequence[Group], dtype: torch.dtype = torch.float32) -> Tensor:
+        """(T, D) embeddings of packed rows, sorted by length -> (T, D) float32. ``dtype``: of the products."""
         rate = self.rate if self.training else 0.0
         bias = self.bias(max(group.length for group in groups))
         x = dropout(x, rate)
         for layer in self.layers:
-            x = layer(x, groups, bias, rate)
+            x = layer(x, groups, bias, rate, dtype)
         return dropout(self.norm(x), rate)
 
 
@@ -241,7 +188,13 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(size.width)
 
     def forward(
-        self, x: Tensor, memory: Tensor, length: int, memory_groups: Sequence[Group], num_candidates: int = 1
+        self,
+        x: Tensor,
+        memory: Tensor,
+        length: int,
+        memory_groups: Sequence[Group],
+        num_candidates: int = 1,
+        dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """(B*G*L, D) embeddings -> (B*G*L, D): ``num_candidates`` G rows of ``length`` L tokens for each row of memory.
 
@@ -253,10 +206,10 @@ class Decoder(nn.Module):
             groups.append(Group(start, memory_group.num_rows, num_candidates * length))
             start = groups[-1].end
         bias, rows = self.bias(length), (Group(0, start // length, length),)
-        x = dropout(x, rate)
+        x, memory = dropout(x, rate), memory.to(dtype)
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
-            x = layer.attention(x, rows, bias, rate)
+            x = layer.attention(x, rows, bias, rate, dtype)
             x = layer.cross(x, memory, groups, memory_groups, rate)
-            x = layer.feed_forward(x, rate)
+            x = layer.feed_forward(x, rate, dtype)
         return dropout(self.norm(x), rate)

@@ -24,7 +24,8 @@ from sidera.catalog.catalog import Catalog
 from sidera.core import Batch, InputError, Loss, StepOutput
 from sidera.models.generators import tiger_decode
 from sidera.models.generators.tiger_decode import BeamCache, StepWeights, TigerContext
-from sidera.nn.t5 import Decoder, Encoder, Group, T5Size, equal_length_groups
+from sidera.nn.t5 import Decoder, Encoder, T5Size
+from sidera.nn.t5_functions import Group, equal_length_groups
 
 PAD, BEGIN, FIRST_CODE = 0, 1, 2
 
@@ -125,12 +126,14 @@ class Tiger(nn.Module):
             raise InputError(
                 f"TIGER trains on one target per history, the batch has {found}", fix="use PrefixRows batches"
             )
-        rows = self.packed_rows(batch)
-        memory = self.encoder(self.embedding(rows.tokens), rows.groups)
-        written = self.item_tokens[targets[rows.order]]  # (B, L)
-        read = F.pad(written[:, :-1], (1, 0), value=BEGIN)  # (B, L)
-        states = self.decoder(self.embedding(read.reshape(-1)), memory, self.num_levels, rows.groups)
-        per_level = self._level_losses(states.view(-1, self.num_levels, self.config.width), written)
+        dtype = product_dtype(self.embedding.weight)
+        with torch.autocast(self.embedding.weight.device.type, enabled=False):  # casts are the layers' own
+            rows = self.packed_rows(batch)
+            memory = self.encoder(self.embedding(rows.tokens), rows.groups, dtype)
+            written = self.item_tokens[targets[rows.order]]  # (B, L)
+            read = F.pad(written[:, :-1], (1, 0), value=BEGIN)  # (B, L)
+            states = self.decoder(self.embedding(read.reshape(-1)), memory, self.num_levels, rows.groups, dtype=dtype)
+            per_level = self._level_losses(states.view(-1, self.num_levels, self.config.width).to(dtype), written)
         means = (per_level.detach() / targets.numel()).tolist()
         parts = {f"level_{level}": mean for level, mean in enumerate(means)}
         return Loss(per_level.sum(), targets.numel(), parts)
@@ -149,7 +152,7 @@ class Tiger(nn.Module):
         if self.config.normalize == "level":
             start = self.level_starts[level]
             weight = weight[start : start + self.level_sizes[level]]
-        return start, F.linear(states * self.config.width**-0.5, weight)
+        return start, F.linear(states * self.config.width**-0.5, weight.to(states.dtype))
 
     # -- answering -----------------------------------------------------------------------------------------------
 
@@ -201,6 +204,12 @@ class Tiger(nn.Module):
         """Switching modes drops the weights laid out for answering."""
         self._step_weights = None
         return super().train(mode)
+
+
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """The number format of matrix products: what autocast says for the weight's device, else the weight's own."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def _check(config: Tiger.Config) -> None:

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sidera.core import StepOutput
-from sidera.nn.t5 import EPSILON, DecoderLayer, Group
+from sidera.nn.t5 import DecoderLayer
+from sidera.nn.t5_functions import EPSILON, Group
 
 if TYPE_CHECKING:
     from sidera.models.generators.tiger import Tiger
