@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from sidera import artifacts
 from sidera.config import parse_section
 from sidera.core import ArtifactError, InputError
 from sidera.data.dataset import Dataset
-from sidera.data.split import EvalRows, Split
+from sidera.data.split import EvalRows, Split, leave_one_out, temporal
 from sidera.eval.config import EvalConfig
 from sidera.eval.evaluate import evaluate, quick_metrics
 from sidera.eval.evaluation import load_evaluation, save_evaluation
@@ -114,8 +116,6 @@ def test_cold_targets_have_their_own_slice() -> None:
     item_ids = dataset.item_ids.copy()
     item_ids[dataset.offsets[1] - 1] = dataset.num_items - 1  # only ever the test target of user 0
     dataset = replace(dataset, item_ids=item_ids)
-    from sidera.data.split import leave_one_out
-
     found = evaluate(fake(dataset), dataset, leave_one_out(dataset), "test", CONFIG)
     assert found.slices["keep"]["popularity"]["cold"].rows >= 1
 
@@ -163,6 +163,24 @@ def test_quick_metrics_are_those_of_evaluate(dataset: Dataset, split: Split) -> 
     assert set(quick_metrics(recommender, dataset, split.valid, filter_too=False)) == {"ndcg@10", "recall@10"}
 
 
+def test_a_temporal_split_has_several_rows_of_a_user(dataset: Dataset) -> None:
+    split = temporal(dataset, valid_share=0.2, test_share=0.3)
+    found = evaluate(fake(dataset, hint=0.3), dataset, split, "test", CONFIG)
+    assert found.protocol["split"] == "temporal"
+    assert len(np.unique(found.user_numbers)) < len(found.ranks) == len(split.test)
+
+
+def test_nothing_heavy_is_needed_to_measure() -> None:
+    """A bare training machine has torch, numpy, pyarrow and safetensors only."""
+    code = (
+        "import sys\n"
+        "for name in ('matplotlib', 'sklearn', 'scipy', 'fastapi', 'tensorboard', 'sentence_transformers'):\n"
+        "    sys.modules[name] = None\n"
+        "import sidera.eval.evaluate, sidera.eval.compare, sidera.eval.report, sidera.eval.tables\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_progress_reaches_the_end(dataset: Dataset, split: Split) -> None:
     said: list[tuple[int, int]] = []
     evaluate(fake(dataset, kind="generator"), dataset, split, "test", CONFIG, progress=lambda *at: said.append(at))
@@ -193,6 +211,7 @@ def test_saved_and_loaded_is_the_same(dataset: Dataset, split: Split, tmp_path: 
         ({"beam": 8}, "beam = 8 cannot fill a list of 10"),
         ({"wide_beam": 20}, "wide_beam = 20 cannot fill a list of 50"),
         ({"max_rows": 0}, "max_rows = 0"),
+        ({"valid_rows": 0}, "valid_rows = 0"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"free_rows": -1}, "free_rows = -1"),
         ({"beams": 3}, "did you mean 'beam'"),

@@ -99,6 +99,7 @@ def test_numbers_samples_and_legality_are_shown(page: str) -> None:
     assert page.count("<div class='card'>") == 3
     assert "Item &lt;i" in page  # titles are text, never markup
     assert "5 of 5 used" in page
+    assert re.search(r"sidera recommend \S+/demo\d*/tiger --history i\d\d", page)
     assert "neighbour overlap@10</th><td>0.250" in page
     assert "step: into validation</th><td>0.5" in page
     assert re.search(r"Items share semantic IDs in tiger.*ndcg@5 0.\d{4} served, 0.\d{4} expected", page)

@@ -43,8 +43,10 @@ class EvalConfig:
         for name in ("free_rows", "latency_rows", "samples"):
             if getattr(self, name) < 0:
                 raise InputError(f"[eval] {name} = {getattr(self, name)}", allowed="0 or more")
-        if self.max_rows is not None and self.max_rows < 1:
-            raise InputError(f"[eval] max_rows = {self.max_rows}", allowed="1 or more", fix="leave it out for all rows")
+        for name in ("max_rows", "valid_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"[eval] {name} = {value}", allowed="1 or more", fix="leave it out for all rows")
         for name, ks, beam in (("beam", self.narrow_ks, self.beam), ("wide_beam", self.wide_ks, self.wide_beam)):
             if ks and beam < ks[-1]:
                 raise InputError(f"[eval] {name} = {beam} cannot fill a list of {ks[-1]}", allowed=f"{ks[-1]} or more")

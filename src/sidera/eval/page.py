@@ -26,12 +26,13 @@ th, td { padding: 8px 7px; text-align: right; border-bottom: 1px solid var(--lin
 thead th { color: var(--soft); font-weight: 600; font-size: .8rem; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
 tbody th { font-weight: 600; }
+table.facts th, table.facts td { padding: 4px 7px; font-weight: 400; }
 td small { display: block; color: var(--soft); font-size: .75rem; line-height: 1.2; }
 td.best { font-weight: 700; color: var(--blue); }
 td.best small { font-weight: 400; }
 .protocol, .note { color: var(--soft); font-size: .85rem; margin: 10px 0 0; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 16px 28px;
-  align-items: center; }
+  align-items: start; }
 .figures > div { min-width: 0; }
 figure { margin: 0; max-width: 560px; }
 svg { width: 100%; height: auto; display: block; }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ SEEN_MEANS = {
 class RunFolder:
     """What was found under a run folder."""
 
-    path: Path
+    best: Path  # where the first evaluation's model lies: what the page says how to serve
     evaluations: list[Evaluation]  # test first, generators before scorers, then by name
     catalogs: dict[str, Catalog]
     trainings: dict[str, list[dict[str, Any]]]  # label -> lines of metrics.jsonl
@@ -50,7 +51,7 @@ def write_report(run_dir: str | Path, out_html: str | Path, *, title: str = "") 
         _section("Catalogue", _codes(run.catalogs)),
         _section("Latency", _latency(run.evaluations)),
         _section("Examples", _examples(run.evaluations[0])),
-        _section("Serve it", _serve(run.path)),
+        _section("Serve it", _serve(run)),
     ]
     write_text(out_html, page(heading, "".join(parts)))
     return Path(out_html)
@@ -61,27 +62,28 @@ def read_run(run_dir: str | Path) -> RunFolder:
     path = Path(run_dir)
     if not path.is_dir():
         raise InputError(f"no run folder at {str(path)!r}", fix="give a folder that `sidera run` wrote")
-    evaluations, catalogs = [], {}
+    found, catalogs = [], {}
     for manifest in sorted(path.rglob(MANIFEST)):
         folder = manifest.parent
         if any(part.startswith(".") for part in folder.relative_to(path).parts):
             continue  # an artifact being written, or the remains of one
         kind = json.loads(manifest.read_text(encoding="utf-8")).get("kind")
         if kind == KIND:
-            evaluations.append(load_evaluation(folder))
+            found.append((load_evaluation(folder), folder.parent))
         elif kind == "catalog":
             catalogs[_label(folder, path)] = Catalog.load(folder)
-    if not evaluations:
+    if not found:
         raise InputError(f"{str(path)!r} holds no evaluation", fix="run `sidera evaluate` on it first")
-    evaluations.sort(key=lambda run: (run.protocol["which"] != "test", run.protocol["kind"] != "generator", run.name))
+    found.sort(
+        key=lambda one: (one[0].protocol["which"] != "test", one[0].protocol["kind"] != "generator", one[0].name)
+    )
     trainings = {_label(file.parent, path): _lines(file) for file in sorted(path.rglob("metrics.jsonl"))}
-    return RunFolder(path, evaluations, catalogs, trainings)
+    return RunFolder(found[0][1], [run for run, _ in found], catalogs, trainings)
 
 
 def _label(folder: Path, root: Path) -> str:
     """The part of the path that tells runs apart: runs/demo/tiger/train -> tiger."""
-    inner = folder.relative_to(root).parts
-    return "/".join(inner[:-1]) or (inner[0] if inner else root.name)
+    return "/".join(folder.relative_to(root).parts[:-1]) or root.resolve().name
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
@@ -250,7 +252,7 @@ def _fact_table(report: Mapping[str, Any]) -> str:
         for key, value in flat.items()
         if isinstance(value, int | float)
     )
-    return f"<table><tbody>{rows}</tbody></table>" if rows else ""
+    return f"<table class='facts'><tbody>{rows}</tbody></table>" if rows else ""
 
 
 def _latency(evaluations: Sequence[Evaluation]) -> str:
@@ -302,8 +304,12 @@ def _item(item: Mapping[str, Any]) -> str:
     return f"{html.escape(item['title'])} <code>{key}</code>" if item["title"] else f"<code>{key}</code>"
 
 
-def _serve(path: Path) -> str:
-    commands = f"sidera recommend {path} --history ITEM,ITEM -k 10\nsidera serve {path} --port 8000"
+def _serve(run: RunFolder) -> str:
+    samples = run.evaluations[0].samples
+    history = ",".join(item["key"] for item in samples[0]["history"]) if samples else "ITEM,ITEM"
+    commands = (
+        f"sidera recommend {run.best} --history {shlex.quote(history)} -k 10\nsidera serve {run.best} --port 8000"
+    )
     return f"<pre>{html.escape(commands)}</pre>"
 
 
