@@ -2,7 +2,10 @@
 
 A folder is written beside its final place and moved there only when it is complete, so a reader sees the old artifact
 or the new one, never half of either; a full disk or Ctrl-C leaves the old one. Loading checks kind, version and the
-digest of every file. Nothing here unpickles.
+digest of every file, the manifest's own among them. Nothing here unpickles.
+
+Trap: taking a place means replacing the folder that is there, so only an artifact may be replaced, and only one that
+nobody has put files of their own into.
 """
 
 from __future__ import annotations
@@ -23,11 +26,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sidera.core import ArtifactError
+from sidera.core import ArtifactError, InputError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SHARD_BYTES = 15 * 2**20  # files that move through limits on file size
+HEADER_BYTES = 2**16  # of them, kept free for a shard's header
 
 
 @dataclass(frozen=True)
@@ -45,18 +49,24 @@ class Manifest:
 
 @contextlib.contextmanager
 def writing(path: str | Path, manifest: Manifest) -> Iterator[Path]:
-    """Yield an empty folder to write into; on leaving without an error it becomes ``path``, with its manifest."""
-    path = Path(path)
+    """Yield an empty folder to write into; on leaving without an error it becomes ``path``, with its manifest.
+
+    InputError when something is at ``path`` that is not ours to replace.
+    """
+    path = Path(os.path.realpath(path))  # behind a link the folder is replaced, not the link
     path.parent.mkdir(parents=True, exist_ok=True)
     _recover(path)
+    check_replaceable(path)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
     try:
         yield staging
         files = {str(file.relative_to(staging)): _sha256(file) for file in sorted(staging.rglob("*")) if file.is_file()}
         record = {**manifest.__dict__, "files": files}
-        write_text(staging / MANIFEST, json.dumps(record, indent=2, sort_keys=True) + "\n")
+        write_text(staging / MANIFEST, json.dumps({**record, "seal": _seal(record)}, indent=2, sort_keys=True) + "\n")
         staging.chmod(0o755)  # mkdtemp makes private folders; an artifact is to be read
         _swap(staging, path)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(f"cannot write {path}: {error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -65,22 +75,25 @@ def read_manifest(path: str | Path, kind: str) -> Manifest:
     """The manifest of the artifact at ``path``; ArtifactError when it is missing, broken, or not a ``kind``."""
     path = Path(path)
     _recover(path)
+    anew = f"make the {kind} again"
     try:
         record = json.loads((path / MANIFEST).read_text())
-        manifest = Manifest(**record)
+        version, found_kind = record["format_version"], record["kind"]
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"no {kind} at {str(path)!r}", fix="check the path, or make it with `sidera run`") from None
-    except (ValueError, TypeError):
-        raise ArtifactError(f"{path / MANIFEST} is damaged", fix=f"make the {kind} again") from None
-    if manifest.format_version != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{path} has artifact format {manifest.format_version}",
-            allowed=str(FORMAT_VERSION),
-            fix=f"make the {kind} again",
-        )
-    if manifest.kind != kind:
-        raise ArtifactError(f"{path} holds a {manifest.kind}, not a {kind}", fix=f"give the path of a {kind}")
-    return manifest
+    except (ValueError, TypeError, KeyError):
+        raise ArtifactError(f"{path / MANIFEST} is damaged", fix=anew) from None
+    if version != FORMAT_VERSION:  # first: another version may have other keys
+        raise ArtifactError(f"{path} has artifact format {version}", allowed=str(FORMAT_VERSION), fix=anew)
+    if found_kind != kind:
+        raise ArtifactError(f"{path} holds a {found_kind}, not a {kind}", fix=f"give the path of a {kind}")
+    seal = record.pop("seal", None)
+    if seal is not None and seal != _seal(record):
+        raise ArtifactError(f"{path / MANIFEST} was edited (digest differs)", fix=anew)
+    try:
+        return Manifest(**record)
+    except TypeError:
+        raise ArtifactError(f"{path / MANIFEST} is damaged", fix=anew) from None
 
 
 def verify(path: str | Path, kind: str) -> Manifest:
@@ -125,12 +138,12 @@ def is_current(path: str | Path, kind: str, digest: str) -> bool:
 def save_tensors(folder: Path, tensors: Mapping[str, Tensor], prefix: str = "weights") -> None:
     """Write tensors as ``prefix-00000.safetensors`` ... of at most SHARD_BYTES each; long tensors are cut by rows."""
     shards: list[dict[str, Tensor]] = [{}]
-    room = SHARD_BYTES
+    room = SHARD_BYTES - HEADER_BYTES
     for name, tensor in tensors.items():
         for part_name, part in _row_parts(name, tensor.detach().cpu()):
             if part.nbytes > room and shards[-1]:
                 shards.append({})
-                room = SHARD_BYTES
+                room = SHARD_BYTES - HEADER_BYTES
             shards[-1][part_name] = part.contiguous().clone()
             room -= part.nbytes
     for index, shard in enumerate(shards):
@@ -156,11 +169,38 @@ def load_tensors(folder: Path, prefix: str = "weights") -> dict[str, Tensor]:
     }
 
 
+def check_replaceable(path: str | Path) -> None:
+    """InputError unless ``path`` is free, empty, or an artifact that holds nothing but its own files."""
+    path = Path(path)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not path.is_dir():
+        raise InputError(f"{str(path)!r} is a file and would be replaced", fix="give the path of a new folder")
+    try:
+        record = json.loads((path / MANIFEST).read_text())
+        own = {*record["files"], MANIFEST}
+    except ValueError:
+        return  # an artifact whose manifest was cut off
+    except (OSError, TypeError, KeyError):
+        raise InputError(
+            f"{str(path)!r} is no artifact of sidera's and would be replaced",
+            allowed="a new or empty folder, or an older artifact",
+            fix="give another path, or move the folder away",
+        ) from None
+    files = (str(file.relative_to(path)) for file in sorted(path.rglob("*")) if file.is_file())
+    foreign = [name for name in files if name not in own and not Path(name).name.startswith(".")]
+    if foreign:
+        raise InputError(
+            f"{str(path)!r} would be replaced, and {foreign[0]!r} in it is not of its making", fix="move that file away"
+        )
+
+
 def _row_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    if tensor.nbytes <= SHARD_BYTES or tensor.ndim == 0:
+    limit = SHARD_BYTES - HEADER_BYTES
+    if tensor.nbytes <= limit or tensor.ndim == 0:
         yield name, tensor
         return
-    rows = max(1, SHARD_BYTES * tensor.shape[0] // tensor.nbytes)
+    rows = max(1, limit * tensor.shape[0] // tensor.nbytes)
     for index, part in enumerate(tensor.split(rows)):
         yield f"{name}#{index}", part
 
@@ -183,6 +223,12 @@ def _recover(path: Path) -> None:
     old = _old(path)
     if not path.exists() and old.exists():
         os.replace(old, path)
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    """The digest of a manifest without its seal: identities and recipes are as tell-tale as weights."""
+    plain = json.loads(json.dumps(record))  # as it will be read: numbers that are keys become text
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(file: Path) -> str:

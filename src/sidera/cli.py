@@ -7,11 +7,12 @@ is one line on standard error and exit code 2; Ctrl-C is exit code 130 and leave
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from sidera import __version__
 from sidera.core import InputError
@@ -31,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sidera {arguments.verb}: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, no permission: the artifact that was there is still there
-        print(
-            f"sidera {arguments.verb}: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr
-        )
+        place = f": {error.filename}" if error.filename else ""
+        fix = "free space or choose another folder, and give the same command again; what was saved before is kept"
+        print(f"sidera {arguments.verb}: {error.strerror or error}{place}; fix: {fix}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"sidera {arguments.verb}: stopped; finished stages are kept, the same command goes on", file=sys.stderr)
@@ -41,9 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other message does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; fix: see `{self.prog} --help`\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Every verb with its flags, units and defaults."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="sidera", description="Generative recommendation: from behaviour logs to a served list of items."
     )
     parser.add_argument("--version", action="version", version=f"sidera {__version__}")
@@ -159,15 +167,17 @@ def recommend_verb(arguments: Arguments) -> None:
 def serve_verb(arguments: Arguments) -> None:
     """Answer over HTTP until interrupted."""
     from sidera.engine.recommender import Recommender
-    from sidera.serve.app import serve
+    from sidera.serve.app import check_port, serve
 
+    check_port(arguments.host, arguments.port)
     recommender = Recommender.load(arguments.run, device=arguments.device)
     print(
         f"serving {arguments.run} on http://{arguments.host}:{arguments.port} (POST /v1/recommend, page /docs);"
         " Ctrl-C stops",
         flush=True,
     )
-    serve(recommender, arguments.host, arguments.port)
+    with contextlib.suppress(KeyboardInterrupt):  # the way to stop it, no failure
+        serve(recommender, arguments.host, arguments.port)
 
 
 def demo_verb(arguments: Arguments) -> None:
@@ -181,8 +191,10 @@ def demo_verb(arguments: Arguments) -> None:
 
 
 def _recipe(arguments: Arguments) -> Recipe:
+    from sidera.engine.recommender import check_device
     from sidera.train.recipe import Recipe
 
+    check_device(arguments.device)
     overrides = list(arguments.set)
     for flag, key in (("max_minutes", "fit.max_minutes"), ("piece_minutes", "fit.piece_minutes"), ("seed", "fit.seed")):
         value = getattr(arguments, flag, None)

@@ -45,14 +45,15 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     plain text when it is not TOML.
     """
     if isinstance(source, Mapping):
-        recipe, path = {name: dict(section) for name, section in source.items()}, "recipe"
+        written, path = source, "recipe"
     else:
-        recipe, path = read_toml(source), str(source)
-    for name, section in recipe.items():
+        written, path = read_toml(source), str(source)
+    for name, section in written.items():
         if name not in SECTIONS:
             raise InputError(f"{path}: unknown section [{name}]{closest(name, SECTIONS)}", allowed=", ".join(SECTIONS))
-        if not isinstance(section, dict):
+        if not isinstance(section, Mapping):
             raise InputError(f"{path}: {name!r} must be a section", fix=f"write it as [{name}] with keys below")
+    recipe = {name: dict(section) for name, section in written.items()}
     for override in overrides:
         key, equals, text = override.partition("=")
         section_name, dot, key_name = key.strip().partition(".")
@@ -80,6 +81,12 @@ def parse_section(cls: type[Section], values: Mapping[str, Any], where: str) -> 
     if missing:
         raise InputError(f"{where} lacks {', '.join(missing)}", fix="add the key to the recipe")
     return cls(**filled)
+
+
+def check_value(where: str, name: str, value: Any, good: bool, allowed: str) -> None:
+    """InputError naming the key and its value, unless ``good``; for ``__post_init__`` of section dataclasses."""
+    if not good:
+        raise InputError(f"{where} {name} = {value!r} is out of range", allowed=allowed)
 
 
 def digest(value: Any) -> str:

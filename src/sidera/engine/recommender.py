@@ -50,7 +50,10 @@ class Recommender:
         model_section: dict[str, Any],
         beam: int = 50,
         device: str = "cpu",
+        num_known: int | None = None,
     ) -> None:
+        """``num_known``: items that the model was built with, where the Catalog has grown since."""
+        check_device(device)
         if isinstance(model, Generator):
             catalog.check_codebook(model.codebook_id)
         self.kind = "generator" if isinstance(model, Generator) else "scorer"
@@ -59,6 +62,7 @@ class Recommender:
         self.model_section = model_section
         self.beam = beam
         self.device = device
+        self.num_known = catalog.num_items if num_known is None else num_known
         self.max_history: int = cast(Any, model).config.max_history
         self._lock = threading.Lock()  # a model's inference caches are not made for two threads at once
 
@@ -131,6 +135,11 @@ class Recommender:
         """
         if unknown not in ("report", "refuse"):
             raise InputError(f"unknown = {unknown!r}", allowed="'report' or 'refuse'")
+        for entry in (histories, *histories):
+            if isinstance(entry, str):
+                raise InputError(
+                    f"the history {entry[:40]!r} is a text", allowed="a list of item ids", fix=f"[[{entry[:40]!r}]]"
+                )
         requests = [
             entry if isinstance(entry, Request) else Request(tuple(entry), k=k, filter_seen=filter_seen)
             for entry in histories
@@ -157,9 +166,14 @@ class Recommender:
             left_out.append(self.catalog.ids_of(request.exclude).tolist() + (ids if request.filter_seen else []))
             histories.append([item_id for item_id in ids if self._readable(item_id)][-self.max_history :])
         warm = [place for place, history in enumerate(histories) if history]
-        k = min(max(request.k for request in requests), self.catalog.num_items)
-        ranked = self._rank_lists([histories[place] for place in warm], [left_out[place] for place in warm], k)
-        by_place = dict(zip(warm, ranked, strict=True))
+        groups: dict[int, list[int]] = {}  # by beam width: a large k must not change its neighbours' answers
+        for place in warm:
+            groups.setdefault(max(self.beam, requests[place].k), []).append(place)
+        by_place: dict[int, tuple[list[int], list[float]]] = {}
+        for places in groups.values():
+            k = min(max(requests[place].k for place in places), self.catalog.num_items)
+            found = self._rank_lists([histories[place] for place in places], [left_out[place] for place in places], k)
+            by_place.update(zip(places, found, strict=True))
         return [
             self._recommendation(request, by_place.get(place), left_out[place], unknowns[place])
             for place, request in enumerate(requests)
@@ -167,13 +181,11 @@ class Recommender:
 
     def _readable(self, item_id: int) -> bool:
         """Items that came after training have no row in the model: they can stand in no history."""
-        return item_id < getattr(self.model, "num_items", self.catalog.num_items)
+        return item_id < self.num_known
 
     def _rank_lists(
         self, histories: list[list[int]], left_out: list[list[int]], k: int
     ) -> list[tuple[list[int], list[float]]]:
-        if not histories:
-            return []
         values, offsets = _jagged(histories)
         found = self.rank(Batch(values, offsets), k, exclude=_jagged(left_out))
         return list(zip(found.item_ids.tolist(), found.scores.tolist(), strict=True))
@@ -209,7 +221,7 @@ class Recommender:
         """Write the model artifact (weights in shards small enough to move about); the Catalog is its own artifact."""
         info = {
             "codebook_id": self.catalog.codebook_id,
-            "num_items": int(getattr(self.model, "num_items", self.catalog.num_items)),
+            "num_items": self.num_known,
             "beam": self.beam,
         }
         manifest = artifacts.Manifest("model", digest, parents=parents, recipe={"model": self.model_section}, info=info)
@@ -224,17 +236,33 @@ class Recommender:
             raise ArtifactError(f"no run folder at {str(path)!r}", fix="give a folder that `sidera run` wrote")
         catalog = catalog or Catalog.load(path / "catalog")
         manifest = artifacts.verify(path / "model", "model")
-        catalog.check_codebook(manifest.info["codebook_id"])
-        section = manifest.recipe["model"]
+        try:
+            codebook_id, num_known = manifest.info["codebook_id"], int(manifest.info["num_items"])
+            section, beam = manifest.recipe["model"], int(manifest.info["beam"])
+        except (KeyError, TypeError, ValueError):
+            raise ArtifactError(f"{path / 'model'} has an incomplete manifest", fix="train it again") from None
+        catalog.check_codebook(codebook_id)
         name, config = parse_model(section)
-        model = build_model(name, config, catalog_at_training(catalog, manifest.info["num_items"]))
+        model = build_model(name, config, catalog_at_training(catalog, num_known))
         tensors = artifacts.load_tensors(path / "model")
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
             first = str(error).splitlines()[-1].strip()
             raise ArtifactError(f"{path / 'model'} does not fit its recipe: {first}", fix="train it again") from None
-        return cls(model, catalog, model_section=section, beam=manifest.info["beam"], device=device)
+        return cls(model, catalog, model_section=section, beam=beam, device=device, num_known=num_known)
+
+
+def check_device(device: str) -> None:
+    """InputError unless this machine has the device."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise InputError(f"device {device!r} is not known", allowed="cpu, cuda, cuda:0, ...")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {device!r}: this machine or this build of torch has no CUDA", fix="use cpu")
 
 
 def newest(batch: Batch, max_history: int) -> Batch:

@@ -11,10 +11,13 @@ import time
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sidera import __version__
+from sidera.config import closest
 from sidera.core import InputError, Recommendation
 from sidera.core import Request as Question
 from sidera.engine.recommender import Recommender
@@ -62,16 +65,15 @@ def create_app(recommender: Recommender) -> FastAPI:
     )
     started = time.time()
 
-    @app.middleware("http")
-    async def limit_body(request: Request, call_next: Any) -> Response:
-        length = request.headers.get("content-length")
-        if length is not None and length.isdigit() and int(length) > MAX_BODY_BYTES:
-            return _error(413, f"body of {length} bytes; allowed: {MAX_BODY_BYTES}; fix: send newer events only")
-        return await call_next(request)
+    app.add_middleware(BodyLimit)
 
     @app.exception_handler(InputError)
     async def bad_input(request: Request, error: InputError) -> Response:
         return _error(422, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_body(request: Request, error: RequestValidationError) -> Response:
+        return _error(422, _one_line(error))
 
     @app.post("/v1/recommend", response_model=RecommendResponse)
     def recommend(body: RecommendRequest) -> RecommendResponse:
@@ -98,10 +100,46 @@ def create_app(recommender: Recommender) -> FastAPI:
     return app
 
 
+class BodyLimit:
+    """Refuses large bodies while they arrive: a length need not be announced, nor be true."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        body, more = bytearray(), not announced.isdigit() or int(announced) <= MAX_BODY_BYTES
+        too_large = not more
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            too_large = len(body) > MAX_BODY_BYTES
+            more = message.get("more_body", False) and not too_large
+        if too_large:
+            problem = f"the body is larger than {MAX_BODY_BYTES:,} bytes; fix: send the newest events only"
+            await _error(413, problem)(scope, receive, send)
+            return
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def replay() -> Message:
+            return whole.pop() if whole else await receive()
+
+        await self.app(scope, replay, send)
+
+
 def serve(recommender: Recommender, host: str = "127.0.0.1", port: int = 8000) -> None:
     """Run until interrupted; InputError when the port is taken."""
     import uvicorn
 
+    check_port(host, port)
+    uvicorn.run(create_app(recommender), host=host, port=port, log_level="warning")
+
+
+def check_port(host: str, port: int) -> None:
+    """InputError when nobody can listen there."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -112,7 +150,6 @@ def serve(recommender: Recommender, host: str = "127.0.0.1", port: int = 8000) -
             raise InputError(
                 f"cannot listen on {host}:{port}: {error.strerror}", fix="choose a free port with --port"
             ) from None
-    uvicorn.run(create_app(recommender), host=host, port=port, log_level="warning")
 
 
 def _response(answer: Recommendation, milliseconds: float) -> RecommendResponse:
@@ -126,6 +163,17 @@ def _response(answer: Recommendation, milliseconds: float) -> RecommendResponse:
         items_version=answer.items_version,
         milliseconds=round(milliseconds, 3),
     )
+
+
+def _one_line(error: RequestValidationError) -> str:
+    """The first thing that is wrong with a body: where, what, and the value when it is short."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(RecommendRequest.model_fields)
+        return f"{where} is no field of the request{closest(where, RecommendRequest.model_fields)}; allowed: {known}"
+    value = repr(first.get("input"))
+    return f"{where}: {first['msg']}" + (f" (got {value})" if len(value) <= 80 else "")
 
 
 def _error(status: int, message: str) -> JSONResponse:

@@ -75,5 +75,7 @@ class Recipe:
         except FileNotFoundError:
             raise ArtifactError(f"{str(run)!r} is no run folder", fix="give a folder that `sidera run` wrote") from None
         except ValueError:
-            raise ArtifactError(f"{path} is damaged", fix="run the recipe again") from None
+            sections = None
+        if not isinstance(sections, dict):
+            raise ArtifactError(f"{path} is damaged", fix="run the recipe again")
         return cls.parse(load_recipe(sections, overrides))

@@ -6,6 +6,7 @@ folder can be moved, and changing [eval] does not train again.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from sidera import artifacts
-from sidera.catalog.build import build_catalog
+from sidera.catalog.build import build_catalog, catalog_digest
 from sidera.catalog.catalog import Catalog
 from sidera.config import digest
 from sidera.data.batches import PackedSequences, PrefixRows
@@ -24,6 +25,7 @@ from sidera.data.split import Split
 from sidera.engine.recommender import Recommender
 from sidera.eval.evaluate import evaluate, quick_metrics
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
+from sidera.fit.checkpoint import FOLDER
 from sidera.fit.loop import FitResult, fit
 from sidera.models import build_model
 from sidera.models.retrievers.item_knn import ItemKNN
@@ -41,7 +43,9 @@ class Prepared:
 
     @property
     def digest(self) -> str:
-        return digest([self.dataset.digest, self.split.name])
+        """Of the events and of where they are cut: two temporal splits of one log are two data sets."""
+        cuts = (self.split.train_ends, self.split.valid.ends, self.split.test.ends)
+        return digest([self.dataset.digest, self.split.name, *(array.tolist() for array in cuts)])
 
 
 def prepare(recipe: Recipe, data: str | Path, say: Say = print) -> Prepared:
@@ -50,14 +54,15 @@ def prepare(recipe: Recipe, data: str | Path, say: Say = print) -> Prepared:
     split = make_split(dataset, recipe.data)
     say(
         f"data: {dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items,"
-        f" {dataset.num_events:,} events; {split.name}, {len(split.valid):,} validation and {len(split.test):,} test rows"
+        f" {dataset.num_events:,} events; {split.name},"
+        f" {len(split.valid):,} validation and {len(split.test):,} test rows"
     )
     return Prepared(dataset, split)
 
 
 def catalog_stage(recipe: Recipe, prepared: Prepared, out: Path, say: Say = print) -> Catalog:
     """Semantic IDs for the dataset's items -> ``out/catalog``."""
-    path, wanted = out / "catalog", digest([prepared.digest, asdict(recipe.catalog)])
+    path, wanted = out / "catalog", catalog_digest(prepared.dataset, prepared.split, recipe.catalog)
     if artifacts.is_current(path, "catalog", wanted):
         say(f"catalog: reused ({path})")
         return Catalog.load(path)
@@ -86,8 +91,8 @@ def train_stage(
 ) -> Recommender | None:
     """Train the recipe's model -> ``out/model``; None when this call's time was up and the training is unfinished."""
     path = out / "model"
-    catalog_digest = artifacts.read_manifest(out / "catalog", "catalog").digest
-    wanted = digest([catalog_digest, recipe.model_section, recipe.fit.identity()])
+    catalog_id = artifacts.read_manifest(out / "catalog", "catalog").digest
+    wanted = digest([catalog_id, recipe.model_section, recipe.fit.identity()])
     if artifacts.is_current(path, "model", wanted):
         say(f"train: reused ({path})")
         return Recommender.load(out, device=device)
@@ -105,12 +110,14 @@ def train_stage(
             out / "fit",
             evaluate=lambda _: validate(recommender, prepared, recipe),
             device=device,
+            identity={"catalog": catalog_id},
         )
         say(_training_line(result))
         if not result.finished:
             return None
     model.eval()
-    recommender.save_model(path, digest=wanted, parents={"catalog": catalog_digest})
+    recommender.save_model(path, digest=wanted, parents={"catalog": catalog_id})
+    shutil.rmtree(out / "fit" / FOLDER, ignore_errors=True)  # or the next recipe in this folder would be refused
     return recommender
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
+from sidera.config import check_value
 from sidera.core import Batch, Loss
 
 
@@ -28,6 +29,14 @@ class ItemKNN(nn.Module):
         half_life: float = 2.0  # events after which a history item's vote is halved
         neighbours: int = 200  # similarities kept per item
         shrink: float = 1.0  # added to the counts in the cosine's denominator
+
+        def __post_init__(self) -> None:
+            for name in ("max_history", "window", "neighbours"):
+                check_value("[model]", name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
+            check_value("[model]", "half_life", self.half_life, 0 < self.half_life < float("inf"), "events > 0")
+            for name in ("backward", "shrink"):
+                value = getattr(self, name)
+                check_value("[model]", name, value, 0 <= value < float("inf"), "a finite number >= 0")
 
     trains_on = "counts"
     neighbour_ids: Tensor  # (N, neighbours)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
+from sidera.config import check_value
 from sidera.core import Batch, InputError, Loss
 from sidera.nn.dropout import Dropout
 from sidera.nn.transformer import CausalEncoder
@@ -41,12 +42,18 @@ class SASRec(nn.Module):
         output: Literal["tied", "untied", "sum"] = "tied"
         label_smoothing: float = 0.0  # share of probability spread over the other candidates
 
+        def __post_init__(self) -> None:
+            for name in ("max_history", "width", "num_layers", "num_heads", "ff_multiple", "num_negatives"):
+                check_value("[model]", name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
+            for name in ("dropout", "label_smoothing"):
+                check_value("[model]", name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 <= x < 1")
+            if self.width % self.num_heads:
+                raise InputError(f"[model] width = {self.width} is not a multiple of num_heads = {self.num_heads}")
+
     trains_on = "positions"
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
-        if config.width % config.num_heads:
-            raise InputError(f"[model] width = {config.width} is not a multiple of num_heads = {config.num_heads}")
         self.config = config
         num_items = len(catalog.item_keys)
         self.item = nn.Embedding(num_items, config.width)

@@ -1,0 +1,31 @@
+"""One thread a test process (xdist gives each core a process), and one small trained run that many rooms share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+CHECKERBOARD_RECIPE = {
+    "data": {},
+    "catalog": {"vectors": ["behaviour"], "num_levels": 1, "codebook_size": 5, "balanced": True, "vector_dim": 8},
+    "model": {"name": "sidera", "max_history": 8, "width": 16, "num_layers": 1, "num_heads": 1, "dropout": 0.0},
+    "fit": {"epochs": 6, "batch_size": 16, "lr": 1e-2, "warmup_steps": 5, "patience": 0},
+    "eval": {"bootstrap": 20, "latency_rows": 2, "free_rows": 10, "samples": 2},
+}
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder: sidera's generator on the checkerboard, and beside it ``data``. Read only: copy before breaking."""
+    from sidera.data.tiny import checkerboard
+    from sidera.train.recipe import Recipe
+    from sidera.train.stages import run
+
+    folder = tmp_path_factory.mktemp("trained")
+    checkerboard().save(folder / "data")
+    assert run(Recipe.parse(CHECKERBOARD_RECIPE), folder / "data", folder / "run", say=lambda _: None) is not None
+    return folder / "run"
