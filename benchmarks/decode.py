@@ -1,0 +1,208 @@
+"""Claim `decode`: TIGER's constrained beam search against transformers' `generate` with a trie of dictionaries.
+
+    python benchmarks/decode.py [--quick]
+
+One request at a time, 80 encoder tokens (78 with three levels), one thread, one allocator for both, the same random
+weights. The peer is `generate(num_beams=B, prefix_allowed_tokens_fn=...)` walking a nested dictionary, as public
+constrained decoders do. Rows:
+
+* parity: f32, scores over the whole vocabulary as T5 has them: the same ten items, scores within 1e-4; and its ratio;
+* the ratios with level heads (softmax over a level's codes), f32;
+* absolute CPU-ms per request at 12 k items and 50 beams, which a later claim about other generators extends.
+
+The last line's `value` and `bar` hold every row by name. Level heads also run in bfloat16; how many of the ten items
+that keeps is in the context.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from types import SimpleNamespace
+from typing import Any
+
+from harness import arguments, finish, interleaved, single_thread, tuned_allocator
+from t5_twin import BEGIN, as_t5
+from trie import skewed_codes
+
+SEED, NUM_RESULTS, ENCODER_TOKENS, NUM_HISTORIES = 0, 10, 80, 8
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    num_items: int
+    level_sizes: tuple[int, ...]
+    width: int  # beams
+    normalize: str
+    bar: float  # HF's CPU time / ours
+    rounds: int
+    quick: bool
+
+
+SMALL, LARGE = (12_000, (256,) * 4), (1_000_000, (8192,) * 3)
+CASES = (
+    Case("12k_B50_vocabulary", *SMALL, 50, "vocabulary", 0.0, 9, True),
+    Case("12k_B50", *SMALL, 50, "level", 6.0, 15, True),
+    Case("12k_B512", *SMALL, 512, "level", 8.0, 7, False),
+    Case("1M_B512", *LARGE, 512, "level", 15.0, 5, False),
+)
+TIGER_MILLISECONDS = 35.0  # at 12 k items, 50 beams
+
+
+class World:
+    """A catalogue, a Tiger with spread-out random weights, and histories; models share nothing between cases."""
+
+    def __init__(self, case: Case) -> None:
+        import torch
+
+        from sidera.core import Batch
+        from sidera.models.generators.tiger import Tiger
+        from sidera.ops.trie import CodeTrie
+
+        torch.manual_seed(SEED)
+        self.case, num_levels = case, len(case.level_sizes)
+        self.codes = skewed_codes(case.num_items, case.level_sizes, SEED)
+        self.trie = CodeTrie.build(self.codes, case.level_sizes)
+        catalog: Any = SimpleNamespace(codes=self.codes, level_sizes=case.level_sizes, codebook_id="benchmark")
+        history = ENCODER_TOKENS // num_levels
+        config = Tiger.Config(max_history=history, normalize=case.normalize, dropout=0.0)  # type: ignore[arg-type]
+        self.model = Tiger(config, catalog).eval()
+        with torch.no_grad():  # fresh weights give nearly equal scores: sharpen them, and make every norm count
+            for name, weight in self.model.named_parameters():
+                if "norm" in name:
+                    weight.uniform_(0.5, 1.5)
+            self.model.decoder.norm.weight.mul_(3.0)
+        offsets = torch.tensor([0, history])
+        self.batches = [Batch(torch.randint(case.num_items, (history,)), offsets) for _ in range(NUM_HISTORIES)]
+
+    def ours(self, batch: Any) -> Any:
+        from sidera.decode.beam import beam_search
+
+        return beam_search(self.model, batch, self.trie, width=self.case.width, num_results=NUM_RESULTS)
+
+    def peer(self) -> Callable[..., Any]:
+        """transformers' constrained beam search with our weights: call(batch, **settings)."""
+        import torch
+
+        t5, starts, root = as_t5(self.model).eval(), self.model.level_starts, self.token_dictionary()
+
+        def allowed(batch_id: int, tokens: Any) -> list[int]:
+            node = root
+            for token in tokens.tolist()[1:]:
+                node = node.get(token)
+                if node is None:  # a beam that generate keeps for want of others
+                    return [0]
+            return list(node)
+
+        def call(batch: Any, **settings: Any) -> Any:
+            tokens = self.model.item_tokens[batch.item_ids].view(1, -1)
+            with torch.inference_mode():
+                return t5.generate(
+                    input_ids=tokens,
+                    attention_mask=torch.ones_like(tokens),
+                    num_beams=self.case.width,
+                    num_return_sequences=NUM_RESULTS,
+                    max_new_tokens=len(starts),
+                    do_sample=False,
+                    length_penalty=0.0,
+                    early_stopping=False,
+                    decoder_start_token_id=BEGIN,
+                    prefix_allowed_tokens_fn=allowed,
+                    **settings,
+                )
+
+        return call
+
+    def token_dictionary(self) -> dict[int, Any]:
+        """The usual trie: token -> dictionary of the tokens that may follow."""
+        root: dict[int, Any] = {}
+        for start in range(0, len(self.codes), 10_000):
+            for sid in (self.codes[start : start + 10_000] + list(self.model.level_starts)).tolist():
+                node = root
+                for token in sid:
+                    node = node.setdefault(token, {})
+        return root
+
+    def agreement(self, peer: Callable[..., Any]) -> dict[str, float]:
+        """Share of histories whose ten semantic IDs are the peer's in the peer's order, and the scores' distance."""
+        import torch
+
+        same, distance = [], 0.0
+        for batch in self.batches:
+            theirs = peer(batch, return_dict_in_generate=True, output_scores=True)
+            sids = theirs.sequences[:, 1:] - torch.tensor(self.model.level_starts)
+            wide = beams_of_sids(self.ours(batch))
+            same.append(torch.equal(wide[0][: len(sids)], sids[: len(wide[0])]))
+            distance = max(distance, float((wide[1] - theirs.sequences_scores[: len(wide[1])]).abs().max()))
+        return {"same_top10": sum(same) / len(same), "largest_score_difference": distance}
+
+
+def beams_of_sids(beams: Any) -> tuple[Any, Any]:
+    """Distinct semantic IDs of an answer, best first, and their scores: two items may share one, `generate` cannot."""
+    first = [
+        0,
+        *(place for place in range(1, NUM_RESULTS) if beams.leaf_ids[0, place] not in beams.leaf_ids[0, :place]),
+    ]
+    return beams.sids[0, first], beams.scores[0, first]
+
+
+def next_history(batches: Sequence[Any], call: Callable[[Any], Any]) -> Callable[[], Any]:
+    """Answer another history at every call; contestants see the same ones in the same order."""
+    order = cycle(batches)
+    return lambda: call(next(order))
+
+
+def run(case: Case) -> dict[str, Any]:
+    """One row: CPU-ms of both, their ratio (median of the rounds' ratios) and what was checked."""
+    import torch
+
+    world = World(case)
+    peer = world.peer()
+    row: dict[str, Any] = {"items": case.num_items, "width": case.width, "normalize": case.normalize}
+    if case.normalize == "vocabulary":
+        row |= world.agreement(peer)
+    else:  # what bfloat16 would keep
+        exact = [world.ours(batch).item_ids for batch in world.batches]
+        world.model.prepare(torch.bfloat16)
+        close = [world.ours(batch).item_ids for batch in world.batches]
+        seconds = interleaved({"bf16": next_history(world.batches, world.ours)}, case.rounds)["bf16"]
+        row["bf16_ms"] = round(1e3 * statistics.median(seconds), 2)
+        kept = [len(set(a[0].tolist()) & set(b[0].tolist())) for a, b in zip(exact, close, strict=True)]
+        row["bf16_top10_kept"] = sum(kept) / (NUM_RESULTS * len(kept))
+        world.model.prepare(torch.float32)
+    contestants = {"ours": next_history(world.batches, world.ours), "peer": next_history(world.batches, peer)}
+    seconds = interleaved(contestants, case.rounds)
+    ratios = [peer / ours for ours, peer in zip(seconds["ours"], seconds["peer"], strict=True)]
+    row |= {
+        "ours_ms": round(1e3 * statistics.median(seconds["ours"]), 2),
+        "peer_ms": round(1e3 * statistics.median(seconds["peer"]), 2),
+        "ratio": round(statistics.median(ratios), 2),
+        "rounds": case.rounds,
+    }
+    print(case.name, row, flush=True)
+    return row
+
+
+def main() -> None:
+    tuned_allocator()
+    options = arguments(__doc__)
+    single_thread()
+    cases = [case for case in CASES if case.quick or not options.quick]
+    rows = {case.name: run(case) for case in cases}
+    parity = rows["12k_B50_vocabulary"]
+    value: dict[str, Any] = {"same_top10": parity["same_top10"], "score_difference": parity["largest_score_difference"]}
+    value |= {f"ratio_{case.name}": rows[case.name]["ratio"] for case in cases}
+    value["tiger_ms_12k_B50"] = rows["12k_B50"]["ours_ms"]
+    bar: dict[str, float] = {"same_top10": 1.0, "score_difference": 1e-4, "tiger_ms_12k_B50": TIGER_MILLISECONDS}
+    bar |= {f"ratio_{case.name}": case.bar for case in cases if case.bar}
+    at_most = ("score_difference", "tiger_ms_12k_B50")
+    passed = all(value[name] <= limit if name in at_most else value[name] >= limit for name, limit in bar.items())
+    context = {"seed": SEED, "encoder_tokens": ENCODER_TOKENS, "num_results": NUM_RESULTS, "rows": rows}
+    finish("decode", value, bar, passed, context, options.quick)
+
+
+if __name__ == "__main__":
+    main()
