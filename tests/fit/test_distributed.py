@@ -36,6 +36,7 @@ def test_two_processes_reproduce_one(tmp_path: Path) -> None:
         {"epochs": 4},
         {"epochs": 4, "accumulate": 3},
         {"epochs": 9, "patience": 2, "lr": 1e-7},
+        {"epochs": 3, "source": {"batch_size": 1}},  # the second process has nothing to do
     ]
     torchrun([str(tmp_path / "two"), json.dumps(cases)])
     for number, case in enumerate(cases):

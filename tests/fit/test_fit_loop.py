@@ -209,6 +209,22 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
         train(tmp_path / "c", evaluate=lambda model: {"accuracy": float("nan")})
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot make the folder .*file/run: Not a directory; fix: choose another"):
+        train(tmp_path / "file" / "run")
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"cannot write .*metrics\.jsonl: Is a directory"):
+        train(tmp_path / "run")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_under_the_log_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"cannot write .*metrics\.jsonl: No space left on device"):
+        train(tmp_path)
+
+
 def test_a_checkpoint_of_another_recipe_model_or_data_is_refused(tmp_path: Path) -> None:
     train(tmp_path, replace(FAST, epochs=1))
     with pytest.raises(ArtifactError, match=r"fit\.lr = 0\.03 there and 0\.01 here"):

@@ -30,7 +30,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
     running = {}
     for name, case in CASES.items():
-        settings = {**case, "hang_at": HANG_AT, "pause": 0.01, "checkpoint_minutes": 0.04 / 60}
+        settings = {**case, "source": {"hang_at": HANG_AT, "pause": 0.01}, "checkpoint_minutes": 0.04 / 60}
         command = [sys.executable, str(SCRIPT), str(folder / name), json.dumps([settings])]
         running[name] = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     for name, process in running.items():

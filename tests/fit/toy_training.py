@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -39,10 +39,10 @@ class RingSource:
     digest = "ring"
 
     def __init__(
-        self, num_batches: int = 7, batch_size: int = 5, pause: float = 0.0, hang_at: tuple[int, int] | None = None
+        self, num_batches: int = 7, batch_size: int = 5, pause: float = 0.0, hang_at: Sequence[int] = ()
     ) -> None:
         self._num_batches, self._batch_size, self._pause = num_batches, batch_size, pause
-        self._hang_at = hang_at  # (epoch, batch) that never comes, for a test that kills the process there
+        self._hang_at = tuple(hang_at)  # (epoch, batch) that never comes, for a test that kills the process there
 
     def num_batches(self, epoch: int) -> int:
         return self._num_batches

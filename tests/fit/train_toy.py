@@ -13,13 +13,10 @@ from toy_training import RingSource, Toy, accuracy
 from sidera.fit import FitConfig, FitResult, distributed, fit, seed_everything
 
 
-def train_toy(
-    run_dir: Path, *, dropout: float = 0.0, pause: float = 0.0, hang_at: Any = None, **keys: Any
-) -> FitResult:
+def train_toy(run_dir: Path, *, dropout: float = 0.0, source: Any = None, **keys: Any) -> FitResult:
     settings = {"epochs": 6, "lr": 0.03, "warmup_steps": 5, "monitor": "accuracy", "log_every": 1, **keys}
     seed_everything(5)
-    source = RingSource(pause=pause, hang_at=tuple(hang_at) if hang_at else None)
-    return fit(Toy(dropout), source, FitConfig(**settings), run_dir, evaluate=accuracy)
+    return fit(Toy(dropout), RingSource(**(source or {})), FitConfig(**settings), run_dir, evaluate=accuracy)
 
 
 def losses(run_dir: Path) -> list[tuple[int, float]]:

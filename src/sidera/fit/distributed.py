@@ -11,6 +11,8 @@ cut.
 
 from __future__ import annotations
 
+import gc
+import inspect
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -44,6 +46,9 @@ def setup(device: str = "cpu") -> str:
 def cleanup() -> None:
     """Leave the group, if there is one."""
     if dist.is_initialized():
+        # DistributedDataParallel sits in reference cycles that keep the group's threads alive; found by the
+        # interpreter's shutdown rather than here, they end the process with SIGABRT now and then
+        gc.collect()
         dist.destroy_process_group()
 
 
@@ -113,8 +118,17 @@ class ParallelLoss:
     def __init__(self, model: nn.Module) -> None:
         self._loss: nn.Module = _LossOf(model)
         if world_size() > 1:
-            # buffers (tries, code tables) are constants and large: not to be sent at every step
-            self._loss = DistributedDataParallel(self._loss, broadcast_buffers=False, find_unused_parameters=True)
+            # buffers (tries, code tables) are constants and large: sent once, not at every step. The option's name
+            # has changed between the torch versions that are allowed.
+            known = inspect.signature(DistributedDataParallel).parameters
+            sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+            # a model may leave parameters out of some losses; torch remarks once, in vain, when this one does not
+            options: dict[str, Any] = {sync: False, "find_unused_parameters": True}
+            self._loss = DistributedDataParallel(self._loss, **options)
+
+    def close(self) -> None:
+        """Let go of the group, or the traceback of an exception would keep it beyond :func:`cleanup`."""
+        self._loss = nn.Identity()
 
     def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         return self._loss(batch)

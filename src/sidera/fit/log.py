@@ -6,6 +6,7 @@ and resuming cuts the file there, so that a killed and resumed training leaves t
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -31,10 +32,13 @@ class TrainingLog:
         total_steps: int,
         on_progress: Callable[[Mapping[str, Any]], None] | None,
     ) -> None:
-        path = run_dir / METRICS
-        self._file = path.open("ab")
-        if path.stat().st_size > keep_bytes:
-            self._file.truncate(keep_bytes)
+        self._path = run_dir / METRICS
+        try:
+            self._file = self._path.open("ab", buffering=0)
+            if self._path.stat().st_size > keep_bytes:
+                self._file.truncate(keep_bytes)
+        except OSError as error:
+            raise self._unwritable(error) from error
         self._on_progress = on_progress
         self._events = _tensorboard_writer(run_dir, step) if config.tensorboard else None
         self._bar = _bar(step, total_steps)
@@ -44,8 +48,12 @@ class TrainingLog:
     def write(self, event: str, record: Mapping[str, Any]) -> None:
         """One line: the event's name, then ``record`` (which has a "step")."""
         line = {"event": event, **record}
-        self._file.write((json.dumps(line) + "\n").encode())
-        self._file.flush()
+        try:
+            content = (json.dumps(line) + "\n").encode()
+            if self._file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise self._unwritable(error) from error
         if self._events is not None:
             for name, value in record.items():
                 if name != "step" and isinstance(value, int | float):
@@ -65,6 +73,9 @@ class TrainingLog:
         """Bring the file to the disk; its length in bytes."""
         os.fsync(self._file.fileno())
         return self._file.seek(0, os.SEEK_END)
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(f"cannot write {self._path}: {error.strerror}", fix="make room or rights, and run it again")
 
     def close(self) -> None:
         self._file.close()

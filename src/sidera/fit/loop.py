@@ -87,7 +87,10 @@ def fit(
     run_dir = Path(run_dir)
     checkpoint = run_dir / FOLDER
     if distributed.rank() == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {run_dir}: {error.strerror}", fix="choose another one") from error
         tidy(checkpoint)
         if not resume:
             shutil.rmtree(checkpoint, ignore_errors=True)
@@ -168,6 +171,7 @@ class _Run:
                     self._save()
             return self._finish()
         finally:
+            self.parallel_loss.close()
             if self.log is not None:
                 self.log.close()
 
