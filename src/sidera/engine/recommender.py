@@ -105,18 +105,17 @@ class Recommender:
 
     @torch.inference_mode()
     def free_generation(self, batch: Batch, beam: int) -> Tensor:
-        """(B, beam) bool: which semantic IDs are real when the trie does not hold the beam back."""
+        """(B, beam): 1 where a semantic ID is real though the trie did not hold the beam back, 0 where it is not.
+
+        NaN where the generator's codes ran out of probability before the beam was full.
+        """
         if self.kind != "generator":
             raise InputError("a scorer generates nothing; legality is a generator's property")
         with self._lock:
             generator = cast(Generator, self.model.eval())
-            return free_beam(
-                generator,
-                generator.context(newest(batch, self.max_history).to(self.device)),
-                self.catalog.trie,
-                width=beam,
-                num_results=beam,
-            ).legal_mask
+            context = generator.context(newest(batch, self.max_history).to(self.device))
+            found = free_beam(generator, context, self.catalog.trie, width=beam, num_results=beam)
+        return found.legal_mask.float().masked_fill(~found.valid_mask, float("nan"))
 
     # -- on item keys: what people call ---------------------------------------------------------------------------
 
@@ -217,12 +216,18 @@ class Recommender:
 
     # -- on disk --------------------------------------------------------------------------------------------------
 
-    def save_model(self, path: str | Path, *, digest: str, parents: dict[str, str]) -> None:
-        """Write the model artifact (weights in shards small enough to move about); the Catalog is its own artifact."""
+    def save_model(
+        self, path: str | Path, *, digest: str, parents: dict[str, str], training: dict[str, Any] | None = None
+    ) -> None:
+        """Write the model artifact (weights in shards small enough to move about); the Catalog is its own artifact.
+
+        ``training`` is kept beside it: what the training cost and reached.
+        """
         info = {
             "codebook_id": self.catalog.codebook_id,
             "num_items": self.num_known,
             "beam": self.beam,
+            "training": training or {},
         }
         manifest = artifacts.Manifest("model", digest, parents=parents, recipe={"model": self.model_section}, info=info)
         with artifacts.writing(path, manifest) as folder:

@@ -208,7 +208,7 @@ def _legality(recommender: Ranker, dataset: Dataset, rows: EvalRows, config: Eva
         ]
     )  # (rows, beam)
     cuts = sorted({1, min(10, legal.shape[1]), legal.shape[1]})
-    return {"rows": float(len(asked)), **{f"legal@{cut}": float(legal[:, :cut].mean()) for cut in cuts}}
+    return {"rows": float(len(asked)), **{f"legal@{cut}": float(np.nanmean(legal[:, :cut])) for cut in cuts}}
 
 
 def _samples(lists: dict[int, Lists], dataset: Dataset, rows: EvalRows, config: EvalConfig) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import closest, parse_section
 from sidera.core import InputError
 from sidera.models.generators.sidera import SideraGenerator
+from sidera.models.generators.tiger import Tiger
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.models.retrievers.popularity import Popularity
 from sidera.models.retrievers.sasrec import SASRec
@@ -24,6 +25,7 @@ MODELS: dict[str, Any] = {
     "popularity": Popularity,
     "item_knn": ItemKNN,
     "sasrec": SASRec,
+    "tiger": Tiger,
     "sidera": SideraGenerator,
 }
 

@@ -100,6 +100,7 @@ def train_stage(
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"train: {recipe.model_name}, {num_parameters:,} parameters")
     recommender = Recommender(model, catalog, model_section=recipe.model_section, beam=recipe.eval.beam, device=device)
+    training: dict[str, Any] = {"parameters": num_parameters}
     if isinstance(model, ItemKNN):
         model.count(*training_sequences(prepared))
     elif (source := batch_source(recipe, prepared, model)) is not None:
@@ -115,6 +116,14 @@ def train_stage(
         say(_training_line(result))
         if not result.finished:
             return None
+        training |= {
+            "steps": result.steps,
+            "best_step": result.best_step,
+            "validation": dict(result.best_metrics),
+            "cpu_minutes": round(result.cpu_seconds / 60, 2),
+            "wall_minutes": round(result.wall_seconds / 60, 2),
+            "stopped_because": result.stopped_because,
+        }
     model.eval()
     recommender.save_model(path, digest=wanted, parents={"catalog": catalog_id})
     shutil.rmtree(out / "fit" / FOLDER, ignore_errors=True)  # or the next recipe in this folder would be refused
@@ -129,6 +138,7 @@ def validate(recommender: Recommender, prepared: Prepared, recipe: Recipe) -> Ma
         prepared.split.valid,
         beam=recipe.eval.beam,
         max_rows=recipe.eval.valid_rows,
+        filter_too="filter" in recipe.fit.monitor,
         seed=recipe.eval.seed,
     )
 
@@ -143,12 +153,16 @@ def evaluate_stage(
 ) -> Evaluation:
     """Measure on the rows of ``which`` -> ``out/evaluation`` (test) or ``out/evaluation-valid``."""
     path = out / ("evaluation" if which == "test" else f"evaluation-{which}")
-    model_digest = artifacts.read_manifest(out / "model", "model").digest
+    manifest = artifacts.read_manifest(out / "model", "model")
+    model_digest = manifest.digest
     wanted = digest([model_digest, prepared.digest, asdict(recipe.eval), which])
     if artifacts.is_current(path, "evaluation", wanted):
         say(f"evaluate: reused ({path})")
         return load_evaluation(path)
-    result = evaluate(recommender, prepared.dataset, prepared.split, which, recipe.eval, name=recipe.model_name)
+    info = {"seed": recipe.fit.seed, "model": recipe.model_section, "training": manifest.info["training"]}
+    result = evaluate(
+        recommender, prepared.dataset, prepared.split, which, recipe.eval, name=recipe.model_name, info=info
+    )
     save_evaluation(result, path, digest=wanted, parents={"model": model_digest})
     say(evaluation_lines(result))
     return result

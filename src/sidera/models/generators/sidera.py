@@ -7,10 +7,15 @@ log p(item) is the sum over its path. Leaf vectors are per item: what makes a co
 (docs/models/sidera.md has the measurements). With a tree of 256 balanced clusters over co-occurrence vectors a target
 costs 256 + ~48 dot products instead of one per catalogue item.
 
+The decoder also sees, for every child, whether and how often the history has been there: two learned weights a level.
+In a shop where nobody buys twice they become strongly negative at the leaves, where people repeat they do not, so what
+is "seen" need not be guessed by a filter (the idea of RepeatNet, arXiv 1812.02646, reduced to a bias).
+
 Items that came after training have no leaf vector: they keep log-probability -inf until the model is trained again and
 :meth:`unservable` names them.
 
-Shape legend: T tokens · B histories · W beams · G candidates · L levels · K codes of a level · C children · D width.
+Shape legend: T tokens · B histories · S longest history · R rows (tokens, or histories x beams) · W beams ·
+G candidates · L levels · K codes of a level · C children · D width.
 """
 
 from __future__ import annotations
@@ -27,16 +32,21 @@ from sidera.catalog.catalog import Catalog
 from sidera.core import Batch, InputError, Loss, StepOutput
 from sidera.nn.dropout import Dropout
 from sidera.nn.transformer import CausalEncoder
-from sidera.ops.jagged import jagged_layout
+from sidera.ops.jagged import JaggedLayout, jagged_layout
 
 NEVER = float("-inf")
 
 
+TABLE_SHARE = 4  # beams that ask for a quarter of a level's nodes are answered from a table of all of them
+VISIT_SCALE = 10.0  # the visit weights learn this much faster than others: they must reach about -10
+
+
 @dataclass
 class TreeContext:
-    """The state after each history, projected for every level."""
+    """The state after each history, projected for every level, and where the history has been."""
 
     states: Tensor  # (B, L, D)
+    visited: Tensor  # (B, S, L) nodes of the history's events, -1 behind a shorter history
 
     @property
     def num_histories(self) -> int:
@@ -44,7 +54,7 @@ class TreeContext:
 
     @property
     def nbytes(self) -> int:
-        return self.states.nbytes
+        return self.states.nbytes + self.visited.nbytes
 
 
 @dataclass
@@ -90,6 +100,7 @@ class SideraGenerator(nn.Module):
             self.leaf = nn.Embedding(num_items, width)
             nn.init.normal_(self.leaf.weight, std=0.02 if config.leaf == "untied" else 0.0)
         self.bias = nn.ParameterList(nn.Parameter(torch.zeros(n)) for n in self.num_nodes)
+        self.visits = nn.Parameter(torch.zeros(len(self.level_sizes), 2))  # weights of "been there", log(1 + times)
         self.project = nn.ModuleList(nn.Linear(width, width) for _ in self.level_sizes)
         self.encoder = CausalEncoder(
             width, config.num_layers, config.num_heads, config.ff_multiple * width, config.max_history, config.dropout
@@ -135,35 +146,55 @@ class SideraGenerator(nn.Module):
         own = F.embedding(self.leaf_items, self.leaf.weight)
         return own if self.config.leaf == "untied" else own + F.embedding(self.leaf_items, self.item.weight)
 
-    def _children_logits(self, level: int, states: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
+    def _children_logits(self, level: int, states: Tensor, parents: Tensor, visited: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of the children of ``parents`` (R,) for ``states`` (R, D) -> logits (R, C), child nodes (R, C).
 
-        Places past a node's last child hold -inf.
+        ``visited`` (R, S, L) are the nodes of each row's history. Places past a node's last child hold -inf.
         """
         vectors, bias = self._node_vectors(level), self.bias[level]
         starts = getattr(self, f"starts_{level}")
         if level == 0:  # one parent, the root: a plain matrix product
             children = torch.arange(self.num_nodes[0], device=states.device).expand(len(states), -1)
-            return torch.addmm(bias, states, vectors.T), children
+            return torch.addmm(bias, states, vectors.T) + self._visit_bias(level, parents, visited), children
         first = starts[parents]  # (R,)
         steps = torch.arange(self.num_children[level], device=states.device)
         children = first[:, None] + steps  # (R, C)
         absent_mask = children >= starts[parents + 1, None]
         children = children.masked_fill(absent_mask, 0)
         logits = torch.bmm(F.embedding(children, vectors), states[:, :, None]).squeeze(2)  # (R, C)
-        return (logits + bias[children]).masked_fill(absent_mask, NEVER), children
+        logits = logits + bias[children] + self._visit_bias(level, parents, visited)
+        return logits.masked_fill(absent_mask, NEVER), children
+
+    def _visit_bias(self, level: int, parents: Tensor, visited: Tensor) -> Tensor:
+        """(R, C): what the history's visits to each child add to its score."""
+        here = visited[:, :, level]  # (R, S)
+        real_mask = here >= 0
+        if level > 0:  # only visits that went through this row's parent count
+            real_mask = real_mask & (visited[:, :, level - 1] == parents[:, None])
+        place = (here - getattr(self, f"starts_{level}")[parents, None]).masked_fill(~real_mask, 0)
+        times = torch.zeros(len(parents), self.num_children[level], device=here.device)
+        times.scatter_add_(1, place, real_mask.float())  # (R, C)
+        been, often = VISIT_SCALE * self.visits[level]
+        return been * (times > 0) + often * times.log1p()
 
     def _level_states(self, states_TD: Tensor) -> list[Tensor]:
         return [states_TD + project(states_TD) for project in self.project]
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def states(self, batch: Batch) -> Tensor:
+    def states(self, batch: Batch, layout: JaggedLayout) -> Tensor:
         """(T, D): at each event what the history up to it says."""
         events = self.item(batch.item_ids)
         for level, table in enumerate(self.node_in):
             events = events + table(self.paths[batch.item_ids, level])
-        return self.encoder(events, jagged_layout(batch.offsets))
+        return self.encoder(events, layout)
+
+    def _visited(self, batch: Batch, first: Tensor, count: Tensor) -> Tensor:
+        """(R, S, L) nodes of the ``count`` (R,) events from token ``first`` (R,) on; -1 behind them."""
+        steps = torch.arange(int(count.max()), device=first.device)
+        tokens = (first[:, None] + steps).clamp(max=batch.item_ids.numel() - 1)  # (R, S)
+        nodes = self.paths[batch.item_ids[tokens]]  # (R, S, L)
+        return nodes.masked_fill((steps >= count[:, None])[:, :, None], -1)
 
     def loss(self, batch: Batch) -> Loss:
         """Sum over targets of -log p(next item), one softmax over siblings a level."""
@@ -173,8 +204,10 @@ class SideraGenerator(nn.Module):
         target_paths = self.paths[batch.target_ids]  # (T, L)
         total, parts = batch.item_ids.new_zeros((), dtype=torch.float32), {}
         parents = torch.zeros_like(batch.target_ids)
-        for level, states in enumerate(self._level_states(self.states(batch))):
-            logits, _ = self._children_logits(level, states, parents)  # (T, C)
+        layout = jagged_layout(batch.offsets)
+        visited = self._visited(batch, batch.offsets[layout.rows], layout.positions + 1)  # (T, S, L)
+        for level, states in enumerate(self._level_states(self.states(batch, layout))):
+            logits, _ = self._children_logits(level, states, parents, visited)  # (T, C)
             starts = getattr(self, f"starts_{level}")
             place = target_paths[:, level] - starts[parents]
             level_total = F.cross_entropy(logits, place, reduction="sum")
@@ -194,8 +227,9 @@ class SideraGenerator(nn.Module):
         """Encode the histories once. Requires at least one event in each."""
         if not self.training and self._folded is None:
             self._folded = self._node_vectors(len(self.level_sizes) - 1).detach()
-        last = self.states(batch)[batch.offsets[1:] - 1]  # (B, D)
-        return TreeContext(torch.stack(self._level_states(last), dim=1))
+        last = self.states(batch, jagged_layout(batch.offsets))[batch.offsets[1:] - 1]  # (B, D)
+        visited = self._visited(batch, batch.offsets[:-1], batch.lengths)
+        return TreeContext(torch.stack(self._level_states(last), dim=1), visited)
 
     def new_cache(self, context: TreeContext, width: int) -> TreeCache:
         return TreeCache(torch.zeros(context.num_histories, 1, dtype=torch.int64, device=context.states.device))
@@ -247,12 +281,31 @@ class SideraGenerator(nn.Module):
     def _child_log_probs(self, context: TreeContext, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """(B, W) nodes -> log-probabilities and codes of their children, (B, W, C) each; absent ones -inf, code K."""
         num_beams = nodes.shape[1]
-        states = context.states[:, level, None].expand(-1, num_beams, -1).flatten(0, 1)  # (B*W, D)
-        logits, children = self._children_logits(level, states, nodes.flatten())  # (B*W, C)
+        if level == 0 or num_beams * self.num_children[level] * TABLE_SHARE >= self.num_nodes[level]:
+            logits, children = self._children_from_table(context, level, nodes)
+        else:
+            states = context.states[:, level, None].expand(-1, num_beams, -1).flatten(0, 1)  # (B*W, D)
+            visited = context.visited[:, None].expand(-1, num_beams, -1, -1).flatten(0, 1)  # (B*W, S, L)
+            logits, children = self._children_logits(level, states, nodes.flatten(), visited)  # (B*W, C)
         codes = getattr(self, f"keys_{level}")[children] % self.level_sizes[level]
         codes = codes.masked_fill(logits.isinf(), self.level_sizes[level])
         shape = (*nodes.shape, -1)
-        return logits.log_softmax(1).view(shape), codes.view(shape)
+        return logits.log_softmax(-1).view(shape), codes.view(shape)
+
+    def _children_from_table(self, context: TreeContext, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`_children_logits`, by one product with all nodes of the level and a lookup: wide beams ask for
+        most of them anyway, and for some by many beams of a batch. (B, W) -> (B, W, C) twice."""
+        table = torch.addmm(self.bias[level], context.states[:, level], self._node_vectors(level).T)  # (B, nodes)
+        here = context.visited[:, :, level]  # (B, S)
+        times = torch.zeros_like(table).scatter_add_(1, here.clamp(min=0), (here >= 0).to(table.dtype))
+        been, often = VISIT_SCALE * self.visits[level]
+        table = table + been * (times > 0) + often * times.log1p()
+        starts = getattr(self, f"starts_{level}")
+        children = starts[nodes][:, :, None] + torch.arange(self.num_children[level], device=table.device)
+        absent_mask = children >= starts[nodes + 1][:, :, None]
+        children = children.masked_fill(absent_mask, 0)  # (B, W, C)
+        logits = table.gather(1, children.flatten(1)).view(children.shape)
+        return logits.masked_fill(absent_mask, NEVER), children
 
     def train(self, mode: bool = True) -> SideraGenerator:
         """Switching modes drops the folded leaf vectors, which the optimizer may have moved."""

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sidera.core import StepOutput
+from sidera.nn.product import product
 from sidera.nn.t5 import DecoderLayer
 from sidera.nn.t5_functions import EPSILON, Group
 
@@ -70,8 +71,6 @@ class _Layer:
 
     qkv: Tensor  # (3*H*E, D)
     out: Tensor  # (D, H*E)
-    fold_keys: Tensor  # (H, D, D): encoder state -> what a decoder state is multiplied with
-    fold_values: Tensor  # (H, D, D): encoder state -> what an attention weight adds to the decoder state
     up: Tensor  # (F, D)
     down: Tensor  # (D, F)
 
@@ -81,6 +80,8 @@ class StepWeights:
     """A decoder laid out for steps; norm weights are folded into the matrices behind them."""
 
     layers: tuple[_Layer, ...]
+    fold_keys: Tensor  # (layers*H*D, D): encoder state -> what a decoder state is multiplied with, per layer and head
+    fold_values: Tensor  # (layers*D*H, D): encoder state -> what an attention weight adds to the decoder state
     embedding: Tensor  # (V, D) float32
     head: Tensor  # (V, D)
     bias: Tensor  # (L, L, H) float32: of a query at a level (row), for every earlier level
@@ -99,7 +100,7 @@ def layout_weights(model: Tiger, dtype: torch.dtype) -> StepWeights:
     def cast(weight: Tensor) -> Tensor:
         return weight.to(dtype).contiguous()
 
-    layers = []
+    layers, fold_keys, fold_values = [], [], []
     for layer in decoder.layers:
         assert isinstance(layer, DecoderLayer)
         attention, cross, forward = layer.attention, layer.cross, layer.feed_forward
@@ -107,18 +108,20 @@ def layout_weights(model: Tiger, dtype: torch.dtype) -> StepWeights:
         query = (cross.query.weight * cross.norm.weight).view(by_head)  # (H, E, D)
         key, value = (weight.view(by_head) for weight in cross.key_value.weight.chunk(2))
         out = cross.out.weight.view(config.width, config.num_heads, config.head_width).permute(1, 2, 0)  # (H, E, D)
+        fold_keys.append(query.transpose(1, 2) @ key)  # (H, D, D): state of the decoder x state of the encoder
+        fold_values.append((out.transpose(1, 2) @ value).transpose(0, 1))  # (D, H, D)
         layers.append(
             _Layer(
                 qkv=cast(attention.qkv.weight * attention.norm.weight),
                 out=cast(attention.out.weight),
-                fold_keys=cast(key.transpose(1, 2) @ query),
-                fold_values=cast(value.transpose(1, 2) @ out),
                 up=cast(forward.up.weight * forward.norm.weight),
                 down=cast(forward.down.weight),
             )
         )
     return StepWeights(
         layers=tuple(layers),
+        fold_keys=cast(torch.stack(fold_keys).flatten(0, 2)),
+        fold_values=cast(torch.stack(fold_values).flatten(0, 2)),
         embedding=model.embedding.weight.float(),
         head=cast(model.embedding.weight * (decoder.norm.weight * config.width**-0.5)),
         bias=decoder.bias(num_levels).permute(1, 2, 0).float().contiguous(),
@@ -136,8 +139,8 @@ class BeamCache:
     weights: StepWeights
     num_histories: int
     capacity: int  # rows of a level: histories * width
-    keys: list[Tensor]  # per layer (B, H*S, D)
-    values: list[Tensor]  # per layer (B, D, H*S)
+    keys: Tensor  # (layers, B, H*S, D)
+    values: Tensor  # (layers, B, D, H*S)
     absent: Tensor | None  # (B, 1, 1, S) -inf where a history has no token
     slots: Tensor  # (L * capacity, layers, 2*H*E) self-attention keys and values, where each step wrote them
     ancestors: Tensor | None = None  # (B*W, levels so far) slot of each beam's ancestor at every earlier level
@@ -146,19 +149,22 @@ class BeamCache:
 def new_cache(weights: StepWeights, context: TigerContext, width: int) -> BeamCache:
     """Cross-attention of all layers for every history, and room for ``width`` beams."""
     states, mask = context.padded()
-    num_histories, dim = states.shape[0], states.shape[2]
+    num_histories, num_tokens, dim = states.shape
+    num_layers, num_heads = len(weights.layers), weights.num_heads
     states = states.to(weights.head.dtype)
-    keys, values = [], []
-    for layer in weights.layers:
-        folded = states[:, None] @ layer.fold_keys  # (B, H, S, D)
-        keys.append(folded.flatten(1, 2))
-        folded = (states[:, None] @ layer.fold_values).permute(0, 3, 1, 2)  # (B, D, H, S)
-        values.append(folded.reshape(num_histories, dim, -1))
+    if num_histories == 1:  # one product for all layers
+        keys = product(states[0], weights.fold_keys).view(1, num_tokens, num_layers, num_heads, dim)
+        values = product(weights.fold_values, states[0])  # (layers*D*H, S)
+    else:
+        keys = F.linear(states, weights.fold_keys).view(num_histories, num_tokens, num_layers, num_heads, dim)
+        values = weights.fold_values @ states.transpose(1, 2)  # (B, layers*D*H, S)
+    keys = keys.permute(2, 0, 3, 1, 4).reshape(num_layers, num_histories, -1, dim)  # (layers, B, H*S, D)
+    values = values.view(num_histories, num_layers, dim, -1).transpose(0, 1)  # (layers, B, D, H*S)
     absent = None
     if mask is not None:
         absent = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, float("-inf"))[:, None, None]
     capacity, num_levels, inner = num_histories * width, len(weights.level_sizes), weights.layers[0].out.shape[1]
-    slots = torch.empty(num_levels * capacity, len(weights.layers), 2 * inner, device=states.device)
+    slots = torch.empty(num_levels * capacity, num_layers, 2 * inner, device=states.device)
     return BeamCache(weights, num_histories, capacity, keys, values, absent, slots)
 
 
@@ -178,8 +184,8 @@ def step(cache: BeamCache, level: int, codes: Tensor | None, parents: Tensor | N
     for index, layer in enumerate(weights.layers):
         x = _self_attention(x, layer, weights, written[:, index], None if earlier is None else earlier[:, :, index])
         x = _cross_attention(x, layer, weights.num_heads, cache, index)
-        hidden = F.linear(_normed(x, layer.up.dtype), layer.up).relu_()
-        x = x + F.linear(hidden, layer.down)
+        hidden = product(_normed(x, layer.up.dtype), layer.up, relu=True)
+        x = x + product(hidden, layer.down)
     return _scores(_normed(x, weights.head.dtype), weights, level, (cache.num_histories, width))
 
 
@@ -192,7 +198,7 @@ def _earlier(cache: BeamCache, level: int, parents: Tensor) -> Tensor:
     if cache.ancestors is not None:
         slots = torch.cat([cache.ancestors[rows], slots], dim=1)  # (B*W, level)
     cache.ancestors = slots
-    return cache.slots[slots]
+    return cache.slots.index_select(0, slots.view(-1)).view(*slots.shape, *cache.slots.shape[1:])
 
 
 def _normed(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -201,11 +207,11 @@ def _normed(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _self_attention(x: Tensor, layer: _Layer, weights: StepWeights, written: Tensor, earlier: Tensor | None) -> Tensor:
     """x (B*W, D); ``written`` (B*W, 2*H*E) receives this step's keys and values."""
-    qkv = F.linear(_normed(x, layer.qkv.dtype), layer.qkv)  # (B*W, 3*H*E)
+    qkv = product(_normed(x, layer.qkv.dtype), layer.qkv)  # (B*W, 3*H*E)
     inner = qkv.shape[1] // 3
     written.copy_(qkv[:, inner:])
     if earlier is None:
-        return x + F.linear(qkv[:, 2 * inner :], layer.out)  # one key: its weight is 1
+        return x + product(qkv[:, 2 * inner :], layer.out)  # one key: its weight is 1
     num_beams, num_earlier = earlier.shape[:2]
     by_head = (num_beams, num_earlier + 1, weights.num_heads, -1)
     key_value = torch.cat([earlier, written[:, None]], dim=1)  # (B*W, level+1, 2*H*E)
@@ -213,7 +219,7 @@ def _self_attention(x: Tensor, layer: _Layer, weights: StepWeights, written: Ten
     query = qkv[:, None, :inner].float().reshape(num_beams, 1, weights.num_heads, -1)
     scores = (keys * query).sum(-1) + weights.bias[num_earlier, : num_earlier + 1]  # (B*W, level+1, H)
     attended = (scores.softmax(1)[..., None] * values).sum(1).view(num_beams, inner)
-    return x + F.linear(attended.to(layer.out.dtype), layer.out)
+    return x + product(attended.to(layer.out.dtype), layer.out)
 
 
 def _cross_attention(x: Tensor, layer: _Layer, num_heads: int, cache: BeamCache, index: int) -> Tensor:
@@ -221,9 +227,9 @@ def _cross_attention(x: Tensor, layer: _Layer, num_heads: int, cache: BeamCache,
     keys, values = cache.keys[index], cache.values[index]
     query = _normed(x, keys.dtype)
     if cache.num_histories == 1:
-        scores = F.linear(query, keys[0])  # (W, H*S)
+        scores = product(query, keys[0])  # (W, H*S)
         shares = scores.view(-1, num_heads, scores.shape[1] // num_heads).softmax(-1)
-        return x + F.linear(shares.view(scores.shape), values[0])
+        return x + product(shares.view(scores.shape), values[0])
     scores = query.view(cache.num_histories, -1, x.shape[1]) @ keys.transpose(1, 2)  # (B, W, H*S)
     by_head = scores.view(*scores.shape[:2], num_heads, -1)
     if cache.absent is not None:
@@ -235,6 +241,6 @@ def _cross_attention(x: Tensor, layer: _Layer, num_heads: int, cache: BeamCache,
 def _scores(states: Tensor, weights: StepWeights, level: int, shape: tuple[int, int]) -> StepOutput:
     start, size = weights.level_starts[level], weights.level_sizes[level]
     if not weights.over_vocabulary:
-        return StepOutput(F.linear(states, weights.head[start : start + size]).view(*shape, -1))
-    logits = F.linear(states, weights.head).view(*shape, -1)  # (B, W, V)
+        return StepOutput(product(states, weights.head[start : start + size]).view(*shape, -1))
+    logits = product(states, weights.head).view(*shape, -1)  # (B, W, V)
     return StepOutput(logits[..., start : start + size], logits.float().logsumexp(-1))
