@@ -71,7 +71,7 @@ def _group_bounds(sorted_lengths: Tensor, max_groups: int) -> list[tuple[int, in
     start = next((place for place, length in enumerate(lengths) if length > 0), len(lengths))
     if start == len(lengths):
         return []
-    limit = max(1, lengths[-1] >> (max_groups - 1))
+    limit = -(-lengths[-1] // 2 ** (max_groups - 1))  # rounded up, or the longest would make a group too many
     bounds: list[tuple[int, int]] = []
     for place in range(start, len(lengths)):
         if lengths[place] > limit:

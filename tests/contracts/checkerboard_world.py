@@ -1,0 +1,166 @@
+"""Every model of MODELS, trained for seconds on the checkerboard, where the right answer is known.
+
+A model that joins MODELS needs no line here unless its default configuration is too large for a test: then its small
+one stands in SMALL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from sidera.catalog.build import build_catalog
+from sidera.catalog.catalog import Catalog
+from sidera.catalog.config import CatalogConfig
+from sidera.core import Batch, Generator
+from sidera.data.batches import PackedSequences, PrefixRows
+from sidera.data.dataset import Dataset
+from sidera.data.split import Split, leave_one_out
+from sidera.data.tiny import checkerboard, checkerboard_next
+from sidera.engine.recommender import Recommender
+from sidera.models import MODELS, build_model, parse_model
+from sidera.train.recipe import Recipe
+from sidera.train.stages import Prepared, training_sequences
+
+SMALL: dict[str, dict[str, Any]] = {
+    "popularity": {},
+    "item_knn": {"neighbours": 8},
+    "sasrec": {"max_history": 8, "width": 16, "num_layers": 1, "num_heads": 1, "dropout": 0.0, "loss": "full"},
+    "tiger": {
+        "max_history": 8,
+        "width": 32,
+        "num_layers": 1,
+        "num_heads": 2,
+        "head_width": 16,
+        "ff_width": 64,
+        "dropout": 0.0,
+    },
+    "sidera": {"max_history": 8, "width": 16, "num_layers": 1, "num_heads": 1, "dropout": 0.0},
+}
+NUM_STEPS, WARMUP, PEAK_LR = 400, 20, 3e-3
+CATALOG = CatalogConfig(
+    vectors=("behaviour",), num_levels=1, codebook_size=5, balanced=True, vector_dim=8, collision="extra_digit"
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """The checkerboard, split, with a catalogue."""
+
+    dataset: Dataset
+    split: Split
+    catalog: Catalog
+
+    @property
+    def prepared(self) -> Prepared:
+        return Prepared(self.dataset, self.split)
+
+    @property
+    def following(self) -> np.ndarray:
+        """(N,) the item that always comes next."""
+        return checkerboard_next()
+
+    def questions(self) -> tuple[Batch, np.ndarray]:
+        """Histories of test rows and their answers; of a length that training knew, as relative positions demand."""
+        rows = self.split.test
+        histories = [self.dataset.item_ids[end - 4 : end] for end in rows.ends[:60]]
+        return batch_of(histories), rows.target_ids[:60]
+
+
+@cache
+def world() -> World:
+    dataset = checkerboard()
+    split = leave_one_out(dataset)
+    return World(dataset, split, build_catalog(dataset, split, CATALOG)[0])
+
+
+def foreign_catalog() -> Catalog:
+    """The same items under other codes."""
+    here = world()
+    config = CatalogConfig(**{**CATALOG.__dict__, "codebook_size": 4})
+    return build_catalog(here.dataset, here.split, config)[0]
+
+
+def section(name: str) -> dict[str, Any]:
+    return {"name": name, **SMALL.get(name, {})}
+
+
+def build(name: str, seed: int = 0) -> torch.nn.Module:
+    """A small untrained model."""
+    return build_model(*parse_model(section(name)), world().catalog, seed)
+
+
+@dataclass(frozen=True)
+class Trained:
+    model: torch.nn.Module
+    losses: tuple[float, ...]  # of every step; empty for models that take none
+    recommender: Recommender
+
+
+@cache
+def trained(name: str) -> Trained:
+    """Trained for a few hundred steps, or counted."""
+    model = build(name)
+    source = batches(name, model)
+    losses: list[float] = []
+    if source is None and hasattr(model, "count"):
+        model.count(*training_sequences(world().prepared))
+    elif source is not None:
+        losses = take_steps(model, source, NUM_STEPS)
+    model.eval()
+    return Trained(model, tuple(losses), recommender(name, model))
+
+
+def take_steps(model: torch.nn.Module, source: Any, num_steps: int) -> list[float]:
+    """Plain AdamW: the contract is with the model, not with the training loop."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR)
+    losses: list[float] = []
+    model.train()
+    while len(losses) < num_steps:
+        for batch in source.batches(epoch=len(losses)):
+            loss = model.loss(batch)
+            mean = loss.total / loss.count
+            optimizer.zero_grad()
+            mean.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            step = len(losses)
+            optimizer.param_groups[0]["lr"] = PEAK_LR * min(1, (step + 1) / WARMUP, max(0.05, 1 - step / num_steps))
+            optimizer.step()
+            losses.append(mean.item())
+    return losses
+
+
+def batches(name: str, model: torch.nn.Module, batch_size: int = 64) -> PackedSequences | PrefixRows | None:
+    """What the model trains on; None where it takes no steps."""
+    kinds: Mapping[str, Any] = {"positions": PackedSequences, "prefixes": PrefixRows}
+    kind = kinds.get(str(model.trains_on))
+    if kind is None:
+        return None
+    config: Any = model.config
+    return kind(world().dataset, world().split, config.max_history, batch_size)
+
+
+def recommender(name: str, model: torch.nn.Module, catalog: Catalog | None = None) -> Recommender:
+    return Recommender(model, catalog or world().catalog, model_section=full_section(name), beam=10)
+
+
+def full_section(name: str) -> dict[str, Any]:
+    """Every key, as a run folder keeps it."""
+    rest: dict[str, dict[str, Any]] = {part: {} for part in ("data", "catalog", "fit", "eval")}
+    return Recipe.parse({**rest, "model": section(name)}).model_section
+
+
+def batch_of(histories: list[np.ndarray] | list[list[int]]) -> Batch:
+    offsets = np.concatenate([[0], np.cumsum([len(history) for history in histories])])
+    return Batch(torch.as_tensor(np.concatenate(histories)).long(), torch.as_tensor(offsets).long())
+
+
+ALL = sorted(MODELS)
+GENERATORS = [name for name in ALL if isinstance(build(name), Generator)]
+SCORERS = [name for name in ALL if name not in GENERATORS]
