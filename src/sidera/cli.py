@@ -90,15 +90,14 @@ def import_verb(arguments: Arguments) -> None:
 def run_verb(arguments: Arguments) -> None:
     """Catalog, training, evaluation and report; finished stages are reused."""
     from sidera.eval.report import write_report
+    from sidera.fit import distributed
     from sidera.train.stages import run
 
-    recipe = _recipe(arguments)
-    if run(recipe, arguments.data, arguments.out, device=arguments.device) is None:
-        print("training is unfinished: give the same command again to go on")
-        return
-    page = Path(arguments.out) / "report.html"
-    write_report(Path(arguments.out), page)
-    print(f"report: {page}\nnext:   sidera serve {arguments.out} --port 8000")
+    with distributed.group(arguments.device) as device:
+        result = run(_recipe(arguments), arguments.data, arguments.out, device=device)
+    if result is not None:
+        page = write_report(Path(arguments.out), Path(arguments.out) / "report.html")
+        print(f"report: {page}\nnext:   sidera serve {arguments.out} --port 8000")
 
 
 def catalog_verb(arguments: Arguments) -> None:
@@ -114,14 +113,11 @@ def catalog_verb(arguments: Arguments) -> None:
 
 def train_verb(arguments: Arguments) -> None:
     """Catalog and model."""
-    from sidera.train.stages import catalog_stage, prepare, train_stage
+    from sidera.fit import distributed
+    from sidera.train.stages import train
 
-    recipe = _recipe(arguments)
-    prepared = prepare(recipe, arguments.data)
-    recipe.save(Path(arguments.out))
-    catalog = catalog_stage(recipe, prepared, Path(arguments.out))
-    if train_stage(recipe, prepared, catalog, Path(arguments.out), device=arguments.device) is None:
-        print("training is unfinished: give the same command again to go on")
+    with distributed.group(arguments.device) as device:
+        train(_recipe(arguments), arguments.data, arguments.out, device=device)
 
 
 def evaluate_verb(arguments: Arguments) -> None:

@@ -11,10 +11,11 @@ cut.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -50,6 +51,15 @@ def cleanup() -> None:
         # interpreter's shutdown rather than here, they end the process with SIGABRT now and then
         gc.collect()
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def group(device: str = "cpu") -> Iterator[str]:
+    """Inside, the processes of a ``torchrun`` train together; yields this rank's device. One process is a group too."""
+    try:
+        yield setup(device)
+    finally:
+        cleanup()
 
 
 def rank() -> int:

@@ -25,6 +25,7 @@ from sidera.data.split import Split
 from sidera.engine.recommender import Recommender
 from sidera.eval.evaluate import evaluate, quick_metrics
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
+from sidera.fit import distributed
 from sidera.fit.checkpoint import FOLDER
 from sidera.fit.loop import FitResult, fit
 from sidera.models import build_model
@@ -32,6 +33,12 @@ from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.train.recipe import Recipe
 
 Say = Callable[[str], None]
+
+
+def say_once(text: str) -> None:
+    """Print, but in one process of a ``torchrun`` only."""
+    if distributed.rank() == 0:
+        print(text, flush=True)
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Prepared:
         return digest([self.dataset.digest, self.split.name, *(array.tolist() for array in cuts)])
 
 
-def prepare(recipe: Recipe, data: str | Path, say: Say = print) -> Prepared:
+def prepare(recipe: Recipe, data: str | Path, say: Say = say_once) -> Prepared:
     """Read and split; LeakError when the split could leak."""
     dataset = load_dataset(data, recipe.data)
     split = make_split(dataset, recipe.data)
@@ -60,9 +67,18 @@ def prepare(recipe: Recipe, data: str | Path, say: Say = print) -> Prepared:
     return Prepared(dataset, split)
 
 
-def catalog_stage(recipe: Recipe, prepared: Prepared, out: Path, say: Say = print) -> Catalog:
+def catalog_stage(recipe: Recipe, prepared: Prepared, out: Path, say: Say = say_once) -> Catalog:
     """Semantic IDs for the dataset's items -> ``out/catalog``."""
     path, wanted = out / "catalog", catalog_digest(prepared.dataset, prepared.split, recipe.catalog)
+    if distributed.rank() > 0:  # one process of a torchrun builds it, the others read it
+        distributed.barrier()
+        return Catalog.load(path)
+    catalog = _catalog(recipe, prepared, path, wanted, say)
+    distributed.barrier()
+    return catalog
+
+
+def _catalog(recipe: Recipe, prepared: Prepared, path: Path, wanted: str, say: Say) -> Catalog:
     if artifacts.is_current(path, "catalog", wanted):
         say(f"catalog: reused ({path})")
         return Catalog.load(path)
@@ -87,7 +103,7 @@ def train_stage(
     out: Path,
     *,
     device: str = "cpu",
-    say: Say = print,
+    say: Say = say_once,
 ) -> Recommender | None:
     """Train the recipe's model -> ``out/model``; None when this call's time was up and the training is unfinished."""
     path = out / "model"
@@ -115,6 +131,7 @@ def train_stage(
         )
         say(_training_line(result))
         if not result.finished:
+            say("training is unfinished: give the same command again to go on")
             return None
         training |= {
             "steps": result.steps,
@@ -125,8 +142,10 @@ def train_stage(
             "stopped_because": result.stopped_because,
         }
     model.eval()
-    recommender.save_model(path, digest=wanted, parents={"catalog": catalog_id})
-    shutil.rmtree(out / "fit" / FOLDER, ignore_errors=True)  # or the next recipe in this folder would be refused
+    if distributed.rank() == 0:
+        recommender.save_model(path, digest=wanted, parents={"catalog": catalog_id}, training=training)
+        shutil.rmtree(out / "fit" / FOLDER, ignore_errors=True)  # or the next recipe in this folder would be refused
+    distributed.barrier()
     return recommender
 
 
@@ -149,7 +168,7 @@ def evaluate_stage(
     recommender: Recommender,
     out: Path,
     which: Literal["valid", "test"] = "test",
-    say: Say = print,
+    say: Say = say_once,
 ) -> Evaluation:
     """Measure on the rows of ``which`` -> ``out/evaluation`` (test) or ``out/evaluation-valid``."""
     path = out / ("evaluation" if which == "test" else f"evaluation-{which}")
@@ -168,18 +187,26 @@ def evaluate_stage(
     return result
 
 
-def run(
-    recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "cpu", say: Say = print
-) -> Evaluation | None:
-    """Every stage of a recipe; None when training is unfinished (call again to go on)."""
+def train(
+    recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "cpu", say: Say = say_once
+) -> tuple[Prepared, Recommender | None]:
+    """Catalog and model. No recommender when training is unfinished: the same call goes on."""
     out = Path(out)
     prepared = prepare(recipe, data, say)
-    recipe.save(out)
+    if distributed.rank() == 0:
+        recipe.save(out)
     catalog = catalog_stage(recipe, prepared, out, say)
-    recommender = train_stage(recipe, prepared, catalog, out, device=device, say=say)
-    if recommender is None:
+    return prepared, train_stage(recipe, prepared, catalog, out, device=device, say=say)
+
+
+def run(
+    recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "cpu", say: Say = say_once
+) -> Evaluation | None:
+    """Every stage of a recipe; None when training is unfinished, and in all but one process of a ``torchrun``."""
+    prepared, recommender = train(recipe, data, out, device=device, say=say)
+    if recommender is None or distributed.rank() > 0:
         return None
-    return evaluate_stage(recipe, prepared, recommender, out, say=say)
+    return evaluate_stage(recipe, prepared, recommender, Path(out), say=say)
 
 
 def batch_source(recipe: Recipe, prepared: Prepared, model: torch.nn.Module) -> PackedSequences | PrefixRows | None:
