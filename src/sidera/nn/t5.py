@@ -19,11 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.nn.dropout import dropout, rounded_rate
-from sidera.nn.t5_functions import Group, add_dropped, feed_forward, packed_attention, unit_rms
+from sidera.nn.t5_functions import Group, add_dropped, feed_forward, linear, packed_attention, unit_rms
 
 
 @dataclass(frozen=True)
@@ -118,9 +117,9 @@ class SelfAttention(nn.Module):
         self.out = _linear(size.inner, size.width, size.inner**-0.5)
 
     def forward(self, x: Tensor, groups: Sequence[Group], bias: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
-        qkv = F.linear(unit_rms(x, dtype), (self.qkv.weight * self.norm.weight).to(dtype))  # (T, 3*H*E)
+        qkv = linear(unit_rms(x, dtype), (self.qkv.weight * self.norm.weight).to(dtype))  # (T, 3*H*E)
         attended = packed_attention(None, qkv, bias, groups, groups, self.num_heads, rate)
-        return add_dropped(x, F.linear(attended, self.out.weight.to(dtype)), rate)
+        return add_dropped(x, linear(attended, self.out.weight.to(dtype)), rate)
 
 
 class CrossAttention(nn.Module):
@@ -136,10 +135,10 @@ class CrossAttention(nn.Module):
         self, x: Tensor, memory: Tensor, groups: Sequence[Group], memory_groups: Sequence[Group], rate: float
     ) -> Tensor:
         dtype = memory.dtype
-        query = F.linear(unit_rms(x, dtype), (self.query.weight * self.norm.weight).to(dtype))  # (Tq, H*E)
-        key_value = F.linear(memory, self.key_value.weight.to(dtype))  # (Tk, 2*H*E)
+        query = linear(unit_rms(x, dtype), (self.query.weight * self.norm.weight).to(dtype))  # (Tq, H*E)
+        key_value = linear(memory, self.key_value.weight.to(dtype))  # (Tk, 2*H*E)
         attended = packed_attention(query, key_value, None, groups, memory_groups, self.num_heads, rate)
-        return add_dropped(x, F.linear(attended, self.out.weight.to(dtype)), rate)
+        return add_dropped(x, linear(attended, self.out.weight.to(dtype)), rate)
 
 
 class EncoderLayer(nn.Module):

@@ -1,4 +1,4 @@
-"""The four operations of a T5 layer with hand-written gradients: norm, attention, feed-forward, dropped residual.
+"""The operations of a T5 layer with hand-written gradients: norm, projection, attention, feed-forward, residual.
 
 Autograd over small torch operations spends much of a CPU step on casts, on zero-filled gradients of slices and on
 masks. Here every operation takes and gives packed tensors, runs its products in the number format of its inputs
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sidera.nn.dropout import apply_mask, keep_mask, rounded_rate
+from sidera.nn.product import product
 
 EPSILON = 1e-6
 
@@ -71,6 +72,23 @@ class _UnitRMS(torch.autograd.Function):
         return grad.addcmul(normed, along, value=-1).mul_(inverse), None
 
 
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x (T, K) times weight (N, K) transposed -> (T, N)."""
+    return _Linear.apply(x, weight)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return torch.mm(grads[0], weight), torch.mm(grads[0].t(), x)
+
+
 def add_dropped(x: Tensor, update: Tensor, rate: float) -> Tensor:
     """x + dropout(update): x (T, D) float32, update (T, D) in the format of the products."""
     return _AddDropped.apply(x, update, rate) if rate else x + update
@@ -98,11 +116,11 @@ def feed_forward(x: Tensor, up: Tensor, down: Tensor, rate: float) -> Tensor:
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor, rate: float) -> Tensor:
-        hidden = torch.mm(x, up.t()).relu_()  # (T, F)
+        hidden = product(x, up, relu=True)  # (T, F)
         if rate:
             hidden.mul_(keep_mask(hidden.shape, rate, x.device).view(torch.int8).to(hidden.dtype))
         ctx.save_for_backward(x, up, down, hidden)
-        return torch.mm(hidden, down.t())
+        return product(hidden, down)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:

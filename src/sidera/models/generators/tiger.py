@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sidera.catalog.catalog import Catalog
 from sidera.core import Batch, InputError, Loss, StepOutput
 from sidera.models.generators import tiger_decode
-from sidera.models.generators.tiger_decode import BeamCache, StepWeights, TigerContext
+from sidera.models.generators.tiger_decode import BeamCache, FastWeights, TigerContext
 from sidera.nn.t5 import Decoder, Encoder, T5Size
 from sidera.nn.t5_functions import Group, equal_length_groups
 
@@ -74,9 +74,9 @@ class Tiger(nn.Module):
         tokens = torch.as_tensor(np.asarray(catalog.codes), dtype=torch.int64) + torch.tensor(self.level_starts)
         self.register_buffer("item_tokens", tokens, persistent=False)  # (N, L)
         self.item_tokens: Tensor
-        self._step_dtype = torch.float32
-        self._step_weights: StepWeights | None = None
-        self._step_versions: tuple[tuple[int, int], ...] = ()
+        self._fast_dtype = torch.float32
+        self._fast_weights: FastWeights | None = None
+        self._fast_versions: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_levels(self) -> int:
@@ -159,24 +159,27 @@ class Tiger(nn.Module):
     def context(self, batch: Batch) -> TigerContext:
         """Encode every history once; the encoder reads both ways, so a context cannot be extended."""
         rows = self.packed_rows(batch)
-        states = self.encoder(self.embedding(rows.tokens), rows.groups)
+        if self.training or torch.is_grad_enabled():
+            states = self.encoder(self.embedding(rows.tokens), rows.groups)
+        else:
+            states = tiger_decode.encode(self._current_weights(), rows.tokens, rows.groups)
         return TigerContext(states, rows.groups, rows.order)
 
     def prepare(self, dtype: torch.dtype = torch.float32) -> Tiger:
-        """Choose the number format of beam search: bfloat16 is faster and moves scores in the third digit."""
-        self._step_dtype, self._step_weights = dtype, None
+        """Choose the number format of answering: bfloat16 is faster and moves scores in the third digit."""
+        self._fast_dtype, self._fast_weights = dtype, None
         return self
 
     def new_cache(self, context: TigerContext, width: int) -> BeamCache:
-        return tiger_decode.new_cache(self._current_step_weights(), context, width)
+        return tiger_decode.new_cache(self._current_weights(), context, width)
 
-    def _current_step_weights(self) -> StepWeights:
-        """The decoder's weights laid out for steps, made anew when a parameter was replaced or written to."""
+    def _current_weights(self) -> FastWeights:
+        """The weights laid out for answering, made anew when a parameter was replaced or written to."""
         versions = tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
-        if self._step_weights is None or versions != self._step_versions:
-            self._step_weights = tiger_decode.layout_weights(self, self._step_dtype)
-            self._step_versions = versions
-        return self._step_weights
+        if self._fast_weights is None or versions != self._fast_versions:
+            self._fast_weights = tiger_decode.layout_weights(self, self._fast_dtype)
+            self._fast_versions = versions
+        return self._fast_weights
 
     def step(
         self, context: TigerContext, cache: BeamCache, level: int, codes: Tensor | None, parents: Tensor | None
@@ -202,7 +205,7 @@ class Tiger(nn.Module):
 
     def train(self, mode: bool = True) -> Tiger:
         """Switching modes drops the weights laid out for answering."""
-        self._step_weights = None
+        self._fast_weights = None
         return super().train(mode)
 
 

@@ -1,4 +1,4 @@
-"""TIGER's decoder for beam search: few, fused operations per step, and nothing copied per beam of a history.
+"""TIGER for beam search: few, fused operations per step, and nothing copied per beam of a history.
 
 * Cross-attention is folded. With K = e Wk and V = e Wv of a history's encoder states e, scores = x Wq K^T and output =
   p V Wo are *two plain matrix products* with matrices that depend on the history alone (keys: (H*S, D), values:
@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sidera.core import StepOutput
 from sidera.nn.product import product
-from sidera.nn.t5 import DecoderLayer
-from sidera.nn.t5_functions import EPSILON, Group
+from sidera.nn.t5 import DecoderLayer, EncoderLayer
+from sidera.nn.t5_functions import EPSILON, Group, packed_attention
 
 if TYPE_CHECKING:
     from sidera.models.generators.tiger import Tiger
@@ -67,7 +67,7 @@ class TigerContext:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One decoder layer's weights as the step multiplies them."""
+    """The weights of an encoder's or decoder's layer, as they are multiplied; cross-attention is folded elsewhere."""
 
     qkv: Tensor  # (3*H*E, D)
     out: Tensor  # (D, H*E)
@@ -76,10 +76,13 @@ class _Layer:
 
 
 @dataclass(frozen=True)
-class StepWeights:
-    """A decoder laid out for steps; norm weights are folded into the matrices behind them."""
+class FastWeights:
+    """A Tiger laid out for answering; norm weights are folded into the matrices behind them."""
 
-    layers: tuple[_Layer, ...]
+    encoder: tuple[_Layer, ...]
+    encoder_bias: Tensor  # (H, S, S) float32, S the most tokens of a history
+    encoder_norm: Tensor  # (D,)
+    layers: tuple[_Layer, ...]  # of the decoder
     fold_keys: Tensor  # (layers*H*D, D): encoder state -> what a decoder state is multiplied with, per layer and head
     fold_values: Tensor  # (layers*D*H, D): encoder state -> what an attention weight adds to the decoder state
     embedding: Tensor  # (V, D) float32
@@ -92,39 +95,29 @@ class StepWeights:
 
 
 @torch.no_grad()
-def layout_weights(model: Tiger, dtype: torch.dtype) -> StepWeights:
-    """Fold and cast the parameters of a Tiger's decoder."""
-    decoder, config = model.decoder, model.config
+def layout_weights(model: Tiger, dtype: torch.dtype) -> FastWeights:
+    """Fold and cast a Tiger's parameters; products will run in ``dtype``."""
+    encoder, decoder, config = model.encoder, model.decoder, model.config
     num_levels = len(model.level_sizes)
-
-    def cast(weight: Tensor) -> Tensor:
-        return weight.to(dtype).contiguous()
-
-    layers, fold_keys, fold_values = [], [], []
+    fold_keys, fold_values = [], []
     for layer in decoder.layers:
         assert isinstance(layer, DecoderLayer)
-        attention, cross, forward = layer.attention, layer.cross, layer.feed_forward
-        by_head = (config.num_heads, config.head_width, config.width)
+        cross, by_head = layer.cross, (config.num_heads, config.head_width, config.width)
         query = (cross.query.weight * cross.norm.weight).view(by_head)  # (H, E, D)
         key, value = (weight.view(by_head) for weight in cross.key_value.weight.chunk(2))
         out = cross.out.weight.view(config.width, config.num_heads, config.head_width).permute(1, 2, 0)  # (H, E, D)
         fold_keys.append(query.transpose(1, 2) @ key)  # (H, D, D): state of the decoder x state of the encoder
         fold_values.append((out.transpose(1, 2) @ value).transpose(0, 1))  # (D, H, D)
-        layers.append(
-            _Layer(
-                qkv=cast(attention.qkv.weight * attention.norm.weight),
-                out=cast(attention.out.weight),
-                up=cast(forward.up.weight * forward.norm.weight),
-                down=cast(forward.down.weight),
-            )
-        )
-    return StepWeights(
-        layers=tuple(layers),
-        fold_keys=cast(torch.stack(fold_keys).flatten(0, 2)),
-        fold_values=cast(torch.stack(fold_values).flatten(0, 2)),
-        embedding=model.embedding.weight.float(),
-        head=cast(model.embedding.weight * (decoder.norm.weight * config.width**-0.5)),
-        bias=decoder.bias(num_levels).permute(1, 2, 0).float().contiguous(),
+    return FastWeights(
+        encoder=tuple(_layer(layer, dtype) for layer in encoder.layers),
+        encoder_bias=encoder.bias(config.max_history * num_levels + 1),  # + 1: a user's token
+        encoder_norm=encoder.norm.weight,
+        layers=tuple(_layer(layer, dtype) for layer in decoder.layers),
+        fold_keys=torch.stack(fold_keys).flatten(0, 2).to(dtype),
+        fold_values=torch.stack(fold_values).flatten(0, 2).to(dtype),
+        embedding=model.embedding.weight,
+        head=(model.embedding.weight * (decoder.norm.weight * config.width**-0.5)).to(dtype),
+        bias=decoder.bias(num_levels).permute(1, 2, 0).contiguous(),
         num_heads=config.num_heads,
         level_starts=model.level_starts,
         level_sizes=model.level_sizes,
@@ -132,21 +125,45 @@ def layout_weights(model: Tiger, dtype: torch.dtype) -> StepWeights:
     )
 
 
+def _layer(layer: nn.Module, dtype: torch.dtype) -> _Layer:
+    assert isinstance(layer, EncoderLayer | DecoderLayer)
+    attention, forward = layer.attention, layer.feed_forward
+    return _Layer(
+        qkv=(attention.qkv.weight * attention.norm.weight).to(dtype),
+        out=attention.out.weight.to(dtype),
+        up=(forward.up.weight * forward.norm.weight).to(dtype),
+        down=forward.down.weight.to(dtype),
+    )
+
+
+@torch.no_grad()
+def encode(weights: FastWeights, tokens: Tensor, groups: tuple[Group, ...]) -> Tensor:
+    """(T,) packed tokens -> (T, D) states: what ``Tiger.encoder`` computes."""
+    x = weights.embedding.index_select(0, tokens)
+    for layer in weights.encoder:
+        qkv = product(_normed(x, layer.qkv.dtype), layer.qkv)  # (T, 3*H*E)
+        attended = packed_attention(None, qkv, weights.encoder_bias, groups, groups, weights.num_heads, 0.0)
+        x = x + product(attended, layer.out)
+        x = x + _fed_forward(x, layer)
+    return _normed(x, x.dtype) * weights.encoder_norm
+
+
 @dataclass
 class BeamCache:
     """Buffers of one beam search."""
 
-    weights: StepWeights
+    weights: FastWeights
     num_histories: int
     capacity: int  # rows of a level: histories * width
     keys: Tensor  # (layers, B, H*S, D)
     values: Tensor  # (layers, B, D, H*S)
     absent: Tensor | None  # (B, 1, 1, S) -inf where a history has no token
-    slots: Tensor  # (L * capacity, layers, 2*H*E) self-attention keys and values, where each step wrote them
-    ancestors: Tensor | None = None  # (B*W, levels so far) slot of each beam's ancestor at every earlier level
+    slots: Tensor  # (layers, L * capacity, 2*H*E) self-attention keys and values, where each step wrote them
+    ancestors: Tensor | None = None  # (B*W, levels so far) slot of each beam and of its ancestor at earlier levels
 
 
-def new_cache(weights: StepWeights, context: TigerContext, width: int) -> BeamCache:
+@torch.no_grad()
+def new_cache(weights: FastWeights, context: TigerContext, width: int) -> BeamCache:
     """Cross-attention of all layers for every history, and room for ``width`` beams."""
     states, mask = context.padded()
     num_histories, num_tokens, dim = states.shape
@@ -164,61 +181,61 @@ def new_cache(weights: StepWeights, context: TigerContext, width: int) -> BeamCa
     if mask is not None:
         absent = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, float("-inf"))[:, None, None]
     capacity, num_levels, inner = num_histories * width, len(weights.level_sizes), weights.layers[0].out.shape[1]
-    slots = torch.empty(num_levels * capacity, num_layers, 2 * inner, device=states.device)
+    slots = torch.empty(num_layers, num_levels * capacity, 2 * inner, device=states.device)
     return BeamCache(weights, num_histories, capacity, keys, values, absent, slots)
 
 
+@torch.no_grad()
 def step(cache: BeamCache, level: int, codes: Tensor | None, parents: Tensor | None) -> StepOutput:
     """Scores of the codes at ``level``: see ``core.Generator.step``."""
     weights = cache.weights
     if codes is None or parents is None:
-        width = 1
         x = weights.embedding[BEGIN].repeat(cache.num_histories, 1)  # (B, D)
-        earlier = None
+        slots = torch.arange(cache.num_histories, device=x.device)[:, None]  # (B, 1)
     else:
-        width = codes.shape[1]
-        x = weights.embedding[(codes + weights.level_starts[level - 1]).view(-1)]  # (B*W, D)
-        earlier = _earlier(cache, level, parents)  # (B*W, level, layers, 2*H*E)
-    first = level * cache.capacity
-    written = cache.slots[first : first + x.shape[0]]  # (B*W, layers, 2*H*E)
-    for index, layer in enumerate(weights.layers):
-        x = _self_attention(x, layer, weights, written[:, index], None if earlier is None else earlier[:, :, index])
-        x = _cross_attention(x, layer, weights.num_heads, cache, index)
-        hidden = product(_normed(x, layer.up.dtype), layer.up, relu=True)
-        x = x + product(hidden, layer.down)
-    return _scores(_normed(x, weights.head.dtype), weights, level, (cache.num_histories, width))
-
-
-def _earlier(cache: BeamCache, level: int, parents: Tensor) -> Tensor:
-    """Keys and values of every beam's ancestors, one gather for all layers; remembers who the ancestors are."""
-    num_histories, device = parents.shape[0], parents.device
-    before = 1 if cache.ancestors is None else cache.ancestors.shape[0] // num_histories  # beams of the last step
-    rows = (parents + torch.arange(num_histories, device=device)[:, None] * before).view(-1)  # (B*W,)
-    slots = (rows + (level - 1) * cache.capacity)[:, None]  # (B*W, 1)
-    if cache.ancestors is not None:
-        slots = torch.cat([cache.ancestors[rows], slots], dim=1)  # (B*W, level)
+        tokens = (codes + weights.level_starts[level - 1]).view(-1)
+        x = weights.embedding.index_select(0, tokens)  # (B*W, D)
+        slots = _slots(cache, level, parents)  # (B*W, level+1)
     cache.ancestors = slots
-    return cache.slots.index_select(0, slots.view(-1)).view(*slots.shape, *cache.slots.shape[1:])
+    for index, layer in enumerate(weights.layers):
+        x = _self_attention(x, layer, weights, cache.slots[index], slots, level * cache.capacity)
+        x = _cross_attention(x, layer, weights.num_heads, cache, index)
+        x = x + _fed_forward(x, layer)
+    shape = (cache.num_histories, x.shape[0] // cache.num_histories)
+    return _scores(_normed(x, weights.head.dtype), weights, level, shape)
+
+
+def _slots(cache: BeamCache, level: int, parents: Tensor) -> Tensor:
+    """(B*W, level+1): where every beam's ancestors wrote their keys and values, and where the beam itself will."""
+    assert cache.ancestors is not None
+    (num_histories, width), device = parents.shape, parents.device
+    before = cache.ancestors.shape[0] // num_histories  # beams of the last step
+    first = torch.arange(num_histories, device=device)[:, None] * before  # (B, 1)
+    own = torch.arange(num_histories * width, device=device) + level * cache.capacity
+    earlier = cache.ancestors.index_select(0, (parents + first).view(-1))  # (B*W, level)
+    return torch.cat([earlier, own[:, None]], dim=1)
 
 
 def _normed(x: Tensor, dtype: torch.dtype) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], None, EPSILON).to(dtype)
 
 
-def _self_attention(x: Tensor, layer: _Layer, weights: StepWeights, written: Tensor, earlier: Tensor | None) -> Tensor:
-    """x (B*W, D); ``written`` (B*W, 2*H*E) receives this step's keys and values."""
+def _fed_forward(x: Tensor, layer: _Layer) -> Tensor:
+    return product(product(_normed(x, layer.up.dtype), layer.up, relu=True), layer.down)
+
+
+def _self_attention(x: Tensor, layer: _Layer, weights: FastWeights, kept: Tensor, slots: Tensor, own: int) -> Tensor:
+    """x (B*W, D). ``kept`` (L * capacity, 2*H*E) is read at ``slots`` (B*W, level+1) after own rows were written."""
     qkv = product(_normed(x, layer.qkv.dtype), layer.qkv)  # (B*W, 3*H*E)
-    inner = qkv.shape[1] // 3
-    written.copy_(qkv[:, inner:])
-    if earlier is None:
-        return x + product(qkv[:, 2 * inner :], layer.out)  # one key: its weight is 1
-    num_beams, num_earlier = earlier.shape[:2]
-    by_head = (num_beams, num_earlier + 1, weights.num_heads, -1)
-    key_value = torch.cat([earlier, written[:, None]], dim=1)  # (B*W, level+1, 2*H*E)
-    keys, values = (half.reshape(by_head) for half in key_value.chunk(2, dim=2))
-    query = qkv[:, None, :inner].float().reshape(num_beams, 1, weights.num_heads, -1)
-    scores = (keys * query).sum(-1) + weights.bias[num_earlier, : num_earlier + 1]  # (B*W, level+1, H)
-    attended = (scores.softmax(1)[..., None] * values).sum(1).view(num_beams, inner)
+    (num_beams, num_slots), inner = slots.shape, layer.out.shape[1]
+    kept[own : own + num_beams] = qkv[:, inner:]
+    if num_slots == 1:
+        return x + product(qkv[:, 2 * inner :].contiguous(), layer.out)  # one key: its weight is 1
+    key_value = kept.index_select(0, slots.view(-1)).view(num_beams, num_slots, 2, weights.num_heads, -1)
+    keys, values = key_value.unbind(2)  # each (B*W, level+1, H, E)
+    query = qkv[:, :inner].float().view(num_beams, 1, weights.num_heads, -1)
+    scores = (keys * query).sum(-1).add_(weights.bias[num_slots - 1, :num_slots])  # (B*W, level+1, H)
+    attended = (values * scores.softmax(1)[..., None]).sum(1).view(num_beams, inner)
     return x + product(attended.to(layer.out.dtype), layer.out)
 
 
@@ -238,7 +255,7 @@ def _cross_attention(x: Tensor, layer: _Layer, num_heads: int, cache: BeamCache,
     return x + (shares @ values.transpose(1, 2)).view(x.shape)
 
 
-def _scores(states: Tensor, weights: StepWeights, level: int, shape: tuple[int, int]) -> StepOutput:
+def _scores(states: Tensor, weights: FastWeights, level: int, shape: tuple[int, int]) -> StepOutput:
     start, size = weights.level_starts[level], weights.level_sizes[level]
     if not weights.over_vocabulary:
         return StepOutput(product(states, weights.head[start : start + size]).view(*shape, -1))
