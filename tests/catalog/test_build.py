@@ -133,7 +133,7 @@ def test_beauty_collaborative_tree() -> None:
     catalog, report = build_catalog(dataset, make_split(dataset), config)
     assert catalog.level_sizes == (256, 48)
     assert catalog.trie.num_leaves == dataset.num_items == 12_101
-    assert report["levels"][0]["perplexity"] > 255
-    assert report["transition_share"]["valid"] > 0.120  # a plain co-occurrence tree: .11
+    assert report["levels"][0]["perplexity"] > 250
+    assert report["transition_share"]["valid"] > 0.135  # a first plain tree had .11
     assert report["transition_share"]["chance"] < 0.01
     assert report["num_unknown_items"] == 0

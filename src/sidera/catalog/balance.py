@@ -16,8 +16,9 @@ from torch import Tensor
 from sidera.catalog.nearest import chunk_rows, half_distances
 
 COLD_STEPS, COLD_SOFTNESS = 40, 0.5  # from prices of zero; the softness is relative to the spread of distances
-WARM_STEPS, WARM_SOFTNESS = 8, 0.03  # from the prices of the iteration before
+WARM_STEPS, WARM_SOFTNESS = 12, 0.1  # from the prices of the iteration before
 FINAL_SOFTNESS = 0.01
+MAX_STEP = 5.0  # an emptied centroid must not get so cheap at once that everything falls into it
 
 
 def balanced_assign(
@@ -30,14 +31,15 @@ def balanced_assign(
     half_norms = centroids.square().sum(1) / 2  # (K,)
     steps, softness = (COLD_STEPS, COLD_SOFTNESS) if prices is None else (WARM_STEPS, WARM_SOFTNESS)
     prices = torch.zeros(num_clusters) if prices is None else prices
+    slack = capacity * num_clusters - num_points  # places left empty: points that are equally far from everything
     tiles = _Tiles(points, centroids, half_norms)
     scale = sum(float((costs.mean(1) - costs.min(1).values).sum()) for costs in tiles) / num_points  # spread of costs
     for step in range(steps if scale > 0 and num_clusters > 1 else 0):
         soft = scale * softness * (FINAL_SOFTNESS / softness) ** (step / (steps - 1))
-        load = torch.zeros(num_clusters)
+        load = slack * torch.softmax(-prices / soft, dim=0)
         for costs in tiles:  # (n, K)
             load += torch.softmax((costs + prices).div_(-soft), dim=1).sum(0)
-        prices = prices + soft * (load / (num_points / num_clusters)).clamp(min=1e-6).log()
+        prices = prices + soft * (load / capacity).clamp(1 / MAX_STEP, MAX_STEP).log()
     return _settle(points, centroids, half_norms + prices, capacity), prices
 
 

@@ -20,7 +20,7 @@ class CatalogConfig:
     vector_weights: tuple[float, ...] = ()  # one per block; empty: all 1
     vectors_file: str | None = None  # for the block "file": .parquet (key + list column) or .safetensors (+ keys .json)
     text_fields: tuple[str, ...] = ()  # item columns to read; empty: those of title, brand, categories, text present
-    vector_dim: int = 256  # dims of the SVD blocks (tfidf, behaviour)
+    vector_dim: int = 128  # dims of the SVD blocks (tfidf, behaviour)
     quantizer: Literal["rq_kmeans"] = "rq_kmeans"
     num_levels: int = 3  # of the quantizer; extra_digit adds one
     codebook_size: int = 256  # codes a level; 0: chosen from the number of items

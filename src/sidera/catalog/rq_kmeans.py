@@ -90,20 +90,20 @@ def kmeans(
     capacity = -(-points.shape[0] // num_clusters)
     prices: Tensor | None = None
     assignment = torch.full((points.shape[0],), -1)
-    for _ in range(iterations):
+    best_error, best = float("inf"), (centroids, assignment)
+    for _ in range(iterations + 1):
         previous = assignment
         if balanced:
             assignment, prices = balanced_assign(points, centroids, capacity, prices)
         else:
             assignment = nearest(points, centroids)
+        error = reconstruction_error(points, centroids, assignment)
+        if error < best_error:  # the balanced assignment is approximate: an iteration can make things worse
+            best_error, best = error, (centroids, assignment)
         if torch.equal(assignment, previous):
             break
         centroids = _update(points, assignment, centroids)
-    if balanced:
-        assignment, _ = balanced_assign(points, centroids, capacity, prices)
-    else:
-        assignment = nearest(points, centroids)
-    return centroids, assignment
+    return best
 
 
 def _update(points: Tensor, assignment: Tensor, centroids: Tensor) -> Tensor:
