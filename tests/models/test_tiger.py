@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,10 @@ import torch
 from torch import Tensor
 
 from sidera.core import Batch, InputError
-from sidera.models.generators.tiger import BEGIN, Tiger
+from sidera.models.generators.tiger import Tiger
+from sidera.nn import t5_functions as functions
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))  # t5_twin: T5 with a Tiger's weights
 
 
 @dataclass(frozen=True)
@@ -51,65 +57,6 @@ def make_tiger(codes: Codes | None = None, seed: int = 0, **settings: object) ->
 LENGTHS = [3, 1, 7, 3, 30, 2]
 
 
-def as_t5(model: Tiger) -> torch.nn.Module:
-    """transformers' T5 with the weights of ``model``."""
-    transformers = pytest.importorskip("transformers", reason="the parity tests need transformers (extra: text)")
-    config = model.config
-    t5 = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(
-            vocab_size=model.embedding.num_embeddings,
-            d_model=config.width,
-            d_kv=config.head_width,
-            d_ff=config.ff_width,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            dropout_rate=config.dropout,
-            decoder_start_token_id=BEGIN,
-            pad_token_id=0,
-            eos_token_id=None,
-            tie_word_embeddings=True,
-        )
-    )
-    state: dict[str, Tensor] = {"shared.weight": model.embedding.weight}
-    for side, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
-        name = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        state[name] = stack.bias.table.weight
-        state[f"{side}.final_layer_norm.weight"] = stack.norm.weight
-        for index, layer in enumerate(stack.layers):
-            parts = [("SelfAttention", layer.attention)]
-            if side == "decoder":
-                parts.append(("EncDecAttention", layer.cross))
-            for place, (name, part) in enumerate(parts):
-                prefix = f"{side}.block.{index}.layer.{place}."
-                if name == "SelfAttention":
-                    q, k, v = part.qkv.weight.chunk(3)
-                else:
-                    q, (k, v) = part.query.weight, part.key_value.weight.chunk(2)
-                for letter, weight in zip("qkvo", (q, k, v, part.out.weight), strict=True):
-                    state[f"{prefix}{name}.{letter}.weight"] = weight
-                state[f"{prefix}layer_norm.weight"] = part.norm.weight
-            prefix = f"{side}.block.{index}.layer.{len(parts)}."
-            state[f"{prefix}DenseReluDense.wi.weight"] = layer.feed_forward.up.weight
-            state[f"{prefix}DenseReluDense.wo.weight"] = layer.feed_forward.down.weight
-            state[f"{prefix}layer_norm.weight"] = layer.feed_forward.norm.weight
-    missing, unexpected = t5.load_state_dict({name: weight.detach() for name, weight in state.items()}, strict=False)
-    assert not unexpected
-    assert all(
-        name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight") for name in missing
-    )
-    return t5
-
-
-def padded_tokens(model: Tiger, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(B, S) tokens of the newest items, padded with 0, and their mask."""
-    rows = []
-    for start, end in zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True):
-        ids = batch.item_ids[max(start, end - model.config.max_history) : end]
-        rows.append(model.item_tokens[ids].flatten())
-    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    return tokens, tokens != 0
-
-
 def spread(model: Tiger) -> Tiger:
     """Norm weights away from one and biases away from small: a part that forgets them must show."""
     with torch.no_grad():
@@ -122,13 +69,16 @@ def spread(model: Tiger) -> Tiger:
 
 
 def test_loss_and_gradients_equal_t5() -> None:
+    pytest.importorskip("transformers", reason="parity with T5 needs transformers (extra: text)")
+    from t5_twin import as_t5, padded_tokens
+
     model = spread(make_tiger(normalize="vocabulary"))
     t5 = as_t5(model)
     batch = make_batch(LENGTHS)
     loss = model.loss(batch)
     loss.total.backward()
     tokens, mask = padded_tokens(model, batch)
-    expected = t5(input_ids=tokens, attention_mask=mask.long(), labels=model.item_tokens[batch.target_ids]).loss
+    expected = t5(input_ids=tokens, attention_mask=mask, labels=model.item_tokens[batch.target_ids]).loss
     (expected * batch.target_ids.numel() * model.num_levels).backward()
     assert loss.count == len(LENGTHS)
     torch.testing.assert_close(loss.total / loss.count / model.num_levels, expected, rtol=1e-5, atol=1e-5)
@@ -192,3 +142,177 @@ def test_batch_equals_single() -> None:
         single = Batch(batch.item_ids[start:end], torch.tensor([0, end - start]), batch.target_ids[row : row + 1])
         alone.append(model.loss(single).total)
     torch.testing.assert_close(torch.stack(alone).sum(), model.loss(batch).total, rtol=1e-5, atol=1e-4)
+
+
+def test_fast_context_equals_encoder() -> None:
+    model = spread(make_tiger()).eval()
+    batch = make_batch(LENGTHS, targets=False)
+    slow = model.context(batch)
+    with torch.no_grad():
+        fast = model.context(batch)
+    assert slow.weights is None
+    assert fast.weights is not None
+    torch.testing.assert_close(fast.states, slow.states, rtol=1e-4, atol=1e-5)
+    assert fast.num_histories == len(LENGTHS)
+    assert fast.nbytes >= fast.states.nbytes
+
+
+def first_logits(model: Tiger, batch: Batch) -> Tensor:
+    with torch.inference_mode():
+        context = model.context(batch)
+        return model.step(context, model.new_cache(context, 1), 0, None, None).logits.clone()
+
+
+def test_answers_follow_the_parameters() -> None:
+    """Weights laid out for answering are made anew after an update, a load and a change of mode."""
+    model, batch = spread(make_tiger()).eval(), make_batch([3, 2], targets=False)
+    before = first_logits(model, batch)
+    torch.testing.assert_close(first_logits(model, batch), before, rtol=0, atol=0)
+    saved = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with torch.no_grad():
+        model.decoder.layers[0].feed_forward.up.weight.mul_(2.0)
+    changed = first_logits(model, batch)
+    assert not torch.allclose(changed, before)
+    model.load_state_dict(saved)
+    torch.testing.assert_close(first_logits(model, batch), before, rtol=0, atol=0)
+    model.decoder.norm.weight = torch.nn.Parameter(2 * model.decoder.norm.weight.detach())
+    torch.testing.assert_close(first_logits(model, batch), 2 * before)
+
+
+def test_bfloat16_answers_are_close() -> None:
+    model, batch = spread(make_tiger()).eval(), make_batch([3, 2], targets=False)
+    exact = first_logits(model, batch)
+    close = first_logits(model.prepare(torch.bfloat16), batch)
+    assert close.dtype == torch.bfloat16
+    difference = (close.float() - exact).abs().max()
+    assert 0 < difference < 0.05 * exact.abs().max()
+
+
+def test_users_are_read_when_asked_for() -> None:
+    model = spread(make_tiger(num_user_tokens=4))
+    batch = make_batch(LENGTHS)
+    total = model.loss(batch).total
+    other = Batch(batch.item_ids, batch.offsets, batch.target_ids, user_ids=batch.user_ids + 1)
+    same = Batch(batch.item_ids, batch.offsets, batch.target_ids, user_ids=batch.user_ids + 4)  # the same hashes
+    assert model.loss(other).total != total
+    torch.testing.assert_close(model.loss(same).total, total)
+    rows = model.packed_rows(batch)
+    assert rows.tokens[rows.groups[0].start] >= model.user_start
+    assert int((rows.tokens >= model.user_start).sum()) == len(LENGTHS)
+    with pytest.raises(InputError, match="user ids"):
+        model.loss(Batch(batch.item_ids, batch.offsets, batch.target_ids))
+
+
+def test_only_the_newest_items_are_read() -> None:
+    model = make_tiger(max_history=4)
+    batch = make_batch([9])
+    newest = Batch(batch.item_ids[-4:], torch.tensor([0, 4]), batch.target_ids)
+    torch.testing.assert_close(model.loss(batch).total, model.loss(newest).total, rtol=0, atol=0)
+
+
+def test_bad_input() -> None:
+    model = make_tiger()
+    packed = make_batch([3, 2])
+    every_position = Batch(packed.item_ids, packed.offsets, packed.item_ids)
+    for batch in (every_position, make_batch([3, 2], targets=False)):
+        with pytest.raises(InputError, match="one target per history"):
+            model.loss(batch)
+    with pytest.raises(InputError, match="empty history"):
+        model.context(make_batch([3, 0], targets=False))
+    for wrong in ({"dropout": 1.0}, {"num_heads": 0}, {"num_user_tokens": -1}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            make_tiger(**wrong)
+    single = make_batch([1, 1, 1])  # as many targets as events, and still one per history
+    assert single.per_position
+    assert model.loss(single).count == 3
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_attention_gradient(cross: bool) -> None:
+    """Finite differences, dropout included: every call replays the same masks."""
+    torch.manual_seed(0)
+    heads, inner = 2, 6
+    groups = functions.equal_length_groups([3, 2, 2])
+    queries = functions.equal_length_groups([2, 2, 2]) if cross else groups
+    queries = (functions.Group(0, 1, 2), functions.Group(2, 2, 2)) if cross else queries
+    packed = torch.randn(7, (2 if cross else 3) * inner, dtype=torch.float64, requires_grad=True)
+    query = torch.randn(6, inner, dtype=torch.float64, requires_grad=True) if cross else None
+    bias = None if cross else torch.randn(heads, 4, 4, dtype=torch.float64, requires_grad=True)
+
+    def attend(*tensors: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        rest = iter(tensors)
+        q = next(rest) if cross else None
+        return functions.packed_attention(q, next(rest), next(rest, None), queries, groups, heads, 0.4)
+
+    inputs = tuple(tensor for tensor in (query, packed, bias) if tensor is not None)
+    # scores and softmax are float32 whatever comes in: wide steps, loose bounds
+    assert torch.autograd.gradcheck(attend, inputs, eps=1e-2, atol=2e-2, rtol=2e-2, nondet_tol=1e-6)
+
+
+def test_layer_gradients() -> None:
+    torch.manual_seed(0)
+    x, update = (torch.randn(5, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    up = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    down = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+
+    def seeded(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*tensors: Tensor) -> Tensor:
+            torch.manual_seed(1)
+            return function(*tensors)
+
+        return call
+
+    gradcheck = torch.autograd.gradcheck
+    assert gradcheck(seeded(lambda x: functions.unit_rms(x, torch.float64)), (x,))
+    assert gradcheck(seeded(lambda x, update: functions.add_dropped(x, update, 0.4)), (x, update))
+    assert gradcheck(seeded(lambda x, up, down: functions.feed_forward(x, up, down, 0.4)), (x, up, down))
+    assert gradcheck(functions.linear, (x, up))
+
+
+def train(model: Tiger, batch: Batch, steps: int, bf16: bool = False, seed: int = 3) -> list[float]:
+    torch.manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(steps):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model.loss(batch)
+        (loss.total / loss.count).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.total.detach()) / loss.count)
+    return losses
+
+
+def test_bfloat16_training_follows_float32() -> None:
+    batch = make_batch([3, 2, 5, 4] * 8)
+    exact = train(make_tiger(), batch, 30)
+    close = train(make_tiger(), batch, 30, bf16=True)
+    assert exact[-1] < 0.7 * exact[0]
+    assert abs(close[0] - exact[0]) < 0.02 * exact[0]
+    assert abs(close[-1] - exact[-1]) < 0.05 * exact[0]
+    assert close != exact  # bfloat16 was really used
+
+
+def test_dropout_follows_the_seed() -> None:
+    batch = make_batch(LENGTHS)
+    runs = [train(make_tiger(dropout=0.3), batch, 3, seed=seed) for seed in (5, 5, 6)]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_learns_a_world_with_one_answer() -> None:
+    """The next item is a function of the last: the beam answers it."""
+    from sidera.decode.beam import beam_search
+    from sidera.ops.trie import CodeTrie
+
+    codes = make_codes(num_items=12)
+    model = make_tiger(codes, dropout=0.05)
+    successor = torch.randperm(12, generator=torch.Generator().manual_seed(2))
+    items = torch.randint(12, (64, 2), generator=torch.Generator().manual_seed(3))
+    batch = Batch(items.flatten(), torch.arange(65) * 2, successor[items[:, 1]])
+    losses = train(model, batch, 150)
+    assert losses[-1] < 0.2
+    trie = CodeTrie.build(codes.codes, codes.level_sizes)
+    answers = beam_search(model.eval(), batch, trie, width=5, num_results=1)
+    assert torch.equal(answers.item_ids[:, 0], batch.target_ids)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MIN_ROWS = 16  # below, the call costs more than it saves
-_AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_ONEDNN = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
 
 
 def product(x: Tensor, weight: Tensor, relu: bool = False) -> Tensor:
@@ -20,7 +20,7 @@ def product(x: Tensor, weight: Tensor, relu: bool = False) -> Tensor:
 
     No gradient flows through it: call it without grad mode, or inside an autograd function.
     """
-    if _AVAILABLE and x.dtype == torch.float32 and x.shape[0] >= MIN_ROWS and x.device.type == "cpu":
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "relu" if relu else "none", [], "")
+    if _ONEDNN is not None and x.shape[0] >= MIN_ROWS and x.dtype == torch.float32 and x.is_cpu:
+        return _ONEDNN(x, weight, None, "relu" if relu else "none", [], "")
     out = F.linear(x, weight)
     return out.relu_() if relu else out

@@ -76,6 +76,7 @@ class Tiger(nn.Module):
         self.item_tokens: Tensor
         self._fast_dtype = torch.float32
         self._fast_weights: FastWeights | None = None
+        self._parts: tuple[nn.Module, ...] | None = None
         self._fast_versions: tuple[tuple[int, int], ...] = ()
 
     @property
@@ -161,9 +162,9 @@ class Tiger(nn.Module):
         rows = self.packed_rows(batch)
         if self.training or torch.is_grad_enabled():
             states = self.encoder(self.embedding(rows.tokens), rows.groups)
-        else:
-            states = tiger_decode.encode(self._current_weights(), rows.tokens, rows.groups)
-        return TigerContext(states, rows.groups, rows.order)
+            return TigerContext(states, rows.groups, rows.order)
+        weights = self._current_weights()
+        return TigerContext(tiger_decode.encode(weights, rows.tokens, rows.groups), rows.groups, rows.order, weights)
 
     def prepare(self, dtype: torch.dtype = torch.float32) -> Tiger:
         """Choose the number format of answering: bfloat16 is faster and moves scores in the third digit."""
@@ -171,11 +172,18 @@ class Tiger(nn.Module):
         return self
 
     def new_cache(self, context: TigerContext, width: int) -> BeamCache:
-        return tiger_decode.new_cache(self._current_weights(), context, width)
+        return tiger_decode.new_cache(context.weights or self._current_weights(), context, width)
 
     def _current_weights(self) -> FastWeights:
         """The weights laid out for answering, made anew when a parameter was replaced or written to."""
-        versions = tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
+        if self._parts is None:
+            self._parts = tuple(part for part in self.modules() if part._parameters)
+        versions = tuple(  # self.parameters() would take longer than a layer
+            (weight.data_ptr(), weight._version)
+            for part in self._parts
+            for weight in part._parameters.values()
+            if weight is not None
+        )
         if self._fast_weights is None or versions != self._fast_versions:
             self._fast_weights = tiger_decode.layout_weights(self, self._fast_dtype)
             self._fast_versions = versions

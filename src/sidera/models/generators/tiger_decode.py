@@ -4,9 +4,9 @@
   p V Wo are *two plain matrix products* with matrices that depend on the history alone (keys: (H*S, D), values:
   (D, H*S)). They are made once per search, and all beams of a history multiply the same ones.
 * Self-attention keeps its keys and values where the step wrote them; each beam holds, for every earlier level, the row
-  of its ancestor. One gather per step fetches them for all layers.
-* Norm weights are folded into the matrices that follow, the head holds one level's rows (or all, to normalise over the
-  vocabulary).
+  of its ancestor. One gather per layer fetches them.
+* Norm weights and their sqrt(D) are folded into the matrices that follow; the head multiplies one level's rows (or all,
+  to normalise over the vocabulary).
 
 The laid-out weights follow the model's parameters: they are rebuilt when a parameter was changed in place or replaced.
 
@@ -40,6 +40,7 @@ class TigerContext:
     states: Tensor  # (T, D)
     groups: tuple[Group, ...]  # rows of equal length
     order: Tensor  # (B,) history of each packed row
+    weights: FastWeights | None = None  # what the states were computed with; None: with the parameters themselves
 
     @property
     def num_histories(self) -> int:
@@ -88,6 +89,7 @@ class FastWeights:
     embedding: Tensor  # (V, D) float32
     head: Tensor  # (V, D)
     bias: Tensor  # (L, L, H) float32: of a query at a level (row), for every earlier level
+    floor: Tensor  # () sqrt(D * epsilon), see _normed
     num_heads: int
     level_starts: tuple[int, ...]
     level_sizes: tuple[int, ...]
@@ -98,12 +100,12 @@ class FastWeights:
 def layout_weights(model: Tiger, dtype: torch.dtype) -> FastWeights:
     """Fold and cast a Tiger's parameters; products will run in ``dtype``."""
     encoder, decoder, config = model.encoder, model.decoder, model.config
-    num_levels = len(model.level_sizes)
+    num_levels, scale = len(model.level_sizes), config.width**0.5
     fold_keys, fold_values = [], []
     for layer in decoder.layers:
         assert isinstance(layer, DecoderLayer)
         cross, by_head = layer.cross, (config.num_heads, config.head_width, config.width)
-        query = (cross.query.weight * cross.norm.weight).view(by_head)  # (H, E, D)
+        query = (cross.query.weight * (cross.norm.weight * scale)).view(by_head)  # (H, E, D)
         key, value = (weight.view(by_head) for weight in cross.key_value.weight.chunk(2))
         out = cross.out.weight.view(config.width, config.num_heads, config.head_width).permute(1, 2, 0)  # (H, E, D)
         fold_keys.append(query.transpose(1, 2) @ key)  # (H, D, D): state of the decoder x state of the encoder
@@ -111,13 +113,14 @@ def layout_weights(model: Tiger, dtype: torch.dtype) -> FastWeights:
     return FastWeights(
         encoder=tuple(_layer(layer, dtype) for layer in encoder.layers),
         encoder_bias=encoder.bias(config.max_history * num_levels + 1),  # + 1: a user's token
-        encoder_norm=encoder.norm.weight,
+        encoder_norm=encoder.norm.weight * scale,
         layers=tuple(_layer(layer, dtype) for layer in decoder.layers),
         fold_keys=torch.stack(fold_keys).flatten(0, 2).to(dtype),
         fold_values=torch.stack(fold_values).flatten(0, 2).to(dtype),
         embedding=model.embedding.weight,
-        head=(model.embedding.weight * (decoder.norm.weight * config.width**-0.5)).to(dtype),
+        head=(model.embedding.weight * decoder.norm.weight).to(dtype),  # T5's D^-0.5 and the norm's D^0.5 cancel
         bias=decoder.bias(num_levels).permute(1, 2, 0).contiguous(),
+        floor=torch.tensor((config.width * EPSILON) ** 0.5, device=model.embedding.weight.device),
         num_heads=config.num_heads,
         level_starts=model.level_starts,
         level_sizes=model.level_sizes,
@@ -128,10 +131,11 @@ def layout_weights(model: Tiger, dtype: torch.dtype) -> FastWeights:
 def _layer(layer: nn.Module, dtype: torch.dtype) -> _Layer:
     assert isinstance(layer, EncoderLayer | DecoderLayer)
     attention, forward = layer.attention, layer.feed_forward
+    scale = attention.norm.weight.numel() ** 0.5
     return _Layer(
-        qkv=(attention.qkv.weight * attention.norm.weight).to(dtype),
+        qkv=(attention.qkv.weight * (attention.norm.weight * scale)).to(dtype),
         out=attention.out.weight.to(dtype),
-        up=(forward.up.weight * forward.norm.weight).to(dtype),
+        up=(forward.up.weight * (forward.norm.weight * scale)).to(dtype),
         down=forward.down.weight.to(dtype),
     )
 
@@ -141,11 +145,11 @@ def encode(weights: FastWeights, tokens: Tensor, groups: tuple[Group, ...]) -> T
     """(T,) packed tokens -> (T, D) states: what ``Tiger.encoder`` computes."""
     x = weights.embedding.index_select(0, tokens)
     for layer in weights.encoder:
-        qkv = product(_normed(x, layer.qkv.dtype), layer.qkv)  # (T, 3*H*E)
+        qkv = product(_normed(x, weights.floor, layer.qkv.dtype), layer.qkv)  # (T, 3*H*E)
         attended = packed_attention(None, qkv, weights.encoder_bias, groups, groups, weights.num_heads, 0.0)
         x = x + product(attended, layer.out)
-        x = x + _fed_forward(x, layer)
-    return _normed(x, x.dtype) * weights.encoder_norm
+        x = x + _fed_forward(x, layer, weights)
+    return _normed(x, weights.floor, x.dtype) * weights.encoder_norm
 
 
 @dataclass
@@ -200,9 +204,9 @@ def step(cache: BeamCache, level: int, codes: Tensor | None, parents: Tensor | N
     for index, layer in enumerate(weights.layers):
         x = _self_attention(x, layer, weights, cache.slots[index], slots, level * cache.capacity)
         x = _cross_attention(x, layer, weights.num_heads, cache, index)
-        x = x + _fed_forward(x, layer)
+        x = x + _fed_forward(x, layer, weights)
     shape = (cache.num_histories, x.shape[0] // cache.num_histories)
-    return _scores(_normed(x, weights.head.dtype), weights, level, shape)
+    return _scores(_normed(x, weights.floor, weights.head.dtype), weights, level, shape)
 
 
 def _slots(cache: BeamCache, level: int, parents: Tensor) -> Tensor:
@@ -216,17 +220,21 @@ def _slots(cache: BeamCache, level: int, parents: Tensor) -> Tensor:
     return torch.cat([earlier, own[:, None]], dim=1)
 
 
-def _normed(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:], None, EPSILON).to(dtype)
+def _normed(x: Tensor, floor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of unit length; the weights behind carry the sqrt(D) that makes it unit root mean square.
+
+    ``floor`` is sqrt(D * epsilon): hypot adds it under the root as RMS norm does, in three operations for seven.
+    """
+    return (x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)).to(dtype)
 
 
-def _fed_forward(x: Tensor, layer: _Layer) -> Tensor:
-    return product(product(_normed(x, layer.up.dtype), layer.up, relu=True), layer.down)
+def _fed_forward(x: Tensor, layer: _Layer, weights: FastWeights) -> Tensor:
+    return product(product(_normed(x, weights.floor, layer.up.dtype), layer.up, relu=True), layer.down)
 
 
 def _self_attention(x: Tensor, layer: _Layer, weights: FastWeights, kept: Tensor, slots: Tensor, own: int) -> Tensor:
     """x (B*W, D). ``kept`` (L * capacity, 2*H*E) is read at ``slots`` (B*W, level+1) after own rows were written."""
-    qkv = product(_normed(x, layer.qkv.dtype), layer.qkv)  # (B*W, 3*H*E)
+    qkv = product(_normed(x, weights.floor, layer.qkv.dtype), layer.qkv)  # (B*W, 3*H*E)
     (num_beams, num_slots), inner = slots.shape, layer.out.shape[1]
     kept[own : own + num_beams] = qkv[:, inner:]
     if num_slots == 1:
@@ -242,7 +250,7 @@ def _self_attention(x: Tensor, layer: _Layer, weights: FastWeights, kept: Tensor
 def _cross_attention(x: Tensor, layer: _Layer, num_heads: int, cache: BeamCache, index: int) -> Tensor:
     """x (B*W, D) against its history's folded keys and values."""
     keys, values = cache.keys[index], cache.values[index]
-    query = _normed(x, keys.dtype)
+    query = _normed(x, cache.weights.floor, keys.dtype)
     if cache.num_histories == 1:
         scores = product(query, keys[0])  # (W, H*S)
         shares = scores.view(-1, num_heads, scores.shape[1] // num_heads).softmax(-1)
