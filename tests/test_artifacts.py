@@ -32,6 +32,12 @@ def save(path: Path, text: str = "one", manifest: Manifest = NOTE) -> None:
         (folder / "inner" / "text.txt").write_text(text)
 
 
+def stop_half_way(path: Path, error: BaseException) -> None:
+    with writing(path, NOTE) as folder:
+        (folder / "text.txt").write_text("half")
+        raise error
+
+
 def text_of(path: Path) -> str:
     verify(path, "note")
     return (path / "inner" / "text.txt").read_text()
@@ -109,9 +115,8 @@ def test_every_damage_is_named(tmp_path: Path, damage: str, named: str) -> None:
 
 def test_a_full_disk_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "note", "one")
-    with pytest.raises(OSError, match="No space left"), writing(tmp_path / "note", NOTE) as folder:
-        (folder / "text.txt").write_text("half")
-        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="No space left"):
+        stop_half_way(tmp_path / "note", OSError(28, "No space left on device"))
 
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -134,9 +139,8 @@ def test_a_full_disk_under_safetensors_is_an_os_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_whatever_stops_the_writing_leaves_the_old_one(tmp_path: Path, error: type[BaseException]) -> None:
     save(tmp_path / "note", "one")
-    with pytest.raises(error), writing(tmp_path / "note", NOTE) as folder:
-        (folder / "text.txt").write_text("half")
-        raise error
+    with pytest.raises(error):
+        stop_half_way(tmp_path / "note", error())
     assert text_of(tmp_path / "note") == "one"
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
 

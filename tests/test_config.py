@@ -100,7 +100,7 @@ def test_the_last_override_wins_and_the_source_stays() -> None:
 
 @pytest.mark.parametrize("override", ["lr=3", "fit.lr", "fit=3", "ft.lr=3", "", ".=1", "fit.=3"])
 def test_what_is_no_override_is_named(override: str) -> None:
-    with pytest.raises(InputError, match="is not an override; allowed: SECTION.KEY=VALUE") as caught:
+    with pytest.raises(InputError, match=r"is not an override; allowed: SECTION\.KEY=VALUE") as caught:
         load_recipe(RECIPE, [override])
     assert repr(override) in str(caught.value)
 
@@ -108,7 +108,7 @@ def test_what_is_no_override_is_named(override: str) -> None:
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no recipe at .*absent.toml"):
         read_toml(tmp_path / "absent.toml")
-    with pytest.raises(InputError, match="cannot read recipe .*: Is a directory"):
+    with pytest.raises(InputError, match=r"cannot read recipe .*: Is a directory"):
         read_toml(tmp_path)
     (tmp_path / "bad.toml").write_text("[fit\nlr = 1")
     with pytest.raises(InputError, match=r"bad.toml is not valid TOML: .*line 1"):

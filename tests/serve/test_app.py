@@ -1,0 +1,195 @@
+"""HTTP: what is answered, what is refused and how, and that many at once get what each would get alone."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from sidera.core import InputError
+from sidera.engine.recommender import Recommender
+from sidera.serve import app as serving
+from sidera.serve.app import MAX_K, check_port, create_app, serve
+
+HISTORY = ["item0003", "item0007"]
+
+
+@pytest.fixture(scope="module")
+def recommender(trained_run: Path) -> Recommender:
+    return Recommender.load(trained_run)
+
+
+@pytest.fixture(scope="module")
+def client(recommender: Recommender) -> TestClient:
+    return TestClient(create_app(recommender))
+
+
+def ask(client: TestClient, **body: Any) -> dict[str, Any]:
+    response = client.post("/v1/recommend", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_answers_are_the_recommenders(client: TestClient, recommender: Recommender) -> None:
+    found = ask(client, history=HISTORY, k=3)
+    (expected,) = recommender.recommend([HISTORY], 3)
+    assert [item["item"] for item in found["items"]] == list(expected.item_keys)
+    assert [item["title"] for item in found["items"]] == list(expected.titles)
+    assert [item["score"] for item in found["items"]] == pytest.approx(list(expected.scores))
+    assert found["items_version"] == recommender.catalog.items_version
+    assert found["unknown"] == []
+    assert not found["cold_start"]
+    assert found["milliseconds"] > 0
+
+
+def test_defaults(client: TestClient) -> None:
+    assert len(ask(client, history=HISTORY)["items"]) == 10
+
+
+def test_filters(client: TestClient) -> None:
+    found = ask(client, history=HISTORY, k=24, filter_seen=True, exclude=["item0000"])
+    assert not {"item0000", *HISTORY} & {item["item"] for item in found["items"]}
+    assert len(found["items"]) == 21
+
+
+def test_k_above_the_catalogue_answers_all_of_it(client: TestClient) -> None:
+    assert len(ask(client, history=HISTORY, k=MAX_K)["items"]) == 24
+
+
+def test_unknown_items_are_reported_or_refused(client: TestClient) -> None:
+    found = ask(client, history=["nothing", *HISTORY])
+    assert found["unknown"] == ["nothing"]
+    assert ask(client, history=["nothing"])["cold_start"]
+    response = client.post("/v1/recommend", json={"history": ["nothing"], "unknown": "refuse"})
+    assert response.status_code == 422
+    assert response.json()["detail"] == "the catalogue holds no item 'nothing'; allowed: one of its 24 item ids"
+
+
+def test_health_says_what_is_served(client: TestClient, recommender: Recommender) -> None:
+    found = client.get("/healthz").json()
+    assert found["status"] == "ok"
+    assert found["model"] == "sidera"
+    assert found["items"] == 24
+    assert found["codebook_id"] == recommender.catalog.codebook_id
+
+
+def test_the_api_describes_itself(client: TestClient) -> None:
+    assert client.get("/docs").status_code == 200
+    schema = client.get("/openapi.json").json()
+    body = schema["components"]["schemas"]["RecommendRequest"]["properties"]
+    assert set(body) == {"history", "k", "filter_seen", "exclude", "unknown"}
+    assert all("description" in field for field in body.values())
+    assert {"/v1/recommend", "/healthz"} == set(schema["paths"])
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({}, "history: Field required"),
+        ({"history": HISTORY, "k": 0}, "k: Input should be greater than or equal to 1 (got 0)"),
+        ({"history": HISTORY, "k": -1}, "(got -1)"),
+        ({"history": HISTORY, "k": MAX_K + 1}, "k: Input should be less than or equal to 1000 (got 1001)"),
+        ({"history": HISTORY, "k": "ten"}, "(got 'ten')"),
+        ({"history": HISTORY, "k": 2.5}, "(got 2.5)"),
+        ({"history": "item0003"}, "history: Input should be a valid list (got 'item0003')"),
+        ({"history": [1, 2]}, "history.0: Input should be a valid string (got 1)"),
+        ({"history": [None]}, "history.0: Input should be a valid string (got None)"),
+        ({"history": None}, "history"),
+        ({"history": HISTORY, "filter_seen": "perhaps"}, "filter_seen"),
+        ({"history": HISTORY, "histroy": []}, "histroy is no field of the request (did you mean 'history'?); allowed:"),
+        ({"history": HISTORY, "unknown": "guess"}, "unknown: String should match"),
+        ({"history": HISTORY, "exclude": ["nothing"]}, "the catalogue holds no item 'nothing'"),
+        ([], "body: "),
+        ("text", "body: "),
+    ],
+)
+def test_bad_bodies_are_refused_in_one_line(client: TestClient, body: Any, named: str) -> None:
+    response = client.post("/v1/recommend", json=body)
+    assert response.status_code == 422
+    detail = response.json()["detail"]
+    assert isinstance(detail, str)
+    assert named in detail
+    assert "\n" not in detail
+    assert len(detail) < 300
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"history": ["a"}', b"history=a"])
+def test_what_is_not_json_is_refused(client: TestClient, content: bytes) -> None:
+    response = client.post("/v1/recommend", content=content, headers={"content-type": "application/json"})
+    assert response.status_code in (400, 422)
+    assert isinstance(response.json()["detail"], str)
+    assert "\n" not in response.json()["detail"]
+
+
+def test_other_paths_and_methods(client: TestClient) -> None:
+    assert client.get("/v1/recommend").status_code == 405
+    assert client.get("/v2/recommend").status_code == 404
+
+
+def test_large_bodies_are_refused(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "MAX_BODY_BYTES", 1000)
+    body = {"history": ["item0003"] * 200}
+    response = client.post("/v1/recommend", json=body)
+    assert response.status_code == 413
+    assert response.json()["detail"] == "the body is larger than 1,000 bytes; fix: send the newest events only"
+    assert ask(client, history=HISTORY)["items"]
+
+
+def test_large_bodies_that_do_not_say_so_are_refused(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sent in pieces, without a length: no more of it is held than is allowed."""
+    monkeypatch.setattr(serving, "MAX_BODY_BYTES", 1000)
+    sent = 0
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(1000):
+            sent += 1
+            yield b'"item0003",' * 10
+
+    async def go() -> httpx.Response:
+        transport = httpx.ASGITransport(app=create_app(recommender))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as session:
+            return await session.post("/v1/recommend", content=pieces())
+
+    response = asyncio.run(go())
+    assert response.status_code == 413
+    assert sent < 30
+
+
+def test_a_long_history_fits(client: TestClient) -> None:
+    found = ask(client, history=["item0001"] * 200_000 + HISTORY, k=1)
+    assert found["items"][0]["item"] == ask(client, history=HISTORY, k=1)["items"][0]["item"]
+
+
+def test_many_at_once_get_what_each_gets_alone(client: TestClient) -> None:
+    bodies = [
+        {"history": [f"item{item:04d}" for item in range(first, first + 1 + first % 5)], "k": 1 + first % 7}
+        for first in range(18)
+    ]
+    alone = [ask(client, **body)["items"] for body in bodies]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda body: ask(client, **body)["items"], bodies * 3))
+    assert together == alone * 3
+
+
+def test_a_taken_port_is_refused(recommender: Recommender) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=rf"cannot listen on 127.0.0.1:{port}: .*in use; fix: choose a free port"):
+            serve(recommender, "127.0.0.1", port)
+    check_port("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70_000), ("127.0.0.1", -1), ("no.such.host.invalid", 8000)])
+def test_impossible_addresses_are_refused(host: str, port: int) -> None:
+    with pytest.raises(InputError):
+        check_port(host, port)
