@@ -264,3 +264,10 @@ def test_a_step_has_its_own_numbers() -> None:
     seed_everything(3, step=10, rank=1)
     assert not torch.equal(torch.rand(4), first)
     assert torch.equal(torch.rand(2, generator=step_generator(3, 10)), torch.rand(2, generator=step_generator(3, 10)))
+
+
+def test_small_data_gets_the_steps_it_needs(tmp_path: Path) -> None:
+    """Seven batches an epoch: min_steps = 20 makes three epochs of the one that was asked for."""
+    config = replace(FAST, epochs=1, patience=None)
+    assert train(tmp_path / "plain", config).steps == 7
+    assert train(tmp_path / "more", replace(config, min_steps=20)).steps == 21

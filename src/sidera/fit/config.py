@@ -22,6 +22,7 @@ class FitConfig:
     """Every key of ``[fit]``, with its unit and default."""
 
     epochs: int = 20  # passes over the training data; whichever of epochs and max_steps comes first ends the training
+    min_steps: int = 0  # optimizer steps that small data gets at least: epochs are added until there are so many
     max_steps: int | None = None  # optimizer steps; default: no limit
     batch_size: int = 256  # histories per batch over all ranks; a step sees batch_size x accumulate of them
     accumulate: int = 1  # batches whose gradients are summed before one optimizer step

@@ -140,11 +140,15 @@ class _Run:
         self.parallel_loss = distributed.ParallelLoss(model)
 
     def _count_steps(self) -> int:
-        steps, limit = 0, self.config.max_steps
-        for epoch in range(self.config.epochs):
-            steps += math.ceil(self.source.num_batches(epoch) / self.config.accumulate)
-            if limit is not None and steps >= limit:
-                return limit
+        """All optimizer steps of the training: ``epochs`` of them, more where that makes fewer than ``min_steps``."""
+        steps, epoch = 0, 0
+        while epoch < self.config.epochs or steps < self.config.min_steps:
+            in_epoch = math.ceil(self.source.num_batches(epoch) / self.config.accumulate)
+            steps, epoch = steps + in_epoch, epoch + 1
+            if self.config.max_steps is not None and steps >= self.config.max_steps:
+                return self.config.max_steps
+            if in_epoch == 0:
+                break
         if steps == 0:
             raise InputError("there is nothing to train on: the data gives no batch", fix="use a larger log")
         return steps

@@ -1,0 +1,152 @@
+"""Accuracy claims: recipes run with several seeds, measured on the test rows, written as one result file.
+
+    python benchmarks/beauty_generator.py [--quick]
+
+Every script of the accuracy claims names its contestants and its bar and calls :func:`run_claim`. Runs are kept under
+``runs/bench`` and reused by digest, so contestants that several claims share are trained once. Recipes are used as they
+are; ``--quick`` alone shortens training and samples the rows, and says so in its line.
+
+The trials behind the recipes (chosen on validation rows) are listed in ``results/trials.json``.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import arguments, finish, single_thread
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
+SEEDS = (0, 1, 2)
+QUICK = {
+    "fit": {"max_minutes": 0.35, "clock": "cpu", "eval_every_epochs": 0, "precision": "f32"},
+    "eval": {"max_rows": 1000, "valid_rows": 500, "latency_rows": 0, "free_rows": 0, "bootstrap": 200},
+}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One row of a table: a recipe with overrides, trained once per seed."""
+
+    label: str
+    recipe: str  # below recipes/
+    overrides: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = SEEDS
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Which figures of which contestant must reach what."""
+
+    name: str
+    title: str
+    data: str  # folder below the shared data
+    contestants: Sequence[Contestant]
+    claimed: str  # label of the contestant that the bar is for
+    bars: Mapping[str, float] = field(default_factory=dict)  # "keep/recall@10" -> at least
+    quick: Sequence[str] = ()  # labels that --quick runs; empty: the claimed one
+
+
+def run_claim(claim: Claim, doc: str | None) -> None:
+    """Train and measure what is missing, write ``results/NAME.json``, print the claim's line."""
+    options = arguments(doc, lambda parser: parser.add_argument("--seeds", type=int, help="only so many seeds"))
+    single_thread()
+    data = DATA / claim.data
+    if not data.is_dir():
+        raise SystemExit(f"{data} is absent: this claim needs the public data folder beside the checkout")
+    wanted = claim.quick or (claim.claimed,) if options.quick else [one.label for one in claim.contestants]
+    evaluations = []
+    for contestant in claim.contestants:
+        if contestant.label in wanted:
+            seeds = contestant.seeds[:1] if options.quick else contestant.seeds[: options.seeds]
+            evaluations += [evaluate_seed(contestant, data, seed, options.quick) for seed in seeds]
+    value = means(evaluations, claim.claimed)
+    passed = all(value[name] >= bar for name, bar in claim.bars.items())
+    context = {
+        "protocol": protocol(evaluations),
+        "seeds": {label: sum(one.name == label for one in evaluations) for label in wanted},
+    }
+    details = result(claim, evaluations)
+    finish(claim.name, value, dict(claim.bars) or None, passed, context, options.quick, details=details)
+
+
+def evaluate_seed(contestant: Contestant, data: Path, seed: int, quick: bool) -> Any:
+    """Train (or reuse) one contestant with one seed and measure it on the test rows."""
+    from dataclasses import replace
+
+    from sidera.train.recipe import Recipe
+    from sidera.train.stages import run
+
+    overrides = [*contestant.overrides, f"fit.seed={seed}"]
+    if quick:
+        overrides += [
+            f"{section}.{key}={_toml(value)}" for section, keys in QUICK.items() for key, value in keys.items()
+        ]
+    recipe = Recipe.read(ROOT / "recipes" / contestant.recipe, overrides)
+    folder = f"{contestant.recipe.removesuffix('.toml')}/{contestant.label}-{seed}".replace(" ", "_")
+    out = Path(os.environ.get("SIDERA_BENCH_RUNS", ROOT / "runs" / "bench")) / ("quick" if quick else "full") / folder
+    found = run(recipe, data, out)
+    assert found is not None, "benchmark recipes have no piece limit"
+    return replace(found, name=contestant.label)
+
+
+def means(evaluations: Sequence[Any], label: str) -> dict[str, float]:
+    """seen/metric -> mean over the label's seeds."""
+    mine = [one for one in evaluations if one.name == label]
+    return {
+        f"{seen}/{metric}": round(statistics.mean(one.value(metric, seen) for one in mine), 5)
+        for seen in mine[0].metrics
+        for metric in ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "recall@50")
+    }
+
+
+def protocol(evaluations: Sequence[Any]) -> str:
+    from sidera.eval.tables import protocol_line
+
+    return protocol_line(*(one.protocol for one in evaluations))
+
+
+def result(claim: Claim, evaluations: Sequence[Any]) -> dict[str, Any]:
+    """The result file: every seed's figures, the paired differences, the trials that chose the recipe."""
+    from sidera import __version__
+    from sidera.eval.compare import compare
+    from sidera.eval.tables import result_file
+
+    first_seeds = {one.name: one for one in reversed(evaluations)}
+    paired = {}
+    for other, evaluation in first_seeds.items():
+        if other != claim.claimed:
+            tests = compare(first_seeds[claim.claimed], evaluation).tests
+            paired[f"{claim.claimed} - {other}"] = {
+                f"{seen}/{metric}": [round(float(x), 5) for x in (test.difference, test.low, test.high)]
+                for (seen, metric), test in tests.items()
+                if metric in ("recall@10", "ndcg@10")
+            }
+    return result_file(
+        claim.title,
+        evaluations,
+        version=__version__,
+        paired_first_seed=paired,
+        trials="benchmarks/results/trials.json",
+        slices={label: {seen: _slice(one.slices[seen]) for seen in one.slices} for label, one in first_seeds.items()},
+    )
+
+
+def _slice(slices: Mapping[str, Any]) -> dict[str, Any]:
+    """Recall@10 and NDCG@10 by target popularity, cold targets apart."""
+    return {
+        name: {"rows": part.rows}
+        | {metric: round(part.metrics[metric].value, 5) for metric in ("recall@10", "ndcg@10") if part.metrics}
+        for name, part in slices["popularity"].items()
+    }
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, str):
+        return f'"{value}"'
+    return str(value).lower() if isinstance(value, bool) else str(value)
