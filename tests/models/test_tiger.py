@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -175,8 +176,11 @@ def test_answers_follow_the_parameters() -> None:
     assert not torch.allclose(changed, before)
     model.load_state_dict(saved)
     torch.testing.assert_close(first_logits(model, batch), before, rtol=0, atol=0)
+    twin = copy.deepcopy(model)
+    torch.testing.assert_close(first_logits(twin, batch), before, rtol=0, atol=0)
     model.decoder.norm.weight = torch.nn.Parameter(2 * model.decoder.norm.weight.detach())
     torch.testing.assert_close(first_logits(model, batch), 2 * before)
+    torch.testing.assert_close(first_logits(twin, batch), before, rtol=0, atol=0)
 
 
 def test_bfloat16_answers_are_close() -> None:

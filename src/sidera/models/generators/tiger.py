@@ -13,7 +13,7 @@ Shape legend: T tokens or events · B histories · G candidates · L levels · K
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -210,6 +210,10 @@ class Tiger(nn.Module):
             log_p = logits.float().log_softmax(-1)
             out.append(log_p.gather(-1, tokens[:, :, level, None] - start).squeeze(-1))
         return torch.stack(out, dim=-1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies start without the weights laid out for answering, which cannot be copied."""
+        return {**self.__dict__, "_fast_weights": None, "_parts": None}
 
     def train(self, mode: bool = True) -> Tiger:
         """Switching modes drops the weights laid out for answering."""

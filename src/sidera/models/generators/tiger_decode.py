@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.core import StepOutput
-from sidera.nn.product import product
+from sidera.nn.product import packed, product
 from sidera.nn.t5 import DecoderLayer, EncoderLayer
 from sidera.nn.t5_functions import EPSILON, Group, packed_attention
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sidera.models.generators.tiger import Tiger
 
 BEGIN = 1
+ROWS = 64  # of x in a product, about: encoder tokens or beams
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,10 @@ def _layer(layer: nn.Module, dtype: torch.dtype) -> _Layer:
     assert isinstance(layer, EncoderLayer | DecoderLayer)
     attention, forward = layer.attention, layer.feed_forward
     scale = attention.norm.weight.numel() ** 0.5
-    return _Layer(
-        qkv=(attention.qkv.weight * (attention.norm.weight * scale)).to(dtype),
-        out=attention.out.weight.to(dtype),
-        up=(forward.up.weight * (forward.norm.weight * scale)).to(dtype),
-        down=forward.down.weight.to(dtype),
-    )
+    qkv = attention.qkv.weight * (attention.norm.weight * scale)
+    up = forward.up.weight * (forward.norm.weight * scale)
+    laid_out = (packed(weight.to(dtype), ROWS) for weight in (qkv, attention.out.weight, up, forward.down.weight))
+    return _Layer(*laid_out)
 
 
 @torch.no_grad()
