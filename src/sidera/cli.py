@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sidera import __version__
 from sidera.core import InputError
+from sidera.ops.allocator import keep_memory
 
 if TYPE_CHECKING:
     from sidera.train.recipe import Recipe
@@ -26,6 +27,7 @@ Arguments = argparse.Namespace
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     arguments = build_parser().parse_args(argv)
+    keep_memory()
     try:
         arguments.verb_function(arguments)
     except InputError as error:

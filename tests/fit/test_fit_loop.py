@@ -268,6 +268,6 @@ def test_a_step_has_its_own_numbers() -> None:
 
 def test_small_data_gets_the_steps_it_needs(tmp_path: Path) -> None:
     """Seven batches an epoch: min_steps = 20 makes three epochs of the one that was asked for."""
-    config = replace(FAST, epochs=1, patience=None)
+    config = replace(FAST, epochs=1, patience=0, max_steps=None)
     assert train(tmp_path / "plain", config).steps == 7
     assert train(tmp_path / "more", replace(config, min_steps=20)).steps == 21

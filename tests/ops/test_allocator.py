@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource
+import torch
+from sidera.ops.allocator import keep_memory
+assert {keep}
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    torch.ones(16_000_000)
+before = faults()
+for _ in range(20):
+    torch.ones(16_000_000)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is on Linux")
+def test_kept_memory_is_used_again_without_page_faults() -> None:
+    """20 times 64 MB: hundreds of thousands of faults when each is handed back, next to none when it is kept."""
+
+    def faults(keep: str) -> int:
+        program = PROGRAM.format(keep=keep)
+        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        return int(run.stdout)
+
+    assert faults("keep_memory()") < 0.1 * faults("True")
