@@ -1,0 +1,99 @@
+"""What must not drift: floors, the shell's flags, the HTTP fields, the recipes' shape."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from sidera.cli import build_parser
+from sidera.config import SECTIONS
+from sidera.train.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
+RECIPE_FLAGS = ["--data", "--out", "--set", "--max-minutes", "--piece-minutes", "--seed", "--device"]
+
+# Somebody's scripts stand on these: a flag may be added here, not renamed or taken away without a word in CHANGELOG.
+FLAGS = {
+    "import": [
+        "events",
+        "--items",
+        "--users",
+        "--out",
+        "--user",
+        "--item",
+        "--time",
+        "--time-unit",
+        "--mapping",
+        "--strict",
+    ],
+    "run": ["recipe", *RECIPE_FLAGS],
+    "catalog": ["recipe", *RECIPE_FLAGS],
+    "train": ["recipe", *RECIPE_FLAGS],
+    "evaluate": ["run", "--data", "--rows", "--set", "--device"],
+    "compare": ["a", "b"],
+    "recommend": ["run", "--history", "-k", "--filter-seen", "--unknown"],
+    "serve": ["run", "--host", "--port", "--device"],
+    "demo": ["--data", "--out"],
+}
+
+
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    (action,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+def test_public_flags_are_frozen() -> None:
+    found = {
+        name: [
+            action.option_strings[0] if action.option_strings else action.dest
+            for action in parser._actions
+            if action.dest != "help"
+        ]
+        for name, parser in verbs().items()
+    }
+    assert found == FLAGS
+
+
+def test_http_fields_are_frozen() -> None:
+    from sidera.serve.app import RecommendRequest, RecommendResponse
+
+    assert list(RecommendRequest.model_fields) == ["history", "k", "filter_seen", "exclude", "unknown"]
+    assert list(RecommendResponse.model_fields) == ["items", "cold_start", "unknown", "items_version", "milliseconds"]
+
+
+def test_recipe_sections_are_frozen() -> None:
+    assert SECTIONS == ("data", "catalog", "model", "fit", "eval")
+
+
+def test_rooms_are_on_a_floor() -> None:
+    """Every room stands in pyproject's list of floors, where `lint-imports` (make lint) holds it to them."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (floors,) = (contract for contract in contracts if contract["type"] == "layers")
+    named = {room for floor in floors["layers"] for room in re.split(r"\s*[|:]\s*", floor)}
+    rooms = {path.stem for path in (ROOT / "src" / "sidera").iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert rooms - {"__init__", "__main__", "__pycache__", "py"} == named
+
+
+def test_there_are_recipes() -> None:
+    assert len(RECIPES) >= 12
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_recipes_parse_and_begin_with_their_command(path: Path) -> None:
+    Recipe.read(path)
+    lines = path.read_text().splitlines()
+    assert 10 <= len(lines) <= 40
+    assert lines[0].startswith("# sidera run ")
+    arguments = build_parser().parse_args(shlex.split(lines[0].removeprefix("# sidera ")))
+    assert ROOT / arguments.recipe == path
+    assert arguments.out.startswith("runs/")
+    data = Path(arguments.data)
+    assert data.parts[0] in ("data", "..")
+    if data.parts[0] == ".." and (ROOT.parent / "shared").is_dir():
+        assert (ROOT / data).is_dir()
