@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sidera.models.generators.tiger import Tiger
 
 BEGIN = 1
+PIECE = 256  # beams whose self-attention is computed at once
 ROWS = 64  # of x in a product, about: encoder tokens or beams
 
 
@@ -238,12 +239,22 @@ def _self_attention(x: Tensor, layer: _Layer, weights: FastWeights, kept: Tensor
     kept[own : own + num_beams] = qkv[:, inner:]
     if num_slots == 1:
         return x + product(qkv[:, 2 * inner :].contiguous(), layer.out)  # one key: its weight is 1
-    key_value = kept.index_select(0, slots.view(-1)).view(num_beams, num_slots, 2, weights.num_heads, -1)
-    keys, values = key_value.unbind(2)  # each (B*W, level+1, H, E)
-    query = qkv[:, :inner].float().view(num_beams, 1, weights.num_heads, -1)
-    scores = (keys * query).sum(-1).add_(weights.bias[num_slots - 1, :num_slots])  # (B*W, level+1, H)
-    attended = (values * scores.softmax(1)[..., None]).sum(1).view(num_beams, inner)
-    return x + product(attended.to(layer.out.dtype), layer.out)
+    attended = [  # in pieces that stay in the processor's cache
+        _attend(qkv_rows[:, :inner].float(), kept, slot_rows, weights)
+        for qkv_rows, slot_rows in zip(qkv.split(PIECE), slots.split(PIECE), strict=True)
+    ]
+    joined = attended[0] if len(attended) == 1 else torch.cat(attended)
+    return x + product(joined.to(layer.out.dtype), layer.out)
+
+
+def _attend(query: Tensor, kept: Tensor, slots: Tensor, weights: FastWeights) -> Tensor:
+    """(R, H*E) queries against their own R x (level+1) keys and values."""
+    (num_beams, num_slots), num_heads = slots.shape, weights.num_heads
+    key_value = kept.index_select(0, slots.reshape(-1)).view(num_beams, num_slots, 2, num_heads, -1)
+    keys, values = key_value.unbind(2)  # each (R, level+1, H, E)
+    scores = (keys * query.view(num_beams, 1, num_heads, -1)).sum(-1)  # (R, level+1, H)
+    scores += weights.bias[num_slots - 1, :num_slots]
+    return (values * scores.softmax(1)[..., None]).sum(1).view(num_beams, -1)
 
 
 def _cross_attention(x: Tensor, layer: _Layer, num_heads: int, cache: BeamCache, index: int) -> Tensor:
