@@ -133,7 +133,6 @@ def test_leaf_vectors_follow_the_weights() -> None:
     torch.testing.assert_close(after, expected)
 
 
-@pytest.mark.xfail(reason="weights loaded in eval mode leave the leaf vectors folded before until the next train()")
 def test_loading_weights_drops_folded_leaves() -> None:
     model, other = make(leaf="sum"), make(leaf="sum")
     with torch.no_grad():

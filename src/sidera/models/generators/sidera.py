@@ -21,7 +21,7 @@ G candidates · L levels · K codes of a level · C children · D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -30,14 +30,13 @@ from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
 from sidera.core import Batch, InputError, Loss, StepOutput
-from sidera.nn.dropout import Dropout
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.jagged import JaggedLayout, jagged_layout
 
 NEVER = float("-inf")
 
 
-TABLE_SHARE = 4  # beams that ask for a quarter of a level's nodes are answered from a table of all of them
+TABLE_SHARE = 16  # beams that ask for a 16th of a level's nodes are answered from a table of all of them
 VISIT_SCALE = 10.0  # the visit weights learn this much faster than others: they must reach about -10
 
 
@@ -105,7 +104,6 @@ class SideraGenerator(nn.Module):
         self.encoder = CausalEncoder(
             width, config.num_layers, config.num_heads, config.ff_multiple * width, config.max_history, config.dropout
         )
-        self.dropout = Dropout(config.dropout)
         self._folded: Tensor | None = None
 
     # -- the tree ------------------------------------------------------------------------------------------------
@@ -123,6 +121,7 @@ class SideraGenerator(nn.Module):
             starts = np.searchsorted(keys, np.arange(num_parents + 1) * self.level_sizes[level])
             self.register_buffer(f"keys_{level}", torch.from_numpy(keys), persistent=False)  # parent * K + code
             self.register_buffer(f"starts_{level}", torch.from_numpy(starts), persistent=False)  # first child of a node
+            self.register_buffer(f"codes_{level}", torch.from_numpy(keys % self.level_sizes[level]), persistent=False)
             paths_NL[:, level] = parents
             num_parents = len(keys)
             self.num_nodes.append(num_parents)
@@ -287,7 +286,7 @@ class SideraGenerator(nn.Module):
             states = context.states[:, level, None].expand(-1, num_beams, -1).flatten(0, 1)  # (B*W, D)
             visited = context.visited[:, None].expand(-1, num_beams, -1, -1).flatten(0, 1)  # (B*W, S, L)
             logits, children = self._children_logits(level, states, nodes.flatten(), visited)  # (B*W, C)
-        codes = getattr(self, f"keys_{level}")[children] % self.level_sizes[level]
+        codes = F.embedding(children, getattr(self, f"codes_{level}")[:, None]).view_as(children)
         codes = codes.masked_fill(logits.isinf(), self.level_sizes[level])
         shape = (*nodes.shape, -1)
         return logits.log_softmax(-1).view(shape), codes.view(shape)
@@ -296,10 +295,11 @@ class SideraGenerator(nn.Module):
         """As :meth:`_children_logits`, by one product with all nodes of the level and a lookup: wide beams ask for
         most of them anyway, and for some by many beams of a batch. (B, W) -> (B, W, C) twice."""
         table = torch.addmm(self.bias[level], context.states[:, level], self._node_vectors(level).T)  # (B, nodes)
-        here = context.visited[:, :, level]  # (B, S)
-        times = torch.zeros_like(table).scatter_add_(1, here.clamp(min=0), (here >= 0).to(table.dtype))
+        here, real_mask = context.visited[:, :, level].clamp(min=0), context.visited[:, :, level] >= 0  # (B, S)
+        times = torch.zeros_like(table).scatter_add_(1, here, real_mask.to(table.dtype)).gather(1, here)  # (B, S)
         been, often = VISIT_SCALE * self.visits[level]
-        table = table + been * (times > 0) + often * times.log1p()
+        share = (been + often * times.log1p()) / times.clamp(min=1)  # every visit of a node brings its part
+        table.scatter_add_(1, here, share.masked_fill(~real_mask, 0.0))
         starts = getattr(self, f"starts_{level}")
         children = starts[nodes][:, :, None] + torch.arange(self.num_children[level], device=table.device)
         absent_mask = children >= starts[nodes + 1][:, :, None]
@@ -311,3 +311,8 @@ class SideraGenerator(nn.Module):
         """Switching modes drops the folded leaf vectors, which the optimizer may have moved."""
         self._folded = None
         return super().train(mode)
+
+    def load_state_dict(self, *args: Any, **keys: Any) -> Any:
+        """New weights drop the folded leaf vectors too."""
+        self._folded = None
+        return super().load_state_dict(*args, **keys)

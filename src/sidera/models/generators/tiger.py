@@ -12,6 +12,8 @@ Shape legend: T tokens or events · B histories · G candidates · L levels · K
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -127,8 +129,7 @@ class Tiger(nn.Module):
             raise InputError(
                 f"TIGER trains on one target per history, the batch has {found}", fix="use PrefixRows batches"
             )
-        dtype = product_dtype(self.embedding.weight)
-        with torch.autocast(self.embedding.weight.device.type, enabled=False):  # casts are the layers' own
+        with own_casts(self.embedding.weight) as dtype:
             rows = self.packed_rows(batch)
             memory = self.encoder(self.embedding(rows.tokens), rows.groups, dtype)
             written = self.item_tokens[targets[rows.order]]  # (B, L)
@@ -161,7 +162,8 @@ class Tiger(nn.Module):
         """Encode every history once; the encoder reads both ways, so a context cannot be extended."""
         rows = self.packed_rows(batch)
         if self.training or torch.is_grad_enabled():
-            states = self.encoder(self.embedding(rows.tokens), rows.groups)
+            with own_casts(self.embedding.weight) as dtype:
+                states = self.encoder(self.embedding(rows.tokens), rows.groups, dtype)
             return TigerContext(states, rows.groups, rows.order)
         weights = self._current_weights()
         return TigerContext(tiger_decode.encode(weights, rows.tokens, rows.groups), rows.groups, rows.order, weights)
@@ -201,14 +203,15 @@ class Tiger(nn.Module):
         read = F.pad(tokens[:, :, :-1], (1, 0), value=BEGIN).reshape(-1)
         memory, groups, order = context.states, context.groups, context.order
         read = read.view(num_histories, -1)[order].view(-1)
-        states = self.decoder(self.embedding(read), memory, num_levels, groups, num_candidates)
-        states = states.view(num_histories, num_candidates, num_levels, -1)
-        states = torch.empty_like(states).index_copy(0, order, states)
-        out = []
-        for level in range(num_levels):
-            start, logits = self._logits(states[:, :, level], level)
-            log_p = logits.float().log_softmax(-1)
-            out.append(log_p.gather(-1, tokens[:, :, level, None] - start).squeeze(-1))
+        with own_casts(self.embedding.weight) as dtype:
+            states = self.decoder(self.embedding(read), memory, num_levels, groups, num_candidates, dtype).to(dtype)
+            states = states.view(num_histories, num_candidates, num_levels, -1)
+            states = torch.empty_like(states).index_copy(0, order, states)
+            out = []
+            for level in range(num_levels):
+                start, logits = self._logits(states[:, :, level], level)
+                log_p = logits.float().log_softmax(-1)
+                out.append(log_p.gather(-1, tokens[:, :, level, None] - start).squeeze(-1))
         return torch.stack(out, dim=-1)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -221,10 +224,13 @@ class Tiger(nn.Module):
         return super().train(mode)
 
 
-def product_dtype(weight: Tensor) -> torch.dtype:
-    """The number format of matrix products: what autocast says for the weight's device, else the weight's own."""
+@contextmanager
+def own_casts(weight: Tensor) -> Iterator[torch.dtype]:
+    """Autocast off, because the layers cast by themselves; gives the number format that it asked products to have."""
     kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    with torch.autocast(kind, enabled=False):
+        yield dtype
 
 
 def _check(config: Tiger.Config) -> None:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
 from sidera.core import Batch, InputError, Loss
-from sidera.nn.dropout import Dropout
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.jagged import jagged_layout
 
@@ -69,7 +68,6 @@ class SASRec(nn.Module):
             config.max_history,
             config.dropout,
         )
-        self.dropout = Dropout(config.dropout)
 
     def item_vectors(self) -> Tensor:
         """(N, D) output vectors."""
@@ -96,7 +94,7 @@ class SASRec(nn.Module):
         target_ids = batch.target_ids
         if target_ids is None or not batch.per_position:
             raise InputError("SASRec trains on one target per event", fix="use PackedSequences batches")
-        states_TD = self.dropout(self.states(batch))
+        states_TD = self.states(batch)  # no dropout here: on the last state it costs a third of NDCG (docs/log.md)
         vectors_ND = self.item_vectors()
         if self.config.loss == "full":
             logits = states_TD @ vectors_ND.T  # (T, N)
