@@ -135,6 +135,17 @@ def test_log_probs_is_the_loss() -> None:
     assert model.encoder.layers[0].attention.qkv.weight.grad.abs().sum() > 0
 
 
+def test_log_probs_under_autocast() -> None:
+    model, batch = spread(make_tiger()), make_batch(LENGTHS)
+    sids = torch.as_tensor(make_codes().codes)[batch.target_ids][:, None].long()
+    exact = model.log_probs(model.context(batch), sids)
+    with torch.autocast("cpu", torch.bfloat16):
+        close = model.log_probs(model.context(batch), sids)
+    close.sum().backward()
+    assert model.encoder.layers[0].attention.qkv.weight.grad.dtype == torch.float32
+    assert 0 < (close - exact).abs().max() < 0.2
+
+
 def test_batch_equals_single() -> None:
     model = spread(make_tiger())
     batch = make_batch(LENGTHS)
