@@ -1,4 +1,4 @@
-"""The causal item encoder that SASRec and sidera's generator share: one vector per event, reading only what came before.
+"""The causal item encoder that SASRec and sidera's generator share: a vector per event, reading what came before.
 
 Pre-norm transformer blocks on jagged tokens (SASRec, arXiv 1808.09781, with GELU and pre-norm as in later practice).
 Linear layers, norms and dropout see real tokens only; attention goes through :mod:`sidera.ops.jagged`.

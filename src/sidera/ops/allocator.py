@@ -27,4 +27,4 @@ def keep_memory() -> bool:
     except (OSError, AttributeError):
         return False
     settings = ((M_TRIM_THRESHOLD, KEPT_BYTES), (M_TOP_PAD, PAD_BYTES), (M_MMAP_THRESHOLD, MMAP_BYTES))
-    return all([mallopt(name, value) for name, value in settings])
+    return sum(mallopt(name, value) for name, value in settings) == len(settings)
