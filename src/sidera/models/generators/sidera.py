@@ -73,8 +73,8 @@ class SideraGenerator(nn.Module):
         num_layers: int = 2
         num_heads: int = 2
         ff_multiple: int = 2  # feed-forward width / width
-        dropout: float = 0.4  # share of units dropped
-        leaf: Literal["tied", "untied", "sum"] = "sum"  # leaf vector: item's input vector, an own one, or both added
+        dropout: float = 0.5  # share of units dropped
+        leaf: Literal["tied", "untied", "sum"] = "tied"  # leaf vector: item's input vector, an own one, or both added
         label_smoothing: float = 0.0  # share of probability spread over the siblings
 
     trains_on = "positions"
