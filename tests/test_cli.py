@@ -517,7 +517,7 @@ def process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(condition: Callable[[], bool], running: subprocess.Popen[str], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], running: subprocess.Popen[str], seconds: float = 240.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert running.poll() is None, running.communicate()
@@ -534,7 +534,7 @@ def test_ctrl_c_in_mid_training(place: Path, tmp_path: Path, capsys: pytest.Capt
     metrics = out / "fit" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count('"train"') >= 3, running)
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=240)
     assert running.returncode == 130
     assert err.splitlines()[-1].startswith("sidera train: stopped; finished stages are kept, the same command goes on")
     assert "Traceback" not in err
@@ -563,6 +563,19 @@ def test_a_piece_at_a_time(place: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+def test_an_unfinished_training_is_not_continued_by_another_recipe(
+    place: Path, tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hours of work are neither thrown away nor passed off as another recipe's, nor as another catalogue's."""
+    flags = (place / "recipe.toml", "--data", place / "data", "--out", tmp_path / "run")
+    assert sidera("train", *flags, "--piece-minutes", "0.0001") == 0
+    line = refused("train", *flags, "--set", "fit.lr=0.5")
+    assert "fit.lr = 0.001 there and 0.5 here; fix: use another output folder, or remove" in line
+    line = refused("train", *flags, "--set", "catalog.seed=3")
+    assert "belongs to another training" in line
+    assert "catalog = " in line
+
+
 def test_serve_answers_and_stops_quietly(place: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -586,7 +599,7 @@ def test_serve_answers_and_stops_quietly(place: Path) -> None:
         with urllib.request.urlopen(request, timeout=10) as answer:
             assert len(json.loads(answer.read())["items"]) == 3
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=30)
+        out, err = running.communicate(timeout=240)
     finally:
         running.kill()
     assert running.returncode == 0

@@ -162,5 +162,5 @@ def _refuse_other(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]
         named = ", ".join(f"{key} = {old.get(key)!r} there and {new.get(key)!r} here" for key in differing[:4])
         raise ArtifactError(
             f"checkpoint {path} ({digest(theirs)}) belongs to another training than this one ({digest(ours)}): {named}",
-            fix="use another output folder, or train anew without resuming",
+            fix=f"use another output folder, or remove {path} to train anew",
         )
