@@ -17,8 +17,8 @@ CLAIM = Claim(
     data="amazon2014_beauty",
     contestants=(
         Contestant("SASRec sampled softmax, tied", RECIPE),
-        Contestant("SASRec sampled softmax, untied", RECIPE, ('model.output="untied"',)),
-        Contestant("SASRec full softmax, tied", RECIPE, ('model.loss="full"',), seeds=(0,)),
+        Contestant("SASRec sampled softmax, untied", RECIPE, ('model.output="untied"',), seeds=(0,)),
+        Contestant("SASRec full softmax, tied, 10 epochs", RECIPE, ('model.loss="full"', "fit.epochs=10"), seeds=(0,)),
         Contestant("SASRec BCE, tied", RECIPE, ('model.loss="bce"',), seeds=(0,)),
     ),
     claimed="SASRec sampled softmax, tied",

@@ -16,8 +16,8 @@ CLAIM = Claim(
     title="Amazon Beauty, global temporal split",
     data="amazon2014_beauty",
     contestants=(
-        Contestant("sidera generator", "beauty/generator.toml", TEMPORAL),
-        Contestant("SASRec sampled softmax, tied", "beauty/sasrec.toml", TEMPORAL),
+        Contestant("sidera generator", "beauty/generator.toml", TEMPORAL, seeds=(0,)),
+        Contestant("SASRec sampled softmax, tied", "beauty/sasrec.toml", TEMPORAL, seeds=(0,)),
         Contestant("item-kNN", "any/item_knn.toml", TEMPORAL, seeds=(0,)),
         Contestant("popularity", "any/popularity.toml", TEMPORAL, seeds=(0,)),
     ),

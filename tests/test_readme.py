@@ -1,0 +1,62 @@
+"""The README's commands run as they stand, its Python too, and its table is the one that the result files give."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sidera.cli import main
+from sidera.eval.tables import update_document
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TABLES = ("beauty_generator", "beauty_sasrec", "beauty_tiger", "beauty_temporal", "sports")
+
+
+def commands() -> list[str]:
+    block = re.search(r"<!-- commands:begin -->\s*```\n(.*?)```\s*<!-- commands:end -->", README, re.DOTALL)
+    assert block is not None
+    return block.group(1).strip().splitlines()
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a fresh checkout: the recipes and the example log, nothing else."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("recipes", "examples"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def test_commands_and_python_run_as_written(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    assert len(commands()) >= 5
+    for command in commands():
+        program, *arguments = shlex.split(command)
+        assert program == "sidera"
+        assert main(arguments) == 0, f"{command}\n{capsys.readouterr().err}"
+    capsys.readouterr()
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code is not None
+    exec(compile(code.group(1), "README.md", "exec"), {})
+    assert "cup-" in capsys.readouterr().out
+
+
+def test_results_table_is_that_of_the_result_files() -> None:
+    files = [ROOT / "benchmarks" / "results" / f"{name}.json" for name in TABLES]
+    assert update_document(ROOT / "README.md", [file for file in files if file.is_file()], check=True)
+
+
+def test_every_file_to_read_exists() -> None:
+    section = README.split("## Read these files in this order")[1].split("\n## ")[0]
+    folder = ROOT / "src" / "sidera"
+    named = re.findall(r"`([\w/]+\.py)`", section)
+    assert len(named) >= 8
+    places = (ROOT, folder, folder / "data", folder / "catalog", folder / "models" / "generators")
+    for name in named:
+        assert any((place / name).is_file() for place in places), name
