@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +138,17 @@ def test_beauty_collaborative_tree() -> None:
     assert report["transition_share"]["valid"] > 0.135  # a first plain tree had .11
     assert report["transition_share"]["chance"] < 0.01
     assert report["num_unknown_items"] == 0
+
+
+def test_an_optional_text_block_is_left_out_and_reported_when_there_is_no_text() -> None:
+    config = CatalogConfig(vectors=("tfidf?", "behaviour"), vector_weights=(2.0, 1.0), codebook_size=4, num_levels=1)
+    with_text = tiny_log(num_users=60, num_items=24)
+    without = replace(with_text, items=with_text.items.select(["key"]))
+    for dataset, expected in ((with_text, ["tfidf", "behaviour"]), (without, ["behaviour"])):
+        _, report = build_catalog(dataset, leave_one_out(dataset), config)
+        assert report["vector_blocks"] == expected
+    only = CatalogConfig(vectors=("tfidf?",), codebook_size=4)
+    with pytest.raises(InputError, match="no item has a text"):
+        build_catalog(without, leave_one_out(without), only)
+    with pytest.raises(InputError, match="behaviour\\?"):
+        CatalogConfig(vectors=("behaviour?",))

@@ -38,6 +38,7 @@ def build_catalog(dataset: Dataset, split: Split, config: CatalogConfig) -> tupl
     codebooks, codes = quantize(vectors, config)
     resolved = resolve(config.collision, codes, vectors, codebooks, popularity)
     report = quality_report(vectors, codebooks, codes, resolved, config.seed)
+    report["vector_blocks"] = list(used_blocks(dataset, config))
     report["num_cold_items"] = int((popularity == 0).sum())  # not in training
     report["num_borrowed_items"] = num_borrowed  # of those, placed by the words that they share with others
     report["num_unknown_items"] = int((vectors.abs().sum(1) == 0).sum())  # placed where there was room
@@ -74,10 +75,11 @@ def catalog_digest(dataset: Dataset, split: Split, config: CatalogConfig) -> str
 def item_vectors(dataset: Dataset, split: Split, config: CatalogConfig) -> tuple[Tensor, int]:
     """The blocks that the recipe names, fused (N, D), and how many items borrowed their behaviour from others."""
     blocks, num_borrowed = [], 0
-    for kind in config.vectors:
+    kinds = used_blocks(dataset, config)
+    for kind in kinds:
         if kind == "behaviour":
             block = behaviour_vectors(dataset, split, config)
-            if config.vectors == ("behaviour",):
+            if kinds == ("behaviour",):
                 cold = block.abs().sum(1) == 0
                 block = borrow_by_words(block, item_texts(dataset.items, config.text_fields))
                 num_borrowed = int((cold & (block.abs().sum(1) > 0)).sum())
@@ -88,7 +90,22 @@ def item_vectors(dataset: Dataset, split: Split, config: CatalogConfig) -> tuple
         else:
             block = read_vectors(str(config.vectors_file), dataset.item_keys)
         blocks.append(block)
-    return fuse(blocks, config.weights), num_borrowed
+    weights = [weight for kind, weight in zip(config.vectors, config.weights, strict=True) if kind.rstrip("?") in kinds]
+    return fuse(blocks, weights), num_borrowed
+
+
+def used_blocks(dataset: Dataset, config: CatalogConfig) -> tuple[str, ...]:
+    """The vector blocks of the recipe, less the optional ones ("text?") when no item has a text."""
+    optional = [kind for kind in config.vectors if kind.endswith("?")]
+    if optional and not any(item_texts(dataset.items, config.text_fields)):
+        kinds = tuple(kind for kind in config.vectors if kind not in optional)
+        if not kinds:
+            raise InputError(
+                f"no item has a text and [catalog] vectors = {list(config.vectors)!r} names nothing else",
+                fix='add "behaviour", or give the items texts',
+            )
+        return kinds
+    return tuple(kind.rstrip("?") for kind in config.vectors)
 
 
 def quantize(vectors: Tensor, config: CatalogConfig) -> tuple[RQCodebooks, np.ndarray]:

@@ -9,6 +9,7 @@ from typing import Literal
 from sidera.core import InputError
 
 VECTOR_KINDS = ("text", "tfidf", "behaviour", "file")
+OPTIONAL_KINDS = ("text?", "tfidf?")
 MAX_CODES = 32_767  # codes of a level are stored as int16 in the trie
 
 
@@ -17,6 +18,7 @@ class CatalogConfig:
     """How items get their semantic IDs. Sizes count codes, dims and iterations; nothing here has a unit."""
 
     vectors: tuple[str, ...] = ("text",)  # blocks that are fused: text | tfidf | behaviour | file
+    # "text?" and "tfidf?" are left out, and that is reported, when no item has a text
     vector_weights: tuple[float, ...] = ()  # one per block; empty: all 1
     vectors_file: str | None = None  # for the block "file": .parquet (key + list column) or .safetensors (+ keys .json)
     text_fields: tuple[str, ...] = ()  # item columns to read; empty: those of title, brand, categories, text present
@@ -35,8 +37,8 @@ class CatalogConfig:
         if not self.vectors or len(set(self.vectors)) != len(self.vectors):
             raise InputError(f"[catalog] vectors = {list(self.vectors)!r}", allowed="at least one block, each once")
         for kind in self.vectors:
-            if kind not in VECTOR_KINDS:
-                raise InputError(f"[catalog] vectors names {kind!r}", allowed=", ".join(VECTOR_KINDS))
+            if kind not in (*VECTOR_KINDS, *OPTIONAL_KINDS):
+                raise InputError(f"[catalog] vectors names {kind!r}", allowed=", ".join(VECTOR_KINDS + OPTIONAL_KINDS))
         if self.vector_weights and len(self.vector_weights) != len(self.vectors):
             raise InputError(
                 f"[catalog] vector_weights has {len(self.vector_weights)} numbers for {len(self.vectors)} vectors",

@@ -90,6 +90,7 @@ def _catalog(recipe: Recipe, prepared: Prepared, path: Path, wanted: str, say: S
         recipe={"catalog": asdict(recipe.catalog)},
     )
     say(f"catalog: {catalog.num_items:,} items on {' x '.join(map(str, catalog.level_sizes))} codes, {path}")
+    say(f"  made from {' + '.join(report['vector_blocks'])}")
     for name in ("collision_rate", "neighbour_overlap@10"):
         if name in report:
             say(f"  {name} = {report[name]:.3f}")
