@@ -1,0 +1,21 @@
+"""Write the README's results table from the committed result files: ``python benchmarks/tables.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness import RESULTS
+
+TABLES = ("beauty_generator", "beauty_sasrec", "beauty_tiger", "beauty_temporal", "sports")
+
+
+def main() -> None:
+    from sidera.eval.tables import update_document
+
+    files = [RESULTS / f"{name}.json" for name in TABLES if (RESULTS / f"{name}.json").is_file()]
+    readme = Path(__file__).resolve().parents[1] / "README.md"
+    print("README.md was current" if update_document(readme, files) else "README.md updated")
+
+
+if __name__ == "__main__":
+    main()
