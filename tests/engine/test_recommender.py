@@ -17,7 +17,7 @@ from sidera.artifacts import Manifest, save_tensors, writing
 from sidera.catalog.catalog import Catalog
 from sidera.core import ArtifactError, Batch, InputError, Request
 from sidera.data.tiny import checkerboard_next
-from sidera.engine.recommender import MAX_BATCH, Recommender, newest
+from sidera.engine.recommender import MAX_BATCH, Recommender, check_device, newest
 
 NUM_ITEMS = 24
 KEYS = [f"item{item:04d}" for item in range(NUM_ITEMS)]
@@ -132,6 +132,32 @@ def test_everything_excluded_leaves_nothing(recommender: Recommender) -> None:
     assert not answer.cold_start
 
 
+def test_an_empty_history_cannot_be_ranked(recommender: Recommender) -> None:
+    """Its place in the jagged states is the last state of the history before it: somebody else's."""
+    batch = Batch(torch.tensor([3]), torch.tensor([0, 1, 1]))
+    with pytest.raises(InputError, match="an empty history cannot be ranked; allowed: 1 event or more"):
+        recommender.rank(batch, 3)
+
+
+def test_answering_keeps_what_was_laid_out_for_it(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of mode drops the weights laid out for beam search: a third of a TIGER's answer, if paid each time."""
+    recommender = Recommender.load(trained_run)
+    calls: list[bool] = []
+    switch = type(recommender.model).train
+
+    def counted(self: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
+        calls.append(mode)
+        return switch(self, mode)
+
+    monkeypatch.setattr(type(recommender.model), "train", counted)
+    recommender.recommend([[KEYS[3]]])
+    recommender.recommend([[KEYS[3]]])
+    assert calls == []
+    recommender.model.train()
+    recommender.recommend([[KEYS[3]]])
+    assert calls == [True, False]
+
+
 def test_removed_items_leave_at_once_and_are_still_read(trained_run: Path, recommender: Recommender) -> None:
     catalog = recommender.catalog.without([after(7), KEYS[3]])
     smaller = Recommender.load(trained_run, catalog=catalog)
@@ -187,6 +213,14 @@ def test_unknown_devices_are_refused(trained_run: Path, device: str) -> None:
 def test_a_device_that_is_not_there_is_refused(trained_run: Path) -> None:
     with pytest.raises(InputError, match=r"device 'cuda': this machine .* has no CUDA; fix: use cpu"):
         Recommender.load(trained_run, device="cuda")
+
+
+def test_a_device_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_device("cuda:1")
+    with pytest.raises(InputError, match="device 'cuda:2' is not here; allowed: cuda:0 to cuda:1"):
+        check_device("cuda:2")
 
 
 def test_newest_cuts_and_keeps_times() -> None:

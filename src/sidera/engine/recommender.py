@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -87,12 +88,14 @@ class Recommender:
         if k < 1:
             raise InputError(f"k = {k}", allowed="1 or more")
         batch = batch.to(self.device)
+        if batch.num_histories and int(batch.lengths.min()) == 0:  # the state before it is another history's last
+            raise InputError("an empty history cannot be ranked", allowed="1 event or more", fix="answer by popularity")
         left_out = _join(exclude, (batch.item_ids, batch.offsets)) if filter_seen else exclude
         if left_out is not None:
             left_out = (left_out[0].to(self.device), left_out[1].to(self.device))
         batch = newest(batch, self.max_history)
         with self._lock:
-            self.model.eval()
+            self._answering()
             if self.kind == "generator":
                 generator = cast(Generator, self.model)
                 width = max(beam or self.beam, k)
@@ -112,10 +115,16 @@ class Recommender:
         if self.kind != "generator":
             raise InputError("a scorer generates nothing; legality is a generator's property")
         with self._lock:
-            generator = cast(Generator, self.model.eval())
+            self._answering()
+            generator = cast(Generator, self.model)
             context = generator.context(newest(batch, self.max_history).to(self.device))
             found = free_beam(generator, context, self.catalog.trie, width=beam, num_results=beam)
         return found.legal_mask.float().masked_fill(~found.valid_mask, float("nan"))
+
+    def _answering(self) -> None:
+        """Leave training mode. Not on every call: a change of mode drops what a model laid out for answering."""
+        if self.model.training:
+            self.model.eval()
 
     # -- on item keys: what people call ---------------------------------------------------------------------------
 
@@ -199,7 +208,8 @@ class Recommender:
         if ranked is None:  # nothing to go by: the most popular items, said openly
             banned = set(left_out)
             order = (int(item) for item in self.catalog.serving_order)
-            item_ids = [item for item in order if item not in banned and not self.catalog.removed[item]][: request.k]
+            servable = (item for item in order if item not in banned and not self.catalog.removed[item])
+            item_ids = list(islice(servable, request.k))
             scores = [float(self.catalog.popularity[item]) for item in item_ids]
         else:
             item_ids = [item for item in ranked[0] if item >= 0][: request.k]
@@ -261,13 +271,15 @@ class Recommender:
 def check_device(device: str) -> None:
     """InputError unless this machine has the device."""
     try:
-        kind = torch.device(device).type
+        named = torch.device(device)
     except RuntimeError:
-        kind = ""
-    if kind not in ("cpu", "cuda"):
+        named = torch.device("meta")
+    if named.type not in ("cpu", "cuda"):
         raise InputError(f"device {device!r} is not known", allowed="cpu, cuda, cuda:0, ...")
-    if kind == "cuda" and not torch.cuda.is_available():
+    if named.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {device!r}: this machine or this build of torch has no CUDA", fix="use cpu")
+    if named.type == "cuda" and (named.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {device!r} is not here", allowed=f"cuda:0 to cuda:{torch.cuda.device_count() - 1}")
 
 
 def newest(batch: Batch, max_history: int) -> Batch:
