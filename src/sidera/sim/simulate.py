@@ -65,7 +65,7 @@ def simulate(
             item_keys = pa.array(world.item_keys())
             for chunk in _row_groups(_blocks(world, users, days, block, written), item_keys):
                 writer.write_table(chunk, row_group_size=ROW_GROUP)
-        items = world.items_table()
+        items = world.items_table(days)
         pq.write_table(items, f"{scratch}/items.parquet", compression="zstd")
         profiles = pa.concat_tables(written.profiles).combine_chunks()
         pq.write_table(profiles, f"{scratch}/users.parquet", compression="zstd")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sidera.config import digest
 from sidera.sim.config import WorldConfig
-from sidera.sim.items import COLD, Items, build_items
+from sidera.sim.items import Items, build_items
 from sidera.sim.text import item_texts
 from sidera.sim.users import DEVICES, Users, build_users
 
@@ -47,11 +47,12 @@ class World:
     def item_keys(self) -> list[str]:
         return [f"v{number:07d}" for number in range(self.items.num_items)]
 
-    def items_table(self) -> pa.Table:
-        """What the platform sees of its items; their truth is not in it."""
+    def items_table(self, days: int) -> pa.Table:
+        """What the platform sees of its items after so many days; their truth is not in it."""
         items = self.items
         texts = item_texts(items, self.config, self.seed)
-        created = np.where(items.arrival == COLD, -1, FIRST_DAY + DAY * items.arrival.astype(np.int64))
+        cold_mask = items.arrival >= days
+        created = FIRST_DAY + DAY * items.arrival.astype(np.int64)
         offsets = np.arange(items.num_items + 1, dtype=np.int32) * items.content.shape[1]
         return pa.table(
             {
@@ -60,7 +61,7 @@ class World:
                 "creator": pa.array([f"c{number:05d}" for number in items.creator.tolist()], type=pa.string()),
                 "duration": pa.array(items.duration),
                 "viral": pa.array(items.viral),
-                "created": pa.array(created, mask=items.arrival == COLD),  # null: after the log
+                "created": pa.array(created, mask=cold_mask),  # null: after the log
                 "content": pa.ListArray.from_arrays(offsets, pa.array(items.content.ravel())),
             }
         )
