@@ -11,6 +11,7 @@ import torch
 from small_catalog import SmallCatalog, position_batch, small_catalog
 
 from sidera.core import Batch, InputError
+from sidera.models import parse_model
 from sidera.models.generators.sidera import SideraGenerator
 
 NUM_ITEMS = 12
@@ -115,36 +116,60 @@ def test_shared_semantic_ids_are_refused() -> None:
         make(replace(catalog, codes=codes))
 
 
-def test_leaf_vectors_follow_the_weights() -> None:
-    """Folded leaf vectors are dropped when the weights may have moved."""
-    model = make(leaf="sum")
-    batch = position_batch([4], NUM_ITEMS)
-    sids = sids_of(small_catalog(NUM_ITEMS), torch.arange(NUM_ITEMS))[None]
-    with torch.no_grad():
-        before = model.log_probs(model.context(batch), sids)
-        model.train()
-        model.leaf.weight.normal_()
-        model.eval()
-        after = model.log_probs(model.context(batch), sids)
-        fresh = make(leaf="sum")
-        fresh.load_state_dict(model.state_dict())
-        expected = fresh.log_probs(fresh.context(batch), sids)
-    assert not torch.allclose(before, after)
-    torch.testing.assert_close(after, expected)
-
-
-def test_loading_weights_drops_folded_leaves() -> None:
+@pytest.mark.parametrize("change", ["in training mode", "in place", "loaded", "replaced"])
+def test_leaf_vectors_follow_the_weights(change: str) -> None:
+    """What was folded for answering is made anew, however the weights changed."""
     model, other = make(leaf="sum"), make(leaf="sum")
     with torch.no_grad():
         other.leaf.weight.normal_()
     batch = position_batch([4], NUM_ITEMS)
     sids = sids_of(small_catalog(NUM_ITEMS), torch.arange(NUM_ITEMS))[None]
     with torch.no_grad():
-        model.context(batch)
-        model.load_state_dict(other.state_dict())
-        found = model.log_probs(model.context(batch), sids)
+        before = model.log_probs(model.context(batch), sids)
+        if change == "loaded":
+            model.load_state_dict(other.state_dict())
+        elif change == "replaced":
+            model.leaf.weight = torch.nn.Parameter(other.leaf.weight.clone())
+        else:
+            model.train(change == "in training mode")
+            model.leaf.weight.copy_(other.leaf.weight)
+            model.eval()
+        after = model.log_probs(model.context(batch), sids)
         expected = other.log_probs(other.context(batch), sids)
-    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, expected)
+
+
+def test_leaf_vectors_are_folded_once() -> None:
+    model, batch = make(leaf="sum"), position_batch([4], NUM_ITEMS)
+    sids = sids_of(small_catalog(NUM_ITEMS), torch.arange(NUM_ITEMS))[None]
+    with torch.inference_mode():
+        model.log_probs(model.context(batch), sids)
+        folded = model._folded
+        model.log_probs(model.context(batch), sids)
+        assert folded is not None
+        assert model._folded is folded
+
+
+def test_gradients_after_answering() -> None:
+    """log_probs in eval mode (alignment) reaches the leaves, though beam search has folded them before."""
+    model, batch = make(leaf="untied"), position_batch([4], NUM_ITEMS)
+    sids = sids_of(small_catalog(NUM_ITEMS), torch.arange(NUM_ITEMS))[None]
+    with torch.inference_mode():
+        model.log_probs(model.context(batch), sids)
+    model.log_probs(model.context(batch), sids).sum().backward()
+    assert model.leaf.weight.grad is not None
+    assert float(model.leaf.weight.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_history", 0), ("num_heads", 0), ("ff_multiple", -1), ("dropout", 1.5), ("label_smoothing", float("nan"))],
+)
+def test_sizes_out_of_range_are_refused(key: str, value: float) -> None:
+    """By the recipe's section, before any data is read."""
+    with pytest.raises(InputError, match=rf"\[model\] {key} = {value} is out of range; allowed: "):
+        parse_model({"name": "sidera", key: value})
 
 
 def test_wrong_width_is_refused() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sidera.core import Batch, InputError
+from sidera.models import parse_model
 from sidera.models.generators.tiger import Tiger
 from sidera.nn import t5_functions as functions
 
@@ -234,12 +235,19 @@ def test_bad_input() -> None:
             model.loss(batch)
     with pytest.raises(InputError, match="empty history"):
         model.context(make_batch([3, 0], targets=False))
-    for wrong in ({"dropout": 1.0}, {"num_heads": 0}, {"num_user_tokens": -1}):
-        with pytest.raises(InputError, match=next(iter(wrong))):
-            make_tiger(**wrong)
     single = make_batch([1, 1, 1])  # as many targets as events, and still one per history
     assert single.per_position
     assert model.loss(single).count == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_history", 0), ("num_heads", 0), ("ff_width", -1), ("dropout", 1.5), ("num_user_tokens", -1)],
+)
+def test_sizes_out_of_range_are_refused(key: str, value: float) -> None:
+    """By the recipe's section, before any data is read."""
+    with pytest.raises(InputError, match=rf"\[model\] {key} = {value} is out of range; allowed: "):
+        parse_model({"name": "tiger", key: value})
 
 
 @pytest.mark.parametrize("cross", [False, True])

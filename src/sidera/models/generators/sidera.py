@@ -21,7 +21,7 @@ G candidates · L levels · K codes of a level · C children · D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -29,13 +29,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
+from sidera.config import check_value
 from sidera.core import Batch, InputError, Loss, StepOutput
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.jagged import JaggedLayout, jagged_layout
 
 NEVER = float("-inf")
-
-
 TABLE_SHARE = 16  # beams that ask for a 16th of a level's nodes are answered from a table of all of them
 VISIT_SCALE = 10.0  # the visit weights learn this much faster than others: they must reach about -10
 
@@ -77,14 +76,20 @@ class SideraGenerator(nn.Module):
         leaf: Literal["tied", "untied", "sum"] = "tied"  # leaf vector: item's input vector, an own one, or both added
         label_smoothing: float = 0.0  # share of probability spread over the siblings
 
+        def __post_init__(self) -> None:
+            for name in ("max_history", "width", "num_layers", "num_heads", "ff_multiple"):
+                check_value("[model]", name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
+            for name in ("dropout", "label_smoothing"):
+                check_value("[model]", name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 <= x < 1")
+            if self.width % self.num_heads:
+                raise InputError(f"[model] width = {self.width} is not a multiple of num_heads = {self.num_heads}")
+
     trains_on = "positions"
     paths: Tensor  # (N, L) node of each item at each level
     leaf_items: Tensor  # (N,) item of each leaf
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
-        if config.width % config.num_heads:
-            raise InputError(f"[model] width = {config.width} is not a multiple of num_heads = {config.num_heads}")
         self.config = config
         self.codebook_id = catalog.codebook_id
         self.level_sizes = tuple(catalog.level_sizes)
@@ -104,7 +109,8 @@ class SideraGenerator(nn.Module):
         self.encoder = CausalEncoder(
             width, config.num_layers, config.num_heads, config.ff_multiple * width, config.max_history, config.dropout
         )
-        self._folded: Tensor | None = None
+        self._folded: Tensor | None = None  # leaf vectors in leaf order, for answering
+        self._folded_of: list[tuple[int, int]] = []  # the weights that they were made of
 
     # -- the tree ------------------------------------------------------------------------------------------------
 
@@ -138,8 +144,15 @@ class SideraGenerator(nn.Module):
         """(nodes of the level, D); at the last level in leaf order."""
         if level < len(self.level_sizes) - 1:
             return cast(nn.Embedding, self.node_out[level]).weight
-        if self._folded is not None and not self.training:
-            return self._folded
+        if self.training or torch.is_grad_enabled():  # gradients flow to the tables
+            return self._leaf_vectors()
+        weights = [self.item.weight] if self.config.leaf == "tied" else [self.item.weight, self.leaf.weight]
+        made_of = [(weight.data_ptr(), weight._version) for weight in weights]
+        if self._folded is None or made_of != self._folded_of:  # new, loaded, moved to a device or written to
+            self._folded, self._folded_of = self._leaf_vectors(), made_of
+        return self._folded
+
+    def _leaf_vectors(self) -> Tensor:
         if self.config.leaf == "tied":
             return F.embedding(self.leaf_items, self.item.weight)
         own = F.embedding(self.leaf_items, self.leaf.weight)
@@ -199,7 +212,6 @@ class SideraGenerator(nn.Module):
         """Sum over targets of -log p(next item), one softmax over siblings a level."""
         if batch.target_ids is None or not batch.per_position:
             raise InputError("the generator trains on one target per event", fix="use PackedSequences batches")
-        self._folded = None
         target_paths = self.paths[batch.target_ids]  # (T, L)
         total, parts = batch.item_ids.new_zeros((), dtype=torch.float32), {}
         parents = torch.zeros_like(batch.target_ids)
@@ -224,8 +236,6 @@ class SideraGenerator(nn.Module):
 
     def context(self, batch: Batch) -> TreeContext:
         """Encode the histories once. Requires at least one event in each."""
-        if not self.training and self._folded is None:
-            self._folded = self._node_vectors(len(self.level_sizes) - 1).detach()
         last = self.states(batch, jagged_layout(batch.offsets))[batch.offsets[1:] - 1]  # (B, D)
         visited = self._visited(batch, batch.offsets[:-1], batch.lengths)
         return TreeContext(torch.stack(self._level_states(last), dim=1), visited)
@@ -306,13 +316,3 @@ class SideraGenerator(nn.Module):
         children = children.masked_fill(absent_mask, 0)  # (B, W, C)
         logits = table.gather(1, children.flatten(1)).view(children.shape)
         return logits.masked_fill(absent_mask, NEVER), children
-
-    def train(self, mode: bool = True) -> SideraGenerator:
-        """Switching modes drops the folded leaf vectors, which the optimizer may have moved."""
-        self._folded = None
-        return super().train(mode)
-
-    def load_state_dict(self, *args: Any, **keys: Any) -> Any:
-        """New weights drop the folded leaf vectors too."""
-        self._folded = None
-        return super().load_state_dict(*args, **keys)

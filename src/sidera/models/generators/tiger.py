@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
+from sidera.config import check_value
 from sidera.core import Batch, InputError, Loss, StepOutput
 from sidera.models.generators import tiger_decode
 from sidera.models.generators.tiger_decode import BeamCache, FastWeights, TigerContext
@@ -56,11 +57,17 @@ class Tiger(nn.Module):
         normalize: Literal["level", "vocabulary"] = "level"  # softmax over a level's codes, or over all tokens as T5
         num_user_tokens: int = 0  # tokens that user ids are hashed to (paper: 2000); 0: the model reads no user id
 
+        def __post_init__(self) -> None:
+            for name in ("max_history", "width", "num_layers", "num_heads", "head_width", "ff_width"):
+                check_value("[model]", name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
+            check_value("[model]", "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= x < 1")
+            tokens = self.num_user_tokens
+            check_value("[model]", "num_user_tokens", tokens, tokens >= 0, "a whole number >= 0")
+
     trains_on = "prefixes"
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
-        _check(config)
         self.config = config
         self.codebook_id = catalog.codebook_id
         self.level_sizes = tuple(int(size) for size in catalog.level_sizes)
@@ -231,13 +238,3 @@ def own_casts(weight: Tensor) -> Iterator[torch.dtype]:
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     with torch.autocast(kind, enabled=False):
         yield dtype
-
-
-def _check(config: Tiger.Config) -> None:
-    for name in ("max_history", "width", "num_layers", "num_heads", "head_width", "ff_width"):
-        if getattr(config, name) < 1:
-            raise InputError(f"[model] {name} = {getattr(config, name)}", allowed="1 or more")
-    if not 0 <= config.dropout < 1:
-        raise InputError(f"[model] dropout = {config.dropout}", allowed="0 <= dropout < 1")
-    if config.num_user_tokens < 0:
-        raise InputError(f"[model] num_user_tokens = {config.num_user_tokens}", allowed="0 or more")
