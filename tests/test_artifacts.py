@@ -73,9 +73,10 @@ def test_replacing(tmp_path: Path) -> None:
         ("kind", "holds a model, not a note; fix: give the path of a note"),
         ("digest", "manifest.json was edited"),
         ("info", "manifest.json was edited"),
+        ("seal gone", "manifest.json was edited"),
         ("manifest cut", "manifest.json is damaged"),
         ("manifest list", "manifest.json is damaged"),
-        ("manifest keys", "manifest.json is damaged"),
+        ("manifest keys", "manifest.json was edited"),
         ("manifest gone", "no note at .*; fix: check the path"),
     ],
 )
@@ -97,6 +98,8 @@ def test_every_damage_is_named(tmp_path: Path, damage: str, named: str) -> None:
     elif damage == "manifest gone":
         manifest.unlink()
     else:
+        if damage == "seal gone":
+            del record["seal"]
         if damage == "manifest keys":
             record = {key: value for key, value in record.items() if key in ("kind", "format_version")}
         changes = {
@@ -153,6 +156,45 @@ def test_a_crash_between_the_two_renames_is_mended(tmp_path: Path) -> None:
     save(tmp_path / "note", "two")
     assert text_of(tmp_path / "note") == "two"
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+def test_a_reader_between_the_two_renames_stops_no_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "note", "one")
+    rename, looked = os.replace, []
+
+    def replace_and_look(source: Path, target: Path) -> None:
+        rename(source, target)
+        if Path(target).name == ".note.old" and not looked:
+            looked.append(text_of(tmp_path / "note"))  # finds no folder, and mends what looks like a crash
+
+    monkeypatch.setattr(os, "replace", replace_and_look)
+    save(tmp_path / "note", "two")
+    assert looked == ["one"]
+    assert text_of(tmp_path / "note") == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+def test_every_file_is_on_the_disk_before_its_folder_takes_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    rename, to_disk = os.replace, artifacts._to_disk
+
+    def noted(place: Path) -> None:
+        steps.append(place.name)
+        to_disk(place)
+
+    def renamed(source: Path, target: Path) -> None:
+        if Path(target).name == "note":
+            steps.append("renamed")
+        rename(source, target)
+
+    monkeypatch.setattr(artifacts, "_to_disk", noted)
+    monkeypatch.setattr(os, "replace", renamed)
+    save(tmp_path / "note")
+    folder = steps[steps.index("renamed") - 1]
+    assert steps == ["inner", "text.txt", folder, "renamed", tmp_path.name]
+    assert folder.startswith(".note.new-")
 
 
 def test_a_crash_after_both_renames_is_swept_up(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Artifacts: folders of safetensors, Parquet and JSON with a manifest of digests.
 
-A folder is written beside its final place and moved there only when it is complete, so a reader sees the old artifact
-or the new one, never half of either; a full disk or Ctrl-C leaves the old one. Loading checks kind, version and the
-digest of every file, the manifest's own among them. Nothing here unpickles.
+A folder is written beside its final place and moved there only when it is complete and on the disk, so a reader sees
+the old artifact or the new one, never half of either; a full disk, Ctrl-C or a power cut leaves the old one. Loading
+checks kind, version and the digest of every file, the manifest's own among them. Nothing here unpickles.
 
 Trap: taking a place means replacing the folder that is there, so only an artifact may be replaced, and only one that
 nobody has put files of their own into.
@@ -11,6 +11,7 @@ nobody has put files of their own into.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -60,10 +61,13 @@ def writing(path: str | Path, manifest: Manifest) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
     try:
         yield staging
-        files = {str(file.relative_to(staging)): _sha256(file) for file in sorted(staging.rglob("*")) if file.is_file()}
+        inner = sorted(staging.rglob("*"))
+        files = {str(file.relative_to(staging)): _sha256(file) for file in inner if file.is_file()}
         record = {**manifest.__dict__, "files": files}
         write_text(staging / MANIFEST, json.dumps({**record, "seal": _seal(record)}, indent=2, sort_keys=True) + "\n")
         staging.chmod(0o755)  # mkdtemp makes private folders; an artifact is to be read
+        for place in (*inner, staging):
+            _to_disk(place)  # before the renames, which may reach it first
         _swap(staging, path)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(f"cannot write {path}: {error}") from error
@@ -88,7 +92,7 @@ def read_manifest(path: str | Path, kind: str) -> Manifest:
     if found_kind != kind:
         raise ArtifactError(f"{path} holds a {found_kind}, not a {kind}", fix=f"give the path of a {kind}")
     seal = record.pop("seal", None)
-    if seal is not None and seal != _seal(record):
+    if seal != _seal(record):
         raise ArtifactError(f"{path / MANIFEST} was edited (digest differs)", fix=anew)
     try:
         return Manifest(**record)
@@ -211,10 +215,17 @@ def _old(path: Path) -> Path:
 
 def _swap(staging: Path, path: Path) -> None:
     old = _old(path)
-    if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(path, old)
-    os.replace(staging, path)
+    while True:
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(path, old)
+        try:
+            os.replace(staging, path)
+            break
+        except OSError as error:  # a reader looked between the two renames and put the old one back
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    _to_disk(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -223,6 +234,14 @@ def _recover(path: Path) -> None:
     old = _old(path)
     if not path.exists() and old.exists():
         os.replace(old, path)
+
+
+def _to_disk(place: Path) -> None:
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _seal(record: Mapping[str, Any]) -> str:

@@ -5,8 +5,8 @@ early stopping, clocks, open log window, and the identity of recipe, model and d
 cut along its flattened length, so that no file passes ``SHARD_BYTES`` however large a table is; ``index.json`` says
 which pieces make it up.
 
-The swap at the end belongs to :func:`sidera.artifacts.writing`; what is added here is that every file reaches the disk
-before it, because a checkpoint is made to survive the machine, not only the process.
+Writing it whole, and on the disk before it takes the old one's place, is the work of :func:`sidera.artifacts.writing`:
+a checkpoint survives the machine, not only the process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sidera.artifacts import Manifest, read_manifest, verify, writing
@@ -41,7 +41,7 @@ def save_checkpoint(
     try:
         with writing(path, Manifest(kind=KIND, digest=digest(identity), info={"step": state["step"]})) as folder:
             write_shards(folder, tensors)
-            _write(folder / "state.json", json.dumps({"state": state, "identity": identity}, indent=1).encode())
+            (folder / "state.json").write_text(json.dumps({"state": state, "identity": identity}, indent=1))
     except OSError as error:
         older = f"the one of step {_step_of(path)} is still whole" if path.exists() else "there is no older one"
         raise ArtifactError(
@@ -89,7 +89,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], data_bytes: int = 
         while start < flat.numel() or not parts:
             fits = (data_bytes - used - _PIECE_BYTES) // flat.element_size()
             if fits < 1:
-                _write(folder / f"part-{number:05d}.safetensors", to_bytes(shard))
+                save_file(shard, folder / f"part-{number:05d}.safetensors")
                 shard, used, number = {}, 0, number + 1
                 continue
             piece = flat[start : start + fits]
@@ -99,8 +99,8 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], data_bytes: int = 
             start += fits
         index[name] = {"shape": list(tensor.shape), "parts": parts}
     if shard:
-        _write(folder / f"part-{number:05d}.safetensors", to_bytes(shard))
-    _write(folder / "index.json", json.dumps(index).encode())
+        save_file(shard, folder / f"part-{number:05d}.safetensors")
+    (folder / "index.json").write_text(json.dumps(index))
 
 
 def read_shards(folder: Path) -> dict[str, Tensor]:
@@ -135,13 +135,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         number, _, what = name.partition(".")
         state.setdefault(int(number), {})[what] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _step_of(path: Path) -> Any:
