@@ -105,6 +105,7 @@ def means(evaluations: Sequence[Any], label: str) -> dict[str, float]:
         f"{seen}/{metric}": round(statistics.mean(one.value(metric, seen) for one in mine), 5)
         for seen in mine[0].metrics
         for metric in ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "recall@50")
+        if metric in mine[0].metrics[seen]
     }
 
 
