@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from sidera.fit.schedule import learning_rate, make_optimizer
     [
         ("epochs", 0),
         ("max_steps", 0),
+        ("min_steps", -1),
         ("batch_size", -1),
         ("accumulate", 0),
         ("lr", 0.0),
@@ -41,6 +44,12 @@ def test_a_value_out_of_range_is_named(key: str, value: Any) -> None:
         parse_section(FitConfig, {key: value}, "[fit]")
     assert f"[fit] {key} = " in str(caught.value)
     assert "allowed: " in str(caught.value)
+
+
+def test_the_page_names_every_key() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    table = page.split("## The keys of `[fit]`")[1].split("\n## ")[0]
+    assert [field.name for field in fields(FitConfig) if f"`{field.name}" not in table] == []
 
 
 def test_only_keys_that_leave_the_result_alone_are_outside_the_identity() -> None:

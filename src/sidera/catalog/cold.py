@@ -39,14 +39,18 @@ def borrow_by_words(vectors: Tensor, texts: Sequence[str]) -> Tensor:
 def spread(codes: np.ndarray, unknown: np.ndarray, codebook_size: int) -> np.ndarray:
     """(N, L) -> (N, L): items of the mask ``unknown`` (N,) get the least used code under each prefix."""
     codes = codes.copy()
-    counts: Counter[tuple[int, ...]] = Counter()
-    for row in codes[~unknown].tolist():
-        counts.update(tuple(row[: level + 1]) for level in range(len(row)))
+    counts = Counter(tuple(row[: level + 1]) for row in codes[~unknown].tolist() for level in range(len(row)))
+    uses: dict[
+        tuple[int, ...], np.ndarray
+    ] = {}  # prefix -> (K,) items below each of its codes, where one was asked for
     for item in np.flatnonzero(unknown):
         prefix: tuple[int, ...] = ()
         for _ in range(codes.shape[1]):
-            prefix = min(((*prefix, code) for code in range(codebook_size)), key=lambda node: (counts[node], node))
-            counts[prefix] += 1
+            if prefix not in uses:
+                uses[prefix] = np.array([counts[(*prefix, code)] for code in range(codebook_size)])
+            code = int(uses[prefix].argmin())  # of equals the lowest
+            uses[prefix][code] += 1
+            prefix = (*prefix, code)
         codes[item] = prefix
     return codes
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sidera.core import InputError
+from sidera.config import check_value
 
 # Changing one of these between two pieces of a training leaves its result as it was (num_threads: up to rounding).
 FREE_TO_CHANGE = ("piece_minutes", "checkpoint_minutes", "num_threads", "tensorboard", "peak_tflops")
@@ -53,7 +53,15 @@ class FitConfig:
         for name in ("epochs", "batch_size", "accumulate", "log_every"):
             self._check(name, getattr(self, name) >= 1, "a whole number >= 1")
         self._check("max_steps", self.max_steps is None or self.max_steps >= 1, "a whole number >= 1, or leave it out")
-        for name in ("patience", "warmup_steps", "eval_every_epochs", "eval_every_steps", "num_threads", "seed"):
+        for name in (
+            "min_steps",
+            "patience",
+            "warmup_steps",
+            "eval_every_epochs",
+            "eval_every_steps",
+            "num_threads",
+            "seed",
+        ):
             self._check(name, getattr(self, name) >= 0, "a whole number >= 0")
         for name in ("max_minutes", "piece_minutes"):
             value = getattr(self, name)
@@ -69,8 +77,7 @@ class FitConfig:
         self._check("monitor", bool(self.monitor), "the name of a validation figure")
 
     def _check(self, name: str, good: bool, allowed: str) -> None:
-        if not good:
-            raise InputError(f"[fit] {name} = {getattr(self, name)!r} is out of range", allowed=allowed)
+        check_value("[fit]", name, getattr(self, name), good, allowed)
 
     @property
     def lower_is_better(self) -> bool:
