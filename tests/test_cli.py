@@ -24,6 +24,7 @@ from sidera.catalog.vectors_file import save_vectors
 from sidera.cli import build_parser, main
 from sidera.data.tiny import tiny_log
 from sidera.models import MODELS
+from sidera.train.stages import rows_bar
 
 VERBS = ("import", "run", "catalog", "train", "evaluate", "compare", "recommend", "serve", "demo")
 RECIPE = """
@@ -204,6 +205,42 @@ def test_a_change_runs_what_hangs_on_it(
     assert sidera("run", place / "recipe.toml", "--data", place / "data", "--out", run, "--set", change) == 0
     out = capsys.readouterr().out
     assert [line.split(":")[0] for line in out.splitlines() if "reused" in line] == reused
+
+
+def test_a_model_is_not_asked_what_it_may_have_learned(
+    place: Path, run: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    """The last events of its training are test events of other splits and of shorter logs."""
+    line = refused("evaluate", run, "--data", place / "data", "--set", "data.split=temporal")
+    assert "was trained on other data or another split than data (temporal): it may know the answers; fix: " in line
+    rows = (place / "events.csv").read_text().splitlines()[:-1]
+    (tmp_path / "events.csv").write_text("\n".join(rows) + "\n")
+    flags = ("--item", "asin", "--time", "when", "--items", place / "items.jsonl")
+    assert sidera("import", tmp_path / "events.csv", "--out", tmp_path / "data", *flags) == 0
+    assert "other data or another split" in refused("evaluate", run, "--data", tmp_path / "data")
+
+
+def test_another_validation_window_trains_anew(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same training events, but what was tested now chooses the weights: the old choice must not be reused."""
+    flags = ("--data", place / "data", "--out", tmp_path / "run", "--set", "data.split=temporal")
+    for shares in ((0.1, 0.2), (0.2, 0.1)):
+        capsys.readouterr()
+        sets = [f"--set=data.{name}_share={share}" for name, share in zip(("valid", "test"), shares, strict=True)]
+        assert sidera("run", place / "recipe.toml", *flags, *sets) == 0
+    reused = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "reused" in line]
+    assert reused == ["catalog"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_evaluation_draws_a_bar_on_terminals_only(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with rows_bar("evaluate") as progress:
+        if progress is not None:
+            progress(3, 4)
+            progress(4, 4)
+    assert ("evaluate: " in capsys.readouterr().err) == terminal
 
 
 def test_stages_alone_equal_a_run(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

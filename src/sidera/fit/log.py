@@ -41,7 +41,7 @@ class TrainingLog:
             raise self._unwritable(error) from error
         self._on_progress = on_progress
         self._events = _tensorboard_writer(run_dir, step) if config.tensorboard else None
-        self._bar = _bar(step, total_steps)
+        self._bar = terminal_bar(total=total_steps, initial=step, unit="step")
         self._watched = ("loss", config.monitor)  # shown beside the bar
         self._shown: dict[str, Any] = {}
 
@@ -97,11 +97,12 @@ def _tensorboard_writer(run_dir: Path, step: int) -> Any:
     return SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
 
 
-def _bar(step: int, total_steps: int) -> Any:
+def terminal_bar(**options: Any) -> Any:
+    """A tqdm bar on standard error, or None: no terminal, or no tqdm. ``options`` are tqdm's (total, desc, unit...)."""
     if not sys.stderr.isatty():
         return None
     try:
         from tqdm import tqdm
-    except ImportError:  # only decoration: the same figures are in metrics.jsonl
+    except ImportError:  # only decoration
         return None
-    return tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True, leave=False)
+    return tqdm(dynamic_ncols=True, leave=False, **options)

@@ -6,27 +6,31 @@ folder can be moved, and changing [eval] does not train again.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from sidera import artifacts
 from sidera.catalog.build import build_catalog, catalog_digest
 from sidera.catalog.catalog import Catalog
 from sidera.config import digest
+from sidera.core import InputError
 from sidera.data.batches import PackedSequences, PrefixRows
 from sidera.data.config import load_dataset, make_split
 from sidera.data.dataset import Dataset
-from sidera.data.split import Split
+from sidera.data.split import Split, train_item_ids
 from sidera.engine.recommender import Recommender
 from sidera.eval.evaluate import evaluate, quick_metrics
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
 from sidera.fit import distributed
 from sidera.fit.checkpoint import FOLDER
+from sidera.fit.log import terminal_bar
 from sidera.fit.loop import FitResult, fit
 from sidera.models import build_model
 from sidera.models.retrievers.item_knn import ItemKNN
@@ -39,6 +43,22 @@ def say_once(text: str) -> None:
     """Print, but in one process of a ``torchrun`` only."""
     if distributed.rank() == 0:
         print(text, flush=True)
+
+
+@contextlib.contextmanager
+def rows_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Yields what takes (rows done, rows in all) and draws a bar; None where there is no terminal to draw on."""
+    bar = terminal_bar(desc=what, unit="row")
+    if bar is None:
+        yield None
+        return
+
+    def advance(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    with bar:
+        yield advance
 
 
 @dataclass(frozen=True)
@@ -109,7 +129,10 @@ def train_stage(
     """Train the recipe's model -> ``out/model``; None when this call's time was up and the training is unfinished."""
     path = out / "model"
     catalog_id = artifacts.read_manifest(out / "catalog", "catalog").digest
-    wanted = digest([catalog_id, recipe.model_section, recipe.fit.identity()])
+    # The catalogue's digest covers the training events. Two temporal splits may share these and differ in the window
+    # that chooses the best weights, which must not reach into the other's test.
+    inputs = [catalog_id, prepared.digest] if prepared.split.cut_times else [catalog_id]
+    wanted = digest([*inputs, recipe.model_section, recipe.fit.identity()])
     if artifacts.is_current(path, "model", wanted):
         say(f"train: reused ({path})")
         return Recommender.load(out, device=device)
@@ -128,7 +151,7 @@ def train_stage(
             out / "fit",
             evaluate=lambda _: validate(recommender, prepared, recipe),
             device=device,
-            identity={"catalog": catalog_id},
+            identity={"catalog": catalog_id} | ({"split": prepared.digest} if prepared.split.cut_times else {}),
         )
         say(_training_line(result))
         if not result.finished:
@@ -144,7 +167,8 @@ def train_stage(
         }
     model.eval()
     if distributed.rank() == 0:
-        recommender.save_model(path, digest=wanted, parents={"catalog": catalog_id}, training=training)
+        parents = {"catalog": catalog_id, "data": prepared.digest}
+        recommender.save_model(path, digest=wanted, parents=parents, training=training)
         shutil.rmtree(out / "fit" / FOLDER, ignore_errors=True)  # or the next recipe in this folder would be refused
     distributed.barrier()
     return recommender
@@ -171,18 +195,35 @@ def evaluate_stage(
     which: Literal["valid", "test"] = "test",
     say: Say = say_once,
 ) -> Evaluation:
-    """Measure on the rows of ``which`` -> ``out/evaluation`` (test) or ``out/evaluation-valid``."""
+    """Measure on the rows of ``which`` -> ``out/evaluation`` (test) or ``out/evaluation-valid``.
+
+    InputError when the model was trained on other data or another split: it may have seen what it would be asked.
+    """
     path = out / ("evaluation" if which == "test" else f"evaluation-{which}")
     manifest = artifacts.read_manifest(out / "model", "model")
     model_digest = manifest.digest
+    if manifest.parents.get("data", prepared.digest) != prepared.digest:
+        raise InputError(
+            f"the model in {out} was trained on other data or another split than {prepared.dataset.name}"
+            f" ({prepared.split.name}): it may know the answers",
+            fix="evaluate with its own data folder and [data] section, or train on this one",
+        )
     wanted = digest([model_digest, prepared.digest, asdict(recipe.eval), which])
     if artifacts.is_current(path, "evaluation", wanted):
         say(f"evaluate: reused ({path})")
         return load_evaluation(path)
     info = {"seed": recipe.fit.seed, "model": recipe.model_section, "training": manifest.info["training"]}
-    result = evaluate(
-        recommender, prepared.dataset, prepared.split, which, recipe.eval, name=recipe.model_name, info=info
-    )
+    with rows_bar("evaluate") as progress:
+        result = evaluate(
+            recommender,
+            prepared.dataset,
+            prepared.split,
+            which,
+            recipe.eval,
+            name=recipe.model_name,
+            info=info,
+            progress=progress,
+        )
     save_evaluation(result, path, digest=wanted, parents={"model": model_digest})
     say(evaluation_lines(result))
     return result
@@ -220,14 +261,11 @@ def batch_source(recipe: Recipe, prepared: Prepared, model: torch.nn.Module) -> 
     return kind(prepared.dataset, prepared.split, history, recipe.fit.batch_size, seed=recipe.fit.seed)
 
 
-def training_sequences(prepared: Prepared) -> tuple[Any, Any]:
+def training_sequences(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
     """(item ids, offsets) of every user's training events."""
-    from sidera.data.split import train_item_ids
-
-    item_ids = train_item_ids(prepared.dataset, prepared.split)
     lengths = prepared.split.train_ends - prepared.dataset.offsets[:-1]
-    offsets = torch.cat((torch.zeros(1, dtype=torch.int64), torch.from_numpy(lengths).cumsum(0))).numpy()
-    return item_ids, offsets
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return train_item_ids(prepared.dataset, prepared.split), offsets
 
 
 def _training_line(result: FitResult) -> str:
