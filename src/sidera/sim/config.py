@@ -32,7 +32,7 @@ class WorldConfig:
     num_subtopics: int = 4  # of each topic
     num_creators: int = 200
     main_topic_low: float = 0.5  # an item's weight on its main topic is uniform from here to 1; a second has the rest
-    quality_std: float = 0.6  # logits, an item's own quality
+    quality_std: float = 0.8  # logits, an item's own quality
     creator_quality_std: float = 0.3  # logits, shared by a creator's items
     clickbait_std: float = 0.7  # logits
     duration_median: float = 30.0  # seconds; durations are log-normal
@@ -110,7 +110,7 @@ class WorldConfig:
     dislike_satisfaction: float = -1.5
 
     # -- the logging policy -------------------------------------------------------------------------------------
-    num_candidates: int = 20  # drawn at random per request; the logger ranks these
+    num_candidates: int = 80  # drawn at random per request; the logger ranks these
     popularity_weight: float = 1.0
     popularity_quality: float = 0.5  # popularity = so much quality ...
     popularity_clickbait: float = 0.6  # ... so much clickbait ...

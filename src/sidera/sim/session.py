@@ -46,7 +46,10 @@ def run_day(
     world: World, users: Users, day: int, noise: int, choose: Choose, record: Callable[[Exposures], None],
     present: NDArray[np.bool_] | None = None, everyone: bool = False,
 ) -> NDArray[np.bool_]:  # fmt: skip
-    """Play one day; returns (U,) who came. ``present`` False: a user who is gone for good; ``everyone``: the rest all come."""
+    """Play one day; returns (U,) who came.
+
+    ``present`` False: a user who is gone for good; ``everyone``: all the others come.
+    """
     config = world.config
     todays_keys = day_keys(users, day, noise)
     came = np.ones(users.num_users, dtype=bool) if everyone else users.coming(day, todays_keys, config)

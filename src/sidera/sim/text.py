@@ -88,7 +88,8 @@ def item_texts(items: Items, config: WorldConfig, seed: int) -> dict[str, list[s
         title = f"{_pick(OPENERS, draw[0])} {detail} {_pick(CLOSERS, draw[1])}"
         if clickbait > 0.5 * config.clickbait_std and draw[2] % 2:
             title = f"{_pick(BAIT, draw[3])}: {title}"
-        talk = f"{_pick(TALK, draw[4])} {detail} and {_pick(subtopics[topic], draw[5])}, {_pick(TALK, draw[6])}"
+        beside = subtopics[topic][(sub + 1 + draw[5] % max(1, config.num_subtopics - 1)) % config.num_subtopics]
+        talk = f"{_pick(TALK, draw[4])} {detail} and {beside}, {_pick(TALK, draw[6])}"
         caption = f"{name} {detail}" if draw[7] % 3 else ""
         tags = [name, detail, other]
         values = (title, tags, [name, detail], talk, caption)
@@ -98,7 +99,7 @@ def item_texts(items: Items, config: WorldConfig, seed: int) -> dict[str, list[s
     return columns
 
 
-def _pick(options: tuple[str, ...] | list[str], draw: int) -> str:
+def _pick(options: tuple[str, ...], draw: int) -> str:
     return options[draw % len(options)]
 
 
