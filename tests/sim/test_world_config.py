@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,3 +67,9 @@ def test_the_named_worlds_are_frozen() -> None:
         "easy": "f9fad53e21caf5d3",
         "hard": "34464dd221dbc0dd",
     }
+
+
+def test_the_page_explains_every_parameter_with_its_default() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "world.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\S+) \| .+ \|$", page, flags=re.M))
+    assert rows == {field.name: f"{field.default:g}" for field in dataclasses.fields(WorldConfig)}

@@ -28,35 +28,35 @@ class WorldConfig:
 
     # -- items --------------------------------------------------------------------------------------------------
     num_items: int = 3000  # all that will ever exist
-    num_topics: int = 16
+    num_topics: int = 16  # an item has a main and a second one
     num_subtopics: int = 4  # of each topic
-    num_creators: int = 200
+    num_creators: int = 200  # each item has one
     main_topic_low: float = 0.5  # an item's weight on its main topic is uniform from here to 1; a second has the rest
     quality_std: float = 0.8  # logits, an item's own quality
     creator_quality_std: float = 0.3  # logits, shared by a creator's items
-    clickbait_std: float = 0.7  # logits
+    clickbait_std: float = 0.7  # logits, how far titles and covers promise too much
     duration_median: float = 30.0  # seconds; durations are log-normal
     duration_log_std: float = 0.7  # of log seconds
     duration_min: float = 6.0  # seconds
     duration_max: float = 240.0  # seconds
     viral_share: float = 0.02  # of the items are viral
-    viral_boost: float = 1.5  # logits of popularity that viral items have more
+    viral_boost: float = 1.5  # logits added to the popularity of viral items
     new_share: float = 0.2  # of the items arrive while the log runs
-    arrival_days: float = 30.0  # ... uniformly over its first so many days
+    arrival_days: float = 30.0  # new items arrive uniformly over so many first days
     cold_share: float = 0.1  # of the items arrive when the log ends: the logger never shows them
     old_age_days: float = 60.0  # items there from the start are up to so many days old
     fade_days: float = 30.0  # an item's popularity falls for so many days
-    fade_weight: float = 0.8  # ... by so many logits
+    fade_weight: float = 0.8  # logits of popularity lost by then
     content_noise: float = 0.35  # noise of the 24 content numbers, whose signal is about 2 per topic
 
     # -- users --------------------------------------------------------------------------------------------------
-    num_age_groups: int = 5
-    num_regions: int = 6
+    num_age_groups: int = 5  # a profile field that tells something of the taste
+    num_regions: int = 6  # of users and creators
     favourite_topics: int = 4  # topics that a user likes
-    favourite_low: float = 0.8  # logits, taste for a favourite topic is uniform from here ...
-    favourite_high: float = 2.2  # ... to here
+    favourite_low: float = 0.8  # logits, the least taste for a favourite topic
+    favourite_high: float = 2.2  # logits, the most; uniform between
     other_taste_mean: float = -0.6  # logits, taste for the other topics
-    other_taste_std: float = 0.25
+    other_taste_std: float = 0.25  # logits, spread of the taste for the other topics
     subtopic_taste_std: float = 0.3  # logits, per sub-topic, on top of the topic
     age_pull: float = 0.7  # how far the age group decides which topics are favourites (0: not at all)
     home_bonus: float = 0.15  # logits for creators of the user's own region
@@ -72,9 +72,9 @@ class WorldConfig:
     satiation_decay: float = 0.85  # of satiation kept per item
     satiation_overnight: float = 0.3  # of satiation kept per night
     creator_satiation: float = 0.25  # logits lost per item of the same creator among the last ones
-    creator_window: int = 12  # ... so many items
-    repeat_penalty: float = 1.0  # logits lost when an item comes again ...
-    repeat_window: int = 100  # ... within so many items
+    creator_window: int = 12  # how many items back creators count
+    repeat_penalty: float = 1.0  # logits lost when an item comes again
+    repeat_window: int = 100  # how many items back that counts
     mood_decay: float = 0.75  # of mood kept per item; the rest is the latest satisfaction
     skip_satisfaction: float = -0.4  # logits, what an item that was not clicked does to mood
     exit_bias: float = -2.3  # logit of leaving after an item at neutral mood
@@ -82,40 +82,40 @@ class WorldConfig:
     return_weight: float = 1.2  # logits per unit of the last day's mean satisfaction
     idle_penalty: float = 0.4  # logits lost per day of absence, at most five days' worth
     slate_size: int = 5  # items per request
-    max_items_per_day: int = 40
+    max_items_per_day: int = 40  # a session ends here at the latest
 
     # -- feedback -----------------------------------------------------------------------------------------------
     satisfaction_noise: float = 0.4  # logits
     satisfaction_clickbait: float = 0.8  # logits lost per unit of clickbait
     utility_slope: float = 1.5  # true utility of a clicked item = sigmoid(slope * satisfaction); not clicked: 0
-    click_bias: float = -0.3
-    click_affinity: float = 0.8
-    click_quality: float = 0.3
-    click_clickbait: float = 1.2
-    watch_bias: float = 0.3
-    watch_satisfaction: float = 1.5
+    click_bias: float = -0.3  # logit of a click at affinity, quality and clickbait 0
+    click_affinity: float = 0.8  # logits per unit of affinity
+    click_quality: float = 0.3  # logits per unit of quality
+    click_clickbait: float = 1.2  # logits per unit of clickbait
+    watch_bias: float = 0.3  # logit of the watched share at satisfaction 0 and median duration
+    watch_satisfaction: float = 1.5  # logits of the watched share per unit of satisfaction
     watch_duration: float = 0.7  # logits of the watched share lost per e-fold of duration over the median
     watch_noise: float = 0.5  # logits
     skip_seconds: float = 2.0  # what is not clicked is seen at most so long
-    like_bias: float = -3.2
-    like_satisfaction: float = 1.5
-    follow_bias: float = -4.6
-    follow_satisfaction: float = 1.3
+    like_bias: float = -3.2  # logit at satisfaction 0; likes, follows, comments and forwards need a click
+    like_satisfaction: float = 1.5  # logits per unit of satisfaction
+    follow_bias: float = -4.6  # logit at satisfaction 0
+    follow_satisfaction: float = 1.3  # logits per unit of satisfaction
     follow_creator: float = 1.0  # logits per unit of the creator's quality
-    comment_bias: float = -4.2
-    comment_satisfaction: float = 0.9
-    forward_bias: float = -4.4
-    forward_satisfaction: float = 1.2
-    dislike_bias: float = -3.8
-    dislike_satisfaction: float = -1.5
+    comment_bias: float = -4.2  # logit at satisfaction 0
+    comment_satisfaction: float = 0.9  # logits per unit of satisfaction
+    forward_bias: float = -4.4  # logit at satisfaction 0
+    forward_satisfaction: float = 1.2  # logits per unit of satisfaction
+    dislike_bias: float = -3.8  # logit at satisfaction 0, clicked or not
+    dislike_satisfaction: float = -1.5  # logits per unit of satisfaction
 
     # -- the logging policy -------------------------------------------------------------------------------------
     num_candidates: int = 80  # drawn at random per request; the logger ranks these
-    popularity_weight: float = 1.0
-    popularity_quality: float = 0.5  # popularity = so much quality ...
-    popularity_clickbait: float = 0.6  # ... so much clickbait ...
-    popularity_noise: float = 0.8  # ... and luck
-    taste_weight: float = 1.2
+    popularity_weight: float = 1.0  # of popularity in the logger's score
+    popularity_quality: float = 0.5  # share of quality in popularity
+    popularity_clickbait: float = 0.6  # share of clickbait in popularity
+    popularity_noise: float = 0.8  # logits, luck in popularity
+    taste_weight: float = 1.2  # of the estimated taste in the logger's score
     taste_noise: float = 0.7  # logits, error of the logger's idea of a taste, per user and topic
     uniform_share: float = 0.15  # of the slots hold an item drawn uniformly, marked
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from sidera.sim.items import Ids
 from sidera.sim.portable import Floats, exp, log
-from sidera.sim.randomness import Bits, Purpose, below, bits, bits_table, low_uniform, uniform
+from sidera.sim.randomness import Bits, Purpose, below, bits, bits_table, low_uniform
 from sidera.sim.users import Rows, Users
 from sidera.sim.world import World
 
@@ -56,7 +56,7 @@ class Logger:
         """Fill the slots of one request for each of ``rows``; ``request_keys`` (n,) are its random keys."""
         config, num_alive = self.config, len(self.alive)
         size = config.slate_size
-        coins = uniform(bits_table(request_keys, Purpose.UNIFORM_SLOT, size))
+        coins = low_uniform(bits_table(request_keys, Purpose.UNIFORM_SLOT, size))  # the upper bits draw the item
         uniform_mask = coins < np.float32(config.uniform_share)  # (n, S)
         uniform_places = self._spread(request_keys, Purpose.UNIFORM_ITEM, size, Purpose.UNIFORM_SLOT)[0]  # (n, S)
         places, words = self._spread(request_keys, Purpose.OFFSET, config.num_candidates, Purpose.CANDIDATE)  # (n, C)
