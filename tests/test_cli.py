@@ -470,7 +470,7 @@ def test_damaged_artifacts(run: Path, refused: Callable[..., str], damage: str, 
     if damage == "truncated":
         weights.write_bytes(weights.read_bytes()[:-100])
     elif damage == "edited":
-        manifest.write_text(manifest.read_text().replace('"beam": 50', '"beam": 51'))
+        manifest.write_text(manifest.read_text().replace('"num_items": 30', '"num_items": 29'))
     else:
         manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 7'))
     assert named in refused("recommend", run, "--history", "item0001")

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 import sidera
+from sidera import artifacts
 from sidera.artifacts import Manifest, save_tensors, writing
 from sidera.catalog.catalog import Catalog
 from sidera.core import ArtifactError, Batch, InputError, Request
 from sidera.data.tiny import checkerboard_next
-from sidera.engine.recommender import MAX_BATCH, Recommender, check_device, newest
+from sidera.engine.recommender import DEFAULT_BEAM, MAX_BATCH, Recommender, check_device, newest
 
 NUM_ITEMS = 24
 KEYS = [f"item{item:04d}" for item in range(NUM_ITEMS)]
@@ -241,12 +242,27 @@ def test_no_folder() -> None:
         sidera.load("runs/absent")
 
 
+def test_the_beam_is_that_of_the_runs_recipe(trained_run: Path, tmp_path: Path) -> None:
+    """What was measured is what is served: [eval] beam may change after the training, unknown to the weights."""
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    (run / "recipe.json").write_text(json.dumps({"eval": {"beam": 7}}))
+    assert Recommender.load(run).beam == sidera.load(str(run)).beam == 7
+    assert Recommender.load(run, beam=9).beam == 9
+    (run / "recipe.json").unlink()
+    assert Recommender.load(run).beam == DEFAULT_BEAM
+    for damage in ("{", "[]", '{"eval": {"beam": "wide"}}'):
+        (run / "recipe.json").write_text(damage)
+        with pytest.raises(ArtifactError, match=r"recipe.json is damaged; fix: run the recipe again"):
+            Recommender.load(run)
+
+
 def edit_manifest(run: Path, **changes: object) -> None:
-    """As somebody would who also forgot the seal."""
+    """As another program would that seals what it writes."""
     path = run / "model" / "manifest.json"
-    record = json.loads(path.read_text())
+    record = {**json.loads(path.read_text()), **changes}
     record.pop("seal")
-    path.write_text(json.dumps({**record, **changes}))
+    path.write_text(json.dumps({**record, "seal": artifacts._seal(record)}))
 
 
 def other_weights(run: Path) -> None:

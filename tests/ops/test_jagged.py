@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidera.ops.jagged import jagged_attention, jagged_layout, padded_attention
+from sidera.ops.jagged import jagged_attention, jagged_layout, looped_attention
 
 
 def offsets_of(lengths: list[int]) -> torch.Tensor:
@@ -30,7 +30,7 @@ def test_grouped_equals_padded(lengths: list[int], causal: bool, max_groups: int
     offsets = offsets_of(lengths)
     fast, slow = make_qkv(sum(lengths), seed), make_qkv(sum(lengths), seed)
     ours = jagged_attention(*fast, jagged_layout(offsets, max_groups), causal=causal)
-    reference = padded_attention(*slow, offsets, causal=causal)
+    reference = looped_attention(*slow, offsets, causal=causal)
     torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
     if not sum(lengths):
         assert ours.shape == (0, 2, 4)

@@ -9,6 +9,7 @@ A history in which the catalogue knows nothing is answered by popularity, and th
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ from sidera.decode.dense import top_items
 from sidera.decode.free import free_beam
 from sidera.models import build_model, parse_model
 
+DEFAULT_BEAM = 50  # beams of a generator where no recipe says otherwise
+RUN_RECIPE = "recipe.json"  # the recipe that a run folder was made with
 MAX_BATCH = 256  # histories answered in one pass; bounds memory, not results
 
 
@@ -49,7 +52,7 @@ class Recommender:
         catalog: Catalog,
         *,
         model_section: dict[str, Any],
-        beam: int = 50,
+        beam: int = DEFAULT_BEAM,
         device: str = "cpu",
         num_known: int | None = None,
     ) -> None:
@@ -236,7 +239,6 @@ class Recommender:
         info = {
             "codebook_id": self.catalog.codebook_id,
             "num_items": self.num_known,
-            "beam": self.beam,
             "training": training or {},
         }
         manifest = artifacts.Manifest("model", digest, parents=parents, recipe={"model": self.model_section}, info=info)
@@ -244,8 +246,13 @@ class Recommender:
             artifacts.save_tensors(folder, self.model.state_dict())
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu", catalog: Catalog | None = None) -> Recommender:
-        """Open a run folder (``catalog/`` and ``model/`` inside). A ``catalog`` given replaces the run's own."""
+    def load(
+        cls, path: str | Path, device: str = "cpu", catalog: Catalog | None = None, beam: int | None = None
+    ) -> Recommender:
+        """Open a run folder (``catalog/`` and ``model/`` inside). A ``catalog`` given replaces the run's own.
+
+        ``beam`` is a setting of decoding, so it comes from the run's recipe ([eval] beam), not from the model.
+        """
         path = Path(path)
         if not path.is_dir():
             raise ArtifactError(f"no run folder at {str(path)!r}", fix="give a folder that `sidera run` wrote")
@@ -253,7 +260,7 @@ class Recommender:
         manifest = artifacts.verify(path / "model", "model")
         try:
             codebook_id, num_known = manifest.info["codebook_id"], int(manifest.info["num_items"])
-            section, beam = manifest.recipe["model"], int(manifest.info["beam"])
+            section = manifest.recipe["model"]
         except (KeyError, TypeError, ValueError):
             raise ArtifactError(f"{path / 'model'} has an incomplete manifest", fix="train it again") from None
         catalog.check_codebook(codebook_id)
@@ -265,7 +272,19 @@ class Recommender:
         except RuntimeError as error:
             first = str(error).splitlines()[-1].strip()
             raise ArtifactError(f"{path / 'model'} does not fit its recipe: {first}", fix="train it again") from None
+        beam = beam or beam_of_run(path)
         return cls(model, catalog, model_section=section, beam=beam, device=device, num_known=num_known)
+
+
+def beam_of_run(path: Path) -> int:
+    """The beam that the run's evaluation used: what is measured is what is served."""
+    file = path / RUN_RECIPE
+    try:
+        return int(json.loads(file.read_text())["eval"]["beam"])
+    except FileNotFoundError:
+        return DEFAULT_BEAM
+    except (ValueError, KeyError, TypeError):
+        raise ArtifactError(f"{file} is damaged", fix="run the recipe again") from None
 
 
 def check_device(device: str) -> None:

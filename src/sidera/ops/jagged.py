@@ -1,7 +1,7 @@
 """Attention over jagged sequences: histories of different lengths, one after another, without padding in between.
 
-:func:`jagged_attention` has two bodies that a test holds together: :func:`padded_attention`, the reference, pads every
-history to the longest and masks; the grouped body sorts histories by length and pads only inside groups of similar
+:func:`jagged_attention` has two bodies that a test holds together: :func:`looped_attention`, the reference, takes one
+history after another; the grouped body sorts histories by length and pads only inside groups of similar
 length, so that short histories do not pay for long ones. Causal attention needs no mask at all then: padding stands at
 the end, where no real query looks.
 
@@ -103,8 +103,8 @@ def jagged_attention(q: Tensor, k: Tensor, v: Tensor, layout: JaggedLayout, *, c
     return torch.cat(outputs).index_select(0, layout.restore).view(-1, num_heads, dim)
 
 
-def padded_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, causal: bool = True) -> Tensor:
-    """The reference of :func:`jagged_attention`: pad to the longest history, mask, plain softmax."""
+def looped_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, causal: bool = True) -> Tensor:
+    """The reference of :func:`jagged_attention`: plain softmax attention, one history at a time."""
     lengths = offsets.diff().tolist()
     out = torch.zeros_like(q)
     for row, length in enumerate(lengths):

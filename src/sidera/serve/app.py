@@ -24,7 +24,6 @@ from sidera.engine.recommender import Recommender
 
 MAX_BODY_BYTES = 32 * 2**20  # a history of a million keys still fits
 MAX_K = 1000
-MAX_REQUESTS = 256
 
 
 class RecommendRequest(BaseModel):

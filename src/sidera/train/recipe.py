@@ -13,11 +13,10 @@ from sidera.catalog.config import CatalogConfig
 from sidera.config import load_recipe, parse_section
 from sidera.core import ArtifactError
 from sidera.data.config import DataConfig
+from sidera.engine.recommender import RUN_RECIPE
 from sidera.eval.config import EvalConfig
 from sidera.fit.config import FitConfig
 from sidera.models import parse_model
-
-SAVED = "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,12 @@ class Recipe:
 
     def save(self, out: Path) -> None:
         """Leave the recipe in the run folder, so that the later verbs need only the folder."""
-        write_text(out / SAVED, json.dumps(self.sections(), indent=2) + "\n")
+        write_text(out / RUN_RECIPE, json.dumps(self.sections(), indent=2) + "\n")
 
     @classmethod
     def of_run(cls, run: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         """The recipe that a run folder was made with."""
-        path = Path(run) / SAVED
+        path = Path(run) / RUN_RECIPE
         try:
             sections = json.loads(path.read_text())
         except FileNotFoundError:
