@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sidera.data.config import load_dataset
 from sidera.data.tiny import tiny_log
 from sidera.eval.compare import compare
@@ -19,6 +21,7 @@ from sidera.eval.report import write_report
 from sidera.train.recipe import Recipe
 from sidera.train.stages import run
 
+SMALL = 2000  # items
 TREE = {
     "vectors": ["behaviour"],
     "num_levels": 1,
@@ -36,6 +39,8 @@ def demo(data: str | None, out: Path) -> None:
         tiny_log().save(data)
         print(f"no data given: a small generated log is in {data}")
     num_items = load_dataset(data).num_items
+    if num_items <= SMALL:  # steps of a millisecond: threads would mostly wait for each other
+        torch.set_num_threads(1)
     results: dict[str, Evaluation] = {}
     for name, sections in demo_recipes(num_items).items():
         print(f"\n== {name}")
@@ -53,7 +58,7 @@ def demo(data: str | None, out: Path) -> None:
 
 def demo_recipes(num_items: int) -> dict[str, dict[str, dict[str, Any]]]:
     """Sections of the demo's recipes, sized by the catalogue. TIGER joins on small data only: it wants time."""
-    small = num_items <= 2000
+    small = num_items <= SMALL
     fit = {"epochs": 30 if small else 10, "batch_size": 64 if small else 128, "lr": 2e-3, "betas": [0.9, 0.98]}
     fit |= {"eval_every_epochs": 3 if small else 5, "weight_decay": 0.0}
     evaluation = {"max_rows": None if small else 5000, "valid_rows": 2000}
