@@ -162,7 +162,7 @@ class _Test:
         item_ids = np.full((len(rows), size), -1, dtype=np.int32)
         lost_mask = np.zeros(len(rows), dtype=bool)
         if self.insider is not None:
-            item_ids[:] = self.insider.choose(self.world, self.users, rows, day, request_keys)
+            item_ids[:] = self.insider.choose_with_truth(self.world, self.users, rows, day, request_keys)
         else:
             assert self.guarded is not None
             for start in range(0, len(rows), self.batch_size):

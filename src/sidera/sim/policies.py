@@ -1,7 +1,8 @@
 """Policies that bracket the scale of an online test: random, popularity, the logger itself, and oracles.
 
-Random and popularity see what any policy sees. The logger and the oracles look behind the curtain (``choose`` gets the
-users themselves), which no learnt policy can: an oracle knows taste, mood, quality and clickbait.
+Random and popularity see what any policy sees. The logger and the oracles look behind the curtain
+(``choose_with_truth`` gets the users themselves), which no learnt policy can: an oracle knows taste, mood, quality and
+clickbait.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Goal = Literal["utility", "watch_time", "click"]
 class Insider(Protocol):
     """A policy of the simulation's own, which sees the users as they are."""
 
-    def choose(self, world: World, users: Users, rows: Rows, day: int, request_keys: Bits) -> Ids:
+    def choose_with_truth(self, world: World, users: Users, rows: Rows, day: int, request_keys: Bits) -> Ids:
         """(n, slate_size) items for each of ``rows``."""
 
 
@@ -68,7 +69,7 @@ class LoggerPolicy:
     def __init__(self) -> None:
         self._of_day: tuple[int, Logger] | None = None
 
-    def choose(self, world: World, users: Users, rows: Rows, day: int, request_keys: Bits) -> Ids:
+    def choose_with_truth(self, world: World, users: Users, rows: Rows, day: int, request_keys: Bits) -> Ids:
         if self._of_day is None or self._of_day[0] != day:
             self._of_day = (day, Logger(world, day))
         return self._of_day[1].slate(users, rows, request_keys).item_ids
@@ -87,7 +88,7 @@ class OraclePolicy:
             raise InputError(f"oracle strength = {strength} is out of range", allowed="a share from 0 to 1")
         self.goal, self.strength, self.seed = goal, strength, seed
 
-    def choose(self, world: World, users: Users, rows: Rows, day: int, request_keys: Bits) -> Ids:
+    def choose_with_truth(self, world: World, users: Users, rows: Rows, day: int, request_keys: Bits) -> Ids:
         size = world.config.slate_size
         chosen = np.empty((len(rows), size), dtype=np.int32)
         for start in range(0, len(rows), ORACLE_CHUNK):
