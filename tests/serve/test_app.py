@@ -128,6 +128,11 @@ def test_what_is_not_json_is_refused(client: TestClient, content: bytes) -> None
     assert "\n" not in response.json()["detail"]
 
 
+def test_where_a_body_stops_being_json_is_named(client: TestClient) -> None:
+    response = client.post("/v1/recommend", content=b'{"history": ["a"}', headers={"content-type": "application/json"})
+    assert response.json()["detail"] == "the body is not JSON: Expecting ',' delimiter at character 16"
+
+
 def test_other_paths_and_methods(client: TestClient) -> None:
     assert client.get("/v1/recommend").status_code == 405
     assert client.get("/v2/recommend").status_code == 404

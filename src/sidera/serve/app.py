@@ -171,6 +171,8 @@ def _one_line(error: RequestValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = ", ".join(RecommendRequest.model_fields)
         return f"{where} is no field of the request{closest(where, RecommendRequest.model_fields)}; allowed: {known}"
+    if first["type"] == "json_invalid":
+        return f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
     value = repr(first.get("input"))
     return f"{where}: {first['msg']}" + (f" (got {value})" if len(value) <= 80 else "")
 
