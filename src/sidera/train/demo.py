@@ -38,9 +38,8 @@ def demo(data: str | None, out: Path) -> None:
         data = str(out / "data")
         tiny_log().save(data)
         print(f"no data given: a small generated log is in {data}")
+    torch.set_num_threads(1)  # steps of milliseconds: more threads mostly wait for each other, badly on a busy machine
     num_items = load_dataset(data).num_items
-    if num_items <= SMALL:  # steps of a millisecond: threads would mostly wait for each other
-        torch.set_num_threads(1)
     results: dict[str, Evaluation] = {}
     for name, sections in demo_recipes(num_items).items():
         print(f"\n== {name}")
