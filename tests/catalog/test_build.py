@@ -107,9 +107,9 @@ def test_items_known_only_to_the_test_are_spread_and_counted() -> None:
 def test_report_numbers_by_hand() -> None:
     use = level_use(np.array([0, 0, 1, 1]), 4)
     assert (use["used"], use["entropy_bits"], use["perplexity"], use["largest"]) == (2, 1.0, 2.0, 2)
-    vectors = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    vectors, others = torch.randn(2, 50, 4, generator=torch.Generator().manual_seed(0))
     assert neighbour_overlap(vectors, vectors) == 1.0
-    assert neighbour_overlap(vectors, torch.randn(50, 4)) < 0.5
+    assert neighbour_overlap(vectors, others) < 0.5
 
 
 def test_default_codebook_size() -> None:
