@@ -71,8 +71,9 @@ class ItemKNN(nn.Module):
         rank = np.arange(len(left)) - np.searchsorted(left, left)
         kept = rank < width
         self.similarity.zero_()
-        self.neighbour_ids[left[kept], rank[kept]] = torch.from_numpy(right[kept].astype(np.int32))
-        self.similarity[left[kept], rank[kept]] = torch.from_numpy(similarity[kept]).float()
+        device = self.similarity.device
+        self.neighbour_ids[left[kept], rank[kept]] = torch.from_numpy(right[kept].astype(np.int32)).to(device)
+        self.similarity[left[kept], rank[kept]] = torch.from_numpy(similarity[kept]).float().to(device)
 
     def loss(self, batch: Batch) -> Loss:
         return Loss(self.similarity.sum() * 0.0, 1)
