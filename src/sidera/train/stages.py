@@ -208,7 +208,11 @@ def evaluate_stage(
             f" ({prepared.split.name}): it may know the answers",
             fix="evaluate with its own data folder and [data] section, or train on this one",
         )
-    wanted = digest([model_digest, prepared.digest, asdict(recipe.eval), which])
+    items = [
+        recommender.catalog.codebook_id,
+        recommender.catalog.items_version,
+    ]  # what may be answered may have changed
+    wanted = digest([model_digest, prepared.digest, items, asdict(recipe.eval), which])
     if artifacts.is_current(path, "evaluation", wanted):
         say(f"evaluate: reused ({path})")
         return load_evaluation(path)

@@ -1,0 +1,36 @@
+"""Stages are reused by what they depend on, and only then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sidera.data.tiny import tiny_log
+from sidera.engine.recommender import Recommender
+from sidera.train.recipe import Recipe
+from sidera.train.stages import evaluate_stage, prepare, run
+
+SECTIONS = {
+    "data": {},
+    "catalog": {"vectors": ["behaviour"], "num_levels": 1, "codebook_size": 8},
+    "model": {"name": "popularity"},
+    "fit": {},
+    "eval": {"bootstrap": 10, "latency_rows": 0, "free_rows": 0},
+}
+
+
+def test_an_edited_catalogue_is_evaluated_again(tmp_path: Path) -> None:
+    """Removing the most popular item changes the answers, so the figures of before must not be handed out."""
+    tiny_log(num_users=60, num_items=40).save(tmp_path / "data")
+    recipe, out = Recipe.parse(SECTIONS), tmp_path / "run"
+    before = run(recipe, tmp_path / "data", out)
+    assert before is not None
+    said: list[str] = []
+    prepared = prepare(recipe, tmp_path / "data", said.append)
+    recommender = Recommender.load(out)
+    evaluate_stage(recipe, prepared, recommender, out, say=said.append)
+    assert "reused" in said[-1]
+    top = str(recommender.catalog.item_keys[recommender.catalog.serving_order[0]])
+    recommender.catalog = recommender.catalog.without([top])
+    after = evaluate_stage(recipe, prepared, recommender, out, say=said.append)
+    assert "reused" not in said[-1]
+    assert after.value("recall@10") != before.value("recall@10")
