@@ -4,13 +4,14 @@ Two kinds of item name run through the code: an item's *key* is the publisher's 
 dense row number 0..N-1 inside one Dataset or Catalog. Tensors named ``*_ids`` hold dense ids.
 
 Shape legend: T tokens or events (jagged, all histories of a batch after each other) · B histories · W beams of one
-history · L levels of a semantic ID · K codes of a level · N items · G candidates of one history · Q user vectors.
+history · L levels of a semantic ID · K codes of a level · N items · G candidates of one history, or all
+targets of a batch · Q user vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # torch takes a second to import, and `sidera --help` needs only the errors below
@@ -48,16 +49,24 @@ class Batch:
     """Jagged histories, oldest event first: history b is ``item_ids[offsets[b]:offsets[b+1]]``.
 
     ``target_ids`` is (T,) when every position predicts its next item (packed training), (B,) when each history has one
-    target, None when answering. ``global_count`` is the number of targets over all ranks (DDP), so that a loss divided
-    by it does not depend on how the batch was cut.
+    target, (G,) when it has several (one request's positives: history b has those from ``target_offsets[b]`` to
+    ``target_offsets[b+1]``), None when answering. ``global_count`` is the number of targets over all ranks (DDP), so
+    that a loss divided by it does not depend on how the batch was cut.
+
+    ``feedback`` holds logged columns by name, as numbers: for models that read every exposure with what came of it.
     """
 
     item_ids: Tensor  # (T,) int64
     offsets: Tensor  # (B+1,) int64
-    target_ids: Tensor | None = None  # (T,) or (B,) int64
+    target_ids: Tensor | None = None  # (T,), (B,) or (G,) int64
     times: Tensor | None = None  # (T,) int64, unix seconds
     user_ids: Tensor | None = None  # (B,) int64
     global_count: int | None = None
+    target_offsets: Tensor | None = None  # (B+1,) int64
+    as_of: Tensor | None = None  # (B,) int64, unix seconds: the moment of the request
+    feedback: Mapping[str, Tensor] = field(default_factory=dict)  # column -> (T,) float32
+    target_feedback: Mapping[str, Tensor] = field(default_factory=dict)  # column -> (G,) float32
+    profiles: Mapping[str, Tensor] = field(default_factory=dict)  # field -> (B,) int64, 0: unknown
 
     @property
     def num_histories(self) -> int:
@@ -71,14 +80,18 @@ class Batch:
     @property
     def per_position(self) -> bool:
         """True when there is one target for every event rather than one per history."""
-        return self.target_ids is not None and self.target_ids.numel() == self.item_ids.numel()
+        if self.target_ids is None or self.target_offsets is not None:
+            return False
+        return self.target_ids.numel() == self.item_ids.numel()
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {
-            name: value.to(device, non_blocking=True)
-            for name in ("item_ids", "offsets", "target_ids", "times", "user_ids")
-            if (value := getattr(self, name)) is not None
-        }
+        moved: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Mapping):
+                moved[entry.name] = {name: column.to(device, non_blocking=True) for name, column in value.items()}
+            elif value is not None and not isinstance(value, int):
+                moved[entry.name] = value.to(device, non_blocking=True)
         return replace(self, **moved)
 
 
@@ -164,6 +177,10 @@ class Request:
     k: int = 10  # items wanted
     filter_seen: bool = False  # True: items of the history are not answered again
     exclude: tuple[str, ...] = ()  # item keys that must not be answered
+    feedback: Mapping[str, Sequence[float]] = field(default_factory=dict)  # column -> one number per event of history
+    times: Sequence[int] | None = None  # unix seconds of each event
+    profile: Mapping[str, str] = field(default_factory=dict)  # what is known of the user: region, device, ...
+    as_of: int | None = None  # unix seconds; None: the moment of the newest event
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,10 @@ from sidera.catalog.build import build_catalog
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
 from sidera.core import Batch, Generator
-from sidera.data.batches import PackedSequences, PrefixRows
+from sidera.data.batches import PackedSequences, PrefixRows, RequestRows
+from sidera.data.config import View
 from sidera.data.dataset import Dataset
+from sidera.data.features import FeatureSchema
 from sidera.data.split import Split, leave_one_out
 from sidera.data.tiny import checkerboard, checkerboard_next
 from sidera.engine.recommender import Recommender
@@ -58,7 +60,8 @@ class World:
 
     @property
     def prepared(self) -> Prepared:
-        return Prepared(self.dataset, self.split)
+        schema = FeatureSchema()
+        return Prepared(self.dataset, self.split, schema, View(self.dataset, self.split, schema))
 
     @property
     def following(self) -> np.ndarray:
@@ -136,8 +139,13 @@ def take_steps(model: torch.nn.Module, source: Any, num_steps: int) -> list[floa
     return losses
 
 
-def batches(name: str, model: torch.nn.Module, batch_size: int = 64) -> PackedSequences | PrefixRows | None:
+def batches(
+    name: str, model: torch.nn.Module, batch_size: int = 64
+) -> PackedSequences | PrefixRows | RequestRows | None:
     """What the model trains on; None where it takes no steps."""
+    if model.trains_on == "requests":
+        history = model.config.max_history  # type: ignore[union-attr]
+        return RequestRows(world().dataset, world().split, FeatureSchema(), history, batch_size)
     kinds: Mapping[str, Any] = {"positions": PackedSequences, "prefixes": PrefixRows}
     kind = kinds.get(str(model.trains_on))
     if kind is None:

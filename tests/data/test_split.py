@@ -194,7 +194,7 @@ def test_unsorted_events_are_a_leak() -> None:
 def test_make_split_checks_what_it_made(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = tiny_log(num_users=10, num_items=60)
     leaky = dataclasses.replace(leave_one_out(dataset), train_ends=dataset.offsets[1:])
-    monkeypatch.setattr("sidera.data.config.leave_one_out", lambda _: leaky)
+    monkeypatch.setattr("sidera.data.config.leave_one_out", lambda _, mask=None: leaky)
     with pytest.raises(LeakError):
         make_split(dataset)
 

@@ -25,11 +25,18 @@ from sidera.catalog.vectors_file import check_finite, read_vectors
 from sidera.config import digest
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
+from sidera.data.features import FeatureSchema
 from sidera.data.split import Split, item_popularity
 
 
-def build_catalog(dataset: Dataset, split: Split, config: CatalogConfig) -> tuple[Catalog, dict[str, Any]]:
-    """Give every item of the dataset its semantic ID, from content and from the split's training part only."""
+def build_catalog(
+    dataset: Dataset, split: Split, config: CatalogConfig, schema: FeatureSchema | None = None
+) -> tuple[Catalog, dict[str, Any]]:
+    """Give every item of the dataset its semantic ID, from content and from the split's training part only.
+
+    ``schema`` is kept with the Catalog, and the categories of the items as it reads them.
+    """
+    schema = schema or FeatureSchema()
     if dataset.num_items == 0:
         raise InputError("the data set holds no item", fix="import a log with at least one event")
     popularity = item_popularity(dataset, split)
@@ -51,25 +58,29 @@ def build_catalog(dataset: Dataset, split: Split, config: CatalogConfig) -> tupl
         codebooks=codebooks,
         collision=config.collision,
         codebook_id=codebook_identity(
-            catalog_digest(dataset, split, config), codebooks, config.collision, resolved.codes
+            catalog_digest(dataset, split, config, schema), codebooks, config.collision, resolved.codes
         ),
         items_version=1,
         removed=np.zeros(dataset.num_items, bool),
         popularity=popularity,
         titles=dataset.items["title"].to_pylist() if has_titles else [None] * dataset.num_items,
         report=report,
+        schema=schema,
+        categories=schema.item_categories(dataset.items),
     )
     return catalog, report
 
 
-def catalog_digest(dataset: Dataset, split: Split, config: CatalogConfig) -> str:
+def catalog_digest(
+    dataset: Dataset, split: Split, config: CatalogConfig, schema: FeatureSchema | None = None
+) -> str:
     """Names the inputs of :func:`build_catalog`: a saved catalogue with this digest can be reused."""
     recipe = dataclasses.asdict(config)
     if config.vectors_file is not None:  # what is in the file counts, not where it lies
         vectors = read_vectors(config.vectors_file, dataset.item_keys)
         recipe["vectors_file"] = hashlib.sha256(vectors.numpy().tobytes()).hexdigest()
     train_ends = hashlib.sha256(np.ascontiguousarray(split.train_ends, dtype="<i8").tobytes()).hexdigest()
-    return digest([dataset.digest, split.name, train_ends, recipe])
+    return digest([dataset.digest, split.name, train_ends, recipe, (schema or FeatureSchema()).to_json()])
 
 
 def item_vectors(dataset: Dataset, split: Split, config: CatalogConfig) -> tuple[Tensor, int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from sidera.catalog.placing import CodeSpace
 from sidera.catalog.rq_kmeans import RQCodebooks
 from sidera.config import digest
 from sidera.core import CatalogMismatch, InputError
+from sidera.data.features import FeatureSchema
 from sidera.ops.trie import CodeTrie
 
 
@@ -41,6 +43,8 @@ class Catalog:
     popularity: np.ndarray  # (N,) int64 training events
     titles: list[str | None]
     report: Mapping[str, Any] = field(default_factory=dict)
+    schema: FeatureSchema = field(default_factory=FeatureSchema)  # how events, items and users are read
+    categories: Mapping[str, np.ndarray] = field(default_factory=dict)  # item field -> (N,) int64, 0: unknown
 
     def __post_init__(self) -> None:
         for array in (self.item_keys, self.codes, self.removed, self.popularity):
@@ -101,9 +105,18 @@ class Catalog:
         return replace(self, removed=removed, items_version=self.items_version + 1)
 
     def with_items(
-        self, keys: Sequence[str], vectors: Tensor | np.ndarray, titles: Sequence[str | None] | None = None
+        self,
+        keys: Sequence[str],
+        vectors: Tensor | np.ndarray,
+        titles: Sequence[str | None] | None = None,
+        table: pa.Table | None = None,
     ) -> Catalog:
-        """This Catalog and new items, coded by the frozen codebooks; vectors (n, D) as the codebooks' encoder makes."""
+        """This Catalog and new items, coded by the frozen codebooks; vectors (n, D) as the codebooks' encoder makes.
+
+        ``table``: a row per new item with the columns that categories are read from; None: they are unknown.
+        """
+        if table is not None and table.num_rows != len(keys):
+            raise InputError(f"the table has {table.num_rows} rows for {len(keys)} items", allowed="one each")
         vectors = torch.as_tensor(vectors, dtype=torch.float32)
         if tuple(vectors.shape) != (len(keys), self.codebooks.dim):
             raise InputError(
@@ -122,6 +135,7 @@ class Catalog:
             space = CodeSpace(self.codebooks, self.level_sizes, self.codes)
             codes = np.array([space.place(vector) for vector in vectors], np.int32).reshape(len(keys), self.num_levels)
         count = len(keys)
+        new = self.schema.item_categories(table) if table is not None else {}
         return replace(
             self,
             item_keys=np.concatenate([self.item_keys.astype(object), np.array(keys, dtype=object)]).astype(str),
@@ -130,6 +144,10 @@ class Catalog:
             popularity=np.concatenate([self.popularity, np.zeros(count, np.int64)]),
             titles=[*self.titles, *(titles if titles is not None else [None] * count)],
             items_version=self.items_version + 1,
+            categories={
+                name: np.concatenate([values, new.get(name, np.zeros(count, np.int64))])
+                for name, values in self.categories.items()
+            },
         )
 
     def save(

@@ -1,4 +1,4 @@
-"""A Catalog as an artifact folder: codes.safetensors (codes, codebooks), items.parquet, report.json."""
+"""A Catalog as an artifact folder: codes.safetensors (codes, codebooks), items.parquet, report.json, schema.json."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from sidera.artifacts import Manifest, verify, write_text, writing
 from sidera.catalog.rq_kmeans import RQCodebooks
+from sidera.data.features import FeatureSchema
 
 if TYPE_CHECKING:
     from sidera.catalog.catalog import Catalog
 
 KIND = "catalog"
+CATEGORY = "category:"  # columns of items.parquet
 
 
 def save(
@@ -37,12 +39,14 @@ def save(
             "title": pa.array(catalog.titles, pa.string()),
             "popularity": pa.array(catalog.popularity, pa.int64()),
             "removed": pa.array(catalog.removed, pa.bool_()),
+            **{CATEGORY + name: pa.array(values, pa.int64()) for name, values in catalog.categories.items()},
         }
     )
     with writing(path, Manifest(KIND, artifact_digest, parents, recipe, info)) as folder:
         codes = torch.from_numpy(catalog.codes.copy())
         save_file({"codes": codes, **catalog.codebooks.state()}, folder / "codes.safetensors")
         pq.write_table(items, folder / "items.parquet", compression="zstd")
+        write_text(folder / "schema.json", json.dumps(catalog.schema.to_json()) + "\n")
         write_text(folder / "report.json", json.dumps(dict(catalog.report), indent=2) + "\n")
 
 
@@ -64,4 +68,10 @@ def load(path: str | Path) -> dict[str, Any]:
         "popularity": np.array(items["popularity"].to_pylist(), dtype=np.int64),
         "titles": items["title"].to_pylist(),
         "report": json.loads((path / "report.json").read_text()),
+        "schema": FeatureSchema.from_json(json.loads((path / "schema.json").read_text())),
+        "categories": {
+            name.removeprefix(CATEGORY): items[name].to_numpy().astype(np.int64)
+            for name in items.column_names
+            if name.startswith(CATEGORY)
+        },
     }

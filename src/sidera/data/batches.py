@@ -3,6 +3,8 @@
 * ``PackedSequences``: windows of a user's training events; every position predicts the next event. Nothing is padded.
 * ``PrefixRows``: one (history -> next item) row per training event but the first; batches hold rows of like length
   (sorted inside a shuffled pool), so that a model which pads wastes little.
+* ``RequestRows``: one (history before a request -> the request's positives) row per request; the user part is paid for
+  once however many of its items were liked. For models that read every exposure with its feedback.
 * ``eval_batches``: rows of a split, longest history first.
 
 Order is a function of (seed, epoch) alone: an epoch can be entered at any batch (``start``), and processes of a
@@ -13,17 +15,20 @@ so no process is left without rows at the end of an epoch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sidera import config
 from sidera.core import Batch, InputError
 from sidera.data.dataset import Dataset
+from sidera.data.features import FeatureSchema
 from sidera.data.split import EvalRows, Split
 
-POOL_BATCHES = 50  # PrefixRows: batches that are length-sorted together; more = less padding, less mixing
+POOL_BATCHES = 50  # batches that are length-sorted together; more = less padding, less mixing
 
 
 class PackedSequences:
@@ -104,12 +109,9 @@ class PrefixRows:
         return -(-self.num_rows // self.batch_size)
 
     def batches(self, epoch: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(self.num_rows)
         bounds = _even_bounds(self.num_rows, self.num_batches(epoch))
-        pool = np.searchsorted(bounds[::POOL_BATCHES], np.arange(self.num_rows), side="right")
-        order = order[np.lexsort((self.ends[order] - self.starts[order], pool))]
-        turns = rng.permutation(self.num_batches(epoch))  # or every pool would run from short to long
+        rng = np.random.default_rng((self.seed, epoch))
+        order, turns = _pooled_order(self.ends - self.starts, self.num_batches(epoch), rng)
         for turn in turns[start:]:
             rows = order[bounds[turn] : bounds[turn + 1]][::-1]  # longest first
             mine = _cut(rows, rank, world_size)
@@ -124,17 +126,118 @@ class PrefixRows:
             )
 
 
+class Reader:
+    """Feedback columns and profiles of a data set, as its schema reads them, ready to be gathered into batches."""
+
+    def __init__(self, dataset: Dataset, schema: FeatureSchema) -> None:
+        for name in schema.columns:
+            if name not in dataset.feedback:
+                there = ", ".join(dataset.feedback) or "none"
+                raise InputError(f"the log has no feedback column {name!r}", allowed=f"those it has: {there}")
+        self.columns = {name: np.asarray(dataset.feedback[name], dtype=np.float32) for name in schema.columns}
+        self.profiles = schema.profile_categories(dataset.users)
+
+    def events(self, places: np.ndarray) -> dict[str, Tensor]:
+        """column -> (len(places),) of the events at these positions."""
+        return {name: torch.from_numpy(values[places]) for name, values in self.columns.items()}
+
+    def users(self, user_ids: np.ndarray) -> dict[str, Tensor]:
+        """field -> (B,)"""
+        return {name: torch.from_numpy(values[user_ids]) for name, values in self.profiles.items()}
+
+
+class RequestRows:
+    """One row per request with a positive: the newest ``max_history`` events before it -> its positives.
+
+    Events of one user with equal ``request`` are one request, shown together: none of them is in the others' history.
+    A log without that column has a request per event. ``order="time"`` gives the rows as they happened, once: what
+    streaming training sees (OneRec-V2); the epoch then changes nothing.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        schema: FeatureSchema,
+        max_history: int,
+        batch_size: int,
+        seed: int = 0,
+        order: Literal["shuffled", "time"] = "shuffled",
+    ) -> None:
+        _check_sizes(max_history, batch_size)
+        self.dataset, self.batch_size, self.seed, self.order = dataset, batch_size, seed, order
+        self.reader = Reader(dataset, schema)
+        position, users = np.arange(dataset.num_events), dataset.event_users
+        trained = position < split.train_ends[users]
+        wanted = dataset.feedback[schema.positive].astype(bool) if schema.positive else np.ones(len(position), bool)
+        begins = request_starts(dataset)  # (E,) first event of each event's request
+        self.target_places = np.flatnonzero(trained & wanted & (begins > dataset.offsets[users]))
+        _check_targets(dataset, len(self.target_places))
+        self.ends, first = np.unique(begins[self.target_places], return_index=True)  # (R,) where histories end
+        self.target_bounds = np.append(first, len(self.target_places))  # (R+1,)
+        self.user_ids = users[self.ends]
+        self.starts = np.maximum(dataset.offsets[self.user_ids], self.ends - max_history)
+        self.digest = _digest("requests", dataset, split, max_history, batch_size, seed, order, schema.to_json())
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.ends)
+
+    def num_batches(self, epoch: int = 0) -> int:
+        return -(-self.num_rows // self.batch_size)
+
+    def batches(self, epoch: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        lengths = self.ends - self.starts
+        if self.order == "time":
+            order = np.argsort(self.dataset.times[self.ends], kind="stable")
+            turns = np.arange(self.num_batches(epoch))
+        else:
+            order, turns = _pooled_order(lengths, self.num_batches(epoch), np.random.default_rng((self.seed, epoch)))
+        bounds = _even_bounds(self.num_rows, self.num_batches(epoch))
+        counts = np.diff(self.target_bounds)
+        for turn in turns[start:]:
+            rows = order[bounds[turn] : bounds[turn + 1]]
+            rows = rows[np.argsort(-lengths[rows], kind="stable")]  # longest first
+            yield self._batch(_cut(rows, rank, world_size), int(counts[rows].sum()))
+
+    def _batch(self, rows: np.ndarray, global_count: int) -> Batch:
+        first, counts = self.target_bounds[rows], self.target_bounds[rows + 1] - self.target_bounds[rows]
+        offsets = np.concatenate([[0], np.cumsum(counts)])  # (B+1,)
+        targets = self.target_places[np.repeat(first - offsets[:-1], counts) + np.arange(offsets[-1])]  # (G,)
+        batch = _batch(
+            self.dataset, self.user_ids[rows], self.starts[rows], self.ends[rows],
+            self.dataset.item_ids[targets], global_count, self.reader,
+        )  # fmt: skip
+        return replace(
+            batch, target_offsets=torch.from_numpy(offsets), target_feedback=self.reader.events(targets)
+        )
+
+
+def request_starts(dataset: Dataset) -> np.ndarray:
+    """(E,) int64: the position of the first event of each event's request."""
+    position = np.arange(dataset.num_events)
+    if "request" not in dataset.feedback:
+        return position
+    users, request = dataset.event_users, dataset.feedback["request"]
+    new = np.ones(dataset.num_events, dtype=bool)
+    new[1:] = (users[1:] != users[:-1]) | (request[1:] != request[:-1])
+    return np.maximum.accumulate(np.where(new, position, 0))
+
+
 def eval_batches(
-    dataset: Dataset, rows: EvalRows, max_history: int, batch_size: int
+    dataset: Dataset, rows: EvalRows, max_history: int, batch_size: int, reader: Reader | None = None
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """(row indices, Batch) until every row was there once, longest history first; only the newest events are read."""
+    """(row indices, Batch) until every row was there once, longest history first; only the newest events are read.
+
+    With a ``reader`` the batches carry feedback and profiles.
+    """
     _check_sizes(max_history, batch_size)
     starts = np.maximum(rows.starts, rows.ends - max_history)
     order = np.argsort(starts - rows.ends, kind="stable")  # longest first: a too large batch fails at once, not late
     for low in range(0, len(order), batch_size):
         index = order[low : low + batch_size]
         targets = rows.target_ids[index]
-        yield index, _batch(dataset, rows.user_ids[index], starts[index], rows.ends[index], targets, len(index))
+        yield index, _batch(dataset, rows.user_ids[index], starts[index], rows.ends[index], targets, len(index), reader)
 
 
 def histories_batch(histories: Sequence[np.ndarray | Sequence[int]], max_history: int) -> Batch:
@@ -152,8 +255,12 @@ def _batch(
     ends: np.ndarray,
     target_ids: np.ndarray | None,
     global_count: int,
+    reader: Reader | None = None,
 ) -> Batch:
-    """Gather slices; ``target_ids`` None means that every position predicts the next event."""
+    """Gather slices; ``target_ids`` None means that every position predicts the next event.
+
+    ``as_of`` is the time of the event at ``ends``: when the question was asked, which is known then.
+    """
     lengths = ends - starts
     offsets = np.concatenate([[0], np.cumsum(lengths)])  # (B+1,)
     events = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])  # (T,) positions in the data set
@@ -166,6 +273,9 @@ def _batch(
         times=torch.from_numpy(dataset.times[events]),
         user_ids=torch.from_numpy(user_ids),
         global_count=global_count,
+        as_of=torch.from_numpy(dataset.times[ends]),
+        feedback=reader.events(events) if reader else {},
+        profiles=reader.users(user_ids) if reader else {},
     )
 
 
@@ -177,6 +287,18 @@ def _digest(kind: str, dataset: Dataset, split: Split, *settings: Any) -> str:
 def _even_bounds(num_rows: int, num_batches: int) -> np.ndarray:
     """(num_batches+1,) cut points of batches whose sizes differ by at most one."""
     return np.arange(num_batches + 1) * num_rows // num_batches
+
+
+def _pooled_order(
+    lengths: np.ndarray, num_batches: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows shuffled, then sorted by length inside pools, and the turn of each batch, shuffled too: or every pool would
+    run from short to long."""
+    order = rng.permutation(len(lengths))
+    bounds = _even_bounds(len(lengths), num_batches)
+    pool = np.searchsorted(bounds[::POOL_BATCHES], np.arange(len(lengths)), side="right")
+    order = order[np.lexsort((lengths[order], pool))]
+    return order, rng.permutation(num_batches)
 
 
 def _cut(rows: np.ndarray, rank: int, world_size: int) -> np.ndarray:

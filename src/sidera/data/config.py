@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
+from sidera.config import check_value
 from sidera.core import InputError
 from sidera.data.adapters import ADAPTERS, detect
 from sidera.data.dataset import Dataset
+from sidera.data.features import FeatureSchema, fit_schema, with_long_view
 from sidera.data.split import Split, check_leaks, leave_one_out, temporal
 
 
@@ -20,6 +24,9 @@ class DataConfig:
     test_share: float = 0.1  # temporal: share of all events in the test window
     min_rating: float | None = None  # keep events rated at least this; None: the adapter's custom (MovieLens 4)
     text_fields: tuple[str, ...] = ()  # item columns that make up the text; empty: the adapter's custom
+    positive: str = ""  # feedback column whose true events are worth recommending ("click", "long_view"); "": all
+    long_view_quantile: float = 0.65  # long_view: watched longer than this share of views of like duration
+    item_fields: tuple[str, ...] = ()  # item columns read as categories; empty: creator, brand, tags, ... where present
     # Columns that others generated (idgenrec_text_id, gram_keywords) are read only when text_fields names them.
 
 
@@ -35,13 +42,49 @@ def load_dataset(path: str | Path, config: DataConfig | None = None) -> Dataset:
     return ADAPTERS[adapter](folder, config.min_rating, config.text_fields)
 
 
-def make_split(dataset: Dataset, config: DataConfig | None = None) -> Split:
-    """Split as the config says; LeakError if anything asked for could be seen."""
+@dataclass(frozen=True)
+class View:
+    """A log, its questions, and how its features are read."""
+
+    dataset: Dataset
+    split: Split
+    schema: FeatureSchema
+
+
+def make_views(dataset: Dataset, config: DataConfig | None = None) -> tuple[View, View]:
+    """-> (every event with its feedback, positive events only); both ask the same questions."""
+    config = config or DataConfig()
+    quantile = config.long_view_quantile
+    check_value("[data]", "long_view_quantile", quantile, 0 < quantile < 1, "a share inside 0..1")
+    known_mask = _before_questions(dataset, config)
+    schema = fit_schema(dataset, config.positive, known_mask, quantile, config.item_fields)
+    dataset = with_long_view(dataset, schema)
+    if not config.positive:
+        view = View(dataset, make_split(dataset, config), schema)
+        return view, view
+    positive_mask = dataset.feedback[config.positive].astype(bool)
+    if not positive_mask.any():
+        raise InputError(f"no event of {dataset.name!r} is positive ([data] positive = {config.positive!r})")
+    split = make_split(dataset, config, positive_mask)
+    kept, kept_split = dataset.keep(positive_mask), split.keep(positive_mask)
+    check_leaks(kept, kept_split)
+    return View(dataset, split, schema), View(kept, kept_split, schema)
+
+
+def _before_questions(dataset: Dataset, config: DataConfig) -> np.ndarray:
+    """(E,) events that are in the training part of any split of this kind, whatever turns out to be positive."""
+    if config.split == "temporal" and dataset.time_kind == "seconds":
+        return dataset.times < np.quantile(dataset.times, 1 - config.valid_share - config.test_share)
+    return np.arange(dataset.num_events) < dataset.offsets[dataset.event_users + 1] - 2
+
+
+def make_split(dataset: Dataset, config: DataConfig | None = None, positive_mask: np.ndarray | None = None) -> Split:
+    """Split as the config says; LeakError if anything asked for could be seen. ``positive_mask``: what may be asked."""
     config = config or DataConfig()
     if config.split == "temporal":
-        split = temporal(dataset, config.valid_share, config.test_share)
+        split = temporal(dataset, config.valid_share, config.test_share, positive_mask)
     elif config.split == "leave_one_out":
-        split = leave_one_out(dataset)
+        split = leave_one_out(dataset, positive_mask)
     else:
         raise InputError(f"[data] split = {config.split!r} is not known", allowed="leave_one_out, temporal")
     check_leaks(dataset, split)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +42,12 @@ class Dataset:
     users: pa.Table  # U rows
     time_kind: TimeKind = "seconds"
     notes: Mapping[str, Any] = field(default_factory=dict)  # what reading noticed; not part of the digest
+    source: str = ""  # digest of the data set that this is a view of
+
+    @property
+    def source_digest(self) -> str:
+        """Equal for all views of one log."""
+        return self.source or self.digest
 
     @property
     def num_users(self) -> int:
@@ -75,6 +81,22 @@ class Dataset:
                 sha.update(name.encode())
                 _hash_array(sha, pa.concat_arrays(table[name].chunks) if table.num_rows else pa.array([]))
         return sha.hexdigest()[:16]
+
+    def keep(self, kept_mask: np.ndarray) -> Dataset:
+        """The same users and items with only the events that a mask (E,) names."""
+        counts = np.concatenate([[0], np.cumsum(kept_mask)])
+        return replace(
+            self,
+            source=self.source_digest,
+            offsets=counts[self.offsets].astype(np.int64),
+            item_ids=self.item_ids[kept_mask],
+            times=self.times[kept_mask],
+            feedback={name: values[kept_mask] for name, values in self.feedback.items()},
+        )
+
+    def with_feedback(self, name: str, values: np.ndarray) -> Dataset:
+        """The same events with one more column (E,)."""
+        return replace(self, feedback={**self.feedback, name: values}, source=self.source_digest)
 
     def save(self, path: str | Path) -> None:
         """Write the artifact; an older one at ``path`` survives until the new one is whole."""

@@ -12,7 +12,7 @@ of positions, so an item that a user meets twice is not mistaken for one. :func:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,24 +50,34 @@ class Split:
     cut_times: tuple[int, int] | None = None  # temporal: first second of the validation and of the test window
     num_without_history: tuple[int, int] = (0, 0)  # temporal: window events that make no row (valid, test)
 
+    def keep(self, kept_mask: np.ndarray) -> Split:
+        """The same questions over ``dataset.keep(kept_mask)``; every target must be kept."""
+        places = np.concatenate([[0], np.cumsum(kept_mask)]).astype(np.int64)  # old position -> new one
 
-def leave_one_out(dataset: Dataset) -> Split:
-    starts, ends = dataset.offsets[:-1], dataset.offsets[1:]
-    asked = np.flatnonzero(ends - starts >= 3)  # users with enough events
-    train_ends = ends.copy()
-    train_ends[asked] -= 2
-    return Split(
-        name="leave_one_out",
-        train_ends=train_ends,
-        valid=_rows(dataset, asked, ends[asked] - 2),
-        test=_rows(dataset, asked, ends[asked] - 1),
-    )
+        def rows(old: EvalRows) -> EvalRows:
+            return EvalRows(old.user_ids, places[old.starts], places[old.ends], old.target_ids)
+
+        return replace(self, train_ends=places[self.train_ends], valid=rows(self.valid), test=rows(self.test))
 
 
-def temporal(dataset: Dataset, valid_share: float = 0.1, test_share: float = 0.1) -> Split:
+def leave_one_out(dataset: Dataset, positive_mask: np.ndarray | None = None) -> Split:
+    """``positive_mask`` (E,): events that may be asked for (all); a user's last two of them are, histories hold all."""
+    positive = np.arange(dataset.num_events) if positive_mask is None else np.flatnonzero(positive_mask)
+    ends = np.searchsorted(positive, dataset.offsets[1:])  # (U,) in ``positive``
+    asked = np.flatnonzero(ends - np.searchsorted(positive, dataset.offsets[:-1]) >= 3)  # users with enough of them
+    valid, test = positive[ends[asked] - 2], positive[ends[asked] - 1]
+    train_ends = dataset.offsets[1:].copy()
+    train_ends[asked] = valid
+    return Split("leave_one_out", train_ends, _rows(dataset, asked, valid), _rows(dataset, asked, test))
+
+
+def temporal(
+    dataset: Dataset, valid_share: float = 0.1, test_share: float = 0.1, positive_mask: np.ndarray | None = None
+) -> Split:
     """Cut the log at two moments so that the windows hold about these shares of all events.
 
     Events of the cutting second go to the later part: with day-resolution times a window can grow by a whole day.
+    Only events of ``positive_mask`` (E,) are asked for.
     """
     if dataset.time_kind != "seconds":
         raise InputError(
@@ -91,9 +101,13 @@ def temporal(dataset: Dataset, valid_share: float = 0.1, test_share: float = 0.1
         )
     before_valid = np.concatenate([[0], np.cumsum(dataset.times < valid_cut)])  # (E+1,)
     train_ends = dataset.offsets[:-1] + before_valid[dataset.offsets[1:]] - before_valid[dataset.offsets[:-1]]
-    has_history = np.ones(num, dtype=bool)
-    has_history[dataset.offsets[:-1]] = False
-    windows = ((dataset.times >= valid_cut) & (dataset.times < test_cut), dataset.times >= test_cut)
+    positive = np.ones(num, dtype=bool) if positive_mask is None else positive_mask.astype(bool)
+    before = np.concatenate([[0], np.cumsum(positive)])  # (E+1,) positives so far
+    has_history = before[:-1] > before[dataset.offsets[dataset.event_users]]  # the user did something positive before
+    windows = (
+        positive & (dataset.times >= valid_cut) & (dataset.times < test_cut),
+        positive & (dataset.times >= test_cut),
+    )
     valid, test = (np.flatnonzero(window & has_history) for window in windows)
     return Split(
         name="temporal",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -43,6 +43,17 @@ class Ranked:
     leaf_ids: Tensor | None  # (B, k) int64: equal for items that share a semantic ID; None for scorers
 
 
+@dataclass(frozen=True)
+class _History:
+    """What a model reads of one request."""
+
+    item_ids: list[int]
+    times: np.ndarray  # (n,) int64
+    feedback: Mapping[str, np.ndarray]  # column -> (n,) float32
+    profile: Mapping[str, str]
+    as_of: int
+
+
 class Recommender:
     """A model bound to a Catalog."""
 
@@ -68,6 +79,7 @@ class Recommender:
         self.device = device
         self.num_known = catalog.num_items if num_known is None else num_known
         self.max_history: int = cast(Any, model).config.max_history
+        self.reads_feedback: bool = getattr(model, "reads_feedback", False)
         self._lock = threading.Lock()  # a model's inference caches are not made for two threads at once
 
     # -- on tensors: what evaluation calls ------------------------------------------------------------------------
@@ -162,7 +174,8 @@ class Recommender:
 
     def _answer(self, requests: Sequence[Request], refuse: bool) -> list[Recommendation]:
         known = self.catalog.ids_by_key
-        histories, unknowns, left_out = [], [], []
+        histories: list[_History] = []
+        unknowns, left_out = [], []
         for request in requests:
             if request.k < 1:
                 raise InputError(f"k = {request.k}", allowed="1 or more")
@@ -175,8 +188,8 @@ class Recommender:
             ids = [known[key] for key in request.history if key in known]
             unknowns.append(missing)
             left_out.append(self.catalog.ids_of(request.exclude).tolist() + (ids if request.filter_seen else []))
-            histories.append([item_id for item_id in ids if self._readable(item_id)][-self.max_history :])
-        warm = [place for place, history in enumerate(histories) if history]
+            histories.append(self._history(request))
+        warm = [place for place, history in enumerate(histories) if history.item_ids]
         groups: dict[int, list[int]] = {}  # by beam width: a large k must not change its neighbours' answers
         for place in warm:
             groups.setdefault(max(self.beam, requests[place].k), []).append(place)
@@ -190,16 +203,57 @@ class Recommender:
             for place, request in enumerate(requests)
         ]
 
-    def _readable(self, item_id: int) -> bool:
-        """Items that came after training have no row in the model: they can stand in no history."""
-        return item_id < self.num_known
+    def _history(self, request: Request) -> _History:
+        """The newest events that the model can read: known items (what came after training has no row in it), and
+        only the positive ones where it reads no feedback but the request gives some."""
+        known, schema, number = self.catalog.ids_by_key, self.catalog.schema, len(request.history)
+        feedback: dict[str, np.ndarray] = {}
+        if request.feedback or self.reads_feedback:
+            feedback = schema.complete(request.feedback, number)
+        times = np.zeros(number, dtype=np.int64) if request.times is None else np.asarray(request.times, np.int64)
+        if times.shape != (number,):
+            raise InputError(f"the request has {times.size} times for {number} events", allowed="one each, or none")
+        if (np.diff(times) < 0).any():
+            raise InputError("the history is not in the order of its times", allowed="oldest event first")
+        item_ids = np.array([known.get(key, self.num_known) for key in request.history], dtype=np.int64)
+        kept = item_ids < self.num_known
+        if not self.reads_feedback and schema.positive and feedback:
+            kept &= feedback[schema.positive] > 0
+        places = np.flatnonzero(kept)[-self.max_history :]
+        return _History(
+            item_ids=item_ids[places].tolist(),
+            times=times[places],
+            feedback={name: values[places] for name, values in feedback.items()} if self.reads_feedback else {},
+            profile=request.profile,
+            as_of=request.as_of if request.as_of is not None else int(times[-1]) if number else 0,
+        )
 
     def _rank_lists(
-        self, histories: list[list[int]], left_out: list[list[int]], k: int
+        self, histories: list[_History], left_out: list[list[int]], k: int
     ) -> list[tuple[list[int], list[float]]]:
-        values, offsets = _jagged(histories)
-        found = self.rank(Batch(values, offsets), k, exclude=_jagged(left_out))
+        found = self.rank(self._batch(histories), k, exclude=_jagged(left_out))
         return list(zip(found.item_ids.tolist(), found.scores.tolist(), strict=True))
+
+    def _batch(self, histories: list[_History]) -> Batch:
+        values, offsets = _jagged([history.item_ids for history in histories])
+        if not self.reads_feedback:
+            return Batch(values, offsets)
+        schema = self.catalog.schema
+        profiles = {
+            name: torch.tensor([_place(vocabulary, history.profile.get(name)) for history in histories])
+            for name, vocabulary in schema.profile_fields.items()
+        }
+        return Batch(
+            values,
+            offsets,
+            times=torch.from_numpy(np.concatenate([history.times for history in histories])),
+            as_of=torch.tensor([history.as_of for history in histories]),
+            feedback={
+                name: torch.from_numpy(np.concatenate([history.feedback[name] for history in histories]))
+                for name in schema.columns
+            },
+            profiles=profiles,
+        )
 
     def _recommendation(
         self,
@@ -310,8 +364,14 @@ def newest(batch: Batch, max_history: int) -> Batch:
     offsets = torch.cat((kept.new_zeros(1), kept.cumsum(0)))
     shift = torch.repeat_interleave(batch.offsets[1:] - offsets[1:], kept)  # (T',) from new places to old ones
     places = torch.arange(int(offsets[-1]), device=shift.device) + shift
-    times = batch.times[places] if batch.times is not None else None
-    return replace(batch, item_ids=batch.item_ids[places], offsets=offsets, times=times, target_ids=None)
+    return replace(
+        batch,
+        item_ids=batch.item_ids[places],
+        offsets=offsets,
+        times=batch.times[places] if batch.times is not None else None,
+        feedback={name: values[places] for name, values in batch.feedback.items()},
+        target_ids=None,
+    )
 
 
 def catalog_at_training(catalog: Catalog, num_items: int) -> Catalog:
@@ -325,7 +385,13 @@ def catalog_at_training(catalog: Catalog, num_items: int) -> Catalog:
         removed=np.zeros(num_items, dtype=bool),
         popularity=catalog.popularity[:num_items],
         titles=catalog.titles[:num_items],
+        categories={name: values[:num_items] for name, values in catalog.categories.items()},
     )
+
+
+def _place(vocabulary: Sequence[str], value: str | None) -> int:
+    """Category of a profile value: 0 for one that was never seen."""
+    return vocabulary.index(value) + 1 if value in vocabulary else 0
 
 
 def _jagged(lists: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,8 @@ def evaluate(
     check_items(recommender.catalog, dataset)
     all_rows = split.valid if which == "valid" else split.test
     rows = sample_rows(all_rows, config.max_rows, config.seed)
-    popularity = item_popularity(dataset, split)
+    reads_all = getattr(recommender, "reads_feedback", False)  # then the log holds more than the positive events
+    popularity = recommender.catalog.popularity[: dataset.num_items] if reads_all else item_popularity(dataset, split)
     head = PopularitySlices.of(popularity)
     found: dict[str, dict[int, Lists]] = {}
     clock = Clock(total=len(rows) * len(config.seen) * num_lists(recommender, config), progress=progress)
@@ -112,7 +113,7 @@ def quick_metrics(
     values: dict[str, float] = {}
     for prefix, filter_seen in (("", False), ("filter_", True))[: 2 if filter_too else 1]:
         places = np.zeros(len(rows), dtype=np.int32)
-        for index, batch in questions(dataset, rows, batch_size):
+        for index, batch in questions(recommender, dataset, rows, batch_size):
             ranked = rank(batch, k, beam=beam, filter_seen=filter_seen)
             places[index] = target_ranks(to_numpy(ranked.item_ids), rows.target_ids[index]).rank
         means = row_metrics(TargetRanks(places, places, np.ones_like(places), k), [k])
@@ -174,7 +175,7 @@ def _latency(recommender: Ranker, dataset: Dataset, rows: EvalRows, config: Eval
     if config.latency_rows == 0:
         return {}
     timed = sample_rows(rows, config.latency_rows, config.seed)
-    requests = [batch for _, batch in questions(dataset, timed, 1)]
+    requests = [batch for _, batch in questions(recommender, dataset, timed, 1)]
     for batch in requests[:3]:  # first calls allocate buffers and compile kernels
         recommender.rank(batch, config.main_k, beam=config.beam, filter_seen=False)
     cpu_ms, wall_ms = [], []
@@ -204,7 +205,7 @@ def _legality(recommender: Ranker, dataset: Dataset, rows: EvalRows, config: Eva
     legal = np.concatenate(
         [
             to_numpy(recommender.free_generation(batch, config.beam))
-            for _, batch in questions(dataset, asked, config.batch_size)
+            for _, batch in questions(recommender, dataset, asked, config.batch_size)
         ]
     )  # (rows, beam)
     cuts = sorted({1, min(10, legal.shape[1]), legal.shape[1]})
@@ -256,11 +257,13 @@ def _protocol(
     config: EvalConfig,
     head: PopularitySlices,
 ) -> dict[str, Any]:
-    row_digest = hashlib.sha256(np.stack([rows.user_ids, rows.ends, rows.target_ids]).astype("<i8").tobytes())
+    # by moment, not by position: views of one log that hold other events ask the same questions
+    asked = np.stack([rows.user_ids, dataset.times[rows.ends], rows.target_ids])
+    row_digest = hashlib.sha256(asked.astype("<i8").tobytes())
     generator = recommender.kind == "generator"
     return {
         "dataset": dataset.name,
-        "dataset_digest": dataset.digest,
+        "dataset_digest": dataset.source_digest,
         "split": split.name,
         "which": which,
         "rows": len(rows),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sidera.catalog.catalog import Catalog
 from sidera.core import Batch, InputError
-from sidera.data.batches import eval_batches
+from sidera.data.batches import Reader, eval_batches
 from sidera.data.dataset import Dataset
 from sidera.data.split import EvalRows
 from sidera.eval.config import EvalConfig
@@ -117,10 +117,14 @@ def num_lists(recommender: Ranker, config: EvalConfig) -> int:
     return len(config.lists) if recommender.kind == "generator" else 1
 
 
-def questions(dataset: Dataset, rows: EvalRows, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Batches with whole histories and without targets."""
+def questions(
+    recommender: Any, dataset: Dataset, rows: EvalRows, batch_size: int
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Batches with whole histories and without targets; with feedback where the recommender reads it."""
     longest = max(1, int((rows.ends - rows.starts).max()))
-    for index, batch in eval_batches(dataset, rows, longest, batch_size):
+    reads = getattr(recommender, "reads_feedback", False)  # a bare rank function reads item ids
+    reader = Reader(dataset, recommender.catalog.schema) if reads else None
+    for index, batch in eval_batches(dataset, rows, longest, batch_size, reader):
         yield index, replace(batch, target_ids=None)
 
 
@@ -153,7 +157,7 @@ def _rank_list(
         exposure=np.zeros(recommender.catalog.num_items, dtype=np.int64),
         top_ids=np.full((len(rows), top), -1, dtype=np.int64),
     )
-    for index, batch in questions(dataset, rows, config.batch_size):
+    for index, batch in questions(recommender, dataset, rows, config.batch_size):
         cpu, wall = time.process_time(), time.perf_counter()
         ranked = recommender.rank(batch, k, beam=beam, filter_seen=seen == "filter")
         item_ids = to_numpy(ranked.item_ids)  # (B, k)

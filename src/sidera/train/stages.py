@@ -21,9 +21,10 @@ from sidera.catalog.build import build_catalog, catalog_digest
 from sidera.catalog.catalog import Catalog
 from sidera.config import digest
 from sidera.core import InputError
-from sidera.data.batches import PackedSequences, PrefixRows
-from sidera.data.config import load_dataset, make_split
+from sidera.data.batches import PackedSequences, PrefixRows, RequestRows
+from sidera.data.config import View, load_dataset, make_views
 from sidera.data.dataset import Dataset
+from sidera.data.features import FeatureSchema
 from sidera.data.split import Split, train_item_ids
 from sidera.engine.recommender import Recommender
 from sidera.eval.evaluate import evaluate, quick_metrics
@@ -32,7 +33,7 @@ from sidera.fit import distributed
 from sidera.fit.checkpoint import FOLDER
 from sidera.fit.log import terminal_bar
 from sidera.fit.loop import FitResult, fit
-from sidera.models import build_model
+from sidera.models import MODELS, build_model
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.train.recipe import Recipe
 
@@ -63,10 +64,15 @@ def rows_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Data as the recipe wants it."""
+    """Data as the recipe wants it: what the model reads, and the positive events that catalogues are made from.
+
+    The two are one unless the model reads every exposure with its feedback and ``[data] positive`` names a label.
+    """
 
     dataset: Dataset
     split: Split
+    schema: FeatureSchema
+    positives: View
 
     @property
     def digest(self) -> str:
@@ -77,19 +83,21 @@ class Prepared:
 
 def prepare(recipe: Recipe, data: str | Path, say: Say = say_once) -> Prepared:
     """Read and split; LeakError when the split could leak."""
-    dataset = load_dataset(data, recipe.data)
-    split = make_split(dataset, recipe.data)
+    everything, positives = make_views(load_dataset(data, recipe.data), recipe.data)
+    view = everything if getattr(MODELS[recipe.model_name], "reads_feedback", False) else positives
+    dataset, split = view.dataset, view.split
     say(
         f"data: {dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items,"
         f" {dataset.num_events:,} events; {split.name},"
         f" {len(split.valid):,} validation and {len(split.test):,} test rows"
     )
-    return Prepared(dataset, split)
+    return Prepared(dataset, split, view.schema, positives)
 
 
 def catalog_stage(recipe: Recipe, prepared: Prepared, out: Path, say: Say = say_once) -> Catalog:
     """Semantic IDs for the dataset's items -> ``out/catalog``."""
-    path, wanted = out / "catalog", catalog_digest(prepared.dataset, prepared.split, recipe.catalog)
+    view = prepared.positives
+    path, wanted = out / "catalog", catalog_digest(view.dataset, view.split, recipe.catalog, view.schema)
     if distributed.rank() > 0:  # one process of a torchrun builds it, the others read it
         distributed.barrier()
         return Catalog.load(path)
@@ -102,7 +110,8 @@ def _catalog(recipe: Recipe, prepared: Prepared, path: Path, wanted: str, say: S
     if artifacts.is_current(path, "catalog", wanted):
         say(f"catalog: reused ({path})")
         return Catalog.load(path)
-    catalog, report = build_catalog(prepared.dataset, prepared.split, recipe.catalog)
+    view = prepared.positives
+    catalog, report = build_catalog(view.dataset, view.split, recipe.catalog, view.schema)
     catalog.save(
         path,
         artifact_digest=wanted,
@@ -255,8 +264,13 @@ def run(
     return evaluate_stage(recipe, prepared, recommender, Path(out), say=say)
 
 
-def batch_source(recipe: Recipe, prepared: Prepared, model: torch.nn.Module) -> PackedSequences | PrefixRows | None:
+def batch_source(
+    recipe: Recipe, prepared: Prepared, model: torch.nn.Module
+) -> PackedSequences | PrefixRows | RequestRows | None:
     """The training batches that the model's loss takes."""
+    if model.trains_on == "requests":
+        history, size = recipe.model_config.max_history, recipe.fit.batch_size
+        return RequestRows(prepared.dataset, prepared.split, prepared.schema, history, size, seed=recipe.fit.seed)
     kinds: dict[str, type[PackedSequences] | type[PrefixRows]] = {"positions": PackedSequences, "prefixes": PrefixRows}
     kind = kinds.get(str(model.trains_on))
     if kind is None:
