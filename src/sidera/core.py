@@ -84,6 +84,28 @@ class Batch:
             return False
         return self.target_ids.numel() == self.item_ids.numel()
 
+    def cut(self, low: int, high: int) -> Batch:
+        """The histories ``low`` to ``high - 1`` with all that belongs to them."""
+        begin, end = int(self.offsets[low]), int(self.offsets[high])
+        bounds = self.target_offsets
+        if bounds is not None:
+            first, last = int(bounds[low]), int(bounds[high])
+        else:
+            first, last = (begin, end) if self.per_position else (low, high)
+        return replace(
+            self,
+            item_ids=self.item_ids[begin:end],
+            offsets=self.offsets[low : high + 1] - begin,
+            target_ids=None if self.target_ids is None else self.target_ids[first:last],
+            times=None if self.times is None else self.times[begin:end],
+            user_ids=None if self.user_ids is None else self.user_ids[low:high],
+            target_offsets=None if bounds is None else bounds[low : high + 1] - first,
+            as_of=None if self.as_of is None else self.as_of[low:high],
+            feedback={name: values[begin:end] for name, values in self.feedback.items()},
+            target_feedback={name: values[first:last] for name, values in self.target_feedback.items()},
+            profiles={name: values[low:high] for name, values in self.profiles.items()},
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         moved: dict[str, Any] = {}
         for entry in fields(self):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,7 @@ LEARNERS = [name for name in ALL if name != "popularity"]
 def test_it_plays_a_role(name: str) -> None:
     model = build(name)
     assert isinstance(model, Generator) != isinstance(model, Scorer)
-    assert model.trains_on in ("positions", "prefixes", "counts", "nothing")
+    assert model.trains_on in ("positions", "prefixes", "requests", "counts", "nothing")
     assert model.config == type(model.config)(**model.config.__dict__)
 
 
@@ -74,20 +73,7 @@ def test_loss_is_a_sum_over_targets(name: str) -> None:
     model = build(name).eval()
     batch = next(batches(name, model, batch_size=8).batches(0))
     middle = batch.num_histories // 2
-    cut = int(batch.offsets[middle])
-    targets_cut = cut if batch.per_position else middle
-    first = replace(
-        batch,
-        item_ids=batch.item_ids[:cut],
-        offsets=batch.offsets[: middle + 1],
-        target_ids=batch.target_ids[:targets_cut],
-    )
-    second = replace(
-        batch,
-        item_ids=batch.item_ids[cut:],
-        offsets=batch.offsets[middle:] - cut,
-        target_ids=batch.target_ids[targets_cut:],
-    )
+    first, second = batch.cut(0, middle), batch.cut(middle, batch.num_histories)
     whole, parts = model.loss(batch), [model.loss(first), model.loss(second)]
     assert whole.count == sum(part.count for part in parts) == batch.target_ids.numel()
     torch.testing.assert_close(whole.total, parts[0].total + parts[1].total, rtol=1e-5, atol=1e-4)

@@ -2,7 +2,8 @@
 
 Every class is built as ``Model(config, catalog)`` with its frozen dataclass ``Model.Config``, and says in ``trains_on``
 which batches its ``loss`` takes: "positions" (packed, a target per event), "prefixes" (a target per history),
-"counts" (filled once from the training sequences) or "nothing".
+"requests" (a request's targets per history; such a class also says ``reads_feedback = True``), "counts" (filled once
+from the training sequences) or "nothing".
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from sidera.catalog.catalog import Catalog
 from sidera.config import closest, parse_section
 from sidera.core import InputError
+from sidera.models.generators.onerec_v2 import OneRecV2
 from sidera.models.generators.sidera import SideraGenerator
 from sidera.models.generators.tiger import Tiger
 from sidera.models.retrievers.item_knn import ItemKNN
@@ -27,6 +29,7 @@ MODELS: dict[str, Any] = {
     "sasrec": SASRec,
     "tiger": Tiger,
     "sidera": SideraGenerator,
+    "onerec_v2": OneRecV2,
 }
 
 
