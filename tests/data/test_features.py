@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from sidera.core import InputError
@@ -16,40 +15,11 @@ from sidera.data.features import (
     fit_schema,
     long_view_thresholds,
 )
-from sidera.data.schema import build_dataset
-
-
-def exposures(num_users: int = 6, per_user: int = 24, seed: int = 0) -> Dataset:
-    """Slates of four; about half is clicked."""
-    rng = np.random.default_rng(seed)
-    count = num_users * per_user
-    duration = rng.choice([10.0, 100.0], count)
-    events = pa.table(
-        {
-            "user": np.repeat([f"u{user}" for user in range(num_users)], per_user),
-            "item": [f"i{item}" for item in rng.integers(0, 20, count)],
-            "time": np.tile(np.arange(per_user), num_users) * 60,
-            "click": rng.random(count) < 0.5,
-            "like": rng.random(count) < 0.1,
-            "watch_time": (duration * rng.random(count)).astype(np.float32),
-            "duration": duration.astype(np.float32),
-            "request": np.tile(np.arange(per_user) // 4, num_users),
-            "uniform": rng.random(count) < 0.1,
-        }
-    )
-    items = pa.table(
-        {
-            "key": [f"i{item}" for item in range(20)],
-            "creator": [f"c{item % 3}" if item else None for item in range(20)],
-            "tags": [[f"t{item % 5}", "x"] if item % 2 else [] for item in range(20)],
-        }
-    )
-    users = pa.table({"key": [f"u{user}" for user in range(num_users)], "region": ["north", "south", None] * 2})
-    return build_dataset("exposures", events, items, users)
+from sidera.data.tiny import tiny_exposures
 
 
 def test_the_schema_names_what_there_is() -> None:
-    dataset = exposures()
+    dataset = tiny_exposures()
     schema = fit_schema(dataset, "click", np.ones(dataset.num_events, bool))
     assert schema.labels == ("click", "like", "long_view")  # "uniform" is bookkeeping
     assert schema.columns == ("click", "like", "long_view", "watch_time", "duration")
@@ -74,7 +44,7 @@ def test_long_views_are_told_per_duration() -> None:
 
 
 def test_long_view_thresholds_never_see_what_is_asked() -> None:
-    dataset = exposures()
+    dataset = tiny_exposures()
     changed = {name: values.copy() for name, values in dataset.feedback.items()}
     last = dataset.offsets[1:] - 1
     changed["watch_time"][last] = changed["watch_time"][last - 1] = 1e6
@@ -86,7 +56,7 @@ def test_long_view_thresholds_never_see_what_is_asked() -> None:
 @pytest.mark.parametrize("split", ["leave_one_out", "temporal"])
 def test_both_views_ask_the_same_questions(split: str) -> None:
     config = DataConfig(positive="click", split=split, valid_share=0.2, test_share=0.2)  # type: ignore[arg-type]
-    every, positive = make_views(exposures(), config)
+    every, positive = make_views(tiny_exposures(), config)
     assert every.dataset.num_events > positive.dataset.num_events
     assert positive.dataset.feedback["click"].all()
     for part in ("valid", "test"):
@@ -102,12 +72,12 @@ def test_both_views_ask_the_same_questions(split: str) -> None:
 
 
 def test_without_a_positive_label_there_is_one_view() -> None:
-    every, positive = make_views(exposures(), DataConfig())
+    every, positive = make_views(tiny_exposures(), DataConfig())
     assert every is positive
 
 
 def test_a_request_is_one_row_and_its_items_are_in_no_history() -> None:
-    every, _ = make_views(exposures(), DataConfig(positive="click"))
+    every, _ = make_views(tiny_exposures(), DataConfig(positive="click"))
     dataset, split = every.dataset, every.split
     source = RequestRows(dataset, split, every.schema, max_history=10, batch_size=5, seed=3)
     clicked = np.flatnonzero(dataset.feedback["click"])
@@ -139,7 +109,7 @@ def test_a_request_is_one_row_and_its_items_are_in_no_history() -> None:
 
 
 def test_rows_in_time_order_for_streaming() -> None:
-    every, _ = make_views(exposures(), DataConfig(positive="click"))
+    every, _ = make_views(tiny_exposures(), DataConfig(positive="click"))
     source = RequestRows(every.dataset, every.split, every.schema, 10, 5, order="time")
     moments = [batch.as_of for batch in source.batches(epoch=0)]
     ends = [int(moment.max()) for moment in moments if moment is not None]
@@ -148,13 +118,13 @@ def test_rows_in_time_order_for_streaming() -> None:
 
 
 def test_a_log_without_requests_has_one_per_event() -> None:
-    dataset = exposures()
+    dataset = tiny_exposures()
     bare = Dataset(**{**dataset.__dict__, "feedback": {}})
     assert (request_starts(bare) == np.arange(bare.num_events)).all()
 
 
 def test_history_feedback_is_whole_or_absent() -> None:
-    dataset = exposures()
+    dataset = tiny_exposures()
     schema = fit_schema(dataset, "click", np.ones(dataset.num_events, bool))
     full = {"click": [1, 0], "like": [0, 0], "watch_time": [9.9, 0.0], "duration": [10.0, 100.0]}
     complete = schema.complete(full, 2)
@@ -170,7 +140,7 @@ def test_history_feedback_is_whole_or_absent() -> None:
 
 
 def test_bad_columns_are_named() -> None:
-    dataset = exposures()
+    dataset = tiny_exposures()
     every = np.ones(dataset.num_events, bool)
     with pytest.raises(InputError, match="positive = 'share' is not in the log"):
         fit_schema(dataset, "share", every)
@@ -188,5 +158,5 @@ def test_bad_columns_are_named() -> None:
     with pytest.raises(InputError, match="no feedback column 'click'"):
         Reader(Dataset(**{**dataset.__dict__, "feedback": {}}), schema)
     none = {**dataset.feedback, "click": np.zeros(dataset.num_events, bool)}
-    with pytest.raises(InputError, match="no event of 'exposures' is positive"):
+    with pytest.raises(InputError, match="no event of 'tiny_exposures' is positive"):
         make_views(Dataset(**{**dataset.__dict__, "feedback": none}), DataConfig(positive="click"))

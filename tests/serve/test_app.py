@@ -84,7 +84,8 @@ def test_the_api_describes_itself(client: TestClient) -> None:
     assert client.get("/docs").status_code == 200
     schema = client.get("/openapi.json").json()
     body = schema["components"]["schemas"]["RecommendRequest"]["properties"]
-    assert set(body) == {"history", "k", "filter_seen", "exclude", "unknown"}
+    about_the_history = {"history", "feedback", "times", "profile", "as_of"}
+    assert set(body) == about_the_history | {"k", "filter_seen", "exclude", "unknown"}
     assert all("description" in field for field in body.values())
     assert {"/v1/recommend", "/healthz"} == set(schema["paths"])
 

@@ -4,6 +4,7 @@
 to one of the three items that tend to follow the last one, so that reading the sequence pays and popularity does not.
 ``checkerboard``: items stand in cycles and after an item always comes the next of its cycle. A model that learned
 anything at all must be perfect there; contract tests use it.
+``tiny_exposures``: slates with feedback, drawn at random, for tests of what reads them.
 """
 
 from __future__ import annotations
@@ -125,3 +126,32 @@ def checkerboard_next(num_items: int = 24, num_cycles: int = 4) -> np.ndarray:
     item = np.arange(num_items)
     following = item + num_cycles
     return np.where(following < num_items, following, item % num_cycles)
+
+
+def tiny_exposures(num_users: int = 6, per_user: int = 24, seed: int = 0) -> Dataset:
+    """Slates of four with feedback, categories and profiles, all drawn at random; about half is clicked."""
+    rng = np.random.default_rng(seed)
+    count = num_users * per_user
+    duration = rng.choice([10.0, 100.0], count)
+    events = pa.table(
+        {
+            "user": np.repeat([f"u{user}" for user in range(num_users)], per_user),
+            "item": [f"i{item}" for item in rng.integers(0, 20, count)],
+            "time": np.tile(np.arange(per_user), num_users) * 60,
+            "click": rng.random(count) < 0.5,
+            "like": rng.random(count) < 0.1,
+            "watch_time": (duration * rng.random(count)).astype(np.float32),
+            "duration": duration.astype(np.float32),
+            "request": np.tile(np.arange(per_user) // 4, num_users),
+            "uniform": rng.random(count) < 0.1,
+        }
+    )
+    items = pa.table(
+        {
+            "key": [f"i{item}" for item in range(20)],
+            "creator": [f"c{item % 3}" if item else None for item in range(20)],
+            "tags": [[f"t{item % 5}", "x"] if item % 2 else [] for item in range(20)],
+        }
+    )
+    users = pa.table({"key": [f"u{user}" for user in range(num_users)], "region": ["north", "south", None] * 2})
+    return build_dataset("tiny_exposures", events, items, users)

@@ -34,6 +34,14 @@ class RecommendRequest(BaseModel):
     k: int = Field(10, ge=1, le=MAX_K, description="items wanted; at most as many as the catalogue holds come back")
     filter_seen: bool = Field(False, description="true: items of the history are not answered again")
     exclude: list[str] = Field(default_factory=list, description="item ids that must not be answered")
+    feedback: dict[str, list[float]] = Field(
+        default_factory=dict,
+        description="what came of each event of the history, a column each (click, watch_time, ...); all that the model"
+        " was trained with, or none: the events then count as chosen",
+    )
+    times: list[int] | None = Field(None, description="unix seconds of each event of the history")
+    profile: dict[str, str] = Field(default_factory=dict, description="what is known of the user (region, device, ...)")
+    as_of: int | None = Field(None, description="unix seconds of the request; else the moment of the newest event")
     unknown: Annotated[str, Field(pattern="^(report|refuse)$")] = Field(
         "report", description="unknown ids in the history: 'report' names them in the answer, 'refuse' answers 422"
     )
@@ -78,7 +86,10 @@ def create_app(recommender: Recommender) -> FastAPI:
     def recommend(body: RecommendRequest) -> RecommendResponse:
         """What comes next after this history?"""
         begun = time.perf_counter()
-        question = Question(tuple(body.history), k=body.k, filter_seen=body.filter_seen, exclude=tuple(body.exclude))
+        question = Question(
+            tuple(body.history), k=body.k, filter_seen=body.filter_seen, exclude=tuple(body.exclude),
+            feedback=body.feedback, times=body.times, profile=body.profile, as_of=body.as_of,
+        )  # fmt: skip
         answer = recommender.recommend([question], unknown=body.unknown)[0]
         return _response(answer, 1000 * (time.perf_counter() - begun))
 
