@@ -30,7 +30,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def digests(out: Path) -> list[str]:
-    return [hashlib.sha256((out / f"{n}.parquet").read_bytes()).hexdigest() for n in ("events", "items", "users")]
+    return [
+        hashlib.sha256((out / f"{n}.parquet").read_bytes()).hexdigest()
+        for n in ("events", "items", "users", "searches")
+    ]
 
 
 def test_the_log_loads_with_its_digest_and_is_in_order(folder: Path) -> None:
@@ -49,7 +52,7 @@ def test_the_log_loads_with_its_digest_and_is_in_order(folder: Path) -> None:
 
 
 def test_nothing_of_the_truth_is_written(folder: Path) -> None:
-    columns = {n: set(pq.read_schema(folder / f"{n}.parquet").names) for n in ("events", "items", "users")}
+    columns = {n: set(pq.read_schema(folder / f"{n}.parquet").names) for n in ("events", "items", "users", "searches")}
     hidden = {"quality", "clickbait", "popularity", "satisfaction", "utility", "taste", "patience", "activity", "mood"}
     assert not hidden & set.union(*columns.values())
     assert {"title", "tags", "asr", "ocr", "text", "creator", "duration"} <= columns["items"]
@@ -81,7 +84,7 @@ def test_a_user_lives_the_same_life_in_any_company(ids: list[int], pick: int) ->
 
 def test_the_log_is_frozen_to_the_bit(folder: Path) -> None:
     """On any machine; only the numbers count, not how Parquet packs them."""
-    assert load_dataset(folder).digest == "1b588c0da3632116"
+    assert load_dataset(folder).digest == "4350993ec2cb5ae0"
 
 
 def test_popularity_bias_few_items_take_most_of_the_log(folder: Path) -> None:

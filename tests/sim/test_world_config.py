@@ -26,6 +26,9 @@ from sidera.sim.config import WORLDS, WorldConfig, world_config
         ("quality_std", -0.1, "0 or more"),
         ("idle_penalty", -1.0, "0 or more"),
         ("uniform_share", 1.5, "share"),
+        ("search_share", 1.5, "share"),
+        ("search_whim", -0.1, "0 or more"),
+        ("search_pull", -1.0, "0 or more"),
         ("drift_decay", -0.5, "0 or more"),
         ("mood_decay", 1.01, "share"),
         ("duration_median", 0.0, "above 0"),
@@ -64,8 +67,8 @@ def test_unknown_worlds_keys_and_types_are_named() -> None:
 def test_the_named_worlds_are_frozen() -> None:
     """What was tuned or measured in a world counts only while the world stays: change a number, make a new name."""
     assert {name: digest(config) for name, config in WORLDS.items()} == {
-        "easy": "f9fad53e21caf5d3",
-        "hard": "34464dd221dbc0dd",
+        "easy": "e8b36fdbeabd6f16",
+        "hard": "0d26daaeda621427",
     }
 
 

@@ -84,9 +84,14 @@ class WorldConfig:
     slate_size: int = 5  # items per request
     max_items_per_day: int = 40  # a session ends here at the latest
 
+    # -- searches -----------------------------------------------------------------------------------------------
+    search_share: float = 0.06  # of the requests follow a search of the user's
+    search_whim: float = 0.4  # of the searches want any topic, whatever the user's taste
+    search_pull: float = 0.8  # short-term taste gained for the topic searched
+
     # -- feedback -----------------------------------------------------------------------------------------------
     satisfaction_noise: float = 0.4  # logits
-    satisfaction_clickbait: float = 0.8  # logits lost per unit of clickbait
+    satisfaction_clickbait: float = 1.1  # logits lost per unit of clickbait
     utility_slope: float = 1.5  # true utility of a clicked item = sigmoid(slope * satisfaction); not clicked: 0
     click_bias: float = -0.3  # logit of a click at affinity, quality and clickbait 0
     click_affinity: float = 0.8  # logits per unit of affinity
@@ -112,8 +117,8 @@ class WorldConfig:
     # -- the logging policy -------------------------------------------------------------------------------------
     num_candidates: int = 80  # drawn at random per request; the logger ranks these
     popularity_weight: float = 1.0  # of popularity in the logger's score
-    popularity_quality: float = 0.5  # share of quality in popularity
-    popularity_clickbait: float = 0.6  # share of clickbait in popularity
+    popularity_quality: float = 0.8  # share of quality in popularity
+    popularity_clickbait: float = 0.4  # share of clickbait in popularity
     popularity_noise: float = 0.8  # logits, luck in popularity
     taste_weight: float = 1.2  # of the estimated taste in the logger's score
     taste_noise: float = 0.7  # logits, error of the logger's idea of a taste, per user and topic
@@ -190,6 +195,7 @@ class WorldConfig:
 _SHARES = (
     "main_topic_low", "viral_share", "new_share", "cold_share", "age_pull", "drift_decay", "drift_overnight",
     "satiation_decay", "satiation_overnight", "mood_decay", "uniform_share",
+    "search_share", "search_whim",
 )  # fmt: skip
 _SIGNED = ("_bias", "_low", "_high", "_mean", "_affinity", "_satisfaction", "_quality", "_clickbait", "_boost")
 

@@ -27,6 +27,7 @@ from sidera.sim.logging_policy import Slate
 from sidera.sim.policies import Insider
 from sidera.sim.randomness import Bits
 from sidera.sim.requests import FAULTS, Guarded, Policy, PolicyFailed, Requests
+from sidera.sim.searches import SearchLog, query_texts
 from sidera.sim.session import Exposures, run_day
 from sidera.sim.simulate import SIGNALS, play_log
 from sidera.sim.users import Rows, Users
@@ -70,6 +71,7 @@ class Audience:
     log_days: int
     counts: NDArray[np.int64]  # (U,) events of each
     events: dict[str, NDArray[Any]]  # item and HISTORY columns, (U, room), filled up to counts
+    searches: SearchLog
 
 
 def prepare(world: World, ids: NDArray[np.integer], log_days: int) -> Audience:
@@ -88,7 +90,7 @@ def prepare(world: World, ids: NDArray[np.integer], log_days: int) -> Audience:
         values = columns.get(name, np.empty(0))
         events[name] = np.zeros((users.num_users, max(1, int(counts.max(initial=0)))), dtype=values.dtype)
         events[name][rows, places] = values
-    return Audience(users, log_days, counts, events)
+    return Audience(users, log_days, counts, events, recorder.searches)
 
 
 def run_policy(
@@ -131,6 +133,7 @@ class _Test:
         self.world, self.first_day = world, audience.log_days
         self.users = copy_users(audience.users)
         self.counts, self.events = audience.counts.copy(), {k: v.copy() for k, v in audience.events.items()}
+        self.searches = audience.searches.copy()
         self.insider = policy if isinstance(policy, Insider) else None
         self.guarded = None if isinstance(policy, Insider) else Guarded(policy, world.config.num_items, timeout)
         self.batch_size = batch_size
@@ -150,7 +153,15 @@ class _Test:
 
         # noise 0 is the log's luck; the test's own days come after the log's, so they never share a draw
         self.came[:, number] = run_day(
-            self.world, self.users, day, noise, choose, self._record, present=~self.lost, everyone=number == 0
+            self.world,
+            self.users,
+            day,
+            noise,
+            choose,
+            self._record,
+            self.searches,
+            present=~self.lost,
+            everyone=number == 0,
         )
 
     def close(self) -> None:
@@ -184,12 +195,16 @@ class _Test:
         places = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         owners = np.repeat(rows, lengths)
         columns = {name: values[owners, places] for name, values in self.events.items()}
+        query_offsets, query_times, codes = self.searches.of(rows)
         return Requests(
             user_ids=self.users.ids[rows],
             item_ids=columns.pop("item").astype(np.int64),
             offsets=offsets,
             times=columns.pop("time"),
             feedback=columns,
+            queries=np.array(query_texts(codes, self.world.config), dtype=object),
+            query_offsets=query_offsets,
+            query_times=query_times,
             as_of=times,
             k=self.world.config.slate_size,
         )

@@ -40,8 +40,13 @@ class Purpose(IntEnum):
     OFFSET = 12
     UNIFORM_ITEM = 13
     POLICY = 14
+    SEARCH = 15
+    SEARCH_WHIM = 16
+    SEARCH_SUBTOPIC = 17
+    SEARCH_FORM = 18
     UNIFORM_SLOT = 64  # and the following, one per slot of the slate
     CANDIDATE = 256
+    SEARCH_TOPIC = 4608  # and the following, one per topic
 
 
 def mix(x: Bits) -> Bits:

@@ -30,7 +30,10 @@ class Requests:
     offsets: NDArray[np.int64]  # (B+1,)
     times: NDArray[np.int64]  # (T,)
     feedback: Mapping[str, NDArray[Any]]  # click, watch_time, like, ... (T,): what the log has, and no more
-    as_of: NDArray[np.int64]  # (B,)
+    queries: NDArray[Any]  # (S,) str: what each user searched for, oldest first
+    query_offsets: NDArray[np.int64]  # (B+1,)
+    query_times: NDArray[np.int64]  # (S,)
+    as_of: NDArray[np.int64]  # (B,); a query of this very moment was typed before the request
     k: int
 
     @property

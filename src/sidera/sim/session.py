@@ -17,6 +17,7 @@ from sidera.sim.items import Ids
 from sidera.sim.logging_policy import Slate
 from sidera.sim.portable import Floats
 from sidera.sim.randomness import Bits, Purpose, bits, sub_keys, uniform
+from sidera.sim.searches import SearchLog, search
 from sidera.sim.users import Rows, Users, day_keys
 from sidera.sim.world import DAY, FIRST_DAY, World
 
@@ -44,9 +45,9 @@ Choose = Callable[[Rows, Bits, NDArray[np.int64]], Slate]  # rows, keys of the r
 
 def run_day(
     world: World, users: Users, day: int, noise: int, choose: Choose, record: Callable[[Exposures], None],
-    present: NDArray[np.bool_] | None = None, everyone: bool = False,
+    searches: SearchLog, present: NDArray[np.bool_] | None = None, everyone: bool = False,
 ) -> NDArray[np.bool_]:  # fmt: skip
-    """Play one day; returns (U,) who came.
+    """Play one day; returns (U,) who came. What they search is added to ``searches``.
 
     ``present`` False: a user who is gone for good; ``everyone``: all the others come.
     """
@@ -62,7 +63,10 @@ def run_day(
     request = 0
     while len(rows):
         step = request * config.slate_size
-        slate = choose(rows, sub_keys(todays_keys[rows], step), clock(day, begin[rows], elapsed[rows]))
+        request_keys, times = sub_keys(todays_keys[rows], step), clock(day, begin[rows], elapsed[rows])
+        asking, queries = search(users, rows, request_keys, config)
+        searches.add(rows[asking], times[asking], queries)
+        slate = choose(rows, request_keys, times)
         here = np.arange(len(rows)) if slate.lost_mask is None else np.flatnonzero(~slate.lost_mask)
         for slot in range(config.slate_size):
             if not len(here):

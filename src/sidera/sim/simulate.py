@@ -2,7 +2,8 @@
 
 The folder is a data set in the canonical schema (``sidera run`` trains on it as it is): ``events.parquet`` holds every
 exposure, also those without a click, with its feedback, propensity and place; ``items.parquet`` what the platform sees
-of its items, cold ones included; ``users.parquet`` the profiles. Nothing of the truth (satisfaction, utility, taste,
+of its items, cold ones included; ``users.parquet`` the profiles; ``searches.parquet`` (user, time, query), beside the
+data set proper, what users typed. Nothing of the truth (satisfaction, utility, taste,
 quality, clickbait) is written.
 
 Users do not know each other, so blocks of them are played one after the other and streamed out in row groups of fixed
@@ -29,6 +30,7 @@ from sidera.core import InputError
 from sidera.sim.config import WorldConfig
 from sidera.sim.logging_policy import Logger, Slate
 from sidera.sim.randomness import Bits
+from sidera.sim.searches import SearchLog, searches_table
 from sidera.sim.session import Choose, Exposures, run_day
 from sidera.sim.users import Rows, Users
 from sidera.sim.world import World, user_keys
@@ -69,7 +71,11 @@ def simulate(
         pq.write_table(items, f"{scratch}/items.parquet", compression="zstd")
         profiles = pa.concat_tables(written.profiles).combine_chunks()
         pq.write_table(profiles, f"{scratch}/users.parquet", compression="zstd")
+        rows, times, codes = (np.concatenate(parts) for parts in zip(*written.searches, strict=True))
+        table = searches_table(profiles["key"], rows, times, codes, config)
+        pq.write_table(table, f"{scratch}/searches.parquet", compression="zstd", row_group_size=ROW_GROUP)
         counts = {"num_users": users, "num_items": config.num_items, "num_events": written.num_events}
+        counts["num_searches"] = table.num_rows
         manifest = artifacts.Manifest(
             kind="dataset",
             digest=written.digest(Path(scratch) / "events.parquet", items, profiles),
@@ -88,6 +94,7 @@ class Recorder:
     def __init__(self, world: World, users: Users) -> None:
         self.world, self.users = world, users
         self.count = np.zeros(users.num_users, dtype=np.int64)
+        self.searches = SearchLog(users.num_users)
         self.parts: list[tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray]]] = []
 
     def __call__(self, seen: Exposures) -> None:
@@ -127,7 +134,7 @@ def play_log(world: World, ids: NDArray[np.integer], days: int, noise: int = 0) 
     users = world.users(ids)
     recorder = Recorder(world, users)
     for day in range(days):
-        run_day(world, users, day, noise, logger_choice(world, users, day), recorder)
+        run_day(world, users, day, noise, logger_choice(world, users, day), recorder, recorder.searches)
     return users, recorder
 
 
@@ -149,6 +156,7 @@ class _Written:
         self.counts: list[NDArray[np.int64]] = []
         self.item_ids: list[NDArray[np.int32]] = []  # 4 bytes per event, the one thing that is kept
         self.profiles: list[pa.Table] = []
+        self.searches: list[tuple[Rows, NDArray[np.int64], NDArray[np.int32]]] = []  # rows, times, codes
 
     def digest(self, events: Path, items: pa.Table, profiles: pa.Table) -> str:
         """The digest that ``Dataset.load`` will compute, from the written columns one row group at a time."""
@@ -184,6 +192,8 @@ def _blocks(world: World, users: int, days: int, block: int, written: _Written) 
         written.item_ids.append(columns["item"])
         written.num_events += len(columns["item"])
         written.profiles.append(world.users_table(played))
+        _, times, codes = recorder.searches.of(np.arange(len(ids)))
+        written.searches.append((np.repeat(ids, recorder.searches.counts), times, codes))
         yield columns
 
 
