@@ -8,9 +8,13 @@ layer. Query heads share ``num_kv_groups`` heads of keys and values (grouped-que
 ``moe_from`` on are mixtures of experts.
 
 All targets of a request look at the same keys and values: nothing of the context is copied per target or per beam.
+Streams are jagged (:class:`Streams`): requests with one target do not pay for a neighbour's five; only the queries of
+the cross-attention are padded. Inside a stream of three or four places attention is plain arithmetic, which on the CPU
+beats a kernel made for long rows (:func:`places_attention`).
 
-Shape legend: B histories · G targets or beams of each · P places of a target's stream · S context tokens · D width ·
-H query heads · R groups of keys and values · E dims of a head · K codes of a level.
+Shape legend: B histories · G most targets or beams of one · M streams: targets or beams of all · P places of a
+stream · S context tokens · D width · H query heads · R groups of keys and values · E dims of a head · K codes of a
+level.
 """
 
 from __future__ import annotations
@@ -28,6 +32,40 @@ from sidera.nn.dropout import Dropout
 from sidera.nn.moe import Gate, MoE, SwiGLU
 
 KeysValues = tuple[Tensor, Tensor]  # (B, R, S, E) each
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Which history each of M streams belongs to; streams of one history are neighbours."""
+
+    num_histories: int
+    most: int  # G: streams of the history that has most
+    places: Tensor | None = None  # (M,) place in a (B, G) table; None: M = B * G, every history has ``most``
+
+    @classmethod
+    def of(cls, offsets: Tensor) -> Streams:
+        """History b has streams ``offsets[b]`` to ``offsets[b + 1]``."""
+        counts = offsets.diff()
+        total, histories = int(offsets[-1]), counts.numel()
+        most = int(counts.max()) if histories else 0
+        if total == most * histories:
+            return cls(histories, most)
+        begins = torch.arange(histories, device=offsets.device) * most - offsets[:-1]
+        places = torch.repeat_interleave(begins, counts, output_size=total) + torch.arange(total, device=offsets.device)
+        return cls(histories, most, places)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(M, ...) -> (B, G, ...), zero where a history has no such stream."""
+        shape = (self.num_histories, self.most, *x.shape[1:])
+        if self.places is None:
+            return x.view(shape)
+        empty = x.new_zeros(self.num_histories * self.most, *x.shape[1:])
+        return empty.index_copy(0, self.places, x).view(shape)
+
+    def collect(self, x: Tensor) -> Tensor:
+        """(B, G, ...) -> (M, ...)"""
+        flat = x.flatten(0, 1)
+        return flat if self.places is None else flat.index_select(0, self.places)
 
 
 @dataclass(frozen=True)
@@ -83,40 +121,58 @@ class DecoderLayer(nn.Module):
         )  # fmt: skip
         self.dropout = Dropout(size.dropout)
 
-    def forward(self, x: Tensor, kv: KeysValues, mask: Tensor) -> Tensor:
-        """x (B, G, P, D); mask (B, 1, 1, S) True = attend -> (B, G, P, D)."""
-        x = x + self.dropout(self.cross(self.norm_cross(x), kv, mask))
-        q, k, v = self._heads(self.norm_self(x))  # (B*G, H, P, E) each
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.dropout(self.self_out(attended.transpose(1, 2).reshape(x.shape)))
+    def forward(self, x: Tensor, kv: KeysValues, mask: Tensor, streams: Streams) -> Tensor:
+        """x (M, P, D); mask (B, S) True = attend -> (M, P, D)."""
+        x = x + self.dropout(self.cross(self.norm_cross(x), kv, mask, streams))
+        q, k, v = self._heads(self.norm_self(x))
+        attended = places_attention(q, k, v)
+        x = x + self.dropout(self.self_out(attended.flatten(2)))
         return x + self.dropout(self.ff(self.norm_ff(x)))
 
-    def step(self, x: Tensor, kv: KeysValues, mask: Tensor, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
-        """One more place of every stream. x (B, G, 1, D), past (B*G, H, places, E) -> the same and the new past."""
-        x = x + self.cross(self.norm_cross(x), kv, mask)
+    def step(
+        self, x: Tensor, kv: KeysValues, mask: Tensor, streams: Streams, past: KeysValues | None
+    ) -> tuple[Tensor, KeysValues]:
+        """One more place of every stream. x (M, 1, D), past (M, places, H, E) -> the same and the new past."""
+        x = x + self.cross(self.norm_cross(x), kv, mask, streams)
         q, k, v = self._heads(self.norm_self(x))
         if past is not None:
-            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
-        attended = F.scaled_dot_product_attention(q, k, v)
-        x = x + self.self_out(attended.transpose(1, 2).reshape(x.shape))
+            k, v = torch.cat((past[0], k), dim=1), torch.cat((past[1], v), dim=1)
+        attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        x = x + self.self_out(attended.transpose(1, 2).flatten(2))
         return x + self.ff(self.norm_ff(x)), (k, v)
 
-    def cross(self, x: Tensor, kv: KeysValues, mask: Tensor) -> Tensor:
-        """(B, G, P, D): all streams of a history ask its one set of keys, heads of a group side by side."""
-        batch, streams, places, width = x.shape
+    def cross(self, x: Tensor, kv: KeysValues, mask: Tensor, streams: Streams) -> Tensor:
+        """(M, P, D): all streams of a history ask its one set of keys, heads of a group side by side."""
+        places, batch, most = x.shape[1], streams.num_histories, streams.most
         groups, dim = self.size.num_kv_groups, self.size.head_width
         per_group = self.size.num_heads // groups
-        q = self.query(x).view(batch, streams * places, groups, per_group, dim)
-        q = q.permute(0, 2, 3, 1, 4).reshape(batch, groups, per_group * streams * places, dim)
-        out = F.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=mask)
-        out = out.view(batch, groups, per_group, streams * places, dim).permute(0, 3, 1, 2, 4)
-        return self.cross_out(out.reshape(batch, streams, places, width))
+        q = streams.spread(self.query(x)).view(batch, most * places, groups, per_group, dim)
+        q = q.permute(0, 2, 3, 1, 4).reshape(batch, groups, per_group * most * places, dim)
+        out = F.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=mask[:, None, None, :])
+        out = out.view(batch, groups, per_group, most, places, dim).permute(0, 3, 4, 1, 2, 5)
+        return self.cross_out(streams.collect(out.reshape(batch, most, places, -1)))
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        batch, streams, places, _ = x.shape
-        shape = (batch * streams, places, 3, self.size.num_heads, self.size.head_width)
-        q, k, v = self.qkv(x).view(shape).permute(2, 0, 3, 1, 4)
+        """(M, P, H, E) each."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.size.num_heads, self.size.head_width)).unbind(2)
         return q, k, v
+
+
+def places_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention inside streams of a few places: all pairs of places written out. (M, P, H, E) -> the same."""
+    if not q.is_cpu:
+        return fused_places_attention(q, k, v)
+    places, dim = q.shape[1], q.shape[3]
+    later_mask = torch.ones(places, places, dtype=torch.bool).triu(1)[:, :, None]  # (P, P, 1)
+    scores = (q[:, :, None] * k[:, None]).sum(-1) * dim**-0.5  # (M, P, P, H)
+    weights = scores.masked_fill(later_mask, float("-inf")).softmax(2)
+    return (weights[..., None] * v[:, None]).sum(2)
+
+
+def fused_places_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The reference of :func:`places_attention`, and the fast way on a GPU."""
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
 
 @dataclass
@@ -124,7 +180,7 @@ class DecoderCache:
     """Self-attention keys and values of every layer for the beams of one search."""
 
     width: int  # beams per history at the last step
-    past: list[KeysValues] = field(default_factory=list)  # per layer (B*W, H, places, E)
+    past: list[KeysValues] = field(default_factory=list)  # per layer (B*W, places, H, E)
 
     def follow(self, parents: Tensor) -> None:
         """Let beam w of the next step continue beam ``parents[:, w]`` of the last. parents (B, W')"""
@@ -157,16 +213,15 @@ class CodeDecoder(nn.Module):
                 nn.init.normal_(module.weight, std=size.width**-0.5)
 
     def embed(self, sids: Tensor) -> Tensor:
-        """Codes (B, G, L) -> inputs (B, G, L, D): begin, then all codes but the last."""
-        parts = [self.begin.expand(*sids.shape[:2], -1)]
-        parts += [table(sids[:, :, level]) for level, table in enumerate(self.code)]
-        return torch.stack(parts, dim=2) + self.level_vectors
+        """Codes (..., L) -> inputs (..., L, D): begin, then all codes but the last."""
+        parts = [self.begin.expand(*sids.shape[:-1], -1)]
+        parts += [table(sids[..., level]) for level, table in enumerate(self.code)]
+        return torch.stack(parts, dim=-2) + self.level_vectors
 
-    def forward(self, x: Tensor, kvs: Sequence[KeysValues], mask: Tensor) -> Tensor:
-        """Inputs (B, G, P, D), keys and values of every layer, mask (B, S) -> states (B, G, P, D)."""
-        keep = mask[:, None, None, :]
+    def forward(self, x: Tensor, kvs: Sequence[KeysValues], mask: Tensor, streams: Streams) -> Tensor:
+        """Inputs (M, P, D), keys and values of every layer, mask (B, S) -> states (M, P, D)."""
         for layer, kv in zip(self.layers, kvs, strict=True):
-            x = layer(x, kv, keep)
+            x = layer(x, kv, mask, streams)
         return x
 
     def logits(self, states: Tensor, level: int) -> Tensor:
@@ -174,12 +229,13 @@ class CodeDecoder(nn.Module):
         logits: Tensor = self.heads[level](self.norms[level](states))
         return logits
 
-    def code_log_probs(self, states: Tensor, sids: Tensor) -> Tensor:
-        """States (B, G, L, D) of the inputs of ``sids`` (B, G, L) -> (B, G, L) log-probabilities."""
+    def log_probs(self, sids: Tensor, kvs: Sequence[KeysValues], mask: Tensor, streams: Streams) -> Tensor:
+        """Log-probability of every code of ``sids`` (M, L) -> (M, L)."""
+        states = self(self.embed(sids), kvs, mask, streams)
         found = []
         for level in range(len(self.level_sizes)):
-            log_p = self.logits(states[:, :, level], level).float().log_softmax(-1)
-            found.append(log_p.gather(-1, sids[:, :, level, None]).squeeze(-1))
+            log_p = self.logits(states[:, level], level).float().log_softmax(-1)
+            found.append(log_p.gather(-1, sids[:, level, None]).squeeze(-1))
         return torch.stack(found, dim=-1)
 
     def step(
@@ -189,15 +245,17 @@ class CodeDecoder(nn.Module):
         """Logits (B, W, K) of the next code of every beam; see ``core.Generator.step``."""
         num_histories = mask.shape[0]
         if codes is None or parents is None:
-            x = (self.begin + self.level_vectors[0]).expand(num_histories, 1, 1, -1)
+            streams = Streams(num_histories, 1)
+            x = (self.begin + self.level_vectors[0]).expand(num_histories, 1, -1)
         else:
             cache.follow(parents)
+            streams = Streams(num_histories, codes.shape[1])
             table = cast(nn.Embedding, self.code[level - 1])
-            x = (table(codes) + self.level_vectors[level])[:, :, None]
-        keep = mask[:, None, None, :]
+            x = (table(codes.flatten()) + self.level_vectors[level])[:, None]
         new: list[KeysValues] = []
         for index, (module, kv) in enumerate(zip(self.layers, kvs, strict=True)):
-            x, past = cast(DecoderLayer, module).step(x, kv, keep, cache.past[index] if cache.past else None)
-            new.append(past)
+            past = cache.past[index] if cache.past else None
+            x, grown = cast(DecoderLayer, module).step(x, kv, mask, streams, past)
+            new.append(grown)
         cache.past = new
-        return self.logits(x[:, :, 0], level)
+        return self.logits(x[:, 0], level).unflatten(0, (num_histories, streams.most))

@@ -2,25 +2,29 @@
 
 OneRec technical report (2506.13695, 2.2): item (as id or as semantic ID), author, tag, time, play time, duration and
 the set of actions are embedded and concatenated, then h = Dense(LeakyReLU(Dense(f))). Which of them exist says the
-Catalog's :class:`~sidera.data.features.FeatureSchema`; a log without feedback gives item and time alone.
+Catalog's ``data.features.FeatureSchema``; a log without feedback gives item and time alone.
 
 Choices where the paper is silent: seconds enter as log(1 + s) and as the share watched, with a mark where they are
 unknown; time as the age of the event at the request, in buckets of half octaves, and its place counted from the newest,
 likewise. Vectors of one width are summed where the paper concatenates only ids (levels of a semantic ID).
 
-Shape legend: T events · B histories · D width · N items · L levels.
+The first Dense is taken apart, because a product with a concatenation is a sum of products: what belongs to an item is
+multiplied once per different item, ages and places once per bucket, and only logged numbers once per event
+(:meth:`EventFeatures.concatenated` is the plain form, which a test holds against it).
+
+Shape legend: T events · B histories · D width · N items · U different items of the batch · L levels.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidera.catalog.catalog import Catalog
 from sidera.core import Batch, InputError
 
 ItemInput = Literal["id", "sid", "both"]
@@ -29,11 +33,35 @@ AGE_BUCKETS = 64  # half octaves of seconds reach beyond a century
 PLACE_BUCKETS = 40  # half octaves of events reach a million
 
 
+class ItemSource(Protocol):
+    """What is read of a Catalog; this room stands below the catalogue's, so it names the shape and not the class."""
+
+    @property
+    def codes(self) -> np.ndarray: ...  # (N, L)
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]: ...
+
+    @property
+    def num_items(self) -> int: ...
+
+    @property
+    def categories(self) -> Mapping[str, np.ndarray]: ...  # field -> (N,)
+
+    @property
+    def schema(self) -> Any: ...  # data.features.FeatureSchema
+
+
 class EventFeatures(nn.Module):
     """(T,) events of a Batch -> (T, D)."""
 
     def __init__(
-        self, catalog: Catalog, width: int, item_input: ItemInput = "both", side_width: int = 16, dropout: float = 0.0
+        self,
+        catalog: ItemSource,
+        width: int,
+        item_input: ItemInput = "both",
+        side_width: int = 16,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         schema = catalog.schema
@@ -58,6 +86,7 @@ class EventFeatures(nn.Module):
         self.age, self.place = nn.Embedding(AGE_BUCKETS, side_width), nn.Embedding(PLACE_BUCKETS, side_width)
         num_numbers = len(self.labels) + 2 * (self.has_watch_time + self.has_duration)
         num_numbers += int(self.has_watch_time and self.has_duration)  # the share watched
+        self.num_numbers = num_numbers
         total = width + side_width * (len(self.fields) + 2) + num_numbers
         self.mix = nn.Sequential(nn.Linear(total, 2 * width), nn.LeakyReLU(), nn.Linear(2 * width, width))
         for module in self.modules():
@@ -65,7 +94,7 @@ class EventFeatures(nn.Module):
                 nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
 
     def item_vectors(self, item_ids: Tensor) -> Tensor:
-        """(T, D) of the items alone."""
+        """(U, D) of the items alone."""
         parts = [] if self.item is None else [self.item(item_ids)]
         if self.code is not None:
             parts += [table(self.codes[item_ids, level]) for level, table in enumerate(self.code)]
@@ -73,20 +102,45 @@ class EventFeatures(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """(T, D); InputError names a feedback column that the model was trained with and the batch lacks."""
+        self._check(batch)
+        first, activation, second = cast(tuple[nn.Linear, nn.Module, nn.Module], tuple(self.mix))
+        ages, places, numbers = self._per_event(batch)
+        item_ids, which = torch.unique(batch.item_ids, return_inverse=True)  # (U,), (T,)
+        of_items = torch.cat(self._item_parts(item_ids), dim=-1)  # (U, F)
+        sizes = (of_items.shape[1], self.age.embedding_dim, self.place.embedding_dim, self.num_numbers)
+        by_item, by_age, by_place, by_number = first.weight.split(sizes, dim=1)
+        hidden = F.embedding(which, F.linear(of_items, by_item, first.bias))  # (T, 2D)
+        hidden += F.embedding(ages, F.linear(self.age.weight, by_age))
+        hidden += F.embedding(places, F.linear(self.place.weight, by_place))
+        if numbers is not None:
+            hidden += F.linear(numbers, by_number)
+        vectors: Tensor = second(activation(hidden))
+        return vectors
+
+    def concatenated(self, batch: Batch) -> Tensor:
+        """The reference of :meth:`forward`: every feature of every event side by side, then the MLP."""
+        self._check(batch)
+        ages, places, numbers = self._per_event(batch)
+        parts = [*self._item_parts(batch.item_ids), self.age(ages), self.place(places)]
+        return self.mix(torch.cat(parts if numbers is None else [*parts, numbers], dim=-1))
+
+    def _item_parts(self, item_ids: Tensor) -> list[Tensor]:
+        """(U, F_i) each: the items' own vectors and those of their categories."""
+        sides = [table(getattr(self, f"category_{name}")[item_ids]) for name, table in self.side.items()]
+        return [self.item_vectors(item_ids), *sides]
+
+    def _per_event(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(T,) bucket of the age, (T,) of the place, (T, numbers) of what was logged."""
+        lengths = batch.lengths
+        places = _half_octaves(_places(batch, lengths), PLACE_BUCKETS)
+        return self._ages(batch, lengths), places, self._numbers(batch)
+
+    def _check(self, batch: Batch) -> None:
         missing = [name for name in self.columns if name not in batch.feedback]
         if missing:
             raise InputError(
                 f"the batch has no feedback column {missing[0]!r}", fix="read the log through the Catalog's schema"
             )
-        lengths = batch.lengths
-        parts = [self.item_vectors(batch.item_ids)]
-        parts += [table(getattr(self, f"category_{name}")[batch.item_ids]) for name, table in self.side.items()]
-        parts.append(self.age(self._ages(batch, lengths)))
-        parts.append(self.place(_half_octaves(_places(batch, lengths), PLACE_BUCKETS)))
-        numbers = self._numbers(batch)
-        if numbers is not None:
-            parts.append(numbers.to(parts[0].dtype))
-        return self.mix(torch.cat(parts, dim=-1))
 
     def _ages(self, batch: Batch, lengths: Tensor) -> Tensor:
         """(T,) bucket of the seconds between an event and the request; 0 where times are unknown.
@@ -121,7 +175,7 @@ class EventFeatures(nn.Module):
 class UserFeatures(nn.Module):
     """The static pathway: (B,) profiles -> (B, D), one token per user, also for users of whom nothing is known."""
 
-    def __init__(self, catalog: Catalog, width: int, field_width: int = 32) -> None:
+    def __init__(self, catalog: ItemSource, width: int, field_width: int = 32) -> None:
         super().__init__()
         fields = catalog.schema.profile_fields
         self.fields = nn.ModuleDict(
@@ -157,17 +211,20 @@ def _half_octaves(values: Tensor, limit: int) -> Tensor:
 
 
 def padded(values: Tensor, offsets: Tensor, front: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Jagged (T, D) and ``front`` (B, D), one more token of each history -> (B, S, D), mask (B, S) True = token."""
+    """Jagged (T, D) and ``front`` (B, D), one more token of each history -> (B, S, D), mask (B, S) True = token.
+
+    Padding is zero. Written by place rather than gathered, so that the gradient is a gather and not a sum.
+    """
     lengths = offsets.diff()
-    longest = int(lengths.max()) if lengths.numel() else 0
+    total, width = values.shape
+    shift = int(front is not None)
+    longest = (int(lengths.max()) if lengths.numel() else 0) + shift
     steps = torch.arange(longest, device=offsets.device)
-    mask = steps < lengths[:, None]  # (B, S)
-    places = (offsets[:-1, None] + steps).clamp(max=max(values.shape[0] - 1, 0))
-    if values.shape[0]:
-        table = values[places.flatten()].view(*places.shape, values.shape[1])
-    else:
-        table = values.new_zeros(*places.shape, values.shape[1])
+    mask = steps < lengths[:, None] + shift  # (B, S)
+    rows = torch.arange(len(lengths), device=offsets.device) * longest  # (B,) where each history begins
+    begins = torch.repeat_interleave(rows + shift - offsets[:-1], lengths, output_size=total)
+    places = begins + torch.arange(total, device=offsets.device)
+    table = values.new_zeros(len(lengths) * longest, width).index_copy(0, places, values)
     if front is not None:
-        table = torch.cat((front[:, None], table), dim=1)
-        mask = F.pad(mask, (1, 0), value=True)
-    return table, mask
+        table = table.index_copy(0, rows, front.to(table.dtype))
+    return table.view(len(lengths), longest, width), mask

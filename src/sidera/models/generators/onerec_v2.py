@@ -15,8 +15,10 @@ ends where the request begins (``RequestRows``), so one context serves all targe
 Where the paper is silent: the age and place of an event are embedded with it (``nn.event_features``); of the older half
 of a long history only positive events enter the context (``short_term``); the static user token comes first.
 
-Shape legend: T events of the batch · B requests · G targets · L levels · S context tokens · D width · R groups of keys
-and values · E dims of a head.
+Loss and steps are shared with the encoder-decoder and stand in ``request_generator.py``.
+
+Shape legend: T events of the batch · B requests · M tokens of all · S context tokens · D width · C chunks · R groups of
+keys and values · E dims of a head.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
-from sidera.core import Batch, InputError, Loss, StepOutput
-from sidera.nn.code_decoder import CodeDecoder, DecoderCache, DecoderSize, KeysValues
+from sidera.core import Batch
+from sidera.models.generators.request_generator import RequestGenerator
+from sidera.nn.code_decoder import DecoderSize, KeysValues
 from sidera.nn.dropout import Dropout
 from sidera.nn.event_features import EventFeatures, UserFeatures, padded
-from sidera.nn.moe import balance_experts
 
 
 @dataclass(frozen=True)
@@ -62,18 +64,21 @@ class ContextProcessor(nn.Module):
         self.project = nn.Linear(size.width, self.chunks * size.num_kv_groups * size.head_width)
         self.norms = nn.ModuleList(nn.RMSNorm(size.head_width) for _ in range(self.chunks))
 
-    def forward(self, tokens: Tensor) -> list[KeysValues]:
-        """(B, S, D) -> num_pairs of ((B, R, S, E), (B, R, S, E))."""
-        batch, length, _ = tokens.shape
-        shape = (batch, length, self.chunks, self.size.num_kv_groups, self.size.head_width)
-        parts = self.project(tokens).view(shape).permute(2, 0, 3, 1, 4)  # (chunks, B, R, S, E)
-        normed = [norm(part) for norm, part in zip(self.norms, parts, strict=True)]
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(M, D) -> (M, C * R * E): normalised chunks side by side."""
+        parts = self.project(tokens).view(-1, self.chunks, self.size.num_kv_groups, self.size.head_width).unbind(1)
+        return torch.cat([norm(part).flatten(1) for norm, part in zip(self.norms, parts, strict=True)], dim=1)
+
+    def pairs(self, table: Tensor) -> list[KeysValues]:
+        """(B, S, C * R * E) -> num_pairs of ((B, R, S, E), (B, R, S, E))."""
+        shape = (self.chunks, self.size.num_kv_groups, self.size.head_width)
+        parts = table.unflatten(-1, shape).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
         if self.chunks == self.num_pairs:
-            return [(part, part) for part in normed]
-        return list(zip(normed[::2], normed[1::2], strict=True))
+            return [(part, part) for part in parts]
+        return list(zip(parts[::2], parts[1::2], strict=True))
 
 
-class OneRecV2(nn.Module):
+class OneRecV2(RequestGenerator):
     """Writes the codes of the next item from a context that costs one projection an event."""
 
     @dataclass(frozen=True)
@@ -111,81 +116,32 @@ class OneRecV2(nn.Module):
                 expert_width=self.expert_width, moe_from=self.moe_from, balance_rate=self.balance_rate,
             )  # fmt: skip
 
-    trains_on = "requests"
-    reads_feedback = True
-
     def __init__(self, config: Config, catalog: Catalog) -> None:
-        super().__init__()
-        self.config = config
-        self.codebook_id = catalog.codebook_id
-        self.level_sizes = tuple(int(size) for size in catalog.level_sizes)
-        self.positive = catalog.schema.positive
         size = config.decoder_size()
+        super().__init__(size, catalog)
+        self.config = config
+        self.positive = catalog.schema.positive
         self.events = EventFeatures(catalog, config.width, config.item_input)
         self.user = UserFeatures(catalog, config.width)
         self.processor = ContextProcessor(size, config.kv_sharing, config.separate_values)
-        self.decoder = CodeDecoder(size, self.level_sizes)
         self.dropout = Dropout(config.dropout)
         layers = range(config.num_layers)
         self.pair_of = [layer * config.kv_sharing // config.num_layers for layer in layers]  # l_kv of each layer
 
-    @property
-    def item_codes(self) -> Tensor:
-        """(N, L)"""
-        return self.events.codes
-
-    # -- training ------------------------------------------------------------------------------------------------
-
-    def loss(self, batch: Batch) -> Loss:
-        """Sum over targets of -log p(item)."""
-        if batch.target_ids is None:
-            raise InputError("the batch has no targets", fix="use RequestRows batches")
-        if self.training:
-            balance_experts(self)
-        sids, target_mask = self.targets(batch)  # (B, G, L), (B, G)
-        log_p = self.log_probs(self.context(batch), sids)[target_mask]  # (targets, L)
-        per_level = -log_p.sum(0)
-        count = log_p.shape[0]
-        means = (per_level.detach() / count).tolist()
-        parts = {f"level_{level}": mean for level, mean in enumerate(means)}
-        return Loss(per_level.sum(), count, parts | {"gen_loss": sum(means) / len(means)})
-
-    def targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The codes of each request's targets (B, G, L), and which of them are there (B, G)."""
-        assert batch.target_ids is not None
-        codes = self.item_codes[batch.target_ids]  # (targets, L)
-        if batch.target_offsets is None:
-            return codes[:, None], torch.ones(len(codes), 1, dtype=torch.bool, device=codes.device)
-        table, mask = padded(codes, batch.target_offsets)
-        return table, mask
-
-    # -- answering -----------------------------------------------------------------------------------------------
-
     def context(self, batch: Batch) -> LazyContext:
         """One token for the user and one for each event that is read."""
         batch = self.readable(batch)
-        tokens, mask = padded(self.events(batch), batch.offsets, front=self.user(batch))
-        return LazyContext(self.processor(self.dropout(tokens)), mask, batch.num_histories)
+        events = self.processor(self.dropout(self.events(batch)))  # (T, C*R*E)
+        users = self.processor(self.dropout(self.user(batch)))  # (B, C*R*E)
+        table, mask = padded(events, batch.offsets, front=users)
+        return LazyContext(self.processor.pairs(table), mask, batch.num_histories)
 
     def readable(self, batch: Batch) -> Batch:
         """The newest ``short_term`` events of each history, and the positive ones of the rest."""
         return select_events(batch, self.config.short_term, self.config.max_history, self.positive)
 
-    def new_cache(self, context: LazyContext, width: int) -> DecoderCache:
-        return DecoderCache(width=1)
-
-    def step(
-        self, context: LazyContext, cache: DecoderCache, level: int, codes: Tensor | None, parents: Tensor | None
-    ) -> StepOutput:
-        """(B, W, K) logits of the next code."""
-        return StepOutput(self.decoder.step(cache, self._kvs(context), context.mask, level, codes, parents))
-
-    def log_probs(self, context: LazyContext, sids: Tensor) -> Tensor:
-        """(B, G, L) codes -> (B, G, L) log-probabilities, with gradient."""
-        states = self.decoder(self.decoder.embed(sids), self._kvs(context), context.mask)
-        return self.decoder.code_log_probs(states, sids)
-
-    def _kvs(self, context: LazyContext) -> list[KeysValues]:
+    def keys_values(self, context: LazyContext) -> list[KeysValues]:
+        """Of every layer: its pair, shared with its neighbours."""
         return [context.pairs[pair] for pair in self.pair_of]
 
 

@@ -1,0 +1,79 @@
+"""What OneRec's architectures share: a batch row is a request, a CodeDecoder writes its targets, the loss is theirs.
+
+A model below says what a request's context is (``context``) and which keys and values each decoder layer reads of it
+(``keys_values``); loss, teacher forcing and beam steps are the same for all of them and stand here.
+
+A request's targets are jagged: each is one stream of the decoder, and all of them read the request's one context.
+
+Shape legend: T events of the batch · B requests · G targets or beams of each · M targets of all · L levels · S context
+tokens · K codes of a level.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sidera.catalog.catalog import Catalog
+from sidera.core import Batch, InputError, Loss, StepOutput
+from sidera.nn.code_decoder import CodeDecoder, DecoderCache, DecoderSize, KeysValues, Streams
+from sidera.nn.moe import balance_experts
+
+
+class RequestGenerator(nn.Module):
+    """Loss and steps of a generator that reads feedback and is trained on requests."""
+
+    trains_on = "requests"
+    reads_feedback = True
+    item_codes: Tensor  # (N, L)
+
+    def __init__(self, size: DecoderSize, catalog: Catalog) -> None:
+        super().__init__()
+        self.codebook_id = catalog.codebook_id
+        self.level_sizes = tuple(int(codes) for codes in catalog.level_sizes)
+        codes = torch.from_numpy(np.asarray(catalog.codes, dtype=np.int64))
+        self.register_buffer("item_codes", codes, persistent=False)
+        self.decoder = CodeDecoder(size, self.level_sizes)
+
+    def context(self, batch: Batch) -> Any:
+        """What the batch's requests cost once; it has ``num_histories``, ``nbytes`` and ``mask`` (B, S)."""
+        raise NotImplementedError
+
+    def keys_values(self, context: Any) -> list[KeysValues]:
+        """What each decoder layer reads of a context: (B, R, S, E) keys and values."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch) -> Loss:
+        """Sum over targets of -log p(item); ``gen_loss`` is OneRec-V2's mean over codes."""
+        if batch.target_ids is None:
+            raise InputError("the batch has no targets", fix="use RequestRows batches")
+        if self.training:
+            balance_experts(self)
+        sids = self.item_codes[batch.target_ids]  # (M, L)
+        count = len(sids)
+        streams = Streams(count, 1) if batch.target_offsets is None else Streams.of(batch.target_offsets)
+        context = self.context(batch)
+        log_p = self.decoder.log_probs(sids, self.keys_values(context), context.mask, streams)  # (M, L)
+        per_level = -log_p.sum(0)
+        means = (per_level.detach() / count).tolist()
+        parts = {f"level_{level}": mean for level, mean in enumerate(means)}
+        return Loss(per_level.sum(), count, parts | {"gen_loss": sum(means) / len(means)})
+
+    def log_probs(self, context: Any, sids: Tensor) -> Tensor:
+        """(B, G, L) codes -> (B, G, L) log-probabilities, with gradient."""
+        histories, each, levels = sids.shape
+        streams = Streams(histories, each)
+        found = self.decoder.log_probs(sids.reshape(-1, levels), self.keys_values(context), context.mask, streams)
+        return found.view(sids.shape)
+
+    def new_cache(self, context: Any, width: int) -> DecoderCache:
+        return DecoderCache(width=1)
+
+    def step(
+        self, context: Any, cache: DecoderCache, level: int, codes: Tensor | None, parents: Tensor | None
+    ) -> StepOutput:
+        """(B, W, K) logits of the next code."""
+        return StepOutput(self.decoder.step(cache, self.keys_values(context), context.mask, level, codes, parents))

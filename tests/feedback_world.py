@@ -1,0 +1,80 @@
+"""A catalogue with categories and feedback columns, and random requests on it: what models that read feedback need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from sidera.core import Batch
+from sidera.data.features import FeatureSchema
+
+SCHEMA = FeatureSchema(
+    positive="long_view",
+    labels=("click", "like", "long_view"),
+    has_watch_time=True,
+    has_duration=True,
+    item_fields={"creator": ("a", "b", "c"), "tags": ("x", "y")},
+    profile_fields={"region": ("north", "south")},
+    long_view_seconds=(5.0,) * 17,
+)
+NOW = 1_700_000_000  # unix seconds
+
+
+@dataclass(frozen=True)
+class FeedbackCatalog:
+    """As much of a Catalog as a model reads."""
+
+    codes: np.ndarray  # (N, L)
+    level_sizes: tuple[int, ...]
+    schema: FeatureSchema = SCHEMA
+    categories: dict[str, np.ndarray] = field(default_factory=dict)
+    codebook_id: str = "test"
+
+    @property
+    def num_items(self) -> int:
+        return len(self.codes)
+
+
+def feedback_catalog(num_items: int = 20, level_sizes: tuple[int, ...] = (5, 4, 3), seed: int = 0) -> Any:
+    """Items on distinct random codes with random categories, some of them unknown."""
+    rng = np.random.default_rng(seed)
+    flat = rng.choice(int(np.prod(level_sizes)), num_items, replace=False)
+    codes = np.stack(np.unravel_index(flat, level_sizes), axis=1).astype(np.int32)
+    categories = {name: rng.integers(0, len(values) + 1, num_items) for name, values in SCHEMA.item_fields.items()}
+    return FeedbackCatalog(codes, level_sizes, categories=categories)
+
+
+def bare_catalog(num_items: int = 20, level_sizes: tuple[int, ...] = (5, 4, 3)) -> Any:
+    """The same items in a log without feedback, categories or profiles."""
+    return replace(feedback_catalog(num_items, level_sizes), schema=FeatureSchema(), categories={})
+
+
+def requests(lengths: list[int], targets: list[int] | None = None, num_items: int = 20, seed: int = 0) -> Batch:
+    """Histories of these lengths with random feedback, and so many targets each."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(size: int, high: int) -> torch.Tensor:
+        return torch.randint(high, (size,), generator=generator)
+
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    total, histories = int(offsets[-1]), len(lengths)
+    duration = draw(total, 100).float()  # some are zero
+    feedback = {name: draw(total, 2).float() for name in SCHEMA.labels}
+    feedback |= {"watch_time": duration * torch.rand(total, generator=generator), "duration": duration}
+    ages = [torch.sort(draw(length, 10**6), descending=True).values for length in lengths]
+    batch = Batch(
+        item_ids=draw(total, num_items),
+        offsets=offsets,
+        times=NOW - torch.cat([*ages, torch.empty(0, dtype=torch.int64)]),
+        as_of=torch.full((histories,), NOW),
+        feedback=feedback,
+        profiles={"region": draw(histories, 3)},
+    )
+    if targets is None:
+        return batch
+    bounds = torch.tensor([0, *targets]).cumsum(0)
+    count = int(bounds[-1])
+    return replace(batch, target_ids=draw(count, num_items), target_offsets=bounds, global_count=count)
