@@ -106,6 +106,18 @@ class Batch:
             profiles={name: values[low:high] for name, values in self.profiles.items()},
         )
 
+    def keep(self, kept_mask: Tensor) -> Batch:
+        """The same histories with only the events that a mask (T,) names; targets belong to histories and stay."""
+        counts = self.offsets.new_zeros(len(kept_mask) + 1)  # events kept before each place
+        counts[1:] = kept_mask.cumsum(0)
+        return replace(
+            self,
+            item_ids=self.item_ids[kept_mask],
+            offsets=counts[self.offsets],
+            times=None if self.times is None else self.times[kept_mask],
+            feedback={name: values[kept_mask] for name, values in self.feedback.items()},
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         moved: dict[str, Any] = {}
         for entry in fields(self):
@@ -168,6 +180,21 @@ class Generator(Protocol):
 
     def log_probs(self, context: Context, sids: Tensor) -> Tensor:
         """Log-probability of every code of given semantic IDs, with gradient. sids (B, G, L) -> (B, G, L)."""
+
+
+@runtime_checkable
+class SessionGenerator(Generator, Protocol):
+    """A Generator that goes on after an item: it writes lists of up to ``session_length`` items.
+
+    ``step`` at level 0 with ``codes`` given takes them as the last codes of an item and begins the beams' next one.
+    """
+
+    session_length: int  # m
+    list_beam: int  # lists that a search keeps side by side
+
+    def log_probs_lists(self, context: Context, sids: Tensor) -> Tensor:
+        """Log-probability of every code of given lists, with gradient. sids (B, G, m, L) -> (B, G, m, L); any list
+        length up to ``session_length``. The sum over (m, L) is log p(list)."""
 
 
 @runtime_checkable

@@ -22,6 +22,7 @@ from sidera.data.batches import PackedSequences, PrefixRows, RequestRows
 from sidera.data.config import View
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
+from sidera.data.sessions import SessionRows
 from sidera.data.split import Split, leave_one_out
 from sidera.data.tiny import checkerboard, checkerboard_next
 from sidera.engine.recommender import Recommender
@@ -41,6 +42,10 @@ SMALL: dict[str, dict[str, Any]] = {
         "head_width": 16,
         "ff_width": 64,
         "dropout": 0.0,
+    },
+    "onerec_v1": {
+        "max_history": 8, "width": 32, "num_layers": 2, "ff_width": 64, "dropout": 0.0, "num_experts": 4,
+        "expert_width": 32,
     },
     "onerec_v2": {"max_history": 8, "width": 32, "num_layers": 2, "ff_width": 64, "dropout": 0.0},
     "sidera": {"max_history": 8, "width": 16, "num_layers": 1, "num_heads": 1, "dropout": 0.0},
@@ -147,6 +152,9 @@ def batches(
     if model.trains_on == "requests":
         history = model.config.max_history  # type: ignore[union-attr]
         return RequestRows(world().dataset, world().split, FeatureSchema(), history, batch_size)
+    if model.trains_on == "sessions":
+        rows = (world().dataset, world().split, FeatureSchema(), model.config.max_history, batch_size)
+        return SessionRows(*rows, rules=model.config.session_rules())
     kinds: Mapping[str, Any] = {"positions": PackedSequences, "prefixes": PrefixRows}
     kind = kinds.get(str(model.trains_on))
     if kind is None:

@@ -33,7 +33,7 @@ LEARNERS = [name for name in ALL if name != "popularity"]
 def test_it_plays_a_role(name: str) -> None:
     model = build(name)
     assert isinstance(model, Generator) != isinstance(model, Scorer)
-    assert model.trains_on in ("positions", "prefixes", "requests", "counts", "nothing")
+    assert model.trains_on in ("positions", "prefixes", "requests", "sessions", "counts", "nothing")
     assert model.config == type(model.config)(**model.config.__dict__)
 
 

@@ -59,7 +59,7 @@ class PackedSequences:
         place = np.arange(len(users)) - np.repeat(np.cumsum(num_windows) - num_windows, num_windows)  # 0 = newest
         ends = split.train_ends[users] - 1 - place * max_history
         self.user_ids, self.starts, self.ends = users, np.maximum(ends - max_history, first[users]), ends
-        _check_targets(dataset, len(users))
+        check_targets(dataset, len(users))
         self.digest = _digest("packed", dataset, split, max_history, batch_size, seed, windows)
 
     @property
@@ -98,7 +98,7 @@ class PrefixRows:
         self.ends = np.flatnonzero((position > first) & (position < split.train_ends[dataset.event_users]))
         self.user_ids = dataset.event_users[self.ends]
         self.starts = np.maximum(first[self.ends], self.ends - max_history)
-        _check_targets(dataset, len(self.ends))
+        check_targets(dataset, len(self.ends))
         self.digest = _digest("prefix", dataset, split, max_history, batch_size, seed)
 
     @property
@@ -167,17 +167,24 @@ class RequestRows:
         _check_sizes(max_history, batch_size)
         self.dataset, self.batch_size, self.seed, self.order = dataset, batch_size, seed, order
         self.reader = Reader(dataset, schema)
-        position, users = np.arange(dataset.num_events), dataset.event_users
-        trained = position < split.train_ends[users]
-        wanted = dataset.feedback[schema.positive].astype(bool) if schema.positive else np.ones(len(position), bool)
-        begins = request_starts(dataset)  # (E,) first event of each event's request
-        self.target_places = np.flatnonzero(trained & wanted & (begins > dataset.offsets[users]))
-        _check_targets(dataset, len(self.target_places))
-        self.ends, first = np.unique(begins[self.target_places], return_index=True)  # (R,) where histories end
-        self.target_bounds = np.append(first, len(self.target_places))  # (R+1,)
-        self.user_ids = users[self.ends]
+        self.ends, self.target_places, self.target_bounds = self.rows(dataset, split, schema)
+        self.user_ids = dataset.event_users[self.ends]
         self.starts = np.maximum(dataset.offsets[self.user_ids], self.ends - max_history)
-        self.digest = _digest("requests", dataset, split, max_history, batch_size, seed, order, schema.to_json())
+        settings = (max_history, batch_size, seed, order, schema.to_json(), *self.settings())
+        self.digest = _digest("requests", dataset, split, *settings)
+
+    def rows(self, dataset: Dataset, split: Split, schema: FeatureSchema) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where histories end (R,), the events that are targets (G,), and where each row's begin among these (R+1,)."""
+        begins = request_starts(dataset)  # (E,) first event of each event's request
+        has_history = begins > dataset.offsets[dataset.event_users]
+        places = np.flatnonzero(trained_mask(dataset, split) & positive_mask(dataset, schema) & has_history)
+        check_targets(dataset, len(places))
+        ends, first = np.unique(begins[places], return_index=True)
+        return ends, places, np.append(first, len(places))
+
+    def settings(self) -> tuple[Any, ...]:
+        """What else decides the rows: part of the digest."""
+        return ()
 
     @property
     def num_rows(self) -> int:
@@ -211,6 +218,18 @@ class RequestRows:
         return replace(
             batch, target_offsets=torch.from_numpy(offsets), target_feedback=self.reader.events(targets)
         )
+
+
+def trained_mask(dataset: Dataset, split: Split) -> np.ndarray:
+    """(E,) events that may be learned from."""
+    return np.arange(dataset.num_events) < split.train_ends[dataset.event_users]
+
+
+def positive_mask(dataset: Dataset, schema: FeatureSchema) -> np.ndarray:
+    """(E,) events worth recommending again; all where the schema names no such label."""
+    if not schema.positive:
+        return np.ones(dataset.num_events, dtype=bool)
+    return dataset.feedback[schema.positive].astype(bool)
 
 
 def request_starts(dataset: Dataset) -> np.ndarray:
@@ -317,7 +336,8 @@ def _check_sizes(max_history: int, batch_size: int) -> None:
             raise InputError(f"{name} = {value}", allowed="1 or more")
 
 
-def _check_targets(dataset: Dataset, num_rows: int) -> None:
+def check_targets(dataset: Dataset, num_rows: int) -> None:
+    """InputError when there is nothing to train on."""
     if not num_rows:
         raise InputError(
             f"data set {dataset.name!r} has nothing to train on: no user has two training events",

@@ -61,17 +61,17 @@ def beam_search(
     """
     if isinstance(context, Batch):
         context = generator.context(context)
-    _check(generator, context, trie, width, num_results, exclude)
+    check_search(generator, context, trie, width, num_results, exclude)
     cache = generator.new_cache(context, min(width, max(trie.num_nodes[:-1], default=1)))
     output = generator.step(context, cache, 0, None, None)
     tables = trie.tensors(output.logits.device)
     candidates = _first_candidates(output, tables)
     for level in range(1, trie.num_levels):
-        beams = _prune(candidates, width)
+        beams = prune(candidates, width)
         codes = tables.tokens[level - 1][beams.nodes].long()  # (B, W)
         output = generator.step(context, cache, level, codes, beams.parents)
-        candidates = _children(beams, output, tables, level)
-    candidates, item_ids = _items(candidates, tables)
+        candidates = continuations(beams, output, tables, level)
+    candidates, item_ids = items_of(candidates, tables)
     if exclude is not None:
         histories = candidates.rows // candidates.width
         ids, offsets = (part.to(item_ids.device) for part in exclude)
@@ -81,7 +81,7 @@ def beam_search(
 
 
 @dataclass(frozen=True, eq=False)
-class _Candidates:
+class Candidates:
     """Legal continuations, flat: history after history, inside a history in trie order."""
 
     scores: Tensor  # (M,) float32
@@ -108,13 +108,24 @@ class _Candidates:
         padded.view(-1)[places + shift[self.rows // self.width]] = self.scores
         return padded
 
+    def best(self, width: int) -> tuple[Tensor, Tensor]:
+        """Scores (B, W) and flat indices (B, W) of the best ``width`` of each history, in trie order; all of them,
+        where there are not more."""
+        scores = self.padded_scores()  # (B, P)
+        if scores.shape[1] > width:
+            positions = best_positions(scores, width)  # (B, W)
+            scores = scores.gather(1, positions)
+        else:
+            positions = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+        return scores, self.flat(positions)
+
     def flat(self, positions: Tensor) -> Tensor:
         """(B, W) columns of the padded form -> (B, W) indices into the flat tensors; padding gives some index."""
         return (positions + self.bounds[:-1, None]).clamp_(max=self.scores.numel() - 1)
 
 
 @dataclass(frozen=True, eq=False)
-class _Partial:
+class Partial:
     """The surviving beams of a step, in trie order; dead ones have score -inf, node 0 and any parent."""
 
     scores: Tensor  # (B, W) float32
@@ -122,13 +133,13 @@ class _Partial:
     parents: Tensor  # (B, W) int64
 
 
-def _first_candidates(output: StepOutput, tables: TrieTensors) -> _Candidates:
+def _first_candidates(output: StepOutput, tables: TrieTensors) -> Candidates:
     """All nodes of level 0 for every history."""
     num_histories, num_nodes = output.logits.shape[0], tables.tokens[0].numel()
     logits, log_norm = normalised(output)
     log_probs = logits[:, 0].float() - log_norm  # (B, K)
     device = log_probs.device
-    return _Candidates(
+    return Candidates(
         scores=log_probs[:, tables.tokens[0].long()].reshape(-1),
         nodes=torch.arange(num_nodes, device=device).repeat(num_histories),
         rows=torch.arange(num_histories, device=device).repeat_interleave(num_nodes),
@@ -137,23 +148,17 @@ def _first_candidates(output: StepOutput, tables: TrieTensors) -> _Candidates:
     )
 
 
-def _prune(candidates: _Candidates, width: int) -> _Partial:
+def prune(candidates: Candidates, width: int) -> Partial:
     """The best ``width`` candidates of each history (all of them, where there are not more) become its beams."""
-    scores = candidates.padded_scores()  # (B, P)
-    if scores.shape[1] > width:
-        positions = best_positions(scores, width)  # (B, W)
-        scores = scores.gather(1, positions)
-    else:
-        positions = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
-    flat = candidates.flat(positions)
-    return _Partial(
+    scores, flat = candidates.best(width)
+    return Partial(
         scores=scores,
         nodes=candidates.nodes[flat].masked_fill_(scores == NEG_INF, 0),
         parents=candidates.rows[flat] % candidates.width,
     )
 
 
-def _children(beams: _Partial, output: StepOutput, tables: TrieTensors, level: int) -> _Candidates:
+def continuations(beams: Partial, output: StepOutput, tables: TrieTensors, level: int) -> Candidates:
     """The legal continuations of all live beams, with their scores."""
     num_histories, width = beams.nodes.shape
     nodes, scores = beams.nodes.view(-1), beams.scores.view(-1)  # (B W,)
@@ -166,7 +171,7 @@ def _children(beams: _Partial, output: StepOutput, tables: TrieTensors, level: i
     chosen = logits.reshape(-1)[torch.add(codes, rows, alpha=logits.shape[-1])]  # (M,)
     before = (beams.scores - log_norm).view(-1)  # (B W,)
     ends = counts.view(num_histories, width).sum(dim=1).cumsum(0)  # (B,)
-    return _Candidates(
+    return Candidates(
         scores=chosen.float() + before[rows],
         nodes=children,
         rows=rows,
@@ -175,7 +180,7 @@ def _children(beams: _Partial, output: StepOutput, tables: TrieTensors, level: i
     )
 
 
-def _items(candidates: _Candidates, tables: TrieTensors) -> tuple[_Candidates, Tensor]:
+def items_of(candidates: Candidates, tables: TrieTensors) -> tuple[Candidates, Tensor]:
     """Candidates that are leaves -> one candidate per item, in serving order, and the item ids (M,)."""
     if tables.shared_leaves.numel() == 0:
         return candidates, tables.leaf_items[candidates.nodes].long()
@@ -183,7 +188,7 @@ def _items(candidates: _Candidates, tables: TrieTensors) -> tuple[_Candidates, T
     counts = tables.leaf_starts(candidates.nodes + 1) - starts
     leaves, places = _runs(starts, counts)  # (M',) each: index of the leaf's candidate, place in leaf_items
     ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    expanded = _Candidates(
+    expanded = Candidates(
         scores=candidates.scores[leaves],
         nodes=candidates.nodes[leaves],
         rows=candidates.rows[leaves],
@@ -201,7 +206,7 @@ def _runs(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     return index, torch.arange(total, device=counts.device) + (starts - ends + counts)[index]
 
 
-def _results(candidates: _Candidates, item_ids: Tensor, tables: TrieTensors, num_results: int) -> Beams:
+def _results(candidates: Candidates, item_ids: Tensor, tables: TrieTensors, num_results: int) -> Beams:
     """The best items of each history, best first, padded to ``num_results``."""
     padded = candidates.padded_scores()  # (B, P)
     num_histories, device = padded.shape[0], padded.device
@@ -243,9 +248,10 @@ def normalised(output: StepOutput) -> tuple[Tensor, Tensor]:
     return log_probs, log_probs.new_zeros(log_probs.shape[:2])
 
 
-def _check(
+def check_search(
     generator: Generator, context: Context, trie: CodeTrie, width: int, num_results: int, exclude: Jagged | None
 ) -> None:
+    """InputError when a search of these histories in this trie makes no sense."""
     for name, value in (("width", width), ("num_results", num_results)):
         if value < 1:
             raise InputError(f"{name} is {value}", allowed="1 or more")

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from sidera import artifacts
 from sidera.catalog.catalog import Catalog
-from sidera.core import ArtifactError, Batch, Generator, InputError, Recommendation, Request, Scorer
+from sidera.core import ArtifactError, Batch, Generator, InputError, Recommendation, Request, Scorer, SessionGenerator
 from sidera.decode.beam import beam_search
 from sidera.decode.dense import top_items
 from sidera.decode.free import free_beam
+from sidera.decode.session import rank_by_lists
 from sidera.models import build_model, parse_model
 
 DEFAULT_BEAM = 50  # beams of a generator where no recipe says otherwise
@@ -40,7 +41,7 @@ class Ranked:
 
     item_ids: Tensor  # (B, k) int64
     scores: Tensor  # (B, k) float32
-    leaf_ids: Tensor | None  # (B, k) int64: equal for items that share a semantic ID; None for scorers
+    leaf_ids: Tensor | None  # (B, k) int64: equal for items that share a semantic ID; None for scorers and lists
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Recommender:
         if isinstance(model, Generator):
             catalog.check_codebook(model.codebook_id)
         self.kind = "generator" if isinstance(model, Generator) else "scorer"
+        self.writes_lists = isinstance(model, SessionGenerator)
         self.model = model.to(device).eval()
         self.catalog = catalog
         self.model_section = model_section
@@ -98,7 +100,7 @@ class Recommender:
 
         The model reads the newest ``max_history`` events; ``filter_seen`` leaves out every item of the whole history.
         ``exclude`` (jagged item ids and offsets) leaves out others. ``beam`` defaults to the recommender's, and is
-        never narrower than k.
+        never narrower than k. A model that writes lists answers by :func:`sidera.decode.session.rank_by_lists`.
         """
         if k < 1:
             raise InputError(f"k = {k}", allowed="1 or more")
@@ -114,6 +116,10 @@ class Recommender:
             if self.kind == "generator":
                 generator = cast(Generator, self.model)
                 width = max(beam or self.beam, k)
+                if self.writes_lists:
+                    lister = cast(SessionGenerator, generator)
+                    ids, log_p = rank_by_lists(lister, batch, self.catalog.trie, k=k, beam=width, exclude=left_out)
+                    return Ranked(ids, log_p, None)
                 found = beam_search(generator, batch, self.catalog.trie, width=width, num_results=k, exclude=left_out)
                 return Ranked(found.item_ids, found.scores, found.leaf_ids)
             scores = cast(Scorer, self.model).item_scores(batch).float()

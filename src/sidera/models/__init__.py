@@ -2,8 +2,8 @@
 
 Every class is built as ``Model(config, catalog)`` with its frozen dataclass ``Model.Config``, and says in ``trains_on``
 which batches its ``loss`` takes: "positions" (packed, a target per event), "prefixes" (a target per history),
-"requests" (a request's targets per history; such a class also says ``reads_feedback = True``), "counts" (filled once
-from the training sequences) or "nothing".
+"requests" (a request's targets per history; such a class also says ``reads_feedback = True``), "sessions" (likewise,
+the targets being a list in order), "counts" (filled once from the training sequences) or "nothing".
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from sidera.catalog.catalog import Catalog
 from sidera.config import closest, parse_section
 from sidera.core import InputError
+from sidera.models.generators.onerec_v1 import OneRecV1
 from sidera.models.generators.onerec_v2 import OneRecV2
 from sidera.models.generators.sidera import SideraGenerator
 from sidera.models.generators.tiger import Tiger
@@ -29,6 +30,7 @@ MODELS: dict[str, Any] = {
     "sasrec": SASRec,
     "tiger": Tiger,
     "sidera": SideraGenerator,
+    "onerec_v1": OneRecV1,
     "onerec_v2": OneRecV2,
 }
 

@@ -31,6 +31,7 @@ from sidera.config import check_value
 from sidera.nn.dropout import Dropout
 from sidera.nn.moe import Gate, MoE, SwiGLU
 
+FEW_PLACES = 8  # where writing out all pairs is cheaper than a call per head
 KeysValues = tuple[Tensor, Tensor]  # (B, R, S, E) each
 
 
@@ -160,7 +161,7 @@ class DecoderLayer(nn.Module):
 
 def places_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention inside streams of a few places: all pairs of places written out. (M, P, H, E) -> the same."""
-    if not q.is_cpu:
+    if not q.is_cpu or q.shape[1] > FEW_PLACES:
         return fused_places_attention(q, k, v)
     places, dim = q.shape[1], q.shape[3]
     later_mask = torch.ones(places, places, dtype=torch.bool).triu(1)[:, :, None]  # (P, P, 1)
@@ -231,7 +232,10 @@ class CodeDecoder(nn.Module):
 
     def log_probs(self, sids: Tensor, kvs: Sequence[KeysValues], mask: Tensor, streams: Streams) -> Tensor:
         """Log-probability of every code of ``sids`` (M, L) -> (M, L)."""
-        states = self(self.embed(sids), kvs, mask, streams)
+        return self.code_log_probs(self(self.embed(sids), kvs, mask, streams), sids)
+
+    def code_log_probs(self, states: Tensor, sids: Tensor) -> Tensor:
+        """States (M, L, D) of the inputs of ``sids`` (M, L) -> (M, L)."""
         found = []
         for level in range(len(self.level_sizes)):
             log_p = self.logits(states[:, level], level).float().log_softmax(-1)
@@ -252,10 +256,17 @@ class CodeDecoder(nn.Module):
             streams = Streams(num_histories, codes.shape[1])
             table = cast(nn.Embedding, self.code[level - 1])
             x = (table(codes.flatten()) + self.level_vectors[level])[:, None]
+        states = self.advance(cache, kvs, mask, streams, x)
+        return self.logits(states[:, 0], level).unflatten(0, (num_histories, streams.most))
+
+    def advance(
+        self, cache: DecoderCache, kvs: Sequence[KeysValues], mask: Tensor, streams: Streams, x: Tensor
+    ) -> Tensor:
+        """Inputs (M, 1, D) of the next place of every beam -> states (M, 1, D)."""
         new: list[KeysValues] = []
         for index, (module, kv) in enumerate(zip(self.layers, kvs, strict=True)):
             past = cache.past[index] if cache.past else None
             x, grown = cast(DecoderLayer, module).step(x, kv, mask, streams, past)
             new.append(grown)
         cache.past = new
-        return self.logits(x[:, 0], level).unflatten(0, (num_histories, streams.most))
+        return x

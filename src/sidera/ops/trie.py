@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -144,6 +145,24 @@ class CodeTrie:
         counts = np.diff(self.leaf_ptr)
         leaves[self.leaf_items] = np.repeat(np.arange(self.num_leaves, dtype=np.int32), counts)
         return leaves
+
+    @cached_property
+    def item_paths(self) -> Array:
+        """(N, L) int64: the node of every level that leads to an item; -1 for an item that was not alive."""
+        nodes = self.leaf_of_item().astype(np.int64)
+        gone_mask = nodes < 0
+        paths = [nodes]
+        for ptr in reversed(self.ptr):
+            paths.append(np.searchsorted(ptr, paths[-1], side="right") - 1)
+        return np.where(gone_mask[:, None], -1, np.stack(paths[::-1], axis=1))
+
+    @cached_property
+    def items_below(self) -> tuple[Array, ...]:
+        """L of (n_l,) int64: how many items each node leads to."""
+        starts = [self.leaf_ptr.astype(np.int64)]  # per level: where a node's items begin in leaf_items
+        for ptr in reversed(self.ptr):
+            starts.append(starts[-1][ptr])
+        return tuple(np.diff(start) for start in reversed(starts))
 
     def leaf_codes(self, leaves: Array) -> Array:
         """(...) leaf numbers -> (..., L) codes, int64."""

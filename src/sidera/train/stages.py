@@ -25,6 +25,7 @@ from sidera.data.batches import PackedSequences, PrefixRows, RequestRows
 from sidera.data.config import View, load_dataset, make_views
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
+from sidera.data.sessions import SessionRows
 from sidera.data.split import Split, train_item_ids
 from sidera.engine.recommender import Recommender
 from sidera.eval.evaluate import evaluate, quick_metrics
@@ -271,6 +272,12 @@ def batch_source(
     if model.trains_on == "requests":
         history, size = recipe.model_config.max_history, recipe.fit.batch_size
         return RequestRows(prepared.dataset, prepared.split, prepared.schema, history, size, seed=recipe.fit.seed)
+    if model.trains_on == "sessions":
+        history, size = recipe.model_config.max_history, recipe.fit.batch_size
+        rules = recipe.model_config.session_rules()
+        return SessionRows(
+            prepared.dataset, prepared.split, prepared.schema, history, size, seed=recipe.fit.seed, rules=rules
+        )
     kinds: dict[str, type[PackedSequences] | type[PrefixRows]] = {"positions": PackedSequences, "prefixes": PrefixRows}
     kind = kinds.get(str(model.trains_on))
     if kind is None:

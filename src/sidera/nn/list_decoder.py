@@ -1,0 +1,83 @@
+"""A code decoder that goes on after an item: lists as one stream (OneRec v1, 2502.18965).
+
+The stream of a list is [BOS, s1 .. sL] x m: L+1 places an item, every code is read, and the place of s(l) writes
+s(l+1). A BOS writes the first code of its item knowing all items before. The place of sL writes nothing; it is read by
+what follows, and left out after the last item.
+
+Places inside an item are told apart by a vector per level, items of a list by a vector each (the paper names no
+position encoding).
+
+Shape legend: B histories · G lists of each · m items of a list · L levels · P = m (L+1) - 1 places · D width ·
+W beams · K codes of a level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sidera.core import InputError
+from sidera.nn.code_decoder import CodeDecoder, DecoderCache, DecoderSize, KeysValues, Streams
+
+
+@dataclass
+class ListCache(DecoderCache):
+    """The beams of one search over lists."""
+
+    item: int = 0  # which item of the list is being written
+
+
+class ListDecoder(CodeDecoder):
+    """Writes lists of up to ``length`` items."""
+
+    def __init__(self, size: DecoderSize, level_sizes: Sequence[int], length: int) -> None:
+        super().__init__(size, level_sizes)
+        self.length = length
+        self.last_code = nn.Embedding(self.level_sizes[-1], size.width)
+        nn.init.normal_(self.last_code.weight, std=size.width**-0.5)
+        self.last_vector = nn.Parameter(torch.randn(size.width) * 0.02)
+        self.item_vectors = nn.Parameter(torch.randn(length, size.width) * 0.02)
+
+    def embed_lists(self, sids: Tensor) -> Tensor:
+        """Codes (M, m, L) of M lists -> inputs (M, P, D)."""
+        length = sids.shape[1]
+        if length > self.length:
+            raise InputError(f"a list of {length} items", allowed=f"at most {self.length} (session_length)")
+        last = self.last_code(sids[..., -1:]) + self.last_vector  # (M, m, 1, D)
+        x = torch.cat((self.embed(sids), last), dim=2) + self.item_vectors[:length, None]  # (M, m, L+1, D)
+        return x.flatten(1, 2)[:, :-1]
+
+    def list_log_probs(self, sids: Tensor, kvs: Sequence[KeysValues], mask: Tensor) -> Tensor:
+        """Codes (B, G, m, L) -> (B, G, m, L) log-probabilities, each given all codes before it in its list."""
+        batch, lists, length, num_levels = sids.shape
+        states = self(self.embed_lists(sids.flatten(0, 1)), kvs, mask, Streams(batch, lists))  # (B*G, P, D)
+        states = F.pad(states, (0, 0, 0, 1)).unflatten(1, (length, num_levels + 1))[:, :, :-1]  # (B*G, m, L, D)
+        return self.code_log_probs(states.flatten(0, 1), sids.reshape(-1, num_levels)).view_as(sids)
+
+    def step(
+        self, cache: DecoderCache, kvs: Sequence[KeysValues], mask: Tensor, level: int, codes: Tensor | None,
+        parents: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """Logits (B, W, K) of the next code; see ``core.SessionGenerator``: level 0 with codes begins the next item."""
+        assert isinstance(cache, ListCache)
+        streams = Streams(mask.shape[0], 1 if codes is None else codes.shape[1])
+        beams = streams.num_histories * streams.most
+        if codes is not None and parents is not None:
+            cache.follow(parents)
+            if level == 0:
+                last = self.last_code(codes.flatten()) + self.last_vector + self.item_vectors[cache.item]
+                self.advance(cache, kvs, mask, streams, last[:, None])
+                cache.item += 1
+                if cache.item >= self.length:
+                    raise InputError(f"item {cache.item + 1} of a list", allowed=f"{self.length} (session_length)")
+        if level == 0:
+            x = (self.begin + self.level_vectors[0]).expand(beams, -1)
+        else:
+            assert codes is not None
+            x = self.code[level - 1](codes.flatten()) + self.level_vectors[level]
+        states = self.advance(cache, kvs, mask, streams, (x + self.item_vectors[cache.item])[:, None])
+        return self.logits(states[:, 0], level).unflatten(0, (streams.num_histories, streams.most))
