@@ -140,3 +140,18 @@ def test_bad_input_is_named(change, words):
 def test_find_names_the_wrong_shape():
     with pytest.raises(InputError, match=r"semantic IDs of shape \(1, 3\)"):
         CodeTrie.build(np.array([[0, 1]]), (2, 3)).find(np.zeros((1, 3), dtype=int))
+
+
+def test_paths_and_counts_of_items() -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 3, (40, 3))  # 27 semantic IDs at most: many items share one
+    alive = rng.random(40) < 0.8
+    trie = CodeTrie.build(codes, (3, 3, 3), alive=alive)
+    paths = trie.item_paths
+    assert (paths[~alive] == -1).all()
+    for level in range(3):
+        prefixes = {tuple(codes[item, : level + 1]) for item in np.flatnonzero(alive)}
+        number = {prefix: node for node, prefix in enumerate(sorted(prefixes))}  # nodes stand in this order
+        for item in np.flatnonzero(alive):
+            assert paths[item, level] == number[tuple(codes[item, : level + 1])]
+        assert trie.items_below[level].tolist() == np.bincount(paths[alive, level], minlength=len(number)).tolist()

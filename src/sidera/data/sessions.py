@@ -50,11 +50,12 @@ class SessionRules:
 
     def __post_init__(self) -> None:
         for name in ("length", "gap"):
-            check_value("[model]", name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
+            value = getattr(self, name)
+            check_value("[model]", f"session_{name}", value, value >= 1, "a whole number >= 1")
         for name in ("min_watched", "min_watch_time", "min_interactions"):
             check_value("[model]", name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         fits = self.min_watched <= self.length
-        check_value("[model]", "min_watched", self.min_watched, fits, f"at most the list's length ({self.length})")
+        check_value("[model]", "min_watched", self.min_watched, fits, f"at most session_length ({self.length})")
 
 
 class SessionRows(RequestRows):
