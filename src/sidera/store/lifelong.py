@@ -1,0 +1,267 @@
+"""Lifelong histories: up to 100,000 events of one user as at most 2,000 representatives, kept up event by event.
+
+OneRec technical report, 2.2: recursive k-means of a user's events in the item vector space, floor(cuberoot(|D|))
+clusters a split, until a set has at most M events. Of each cluster the categorical features (item, creator, labels) are
+those of the event nearest to the centre; time, watch time and duration are means. A QFormer in the model reads these
+tokens (``nn/qformer.py``).
+
+    history = LifelongHistory(ItemTable.of(vectors, creators))
+    history.append(Events.of(item_ids, times, labels, watch_time, duration))   # one event or 100,000
+    tokens = history.representatives()                                         # ordered by mean time
+
+The report does not print M. Here M is ``leaf_size`` for a full history and shrinks with it, so that a user with 5,000
+events has about as many representatives as one with 100,000, not one in fifty; up to ``max_representatives`` events are
+kept as they are. docs/lifelong.md has the figures.
+
+Trap: a tree remembers its youth. Appending never moves old cells; when ``rebuild_due`` turns true (as many events came
+as there were at the last build), call ``rebuild()`` where a second of work hurts nobody.
+
+Not thread-safe: ``behaviour.BehaviourStore`` holds a lock for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sidera import artifacts
+from sidera.config import check_value, parse_section
+from sidera.core import ArtifactError, InputError
+from sidera.store.cluster_tree import ClusterTree, statistics
+from sidera.store.events import COLUMNS, EventRing, Events, ItemTable
+
+KIND = "lifelong"
+LARGEST = 2**30  # events; slots are 32-bit
+
+
+@dataclass(frozen=True)
+class LifelongConfig:
+    """How one history is kept."""
+
+    max_events: int = 100_000  # the oldest leave beyond
+    max_representatives: int = 2000
+    leaf_size: int = 100  # M at max_events; a history of n events has M = floor(leaf_size * n / max_events)
+    iterations: int = 6  # of k-means in a split
+
+    def __post_init__(self) -> None:
+        limits = {"max_events": LARGEST, "max_representatives": LARGEST, "leaf_size": LARGEST, "iterations": 1000}
+        for name, high in limits.items():
+            value = getattr(self, name)
+            good = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= high
+            check_value("[lifelong]", name, value, good, f"whole numbers from 1 to {high}")
+
+
+@dataclass(frozen=True, eq=False)
+class Representatives:
+    """R tokens of one history, oldest mean time first."""
+
+    item_ids: NDArray[np.int64]  # (R,) of the member nearest to the centre
+    creators: NDArray[np.int64]  # (R,) of that item, -1 where unknown
+    labels: NDArray[np.int64]  # (R,) of that event
+    counts: NDArray[np.int64]  # (R,) events that the token stands for
+    times: NDArray[np.float64]  # (R,) mean, unix seconds
+    watch_time: NDArray[np.float32]  # (R,) mean, seconds
+    duration: NDArray[np.float32]  # (R,) mean, seconds
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+
+class LifelongHistory:
+    """The events of one user and the tree of clusters over them."""
+
+    def __init__(self, items: ItemTable, config: LifelongConfig | None = None, seed: int = 0) -> None:
+        if not isinstance(seed, int) or seed < 0:
+            raise InputError(f"seed = {seed!r} is out of range", allowed="whole numbers from 0 up")
+        self.items, self.config, self.seed = items, config or LifelongConfig(), seed
+        self.ring = EventRing(self.config.max_events)
+        self.tree = self._empty_tree()
+        self.num_evicted = 0  # events that came and were let go beyond the limit
+        self.num_late = 0  # events that came after a newer one
+        self.newest_time = -1
+        self._built_size = 0  # events when the tree was last built as a whole
+        self._arrived = 0  # since then
+
+    def __len__(self) -> int:
+        """Events kept."""
+        return len(self.ring)
+
+    @property
+    def is_flat(self) -> bool:
+        """True for as long as every event is its own representative."""
+        return len(self) <= self.config.max_representatives
+
+    @property
+    def max_leaf(self) -> int:
+        """M: the size above which a cluster is split."""
+        return max(1, self.config.leaf_size * len(self) // self.config.max_events)
+
+    @property
+    def rebuild_due(self) -> bool:
+        """True when the tree was built for at most half of the events that are in it."""
+        return not self.is_flat and self._arrived >= self._built_size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays of this user; the item table is shared and not counted, nor are Python's objects."""
+        return self.ring.nbytes + self.tree.nbytes
+
+    def append(self, events: Events) -> None:
+        """Add events, in any order of time; InputError (and nothing happens) when one is of an unknown item.
+
+        O(depth) per event, and a split or merge of one cluster now and then. The event that makes the history longer
+        than ``max_representatives`` builds the tree.
+        """
+        events.check_known(self.items)
+        if not len(events):
+            return
+        self.num_late += int((events.times < self.newest_time).sum())
+        self.newest_time = max(self.newest_time, int(events.times[-1]))
+        surplus = max(0, len(events) - self.config.max_events)  # of this call alone
+        events = events.take(slice(surplus, None))
+        leaving = max(0, len(self) + len(events) - self.config.max_events)
+        self.num_evicted += surplus + leaving
+        was_flat = self.is_flat
+        self.ring.reserve(min(self.config.max_events, len(self) + len(events)))
+        if leaving:
+            self.tree.remove(self.ring.oldest(leaving))
+            self.ring.forget(leaving)
+        slots = self.ring.extend(events)
+        self.tree.insert(slots, self.max_leaf, may_split=not self.is_flat)
+        self._arrived += len(events)
+        if was_flat or leaving == self.config.max_events:
+            self._built_size, self._arrived = len(self), 0
+
+    def rebuild(self) -> None:
+        """Cluster all events anew; afterwards the tree is as good as one that was never added to."""
+        draws = self.tree.num_draws
+        self.tree = self._empty_tree()
+        self.tree.num_draws = draws
+        self.tree.insert(self.ring.slots(), self.max_leaf, may_split=not self.is_flat)
+        self._built_size, self._arrived = len(self), 0
+
+    def set_items(self, items: ItemTable) -> None:
+        """Take a table with new items below the old ones; InputError when old vectors differ."""
+        items.check_extends(self.items)
+        self.items, self.tree.vectors = items, items.vectors
+
+    def events(self, as_of: int | None = None) -> Events:
+        """The events kept, in time order (ties in order of arrival); with ``as_of`` only those before it."""
+        slots = self.ring.slots()
+        times = self.ring.columns["times"][slots]
+        if as_of is not None:
+            slots, times = slots[times < as_of], times[times < as_of]
+        if self.num_late:
+            slots = slots[np.argsort(times, kind="stable")]
+        return self.ring.events(slots)
+
+    def representatives(self, as_of: int | None = None) -> Representatives:
+        """The tokens that the model reads.
+
+        With an ``as_of`` before the newest event, counts, means and nearest members are of the events before it only
+        (O(events) work); which events share a cluster may owe something to later ones.
+        """
+        if as_of is None or as_of > self.newest_time:
+            if self.is_flat:
+                return self._as_they_are(self.events())
+            tree = self.tree
+            tree.refresh()
+            leaves = np.array(sorted(tree.members), dtype=np.int64)
+            means = (tree.mean_time, tree.mean_watch, tree.mean_duration)
+            return self._tokens(tree.count[leaves], tree.nearest[leaves], *(mean[leaves] for mean in means))
+        slots = self.ring.slots()
+        slots = slots[self.ring.columns["times"][slots] < as_of]
+        if len(slots) <= self.config.max_representatives:
+            return self._as_they_are(self.events(as_of))
+        slots = slots[np.argsort(self.ring.leaf[slots], kind="stable")]
+        _, starts = np.unique(self.ring.leaf[slots], return_index=True)
+        found = statistics(self.ring, self.items.vectors, np.split(slots, starts[1:]))
+        return self._tokens(found[0], *found[2:])
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All of it as tensors: events in order of arrival, their clusters, the tree, the counters."""
+        slots = self.ring.slots()
+        counters = [self.seed, self.num_evicted, self.num_late, self.newest_time, self._built_size, self._arrived]
+        arrays = {name: column[slots] for name, column in self.ring.columns.items()}
+        arrays |= {"leaf": self.ring.leaf[slots], "counters": np.array(counters), **self.tree.state()}
+        return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, torch.Tensor], items: ItemTable, config: LifelongConfig) -> LifelongHistory:
+        """The history that :meth:`state` described; it will answer and grow exactly as that one."""
+        arrays = {name: tensor.numpy() for name, tensor in state.items()}
+        seed, *counters = arrays["counters"].tolist()
+        history = cls(items, config, seed)
+        history.num_evicted, history.num_late, history.newest_time = counters[:3]
+        history._built_size, history._arrived = counters[3:]
+        events = Events(**{name: arrays[name] for name in COLUMNS})
+        events.check_known(items)
+        slots = history.ring.extend(events)
+        history.ring.leaf[slots] = arrays["leaf"]
+        history.tree.restore(arrays)
+        if not history.is_flat:
+            history.tree.settle(history.max_leaf)  # now, not at the first event
+        return history
+
+    def save(self, path: str | Path) -> None:
+        """Write an artifact of kind "lifelong"; an older one at ``path`` survives until the new one is whole."""
+        info: dict[str, Any] = {"num_events": len(self), "width": self.items.width}
+        recipe = {"lifelong": asdict(self.config), "seed": self.seed}
+        digest = self.items.digest(self.ring.item_ids[self.ring.slots()])
+        with artifacts.writing(path, artifacts.Manifest(KIND, digest, recipe=recipe, info=info)) as folder:
+            artifacts.save_tensors(folder, self.state(), prefix="history")
+
+    @classmethod
+    def load(cls, path: str | Path, items: ItemTable) -> LifelongHistory:
+        """Read what :meth:`save` wrote; ArtifactError when it is damaged or was clustered with other vectors."""
+        manifest = artifacts.verify(path, KIND)
+        if manifest.info["width"] != items.width:
+            raise ArtifactError(
+                f"{path} was clustered with vectors of width {manifest.info['width']}, the table has {items.width}",
+                fix="give the table it was made with, or build it again from its events",
+            )
+        state = artifacts.load_tensors(Path(path), prefix="history")
+        config = parse_section(LifelongConfig, manifest.recipe["lifelong"], "[lifelong]")
+        history = cls.from_state(state, items, config)
+        if items.digest(history.ring.item_ids[history.ring.slots()]) != manifest.digest:
+            raise ArtifactError(
+                f"{path} was clustered with other vectors of the same width",
+                fix="give the table it was made with, or build it again from its events",
+            )
+        return history
+
+    def _empty_tree(self) -> ClusterTree:
+        config = self.config
+        return ClusterTree(self.ring, self.items.vectors, config.max_representatives, config.iterations, self.seed)
+
+    def _as_they_are(self, events: Events) -> Representatives:
+        return Representatives(
+            item_ids=events.item_ids.astype(np.int64),
+            creators=self.items.creators[events.item_ids],
+            labels=events.labels.astype(np.int64),
+            counts=np.ones(len(events), dtype=np.int64),
+            times=events.times.astype(np.float64),
+            watch_time=events.watch_time,
+            duration=events.duration,
+        )
+
+    def _tokens(
+        self, count: NDArray, nearest: NDArray, times: NDArray, watch_time: NDArray, duration: NDArray
+    ) -> Representatives:
+        order = np.argsort(times, kind="stable")  # equal times: by the cluster's number
+        events = self.ring.events(nearest[order])
+        return Representatives(
+            item_ids=events.item_ids.astype(np.int64),
+            creators=self.items.creators[events.item_ids],
+            labels=events.labels.astype(np.int64),
+            counts=count[order],
+            times=times[order],
+            watch_time=watch_time[order].astype(np.float32),
+            duration=duration[order].astype(np.float32),
+        )
