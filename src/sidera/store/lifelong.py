@@ -33,8 +33,9 @@ from numpy.typing import NDArray
 from sidera import artifacts
 from sidera.config import check_value, parse_section
 from sidera.core import ArtifactError, InputError
-from sidera.store.cluster_tree import ClusterTree, statistics
+from sidera.store.cluster_tree import ClusterTree
 from sidera.store.events import COLUMNS, EventRing, Events, ItemTable
+from sidera.store.statistics import statistics
 
 KIND = "lifelong"
 LARGEST = 2**30  # events; slots are 32-bit
