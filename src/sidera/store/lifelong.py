@@ -150,6 +150,10 @@ class LifelongHistory:
     def set_items(self, items: ItemTable) -> None:
         """Take a table with new items below the old ones; InputError when old vectors differ."""
         items.check_extends(self.items)
+        self.replace_items(items)
+
+    def replace_items(self, items: ItemTable) -> None:
+        """:meth:`set_items` for a table that was checked for many users at once."""
         self.items, self.tree.vectors = items, items.vectors
 
     def events(self, as_of: int | None = None) -> Events:
