@@ -166,6 +166,7 @@ def test_a_crash_inside_a_snapshot_loses_nothing(tmp_path: Path, monkeypatch: py
         write_some(again, 5, seed=80)
         write_some(store, 5, seed=80)
         again.snapshot()
+        store.snapshot()
         assert all(alike(again.read(user), store.read(user)) for user in answers)
     store.close()
 
