@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BETAS = (2.0, 5.0, 10.0, 20.0)
+BETAS = (5.0, 10.0, 20.0, 40.0, 80.0)
 GAMMAS = (0.0, 0.5, 1.0)
 Tokens = tuple[NDArray, NDArray]  # item ids (T,), counts (T,)
 
@@ -110,7 +110,16 @@ def movielens_users(folder: Path, min_events: int, target_share: float, width: i
 
 
 def newest(history: NDArray, number: int) -> Tokens:
-    return history[-number:], np.ones(min(number, len(history)))
+    """The last ``number`` events; a repeated item counts as often as it is there, as for the others."""
+    return everything(history[-number:])
+
+
+def newest_items(history: NDArray, number: int) -> Tokens:
+    """The last ``number`` *different* items, each once: as many tokens, from a longer past."""
+    reverse = history[::-1]
+    _, first = np.unique(reverse, return_index=True)
+    ids = reverse[np.sort(first)[:number]]
+    return ids, np.ones(len(ids), dtype=np.int64)
 
 
 def everything(history: NDArray) -> Tokens:
