@@ -7,8 +7,8 @@ out); against building everything again. Also how far a history that grew day by
 
 Quality: recall of the next positives by a fixed retriever (see long_users.py) that reads 2,000 representatives with
 their counts, or the 2,000 newest events (or the 2,000 newest different items). Kernel settings are chosen for each
-contestant on validation users; intervals are paired over test users. In the simulated world, and on MovieLens-1M's longest
-histories with a tenth of the tokens.
+contestant on validation users; intervals are paired over test users. In the simulated world, and on the longest
+histories of MovieLens-1M with a tenth of the tokens.
 """
 
 from __future__ import annotations
