@@ -26,7 +26,7 @@ from sidera.data.tiny import tiny_log
 from sidera.models import MODELS
 from sidera.train.stages import rows_bar
 
-VERBS = ("import", "run", "catalog", "train", "evaluate", "compare", "recommend", "serve", "demo")
+VERBS = ("import", "run", "catalog", "train", "evaluate", "compare", "recommend", "serve", "simulate", "ab", "demo")
 RECIPE = """
 [catalog]
 vectors = ["behaviour"]

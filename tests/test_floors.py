@@ -17,6 +17,8 @@ from sidera.train.recipe import Recipe
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
 RECIPE_FLAGS = ["--data", "--out", "--set", "--max-minutes", "--piece-minutes", "--seed", "--device"]
+AB_FLAGS = ["--config", "--set", "--seed", "--users", "--days", "--log-days", "--timeout", "--no-brackets", "--out"]
+AB_FLAGS += ["--device"]
 
 # Somebody's scripts stand on these: a flag may be added here, not renamed or taken away without a word in CHANGELOG.
 FLAGS = {
@@ -39,6 +41,8 @@ FLAGS = {
     "compare": ["a", "b"],
     "recommend": ["run", "--history", "-k", "--filter-seen", "--unknown"],
     "serve": ["run", "--host", "--port", "--device"],
+    "simulate": ["--config", "--set", "--seed", "--users", "--days", "--out"],
+    "ab": ["a", "b", "more", *AB_FLAGS],
     "demo": ["--data", "--out"],
 }
 

@@ -60,7 +60,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         if not (equals and dot and key_name) or section_name not in SECTIONS:
             form = f"SECTION.KEY=VALUE with SECTION one of {', '.join(SECTIONS)}"
             raise InputError(f"--set {override!r} is not an override", allowed=form)
-        recipe.setdefault(section_name, {})[key_name] = _override_value(text.strip())
+        recipe.setdefault(section_name, {})[key_name] = override_value(text.strip())
     return {name: dict(recipe.get(name, {})) for name in SECTIONS}
 
 
@@ -107,7 +107,8 @@ def closest(name: str, known: Any) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _override_value(text: str) -> Any:
+def override_value(text: str) -> Any:
+    """What a ``--set`` gives: TOML where it is TOML, else plain text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

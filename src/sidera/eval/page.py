@@ -54,12 +54,12 @@ pre { background: var(--wash); border-radius: 8px; padding: 12px 14px; overflow-
 """
 
 
-def page(title: str, body: str) -> str:
-    """A whole HTML document; ``body`` is HTML, ``title`` is text."""
+def page(title: str, body: str, kind: str = "sidera run report") -> str:
+    """A whole HTML document; ``body`` is HTML, ``title`` and ``kind``, the line below it, are text."""
     safe = html.escape(title)
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{safe}</title><style>{STYLE}</style></head>"
-        f"<body><main><header><h1>{safe}</h1><p>sidera run report</p></header>{body}</main></body></html>\n"
+        f"<body><main><header><h1>{safe}</h1><p>{html.escape(kind)}</p></header>{body}</main></body></html>\n"
     )

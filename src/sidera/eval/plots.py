@@ -69,6 +69,34 @@ def drawn_slices(runs: Sequence[Evaluation], seen: str, kind: str) -> list[str]:
     return [name for name in found if rows[name] >= MIN_SLICE_ROWS] or found
 
 
+def interval_dots(
+    title: str, x_label: str, arms: Sequence[str], values: Sequence[tuple[float, float]], reference: str
+) -> str:
+    """A dot with its 95 % interval (value, half width) for each arm, a line through the reference's dot."""
+    figure, axes = _figure(title, x_label, "")
+    figure.set_size_inches(4.9, 1.1 + 0.3 * len(arms))
+    shown = [(place, value, width) for place, (value, width) in enumerate(values) if np.isfinite(value)]
+    for place, value, width in shown:
+        color = COLORS[0] if arms[place] == reference else "#30343a"
+        axes.errorbar(value, place, xerr=width if np.isfinite(width) else 0, fmt="o", color=color, capsize=2.5,
+                      markersize=5, elinewidth=1.2)  # fmt: skip
+        if arms[place] == reference:
+            axes.axvline(value, color=COLORS[0], linewidth=0.9, linestyle=":")
+    axes.set_yticks(range(len(arms)), arms)
+    axes.set_ylim(len(arms) - 0.4, -0.6)
+    axes.grid(axis="x", color="#e4e7eb", linewidth=0.8)
+    axes.grid(visible=False, axis="y")
+    positive = [value - width for _, value, width in shown if np.isfinite(width)]
+    ends = [value for _, value, _ in shown]
+    if positive and min(positive) > 0 and max(ends) > 4 * min(ends):  # an oracle beside the rest
+        axes.set_xscale("log")
+        ticks = [lead * 10.0**power for power in range(-3, 7) for lead in (1, 2, 5)]
+        kept = [tick for tick in ticks if min(positive) * 0.8 <= tick <= max(ends) * 1.25]
+        axes.set_xticks(kept, [f"{tick:g}" for tick in kept])
+        axes.minorticks_off()
+    return _svg(figure, title)
+
+
 def code_usage(title: str, codes: np.ndarray, level_sizes: Sequence[int]) -> str:
     """Items behind each code of each level, most used first: a flat line is a well used level."""
     figure, axes = _figure(title, "codes of the level, most used first (share)", "items per code")

@@ -134,6 +134,7 @@ class _Test:
         self.users = copy_users(audience.users)
         self.counts, self.events = audience.counts.copy(), {k: v.copy() for k, v in audience.events.items()}
         self.searches = audience.searches.copy()
+        self.profiles = world.profiles(self.users)
         self.insider = policy if isinstance(policy, Insider) else None
         self.guarded = None if isinstance(policy, Insider) else Guarded(policy, world.config.num_items, timeout)
         self.batch_size = batch_size
@@ -205,6 +206,7 @@ class _Test:
             queries=np.array(query_texts(codes, self.world.config), dtype=object),
             query_offsets=query_offsets,
             query_times=query_times,
+            profiles={name: values[rows] for name, values in self.profiles.items()},
             as_of=times,
             k=self.world.config.slate_size,
         )

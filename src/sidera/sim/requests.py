@@ -33,6 +33,7 @@ class Requests:
     queries: NDArray[Any]  # (S,) str: what each user searched for, oldest first
     query_offsets: NDArray[np.int64]  # (B+1,)
     query_times: NDArray[np.int64]  # (S,)
+    profiles: Mapping[str, NDArray[Any]]  # age_group, region, device: (B,) str, as users.parquet has them
     as_of: NDArray[np.int64]  # (B,); a query of this very moment was typed before the request
     k: int
 

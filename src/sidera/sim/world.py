@@ -68,14 +68,16 @@ class World:
 
     def users_table(self, users: Users) -> pa.Table:
         """Profiles; taste, patience and activity are not in it."""
-        return pa.table(
-            {
-                "key": pa.array(user_keys(users.ids), type=pa.string()),
-                "age_group": pa.array([f"age{number}" for number in users.age_group.tolist()]),
-                "region": pa.array([f"region{number}" for number in users.region.tolist()]),
-                "device": pa.array([DEVICES[number] for number in users.device.tolist()]),
-            }
-        )
+        columns = {name: pa.array(values.tolist()) for name, values in self.profiles(users).items()}
+        return pa.table({"key": pa.array(user_keys(users.ids), type=pa.string()), **columns})
+
+    def profiles(self, users: Users) -> dict[str, NDArray[np.str_]]:
+        """field -> (U,) str: what the platform knows of its users."""
+        return {
+            "age_group": np.array([f"age{number}" for number in range(self.config.num_age_groups)])[users.age_group],
+            "region": np.array([f"region{number}" for number in range(self.config.num_regions)])[users.region],
+            "device": np.array(DEVICES)[users.device],
+        }
 
 
 def user_keys(ids: NDArray[np.integer]) -> list[str]:
