@@ -226,8 +226,8 @@ def ab_verb(arguments: Arguments) -> None:
 
 
 def demo_verb(arguments: Arguments) -> None:
-    """The whole way on a small generated log, or on a data folder."""
-    from sidera.train.demo import demo
+    """The whole way on a small simulated app, or on a data folder."""
+    from sidera.demo import demo
 
     demo(arguments.data, Path(arguments.out))
 
@@ -351,8 +351,8 @@ def _add_world_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_demo(verbs: argparse._SubParsersAction) -> None:
-    parser = _verb(verbs, "demo", demo_verb, "the whole way: log, catalog, models, evaluation, report")
-    parser.add_argument("--data", help="data folder (else a small generated log)")
+    parser = _verb(verbs, "demo", demo_verb, "the whole way: log, catalog, models, evaluation, online test, pages")
+    parser.add_argument("--data", help="data folder (else a small simulated app is logged)")
     parser.add_argument("--out", default="runs/demo", help="folder to write")
 
 
