@@ -2,13 +2,17 @@
 
     python benchmarks/online_test.py [--quick]
 
-*A/A*: a policy against itself in other luck, 100 groups of users: the 95 % intervals hold 0 in 90 to 99 of them, for every
-main metric. Twice: two random policies with seeds of their own under common random numbers, and the logging policy in
-two worlds' luck. *Sanity*: random < popularity < personalised (item-kNN on the log's long views, through the engine) <<
-oracle in true utility, three seeds of both worlds, every step's interval clear of 0; knowing clicks no better than
-about the logger in `easy`, where the oracle has more than five times the logger's utility. *Power*: an oracle whose
-knowledge is weakened, against one that is about 2 % better: detected in at least 80 % of disjoint groups of users, each
-at most two core-minutes; and how many users the same test would need were the arms served to different people.
+*A/A*: a policy against itself in other luck, 100 groups of users: the 95 % intervals hold 0 in 90 to 99 of them, for
+every main metric. Twice: two random policies with seeds of their own under common random numbers, and the logging
+policy in luck of another kind.
+
+*Sanity*: random < popularity < personalised (item-kNN, recipes/world/item_knn.toml) << oracle in true utility, in three
+seeds of both worlds, every step's interval clear of 0; knowing clicks no better than about the logger in `easy`, where
+the oracle has more than five times the logger's utility.
+
+*Power*: an oracle whose knowledge is weakened, against one that is about 2 % better: detected in at least 80 % of
+disjoint groups of users, each at most two core-minutes; and how many times the users the same test would need were the
+arms served to different people.
 """
 
 from __future__ import annotations
@@ -19,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from harness import arguments, finish, single_thread, tuned_allocator
 
 METRICS = ("watch_time", "utility", "session_length", "returned_1", "returned_7")
-KNN = {"name": "item_knn", "max_history": 50, "half_life": 20.0, "window": 30, "backward": 1.0, "shrink": 5.0}
-CATALOG = {"vectors": ("behaviour",), "num_levels": 1, "codebook_size": 0, "balanced": True, "collision": "extra_digit"}
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "world" / "item_knn.toml"
 BAR = {"aa_covered": [90, 99], "ladder": "every step clear", "power": 0.8, "cpu_seconds": 120, "users_ratio": 2.0}
 WEAK, LESS_WEAK = 0.5, 0.6  # strengths of two oracles whose true utility differs by about 2 %
 
@@ -63,14 +67,18 @@ def ladder(name: str, seed: int, folder: Path, quick: bool) -> dict[str, Any]:
     from sidera.sim.config import world_config
     from sidera.sim.simulate import simulate
     from sidera.sim.world import World
+    from sidera.train.recipe import Recipe
+    from sidera.train.stages import train
 
     world = World.build(world_config(name), seed)
     simulate(world.config, 2000 if quick else 4000, 10, folder / "log", seed)
+    _, recommender = train(Recipe.read(RECIPE), folder / "log", folder / "run", say=lambda text: None)
+    assert recommender is not None, "the recipe has no piece limit"
     arms = {
         "logger": "logger",
         "random": "random",
         "popularity": "popularity",
-        "personalised": RecommenderPolicy(_item_knn(folder / "log"), world),
+        "personalised": RecommenderPolicy(recommender, world),
         "oracle": "oracle",
         "click oracle": "oracle:click",
         "watch-time oracle": "oracle:watch_time",
@@ -104,21 +112,6 @@ def ladder(name: str, seed: int, folder: Path, quick: bool) -> dict[str, Any]:
         },
         "levels": {arm: {m: [round(v, 3) for v in level[arm][m]] for m in shown} for arm in level},
     }
-
-
-def _item_knn(log: Path) -> Any:
-    """Item-kNN over the long views of a log, opened by the engine."""
-    from sidera.catalog.build import build_catalog
-    from sidera.catalog.config import CatalogConfig
-    from sidera.data.config import DataConfig, load_dataset, make_views
-    from sidera.engine.recommender import Recommender
-    from sidera.models import build_model, parse_model
-
-    view = make_views(load_dataset(log), DataConfig(positive="long_view"))[1]
-    catalog, _ = build_catalog(view.dataset, view.split, CatalogConfig(**CATALOG), view.schema)
-    model: Any = build_model(*parse_model(KNN), catalog)
-    model.count(view.dataset.item_ids, view.dataset.offsets)
-    return Recommender(model, catalog, model_section=KNN)
 
 
 def power(quick: bool) -> dict[str, Any]:
