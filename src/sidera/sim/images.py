@@ -149,8 +149,7 @@ def _colours(hue: Floats, saturation: float = 0.8) -> Floats:
 def _hues(world: World, topics: NDArray[np.integer]) -> Floats:
     """(n,) hue of each topic: golden-ratio steps from a start that belongs to the world."""
     start = uniform(bits(keys(world.seed, "palette", np.zeros(1, np.int64)), 0))
-    hues: Floats = start + topics.astype(np.float32) * np.float32(0.618034)
-    return hues
+    return start + np.multiply(topics, np.float32(0.618034), dtype=np.float32)
 
 
 def _paint(canvas: Floats, mask: Floats, colours: Floats) -> None:
