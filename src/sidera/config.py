@@ -56,11 +56,15 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     recipe = {name: dict(section) for name, section in written.items()}
     for override in overrides:
         key, equals, text = override.partition("=")
-        section_name, dot, key_name = key.strip().partition(".")
-        if not (equals and dot and key_name) or section_name not in SECTIONS:
+        section_name, *inner, key_name = (*key.strip().split("."), "")[: max(2, key.count(".") + 1)]
+        if not (equals and key_name and all(inner)) or section_name not in SECTIONS:
             form = f"SECTION.KEY=VALUE with SECTION one of {', '.join(SECTIONS)}"
             raise InputError(f"--set {override!r} is not an override", allowed=form)
-        recipe.setdefault(section_name, {})[key_name] = override_value(text.strip())
+        section = recipe.setdefault(section_name, {})
+        for name in inner:  # a section inside a section, such as [catalog.align]
+            section[name] = dict(section[name]) if isinstance(section.get(name), Mapping) else {}
+            section = section[name]
+        section[key_name] = override_value(text.strip())
     return {name: dict(recipe.get(name, {})) for name in SECTIONS}
 
 
@@ -142,6 +146,10 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise _wrong_type(value, hint, where)
         return {str(key): _typed(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):  # a section inside a section
+        if not isinstance(value, Mapping):
+            raise _wrong_type(value, hint, where)
+        return parse_section(hint, value, f"[{where.replace('[', '').replace('] ', '.')}]")  # type: ignore[arg-type]
     if hint is Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

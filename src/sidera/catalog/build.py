@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sidera.catalog.align import align_identity, aligned_vectors
 from sidera.catalog.behaviour import behaviour_vectors
 from sidera.catalog.catalog import Catalog, codebook_identity
 from sidera.catalog.cold import borrow_by_words, spread
@@ -30,17 +32,23 @@ from sidera.data.split import Split, item_popularity
 
 
 def build_catalog(
-    dataset: Dataset, split: Split, config: CatalogConfig, schema: FeatureSchema | None = None
+    dataset: Dataset,
+    split: Split,
+    config: CatalogConfig,
+    schema: FeatureSchema | None = None,
+    encoder_path: str | Path | None = None,
 ) -> tuple[Catalog, dict[str, Any]]:
     """Give every item of the dataset its semantic ID, from content and from the split's training part only.
 
-    ``schema`` is kept with the Catalog, and the categories of the items as it reads them.
+    ``schema`` is kept with the Catalog, and the categories of the items as it reads them. ``encoder_path`` is where the
+    block "aligned" leaves its item encoder, or finds it (default: the cache).
     """
     schema = schema or FeatureSchema()
     if dataset.num_items == 0:
         raise InputError("the data set holds no item", fix="import a log with at least one event")
     popularity = item_popularity(dataset, split)
-    vectors, num_borrowed = item_vectors(dataset, split, config)
+    noticed: dict[str, Any] = {}
+    vectors, num_borrowed = item_vectors(dataset, split, config, encoder_path, noticed)
     check_finite(vectors, dataset.item_keys, "item vectors")
     codebooks, codes = quantize(vectors, config)
     resolved = resolve(config.collision, codes, vectors, codebooks, popularity)
@@ -49,6 +57,7 @@ def build_catalog(
     report["num_cold_items"] = int((popularity == 0).sum())  # not in training
     report["num_borrowed_items"] = num_borrowed  # of those, placed by the words that they share with others
     report["num_unknown_items"] = int((vectors.abs().sum(1) == 0).sum())  # placed where there was room
+    report |= noticed
     report["transition_share"] = transition_shares(resolved.codes, dataset, split)
     has_titles = "title" in dataset.items.column_names
     catalog = Catalog(
@@ -71,20 +80,31 @@ def build_catalog(
     return catalog, report
 
 
-def catalog_digest(
-    dataset: Dataset, split: Split, config: CatalogConfig, schema: FeatureSchema | None = None
-) -> str:
+def catalog_digest(dataset: Dataset, split: Split, config: CatalogConfig, schema: FeatureSchema | None = None) -> str:
     """Names the inputs of :func:`build_catalog`: a saved catalogue with this digest can be reused."""
     recipe = dataclasses.asdict(config)
     if config.vectors_file is not None:  # what is in the file counts, not where it lies
         vectors = read_vectors(config.vectors_file, dataset.item_keys)
         recipe["vectors_file"] = hashlib.sha256(vectors.numpy().tobytes()).hexdigest()
+    if "aligned" in config.vectors:
+        recipe["align"] = align_identity(config.align)
+    else:
+        del recipe["align"]
     train_ends = hashlib.sha256(np.ascontiguousarray(split.train_ends, dtype="<i8").tobytes()).hexdigest()
     return digest([dataset.digest, split.name, train_ends, recipe, (schema or FeatureSchema()).to_json()])
 
 
-def item_vectors(dataset: Dataset, split: Split, config: CatalogConfig) -> tuple[Tensor, int]:
-    """The blocks that the recipe names, fused (N, D), and how many items borrowed their behaviour from others."""
+def item_vectors(
+    dataset: Dataset,
+    split: Split,
+    config: CatalogConfig,
+    encoder_path: str | Path | None = None,
+    noticed: dict[str, Any] | None = None,
+) -> tuple[Tensor, int]:
+    """The blocks that the recipe names, fused (N, D), and how many items borrowed their behaviour from others.
+
+    ``noticed`` receives what a block has to report.
+    """
     blocks, num_borrowed = [], 0
     kinds = used_blocks(dataset, config)
     for kind in kinds:
@@ -98,6 +118,10 @@ def item_vectors(dataset: Dataset, split: Split, config: CatalogConfig) -> tuple
             block = text_vectors(item_texts(dataset.items, config.text_fields))
         elif kind == "tfidf":
             block = tfidf_vectors(item_texts(dataset.items, config.text_fields), config.vector_dim, config.seed)
+        elif kind == "aligned":
+            block, found = aligned_vectors(dataset, split, config, encoder_path)
+            if noticed is not None:
+                noticed["aligned_content"] = found
         else:
             block = read_vectors(str(config.vectors_file), dataset.item_keys)
         blocks.append(block)

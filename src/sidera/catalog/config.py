@@ -3,21 +3,88 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from sidera.config import check_value
 from sidera.core import InputError
 
-VECTOR_KINDS = ("text", "tfidf", "behaviour", "file")
+VECTOR_KINDS = ("text", "tfidf", "behaviour", "file", "aligned")
+INPUT_KINDS = ("words", "text", "categories", "numbers", "cover", "frames")
 OPTIONAL_KINDS = ("text?", "tfidf?")
 MAX_CODES = 32_767  # codes of a level are stored as int16 in the trie
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """``[catalog.align]``: how the block "aligned" is learned from content and training events (catalog/align.py)."""
+
+    inputs: tuple[str, ...] = (
+        "words",
+    )  # what becomes tokens: words | text (MiniLM) | categories | numbers | cover | frames
+    category_fields: tuple[str, ...] = ()  # item columns of text, lists of text, whole numbers or true/false
+    number_fields: tuple[str, ...] = ()  # item columns of numbers, or of lists of numbers of one length
+    image_folder: str | None = None  # cover/KEY.png (.jpg .jpeg .webp), frames/KEY.png: square frames side by side
+    image_encoder: str = "small"  # "small": trained here; else the folder of a local checkpoint, kept frozen
+    image_size: int = 32  # pixels a side that pictures are scaled to, for "small"
+    max_words: int = 32  # of an item's text
+    max_categories: int = 8  # of an item
+    vocabulary: int = 8192  # most frequent words, and categories, that get a vector
+    width: int = 64  # dims of a token and of a query; the vector has num_queries x width
+    num_queries: int = 4
+    num_layers: int = 2
+    num_heads: int = 4
+    dropout: float = 0.1  # share of units dropped
+    token_dropout: float = 0.1  # share of tokens hidden while training
+    temperature: float = 0.1  # of the contrastive loss
+    log_q: bool = True  # take the popularity of in-batch negatives out of their scores
+    caption_weight: float = 0.1  # of the caption loss beside the contrastive one; 0: none
+    caption_items: int = 64  # of a batch, that are captioned
+    user_share: float = 0.5  # of the pairs are user-to-item, the rest item-to-item
+    recent: int = 20  # user-to-item: earlier positives of the user among which the nearest is looked for
+    neighbours: int = 10  # item-to-item: nearest by Swing that count as pairs
+    swing_alpha: float = 1.0
+    max_user_items: int = 100  # Swing: newest items of a user that count
+    max_item_users: int = 200  # Swing: users of an item that count, drawn by the seed
+    steps: int = 600  # optimizer steps
+    batch_size: int = 256  # pairs a step
+    lr: float = 2e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        def check(name: str, good: bool, allowed: str) -> None:
+            check_value("[catalog.align]", name, getattr(self, name), good, allowed)
+
+        unknown = [kind for kind in self.inputs if kind not in INPUT_KINDS]
+        check("inputs", bool(self.inputs) and not unknown, f"one or more of {', '.join(INPUT_KINDS)}")
+        check("inputs", len(set(self.inputs)) == len(self.inputs), "each once")
+        wants_pictures = bool({"cover", "frames"} & set(self.inputs))
+        check(
+            "image_folder", wants_pictures == (self.image_folder is not None), "a folder with the inputs cover, frames"
+        )
+        check(
+            "category_fields", ("categories" in self.inputs) == bool(self.category_fields), "with the input categories"
+        )
+        check("number_fields", ("numbers" in self.inputs) == bool(self.number_fields), "with the input numbers")
+        for name in ("max_words", "max_categories", "vocabulary", "width", "num_queries", "num_layers", "num_heads",
+                     "recent", "neighbours", "max_user_items", "max_item_users", "steps", "image_size"):  # fmt: skip
+            check(name, getattr(self, name) >= 1, "a whole number >= 1")
+        check("batch_size", self.batch_size >= 2, "2 or more: the others of a batch are the negatives")
+        check("caption_items", self.caption_items >= 0, "0 or more")
+        check("num_heads", self.width % self.num_heads == 0, f"a divisor of width ({self.width})")
+        for name in ("dropout", "token_dropout"):
+            check(name, 0 <= getattr(self, name) < 1, "0 <= x < 1")
+        check("user_share", 0 <= self.user_share <= 1, "a share from 0 to 1")
+        for name in ("temperature", "swing_alpha", "lr"):
+            check(name, 0 < getattr(self, name) < math.inf, "a number above 0")
+        check("caption_weight", 0 <= self.caption_weight < math.inf, "0 or more")
 
 
 @dataclass(frozen=True)
 class CatalogConfig:
     """How items get their semantic IDs. Sizes count codes, dims and iterations; nothing here has a unit."""
 
-    vectors: tuple[str, ...] = ("text",)  # blocks that are fused: text | tfidf | behaviour | file
+    vectors: tuple[str, ...] = ("text",)  # blocks that are fused: text | tfidf | behaviour | file | aligned
     # "text?" and "tfidf?" are left out, and that is reported, when no item has a text
     vector_weights: tuple[float, ...] = ()  # one per block; empty: all 1
     vectors_file: str | None = None  # for the block "file": .parquet (key + list column) or .safetensors (+ keys .json)
@@ -32,6 +99,7 @@ class CatalogConfig:
     seed: int = 0
     window: int = 5  # behaviour: pairs at most so many events apart count
     singular_power: float = 1.0  # behaviour: vectors = singular vectors x singular values ** power
+    align: AlignConfig = field(default_factory=AlignConfig)  # aligned
 
     def __post_init__(self) -> None:
         if not self.vectors or len(set(self.vectors)) != len(self.vectors):

@@ -215,9 +215,7 @@ class RequestRows:
             self.dataset, self.user_ids[rows], self.starts[rows], self.ends[rows],
             self.dataset.item_ids[targets], global_count, self.reader,
         )  # fmt: skip
-        return replace(
-            batch, target_offsets=torch.from_numpy(offsets), target_feedback=self.reader.events(targets)
-        )
+        return replace(batch, target_offsets=torch.from_numpy(offsets), target_feedback=self.reader.events(targets))
 
 
 def trained_mask(dataset: Dataset, split: Split) -> np.ndarray:
@@ -308,9 +306,7 @@ def _even_bounds(num_rows: int, num_batches: int) -> np.ndarray:
     return np.arange(num_batches + 1) * num_rows // num_batches
 
 
-def _pooled_order(
-    lengths: np.ndarray, num_batches: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _pooled_order(lengths: np.ndarray, num_batches: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Rows shuffled, then sorted by length inside pools, and the turn of each batch, shuffled too: or every pool would
     run from short to long."""
     order = rng.permutation(len(lengths))

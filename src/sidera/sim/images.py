@@ -135,8 +135,9 @@ def _wide(values: Floats) -> Floats:
 
 def _unit_vectors(luck: Bits, counter: int) -> Floats:
     """(n, 2) random directions."""
-    pair = normal(bits_table(luck, 2 * counter, 2).ravel()).reshape(-1, 2)
-    return pair / np.sqrt(pair[:, :1] * pair[:, :1] + pair[:, 1:] * pair[:, 1:] + np.float32(1e-12))
+    pair: Floats = normal(bits_table(luck, 2 * counter, 2).ravel()).reshape(-1, 2)
+    length: Floats = np.sqrt(pair[:, :1] * pair[:, :1] + pair[:, 1:] * pair[:, 1:] + np.float32(1e-12))
+    return pair / length
 
 
 def _colours(hue: Floats, saturation: float = 0.8) -> Floats:

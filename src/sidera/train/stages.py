@@ -112,7 +112,9 @@ def _catalog(recipe: Recipe, prepared: Prepared, path: Path, wanted: str, say: S
         say(f"catalog: reused ({path})")
         return Catalog.load(path)
     view = prepared.positives
-    catalog, report = build_catalog(view.dataset, view.split, recipe.catalog, view.schema)
+    catalog, report = build_catalog(
+        view.dataset, view.split, recipe.catalog, view.schema, encoder_path=path.parent / "item_encoder"
+    )
     catalog.save(
         path,
         artifact_digest=wanted,
