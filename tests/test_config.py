@@ -165,3 +165,10 @@ def test_digests_name_values() -> None:
     assert len(digest(1)) == 16
     with pytest.raises(TypeError, match="cannot digest a set"):
         digest({1, 2})
+
+
+def test_a_section_inside_a_section_is_set_by_its_path() -> None:
+    source = {"catalog": {"align": {"steps": 5}}}
+    recipe = load_recipe(source, ["catalog.align.lr=1e-3", "catalog.num_levels=2"])
+    assert recipe["catalog"] == {"align": {"steps": 5, "lr": 1e-3}, "num_levels": 2}
+    assert source == {"catalog": {"align": {"steps": 5}}}

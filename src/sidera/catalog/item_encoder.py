@@ -68,12 +68,16 @@ class ItemEncoder(nn.Module):
             tokens.append(values + self.kind[name])
             masks.append(mask)
 
-        put("words", self.word(content.words), content.words > 0)
-        put("categories", self.category(content.categories), content.categories > 0)
+        words, categories = _trimmed(content.words), _trimmed(content.categories)
+        put("words", self.word(words), words > 0)
+        put("categories", self.category(categories), categories > 0)
         for name, (values, mask) in content.dense.items():
             put(name, self.dense[name](values)[:, None], mask[:, None])
         for name, (pixels, mask) in content.pixels.items():
             assert self.picture is not None
+            if self.training and mask.shape[1] > 1:  # one at random: cheaper, and the others are left to generalise to
+                pick = (torch.rand(mask.shape, device=mask.device) * mask).argmax(1)
+                pixels, mask = pixels[torch.arange(len(pick)), pick][:, None], mask.any(1, keepdim=True)
             shown = self.picture(pixels.flatten(0, 1)).unflatten(0, mask.shape)  # (B, P, T, D)
             if name == "frames":  # a token per frame: what the video is about, not where
                 shown = shown.mean(2, keepdim=True)
@@ -109,6 +113,11 @@ class ItemEncoder(nn.Module):
     ) -> Tensor:
         """Vectors of (new) items from their table and their pictures (default: the config's folder)."""
         return self.encode(self.reader.read(items, item_keys, image_folder))
+
+
+def _trimmed(ids: Tensor) -> Tensor:
+    """Without the columns in which no item has anything."""
+    return ids[:, : int((ids > 0).sum(1).max()) if len(ids) else 0]
 
 
 class CaptionDecoder(nn.Module):

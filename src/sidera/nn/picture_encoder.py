@@ -1,6 +1,6 @@
 """A small picture encoder that can be trained on a CPU beside everything else: 32 x 32 pixels -> 16 tokens.
 
-Overlapping patches of 4 pixels, then two convolutions; group norm, so that a batch's other pictures do not matter. The
+Patches of 4 pixels, then two convolutions; group norm, so that a batch's other pictures do not matter. The
 tokens keep their place (a 4 x 4 grid with an embedding each), and a QFormer reads them as it reads words.
 
 Shape legend: n pictures · S side in pixels · D width · G side of the grid of tokens.
@@ -21,7 +21,7 @@ class PictureEncoder(nn.Module):
     def __init__(self, width: int, channels: int = 32) -> None:
         super().__init__()
         self.width, self.channels = width, channels
-        self.patches = nn.Conv2d(3, channels, kernel_size=6, stride=4, padding=1)
+        self.patches = nn.Conv2d(3, channels, kernel_size=4, stride=4)
         self.norm = nn.GroupNorm(1, channels)
         self.shrink = nn.Conv2d(channels, 2 * channels, kernel_size=3, stride=2, padding=1)
         self.norm_shrunk = nn.GroupNorm(1, 2 * channels)
