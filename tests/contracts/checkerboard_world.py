@@ -54,6 +54,17 @@ SMALL: dict[str, dict[str, Any]] = {
         "session_length": 3,
         "session_gap": 10**9,
     },
+    "onerec": {
+        "max_history": 8,
+        "short_term": 4,
+        "num_lifelong_queries": 2,
+        "lifelong_layers": 1,
+        "width": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "ff_width": 64,
+        "dropout": 0.0,
+    },
     "onerec_v2": {"max_history": 8, "width": 32, "num_layers": 2, "ff_width": 64, "dropout": 0.0},
     "sidera": {"max_history": 8, "width": 16, "num_layers": 1, "num_heads": 1, "dropout": 0.0},
 }

@@ -16,6 +16,7 @@ import torch
 from sidera.catalog.catalog import Catalog
 from sidera.config import closest, parse_section
 from sidera.core import InputError
+from sidera.models.generators.onerec import OneRec
 from sidera.models.generators.onerec_v1 import OneRecV1
 from sidera.models.generators.onerec_v2 import OneRecV2
 from sidera.models.generators.sidera import SideraGenerator
@@ -30,6 +31,7 @@ MODELS: dict[str, Any] = {
     "sasrec": SASRec,
     "tiger": Tiger,
     "sidera": SideraGenerator,
+    "onerec": OneRec,
     "onerec_v1": OneRecV1,
     "onerec_v2": OneRecV2,
 }

@@ -103,6 +103,21 @@ class DecoderSize:
         return self.width // self.num_heads
 
 
+def feed_forward(size: DecoderSize, sparse: bool) -> nn.Module:
+    """A mixture of experts where ``size`` has experts and ``sparse`` wants them here, a dense SwiGLU otherwise."""
+    if not (sparse and size.num_experts):
+        return SwiGLU(size.width, size.ff_width)
+    return MoE(
+        size.width,
+        size.expert_width,
+        size.num_experts,
+        size.num_active,
+        size.num_shared,
+        size.gate,
+        size.balance_rate,
+    )
+
+
 class DecoderLayer(nn.Module):
     """Cross-attention to given keys and values, causal self-attention inside a stream, feed-forward."""
 
@@ -113,13 +128,7 @@ class DecoderLayer(nn.Module):
         self.norm_cross, self.norm_self, self.norm_ff = (nn.RMSNorm(width) for _ in range(3))
         self.query, self.cross_out = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
         self.qkv, self.self_out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
-        sparse = size.num_experts > 0 and index >= size.moe_from
-        self.ff: nn.Module = (
-            MoE(width, size.expert_width, size.num_experts, size.num_active, size.num_shared, size.gate,
-                size.balance_rate)
-            if sparse
-            else SwiGLU(width, size.ff_width)
-        )  # fmt: skip
+        self.ff = feed_forward(size, sparse=index >= size.moe_from)
         self.dropout = Dropout(size.dropout)
 
     def forward(self, x: Tensor, kv: KeysValues, mask: Tensor, streams: Streams) -> Tensor:

@@ -173,11 +173,14 @@ class EventFeatures(nn.Module):
 
 
 class UserFeatures(nn.Module):
-    """The static pathway: (B,) profiles -> (B, D), one token per user, also for users of whom nothing is known."""
+    """The static pathway: (B,) profiles -> (B, D), one token per user, also for users of whom nothing is known.
 
-    def __init__(self, catalog: ItemSource, width: int, field_width: int = 32) -> None:
+    Without ``use_profile`` it is the same learned token for everybody.
+    """
+
+    def __init__(self, catalog: ItemSource, width: int, field_width: int = 32, use_profile: bool = True) -> None:
         super().__init__()
-        fields = catalog.schema.profile_fields
+        fields = catalog.schema.profile_fields if use_profile else {}
         self.fields = nn.ModuleDict(
             {name: nn.Embedding(len(vocabulary) + 1, field_width) for name, vocabulary in fields.items()}
         )

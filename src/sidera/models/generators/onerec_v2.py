@@ -32,26 +32,16 @@ from torch import Tensor, nn
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
 from sidera.core import Batch
-from sidera.models.generators.request_generator import RequestGenerator
+from sidera.models.generators.request_generator import (
+    RequestContext,
+    RequestGenerator,
+    event_places,
+    keep_events,
+    positive_mask,
+)
 from sidera.nn.code_decoder import DecoderSize, KeysValues
 from sidera.nn.dropout import Dropout
 from sidera.nn.event_features import EventFeatures, UserFeatures, padded
-
-
-@dataclass(frozen=True)
-class LazyContext:
-    """Keys and values of the requests' contexts, one pair for several layers."""
-
-    pairs: list[KeysValues]  # kv_sharing of (B, R, S, E)
-    mask: Tensor  # (B, S) True = a token
-    num_histories: int
-
-    can_extend = False  # a new event changes every other one's age and place
-
-    @property
-    def nbytes(self) -> int:
-        tensors = {id(part): part for pair in self.pairs for part in pair}  # shared keys and values count once
-        return sum(part.numel() * part.element_size() for part in tensors.values())
 
 
 class ContextProcessor(nn.Module):
@@ -128,19 +118,19 @@ class OneRecV2(RequestGenerator):
         layers = range(config.num_layers)
         self.pair_of = [layer * config.kv_sharing // config.num_layers for layer in layers]  # l_kv of each layer
 
-    def context(self, batch: Batch) -> LazyContext:
+    def context(self, batch: Batch) -> RequestContext:
         """One token for the user and one for each event that is read."""
         batch = self.readable(batch)
         events = self.processor(self.dropout(self.events(batch)))  # (T, C*R*E)
         users = self.processor(self.dropout(self.user(batch)))  # (B, C*R*E)
         table, mask = padded(events, batch.offsets, front=users)
-        return LazyContext(self.processor.pairs(table), mask, batch.num_histories)
+        return RequestContext(self.processor.pairs(table), mask, batch.num_histories)
 
     def readable(self, batch: Batch) -> Batch:
         """The newest ``short_term`` events of each history, and the positive ones of the rest."""
         return select_events(batch, self.config.short_term, self.config.max_history, self.positive)
 
-    def keys_values(self, context: LazyContext) -> list[KeysValues]:
+    def keys_values(self, context: RequestContext) -> list[KeysValues]:
         """Of every layer: its pair, shared with its neighbours."""
         return [context.pairs[pair] for pair in self.pair_of]
 
@@ -151,19 +141,5 @@ def select_events(batch: Batch, newest: int, limit: int, positive: str) -> Batch
     lengths = batch.lengths
     if not lengths.numel() or int(lengths.max()) <= newest:
         return batch
-    total = batch.item_ids.numel()
-    rows = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths, output_size=total)
-    place = batch.offsets[1:][rows] - 1 - torch.arange(total, device=rows.device)  # 0 = newest
-    kept = place < newest
-    liked = batch.feedback[positive] > 0 if positive in batch.feedback else torch.ones_like(kept)
-    kept |= liked & (place < limit)
-    counts = torch.bincount(rows[kept], minlength=len(lengths))
-    return Batch(
-        item_ids=batch.item_ids[kept],
-        offsets=torch.cat((counts.new_zeros(1), counts.cumsum(0))),
-        times=None if batch.times is None else batch.times[kept],
-        user_ids=batch.user_ids,
-        as_of=batch.as_of,
-        feedback={name: values[kept] for name, values in batch.feedback.items()},
-        profiles=batch.profiles,
-    )
+    _, places = event_places(batch)
+    return keep_events(batch, (places < newest) | (positive_mask(batch, positive) & (places < limit)))

@@ -11,16 +11,33 @@ tokens · K codes of a level.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
 from sidera.core import Batch, InputError, Loss, StepOutput
 from sidera.nn.code_decoder import CodeDecoder, DecoderCache, DecoderSize, KeysValues, Streams
 from sidera.nn.moe import balance_experts
+
+
+@dataclass(frozen=True)
+class RequestContext:
+    """Keys and values of the requests' contexts: a pair for each decoder layer, or one for several of them."""
+
+    pairs: list[KeysValues]  # (B, R, S, E) each
+    mask: Tensor  # (B, S) True = a token
+    num_histories: int
+
+    can_extend = False  # a new event changes every other one's age and place, and in an encoder its states
+
+    @property
+    def nbytes(self) -> int:
+        tensors = {id(part): part for pair in self.pairs for part in pair}  # shared keys and values count once
+        return sum(part.numel() * part.element_size() for part in tensors.values())
 
 
 class RequestGenerator(nn.Module):
@@ -38,11 +55,11 @@ class RequestGenerator(nn.Module):
         self.register_buffer("item_codes", codes, persistent=False)
         self.decoder = CodeDecoder(size, self.level_sizes)
 
-    def context(self, batch: Batch) -> Any:
-        """What the batch's requests cost once; it has ``num_histories``, ``nbytes`` and ``mask`` (B, S)."""
+    def context(self, batch: Batch) -> RequestContext:
+        """What the batch's requests cost once."""
         raise NotImplementedError
 
-    def keys_values(self, context: Any) -> list[KeysValues]:
+    def keys_values(self, context: RequestContext) -> list[KeysValues]:
         """What each decoder layer reads of a context: (B, R, S, E) keys and values."""
         raise NotImplementedError
 
@@ -62,18 +79,44 @@ class RequestGenerator(nn.Module):
         parts = {f"level_{level}": mean for level, mean in enumerate(means)}
         return Loss(per_level.sum(), count, parts | {"gen_loss": sum(means) / len(means)})
 
-    def log_probs(self, context: Any, sids: Tensor) -> Tensor:
+    def log_probs(self, context: RequestContext, sids: Tensor) -> Tensor:
         """(B, G, L) codes -> (B, G, L) log-probabilities, with gradient."""
         histories, each, levels = sids.shape
         streams = Streams(histories, each)
         found = self.decoder.log_probs(sids.reshape(-1, levels), self.keys_values(context), context.mask, streams)
         return found.view(sids.shape)
 
-    def new_cache(self, context: Any, width: int) -> DecoderCache:
+    def new_cache(self, context: RequestContext, width: int) -> DecoderCache:
         return DecoderCache(width=1)
 
     def step(
-        self, context: Any, cache: DecoderCache, level: int, codes: Tensor | None, parents: Tensor | None
+        self, context: RequestContext, cache: DecoderCache, level: int, codes: Tensor | None, parents: Tensor | None
     ) -> StepOutput:
         """(B, W, K) logits of the next code."""
         return StepOutput(self.decoder.step(cache, self.keys_values(context), context.mask, level, codes, parents))
+
+
+def event_places(batch: Batch) -> tuple[Tensor, Tensor]:
+    """(T,) the history of each event and (T,) its place there, 0 = newest."""
+    lengths, total = batch.lengths, batch.item_ids.numel()
+    rows = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths, output_size=total)
+    return rows, batch.offsets[1:][rows] - 1 - torch.arange(total, device=rows.device)
+
+
+def positive_mask(batch: Batch, positive: str) -> Tensor:
+    """(T,) events with the label ``positive``; all where there is no such label."""
+    if positive not in batch.feedback:
+        return torch.ones_like(batch.item_ids, dtype=torch.bool)
+    return batch.feedback[positive] > 0
+
+
+def keep_events(batch: Batch, kept_mask: Tensor) -> Batch:
+    """The same histories, less the events where ``kept_mask`` (T,) is False."""
+    counts = F.pad(kept_mask.long().cumsum(0), (1, 0))[batch.offsets]  # (B+1,) kept before each history
+    return replace(
+        batch,
+        item_ids=batch.item_ids[kept_mask],
+        offsets=counts,
+        times=None if batch.times is None else batch.times[kept_mask],
+        feedback={name: values[kept_mask] for name, values in batch.feedback.items()},
+    )

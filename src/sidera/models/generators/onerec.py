@@ -1,0 +1,198 @@
+"""OneRec's technical report (Zhou et al., arXiv 2506.13695): four pathways, an encoder, a decoder with experts.
+
+    sidera run recipes/world/onerec.toml --data data/world --out runs/onerec
+
+The user enters by four pathways: *static* (one token from the profile), *short-term* (the newest 20 events), *positive
+feedback* (the newest 256 events that were liked) and *lifelong* (all that is older than the short-term ones, which a
+QFormer reads into a few learned queries). [h_u; h_s; h_p; h_l] and their places go through an encoder of full
+self-attention; every layer of the decoder projects its own keys and values from the encoder's states and writes
+[BOS, s1, s2] -> s1, s2, s3. The loss is the sum of -log p over the codes of a target, and the feed-forwards of the
+decoder (of the encoder too, if asked) can be mixtures of experts that are balanced without a loss term.
+
+Any pathway can be switched off: a length of 0, ``static = false``. A user of whom nothing is known still has the static
+token, so there is always something to read.
+
+Where this differs from the report: tables and the Dense layers of event features are shared by the pathways and every
+event is embedded once, though it may stand in two of them; what tells the pathways apart is the learned place.
+Histories longer than ``max_history`` are compressed outside of the model (``store.lifelong``): a representative there
+is an event like any other, with an item, labels and mean times, so it enters the batch as one.
+
+Trap: targets of one request share its context, so a batch row is a request and not a target (``RequestRows``).
+
+Shape legend: T events of the batch · B requests · M context tokens of all · S context tokens · Q queries · D width ·
+R groups of keys and values · E dims of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sidera.catalog.catalog import Catalog
+from sidera.config import check_value
+from sidera.core import Batch
+from sidera.models.generators.request_generator import (
+    RequestContext,
+    RequestGenerator,
+    event_places,
+    keep_events,
+    positive_mask,
+)
+from sidera.nn.code_decoder import DecoderSize, KeysValues
+from sidera.nn.context_encoder import ContextEncoder
+from sidera.nn.dropout import Dropout
+from sidera.nn.event_features import EventFeatures, UserFeatures, padded
+from sidera.nn.qformer import QFormer
+from sidera.ops.jagged import jagged_layout
+
+
+@dataclass(frozen=True)
+class Pathway:
+    """Tokens of one pathway, jagged: token i is vector ``which[i]`` and belongs to history ``rows[i]``."""
+
+    which: Tensor  # (M_i,) row of the table that users, events and queries form together
+    rows: Tensor  # (M_i,)
+    positions: Tensor  # (M_i,) of the table of places
+
+
+class OneRec(RequestGenerator):
+    """Writes the codes of the next item from encoded pathways."""
+
+    @dataclass(frozen=True)
+    class Config:
+        max_history: int = 512  # newest events read, by whatever pathway
+        static: bool = True  # profile fields in the user's token; without them it is the same for everybody
+        short_term: int = 20  # newest events that are read whatever they are; 0: pathway off
+        positive_length: int = 256  # newest positive events that are read; 0: pathway off
+        num_lifelong_queries: int = 16  # what events older than the short-term ones become (report: 128); 0: off
+        lifelong_layers: int = 2  # of the QFormer
+        width: int = 128
+        encoder_layers: int = 2
+        decoder_layers: int = 2
+        num_heads: int = 4
+        num_kv_groups: int = 4  # heads of keys and values that the decoder reads (GQA)
+        ff_width: int = 256
+        dropout: float = 0.1  # share of units dropped
+        item_input: Literal["id", "sid", "both"] = "both"  # how an event's item is read
+        num_experts: int = 0  # 0: dense
+        num_active: int = 2
+        num_shared: int = 0
+        expert_width: int = 128
+        moe_from: int = 0  # first decoder layer with experts
+        encoder_experts: bool = False  # experts in the encoder too (report: from 2.6 B parameters on)
+        balance_rate: float = 1e-3  # step of the experts' biases
+
+        def __post_init__(self) -> None:
+            for name in ("max_history", "lifelong_layers", "encoder_layers", "decoder_layers"):
+                check_value("[model]", name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
+            for name in ("short_term", "positive_length", "num_lifelong_queries"):
+                check_value("[model]", name, getattr(self, name), getattr(self, name) >= 0, "a whole number >= 0")
+            self.decoder_size()
+
+        def decoder_size(self) -> DecoderSize:
+            return DecoderSize(
+                width=self.width, num_layers=self.decoder_layers, num_heads=self.num_heads,
+                num_kv_groups=self.num_kv_groups, ff_width=self.ff_width, dropout=self.dropout,
+                num_experts=self.num_experts, num_active=self.num_active, num_shared=self.num_shared,
+                expert_width=self.expert_width, moe_from=self.moe_from, balance_rate=self.balance_rate,
+            )  # fmt: skip
+
+    def __init__(self, config: Config, catalog: Catalog) -> None:
+        size = config.decoder_size()
+        super().__init__(size, catalog)
+        self.config, self.size = config, size
+        self.positive = catalog.schema.positive
+        self.events = EventFeatures(catalog, config.width, config.item_input)
+        self.user = UserFeatures(catalog, config.width, use_profile=config.static)
+        lengths = (1, config.short_term, config.positive_length, config.num_lifelong_queries)
+        self.first_places = tuple(sum(lengths[:index]) for index in range(4))  # of each pathway in the table
+        self.place = nn.Embedding(sum(lengths), config.width)  # e_pos of [h_u; h_s; h_p; h_l]
+        nn.init.normal_(self.place.weight, std=config.width**-0.5)
+        queries, layers = config.num_lifelong_queries, config.lifelong_layers
+        self.lifelong = (
+            QFormer(config.width, queries, layers, config.num_heads, ff_width=config.ff_width, dropout=config.dropout)
+            if queries
+            else None
+        )
+        self.encoder = ContextEncoder(size, config.encoder_layers, config.encoder_experts)
+        self.project = nn.Linear(
+            config.width, 2 * config.decoder_layers * config.num_kv_groups * size.head_width, bias=False
+        )  # keys and values of every decoder layer
+        nn.init.normal_(self.project.weight, std=config.width**-0.5)
+        self.dropout = Dropout(config.dropout)
+
+    def context(self, batch: Batch) -> RequestContext:
+        """Pathways, encoder, and the keys and values of every decoder layer."""
+        tokens, offsets = self.pathways(self.readable(batch))
+        states = self.encoder(self.dropout(tokens), jagged_layout(offsets))  # (M, D)
+        table, mask = padded(self.project(states), offsets)
+        shape = (self.config.decoder_layers, 2, self.config.num_kv_groups, self.size.head_width)
+        parts = table.unflatten(-1, shape).permute(2, 3, 0, 4, 1, 5)  # (layers, 2, B, R, S, E)
+        return RequestContext([(k, v) for k, v in parts], mask, batch.num_histories)
+
+    def keys_values(self, context: RequestContext) -> list[KeysValues]:
+        """Each layer has its own."""
+        return context.pairs
+
+    def readable(self, batch: Batch) -> Batch:
+        """The events that some pathway reads, ``max_history`` at most."""
+        config = self.config
+        _, places = event_places(batch)
+        kept_mask = places < config.max_history
+        if self.lifelong is None:
+            kept_mask &= (places < config.short_term) | self._newest_positives(batch)
+        return batch if bool(kept_mask.all()) else keep_events(batch, kept_mask)
+
+    def pathways(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Tokens (M, D) of all pathways with their places added, and the histories' bounds (B+1,)."""
+        config, num_rows = self.config, batch.num_histories
+        rows, places = event_places(batch)
+        users, events = self.user(batch), self.events(batch)  # (B, D), (T, D)
+        histories = torch.arange(num_rows, device=rows.device)
+        found, vectors = [Pathway(histories, histories, torch.zeros_like(histories))], [users, events]
+        if config.short_term:
+            chosen = (places < config.short_term).nonzero().squeeze(1)
+            found.append(Pathway(num_rows + chosen, rows[chosen], self.first_places[1] + places[chosen]))
+        if config.positive_length:
+            chosen = self._newest_positives(batch).nonzero().squeeze(1)
+            ranks = _counted_from_newest(positive_mask(batch, self.positive), batch.offsets, rows)[chosen]
+            found.append(Pathway(num_rows + chosen, rows[chosen], self.first_places[2] + ranks))
+        if self.lifelong is not None:
+            older = (places >= config.short_term).nonzero().squeeze(1)
+            queries, owners = self._read_older(events, rows, older, num_rows)
+            vectors.append(queries.flatten(0, 1))
+            each = config.num_lifelong_queries
+            counted = torch.arange(len(owners) * each, device=rows.device)
+            positions = self.first_places[3] + counted % each
+            found.append(Pathway(num_rows + len(events) + counted, owners.repeat_interleave(each), positions))
+        token_rows = torch.cat([pathway.rows for pathway in found])
+        order = token_rows.argsort(stable=True)
+        which, positions = (
+            torch.cat([getattr(pathway, name) for pathway in found])[order] for name in ("which", "positions")
+        )
+        tokens = torch.cat(vectors).index_select(0, which) + self.place(positions)
+        return tokens, F.pad(torch.bincount(token_rows, minlength=num_rows).cumsum(0), (1, 0))
+
+    def _read_older(self, events: Tensor, rows: Tensor, older: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+        """What the QFormer's queries read of the older events (b, Q, D), and the (b,) histories that have any."""
+        assert self.lifelong is not None
+        counts = torch.bincount(rows[older], minlength=num_rows)  # (B,)
+        owners = counts.nonzero().squeeze(1)
+        read = self.lifelong(events.index_select(0, older), offsets=F.pad(counts[owners].cumsum(0), (1, 0)))
+        return read, owners
+
+    def _newest_positives(self, batch: Batch) -> Tensor:
+        """(T,) True for the newest ``positive_length`` positive events of each history."""
+        liked = positive_mask(batch, self.positive)
+        rows, _ = event_places(batch)
+        return liked & (_counted_from_newest(liked, batch.offsets, rows) < self.config.positive_length)
+
+
+def _counted_from_newest(chosen_mask: Tensor, offsets: Tensor, rows: Tensor) -> Tensor:
+    """(T,) how many chosen events of its history come after an event."""
+    counts = chosen_mask.long().cumsum(0)  # (T,) up to and with each event
+    return F.pad(counts, (1, 0))[offsets[1:]][rows] - counts

@@ -1,0 +1,59 @@
+"""The encoder of OneRec's technical report (arXiv 2506.13695, 2.2): pre-RMSNorm blocks, every token reads every other.
+
+Tokens are jagged: linear layers, norms and dropout see real tokens only, attention goes through
+:mod:`sidera.ops.jagged`, which pads inside groups of similar length. A block is ``x += attention(norm(x));
+x += ffn(norm(x))`` with a dense SwiGLU or a mixture of experts; one more norm stands behind the last block.
+
+This is what OneRec-V2 does without: its cost grows with the tokens of the context, its use is in the few that are
+written (``benchmarks/lazy.py``).
+
+Shape legend: T tokens of all histories · D width · H heads · E dims of a head.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from sidera.nn.code_decoder import DecoderSize, feed_forward
+from sidera.nn.dropout import Dropout
+from sidera.ops.jagged import JaggedLayout, jagged_attention
+
+
+class EncoderBlock(nn.Module):
+    """Full self-attention and a feed-forward, each behind a norm, with a residual and dropout on its output."""
+
+    def __init__(self, size: DecoderSize, sparse: bool) -> None:
+        super().__init__()
+        self.num_heads = size.num_heads
+        self.norm_attention, self.norm_ff = nn.RMSNorm(size.width), nn.RMSNorm(size.width)
+        self.qkv = nn.Linear(size.width, 3 * size.width, bias=False)
+        self.out = nn.Linear(size.width, size.width, bias=False)
+        self.ff = feed_forward(size, sparse)
+        self.dropout = Dropout(size.dropout)
+
+    def forward(self, x: Tensor, layout: JaggedLayout) -> Tensor:
+        """(T, D) -> (T, D)"""
+        q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # (T, H, E) each
+        x = x + self.dropout(self.out(jagged_attention(q, k, v, layout, causal=False).flatten(1)))
+        return x + self.dropout(self.ff(self.norm_ff(x)))
+
+
+class ContextEncoder(nn.Module):
+    """``num_layers`` blocks and a norm; widths, heads and experts are those of ``size``."""
+
+    def __init__(self, size: DecoderSize, num_layers: int, sparse: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(EncoderBlock(size, sparse) for _ in range(num_layers))
+        self.norm = nn.RMSNorm(size.width)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):  # branches start small, as in the decoder
+                small = (2 * num_layers) ** -0.5 if name.endswith(("out", "down")) else 1.0
+                nn.init.normal_(module.weight, std=small * module.in_features**-0.5)
+
+    def forward(self, x: Tensor, layout: JaggedLayout) -> Tensor:
+        """(T, D) tokens -> (T, D) states of unit root mean square times a weight."""
+        for block in self.blocks:
+            x = block(x, layout)
+        return cast(Tensor, self.norm(x))
