@@ -1,0 +1,164 @@
+"""The report's encoder-decoder: what each pathway holds, pathways switched off, keys per layer, hard inputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from feedback_world import bare_catalog, feedback_catalog, requests
+from sidera.core import Batch, InputError
+from sidera.models.generators.onerec import OneRec
+from sidera.nn.moe import MoE, expert_loads
+
+SMALL: dict[str, Any] = {
+    "max_history": 40, "short_term": 4, "positive_length": 6, "num_lifelong_queries": 3, "lifelong_layers": 1,
+    "width": 16, "encoder_layers": 2, "decoder_layers": 2, "num_kv_groups": 2, "ff_width": 32, "dropout": 0.0,
+}  # fmt: skip
+OFF = {"short_term": 0, "positive_length": 0, "num_lifelong_queries": 0}
+
+
+def build(catalog: Any = None, **changes: Any) -> OneRec:
+    torch.manual_seed(0)
+    return OneRec(OneRec.Config(**{**SMALL, **changes}), catalog or feedback_catalog()).eval()
+
+
+def answers(model: OneRec, batch: Batch) -> torch.Tensor:
+    """(B, 5, L) log-probabilities of the first five items."""
+    return model.log_probs(model.context(batch), model.item_codes[None, :5].expand(batch.num_histories, -1, -1))
+
+
+def changed(batch: Batch, event: int, item: int) -> Batch:
+    items = batch.item_ids.clone()
+    items[event] = item
+    return replace(batch, item_ids=items)
+
+
+def test_pathways_hold_what_they_say() -> None:
+    model = build()
+    batch = requests([17, 3, 0, 9], seed=5)
+    tokens, offsets = model.pathways(batch)
+    events, users, places = model.events(batch), model.user(batch), model.place.weight
+    short, positive, lifelong = 1, 1 + 4, 1 + 4 + 6  # where each pathway begins in the table of places
+    for row in range(4):
+        mine = list(range(int(batch.offsets[row]), int(batch.offsets[row + 1])))
+        newest = mine[::-1][:4]
+        liked = [event for event in mine[::-1] if batch.feedback["long_view"][event] > 0][:6]
+        older = mine[:-4]
+        wanted = [users[row] + places[0]]
+        wanted += [events[event] + places[short + place] for place, event in reversed(list(enumerate(newest)))]
+        wanted += [events[event] + places[positive + place] for place, event in reversed(list(enumerate(liked)))]
+        if older:
+            assert model.lifelong is not None
+            read = model.lifelong(events[older][None])[0]
+            wanted += [query + places[lifelong + place] for place, query in enumerate(read)]
+        found = tokens[offsets[row] : offsets[row + 1]]
+        torch.testing.assert_close(found, torch.stack(wanted), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("left", ["static", "short_term", "positive_length", "num_lifelong_queries", "none"])
+def test_any_pathway_alone_and_none_at_all(left: str) -> None:
+    changes = {name: value for name, value in OFF.items() if name != left} | {"static": left == "static"}
+    model = build(**changes)
+    batch = requests([17, 3, 0], targets=[1, 2, 1])
+    assert model.loss(batch).total.isfinite()
+    counts = model.context(batch).mask.sum(1).tolist()
+    liked = [int((batch.feedback["long_view"][a:b] > 0).sum()) for a, b in ((0, 17), (17, 20), (20, 20))]
+    expected = {
+        "short_term": [4, 3, 0],
+        "positive_length": [min(6, number) for number in liked],
+        "num_lifelong_queries": [3, 3, 0],  # without a short-term pathway every event is an older one
+    }
+    assert counts == [1 + number for number in expected.get(left, [0, 0, 0])]
+    other = replace(batch, profiles={"region": (batch.profiles["region"] + 1) % 3})
+    assert torch.allclose(answers(model, batch), answers(model, other)) == (left != "static")
+
+
+def test_what_no_pathway_reads_changes_nothing() -> None:
+    batch = requests([17], seed=5)
+    ignored = next(event for event in range(12) if batch.feedback["long_view"][event] == 0)
+    other = changed(batch, ignored, int(batch.item_ids[ignored] + 1) % 20)
+    without, with_lifelong = build(num_lifelong_queries=0), build()
+    assert torch.equal(answers(without, batch), answers(without, other))
+    assert without.readable(batch).item_ids.numel() < 17
+    assert not torch.allclose(answers(with_lifelong, batch), answers(with_lifelong, other))
+
+
+def test_events_over_the_limit_change_nothing() -> None:
+    batch = requests([30])
+    model = build(max_history=10)
+    assert torch.equal(answers(model, batch), answers(model, changed(batch, 19, int(batch.item_ids[19] + 1) % 20)))
+    assert not torch.allclose(
+        answers(model, batch), answers(model, changed(batch, 20, int(batch.item_ids[20] + 1) % 20))
+    )
+
+
+def test_without_a_positive_label_every_event_is_positive() -> None:
+    model = build(bare_catalog())
+    assert model.context(requests([9, 2])).mask.sum(1).tolist() == [1 + 4 + 6 + 3, 1 + 2 + 2]
+
+
+def test_every_layer_has_keys_and_values_of_its_own() -> None:
+    model = build(decoder_layers=3)
+    context = model.context(requests([9, 2]))
+    assert len(context.pairs) == 3
+    parts = [part for pair in context.pairs for part in pair]
+    assert all(part.shape == (2, 2, context.mask.shape[1], 4) for part in parts)
+    assert all(not torch.allclose(parts[0], part) for part in parts[1:])
+    assert context.nbytes == sum(part.numel() for part in parts) * 4
+    assert not context.can_extend
+
+
+def test_a_batch_answers_as_one_by_one() -> None:
+    model = build()
+    batch = requests([17, 0, 5, 2])
+    together = answers(model, batch)
+    for row in range(4):
+        torch.testing.assert_close(together[row], answers(model, batch.cut(row, row + 1))[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("item_input", ["id", "sid", "both"])
+def test_loss_is_minus_the_log_probabilities_of_the_targets(item_input: str) -> None:
+    model = build(item_input=item_input)
+    batch = requests([7, 12], targets=[1, 3])
+    context = model.context(batch)
+    sids = model.item_codes[batch.target_ids]  # type: ignore[index]
+    expected = -model.log_probs(context, sids[:1].expand(2, 1, 3))[0].sum()
+    expected -= model.log_probs(context, sids[1:].expand(2, 3, 3))[1].sum()
+    torch.testing.assert_close(model.loss(batch).total, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_every_parameter_learns() -> None:
+    model = build().train()
+    model.loss(requests([17] * 20, targets=[2] * 20)).total.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    dead = [name for name, p in model.named_parameters() if p.grad is not None and p.ndim > 1 and not p.grad.any()]
+    assert dead == []
+
+
+@pytest.mark.parametrize("in_encoder", [False, True])
+def test_experts_stand_where_they_are_asked_for(in_encoder: bool) -> None:
+    model = build(num_experts=4, num_active=2, expert_width=8, moe_from=1, encoder_experts=in_encoder).train()
+    assert model.loss(requests([9, 2], targets=[1, 2])).total.isfinite()
+    blocks = ["encoder.blocks.0.ff", "encoder.blocks.1.ff"] if in_encoder else []
+    assert sorted(expert_loads(model)) == sorted(["decoder.layers.1.ff", *blocks])
+    assert all(module.counts.sum() > 0 for module in model.modules() if isinstance(module, MoE))
+
+
+def test_hard_inputs() -> None:
+    model = build()
+    batch = requests([9, 1], targets=[1, 1])
+    nothing = {name: torch.zeros_like(values) for name, values in batch.feedback.items()}  # durations too
+    assert model.loss(replace(batch, feedback=nothing)).total.isfinite()
+    with pytest.raises(InputError, match="no feedback column 'click'"):
+        model.loss(replace(batch, feedback={}))
+    with pytest.raises(InputError, match="no targets"):
+        model.loss(requests([3]))
+
+
+@pytest.mark.parametrize("name", ["short_term", "positive_length", "num_lifelong_queries", "encoder_layers"])
+def test_impossible_settings_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=name):
+        OneRec.Config(**{**SMALL, name: -1})
