@@ -30,7 +30,8 @@ def looped(moe: MoE, x: Tensor) -> Tensor:
     for token in x:
         logits = moe.router(token)
         scores = logits.sigmoid() if moe.gate == "sigmoid" else logits.softmax(0)
-        chosen = sorted(range(EXPERTS), key=lambda expert: -float(scores[expert] + moe.bias[expert]))[:ACTIVE]
+        biased = (scores + moe.bias).tolist()
+        chosen = sorted(range(EXPERTS), key=biased.__getitem__, reverse=True)[:ACTIVE]
         total = sum(scores[expert] for expert in chosen) if moe.gate == "sigmoid" else 1.0
         row = torch.zeros(WIDTH)
         for expert in chosen:
