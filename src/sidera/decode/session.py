@@ -7,7 +7,8 @@ stream, so that an item is chosen knowing all items before it. A list's score is
   chosen a prefix all of whose items are used up is stuck, and with one beam (greedy) the whole list would be lost. So a
   node is closed for a beam as soon as the items below it are all in its list or excluded, on every level.
 * Items that share a semantic ID are different items: a list may hold both, in serving order.
-* ``width = 1`` is greedy decoding; a width of all lists is exact. Ties go to the beam, then to the leaf, further left.
+* ``width = 1`` is greedy decoding, a width of all lists is exact. Inside an item more beams are wanted than lists: the
+  first code alone says little about the item (``code_width``). Ties go to the beam, then to the leaf, further left.
 * Where fewer legal items exist than the list is long, lists are complete when they hold them all.
 
 Shape legend: B histories · W lists kept · j items written so far · m items of a list · L levels · n_l nodes of a
@@ -73,19 +74,22 @@ def session_beam_search(
     *,
     length: int,
     width: int,
+    code_width: int | None = None,
     num_results: int = 1,
     exclude: Jagged | None = None,
 ) -> Lists:
     """The ``num_results`` most likely lists of ``length`` items of each history that a beam of ``width`` lists finds.
 
-    ``exclude``: jagged item ids that no list may hold.
+    ``code_width``: beams of a history while an item is being written; ``width`` of them go on as lists. Default: the
+    same. ``exclude``: jagged item ids that no list may hold.
     """
     if isinstance(context, Batch):
         context = generator.context(context)
     check_search(generator, context, trie, width, num_results, exclude)
     if not 1 <= length <= generator.session_length:
         raise InputError(f"length is {length}", allowed=f"1 to {generator.session_length} (session_length)")
-    cache = generator.new_cache(context, width)
+    code_width = max(width, code_width or width)
+    cache = generator.new_cache(context, code_width)
     output = generator.step(context, cache, 0, None, None)
     device, num_histories = output.logits.device, context.num_histories
     limits = _Limits(trie, num_histories, exclude, device)
@@ -98,9 +102,9 @@ def session_beam_search(
     )
     longest = int(ends.max()) if num_histories else 0
     for item in range(longest):
-        candidates, owners = _first_codes(written, output, limits, width)
+        candidates, owners = _first_codes(written, output, limits, code_width)
         for level in range(1, trie.num_levels):
-            beams = prune(candidates, width)
+            beams = prune(candidates, code_width)
             owners = owners.gather(1, beams.parents)  # (B, W): the list that each beam continues
             chosen = limits.tables.tokens[level - 1][beams.nodes].long()
             output = generator.step(context, cache, level, chosen, beams.parents)
@@ -123,15 +127,17 @@ def rank_by_lists(
 ) -> tuple[Tensor, Tensor]:
     """k items of each history, best first: ids (B, k), -1 where there are no more, and scores (B, k).
 
-    The best list comes first, whole and in its order, so that the answer for a smaller k is the beginning of that for
+    The best list comes first (a search of ``list_beam`` lists and ``beam`` beams inside an item), whole and in its
+    order, so that the answer for a smaller k is the beginning of that for
     a larger one. A k beyond the list's length goes on with the likeliest first items of *other* lists (a search of
     ``beam`` beams for one item, without those answered already). The score at a place is the log-probability of the
     answer up to there, read as a list and then lists of one item: it falls from place to place.
     """
     context = generator.context(batch)
     found = session_beam_search(
-        generator, context, trie, length=generator.session_length, width=generator.list_beam, exclude=exclude
-    )
+        generator, context, trie, length=generator.session_length, width=generator.list_beam, code_width=beam,
+        exclude=exclude,
+    )  # fmt: skip
     item_ids, scores = found.item_ids[:, 0], found.item_scores[:, 0]  # (B, m)
     more = k - item_ids.shape[1]
     if more <= 0:
