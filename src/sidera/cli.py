@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_import(verbs)
     _add_run(verbs)
     _add_stages(verbs)
+    _add_scale(verbs)
     _add_recommend(verbs)
     _add_serve(verbs)
     _add_simulate(verbs)
@@ -147,6 +148,20 @@ def compare_verb(arguments: Arguments) -> None:
 
     first, second = (load_evaluation(Path(run) / "evaluation") for run in (arguments.a, arguments.b))
     print(compare(first, second).to_text())
+
+
+def scale_verb(arguments: Arguments) -> None:
+    """One recipe in several sizes, trained once over the same rows, and the law that their losses follow."""
+    from sidera.train.scale import SIZES, ScaleOptions, scale
+
+    options = ScaleOptions(
+        sizes=tuple(arguments.sizes or SIZES),
+        seeds=arguments.seeds,
+        rows=arguments.rows,
+        lr_factors=tuple(arguments.lr_factors),
+        cpu_hours=arguments.cpu_hours,
+    )
+    scale(_recipe(arguments), arguments.data, arguments.out, options, device=arguments.device)
 
 
 def recommend_verb(arguments: Arguments) -> None:
@@ -297,6 +312,20 @@ def _add_stages(verbs: argparse._SubParsersAction) -> None:
     parser = _verb(verbs, "compare", compare_verb, "paired differences between two evaluated runs")
     parser.add_argument("a", help="run folder")
     parser.add_argument("b", help="run folder")
+
+
+def _add_scale(verbs: argparse._SubParsersAction) -> None:
+    parser = _verb(verbs, "scale", scale_verb, "train one recipe in several sizes and fit the scaling law")
+    parser.add_argument("recipe", help="TOML file, e.g. recipes/world/scaling.toml")
+    parser.add_argument("--data", required=True, help="data folder with times and requests, e.g. a simulated log")
+    parser.add_argument("--out", required=True, help="folder to write; finished sizes in it are reused")
+    parser.add_argument("--sizes", nargs="+", metavar="WIDTHxLAYERS", help="5 or more (else 16x2 to 128x6, seven)")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of every size")
+    parser.add_argument("--rows", type=int, help="newest training rows that are used (else all)")
+    parser.add_argument("--lr-factors", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="tried on the rate's rule")
+    parser.add_argument("--cpu-hours", type=float, default=6.0, help="a longer plan is refused; hours of the device")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a recipe key")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
 
 
 def _add_recommend(verbs: argparse._SubParsersAction) -> None:

@@ -14,6 +14,7 @@ so no process is left without rows at the end of an epoch.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -185,6 +186,18 @@ class RequestRows:
     def settings(self) -> tuple[Any, ...]:
         """What else decides the rows: part of the digest."""
         return ()
+
+    def between(self, low: float, high: float) -> RequestRows:
+        """The rows whose request was made from second ``low`` to before second ``high``; their histories stay whole."""
+        moments, counts = self.dataset.times[self.ends], np.diff(self.target_bounds)
+        kept_mask = (moments >= low) & (moments < high)
+        check_targets(self.dataset, int(kept_mask.sum()))
+        rows = copy.copy(self)
+        rows.ends, rows.starts, rows.user_ids = self.ends[kept_mask], self.starts[kept_mask], self.user_ids[kept_mask]
+        rows.target_places = self.target_places[np.repeat(kept_mask, counts)]
+        rows.target_bounds = np.concatenate([[0], np.cumsum(counts[kept_mask])])
+        rows.digest = config.digest([self.digest, low, high])
+        return rows
 
     @property
     def num_rows(self) -> int:
