@@ -157,6 +157,7 @@ def scale_verb(arguments: Arguments) -> None:
     options = ScaleOptions(
         sizes=tuple(arguments.sizes or SIZES),
         seeds=arguments.seeds,
+        repeated=arguments.repeated,
         rows=arguments.rows,
         lr_factors=tuple(arguments.lr_factors),
         cpu_hours=arguments.cpu_hours,
@@ -321,6 +322,7 @@ def _add_scale(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--out", required=True, help="folder to write; finished sizes in it are reused")
     parser.add_argument("--sizes", nargs="+", metavar="WIDTHxLAYERS", help="5 or more (else 16x2 to 128x6, seven)")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of every size")
+    parser.add_argument("--repeated", type=int, help="only so many of the smallest sizes get several seeds (else all)")
     parser.add_argument("--rows", type=int, help="newest training rows that are used (else all)")
     parser.add_argument("--lr-factors", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="tried on the rate's rule")
     parser.add_argument("--cpu-hours", type=float, default=6.0, help="a longer plan is refused; hours of the device")

@@ -156,7 +156,12 @@ def fit_scaling(runs: Sequence[SizeRun], resamples: int = 500, seed: int = 0) ->
     means = [float(np.mean(found)) for found in of_size.values()]
     observed = losses[:, ~smaller].mean(1)
     prediction = Prediction(
-        runs[-1].name, runs[-1].parameters, _estimate(foretold), means[-1], means[-2], _estimate(foretold / observed - 1)
+        name=runs[-1].name,
+        parameters=runs[-1].parameters,
+        predicted=_estimate(foretold),
+        observed=means[-1],
+        next_smaller=means[-2],
+        gap=_estimate(foretold / observed - 1),
     )
     several = [np.var(found, ddof=1) for found in of_size.values() if len(found) > 1]
     points, compute_law, compute_line = _along_frontier(runs, min(resamples, 200), seed)
@@ -278,7 +283,7 @@ def _checked(x: Sequence[float] | Array, losses: Sequence[float] | Array) -> tup
     for name, values in (("size", x), ("loss", losses)):
         bad = ~(np.isfinite(values) & (values > 0))
         if bad.any():
-            raise InputError(f"a {name} is {values[bad][0]}", allowed="finite numbers above 0", fix="leave that run out")
+            raise InputError(f"a {name} is {values[bad][0]}", allowed="finite numbers above 0", fix="leave the run out")
     if len(set(x.tolist())) < MIN_SIZES:
         raise InputError(
             f"{len(set(x.tolist()))} sizes are too few to fit three numbers", allowed=f"{MIN_SIZES} or more"

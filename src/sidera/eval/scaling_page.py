@@ -1,4 +1,4 @@
-"""What ``sidera scale`` leaves behind: ``scaling.json`` (runs and fits), ``scaling.png`` and a page, ``scaling.html``."""
+"""What ``sidera scale`` leaves behind: ``scaling.json`` (runs and fits), ``scaling.png`` and ``scaling.html``."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class FitConfig:
     checkpoint_minutes: float = 3.0  # wall minutes between checkpoints: what a crash can cost; 0: after every step
     log_every: int = 20  # optimizer steps averaged into one line of metrics.jsonl
     tensorboard: bool = False  # True: also write TensorBoard events (needs the extra `track`)
-    peak_tflops: float = 0.0  # the device's peak, TFLOP/s, for the MFU of models that count their FLOPs; 0: no MFU
+    peak_tflops: float = 0.0  # peak of one device, TFLOP/s, that the MFU is measured against; 0: of a measured product
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "log_every"):

@@ -39,6 +39,7 @@ from sidera.fit.checkpoint import (
 )
 from sidera.fit.config import FitConfig
 from sidera.fit.log import TrainingLog
+from sidera.fit.peak import measured_tflops
 from sidera.fit.schedule import learning_rate, make_optimizer
 from sidera.fit.seeding import EVALUATION, seed_everything
 from sidera.fit.signals import Interrupted, StopNow, StopSignals
@@ -211,7 +212,7 @@ class _Run:
         if self.log is not None:
             self.log.advance()
             if state.window.steps >= config.log_every or state.ending:
-                self.log.write("train", state.close_window(lr, config.peak_tflops * self.world_size))
+                self.log.write("train", state.close_window(lr, self._peak_tflops()))
         if any(row[1] for row in rows):
             self.pause = "interrupted"
         elif config.piece_minutes is not None and in_call >= 60 * config.piece_minutes:
@@ -251,6 +252,12 @@ class _Run:
         count_flops = getattr(self.model, "flops_per_batch", None)
         flops = sum(float(count_flops(batch)) for batch in pulled) if count_flops else 0.0
         return float(sum(batch.item_ids.numel() for batch in pulled)), flops
+
+    def _peak_tflops(self) -> float:
+        """What the MFU is measured against, all ranks together; 0 where the model does not count its FLOPs."""
+        if not hasattr(self.model, "flops_per_batch"):
+            return 0.0
+        return (self.config.peak_tflops or measured_tflops(self.device, self.config.precision)) * self.world_size
 
     def _advance(self, num_batches: int, time_share: float) -> None:
         """Move the position; decide whether the training ends here and whether to evaluate."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from sidera.nn.counters import attention_flops, causal_pairs, matmul_flops
 from sidera.nn.dropout import Dropout
 from sidera.ops.jagged import JaggedLayout, jagged_attention
 
@@ -66,3 +67,9 @@ class CausalEncoder(nn.Module):
         for block in self.blocks:
             x_TD = block(x_TD, layout)
         return self.norm(x_TD)
+
+    def flops(self, lengths: Tensor) -> float:
+        """Of one forward pass over histories of these lengths (B,)."""
+        width = self.position.embedding_dim
+        attention = len(self.blocks) * attention_flops(causal_pairs(lengths), width)
+        return matmul_flops(self.blocks, int(lengths.sum())) + attention

@@ -2,11 +2,11 @@
 
     sidera scale recipes/world/scaling.toml --data data/world --out runs/scaling
 
-OneRec-V2 (2508.20900, 3.4) trains on a stream: every row is seen once, in the order of time. So do these runs: the rows
-are :class:`RequestRows` in ``order="time"``; the learning rate is ``lr_rule`` and then inverse square root of the step, which
-needs no end, so that every point of a learning curve is a fair one. All sizes are measured on the same later slice, in
-evaluation mode, after the last step: one set of weights on fixed rows is less noisy than the losses of the rows just
-before they are trained on, which are kept too (``progressive``).
+OneRec-V2 (2508.20900, 3.4) trains on a stream: every row is seen once, in the order of time. So do these runs: the
+rows are :class:`RequestRows` in ``order="time"``; the learning rate is ``lr_rule`` and then falls with the inverse
+square root of the step, which needs no end, so that every point of a learning curve is a fair one. All sizes are
+measured on the same later slice, in evaluation mode, after the last step: one set of weights on fixed rows is less
+noisy than the losses of the rows just before they are trained on, which are kept too (``progressive``).
 
 Trap: only one-pass rows may count. With a second epoch the loss falls by memorising, faster for larger models.
 
@@ -58,6 +58,7 @@ class ScaleOptions:
 
     sizes: tuple[str, ...] = SIZES  # width x layers
     seeds: int = 1  # trainings of every size
+    repeated: int | None = None  # only so many of the smallest sizes get several seeds; None: all
     rows: int | None = None  # newest training rows that are used; None: all
     lr_factors: tuple[float, ...] = (0.5, 1.0, 2.0)  # tried on the rule's rate at two sizes; one: no trial
     cpu_hours: float = 6.0  # more than this is refused before it starts
@@ -69,7 +70,7 @@ class ScaleOptions:
                 allowed=f"{MIN_SIZES + 1} or more",
                 fix="--sizes " + " ".join(SIZES),
             )
-        for name in ("seeds", "rows"):
+        for name in ("seeds", "rows", "repeated"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} = {value}", allowed="a whole number >= 1")
@@ -77,6 +78,10 @@ class ScaleOptions:
             raise InputError(f"--lr-factors {list(self.lr_factors)}", allowed="numbers above 0")
         if not self.cpu_hours > 0:
             raise InputError(f"--cpu-hours = {self.cpu_hours}", allowed="a number above 0")
+
+    def seeds_of(self, place: int) -> int:
+        """Trainings of the size at this place, counted from the smallest."""
+        return self.seeds if self.repeated is None or place < self.repeated else 1
 
 
 @dataclass(frozen=True)
@@ -125,14 +130,14 @@ def scale(
         "lr_trials": tried,
     }
     runs, facts = [], []
-    for seed in range(options.seeds):
-        for name, size, model in by_size:
+    for place, (name, size, model) in enumerate(by_size):
+        for seed in range(options.seeds_of(place)):
             lr = factor * lr_rule(recipe.fit.lr, anchor, count_parameters(model).dense)
             run, fact = one_run(name, size, lr, seed, stream, out, device, say)
             runs.append(run)
             facts.append(fact)
-        result = fit_scaling(runs)  # a page after every seed: the next one may take hours
-        files = write_scaling(result, runs, facts, context, out)
+    result = fit_scaling(runs)
+    files = write_scaling(result, runs, facts, context, out)
     say(f"scale: {result.prediction.summary()}\nscale: {files[-1]}")
     return result
 
@@ -153,7 +158,7 @@ def sized(recipe: Recipe, size: str) -> Recipe:
     changes: dict[str, Any] = {"width": width, "num_layers": layers, "num_heads": width // head}
     if "num_kv_groups" in known:  # as many queries share a head of keys as in the recipe
         changes["num_kv_groups"] = max(1, width // head * config.num_kv_groups // config.num_heads)
-    for name in {"ff_width", "expert_width"} & known:
+    for name in sorted({"ff_width", "expert_width"} & known):
         changes[name] = max(1, width * getattr(config, name) // config.width)
     return replace(recipe, model_config=replace(config, **changes))
 
@@ -292,7 +297,8 @@ def target_losses(model: Any, rows: RequestRows, device: str) -> tuple[np.ndarra
         sids, target_mask = model.targets(moved)
         log_p = model.log_probs(model.context(moved), sids)[target_mask]  # (targets, L)
         losses.append(-log_p.double().mean(1).cpu().numpy())
-        assert batch.user_ids is not None and batch.target_offsets is not None
+        assert batch.user_ids is not None
+        assert batch.target_offsets is not None
         users.append(np.repeat(batch.user_ids.numpy(), batch.target_offsets.diff().numpy()))
     model.train(training)
     return np.concatenate(users), np.concatenate(losses)
@@ -338,18 +344,18 @@ def _refuse_too_long(
     hours = 0.0
     batches = list(itertools.islice(stream.train.batches(0, stream.train.num_batches() // 2), PROBE_STEPS))
     clock = time.process_time if device == "cpu" else time.perf_counter
-    for _, model in models:
+    for place, (_, model) in enumerate(models):
         model.to(device).train()
         started = clock()
         for batch in batches:
             model.loss(batch.to(device)).total.backward()
         if device != "cpu":
             torch.cuda.synchronize()
-        hours += (clock() - started) / len(batches) * stream.train.num_batches() / 3600
+        seconds = (clock() - started) / len(batches) * stream.train.num_batches()
+        hours += options.seeds_of(place) * seconds / 3600
         model.zero_grad(set_to_none=True)
         model.to("cpu")
-    hours *= options.seeds
-    say(f"scale: about {hours:.2f} hours for {len(models)} sizes x {options.seeds} seeds")
+    say(f"scale: about {hours:.2f} hours for {len(models)} sizes")
     if hours > options.cpu_hours:
         fits = int(stream.train.num_rows * options.cpu_hours / hours)
         raise InputError(

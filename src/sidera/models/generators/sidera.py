@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
 from sidera.core import Batch, InputError, Loss, StepOutput
+from sidera.nn.counters import TRAINING, matmul_flops
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.jagged import JaggedLayout, jagged_layout
 
@@ -231,6 +232,18 @@ class SideraGenerator(nn.Module):
             total = total + level_total
             parents = target_paths[:, level]
         return Loss(total, batch.target_ids.numel(), parts)
+
+    def flops_per_batch(self, batch: Batch) -> float:
+        """FLOPs of one training step on this batch, forward and backward; places past a last child do not count."""
+        events = batch.item_ids.numel()
+        forward = self.encoder.flops(batch.lengths) + matmul_flops(self.project, events)
+        if batch.target_ids is not None:
+            paths, parents = self.paths.cpu()[batch.target_ids.cpu()], torch.zeros(events, dtype=torch.int64)
+            for level in range(len(self.level_sizes)):
+                starts = getattr(self, f"starts_{level}").cpu()
+                forward += 2.0 * self.config.width * float((starts[parents + 1] - starts[parents]).sum())
+                parents = paths[:, level]
+        return TRAINING * forward
 
     # -- answering -----------------------------------------------------------------------------------------------
 

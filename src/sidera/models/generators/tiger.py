@@ -27,6 +27,7 @@ from sidera.config import check_value
 from sidera.core import Batch, InputError, Loss, StepOutput
 from sidera.models.generators import tiger_decode
 from sidera.models.generators.tiger_decode import BeamCache, FastWeights, TigerContext
+from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
 from sidera.nn.t5 import Decoder, Encoder, T5Size
 from sidera.nn.t5_functions import Group, equal_length_groups
 
@@ -162,6 +163,20 @@ class Tiger(nn.Module):
             start = self.level_starts[level]
             weight = weight[start : start + self.level_sizes[level]]
         return start, F.linear(states * self.config.width**-0.5, weight.to(states.dtype))
+
+    def flops_per_batch(self, batch: Batch) -> float:
+        """FLOPs of one training step on this batch, forward and backward."""
+        levels, targets = self.num_levels, batch.num_histories
+        lengths = batch.lengths.clamp(max=self.config.max_history) * levels + (self.config.num_user_tokens > 0)
+        tokens, inner = int(lengths.sum()), self.config.num_heads * self.config.head_width
+        forward = matmul_flops(self.encoder, tokens) + matmul_flops(self.decoder, targets * levels)
+        pairs = float((lengths**2).sum()) + targets * levels**2 + levels * tokens  # encoder, decoder, cross
+        forward += self.config.num_layers * attention_flops(pairs, inner)
+        for layer in self.decoder.layers:  # keys and values of the encoder's tokens, which are not the decoder's own
+            forward += matmul_flops(layer.cross.key_value, tokens - targets * levels)  # type: ignore[union-attr, arg-type]
+        vocabulary = sum(self.level_sizes)
+        scored = vocabulary if self.config.normalize == "level" else levels * self.embedding.num_embeddings
+        return TRAINING * (forward + 2.0 * targets * scored * self.config.width)
 
     # -- answering -----------------------------------------------------------------------------------------------
 

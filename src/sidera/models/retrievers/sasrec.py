@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
 from sidera.core import Batch, InputError, Loss
+from sidera.nn.counters import TRAINING
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.jagged import jagged_layout
 
@@ -107,6 +108,13 @@ class SASRec(nn.Module):
             negative = (states_TD * F.embedding(negative_ids, vectors_ND)).sum(1)
             total = F.softplus(-positive).sum() + F.softplus(negative).sum()
         return Loss(total, target_ids.numel())
+
+    def flops_per_batch(self, batch: Batch) -> float:
+        """FLOPs of one training step on this batch, forward and backward."""
+        num_items = self.item.num_embeddings
+        scored = {"full": num_items, "sampled": 1 + self.config.num_negatives, "bce": 2}[self.config.loss]
+        products = 2.0 * batch.item_ids.numel() * scored * self.config.width
+        return TRAINING * (self.encoder.flops(batch.lengths) + products)
 
     def _sampled_softmax(self, states_TD: Tensor, vectors_ND: Tensor, target_ids: Tensor) -> Tensor:
         num_items, num_negatives = vectors_ND.shape[0], self.config.num_negatives

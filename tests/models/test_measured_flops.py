@@ -1,0 +1,126 @@
+"""Counted FLOPs against those that torch sees being done, forward and backward, on batches without padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from sidera.core import Batch
+from sidera.data.features import FeatureSchema
+from sidera.models.counters import Architecture
+from sidera.models.generators.onerec_v2 import OneRecV2
+from sidera.models.generators.sidera import SideraGenerator
+from sidera.models.generators.tiger import Tiger
+from sidera.models.retrievers.sasrec import SASRec
+from sidera.nn.counters import count_parameters, matmul_flops
+from sidera.nn.moe import MoE
+from tests.models.small_catalog import position_batch, small_catalog
+
+
+def measured(model: Any, batch: Batch) -> float:
+    """What torch's counter sees of a training step; it knows attention only when that is made of plain products."""
+    model.train()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.loss(batch).total.backward()
+    return float(counter.get_total_flops())
+
+
+def lazy(**changes: Any) -> OneRecV2:
+    catalog = small_catalog(200, (16, 16, 16))
+    object.__setattr__(catalog, "schema", FeatureSchema())
+    object.__setattr__(catalog, "categories", {})
+    sizes = {"width": 64, "num_layers": 3, "num_heads": 4, "num_kv_groups": 4, "ff_width": 256, "dropout": 0.0}
+    return OneRecV2(OneRecV2.Config(**(sizes | changes)), catalog)  # type: ignore[arg-type]
+
+
+def requests(length: int = 30, rows: int = 4, targets: int = 2) -> Batch:
+    """``rows`` histories of one length with ``targets`` each: nothing is padded."""
+    generator = torch.Generator().manual_seed(0)
+    items = torch.randint(200, (rows * length,), generator=generator)
+    return Batch(
+        items,
+        torch.arange(0, rows * length + 1, length),
+        torch.randint(200, (rows * targets,), generator=generator),
+        target_offsets=torch.arange(0, rows * targets + 1, targets),
+    )
+
+
+@pytest.mark.parametrize("changes", [{}, {"kv_sharing": 3, "num_kv_groups": 1}, {"separate_values": True}])
+def test_onerec_v2(changes: dict[str, Any]) -> None:
+    model, batch = lazy(**changes), requests()
+    assert model.flops_per_batch(batch) == pytest.approx(measured(model, batch), rel=0.03)
+
+
+def test_onerec_v2_with_experts() -> None:
+    model, batch = lazy(num_experts=8, num_active=2, expert_width=64), requests()
+    assert model.flops_per_batch(batch) == pytest.approx(measured(model, batch), rel=0.03)
+
+
+def test_sizes_alone_give_the_decoder_of_onerec_v2() -> None:
+    """The built model = the analytic one + what embeds events and users."""
+    length, rows, targets = 30, 4, 2
+    model, batch = lazy(), requests(length, rows, targets)
+    sizes = Architecture("lazy", width=64, decoder_layers=3, ff_width=256, head_width=16, codebook_size=16)
+    embedding = 3 * (matmul_flops(model.events, rows * length) + matmul_flops(model.user, rows))
+    analytic = rows * sizes.flops_per_request(length + 1, targets) + embedding
+    assert model.flops_per_batch(batch) == pytest.approx(analytic, rel=1e-6)
+    weights = sum(module.weight.numel() for module in model.decoder.modules() if isinstance(module, torch.nn.Linear))
+    assert sizes.parameters()["total"] == weights + model.processor.project.weight.numel()
+
+
+def test_padding_does_not_count() -> None:
+    model, batch = lazy(), requests()
+    short = Batch(
+        batch.item_ids[:33], torch.tensor([0, 30, 31, 32, 33]), batch.target_ids, target_offsets=batch.target_offsets
+    )
+    needed, done = model.flops_per_batch(short), measured(model, short)
+    assert needed < 0.95 * done  # the model itself pads three histories of one event to thirty
+    assert done < measured(model, batch)
+
+
+@pytest.mark.parametrize(("loss", "rel"), [("full", 0.03), ("sampled", 0.03), ("bce", 0.08)])
+def test_sasrec(loss: str, rel: float) -> None:
+    """torch counts attention to the future as well, which is thrown away; bce's scores are sums, not products."""
+    catalog: Any = small_catalog(300, (8, 8, 8))
+    config = SASRec.Config(width=64, num_layers=2, num_heads=2, dropout=0.0, loss=loss, num_negatives=64)  # type: ignore[arg-type]
+    model, batch = SASRec(config, catalog), position_batch([16] * 6, 300)
+    assert model.flops_per_batch(batch) == pytest.approx(measured(model, batch), rel=rel)
+
+
+def test_sidera_generator() -> None:
+    codes = np.stack(np.unravel_index(np.arange(64), (8, 8)), axis=1).astype(np.int32)  # 8 children everywhere
+    catalog: Any = small_catalog(64, (8, 8))
+    object.__setattr__(catalog, "codes", codes)
+    config = SideraGenerator.Config(width=64, num_layers=2, num_heads=2, dropout=0.0)
+    model, batch = SideraGenerator(config, catalog), position_batch([16] * 6, 64)
+    assert model.flops_per_batch(batch) == pytest.approx(measured(model, batch), rel=0.03)
+
+
+@pytest.mark.parametrize("normalize", ["level", "vocabulary"])
+def test_tiger(normalize: str) -> None:
+    """Its forward products are oneDNN's own, which torch does not count; the backward pass is two thirds of the whole."""
+    catalog: Any = small_catalog(200, (16, 16, 16))
+    sizes = {"width": 64, "num_layers": 2, "num_heads": 4, "head_width": 16, "ff_width": 128, "dropout": 0.0}
+    model = Tiger(Tiger.Config(**sizes, normalize=normalize, num_user_tokens=0), catalog)  # type: ignore[arg-type]
+    packed = position_batch([10] * 6, 200)
+    batch = Batch(packed.item_ids, packed.offsets, packed.item_ids[:6])
+    loss = model.loss(batch).total
+    with FlopCounterMode(display=False) as counter:
+        loss.backward()
+    assert model.flops_per_batch(batch) * 2 / 3 == pytest.approx(counter.get_total_flops(), rel=0.03)
+
+
+def test_parameters_by_kind() -> None:
+    model = lazy(num_experts=8, num_active=2, expert_width=32, moe_from=1)
+    found = count_parameters(model)
+    assert found.total == sum(parameter.numel() for parameter in model.parameters())
+    tables = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Embedding))
+    assert found.dense == found.total - tables
+    num_sparse = sum(isinstance(module, MoE) for module in model.modules())
+    assert num_sparse == 2
+    assert found.dense - found.active == num_sparse * 6 * 3 * 64 * 32
