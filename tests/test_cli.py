@@ -26,7 +26,8 @@ from sidera.data.tiny import tiny_log
 from sidera.models import MODELS
 from sidera.train.stages import rows_bar
 
-VERBS = ("import", "run", "catalog", "train", "evaluate", "compare", "recommend", "serve", "simulate", "ab", "demo")
+VERBS = ("import", "run", "catalog", "train", "evaluate", "compare", "scale", "recommend", "serve", "simulate", "ab",
+         "demo")  # fmt: skip
 RECIPE = """
 [catalog]
 vectors = ["behaviour"]

@@ -39,6 +39,19 @@ FLAGS = {
     "train": ["recipe", *RECIPE_FLAGS],
     "evaluate": ["run", "--data", "--rows", "--set", "--device"],
     "compare": ["a", "b"],
+    "scale": [
+        "recipe",
+        "--data",
+        "--out",
+        "--sizes",
+        "--seeds",
+        "--repeated",
+        "--rows",
+        "--lr-factors",
+        "--cpu-hours",
+        "--set",
+        "--device",
+    ],
     "recommend": ["run", "--history", "-k", "--filter-seen", "--unknown"],
     "serve": ["run", "--host", "--port", "--device"],
     "simulate": ["--config", "--set", "--seed", "--users", "--days", "--out"],
@@ -93,7 +106,7 @@ def test_recipes_parse_and_begin_with_their_command(path: Path) -> None:
     Recipe.read(path)
     lines = path.read_text().splitlines()
     assert 10 <= len(lines) <= 40
-    assert lines[0].startswith("# sidera run ")
+    assert lines[0].startswith(("# sidera run ", "# sidera scale "))
     arguments = build_parser().parse_args(shlex.split(lines[0].removeprefix("# sidera ")))
     assert ROOT / arguments.recipe == path
     assert arguments.out.startswith("runs/")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_catalog import position_batch, small_catalog
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +20,6 @@ from sidera.models.generators.tiger import Tiger
 from sidera.models.retrievers.sasrec import SASRec
 from sidera.nn.counters import count_parameters, matmul_flops
 from sidera.nn.moe import MoE
-from tests.models.small_catalog import position_batch, small_catalog
 
 
 def measured(model: Any, batch: Batch) -> float:
@@ -103,7 +103,7 @@ def test_sidera_generator() -> None:
 
 @pytest.mark.parametrize("normalize", ["level", "vocabulary"])
 def test_tiger(normalize: str) -> None:
-    """Its forward products are oneDNN's own, which torch does not count; the backward pass is two thirds of the whole."""
+    """Its forward products are oneDNN's own, which torch does not count: the backward pass, two thirds, is compared."""
     catalog: Any = small_catalog(200, (16, 16, 16))
     sizes = {"width": 64, "num_layers": 2, "num_heads": 4, "head_width": 16, "ff_width": 128, "dropout": 0.0}
     model = Tiger(Tiger.Config(**sizes, normalize=normalize, num_user_tokens=0), catalog)  # type: ignore[arg-type]

@@ -262,7 +262,7 @@ def choose_factor(
     """The factor on the rule's rate with the least validation loss, summed over two sizes, after a quarter stream."""
     if len(options.lr_factors) == 1:
         return options.lr_factors[0], []
-    tried = []
+    tried: list[dict[str, Any]] = []
     for factor, (name, recipe) in itertools.product(options.lr_factors, trials):
         model = build_model(recipe.model_name, recipe.model_config, stream.catalog)
         lr = factor * lr_rule(recipe.fit.lr, anchor, count_parameters(model).dense)
@@ -280,9 +280,9 @@ def choose_factor(
         )
         tried.append({"name": name, "factor": factor, "lr": lr, "valid_loss": result.best_metrics["loss"]})
         say(f"scale: trial {name}, lr {lr:.2e} ({factor:g} x the rule): validation {tried[-1]['valid_loss']:.4f}")
-    totals = {
-        factor: sum(row["valid_loss"] for row in tried if row["factor"] == factor) for factor in options.lr_factors
-    }
+    totals = dict.fromkeys(options.lr_factors, 0.0)
+    for row in tried:
+        totals[row["factor"]] += row["valid_loss"]
     return min(totals, key=lambda factor: totals[factor]), tried
 
 

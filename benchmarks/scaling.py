@@ -1,0 +1,102 @@
+"""Claim `scaling`: the loss of OneRec-V2's largest size is foretold within 2 % by the sizes below it.
+
+    python benchmarks/scaling.py [--quick] [--work FOLDER]
+
+A log of the `easy` world is written and `sidera scale recipes/world/scaling.toml` is run on it: seven sizes, each row
+seen once. With ``--work`` a run that was stopped goes on where it was. A quick run fits the committed runs again (fits
+and bootstrap are recomputed, nothing is read from the old fit), and trains two tiny sizes on a tiny log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from harness import RESULTS, arguments, finish, single_thread, tuned_allocator
+
+SEED = 0
+BAR = {"error": 0.02}
+USERS, DAYS, ROWS = 16_000, 10, 90_000
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "world" / "scaling.toml"
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "scaling.png"
+ONE_THREAD = ["fit.num_threads=1"]
+
+
+def write_log(folder: Path, users: int, days: int) -> int:
+    """The log of the easy world; its events."""
+    from sidera.sim.config import world_config
+    from sidera.sim.simulate import simulate
+
+    return simulate(world_config("easy"), users, days, folder, SEED)["num_events"]
+
+
+def full(work: Path) -> tuple[Any, dict[str, Any]]:
+    """Log, runs and fits -> the fits, and what is kept of the runs."""
+    from sidera.train.recipe import Recipe
+    from sidera.train.scale import ScaleOptions, scale
+
+    write_log(work / "log", USERS, DAYS)
+    options = ScaleOptions(seeds=2, repeated=5, rows=ROWS, lr_factors=(1.0, 2.0, 4.0))
+    result = scale(Recipe.read(RECIPE, ONE_THREAD), work / "log", work / "run", options)
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(work / "run" / "scaling.png", PICTURE)
+    return result, json.loads((work / "run" / "scaling.json").read_text())
+
+
+def refit() -> Any:
+    """The laws from the runs that were committed."""
+    from sidera.eval.scaling import SizeRun, fit_scaling
+
+    runs = json.loads((RESULTS / "scaling.json").read_text())["details"]["runs"]
+    return fit_scaling([SizeRun.from_json(run) for run in runs])
+
+
+def smoke(folder: Path) -> list[float]:
+    """Losses of two tiny sizes trained over a tiny log."""
+    from sidera.train.recipe import Recipe
+    from sidera.train.scale import one_run, open_stream, sized
+
+    write_log(folder / "log", 400, 4)
+    recipe = Recipe.read(RECIPE, ["catalog.codebook_size=16", "fit.warmup_steps=10", *ONE_THREAD])
+    stream = open_stream(recipe, folder / "log", folder / "run", None, print)
+    names = ("16x1", "32x2")
+    runs = [one_run(name, sized(recipe, name), 1e-2, SEED, stream, folder / "run", "cpu", print)[0] for name in names]
+    return [run.loss for run in runs]
+
+
+def main() -> None:
+    tuned_allocator()
+
+    def flags(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--work", type=Path, help="folder for log and runs (else a temporary one)")
+
+    options = arguments(__doc__, flags)
+    single_thread()
+    with tempfile.TemporaryDirectory() as name:
+        work = options.work or Path(name)
+        if options.quick:
+            result, details = refit(), {}
+            tiny = smoke(work)
+            trained = all(math.isfinite(loss) and loss < math.log(16) for loss in tiny)  # better than a uniform guess
+        else:
+            result, details = full(work)
+            tiny, trained = [], True
+    found = result.prediction
+    value = {
+        "error": round(found.error, 5),
+        "error_without_law": round(found.error_without_law, 5),
+        "predicted": round(found.predicted.value, 4),
+        "observed": round(found.observed, 4),
+    }
+    context = {"seed": SEED, "users": USERS, "days": DAYS, "rows": ROWS, "smoke_losses": tiny}
+    details = {"picture": "docs/pictures/scaling.png", **details}
+    finish("scaling", value, BAR, trained and found.error <= BAR["error"], context, options.quick, details)
+
+
+if __name__ == "__main__":
+    main()
