@@ -15,6 +15,8 @@ from toy_training import RingSource, Toy, accuracy
 
 from sidera.core import ArtifactError, Batch, InputError, Loss
 from sidera.fit import Diverged, FitConfig, FitResult, Interrupted, fit, seed_everything, step_generator
+from sidera.fit.log import mean_mfu
+from sidera.fit.peak import measured_tflops
 
 FAST = FitConfig(epochs=12, lr=0.03, warmup_steps=5, monitor="accuracy", log_every=1, checkpoint_minutes=60)
 
@@ -271,3 +273,17 @@ def test_small_data_gets_the_steps_it_needs(tmp_path: Path) -> None:
     config = replace(FAST, epochs=1, patience=0, max_steps=None)
     assert train(tmp_path / "plain", config).steps == 7
     assert train(tmp_path / "more", replace(config, min_steps=20)).steps == 21
+
+
+def test_without_a_given_peak_the_mfu_is_of_a_measured_product(tmp_path: Path) -> None:
+    class Counted(Toy):
+        def flops_per_batch(self, batch: Batch) -> float:
+            return 1e6 * batch.item_ids.numel()
+
+    train(tmp_path, replace(FAST, epochs=1), model=Counted())
+    peak = measured_tflops(torch.device("cpu"))
+    assert 1e-3 < peak < 1e3  # TFLOP/s
+    found = lines(tmp_path)
+    assert all(line["mfu"] == pytest.approx(line["tflops"] / peak) for line in found)
+    assert mean_mfu(tmp_path) == pytest.approx(sum(line["mfu"] for line in found) / len(found))
+    assert mean_mfu(tmp_path / "elsewhere") is None

@@ -85,6 +85,14 @@ class TrainingLog:
             self._bar.close()
 
 
+def mean_mfu(run_dir: Path) -> float | None:
+    """Mean share of the peak over the training lines of ``metrics.jsonl``; None for models that count no FLOPs."""
+    path = run_dir / METRICS
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [record["mfu"] for record in map(json.loads, lines) if "mfu" in record]
+    return sum(found) / len(found) if found else None
+
+
 def _tensorboard_writer(run_dir: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -32,7 +32,7 @@ from sidera.eval.evaluate import evaluate, quick_metrics
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
 from sidera.fit import distributed
 from sidera.fit.checkpoint import FOLDER
-from sidera.fit.log import terminal_bar
+from sidera.fit.log import mean_mfu, terminal_bar
 from sidera.fit.loop import FitResult, fit
 from sidera.models import MODELS, build_model
 from sidera.models.retrievers.item_knn import ItemKNN
@@ -165,7 +165,8 @@ def train_stage(
             device=device,
             identity={"catalog": catalog_id} | ({"split": prepared.digest} if prepared.split.cut_times else {}),
         )
-        say(_training_line(result))
+        mfu = mean_mfu(out / "fit")
+        say(_training_line(result, mfu))
         if not result.finished:
             say("training is unfinished: give the same command again to go on")
             return None
@@ -176,6 +177,7 @@ def train_stage(
             "cpu_minutes": round(result.cpu_seconds / 60, 2),
             "wall_minutes": round(result.wall_seconds / 60, 2),
             "stopped_because": result.stopped_because,
+            "mfu": None if mfu is None else round(mfu, 4),
         }
     model.eval()
     if distributed.rank() == 0:
@@ -295,11 +297,11 @@ def training_sequences(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
     return train_item_ids(prepared.dataset, prepared.split), offsets
 
 
-def _training_line(result: FitResult) -> str:
+def _training_line(result: FitResult, mfu: float | None) -> str:
     best = ", ".join(f"{name} {value:.4f}" for name, value in result.best_metrics.items())
     return (
         f"train: {result.stopped_because} after {result.steps:,} steps, {result.cpu_seconds / 60:.1f} CPU-minutes;"
-        f" best at step {result.best_step:,}: {best}"
+        f" best at step {result.best_step:,}: {best}" + ("" if mfu is None else f"; MFU {100 * mfu:.1f} %")
     )
 
 
