@@ -218,6 +218,20 @@ class Retriever(Scorer, Protocol):
         """(N, D)"""
 
 
+@runtime_checkable
+class Ranker(Protocol):
+    """Scores given items for each history, one number per task; the user part is paid for once."""
+
+    tasks: tuple[str, ...]  # what the numbers of an item are, the one to rank by first
+
+    def loss(self, batch: Batch) -> Loss: ...
+
+    def context(self, batch: Batch) -> Context: ...
+
+    def score(self, context: Context, candidates: Tensor) -> Tensor:
+        """Candidates (B, C) item ids -> (B, C, tasks), each in the order of ``tasks``, higher is more likely."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One question: what comes after this history?"""

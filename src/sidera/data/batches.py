@@ -4,7 +4,8 @@
 * ``PrefixRows``: one (history -> next item) row per training event but the first; batches hold rows of like length
   (sorted inside a shuffled pool), so that a model which pads wastes little.
 * ``RequestRows``: one (history before a request -> the request's positives) row per request; the user part is paid for
-  once however many of its items were liked. For models that read every exposure with its feedback.
+  once however many of its items were liked. For models that read every exposure with its feedback. With
+  ``targets="all"`` every exposure is a target, to be told apart by ``target_feedback``: what rankers learn from.
 * ``eval_batches``: rows of a split, longest history first.
 
 Order is a function of (seed, epoch) alone: an epoch can be entered at any batch (``start``), and processes of a
@@ -150,6 +151,8 @@ class Reader:
 class RequestRows:
     """One row per request with a positive: the newest ``max_history`` events before it -> its positives.
 
+    ``targets="all"``: one row per request, and its targets are all that it showed.
+
     Events of one user with equal ``request`` are one request, shown together: none of them is in the others' history.
     A log without that column has a request per event. ``order="time"`` gives the rows as they happened, once: what
     streaming training sees (OneRec-V2); the epoch then changes nothing.
@@ -164,21 +167,23 @@ class RequestRows:
         batch_size: int,
         seed: int = 0,
         order: Literal["shuffled", "time"] = "shuffled",
+        targets: Literal["positive", "all"] = "positive",
     ) -> None:
         _check_sizes(max_history, batch_size)
         self.dataset, self.batch_size, self.seed, self.order = dataset, batch_size, seed, order
-        self.reader = Reader(dataset, schema)
+        self.reader, self.targets = Reader(dataset, schema), targets
         self.ends, self.target_places, self.target_bounds = self.rows(dataset, split, schema)
         self.user_ids = dataset.event_users[self.ends]
         self.starts = np.maximum(dataset.offsets[self.user_ids], self.ends - max_history)
-        settings = (max_history, batch_size, seed, order, schema.to_json(), *self.settings())
+        settings = (max_history, batch_size, seed, order, targets, schema.to_json(), *self.settings())
         self.digest = _digest("requests", dataset, split, *settings)
 
     def rows(self, dataset: Dataset, split: Split, schema: FeatureSchema) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where histories end (R,), the events that are targets (G,), and where each row's begin among these (R+1,)."""
         begins = request_starts(dataset)  # (E,) first event of each event's request
         has_history = begins > dataset.offsets[dataset.event_users]
-        places = np.flatnonzero(trained_mask(dataset, split) & positive_mask(dataset, schema) & has_history)
+        wanted = trained_mask(dataset, split) & has_history
+        places = np.flatnonzero(wanted & positive_mask(dataset, schema) if self.targets == "positive" else wanted)
         check_targets(dataset, len(places))
         ends, first = np.unique(begins[places], return_index=True)
         return ends, places, np.append(first, len(places))

@@ -193,6 +193,33 @@ def duration_buckets(duration: np.ndarray) -> np.ndarray:
     return np.clip(np.floor(np.log2(np.maximum(seconds, 1.0))), 0, MAX_DURATION_LOG2).astype(np.int64)
 
 
+def item_numbers(items: pa.Table) -> np.ndarray:
+    """(N, F) float32: what an items table says in numbers and marks (duration, viral, a content vector), each column of
+    mean 0 and spread 1, 0 where a value is missing. Whole numbers are left out: they are years, counts, or names.
+
+    Columns without a negative value that reach far (over 5 times their median) enter by their logarithm.
+    """
+    columns = [np.zeros((items.num_rows, 0))]
+    for name in items.column_names:
+        kind, column = items[name].type, items[name].combine_chunks()
+        if pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+            columns.append(column.cast(pa.float64()).to_numpy(zero_copy_only=False)[:, None])
+        elif pa.types.is_list(kind) and pa.types.is_floating(kind.value_type):
+            widths = pc.unique(pc.list_value_length(column)).to_pylist()
+            if len(widths) == 1 and widths[0]:
+                columns.append(column.flatten().to_numpy(zero_copy_only=False).reshape(-1, widths[0]))
+    values = np.concatenate(columns, axis=1).astype(np.float64)
+    known = np.isfinite(values)
+    for place in range(values.shape[1]):
+        here = values[known[:, place], place]
+        if len(here) and here.min() >= 0 and here.max() > max(1.0, 5 * float(np.median(here))):
+            values[:, place] = np.log1p(values[:, place])
+        here = values[known[:, place], place]
+        if len(here):
+            values[:, place] = (values[:, place] - here.mean()) / max(float(here.std()), 1e-6)
+    return np.where(known, values, 0.0).astype(np.float32)
+
+
 def _seconds(dataset: Dataset, name: str) -> np.ndarray | None:
     """A column of seconds, or None where the log has none; InputError when it holds something else."""
     values = dataset.feedback.get(name)

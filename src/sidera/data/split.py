@@ -12,6 +12,8 @@ of positions, so an item that a user meets twice is not mistaken for one. :func:
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,6 +60,26 @@ class Split:
             return EvalRows(old.user_ids, places[old.starts], places[old.ends], old.target_ids)
 
         return replace(self, train_ends=places[self.train_ends], valid=rows(self.valid), test=rows(self.test))
+
+
+    def of_users(self, dataset: Dataset, user_mask: np.ndarray) -> Split:
+        """Only these users train and are asked; the others' events stay where they are and teach nothing."""
+
+        def rows(old: EvalRows) -> EvalRows:
+            return old.take(user_mask[old.user_ids])
+
+        train_ends = np.where(user_mask, self.train_ends, dataset.offsets[:-1])
+        return replace(self, train_ends=train_ends, valid=rows(self.valid), test=rows(self.test))
+
+
+def user_groups(user_keys: Sequence[str] | np.ndarray, shares: Sequence[float], salt: str = "") -> np.ndarray:
+    """(U,) int64: the group of each user, ``shares`` of them in each; decided by the key alone, so that a user stays
+    in its group whatever else is in the log. Another ``salt`` is another division."""
+    if not len(shares) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise InputError(f"shares of users {list(shares)}", allowed="numbers above 0 whose sum is 1")
+    hashes = (hashlib.blake2b(f"{salt}:{key}".encode(), digest_size=8).digest() for key in user_keys)
+    places = np.fromiter((int.from_bytes(word, "big") / 2**64 for word in hashes), np.float64, count=len(user_keys))
+    return np.minimum(np.searchsorted(np.cumsum(shares), places, side="right"), len(shares) - 1)
 
 
 def leave_one_out(dataset: Dataset, positive_mask: np.ndarray | None = None) -> Split:

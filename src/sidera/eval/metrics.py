@@ -108,6 +108,21 @@ def row_metrics(ranks: TargetRanks, ks: Sequence[int]) -> dict[str, np.ndarray]:
     return metrics
 
 
+def auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Chance that an event with the label scores above one without it, ties counting half; NaN when one kind is absent.
+
+    scores (n,), labels (n,) of true and false.
+    """
+    labels = labels.astype(bool)
+    positive = int(labels.sum())
+    negative = len(labels) - positive
+    if not positive or not negative:
+        return float("nan")
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # from 1, the mean rank among equals
+    return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))
+
+
 def exposure_counts(item_ids: np.ndarray, num_items: int) -> np.ndarray:
     """(N,) how often each item stands in the lists (R, k)."""
     return np.bincount(item_ids[item_ids >= 0].ravel(), minlength=num_items)

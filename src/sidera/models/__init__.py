@@ -21,6 +21,7 @@ from sidera.models.generators.onerec_v1 import OneRecV1
 from sidera.models.generators.onerec_v2 import OneRecV2
 from sidera.models.generators.sidera import SideraGenerator
 from sidera.models.generators.tiger import Tiger
+from sidera.models.rankers.pscore import PScore
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.models.retrievers.popularity import Popularity
 from sidera.models.retrievers.sasrec import SASRec
@@ -34,6 +35,7 @@ MODELS: dict[str, Any] = {
     "onerec": OneRec,
     "onerec_v1": OneRecV1,
     "onerec_v2": OneRecV2,
+    "pscore": PScore,
 }
 
 

@@ -1,0 +1,282 @@
+"""P-Score: one personalised number for (user, item), learned from everything that users did (2506.13695, 2.4).
+
+    network, report = fit_ranker("pscore", view, catalog, ...)      # train/ranker.py
+    network.score(network.context(batch), item_ids)[..., 0]         # (B, C)
+
+A SIM-type network: the candidate looks into the history by exact matches (item, creator, topic: counts of the newest
+exposures, clicked or not, and what came of them), by learned sums over time, and by attention. Each objective that the
+log has (click, long view, like, ..., *not* disliked) gets a tower with a BCE of its own. Their hidden states, the user
+and the item go into one more network, whose output p is trained with the weighted BCE against *every* label. So two
+users may rank the same towers' answers in opposite order: the fusion is personal.
+
+Trap: p is the weighted mean of the labels' chances in the limit, no chance of anything. It ranks; nothing may be read
+off its height. Which labels weigh how much is a decision about what is wanted, not something that data can tell: with
+baited clicks, weight on clicks is weight on bait.
+
+Trained on every exposure of a request (``RequestRows(targets="all")``), histories end where the request begins. There
+is no user id: a network trained on some users serves, or judges, others.
+
+Shape legend: B requests · S events, padded · C candidates · D width · K kernels · Y signals · N items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sidera.catalog.catalog import Catalog
+from sidera.config import check_value
+from sidera.core import Batch, InputError, Loss
+from sidera.data.features import MAX_DURATION_LOG2, duration_buckets
+from sidera.nn.event_features import UserFeatures, padded
+from sidera.nn.item_features import ItemFeatures
+from sidera.nn.target_attention import (
+    AGE_BUCKETS,
+    Kernels,
+    TargetAttention,
+    counts_and_rates,
+    half_octaves,
+    match_sums,
+    squashed,
+    weighted_signals,
+)
+
+WATCH = "watch"  # the objective "watched longer than others did an item of like duration", a share and no yes or no
+WATCH_GRID = 33  # quantiles kept of each bucket of duration
+NEGATIVE_LABELS = ("dislike", "hate")  # the objective is their absence
+WEIGHTS = {"click": 0.5, "long_view": 1.0, "like": 2.0, "follow": 2.0, "not_dislike": 2.0, "not_hate": 2.0,
+           WATCH: 2.0}  # fmt: skip
+CHUNK = 1 << 22  # numbers of one (B, C, S) table when all items are scored
+
+
+@dataclass(frozen=True)
+class PScoreContext:
+    """The user's side: everything that does not depend on the candidate."""
+
+    items: Tensor  # (N, D)
+    user: Tensor  # (B, D)
+    event_ids: Tensor  # (B, S) item ids, -1 where there is no event
+    weighted: Tensor  # (B, S, K*Y)
+    sums: Tensor  # (B, K*Y, D) of the items under every kernel and signal
+    attended: tuple[Tensor, Tensor, Tensor]
+    num_histories: int
+
+    can_extend = False  # a new event moves every other one's place and age
+
+    @property
+    def nbytes(self) -> int:
+        tensors = (self.items, self.user, self.event_ids, self.weighted, self.sums, *self.attended)
+        return sum(part.numel() * part.element_size() for part in tensors)
+
+
+class PScore(nn.Module):
+    """Towers per objective and their personalised fusion."""
+
+    @dataclass(frozen=True)
+    class Config:
+        max_history: int = 100  # newest exposures read
+        width: int = 32
+        num_kernels: int = 4  # learned weightings of the past under which exposures are counted
+        num_heads: int = 2
+        hidden: int = 64
+        tower_width: int = 16
+        dropout: float = 0.1  # share of units dropped
+        item_numbers: int = 0  # numbers known of each item (``data.features.item_numbers``)
+        weights: dict[str, float] = field(default_factory=dict)  # of objectives in p; others as WEIGHTS says, else 1
+
+        def __post_init__(self) -> None:
+            for name in ("max_history", "width", "num_kernels", "num_heads", "hidden", "tower_width"):
+                check_value("[model]", name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
+            check_value("[model]", "num_heads", self.num_heads, self.width % self.num_heads == 0, "a divisor of width")
+            for name, weight in self.weights.items():
+                check_value("[model] weights", name, weight, weight >= 0, "0 or more")
+
+    trains_on = "requests"
+    reads_feedback = True
+
+    def __init__(self, config: Config, catalog: Catalog) -> None:
+        super().__init__()
+        self.config, schema = config, catalog.schema
+        if not schema.labels:
+            raise InputError(
+                "a P-Score needs a log with labels (click, like, ...), this one has none",
+                fix="import the log with its feedback columns",
+            )
+        self.labels, self.columns = schema.labels, schema.columns
+        self.objectives = tuple(f"not_{name}" if name in NEGATIVE_LABELS else name for name in self.labels)
+        self.has_seconds = schema.has_watch_time and schema.has_duration
+        if self.has_seconds:
+            self.objectives += (WATCH,)
+        self.tasks = ("p", *self.objectives)
+        unknown = [name for name in config.weights if name not in self.objectives]
+        if unknown:
+            raise InputError(f"[model] weights names {unknown[0]!r}", allowed=", ".join(self.objectives))
+        weights = torch.tensor([config.weights.get(name, WEIGHTS.get(name, 1.0)) for name in self.objectives])
+        if not float(weights.sum()) > 0:
+            raise InputError("[model] weights are all 0", allowed="one above 0 or more")
+        self.register_buffer("weights", weights / weights.sum(), persistent=False)
+        width, categories = config.width, dict(catalog.categories)
+        self.items = ItemFeatures(catalog.codes, catalog.level_sizes, categories, config.item_numbers, width)
+        self.profile = UserFeatures(catalog, width)
+        grid = torch.linspace(0, 1, WATCH_GRID)[1:].log2().clamp(min=-9)  # until told: seconds as a share of a minute
+        self.register_buffer("watch_levels", (64 * 2**grid).expand(MAX_DURATION_LOG2 + 1, -1).contiguous())
+        self.num_signals = 1 + len(self.labels) + self.has_seconds
+        self.kernels = Kernels(config.num_kernels)
+        self.from_signals = nn.Linear(self.num_signals, width)
+        self.attention = TargetAttention(width, config.num_heads)
+        num_sums = config.num_kernels * self.num_signals
+        self.taste = nn.Linear(num_sums * width, width)
+        num_matches = num_sums * (1 + len(self.items.fields))
+        self.probe = nn.Linear(width, width, bias=False)  # the candidate as the sums over items see it
+        self.trunk = nn.Sequential(
+            nn.Linear(3 * width + 2 * num_sums + num_matches, config.hidden), nn.LeakyReLU(), nn.Dropout(config.dropout)
+        )
+        self.towers = nn.ModuleList(
+            nn.Sequential(nn.Linear(config.hidden, config.tower_width), nn.LeakyReLU()) for _ in self.objectives
+        )
+        self.heads = nn.ModuleList(nn.Linear(config.tower_width, 1) for _ in self.objectives)
+        self.fusion = nn.Sequential(
+            nn.Linear(len(self.objectives) * config.tower_width + 2 * width, config.hidden),
+            nn.LeakyReLU(),
+            nn.Linear(config.hidden, 1),
+        )
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch) -> Loss:
+        """Sum over exposures of the towers' BCE and of p's weighted one."""
+        if batch.target_ids is None or batch.target_offsets is None or not batch.target_feedback:
+            raise InputError("the batch has no targets with feedback", fix='use RequestRows(targets="all") batches')
+        count = len(batch.target_ids)
+        table, mask = padded(torch.arange(count, device=batch.target_ids.device)[:, None], batch.target_offsets)
+        places = table[..., 0]  # (B, C) which target, 0 where there is none
+        labels = self.label_table(batch.target_feedback)[places[mask]]  # (targets, objectives)
+        p_logits, tower_logits = self.logits(self.context(batch), batch.target_ids[places])
+        towers = F.binary_cross_entropy_with_logits(tower_logits[mask], labels, reduction="none")
+        fused = F.binary_cross_entropy_with_logits(p_logits[mask][:, None].expand_as(labels), labels, reduction="none")
+        fused = fused @ self.weights
+        means = towers.detach().mean(0).tolist()
+        parts = {"p": float(fused.detach().mean()), **dict(zip(self.objectives, means, strict=True))}
+        return Loss(towers.sum() + fused.sum(), len(labels), parts)
+
+    def label_table(self, feedback: Mapping[str, Tensor]) -> Tensor:
+        """(targets, objectives) 1 where the objective was met."""
+        values = torch.stack([feedback[name].float() for name in self.labels], dim=1)
+        negative = torch.tensor([name in NEGATIVE_LABELS for name in self.labels], device=values.device)
+        values = torch.where(negative, 1 - values, values)
+        if not self.has_seconds:
+            return values
+        watched = self.watch_quantiles(feedback["watch_time"], feedback["duration"])
+        return torch.cat((values, watched[:, None]), dim=1)
+
+    def watch_quantiles(self, watch_time: Tensor, duration: Tensor) -> Tensor:
+        """(...,) 0 to 1: the share of views of like duration that were shorter; 0 where the seconds are unknown."""
+        seconds = duration.nan_to_num(1.0, 1.0, 1.0).clamp(min=1.0)
+        bucket = seconds.log2().floor().long().clamp(max=MAX_DURATION_LOG2)
+        place = torch.searchsorted(self.watch_levels[bucket], watch_time.nan_to_num(0.0)[..., None]).squeeze(-1)
+        return place / self.watch_levels.shape[1]
+
+    # -- answering -----------------------------------------------------------------------------------------------
+
+    def context(self, batch: Batch) -> PScoreContext:
+        """Read the newest ``max_history`` events of each history."""
+        for name in self.columns:
+            if name not in batch.feedback:
+                raise InputError(
+                    f"the batch has no feedback column {name!r}", fix="read the log through the Catalog's schema"
+                )
+        device = batch.item_ids.device
+        lengths = batch.lengths.clamp(max=self.config.max_history)
+        longest = max(1, int(lengths.max()) if lengths.numel() else 0)
+        places = torch.arange(longest - 1, -1, -1, device=device)  # (S,) 0 = newest, padding in front
+        mask = places < lengths[:, None]  # (B, S)
+        where = (batch.offsets[1:, None] - 1 - places).clamp(min=0)
+        where = torch.where(mask, where, 0)
+        empty = batch.item_ids.numel() == 0
+        event_ids = torch.full(mask.shape, -1, device=device) if empty else batch.item_ids[where]
+        event_ids = event_ids.masked_fill(~mask, -1)
+        ages = torch.zeros_like(event_ids)
+        if batch.times is not None and batch.as_of is not None and not empty:
+            ages = 1 + half_octaves((batch.as_of[:, None] - batch.times[where]).clamp(min=0), AGE_BUCKETS - 1)
+        signals = self._signals(batch, where, mask, empty)  # (B, S, Y)
+        items = self.items.table()  # (N, D)
+        vectors = items[event_ids.clamp(min=0)] * mask[..., None]  # (B, S, D)
+        weights = self.kernels(places.expand_as(mask), ages, mask)  # (B, S, K)
+        weighted = weighted_signals(weights, signals)
+        sums = weighted.transpose(1, 2) @ vectors  # (B, K*Y, D)
+        attended = self.attention.keys(vectors + self.from_signals(signals), places.expand_as(mask), ages, mask)
+        user = self.profile(batch) + self.taste(squashed(sums).flatten(1))
+        return PScoreContext(items, user, event_ids, weighted, sums, attended, batch.num_histories)
+
+    def score(self, context: PScoreContext, candidates: Tensor) -> Tensor:
+        """(B, C) item ids -> (B, C, tasks): p and the towers' chances."""
+        p_logits, tower_logits = self.logits(context, candidates)
+        return torch.cat((p_logits[..., None], tower_logits), dim=-1).sigmoid()
+
+    def item_scores(self, batch: Batch) -> Tensor:
+        """(B, N): p of every item, so that the ranker alone can answer."""
+        context = self.context(batch)
+        every = torch.arange(self.items.num_items, device=batch.item_ids.device)
+        step = max(1, CHUNK // max(1, context.event_ids.numel()))
+        parts = [
+            self.score(context, part.expand(context.num_histories, -1))[..., 0] for part in every.split(step)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def logits(self, context: PScoreContext, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C) -> p (B, C) and towers (B, C, objectives)."""
+        item = context.items[candidates]  # (B, C, D)
+        num_signals = self.num_signals
+        probed = self.probe(item) @ context.sums.transpose(1, 2)  # (B, C, K*Y)
+        found = [squashed(probed), probed / (1 + context.weighted.sum(1))[:, None]]
+        sums = match_sums(candidates + 1, context.event_ids + 1, context.weighted)
+        found.append(counts_and_rates(sums, num_signals))
+        for name in self.items.fields:
+            table = self.items.category_ids(name)
+            kinds = torch.where(context.event_ids < 0, 0, table[context.event_ids.clamp(min=0)])
+            sums = match_sums(table[candidates], kinds, context.weighted)
+            found.append(counts_and_rates(sums, num_signals))
+        user = context.user[:, None].expand_as(item)
+        found += [self.attention(item, context.attended), item, user]
+        hidden = self.trunk(torch.cat(found, dim=-1))
+        states = [tower(hidden) for tower in self.towers]
+        towers = torch.cat([head(state) for head, state in zip(self.heads, states, strict=True)], dim=-1)
+        return self.fuse(torch.stack(states, dim=-2), user, item), towers
+
+    def fuse(self, states: Tensor, user: Tensor, item: Tensor) -> Tensor:
+        """Tower states (..., objectives, tower width), user and item (..., D) -> logits of p (...)."""
+        return self.fusion(torch.cat((states.flatten(-2), user, item), dim=-1)).squeeze(-1)
+
+    def _signals(self, batch: Batch, where: Tensor, mask: Tensor, empty: bool) -> Tensor:
+        """(B, S, Y): 1, the labels, and the share watched."""
+        columns = [torch.ones(mask.shape, device=mask.device)]
+        if empty:
+            columns += [torch.zeros(mask.shape, device=mask.device)] * (self.num_signals - 1)
+            return torch.stack(columns, dim=-1) * mask[..., None]
+        columns += [batch.feedback[name][where] for name in self.labels]
+        if self.has_seconds:
+            columns.append(self.watch_quantiles(batch.feedback["watch_time"], batch.feedback["duration"])[where])
+        return torch.stack(columns, dim=-1) * mask[..., None]
+
+    def know_views(self, watch_time: np.ndarray, duration: np.ndarray) -> None:
+        """Learn what is a long view from training exposures: quantiles of watch time per log2 bucket of duration."""
+        shares = np.linspace(0, 1, WATCH_GRID)[1:]
+        buckets = duration_buckets(duration)
+        levels = np.full((MAX_DURATION_LOG2 + 1, len(shares)), np.nan, dtype=np.float32)
+        for bucket in np.unique(buckets):
+            levels[bucket] = np.nanquantile(watch_time[buckets == bucket], shares)
+        there = np.flatnonzero(np.isfinite(levels).all(axis=1))
+        nearest = there[np.abs(np.arange(len(levels))[:, None] - there).argmin(axis=1)]
+        self.watch_levels.copy_(torch.from_numpy(levels[nearest]))
+
+    def know_items(self, numbers: np.ndarray) -> None:
+        """Tell what the items table says in numbers: (N, item_numbers)."""
+        wanted = tuple(self.items.numbers.shape)
+        if numbers.shape != wanted:
+            raise InputError(f"item numbers have shape {numbers.shape}", allowed=str(wanted))
+        self.items.numbers.copy_(torch.from_numpy(numbers))

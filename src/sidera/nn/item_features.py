@@ -1,0 +1,66 @@
+"""One vector per item, from its id, its codes, its categories and its numbers.
+
+The id's own vector starts at zero and is dropped for whole items in training: an item that was never trained on, or
+seldom, is then what its content says and nothing random.
+
+Shape legend: N items · D width · F numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class ItemFeatures(nn.Module):
+    """(...,) item ids -> (..., D)."""
+
+    def __init__(
+        self,
+        codes: np.ndarray,
+        level_sizes: tuple[int, ...],
+        categories: Mapping[str, np.ndarray],
+        num_numbers: int,
+        width: int,
+        id_dropout: float = 0.2,
+    ) -> None:
+        """``codes`` (N, L); ``categories`` field -> (N,), 0: unknown; ``numbers`` are filled in later, or loaded."""
+        super().__init__()
+        self.width, self.id_dropout = width, id_dropout
+        self.own = nn.Embedding(len(codes), width)
+        nn.init.zeros_(self.own.weight)
+        self.register_buffer("codes", torch.from_numpy(np.asarray(codes, dtype=np.int64)), persistent=False)
+        self.code = nn.ModuleList(nn.Embedding(size, width) for size in level_sizes)
+        self.fields = tuple(categories)
+        for name, values in categories.items():
+            table = torch.from_numpy(np.asarray(values, dtype=np.int64))
+            self.register_buffer(f"category_{name}", table, persistent=False)
+        self.category = nn.ModuleDict(
+            {name: nn.Embedding(int(values.max(initial=0)) + 1, width) for name, values in categories.items()}
+        )
+        self.register_buffer("numbers", torch.zeros(len(codes), num_numbers))
+        self.from_numbers = nn.Linear(num_numbers, width, bias=False) if num_numbers else None
+        for module in (*self.code, *self.category.values()):
+            nn.init.normal_(module.weight, std=0.5 * width**-0.5)  # type: ignore[arg-type]
+
+    @property
+    def num_items(self) -> int:
+        return self.own.num_embeddings
+
+    def category_ids(self, field: str) -> Tensor:
+        """(N,) category of every item, 0: unknown."""
+        return getattr(self, f"category_{field}")
+
+    def table(self) -> Tensor:
+        """(N, D) of all items: cheaper than one by one as soon as a batch names most of them."""
+        own = self.own.weight
+        if self.training and self.id_dropout:
+            own = own * (torch.rand(len(own), 1, device=own.device) >= self.id_dropout)
+        parts = [own, *(embed(self.codes[:, level]) for level, embed in enumerate(self.code))]
+        parts += [embed(self.category_ids(name)) for name, embed in self.category.items()]
+        if self.from_numbers is not None:
+            parts.append(self.from_numbers(self.numbers))
+        return torch.stack(parts).sum(0)
