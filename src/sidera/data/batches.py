@@ -16,7 +16,7 @@ so no process is left without rows at the end of an epoch.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -151,7 +151,8 @@ class Reader:
 class RequestRows:
     """One row per request with a positive: the newest ``max_history`` events before it -> its positives.
 
-    ``targets="all"``: one row per request, and its targets are all that it showed.
+    ``targets="all"``: one row per request, and its targets are all that it showed. ``outcomes``: more columns (E,) for
+    ``target_feedback``, known only afterwards and therefore of no history (``data.sessions``).
 
     Events of one user with equal ``request`` are one request, shown together: none of them is in the others' history.
     A log without that column has a request per event. ``order="time"`` gives the rows as they happened, once: what
@@ -168,15 +169,17 @@ class RequestRows:
         seed: int = 0,
         order: Literal["shuffled", "time"] = "shuffled",
         targets: Literal["positive", "all"] = "positive",
+        outcomes: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         _check_sizes(max_history, batch_size)
         self.dataset, self.batch_size, self.seed, self.order = dataset, batch_size, seed, order
         self.reader, self.targets = Reader(dataset, schema), targets
+        self.outcomes = {name: values.astype(np.float32) for name, values in (outcomes or {}).items()}
         self.ends, self.target_places, self.target_bounds = self.rows(dataset, split, schema)
         self.user_ids = dataset.event_users[self.ends]
         self.starts = np.maximum(dataset.offsets[self.user_ids], self.ends - max_history)
-        settings = (max_history, batch_size, seed, order, targets, schema.to_json(), *self.settings())
-        self.digest = _digest("requests", dataset, split, *settings)
+        settings = (max_history, batch_size, seed, order, targets, sorted(self.outcomes), schema.to_json())
+        self.digest = _digest("requests", dataset, split, *settings, *self.settings())
 
     def rows(self, dataset: Dataset, split: Split, schema: FeatureSchema) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where histories end (R,), the events that are targets (G,), and where each row's begin among these (R+1,)."""
@@ -233,7 +236,9 @@ class RequestRows:
             self.dataset, self.user_ids[rows], self.starts[rows], self.ends[rows],
             self.dataset.item_ids[targets], global_count, self.reader,
         )  # fmt: skip
-        return replace(batch, target_offsets=torch.from_numpy(offsets), target_feedback=self.reader.events(targets))
+        feedback = self.reader.events(targets)
+        feedback |= {name: torch.from_numpy(values[targets]) for name, values in self.outcomes.items()}
+        return replace(batch, target_offsets=torch.from_numpy(offsets), target_feedback=feedback)
 
 
 def trained_mask(dataset: Dataset, split: Split) -> np.ndarray:

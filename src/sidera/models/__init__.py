@@ -3,7 +3,8 @@
 Every class is built as ``Model(config, catalog)`` with its frozen dataclass ``Model.Config``, and says in ``trains_on``
 which batches its ``loss`` takes: "positions" (packed, a target per event), "prefixes" (a target per history),
 "requests" (a request's targets per history; such a class also says ``reads_feedback = True``), "sessions" (likewise,
-the targets being a list in order), "counts" (filled once from the training sequences) or "nothing".
+the targets being a list in order), "exposures" (all that a request showed: rankers), "counts" (filled once from the
+training sequences) or "nothing".
 """
 
 from __future__ import annotations

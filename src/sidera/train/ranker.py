@@ -25,6 +25,7 @@ from sidera.core import Batch, InputError
 from sidera.data.batches import RequestRows
 from sidera.data.config import View
 from sidera.data.features import item_numbers
+from sidera.data.outcomes import session_outcomes
 from sidera.data.split import user_groups
 from sidera.eval.metrics import auc
 from sidera.fit.config import FitConfig
@@ -73,18 +74,28 @@ def fit_ranker(
     asked = user_groups(dataset.user_keys, (1 - VALID_SHARE, VALID_SHARE), salt="valid") == 1
     if not (user_mask & asked).any() or not (user_mask & ~asked).any():
         raise InputError(f"{int(user_mask.sum())} users are too few to train and choose a ranker", allowed="20 or more")
-    source = exposures(view, user_mask & ~asked, config.max_history, fit_config.batch_size, seed)
-    held_out = list(exposures(view, user_mask & asked, config.max_history, 512, seed).batches(0))
+    outcomes = session_outcomes(dataset, config.outcomes)
+    source = exposures(view, user_mask & ~asked, config.max_history, fit_config.batch_size, seed, outcomes)
+    held_out = list(exposures(view, user_mask & asked, config.max_history, 512, seed, outcomes).batches(0))
     result = fit(
         model, source, replace(fit_config, seed=seed), out, evaluate=lambda network: valid_loss(network, held_out)
     )
     return FittedRanker(model.eval(), ranker_aucs(model, held_out), result.steps, time.process_time() - start)
 
 
-def exposures(view: View, user_mask: np.ndarray, max_history: int, batch_size: int, seed: int = 0) -> RequestRows:
+def exposures(
+    view: View,
+    user_mask: np.ndarray,
+    max_history: int,
+    batch_size: int,
+    seed: int = 0,
+    outcomes: Mapping[str, np.ndarray] | None = None,
+) -> RequestRows:
     """Every training exposure of these users as a target of its request."""
     split = view.split.of_users(view.dataset, user_mask)
-    return RequestRows(view.dataset, split, view.schema, max_history, batch_size, seed, targets="all")
+    return RequestRows(
+        view.dataset, split, view.schema, max_history, batch_size, seed, targets="all", outcomes=outcomes
+    )
 
 
 @torch.inference_mode()
@@ -115,6 +126,8 @@ def ranker_aucs(model: PScore, batches: list[Batch]) -> dict[str, float]:
     answers, truth = torch.cat(scores).numpy(), torch.cat(labels).numpy()
     found = {}
     for place, name in enumerate(model.objectives):
-        found[name] = auc(answers[:, 1 + place], truth[:, place] > 0.5)
-        found[f"p:{name}"] = auc(answers[:, 0], truth[:, place] > 0.5)
+        known = np.isfinite(truth[:, place])
+        met = truth[known, place] > 0.5
+        found[name] = auc(answers[known, 1 + place], met)
+        found[f"p:{name}"] = auc(answers[known, 0], met)
     return found

@@ -273,9 +273,12 @@ def batch_source(
     recipe: Recipe, prepared: Prepared, model: torch.nn.Module
 ) -> PackedSequences | PrefixRows | RequestRows | None:
     """The training batches that the model's loss takes."""
-    if model.trains_on == "requests":
+    if model.trains_on in ("requests", "exposures"):
         history, size = recipe.model_config.max_history, recipe.fit.batch_size
-        return RequestRows(prepared.dataset, prepared.split, prepared.schema, history, size, seed=recipe.fit.seed)
+        return RequestRows(
+            prepared.dataset, prepared.split, prepared.schema, history, size, seed=recipe.fit.seed,
+            targets="all" if model.trains_on == "exposures" else "positive",
+        )  # fmt: skip
     if model.trains_on == "sessions":
         history, size = recipe.model_config.max_history, recipe.fit.batch_size
         rules = recipe.model_config.session_rules()

@@ -50,7 +50,7 @@ WATCH = "watch"  # the objective "watched longer than others did an item of like
 WATCH_GRID = 33  # quantiles kept of each bucket of duration
 NEGATIVE_LABELS = ("dislike", "hate")  # the objective is their absence
 WEIGHTS = {"click": 0.5, "long_view": 1.0, "like": 2.0, "follow": 2.0, "not_dislike": 2.0, "not_hate": 2.0,
-           WATCH: 2.0}  # fmt: skip
+           WATCH: 2.0, "stays": 0.0, "returns": 0.0}  # fmt: skip
 CHUNK = 1 << 22  # numbers of one (B, C, S) table when all items are scored
 
 
@@ -82,11 +82,13 @@ class PScore(nn.Module):
         max_history: int = 100  # newest exposures read
         width: int = 32
         num_kernels: int = 4  # learned weightings of the past under which exposures are counted
+        num_learned: int = 4  # numbers drawn from each event (item and feedback together) that are summed like labels
         num_heads: int = 2
         hidden: int = 64
         tower_width: int = 16
         dropout: float = 0.1  # share of units dropped
         item_numbers: int = 0  # numbers known of each item (``data.features.item_numbers``)
+        outcomes: tuple[str, ...] = ()  # objectives of the session (``data.sessions``: stays, returns), beside the labels
         weights: dict[str, float] = field(default_factory=dict)  # of objectives in p; others as WEIGHTS says, else 1
 
         def __post_init__(self) -> None:
@@ -96,7 +98,7 @@ class PScore(nn.Module):
             for name, weight in self.weights.items():
                 check_value("[model] weights", name, weight, weight >= 0, "0 or more")
 
-    trains_on = "requests"
+    trains_on = "exposures"
     reads_feedback = True
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
@@ -112,6 +114,7 @@ class PScore(nn.Module):
         self.has_seconds = schema.has_watch_time and schema.has_duration
         if self.has_seconds:
             self.objectives += (WATCH,)
+        self.objectives += config.outcomes
         self.tasks = ("p", *self.objectives)
         unknown = [name for name in config.weights if name not in self.objectives]
         if unknown:
@@ -127,7 +130,9 @@ class PScore(nn.Module):
         self.register_buffer("watch_levels", (64 * 2**grid).expand(MAX_DURATION_LOG2 + 1, -1).contiguous())
         self.num_signals = 1 + len(self.labels) + self.has_seconds
         self.kernels = Kernels(config.num_kernels)
-        self.from_signals = nn.Linear(self.num_signals, width)
+        self.event = nn.Sequential(nn.Linear(width + self.num_signals, width), nn.LeakyReLU())
+        self.learned = nn.Linear(width, config.num_learned)
+        self.num_signals += config.num_learned
         self.attention = TargetAttention(width, config.num_heads)
         num_sums = config.num_kernels * self.num_signals
         self.taste = nn.Linear(num_sums * width, width)
@@ -156,23 +161,25 @@ class PScore(nn.Module):
         table, mask = padded(torch.arange(count, device=batch.target_ids.device)[:, None], batch.target_offsets)
         places = table[..., 0]  # (B, C) which target, 0 where there is none
         labels = self.label_table(batch.target_feedback)[places[mask]]  # (targets, objectives)
+        known = labels.isfinite()  # whether somebody comes back is not known yet when the log ends
+        labels = labels.nan_to_num(0.0)
         p_logits, tower_logits = self.logits(self.context(batch), batch.target_ids[places])
-        towers = F.binary_cross_entropy_with_logits(tower_logits[mask], labels, reduction="none")
+        towers = F.binary_cross_entropy_with_logits(tower_logits[mask], labels, reduction="none") * known
         fused = F.binary_cross_entropy_with_logits(p_logits[mask][:, None].expand_as(labels), labels, reduction="none")
-        fused = fused @ self.weights
+        fused = (fused * known) @ self.weights
         means = towers.detach().mean(0).tolist()
         parts = {"p": float(fused.detach().mean()), **dict(zip(self.objectives, means, strict=True))}
         return Loss(towers.sum() + fused.sum(), len(labels), parts)
 
     def label_table(self, feedback: Mapping[str, Tensor]) -> Tensor:
-        """(targets, objectives) 1 where the objective was met."""
+        """(targets, objectives) 1 where the objective was met, NaN where nobody knows."""
         values = torch.stack([feedback[name].float() for name in self.labels], dim=1)
         negative = torch.tensor([name in NEGATIVE_LABELS for name in self.labels], device=values.device)
         values = torch.where(negative, 1 - values, values)
-        if not self.has_seconds:
-            return values
-        watched = self.watch_quantiles(feedback["watch_time"], feedback["duration"])
-        return torch.cat((values, watched[:, None]), dim=1)
+        more = [feedback[name].float() for name in self.config.outcomes]
+        if self.has_seconds:
+            more.insert(0, self.watch_quantiles(feedback["watch_time"], feedback["duration"]))
+        return torch.cat((values, *(column[:, None] for column in more)), dim=1)
 
     def watch_quantiles(self, watch_time: Tensor, duration: Tensor) -> Tensor:
         """(...,) 0 to 1: the share of views of like duration that were shorter; 0 where the seconds are unknown."""
@@ -206,10 +213,12 @@ class PScore(nn.Module):
         signals = self._signals(batch, where, mask, empty)  # (B, S, Y)
         items = self.items.table()  # (N, D)
         vectors = items[event_ids.clamp(min=0)] * mask[..., None]  # (B, S, D)
+        events = self.event(torch.cat((vectors, signals), dim=-1))  # (B, S, D)
+        signals = torch.cat((signals, self.learned(events) * mask[..., None]), dim=-1)
         weights = self.kernels(places.expand_as(mask), ages, mask)  # (B, S, K)
         weighted = weighted_signals(weights, signals)
         sums = weighted.transpose(1, 2) @ vectors  # (B, K*Y, D)
-        attended = self.attention.keys(vectors + self.from_signals(signals), places.expand_as(mask), ages, mask)
+        attended = self.attention.keys(vectors + events, places.expand_as(mask), ages, mask)
         user = self.profile(batch) + self.taste(squashed(sums).flatten(1))
         return PScoreContext(items, user, event_ids, weighted, sums, attended, batch.num_histories)
 
@@ -230,6 +239,14 @@ class PScore(nn.Module):
 
     def logits(self, context: PScoreContext, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C) -> p (B, C) and towers (B, C, objectives)."""
+        hidden = self.hidden(context, candidates)
+        states = [tower(hidden) for tower in self.towers]
+        towers = torch.cat([head(state) for head, state in zip(self.heads, states, strict=True)], dim=-1)
+        item = context.items[candidates]
+        return self.fuse(torch.stack(states, dim=-2), context.user[:, None].expand_as(item), item), towers
+
+    def hidden(self, context: PScoreContext, candidates: Tensor) -> Tensor:
+        """(B, C) -> (B, C, hidden): the candidate with all that the history says about it."""
         item = context.items[candidates]  # (B, C, D)
         num_signals = self.num_signals
         probed = self.probe(item) @ context.sums.transpose(1, 2)  # (B, C, K*Y)
@@ -241,22 +258,18 @@ class PScore(nn.Module):
             kinds = torch.where(context.event_ids < 0, 0, table[context.event_ids.clamp(min=0)])
             sums = match_sums(table[candidates], kinds, context.weighted)
             found.append(counts_and_rates(sums, num_signals))
-        user = context.user[:, None].expand_as(item)
-        found += [self.attention(item, context.attended), item, user]
-        hidden = self.trunk(torch.cat(found, dim=-1))
-        states = [tower(hidden) for tower in self.towers]
-        towers = torch.cat([head(state) for head, state in zip(self.heads, states, strict=True)], dim=-1)
-        return self.fuse(torch.stack(states, dim=-2), user, item), towers
+        found += [self.attention(item, context.attended), item, context.user[:, None].expand_as(item)]
+        return self.trunk(torch.cat(found, dim=-1))
 
     def fuse(self, states: Tensor, user: Tensor, item: Tensor) -> Tensor:
         """Tower states (..., objectives, tower width), user and item (..., D) -> logits of p (...)."""
         return self.fusion(torch.cat((states.flatten(-2), user, item), dim=-1)).squeeze(-1)
 
     def _signals(self, batch: Batch, where: Tensor, mask: Tensor, empty: bool) -> Tensor:
-        """(B, S, Y): 1, the labels, and the share watched."""
+        """(B, S, given) what the log says of each event: 1, the labels, how long it was watched."""
         columns = [torch.ones(mask.shape, device=mask.device)]
         if empty:
-            columns += [torch.zeros(mask.shape, device=mask.device)] * (self.num_signals - 1)
+            columns += [torch.zeros(mask.shape, device=mask.device)] * (len(self.labels) + self.has_seconds)
             return torch.stack(columns, dim=-1) * mask[..., None]
         columns += [batch.feedback[name][where] for name in self.labels]
         if self.has_seconds:

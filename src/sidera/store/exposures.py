@@ -1,0 +1,249 @@
+"""The exposure log: what was shown to whom, by which policy with what probability, and what came of it.
+
+    log = ExposureLog.open("exposures", codebook_id=catalog.codebook_id, num_levels=3)
+    log.append(shown)                       # a table of exposures; returns when it is on the disk
+    log.follow(outcomes)                    # clicks and seconds arrive later, by (request, slot)
+    table = log.read(policies=["ecpo-300"])
+    dataset = build_dataset("own exposures", events_of(table), items)      # P-Score refreshed from it, GBPO on it
+
+OneRec-V2 (2508.20900, 5.1) needs the probabilities that were in force when an item was written: per-token
+log-probabilities for ratios of policies, and the propensity of the whole choice (slot given the ones above it) for
+off-policy estimates. Nobody can recompute them once weights and catalogue have moved, so they are logged with both
+versions. A log belongs to one codebook; another one is refused by name, since its codes' log-probabilities would be read
+as those of other items.
+
+On disk a folder of Parquet parts. A part appears whole (written beside, synced, linked under the next free number), so a
+crash loses at most what was not yet acknowledged, and two writers do not overwrite each other.
+
+Trap: one part per append. Append what a second or a thousand requests have gathered, not one exposure at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sidera.artifacts import write_text
+from sidera.core import ArtifactError, CatalogMismatch, InputError
+
+FORMAT = 1
+HEADER = "exposures.json"
+STALE = 3600  # seconds after which a part that never got its name belongs to nobody
+SHOWN, FOLLOWED = "shown", "followed"  # the two kinds of parts
+PLACE = ("request", "slot")  # name an exposure
+
+
+class ExposureLog:
+    """A folder of exposures of one codebook."""
+
+    def __init__(self, path: Path, codebook_id: str, num_levels: int) -> None:
+        self.path, self.codebook_id, self.num_levels = path, codebook_id, num_levels
+        log_probs = [(f"log_prob_{level}", pa.float32()) for level in range(num_levels)]
+        self.schema = pa.schema(
+            [
+                ("request", pa.string()),  # unique in the log
+                ("slot", pa.int16()),  # place in the answer
+                ("user", pa.string()),
+                ("item", pa.string()),
+                ("time", pa.int64()),  # unix seconds
+                ("policy", pa.string()),  # version of the weights that answered
+                ("items_version", pa.int64()),  # of the catalogue
+                ("propensity", pa.float32()),  # of the item in this slot, given the ones above it; null: unknown
+                *log_probs,  # of each code when it was written; null: the item was not generated
+            ]
+        )
+
+    @classmethod
+    def open(cls, path: str | Path, *, codebook_id: str, num_levels: int) -> ExposureLog:
+        """The log at ``path``, made where there is none; CatalogMismatch when it was written with other codes."""
+        path = Path(path)
+        header = path / HEADER
+        wanted = {"format": FORMAT, "codebook_id": codebook_id, "num_levels": num_levels}
+        if not header.exists():
+            if path.exists() and any(path.iterdir()):
+                raise InputError(f"{str(path)!r} holds other files and no exposure log", fix="give an empty folder")
+            path.mkdir(parents=True, exist_ok=True)
+            write_text(header, json.dumps(wanted, indent=2) + "\n")
+        found = _header(header)
+        if found["format"] != FORMAT:
+            raise ArtifactError(
+                f"{path} is an exposure log of format {found['format']}", allowed=f"format {FORMAT}", fix="convert it"
+            )
+        for name, value in wanted.items():
+            if found[name] != value:
+                raise CatalogMismatch(
+                    f"{path} was written with {name} {found[name]}, this catalogue has {value}",
+                    fix="open a new log for the new codes",
+                )
+        for left in path.glob(".*.parquet"):  # of a writer that was killed
+            with contextlib.suppress(FileNotFoundError):
+                if left.stat().st_mtime < time.time() - STALE:
+                    left.unlink()
+        return cls(path, codebook_id, num_levels)
+
+    def append(self, exposures: pa.Table | Mapping[str, Sequence[Any]]) -> int:
+        """Write exposures; returns their number once they are on the disk. Columns beyond the schema are refused."""
+        table = self._typed(exposures)
+        for name in ("request", "slot", "user", "item", "time", "policy", "items_version"):
+            if table[name].null_count:
+                raise InputError(f"exposures lack {name!r} in {table[name].null_count} rows", allowed="a value each")
+        propensity = table["propensity"].drop_null().to_numpy()
+        if len(propensity) and not ((propensity > 0) & (propensity <= 1)).all():
+            bad = propensity[~((propensity > 0) & (propensity <= 1))][0]
+            raise InputError(f"propensity {bad} of an exposure", allowed="above 0, at most 1; null where unknown")
+        for level in range(self.num_levels):
+            values = table[f"log_prob_{level}"].drop_null().to_numpy()
+            if not (np.isfinite(values) & (values <= 0)).all():
+                raise InputError(f"log_prob_{level} holds {values[~(values <= 0)][:1]}", allowed="finite, 0 or less")
+        self._write(SHOWN, table)
+        return table.num_rows
+
+    def follow(self, outcomes: pa.Table | Mapping[str, Sequence[Any]]) -> int:
+        """Write what came of exposures: ``request``, ``slot`` and numeric columns. What comes last counts."""
+        table = outcomes if isinstance(outcomes, pa.Table) else pa.table(dict(outcomes))
+        for name in PLACE:
+            if name not in table.column_names:
+                raise InputError(f"outcomes lack the column {name!r}", allowed="request, slot, and feedback columns")
+        for name in table.column_names:
+            kind = table[name].type
+            number = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+            if name in self.schema.names and name not in PLACE:
+                raise InputError(f"outcomes hold {name!r}, which belongs to the exposure", fix="leave it out")
+            if name not in PLACE and not number:
+                raise InputError(f"outcome {name!r} holds {kind}", allowed="numbers, true and false")
+        for name in PLACE:
+            table = table.set_column(table.column_names.index(name), name, table[name].cast(self.schema.field(name).type))
+        self._write(FOLLOWED, table)
+        return table.num_rows
+
+    def read(
+        self, policies: Sequence[str] | None = None, items_version: int | None = None, codebook_id: str | None = None
+    ) -> pa.Table:
+        """Every exposure with what followed (null where nothing came yet), in the order of writing.
+
+        InputError, naming both, when another policy, catalogue version or codebook than asked for wrote some of them.
+        """
+        if codebook_id is not None and codebook_id != self.codebook_id:
+            raise CatalogMismatch(f"{self.path} was written with codebook {self.codebook_id}, asked for {codebook_id}")
+        table = self._all(SHOWN) or self.schema.empty_table()
+        for name, wanted in (
+            ("policy", policies), ("items_version", None if items_version is None else [items_version])
+        ):  # fmt: skip
+            others = [] if wanted is None else [v for v in pc.unique(table[name]).to_pylist() if v not in wanted]
+            if others:
+                raise InputError(
+                    f"exposures of {name} {others[0]!r} are in {self.path}, asked for {', '.join(map(repr, wanted or []))}",
+                    fix="keep those rows with `only`, or name the version",
+                )
+        return self._with_outcomes(table)
+
+    def only(self, policies: Sequence[str], items_version: int | None = None) -> pa.Table:
+        """The exposures of these policies (and this catalogue version), the others left out."""
+        table = self._with_outcomes(self._all(SHOWN) or self.schema.empty_table())
+        kept = pc.is_in(table["policy"], value_set=pa.array(list(policies), type=pa.string()))
+        if items_version is not None:
+            kept = pc.and_(kept, pc.equal(table["items_version"], items_version))
+        return table.filter(kept)
+
+    def _with_outcomes(self, table: pa.Table) -> pa.Table:
+        outcomes = self._all(FOLLOWED)
+        if outcomes is None or not table.num_rows:
+            return table
+        last = {place: row for row, place in enumerate(_places(outcomes))}  # what comes last counts
+        rows = pa.array([last.get(place) for place in _places(table)], type=pa.int64())
+        for name in outcomes.column_names:
+            if name not in PLACE:
+                table = table.append_column(name, outcomes[name].combine_chunks().take(rows))
+        return table
+
+    def _typed(self, exposures: pa.Table | Mapping[str, Sequence[Any]]) -> pa.Table:
+        names = exposures.column_names if isinstance(exposures, pa.Table) else list(exposures)
+        unknown = [name for name in names if name not in self.schema.names]
+        if unknown:
+            raise InputError(f"exposures hold the column {unknown[0]!r}", allowed=", ".join(self.schema.names))
+        number = exposures.num_rows if isinstance(exposures, pa.Table) else len(next(iter(exposures.values()), []))
+        columns = []
+        for entry in self.schema:
+            if entry.name not in names:
+                columns.append(pa.nulls(number, entry.type))
+                continue
+            values = exposures[entry.name]
+            column = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else pa.array(values)
+            columns.append(column.cast(entry.type))
+        return pa.table(columns, schema=self.schema)
+
+    def _write(self, kind: str, table: pa.Table) -> None:
+        temporary = self.path / f".{kind}-{os.getpid()}-{os.urandom(4).hex()}.parquet"
+        try:
+            pq.write_table(table, temporary, compression="zstd")
+            _sync(temporary)
+            number = len(self._parts(kind))
+            while True:
+                try:
+                    os.link(temporary, self.path / f"{kind}-{number:08d}.parquet")  # fails where somebody was first
+                    break
+                except FileExistsError:
+                    number += 1
+            _sync(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _parts(self, kind: str) -> list[Path]:
+        return sorted(self.path.glob(f"{kind}-*.parquet"))
+
+    def _all(self, kind: str) -> pa.Table | None:
+        tables = []
+        for part in self._parts(kind):
+            try:
+                tables.append(pq.read_table(part))
+            except (pa.ArrowInvalid, OSError) as error:
+                raise ArtifactError(f"{part} is damaged ({error})", fix="restore it, or take the part away") from error
+        return pa.concat_tables(tables, promote_options="permissive") if tables else None
+
+
+def events_of(table: pa.Table) -> pa.Table:
+    """Exposures as the events of a data set: requests numbered, versions left to the log, unknown outcomes dropped.
+
+    Rows of which nothing followed yet are left out: an outcome that is not known is not a view that went badly.
+    """
+    outcomes = [name for name in table.column_names if name not in _OWN and not name.startswith("log_prob_")]
+    if not outcomes:
+        raise InputError("nothing followed on these exposures yet", fix="write the outcomes with `follow` first")
+    for name in outcomes:
+        table = table.filter(pc.is_valid(table[name]))
+    numbers = pc.dictionary_encode(table["request"].combine_chunks()).indices
+    table = table.set_column(table.column_names.index("request"), "request", numbers)
+    return table.drop_columns(["policy", "items_version"])
+
+
+_OWN = ("request", "slot", "user", "item", "time", "policy", "items_version", "propensity")
+
+
+def _places(table: pa.Table) -> list[tuple[str, int]]:
+    return list(zip(table["request"].to_pylist(), table["slot"].to_pylist(), strict=True))
+
+
+def _header(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        return {name: found[name] for name in ("format", "codebook_id", "num_levels")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} is damaged", fix="restore it from another copy") from error
+
+
+def _sync(place: Path) -> None:
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
