@@ -89,6 +89,7 @@ class PScore(nn.Module):
         dropout: float = 0.1  # share of units dropped
         item_numbers: int = 0  # numbers known of each item (``data.features.item_numbers``)
         outcomes: tuple[str, ...] = ()  # objectives of the session (``data.sessions``: stays, returns), beside the labels
+        p_weight: float = 4.0  # of p's loss; each tower's has 1
         weights: dict[str, float] = field(default_factory=dict)  # of objectives in p; others as WEIGHTS says, else 1
 
         def __post_init__(self) -> None:
@@ -169,7 +170,7 @@ class PScore(nn.Module):
         fused = (fused * known) @ self.weights
         means = towers.detach().mean(0).tolist()
         parts = {"p": float(fused.detach().mean()), **dict(zip(self.objectives, means, strict=True))}
-        return Loss(towers.sum() + fused.sum(), len(labels), parts)
+        return Loss(towers.sum() + self.config.p_weight * fused.sum(), len(labels), parts)
 
     def label_table(self, feedback: Mapping[str, Tensor]) -> Tensor:
         """(targets, objectives) 1 where the objective was met, NaN where nobody knows."""
