@@ -181,6 +181,13 @@ class Generator(Protocol):
     def log_probs(self, context: Context, sids: Tensor) -> Tensor:
         """Log-probability of every code of given semantic IDs, with gradient. sids (B, G, L) -> (B, G, L)."""
 
+    def code_logits(self, context: Context, sids: Tensor) -> Sequence[Tensor]:
+        """What ``step`` would score after each prefix of given semantic IDs, all levels at once, with gradient.
+
+        sids (B, G, L) -> L of (B, G, K_level), up to a constant a row; -inf for a code that the model cannot write.
+        The last code of ``sids`` is not read. Alignment renormalises these over what the trie allows.
+        """
+
 
 @runtime_checkable
 class SessionGenerator(Generator, Protocol):
@@ -233,6 +240,44 @@ class Ranker(Protocol):
 
 
 @dataclass(frozen=True)
+class Rollout:
+    """Semantic IDs that a policy wrote for the histories of a batch, and how likely it was to write each code.
+
+    ``log_probs`` are those of the distribution that was drawn from (mode and temperature included), or, for
+    ``mode = "beam"``, of the masked policy. Where a rollout wrote no item (an illegal semantic ID of a free rollout,
+    fewer items than places in a beam) ``item_ids`` holds -1; where nothing was written ``sids`` holds -1 too.
+    """
+
+    sids: Tensor  # (B, G, L) int64
+    item_ids: Tensor  # (B, G) int64; of items that share a semantic ID the first in serving order
+    log_probs: Tensor  # (B, G, L) float32
+    mode: str  # masked | free | beam
+    temperature: float
+    policy_version: str
+    codebook_id: str
+    items_version: int
+
+    @property
+    def legal_mask(self) -> Tensor:
+        """(B, G) True where an item was written."""
+        return self.item_ids >= 0
+
+    def check(self, policy_version: str, codebook_id: str, items_version: int) -> None:
+        """InputError, naming both, unless these wrote it: an update that needs its own rollouts calls this."""
+        pairs = (
+            ("policy", self.policy_version, policy_version),
+            ("codebook", self.codebook_id, codebook_id),
+            ("items_version", self.items_version, items_version),
+        )
+        for what, theirs, ours in pairs:
+            if theirs != ours:
+                raise InputError(
+                    f"the rollout is of {what} {theirs}, the update is of {what} {ours}",
+                    fix="roll out again after the weights or the catalogue changed",
+                )
+
+
+@dataclass(frozen=True)
 class Request:
     """One question: what comes after this history?"""
 
@@ -257,3 +302,4 @@ class Recommendation:
     cold_start: bool  # the history held nothing that the model knows: answered by popularity
     unknown: tuple[str, ...]  # keys of the history that the catalogue does not hold
     items_version: int
+    policy_version: str = ""  # of the weights that answered

@@ -11,6 +11,7 @@ from checkerboard_world import GENERATORS, batch_of, build, trained, world
 from sidera.core import InputError
 from sidera.decode.beam import beam_search, normalised
 from sidera.decode.exact import score_all_items
+from sidera.decode.sample import free_log_probs, masked_log_probs, sample
 
 HISTORIES = [[3, 7], [1], [0, 4, 8, 12]]
 
@@ -67,6 +68,40 @@ def test_log_probs_has_a_gradient(name: str) -> None:
     assert gradients
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert sum(float(gradient.abs().sum()) for gradient in gradients) > 0
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_code_logits_tell_what_log_probs_tell(name: str) -> None:
+    model = trained(name).model
+    sids = all_sids().expand(3, -1, -1)
+    with torch.no_grad():
+        context = model.context(batch_of(HISTORIES))
+        expected = model.log_probs(context, sids)
+        logits = model.code_logits(context, sids)
+    assert [level.shape for level in logits] == [(3, sids.shape[1], size) for size in model.level_sizes]
+    found = [level.log_softmax(-1).gather(-1, sids[:, :, i, None]).squeeze(-1) for i, level in enumerate(logits)]
+    torch.testing.assert_close(torch.stack(found, dim=-1), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("mode", ["masked", "free"])
+def test_samples_have_the_probabilities_that_teacher_forcing_gives(name: str, mode: str) -> None:
+    """Rollout and update speak of one distribution, also in a catalogue that lost items, and it has a gradient."""
+    model, catalog = trained(name).model.eval(), world().catalog.without(["item0011", "item0002"])
+    batch = batch_of(HISTORIES)
+    drawn = sample(model, batch, catalog.trie, count=40, mode=mode, temperature=0.8, seed=1)
+    context = model.context(batch)  # with gradient
+    if mode == "masked":
+        assert not {catalog.ids_by_key["item0011"], catalog.ids_by_key["item0002"]} & set(drawn.item_ids[0].tolist())
+        log_p = masked_log_probs(model, context, drawn.sids, catalog.trie, temperature=0.8)
+    else:
+        log_p = free_log_probs(model, context, drawn.sids, temperature=0.8)
+    torch.testing.assert_close(log_p, drawn.log_probs, rtol=1e-3, atol=1e-4)
+    log_p.sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert sum(float(gradient.abs().sum()) for gradient in gradients) > 0
+    model.zero_grad(set_to_none=True)
 
 
 @pytest.mark.parametrize("name", GENERATORS)

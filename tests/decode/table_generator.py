@@ -85,6 +85,13 @@ class TableGenerator:
             prefix = prefix * size + sids[..., level]
         return torch.stack(found, dim=-1)
 
+    def code_logits(self, context: TableContext, sids: Tensor) -> list[Tensor]:
+        found, prefix = [], torch.zeros(sids.shape[:2], dtype=torch.long)
+        for level, size in enumerate(self.level_sizes):
+            found.append(self._logits(context, level, prefix))
+            prefix = prefix * size + sids[..., level]
+        return found
+
     def _logits(self, context: TableContext, level: int, prefix: Tensor) -> Tensor:
         return self.tables[level][context.histories[:, None], prefix]
 

@@ -165,7 +165,7 @@ def continuations(beams: Partial, output: StepOutput, tables: TrieTensors, level
     ptr = tables.ptr[level - 1]
     starts = ptr[nodes].long()
     counts = (ptr[nodes + 1] - starts).masked_fill_(scores == NEG_INF, 0)  # (B W,)
-    rows, children = _runs(starts, counts)  # (M,) each
+    rows, children = runs(starts, counts)  # (M,) each
     codes = tables.tokens[level][children]  # (M,)
     logits, log_norm = normalised(output)
     chosen = logits.reshape(-1)[torch.add(codes, rows, alpha=logits.shape[-1])]  # (M,)
@@ -186,7 +186,7 @@ def items_of(candidates: Candidates, tables: TrieTensors) -> tuple[Candidates, T
         return candidates, tables.leaf_items[candidates.nodes].long()
     starts = tables.leaf_starts(candidates.nodes)
     counts = tables.leaf_starts(candidates.nodes + 1) - starts
-    leaves, places = _runs(starts, counts)  # (M',) each: index of the leaf's candidate, place in leaf_items
+    leaves, places = runs(starts, counts)  # (M',) each: index of the leaf's candidate, place in leaf_items
     ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     expanded = Candidates(
         scores=candidates.scores[leaves],
@@ -198,7 +198,7 @@ def items_of(candidates: Candidates, tables: TrieTensors) -> tuple[Candidates, T
     return expanded, tables.leaf_items[places].long()
 
 
-def _runs(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+def runs(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Runs of ``counts[i]`` numbers from ``starts[i]`` on, one after another: i of each (M,), the numbers (M,)."""
     ends = counts.cumsum(0)
     total = int(ends[-1]) if ends.numel() else 0

@@ -245,11 +245,15 @@ class CodeDecoder(nn.Module):
 
     def code_log_probs(self, states: Tensor, sids: Tensor) -> Tensor:
         """States (M, L, D) of the inputs of ``sids`` (M, L) -> (M, L)."""
-        found = []
-        for level in range(len(self.level_sizes)):
-            log_p = self.logits(states[:, level], level).float().log_softmax(-1)
-            found.append(log_p.gather(-1, sids[:, level, None]).squeeze(-1))
+        found = [
+            logits.log_softmax(-1).gather(-1, sids[:, level, None]).squeeze(-1)
+            for level, logits in enumerate(self.all_logits(states))
+        ]
         return torch.stack(found, dim=-1)
+
+    def all_logits(self, states: Tensor) -> list[Tensor]:
+        """States (M, L, D) -> per level (M, K) float32."""
+        return [self.logits(states[:, level], level).float() for level in range(len(self.level_sizes))]
 
     def step(
         self, cache: DecoderCache, kvs: Sequence[KeysValues], mask: Tensor, level: int, codes: Tensor | None,

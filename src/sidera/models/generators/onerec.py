@@ -39,7 +39,6 @@ from sidera.models.generators.request_generator import (
     RequestContext,
     RequestGenerator,
     event_places,
-    keep_events,
     positive_mask,
 )
 from sidera.nn.code_decoder import DecoderSize, KeysValues
@@ -145,7 +144,7 @@ class OneRec(RequestGenerator):
         kept_mask = places < config.max_history
         if self.lifelong is None:
             kept_mask &= (places < config.short_term) | self._newest_positives(batch)
-        return batch if bool(kept_mask.all()) else keep_events(batch, kept_mask)
+        return batch if bool(kept_mask.all()) else batch.keep(kept_mask)
 
     def pathways(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Tokens (M, D) of all pathways with their places added, and the histories' bounds (B+1,)."""

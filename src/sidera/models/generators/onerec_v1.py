@@ -209,6 +209,11 @@ class OneRecV1(nn.Module):
         """(B, G, L) codes of single items -> (B, G, L), with gradient."""
         return self.log_probs_lists(context, sids[:, :, None])[:, :, 0]
 
+    def code_logits(self, context: ListContext, sids: Tensor) -> list[Tensor]:
+        """(B, G, L) codes of a list's first item -> per level (B, G, K), with gradient."""
+        found = self.decoder.first_logits(sids, context.pairs, context.mask)
+        return [logits.unflatten(0, sids.shape[:2]) for logits in found]
+
     def log_probs_lists(self, context: ListContext, sids: Tensor) -> Tensor:
         """(B, G, m, L) codes of lists -> (B, G, m, L), with gradient."""
         return self.decoder.list_log_probs(sids, context.pairs, context.mask)

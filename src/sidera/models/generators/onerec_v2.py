@@ -36,7 +36,6 @@ from sidera.models.generators.request_generator import (
     RequestContext,
     RequestGenerator,
     event_places,
-    keep_events,
     positive_mask,
 )
 from sidera.nn.code_decoder import DecoderSize, KeysValues
@@ -159,4 +158,4 @@ def select_events(batch: Batch, newest: int, limit: int, positive: str) -> Batch
     if not lengths.numel() or int(lengths.max()) <= newest:
         return batch
     _, places = event_places(batch)
-    return keep_events(batch, (places < newest) | (positive_mask(batch, positive) & (places < limit)))
+    return batch.keep((places < newest) | (positive_mask(batch, positive) & (places < limit)))

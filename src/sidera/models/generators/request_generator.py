@@ -11,11 +11,10 @@ tokens · K codes of a level.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
@@ -86,6 +85,13 @@ class RequestGenerator(nn.Module):
         found = self.decoder.log_probs(sids.reshape(-1, levels), self.keys_values(context), context.mask, streams)
         return found.view(sids.shape)
 
+    def code_logits(self, context: RequestContext, sids: Tensor) -> list[Tensor]:
+        """(B, G, L) codes -> per level (B, G, K), with gradient."""
+        histories, each, levels = sids.shape
+        inputs, streams = self.decoder.embed(sids.reshape(-1, levels)), Streams(histories, each)
+        states = self.decoder(inputs, self.keys_values(context), context.mask, streams)
+        return [logits.unflatten(0, (histories, each)) for logits in self.decoder.all_logits(states)]
+
     def new_cache(self, context: RequestContext, width: int) -> DecoderCache:
         return DecoderCache(width=1)
 
@@ -108,15 +114,3 @@ def positive_mask(batch: Batch, positive: str) -> Tensor:
     if positive not in batch.feedback:
         return torch.ones_like(batch.item_ids, dtype=torch.bool)
     return batch.feedback[positive] > 0
-
-
-def keep_events(batch: Batch, kept_mask: Tensor) -> Batch:
-    """The same histories, less the events where ``kept_mask`` (T,) is False."""
-    counts = F.pad(kept_mask.long().cumsum(0), (1, 0))[batch.offsets]  # (B+1,) kept before each history
-    return replace(
-        batch,
-        item_ids=batch.item_ids[kept_mask],
-        offsets=counts,
-        times=None if batch.times is None else batch.times[kept_mask],
-        feedback={name: values[kept_mask] for name, values in batch.feedback.items()},
-    )

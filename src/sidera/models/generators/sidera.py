@@ -283,6 +283,17 @@ class SideraGenerator(nn.Module):
             nodes = self._child(level, nodes, sids[:, :, level])
         return torch.stack(out, dim=2)
 
+    def code_logits(self, context: TreeContext, sids: Tensor) -> list[Tensor]:
+        """(B, G, L) codes -> per level (B, G, K) log-probabilities, -inf where a prefix has no such child."""
+        nodes = torch.zeros_like(sids[:, :, 0])
+        found = []
+        for level, size in enumerate(self.level_sizes):
+            log_p, child_codes = self._child_log_probs(context, level, nodes)  # (B, G, C)
+            table = log_p.new_full((*nodes.shape, size + 1), NEVER)  # absent children carry the spare code K
+            found.append(table.scatter(2, child_codes, log_p)[:, :, :-1])
+            nodes = self._child(level, nodes, sids[:, :, level])
+        return found
+
     def unservable(self, catalog: Catalog) -> list[str]:
         """Keys of items that this model cannot write: they came after its training."""
         paths = torch.as_tensor(np.asarray(catalog.codes), dtype=torch.int64)[None]  # (1, N, L)

@@ -220,6 +220,22 @@ class Tiger(nn.Module):
 
     def log_probs(self, context: TigerContext, sids: Tensor) -> Tensor:
         """Teacher-forced log-probabilities with gradient: (B, G, L) codes -> (B, G, L)."""
+        out = []
+        for level, (start, logits) in enumerate(self._forced_logits(context, sids)):
+            token = sids[:, :, level, None] + (self.level_starts[level] - start)
+            out.append(logits.log_softmax(-1).gather(-1, token).squeeze(-1))
+        return torch.stack(out, dim=-1)
+
+    def code_logits(self, context: TigerContext, sids: Tensor) -> list[Tensor]:
+        """(B, G, L) codes -> per level (B, G, K), with gradient; only a level's own codes, however it is normalised."""
+        found = []
+        for level, (start, logits) in enumerate(self._forced_logits(context, sids)):
+            first = self.level_starts[level] - start
+            found.append(logits[..., first : first + self.level_sizes[level]])
+        return found
+
+    def _forced_logits(self, context: TigerContext, sids: Tensor) -> list[tuple[int, Tensor]]:
+        """Per level the first token that is scored and the scores (B, G, V) float32 after the codes before it."""
         num_histories, num_candidates, num_levels = sids.shape
         tokens = sids + torch.tensor(self.level_starts, device=sids.device)  # (B, G, L)
         read = F.pad(tokens[:, :, :-1], (1, 0), value=BEGIN).reshape(-1)
@@ -229,12 +245,8 @@ class Tiger(nn.Module):
             states = self.decoder(self.embedding(read), memory, num_levels, groups, num_candidates, dtype).to(dtype)
             states = states.view(num_histories, num_candidates, num_levels, -1)
             states = torch.empty_like(states).index_copy(0, order, states)
-            out = []
-            for level in range(num_levels):
-                start, logits = self._logits(states[:, :, level], level)
-                log_p = logits.float().log_softmax(-1)
-                out.append(log_p.gather(-1, tokens[:, :, level, None] - start).squeeze(-1))
-        return torch.stack(out, dim=-1)
+            found = [self._logits(states[:, :, level], level) for level in range(num_levels)]
+        return [(start, logits.float()) for start, logits in found]
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies start without the weights laid out for answering, which cannot be copied."""
