@@ -23,11 +23,23 @@ from torch import Tensor
 
 from sidera import artifacts
 from sidera.catalog.catalog import Catalog
-from sidera.core import ArtifactError, Batch, Generator, InputError, Recommendation, Request, Scorer, SessionGenerator
+from sidera.core import (
+    ArtifactError,
+    Batch,
+    Generator,
+    InputError,
+    Recommendation,
+    Request,
+    Rollout,
+    Scorer,
+    SessionGenerator,
+)
 from sidera.decode.beam import beam_search
 from sidera.decode.dense import top_items
 from sidera.decode.free import free_beam
 from sidera.decode.session import rank_by_lists
+from sidera.engine.rollouts import RolloutMode, roll_out, sid_log_probs
+from sidera.engine.weights import check_weights
 from sidera.models import build_model, parse_model
 
 DEFAULT_BEAM = 50  # beams of a generator where no recipe says otherwise
@@ -42,6 +54,7 @@ class Ranked:
     item_ids: Tensor  # (B, k) int64
     scores: Tensor  # (B, k) float32
     leaf_ids: Tensor | None  # (B, k) int64: equal for items that share a semantic ID; None for scorers and lists
+    version: str = ""  # of the weights that ranked
 
 
 @dataclass(frozen=True)
@@ -67,8 +80,12 @@ class Recommender:
         beam: int = DEFAULT_BEAM,
         device: str = "cpu",
         num_known: int | None = None,
+        version: str = "unsaved",
     ) -> None:
-        """``num_known``: items that the model was built with, where the Catalog has grown since."""
+        """``num_known``: items that the model was built with, where the Catalog has grown since.
+
+        ``version`` names the weights; answers and rollouts carry it.
+        """
         check_device(device)
         if isinstance(model, Generator):
             catalog.check_codebook(model.codebook_id)
@@ -80,6 +97,7 @@ class Recommender:
         self.beam = beam
         self.device = device
         self.num_known = catalog.num_items if num_known is None else num_known
+        self.version = version
         self.max_history: int = cast(Any, model).config.max_history
         self.reads_feedback: bool = getattr(model, "reads_feedback", False)
         self._lock = threading.Lock()  # a model's inference caches are not made for two threads at once
@@ -119,13 +137,13 @@ class Recommender:
                 if self.writes_lists:
                     lister = cast(SessionGenerator, generator)
                     ids, log_p = rank_by_lists(lister, batch, self.catalog.trie, k=k, beam=width, exclude=left_out)
-                    return Ranked(ids, log_p, None)
+                    return Ranked(ids, log_p, None, self.version)
                 found = beam_search(generator, batch, self.catalog.trie, width=width, num_results=k, exclude=left_out)
-                return Ranked(found.item_ids, found.scores, found.leaf_ids)
-            scores = cast(Scorer, self.model).item_scores(batch).float()
+                return Ranked(found.item_ids, found.scores, found.leaf_ids, self.version)
+            scores, version = cast(Scorer, self.model).item_scores(batch).float(), self.version
         alive_mask = torch.from_numpy(~self.catalog.removed[: scores.shape[1]]).to(self.device)
         item_ids, best_scores = top_items(scores, k, exclude=left_out, alive=alive_mask)
-        return Ranked(item_ids, best_scores, None)
+        return Ranked(item_ids, best_scores, None, version)
 
     @torch.inference_mode()
     def free_generation(self, batch: Batch, beam: int) -> Tensor:
@@ -133,14 +151,49 @@ class Recommender:
 
         NaN where the generator's codes ran out of probability before the beam was full.
         """
-        if self.kind != "generator":
-            raise InputError("a scorer generates nothing; legality is a generator's property")
+        generator, batch = self._generator(), newest(batch, self.max_history).to(self.device)
         with self._lock:
             self._answering()
-            generator = cast(Generator, self.model)
-            context = generator.context(newest(batch, self.max_history).to(self.device))
+            context = generator.context(batch)
             found = free_beam(generator, context, self.catalog.trie, width=beam, num_results=beam)
         return found.legal_mask.float().masked_fill(~found.valid_mask, float("nan"))
+
+    def rollout(
+        self, batch: Batch, count: int, mode: RolloutMode = "masked", temperature: float = 1.0, seed: int = 0
+    ) -> Rollout:
+        """``count`` semantic IDs for every history, with the probability of each code and the versions that wrote them.
+
+        ``masked`` draws in the trie, ``free`` over all codes (what is illegal shows), ``beam`` takes the most likely.
+        """
+        generator, batch = self._generator(), newest(batch, self.max_history).to(self.device)
+        with self._lock:
+            self._answering()
+            return roll_out(generator, batch, self.catalog, count, mode, temperature, seed, self.version)
+
+    def sid_log_probs(
+        self, batch: Batch, sids: Tensor, mode: RolloutMode = "masked", temperature: float = 1.0
+    ) -> Tensor:
+        """(B, G, L) semantic IDs -> (B, G, L): what these weights give each code, as a rollout of ``mode`` would."""
+        generator, batch = self._generator(), newest(batch, self.max_history).to(self.device)
+        with self._lock:
+            self._answering()
+            return sid_log_probs(generator, batch, self.catalog.trie, sids.to(self.device), mode, temperature)
+
+    def load_weights(self, state: Mapping[str, Tensor], version: str) -> None:
+        """Answer with other weights from the next call on, without a restart; calls that run finish with the old ones.
+
+        InputError, with the old weights in place, when a tensor is missing, unknown, of another shape or not finite.
+        """
+        check_weights(self.model, state)
+        with self._lock:
+            self.model.load_state_dict(state)
+            self.model.eval()  # drops what was laid out for answering with the old weights
+            self.version = version
+
+    def _generator(self) -> Generator:
+        if self.kind != "generator":
+            raise InputError("a scorer generates nothing; rollouts and legality are a generator's")
+        return cast(Generator, self.model)
 
     def _answering(self) -> None:
         """Leave training mode. Not on every call: a change of mode drops what a model laid out for answering."""
@@ -199,7 +252,7 @@ class Recommender:
         groups: dict[int, list[int]] = {}  # by beam width: a large k must not change its neighbours' answers
         for place in warm:
             groups.setdefault(max(self.beam, requests[place].k), []).append(place)
-        by_place: dict[int, tuple[list[int], list[float]]] = {}
+        by_place: dict[int, tuple[list[int], list[float], str]] = {}
         for places in groups.values():
             k = min(max(requests[place].k for place in places), self.catalog.num_items)
             found = self._rank_lists([histories[place] for place in places], [left_out[place] for place in places], k)
@@ -236,9 +289,10 @@ class Recommender:
 
     def _rank_lists(
         self, histories: list[_History], left_out: list[list[int]], k: int
-    ) -> list[tuple[list[int], list[float]]]:
+    ) -> list[tuple[list[int], list[float], str]]:
         found = self.rank(self._batch(histories), k, exclude=_jagged(left_out))
-        return list(zip(found.item_ids.tolist(), found.scores.tolist(), strict=True))
+        rows = zip(found.item_ids.tolist(), found.scores.tolist(), strict=True)
+        return [(item_ids, scores, found.version) for item_ids, scores in rows]
 
     def _batch(self, histories: list[_History]) -> Batch:
         values, offsets = _jagged([history.item_ids for history in histories])
@@ -264,10 +318,11 @@ class Recommender:
     def _recommendation(
         self,
         request: Request,
-        ranked: tuple[list[int], list[float]] | None,
+        ranked: tuple[list[int], list[float], str] | None,
         left_out: list[int],
         unknown: tuple[str, ...],
     ) -> Recommendation:
+        version = self.version if ranked is None else ranked[2]
         if ranked is None:  # nothing to go by: the most popular items, said openly
             banned = set(left_out)
             order = (int(item) for item in self.catalog.serving_order)
@@ -285,6 +340,7 @@ class Recommender:
             cold_start=ranked is None,
             unknown=unknown,
             items_version=self.catalog.items_version,
+            policy_version=version,
         )
 
     # -- on disk --------------------------------------------------------------------------------------------------
@@ -333,7 +389,10 @@ class Recommender:
             first = str(error).splitlines()[-1].strip()
             raise ArtifactError(f"{path / 'model'} does not fit its recipe: {first}", fix="train it again") from None
         beam = beam or beam_of_run(path)
-        return cls(model, catalog, model_section=section, beam=beam, device=device, num_known=num_known)
+        return cls(
+            model, catalog, model_section=section, beam=beam, device=device, num_known=num_known,
+            version=manifest.digest,
+        )  # fmt: skip
 
 
 def beam_of_run(path: Path) -> int:

@@ -180,6 +180,7 @@ def train_stage(
             "mfu": None if mfu is None else round(mfu, 4),
         }
     model.eval()
+    recommender.version = wanted
     if distributed.rank() == 0:
         parents = {"catalog": catalog_id, "data": prepared.digest}
         recommender.save_model(path, digest=wanted, parents=parents, training=training)
