@@ -1,4 +1,4 @@
-"""The objectives of alignment as plain tensor functions: surrogates of a policy gradient, preference losses, advantages.
+"""Objectives of alignment as plain tensor functions: surrogates of a policy gradient, preference losses, advantages.
 
 A *surrogate* takes log-probabilities under the policy, those recorded at the rollout, and advantages, all of one
 shape, and gives an element-wise quantity whose gradient is what the method follows upwards. Per token the shape
@@ -15,7 +15,7 @@ is (B, G, L); per item the log-probabilities are summed over codes first (:func:
 
 Traps. A product of three small probabilities makes an item-level GBPO blind to negatives (1 - pi is 1): the paper's pi
 is per token. A ratio may overflow to infinity under very old log-probabilities in :func:`grpo`; that is the method.
-A place that is no item carries log-probability -inf: mask it *before* the arithmetic, or 0 * inf makes NaN of the batch.
+A place that is no item carries log-probability -inf: mask it *before* the arithmetic, or 0 * inf makes NaN.
 
 Shape legend: B requests · G members of a group · L levels · E pairs.
 """

@@ -1,0 +1,67 @@
+"""How a policy is aligned: what a step rolls out, which objective it follows, how strongly next tokens hold it back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sidera.config import check_value
+from sidera.engine.rollouts import MAX_COUNT, RolloutMode
+from sidera.fit.config import FitConfig
+
+NTP_WEIGHTS = {"safe": 1.0, "aggressive": 0.3}  # docs/alignment.md: what each costs
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    method: str = "ecpo"  # a name of methods.METHODS
+    steps: int = 300  # optimizer steps
+    ntp: Literal["safe", "aggressive"] = "safe"  # weight of the next-token loss beside the method: 1 or 0.3
+    ntp_weight: float | None = None  # another weight than `ntp` names; 0: no next-token loss
+    method_weight: float = 1.0
+    requests: int = 32  # requests of a step that the method works on; the next-token batch has its own size
+    group: int = 32  # rollouts of each request
+    rollout: RolloutMode = "masked"  # how: drawn in the trie, drawn without it, or the most likely
+    temperature: float = 1.0  # of the draws
+    snapshot_every: int = 10  # steps between two copies of the weights to the engine that rolls out
+    level: Literal["token", "item"] = "token"  # a probability ratio for every code, or one for the item
+    clip: float = 0.2  # eps of PPO's clip
+    delta: float = 0.1  # ECPO: how far beyond the clip a ratio of a bad item may go
+    beta: float = 0.1  # DPO: strength of the tie to the snapshot
+    rejected: int = 3  # S-DPO and SPRec: rejected items per chosen one
+    format_weight: float = 1.0  # of the format reward; 0: none
+    format_members: int = 5  # free rollouts of each request that the format reward looks at
+    positive: str = "long_view"  # logged feedback: this label without `negative` is worth +1
+    negative: str = "dislike"  # logged feedback: this label is worth -1
+    lr: float = 3e-4  # AdamW, constant
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0  # gradients of a larger global norm are scaled down to it; 0: no clipping
+    check_every: int = 50  # steps between looks at the diagnostics and gates
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "requests", "snapshot_every", "rejected", "check_every"):
+            self._check(name, getattr(self, name) >= 1, "a whole number >= 1")
+        self._check("group", 2 <= self.group <= MAX_COUNT, f"2 to {MAX_COUNT}")
+        self._check("format_members", 1 <= self.format_members <= MAX_COUNT, f"1 to {MAX_COUNT}")
+        for name in ("method_weight", "format_weight", "weight_decay", "clip_norm", "delta"):
+            self._check(name, 0 <= getattr(self, name) < math.inf, "a finite number >= 0")
+        for name in ("temperature", "beta", "lr"):
+            self._check(name, 0 < getattr(self, name) < math.inf, "a finite number > 0")
+        self._check("clip", 0 < self.clip < 1, "0 < x < 1")
+        weight = self.ntp_weight
+        self._check("ntp_weight", weight is None or 0 <= weight < math.inf, "a finite number >= 0, or leave it out")
+        self._check("ntp", self.ntp in NTP_WEIGHTS, ", ".join(NTP_WEIGHTS))
+
+    def _check(self, name: str, good: bool, allowed: str) -> None:
+        check_value("[align]", name, getattr(self, name), good, allowed)
+
+    @property
+    def next_token_weight(self) -> float:
+        return NTP_WEIGHTS[self.ntp] if self.ntp_weight is None else self.ntp_weight
+
+    def fit(self) -> FitConfig:
+        """What the optimizer is made from."""
+        settings: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, "schedule": "constant"}
+        return FitConfig(**settings, warmup_steps=0, clip_norm=self.clip_norm, seed=self.seed)

@@ -1,0 +1,68 @@
+"""Batches of alignment: next tokens of what was worth recommending, and every exposure with its feedback.
+
+The controls live here: ``long_view`` learns next tokens of long views only, ``rsft`` those of the better half by play
+time (rejection sampling fine-tuning). A model that reads feedback keeps every exposure in its histories and only the
+targets change; one that reads items alone gets histories of the same kind as its targets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from sidera.align.methods import Targets
+from sidera.core import InputError
+from sidera.data.batches import PackedSequences, PrefixRows, RequestRows
+from sidera.data.config import View
+from sidera.data.features import LONG_VIEW
+
+TARGET = "align_target"  # column that marks what a source learns to write
+MIXED_KINDS: dict[str, Any] = {"positions": PackedSequences, "prefixes": PrefixRows}
+
+
+def next_tokens(
+    model: nn.Module, view: View, batch_size: int, seed: int = 0, targets: Targets = "positive"
+) -> PackedSequences | PrefixRows | RequestRows:
+    """Training batches of the events that ``targets`` names; ``view`` holds every exposure."""
+    mask = target_mask(view, targets)
+    history = _history(model)
+    if model.trains_on == "requests":
+        dataset = view.dataset.with_feedback(TARGET, mask)
+        return RequestRows(dataset, view.split, replace(view.schema, positive=TARGET), history, batch_size, seed)
+    kind = MIXED_KINDS.get(str(model.trains_on))
+    if kind is None:
+        raise InputError(f"a model that trains on {model.trains_on} cannot be aligned", allowed="generators")
+    source: PackedSequences | PrefixRows = kind(
+        view.dataset.keep(mask), view.split.keep(mask), history, batch_size, seed=seed
+    )
+    return source
+
+
+def exposures(model: nn.Module, view: View, batch_size: int, seed: int = 0) -> RequestRows:
+    """Requests with everything that was shown: for learning from logged feedback."""
+    return RequestRows(view.dataset, view.split, replace(view.schema, positive=""), _history(model), batch_size, seed)
+
+
+def target_mask(view: View, targets: Targets) -> np.ndarray:
+    """(E,) bool: the events worth writing."""
+    dataset, schema = view.dataset, view.schema
+    known = np.ones(dataset.num_events, dtype=bool)
+    positive = dataset.feedback[schema.positive].astype(bool) if schema.positive else known
+    if targets == "positive":
+        return positive
+    column = LONG_VIEW if targets == "long_view" else "watch_time"
+    if column not in dataset.feedback:
+        raise InputError(f"targets {targets!r} need the feedback column {column!r}", fix="use a log that has it")
+    if targets == "long_view":
+        return np.asarray(dataset.feedback[LONG_VIEW], dtype=bool)
+    watched = np.asarray(dataset.feedback["watch_time"], dtype=np.float32)
+    trained = np.arange(dataset.num_events) < view.split.train_ends[dataset.event_users]
+    return positive & (watched >= np.median(watched[positive & trained]))
+
+
+def _history(model: nn.Module) -> int:
+    config: Any = model.config
+    return int(config.max_history)
