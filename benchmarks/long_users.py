@@ -37,6 +37,7 @@ class LongUsers:
 def world_users(num_users: int, num_events: int, num_targets: int, seed: int, num_items: int = 10_000) -> LongUsers:
     """People who clicked ``num_events`` items and then ``num_targets`` more; vectors are the items' content numbers."""
     from sidera.sim.config import world_config
+    from sidera.sim.searches import SearchLog
     from sidera.sim.session import Exposures, run_day
     from sidera.sim.simulate import logger_choice
     from sidera.sim.world import World
@@ -65,7 +66,8 @@ def world_users(num_users: int, num_events: int, num_targets: int, seed: int, nu
     day, need = 0, num_events + num_targets
     while counts.min() < need:
         going_on = counts < need
-        run_day(world, users, day, 0, logger_choice(world, users, day), record, present=going_on, everyone=True)
+        choose = logger_choice(world, users, day)
+        run_day(world, users, day, 0, choose, record, SearchLog(num_users), present=going_on, everyone=True)
         day += 1
     order = np.argsort(np.concatenate(rows), kind="stable")  # a user's clicks came in time order
     bounds = np.cumsum(counts)[:-1]
