@@ -11,7 +11,7 @@ words, categories, numbers, cover, frames. Two measures, both paired by user ove
 * recall@10 and @50 of a small OneRec-V2 that knows items by their codes alone (``item_input = "sid"``), 2 x 64 codes.
 
 Also shown: text alone, pictures alone, aligned without pictures, and behaviour vectors (which have no answer for items
-that nobody clicked yet). Settings were chosen on the validation window of another world (seed 7; docs/log.md).
+that nobody clicked yet). Settings were chosen on another world (seed 7; docs/log.md).
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ INPUTS = {
     "category_fields": ("creator", "tags"),
     "number_fields": ("duration", "content"),
 }
-ALIGN = {"steps": 300}
 NO_PICTURES = ("words", "categories", "numbers")
 CODES = {"num_levels": 2, "codebook_size": 64, "balanced": True, "collision": "greedy"}
 MODEL = {
@@ -112,7 +111,7 @@ def generator_hits(vectors: Any, view: Any, data: Path, out: Path, fit: dict[str
     return hits, result.user_numbers
 
 
-def measure_world(seed: int, quick: bool, folder: Path, which: str = "test") -> dict[str, Any]:
+def measure_world(seed: int, quick: bool, folder: Path) -> dict[str, Any]:
     """Rates and hits by contestant, with the user of each row, for one world."""
     from sidera.data.config import DataConfig, load_dataset, make_views
     from sidera.sim.config import world_config
@@ -126,9 +125,9 @@ def measure_world(seed: int, quick: bool, folder: Path, which: str = "test") -> 
     simulate(config, 800 if quick else 4000, 6 if quick else 10, data, seed=seed)
     write_images(World.build(config, seed), images)
     view = make_views(load_dataset(data, DataConfig(**DATA)), DataConfig(**DATA))[1]
-    align = {**ALIGN, "batch_size": 128, "steps": 50} if quick else ALIGN
+    align = {"batch_size": 128, "steps": 50} if quick else {}
     vectors, seconds = vectors_of(view, images, align, folder)
-    rows = view.split.test if which == "test" else view.split.valid
+    rows = view.split.test
     result: dict[str, Any] = {
         "seed": seed,
         "clicks": view.dataset.num_events,
@@ -193,7 +192,7 @@ def main() -> None:
         "worlds": [
             {name: world[name] for name in ("seed", "clicks", "rows", "dims", "cpu_seconds")} for world in worlds
         ],
-        "settings": {"align": {**INPUTS, **ALIGN}, "codes": CODES, "model": MODEL, "fit": FIT, "eval": EVAL},
+        "settings": {"align": INPUTS, "codes": CODES, "model": MODEL, "fit": FIT, "eval": EVAL},
     }
     finish("aligned_vectors", value, BAR, passed, context, quick=options.quick, details=details)
 

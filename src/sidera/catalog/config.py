@@ -36,7 +36,7 @@ class AlignConfig:
     num_heads: int = 4
     dropout: float = 0.1  # share of units dropped
     token_dropout: float = 0.1  # share of tokens hidden while training
-    temperature: float = 0.1  # of the contrastive loss
+    temperature: float = 0.05  # of the contrastive loss
     log_q: bool = True  # take the popularity of in-batch negatives out of their scores
     caption_weight: float = 0.1  # of the caption loss beside the contrastive one; 0: none
     caption_items: int = 64  # of a batch, that are captioned
@@ -46,7 +46,7 @@ class AlignConfig:
     swing_alpha: float = 1.0
     max_user_items: int = 100  # Swing: newest items of a user that count
     max_item_users: int = 200  # Swing: users of an item that count, drawn by the seed
-    steps: int = 600  # optimizer steps
+    steps: int = 300  # optimizer steps
     batch_size: int = 256  # pairs a step
     lr: float = 2e-3
     seed: int = 0
