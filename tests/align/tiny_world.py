@@ -12,18 +12,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sidera.align.diagnostics import Probe, make_probe
 from sidera.align.loop import engine_for
+from sidera.align.rewards import RewardBatch, Rewards
 from sidera.align.sources import next_tokens
 from sidera.catalog.build import build_catalog
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
+from sidera.core import Batch
 from sidera.data.config import DataConfig, View, load_dataset, make_views
 from sidera.engine.recommender import Recommender
 from sidera.models import build_model, parse_model
 from sidera.sim.config import world_config
+from sidera.sim.requests import Requests
 from sidera.sim.simulate import simulate
 
 SMALL = {"num_items": 300, "num_topics": 8, "num_creators": 40, "num_candidates": 20, "arrival_days": 5.0}
@@ -86,3 +90,50 @@ def pretrain(model: torch.nn.Module, source: Any, steps: int, lr: float) -> None
                 break
         epoch += 1
     model.eval()
+
+
+@dataclass(frozen=True)
+class TableReward:
+    """A learned scorer of the simplest kind: an item's smoothed mean of weighted labels in the log."""
+
+    table: torch.Tensor  # (N,)
+
+    @classmethod
+    def of(cls, view: View, weights: dict[str, float], smoothing: float = 5.0) -> TableReward:
+        dataset = view.dataset
+        worth = sum(weight * dataset.feedback[name].astype(float) for name, weight in weights.items())
+        assert isinstance(worth, np.ndarray)
+        sums = np.bincount(dataset.item_ids, worth, dataset.num_items)
+        counts = np.bincount(dataset.item_ids, minlength=dataset.num_items)
+        return cls(torch.tensor((sums + worth.mean() * smoothing) / (counts + smoothing)).float())
+
+    def __call__(self, asked: RewardBatch) -> Rewards:
+        total = self.table[asked.item_ids.clamp(min=0)]
+        return Rewards(total, {"table": total})
+
+
+FUSED = {"long_view": 1.0, "like": 2.0, "follow": 2.0, "dislike": -2.0, "click": 0.5}
+
+
+class Served:
+    """The aligned engine as a policy of the simulated app: 64 beams less what was seen."""
+
+    def __init__(self, world: Tiny, engine: Recommender) -> None:
+        self.world, self.engine = world, engine
+        self.number_of = np.array([int(key[1:]) for key in world.catalog.item_keys])  # dense id -> the world's number
+        self.id_of = np.argsort(self.number_of)
+
+    def __call__(self, requests: Requests) -> list[list[int]]:
+        schema, total = self.world.catalog.schema, len(requests.item_ids)
+        feedback = schema.complete(dict(requests.feedback), total)
+        batch = Batch(
+            torch.from_numpy(self.id_of[requests.item_ids]),
+            torch.from_numpy(requests.offsets),
+            times=torch.from_numpy(requests.times),
+            as_of=torch.from_numpy(requests.as_of),
+            feedback={name: torch.from_numpy(values) for name, values in feedback.items()},
+        )
+        asked = np.flatnonzero(np.diff(requests.offsets) > 0)
+        assert len(asked) == requests.num_requests, "the tiny world's users all have a history"
+        found = self.engine.rank(batch, requests.k, filter_seen=True).item_ids.numpy()
+        return [[int(self.number_of[item]) for item in row if item >= 0] for row in found]
