@@ -22,7 +22,7 @@ import torch
 
 from sidera.catalog.vectors_file import save_vectors
 from sidera.cli import build_parser, main
-from sidera.data.tiny import tiny_log
+from sidera.data.tiny import tiny_exposures, tiny_log
 from sidera.models import MODELS
 from sidera.train.stages import rows_bar
 
@@ -391,6 +391,13 @@ def test_unknown_items_when_strict(tmp_path: Path, refused: Callable[..., str]) 
     assert "9 items of the log are not in the items table, the first is 'i0'" in line
 
 
+def test_a_ranker_cannot_answer_alone(tmp_path: Path, refused: Callable[..., str]) -> None:
+    tiny_exposures().save(tmp_path / "data")
+    (tmp_path / "r.toml").write_text('[catalog]\nvectors = ["behaviour"]\n[model]\nname = "pscore"\n')
+    line = refused("run", tmp_path / "r.toml", "--data", tmp_path / "data", "--out", tmp_path / "run")
+    assert "'pscore' ranks candidates and finds none" in line
+
+
 HARDLY_LOGS = {
     "one event each": ([f"u{user},i{user % 3},{user}" for user in range(30)], False),
     "two events each": ([f"u{user},i{(user + step) % 4},{step}" for user in range(9) for step in range(2)], False),
@@ -402,7 +409,7 @@ HARDLY_LOGS = {
 
 
 @pytest.mark.parametrize("case", HARDLY_LOGS)
-@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize("model", sorted(name for name, kind in MODELS.items() if kind.trains_on != "exposures"))
 def test_logs_that_are_hardly_logs(
     tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str], case: str, model: str
 ) -> None:

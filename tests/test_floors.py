@@ -80,7 +80,8 @@ def test_public_flags_are_frozen() -> None:
 def test_http_fields_are_frozen() -> None:
     from sidera.serve.app import RecommendRequest, RecommendResponse
 
-    assert list(RecommendRequest.model_fields) == ["history", "k", "filter_seen", "exclude", "unknown"]
+    asked = ["history", "k", "filter_seen", "exclude", "feedback", "times", "profile", "as_of", "unknown"]
+    assert list(RecommendRequest.model_fields) == asked
     assert list(RecommendResponse.model_fields) == ["items", "cold_start", "unknown", "items_version", "milliseconds"]
 
 

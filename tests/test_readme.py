@@ -57,6 +57,6 @@ def test_every_file_to_read_exists() -> None:
     folder = ROOT / "src" / "sidera"
     named = re.findall(r"`([\w/]+\.py)`", section)
     assert len(named) >= 8
-    places = (ROOT, folder, folder / "data", folder / "catalog", folder / "models" / "generators")
+    places = (ROOT, folder, folder / "data", folder / "catalog", folder / "models" / "generators", folder / "sim")
     for name in named:
         assert any((place / name).is_file() for place in places), name

@@ -41,6 +41,10 @@ class ListTables:
     def log_probs(self, context: TableContext, sids: Tensor) -> Tensor:
         return self.log_probs_lists(context, sids[:, :, None])[:, :, 0]
 
+    def code_logits(self, context: TableContext, sids: Tensor) -> list[Tensor]:
+        rest = sids.new_zeros(*sids.shape[:2], (self.session_length - 1) * sids.shape[2])
+        return list(self.inner.code_logits(context, torch.cat((sids, rest), dim=2)))[: sids.shape[2]]
+
     def log_probs_lists(self, context: TableContext, sids: Tensor) -> Tensor:
         batch, lists, length, num_levels = sids.shape
         rest = sids.new_zeros(batch, lists, (self.session_length - length) * num_levels)

@@ -99,6 +99,7 @@ def session_lists(
     ends, first = np.unique(begins[places], return_index=True)  # (R,) each; first: among places
     has_history = ends > dataset.offsets[dataset.event_users[ends]]
     ends, first = ends[has_history], first[has_history]
+    check_targets(dataset, len(ends))
     last = np.searchsorted(spans[places], spans[places[first]], side="right")  # (R,) where the span's events end
     columns = first[:, None] + np.arange(rules.length)  # (R, m)
     there = columns < last[:, None]

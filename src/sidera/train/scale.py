@@ -294,8 +294,7 @@ def target_losses(model: Any, rows: RequestRows, device: str) -> tuple[np.ndarra
     users, losses = [], []
     for batch in rows.batches(0):
         moved = batch.to(device)
-        sids, target_mask = model.targets(moved)
-        log_p = model.log_probs(model.context(moved), sids)[target_mask]  # (targets, L)
+        log_p = model.target_log_probs(moved)  # (targets, L)
         losses.append(-log_p.double().mean(1).cpu().numpy())
         assert batch.user_ids is not None
         assert batch.target_offsets is not None

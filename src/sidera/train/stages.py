@@ -84,6 +84,9 @@ class Prepared:
 
 def prepare(recipe: Recipe, data: str | Path, say: Say = say_once) -> Prepared:
     """Read and split; LeakError when the split could leak."""
+    if MODELS[recipe.model_name].trains_on == "exposures":
+        answering = ", ".join(name for name, kind in MODELS.items() if kind.trains_on != "exposures")
+        raise InputError(f"[model] name = {recipe.model_name!r} ranks candidates and finds none", allowed=answering)
     everything, positives = make_views(load_dataset(data, recipe.data), recipe.data)
     view = everything if getattr(MODELS[recipe.model_name], "reads_feedback", False) else positives
     dataset, split = view.dataset, view.split
@@ -274,12 +277,9 @@ def batch_source(
     recipe: Recipe, prepared: Prepared, model: torch.nn.Module
 ) -> PackedSequences | PrefixRows | RequestRows | None:
     """The training batches that the model's loss takes."""
-    if model.trains_on in ("requests", "exposures"):
+    if model.trains_on == "requests":
         history, size = recipe.model_config.max_history, recipe.fit.batch_size
-        return RequestRows(
-            prepared.dataset, prepared.split, prepared.schema, history, size, seed=recipe.fit.seed,
-            targets="all" if model.trains_on == "exposures" else "positive",
-        )  # fmt: skip
+        return RequestRows(prepared.dataset, prepared.split, prepared.schema, history, size, seed=recipe.fit.seed)
     if model.trains_on == "sessions":
         history, size = recipe.model_config.max_history, recipe.fit.batch_size
         rules = recipe.model_config.session_rules()

@@ -64,19 +64,22 @@ class RequestGenerator(nn.Module):
 
     def loss(self, batch: Batch) -> Loss:
         """Sum over targets of -log p(item); ``gen_loss`` is OneRec-V2's mean over codes."""
-        if batch.target_ids is None:
-            raise InputError("the batch has no targets", fix="use RequestRows batches")
         if self.training:
             balance_experts(self)
-        sids = self.item_codes[batch.target_ids]  # (M, L)
-        count = len(sids)
-        streams = Streams(count, 1) if batch.target_offsets is None else Streams.of(batch.target_offsets)
-        context = self.context(batch)
-        log_p = self.decoder.log_probs(sids, self.keys_values(context), context.mask, streams)  # (M, L)
-        per_level = -log_p.sum(0)
+        log_p = self.target_log_probs(batch)
+        per_level, count = -log_p.sum(0), len(log_p)
         means = (per_level.detach() / count).tolist()
         parts = {f"level_{level}": mean for level, mean in enumerate(means)}
         return Loss(per_level.sum(), count, parts | {"gen_loss": sum(means) / len(means)})
+
+    def target_log_probs(self, batch: Batch) -> Tensor:
+        """(M, L) log-probability of every code of the batch's targets."""
+        if batch.target_ids is None:
+            raise InputError("the batch has no targets", fix="use RequestRows batches")
+        sids = self.item_codes[batch.target_ids]  # (M, L)
+        streams = Streams(len(sids), 1) if batch.target_offsets is None else Streams.of(batch.target_offsets)
+        context = self.context(batch)
+        return self.decoder.log_probs(sids, self.keys_values(context), context.mask, streams)
 
     def log_probs(self, context: RequestContext, sids: Tensor) -> Tensor:
         """(B, G, L) codes -> (B, G, L) log-probabilities, with gradient."""
