@@ -53,6 +53,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "expert_width": 32,
         "session_length": 3,
         "session_gap": 10**9,
+        "min_watched": 1,
     },
     "onerec": {
         "max_history": 8,

@@ -80,7 +80,7 @@ def slow_lists(here: View, rules: SessionRules) -> list[tuple[int, list[int]]]:
 @pytest.mark.parametrize(
     "rules",
     [
-        SessionRules(),
+        SessionRules(min_watched=1),
         SessionRules(length=4, min_watched=4),
         SessionRules(length=3, span="request", min_watched=2),
         SessionRules(length=3, span="request", items="shown", min_watched=2),
@@ -88,7 +88,7 @@ def slow_lists(here: View, rules: SessionRules) -> list[tuple[int, list[int]]]:
         SessionRules(min_watched=3, min_watch_time=40, min_interactions=1),
         SessionRules(min_watched=4, min_watch_time=60, min_interactions=3, combine="any"),
         SessionRules(min_watched=0, gap=1),
-        SessionRules(gap=10**7, length=20),
+        SessionRules(gap=10**7, length=20, min_watched=2),
     ],
 )
 def test_lists_equal_the_slow_reading(rules: SessionRules) -> None:
@@ -147,7 +147,7 @@ def test_the_rules_are_part_of_the_digest() -> None:
     here = view()
     sources = [
         SessionRows(here.dataset, here.split, here.schema, 9, 5, rules=rules)
-        for rules in (SessionRules(), SessionRules(), SessionRules(min_watched=3))
+        for rules in (SessionRules(min_watched=1), SessionRules(min_watched=1), SessionRules(min_watched=3))
     ]
     assert sources[0].digest == sources[1].digest != sources[2].digest
     assert sources[0].digest != RequestRows(here.dataset, here.split, here.schema, 9, 5).digest
@@ -156,7 +156,7 @@ def test_the_rules_are_part_of_the_digest() -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"length": 0}, "length"),
+        ({"length": 0, "min_watched": 0}, "session_length"),
         ({"gap": 0}, "gap"),
         ({"min_watched": 6}, "at most session_length"),
         ({"min_watch_time": -1.0}, "min_watch_time"),
@@ -171,10 +171,10 @@ def test_rules_that_the_log_cannot_answer_are_refused() -> None:
     here = view()
     bare = FeatureSchema(positive="click", labels=("click",))
     for rules, match in (
-        (SessionRules(min_watch_time=5), "no watch_time"),
-        (SessionRules(min_interactions=1), "no interaction"),
+        (SessionRules(min_watched=1, min_watch_time=5), "no watch_time"),
+        (SessionRules(min_watched=1, min_interactions=1), "no interaction"),
     ):
         with pytest.raises(InputError, match=match):
             SessionRows(here.dataset, here.split, bare, 9, 5, rules=rules)
     with pytest.raises(InputError, match=r"none of the \d+ lists .* min_interactions = 50"):
-        SessionRows(here.dataset, here.split, here.schema, 9, 5, rules=SessionRules(min_interactions=50))
+        SessionRows(here.dataset, here.split, here.schema, 9, 5, rules=SessionRules(min_watched=1, min_interactions=50))

@@ -43,7 +43,7 @@ def exhaustive(generator: ListTables, items: list[int], length: int, history: in
 
 
 def slow_beam(
-    generator: ListTables, items: list[int], length: int, width: int, history: int
+    generator: ListTables, items: list[int], length: int, width: int, code_width: int, history: int
 ) -> list[tuple[float, tuple]]:
     """Beam search with Python lists: partial items are prefixes, legal when an unused item below them exists."""
     beams: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]  # score, items
@@ -58,7 +58,7 @@ def slow_beam(
                     if any(tuple(CODES[item][: level + 1]) == now and item not in done for item in items):
                         grown.append((score_of(generator, history, done, now), done, now))
             if level + 1 < len(SIZES):
-                partial = keep(grown, width)
+                partial = keep(grown, code_width)
         found = [
             (score, (*done, item))
             for score, done, prefix in grown
@@ -109,17 +109,18 @@ def test_a_wide_search_is_exhaustive(seed: int, length: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("width", [1, 2, 3, 7])
+@pytest.mark.parametrize(("width", "code_width"), [(1, None), (2, None), (3, 5), (1, 4), (7, None)])
 @pytest.mark.parametrize("ties", [False, True])
-def test_any_width_equals_the_slow_search(seed: int, width: int, ties: bool) -> None:
+def test_any_width_equals_the_slow_search(seed: int, width: int, code_width: int | None, ties: bool) -> None:
     generator = tables(seed, norm="none", ties=ties)
     excluded = [[1, 4], [], [0]]
     found = session_beam_search(
-        generator, indices(3), trie(), length=3, width=width, num_results=width, exclude=jagged(excluded)
-    )
+        generator, indices(3), trie(), length=3, width=width, code_width=code_width, num_results=width,
+        exclude=jagged(excluded),
+    )  # fmt: skip
     for history in range(NUM_HISTORIES):
         items = [item for item in range(NUM_ITEMS) if item not in excluded[history]]
-        expected = slow_beam(generator, items, 3, width, history)
+        expected = slow_beam(generator, items, 3, width, code_width or width, history)
         answered = found.item_ids[history][found.valid_mask[history]].tolist()
         assert [tuple(entry) for entry in answered] == [entry for _, entry in expected]
         scores = found.scores[history][found.valid_mask[history]]
@@ -172,7 +173,7 @@ def test_ranking_goes_on_with_other_lists_without_repeats(exclude) -> None:
         assert item_ids.shape == scores.shape == (3, k)
         assert torch.equal(item_ids, answers[9][0][:, :k])
     item_ids, scores = answers[9]
-    best = session_beam_search(generator, indices(3), trie(), length=3, width=4, exclude=exclude)
+    best = session_beam_search(generator, indices(3), trie(), length=3, width=4, code_width=20, exclude=exclude)
     assert torch.equal(item_ids[:, :3], best.item_ids[:, 0])
     context = generator.context(indices(3))
     first = generator.log_probs(context, torch.from_numpy(CODES)[None].expand(3, -1, -1)).sum(-1)  # (B, N)

@@ -32,7 +32,7 @@ def make(**changes: Any) -> OneRecV1:
     torch.manual_seed(0)
     small = {
         "max_history": 16, "width": 16, "num_layers": 2, "num_heads": 2, "ff_width": 32, "dropout": 0.0,
-        "num_experts": 4, "expert_width": 16, "session_length": LENGTH,
+        "num_experts": 4, "expert_width": 16, "session_length": LENGTH, "min_watched": 1,
     }  # fmt: skip
     catalog = FeatureCatalog(**small_catalog(NUM_ITEMS).__dict__)
     return OneRecV1(OneRecV1.Config(**{**small, **changes}), catalog).eval()  # type: ignore[arg-type]

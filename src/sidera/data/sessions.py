@@ -43,7 +43,7 @@ class SessionRules:
     span: Literal["request", "visit"] = "visit"  # events that may be of one list: one request's, or one visit's
     gap: int = 1800  # seconds without an event that end a visit
     items: Literal["positive", "shown"] = "positive"  # the list: what was liked, or all that was shown
-    min_watched: int = 1  # positive events in the list (paper: 5)
+    min_watched: int = 5  # positive events in the list
     min_watch_time: float = 0.0  # seconds over the whole list
     min_interactions: int = 0  # likes, follows, comments, ... over the whole list (paper: some)
     combine: Literal["all", "any"] = "all"  # rules that a good list meets

@@ -76,7 +76,7 @@ class OneRecV1(nn.Module):
         session_span: Literal["request", "visit"] = "visit"  # whose events make a list; see data.sessions
         session_items: Literal["positive", "shown"] = "positive"  # a list holds what was liked, or all that was shown
         session_gap: int = 1800  # seconds without an event that end a visit
-        min_watched: int = 1  # positive events that a list needs to be learned from (paper: 5)
+        min_watched: int = 5  # positive events that a list needs to be learned from
         min_watch_time: float = 0.0  # seconds over the list
         min_interactions: int = 0  # likes, follows, ... over the list
         combine: Literal["all", "any"] = "all"  # of these rules
