@@ -136,33 +136,19 @@ class Trainer:
         return float(sum(loss.total for loss in losses)) / sum(loss.count for loss in losses)
 
 
-def counted_gflops(lazy_ff: int, level_sizes: tuple[int, ...], targets: float) -> dict[str, float]:
-    """Forward and backward of one request with ``targets`` targets, 6 FLOPs per weight and token, by architecture.
+def counted_gflops(lazy_ff: int, codebook_size: int, targets: float) -> dict[str, float]:
+    """Forward and backward of one request with ``targets`` targets, by architecture; what embeds events is left out."""
+    from sidera.models.counters import Architecture
 
-    Counted are products: features' second Dense, projections, attention, feed-forwards, heads.
-    """
-    context, width, places = CONTEXT + 1, WIDTH, len(level_sizes)
     layers = ENCODER_LAYERS + DECODER_LAYERS
-
-    def block(ff: int, read: float) -> float:
-        """A token through self-attention over ``read`` tokens and a SwiGLU."""
-        return 4 * width**2 + 2 * read * width + 3 * width * ff
-
-    events = CONTEXT * 2 * width**2
-    heads = targets * width * sum(level_sizes)
-    cross = 2 * width**2 + 2 * context * width
-    written = targets * places
-    encoder = context * ENCODER_LAYERS * block(ENCODER_FF, context)
-    own_keys = context * DECODER_LAYERS * 2 * width**2
-    decoder = written * DECODER_LAYERS * (block(ENCODER_FF, places) + cross)
-    lazy = written * layers * (block(lazy_ff, places) + cross)
-    naive = (context + written) * layers * block(ENCODER_FF, context / 2)
-    macs = {
-        "encoder-decoder": events + encoder + own_keys + decoder + heads,
-        "lazy decoder": events + context * width**2 + lazy + heads,
-        "naive decoder-only": events + naive + heads,
+    shared: dict[str, Any] = {"width": WIDTH, "head_width": WIDTH // HEADS, "codebook_size": codebook_size}
+    halves = {"encoder_layers": ENCODER_LAYERS, "decoder_layers": DECODER_LAYERS}
+    built = {
+        "encoder-decoder": Architecture("encoder_decoder", ff_width=ENCODER_FF, **halves, **shared),
+        "lazy decoder": Architecture("lazy", ff_width=lazy_ff, decoder_layers=layers, **shared),
+        "naive decoder-only": Architecture("naive", ff_width=ENCODER_FF, decoder_layers=layers, **shared),
     }
-    return {name: round(6 * count / 1e9, 4) for name, count in macs.items()}
+    return {name: round(sizes.flops_per_request(CONTEXT + 1, targets) / 1e9, 4) for name, sizes in built.items()}
 
 
 def main() -> None:
@@ -225,7 +211,7 @@ def main() -> None:
             name: [round(statistics.mean(curve[at : at + 10]), 3) for at in range(0, steps, 10)]
             for name, curve in curves.items()
         },
-        "counted_gflops_per_request": counted_gflops(lazy_ff, catalog.level_sizes, targets),
+        "counted_gflops_per_request": counted_gflops(lazy_ff, catalog.level_sizes[0], targets),
         "targets_per_request": round(targets, 2),
         "requests": {
             "training": sum(b.num_histories for b in training[:steps]),

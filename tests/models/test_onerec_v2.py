@@ -94,7 +94,7 @@ def test_loss_is_minus_the_log_probabilities_of_the_targets(make: Any, item_inpu
         expected = expected - model.log_probs(context, sids)[row].sum()
     assert loss.count == 7
     torch.testing.assert_close(loss.total, expected, rtol=1e-5, atol=1e-4)
-    assert loss.parts["gen_loss"] == pytest.approx(float(loss.total) / 7 / 3, rel=1e-5)
+    assert loss.parts["gen_loss"] == pytest.approx(loss.total.item() / 7 / 3, rel=1e-5)
 
 
 def test_every_parameter_learns() -> None:

@@ -117,6 +117,15 @@ class EventFeatures(nn.Module):
         vectors: Tensor = second(activation(hidden))
         return vectors
 
+    def flops(self, batch: Batch) -> float:
+        """FLOPs of the products of :meth:`forward`: the first Dense is paid per different item and per bucket."""
+        first, _, second = cast(tuple[nn.Linear, nn.Module, nn.Linear], tuple(self.mix))
+        buckets = self.age.weight.numel() + self.place.weight.numel()
+        of_items = first.in_features - self.num_numbers - self.age.embedding_dim - self.place.embedding_dim
+        num_items, num_events = len(batch.item_ids.unique()), batch.item_ids.numel()
+        inputs = num_items * of_items + buckets + num_events * (self.num_numbers + second.out_features)
+        return 2.0 * first.out_features * inputs
+
     def concatenated(self, batch: Batch) -> Tensor:
         """The reference of :meth:`forward`: every feature of every event side by side, then the MLP."""
         self._check(batch)

@@ -26,7 +26,7 @@ R groups of keys and values · E dims of a head.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +43,10 @@ from sidera.models.generators.request_generator import (
 )
 from sidera.nn.code_decoder import DecoderSize, KeysValues
 from sidera.nn.context_encoder import ContextEncoder
+from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
 from sidera.nn.dropout import Dropout
 from sidera.nn.event_features import EventFeatures, UserFeatures, padded
-from sidera.nn.qformer import QFormer
+from sidera.nn.qformer import QFormer, QFormerLayer
 from sidera.ops.jagged import jagged_layout
 
 
@@ -189,6 +190,31 @@ class OneRec(RequestGenerator):
         liked = positive_mask(batch, self.positive)
         rows, _ = event_places(batch)
         return liked & (_counted_from_newest(liked, batch.offsets, rows) < self.config.positive_length)
+
+    # -- counting ------------------------------------------------------------------------------------------------
+
+    def flops_per_batch(self, batch: Batch) -> float:
+        """FLOPs of one training step on this batch, forward and backward; padding does not count."""
+        if batch.target_ids is None:
+            return 0.0
+        config, width = self.config, self.config.width
+        batch = self.readable(batch)
+        lengths = batch.lengths
+        short = lengths.clamp(max=config.short_term)
+        liked = F.pad(positive_mask(batch, self.positive).long().cumsum(0), (1, 0))[batch.offsets].diff()
+        older = lengths - short if self.lifelong is not None else torch.zeros_like(lengths)
+        queries = config.num_lifelong_queries * (older > 0)
+        tokens = 1 + short + liked.clamp(max=config.positive_length) + queries  # (B,)
+        forward = self.events.flops(batch) + matmul_flops(self.user, batch.num_histories)
+        if self.lifelong is not None:
+            for layer in cast(list[QFormerLayer], self.lifelong.layers):
+                keys = layer.attention.key_value
+                forward += matmul_flops(keys, int(older.sum())) - matmul_flops(keys, int(queries.sum()))
+                forward += matmul_flops(layer, int(queries.sum()))
+                forward += attention_flops(float((queries * older).sum()), width)
+        forward += matmul_flops(self.encoder, int(tokens.sum())) + matmul_flops(self.project, int(tokens.sum()))
+        forward += config.encoder_layers * attention_flops(float(tokens.square().sum()), width)
+        return TRAINING * (forward + self.decoder_flops(batch, tokens))
 
 
 def _counted_from_newest(chosen_mask: Tensor, offsets: Tensor, rows: Tensor) -> Tensor:

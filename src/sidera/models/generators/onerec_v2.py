@@ -39,7 +39,7 @@ from sidera.models.generators.request_generator import (
     positive_mask,
 )
 from sidera.nn.code_decoder import DecoderSize, KeysValues
-from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
+from sidera.nn.counters import TRAINING, matmul_flops
 from sidera.nn.dropout import Dropout
 from sidera.nn.event_features import EventFeatures, UserFeatures, padded
 
@@ -140,14 +140,12 @@ class OneRecV2(RequestGenerator):
         """FLOPs of one training step on this batch, forward and backward; padding does not count."""
         if batch.target_ids is None:
             return 0.0
-        lengths, levels = self.readable(batch).lengths, len(self.level_sizes)
-        targets, events = batch.target_ids.numel(), int(lengths.sum())
-        forward = matmul_flops(self.events, events) + matmul_flops(self.user, batch.num_histories)
+        batch = self.readable(batch)
+        lengths = batch.lengths
+        events = int(lengths.sum())
+        forward = self.events.flops(batch) + matmul_flops(self.user, batch.num_histories)
         forward += matmul_flops(self.processor, events + batch.num_histories)
-        forward += matmul_flops(self.decoder.layers, targets * levels) + matmul_flops(self.decoder.heads, targets)
-        per_request = torch.ones_like(lengths) if batch.target_offsets is None else batch.target_offsets.diff()
-        pairs = levels * float((per_request * (lengths + 1)).sum()) + targets * levels**2
-        forward += self.config.num_layers * attention_flops(pairs, self.config.width)
+        forward += self.decoder_flops(batch, lengths + 1)
         return TRAINING * forward
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sidera.catalog.catalog import Catalog
 from sidera.core import Batch, InputError, Loss, StepOutput
 from sidera.nn.code_decoder import CodeDecoder, DecoderCache, DecoderSize, KeysValues, Streams
+from sidera.nn.counters import attention_flops, matmul_flops
 from sidera.nn.moe import balance_experts
 
 
@@ -80,6 +81,16 @@ class RequestGenerator(nn.Module):
         streams = Streams(len(sids), 1) if batch.target_offsets is None else Streams.of(batch.target_offsets)
         context = self.context(batch)
         return self.decoder.log_probs(sids, self.keys_values(context), context.mask, streams)
+
+    def decoder_flops(self, batch: Batch, context_tokens: Tensor) -> float:
+        """Forward FLOPs of writing the batch's targets, each reading its request's ``context_tokens`` (B,)."""
+        assert batch.target_ids is not None
+        size, levels, targets = self.decoder.size, len(self.level_sizes), batch.target_ids.numel()
+        bounds = batch.target_offsets
+        per_request = torch.ones_like(context_tokens) if bounds is None else bounds.diff()
+        pairs = levels * float((per_request * context_tokens).sum()) + targets * levels**2
+        written = matmul_flops(self.decoder.layers, targets * levels) + matmul_flops(self.decoder.heads, targets)
+        return written + size.num_layers * attention_flops(pairs, size.width)
 
     def log_probs(self, context: RequestContext, sids: Tensor) -> Tensor:
         """(B, G, L) codes -> (B, G, L) log-probabilities, with gradient."""
