@@ -1,6 +1,6 @@
 """A tiny short-video world with a policy that learned its log: what the regression tests start from.
 
-Settings after the prototype's: 300 items on 3 x 16 codes, 300 users, 300 next-token steps.
+Settings after the prototype's: 300 items on 3 x 16 codes, 300 users; 200 next-token steps.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SECTION = {
     "name": "onerec_v2", "max_history": 24, "short_term": 24, "width": 32, "num_layers": 1, "num_heads": 2,
     "num_kv_groups": 2, "ff_width": 64, "dropout": 0.0,
 }  # fmt: skip
-NUM_USERS, LOG_DAYS, NTP_STEPS = 300, 4, 300
+NUM_USERS, LOG_DAYS, NTP_STEPS = 300, 4, 200
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Tiny:
 
 
 @cache
-def tiny(seed: int = 0) -> Tiny:
+def tiny(seed: int = 0, ntp_steps: int = NTP_STEPS) -> Tiny:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
@@ -63,11 +63,11 @@ def tiny(seed: int = 0) -> Tiny:
         dataset = load_dataset(log)
     view, positives = make_views(dataset, DataConfig(split="temporal", positive="click"))
     config = CatalogConfig(
-        vectors=("tfidf", "behaviour"), num_levels=3, codebook_size=16, balanced=True, vector_dim=16, collision="greedy"
+        vectors=("behaviour",), num_levels=3, codebook_size=16, balanced=True, vector_dim=16, collision="greedy"
     )
     catalog, _ = build_catalog(positives.dataset, positives.split, config, positives.schema)
     model = build_model(*parse_model(SECTION), catalog, seed)
-    pretrain(model, next_tokens(model, view, 64, seed), NTP_STEPS, 5e-3)
+    pretrain(model, next_tokens(model, view, 64, seed), ntp_steps, 5e-3)
     section: dict[str, Any] = dict(SECTION)
     return Tiny(view, catalog, model, Recommender(model, catalog, model_section=section, beam=64))
 
