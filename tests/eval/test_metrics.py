@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sidera.eval.metrics import (
     PopularitySlices,
+    auc,
     coverage,
     exposure_counts,
     gini,
@@ -153,3 +154,11 @@ def test_length_slices_part_all_histories_once() -> None:
     assert np.sum(list(masks.values()), axis=0).tolist() == [1] * 300
     assert np.flatnonzero(masks["5-9"]).tolist() == [5, 6, 7, 8, 9]
     assert masks["50+"].sum() == 250
+
+
+def test_auc_is_the_share_of_pairs_in_order() -> None:
+    rng = np.random.default_rng(0)
+    scores, labels = rng.integers(0, 6, 60).astype(float), rng.random(60) < 0.4
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[labels] for b in scores[~labels]]
+    assert auc(scores, labels) == pytest.approx(np.mean(pairs))
+    assert np.isnan(auc(scores, np.ones(60)))

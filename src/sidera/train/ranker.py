@@ -1,8 +1,8 @@
 """Train a ranker on the exposures of some users, choose its best weights on others, and say how well it ranks.
 
     groups = user_groups(dataset.user_keys, RANKER_SHARES)          # scorer, judge, online test
-    fitted = fit_ranker("pscore", view, catalog, groups == 0, out)
-    judge = fit_ranker("pscore", view, catalog, groups == 1, out_judge)
+    fitted = fit_ranker(view, catalog, groups == 0, out)
+    judge = fit_ranker(view, catalog, groups == 1, out_judge)
 
 A reward that is judged by itself only goes up. So a second network of the same family learns from other users: the
 *judge*. Trap: it shares the first one's blind spots (what neither can see, both get wrong alike), so a policy that the
@@ -36,7 +36,7 @@ from sidera.models.rankers.pscore import PScore
 RANKER_SHARES = (0.5, 0.25, 0.25)  # users who teach the P-Score, the judge, and nobody (kept for online tests)
 VALID_SHARE = 0.1  # of a ranker's users choose its best weights
 FIT = FitConfig(
-    epochs=3, batch_size=256, lr=3e-3, weight_decay=0.01, decay_embeddings=True, eval_every_epochs=0,
+    epochs=4, batch_size=64, lr=3e-3, weight_decay=0.01, decay_embeddings=True, eval_every_epochs=0,
     eval_every_steps=100, patience=4, monitor="valid_loss", warmup_steps=50, checkpoint_minutes=60.0,
 )  # fmt: skip
 

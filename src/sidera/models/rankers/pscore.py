@@ -1,7 +1,7 @@
 """P-Score: one personalised number for (user, item), learned from everything that users did (2506.13695, 2.4).
 
-    network, report = fit_ranker("pscore", view, catalog, ...)      # train/ranker.py
-    network.score(network.context(batch), item_ids)[..., 0]         # (B, C)
+    fitted = fit_ranker(view, catalog, user_mask, out)             # train/ranker.py
+    fitted.model.score(fitted.model.context(batch), item_ids)[..., 0]         # (B, C)
 
 A SIM-type network: the candidate looks into the history by exact matches (item, creator, topic: counts of the newest
 exposures, clicked or not, and what came of them), by learned sums over time, and by attention. Each objective that the
@@ -89,7 +89,7 @@ class PScore(nn.Module):
         dropout: float = 0.1  # share of units dropped
         item_numbers: int = 0  # numbers known of each item (``data.features.item_numbers``)
         outcomes: tuple[str, ...] = ()  # objectives of the session (``data.sessions``: stays, returns), beside the labels
-        p_weight: float = 4.0  # of p's loss; each tower's has 1
+        p_weight: float = 8.0  # of p's loss; each tower's has 1
         weights: dict[str, float] = field(default_factory=dict)  # of objectives in p; others as WEIGHTS says, else 1
 
         def __post_init__(self) -> None:

@@ -1,0 +1,199 @@
+"""Claim `off_policy`: the doubly robust 95 % interval holds the simulator's truth in 90 of 100 logs or more.
+
+    python benchmarks/off_policy.py [--quick]
+
+Every repetition is a log of other users under the world's logging policy, with the propensities that the log writes
+(the first slot of each request, its uniform slice included). The target policy is another one: a softmax over what the
+log shows of items (click rates) and users (clicks by topic). Its true value is the simulator's: chance of a click of every
+item for every user at that moment, summed over the policy's choices. The model inside DR is a logistic regression
+fitted on users of its own. Also shown: IPS and SNIPS, and what no estimate can repair, a target that chooses items which
+the log never shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from harness import arguments, finish, tuned_allocator
+
+from sidera.eval.off_policy import OffPolicy, off_policy
+from sidera.sim.config import world_config
+from sidera.sim.logging_policy import Logger, Slate
+from sidera.sim.policies import expected
+from sidera.sim.portable import sigmoid
+from sidera.sim.session import Exposures, run_day
+from sidera.sim.users import Users
+from sidera.sim.world import World
+
+SEED, REPETITIONS, USERS, DAYS = 0, 100, 300, 3
+MODEL_USERS = 4000
+BAR = 90  # of 100
+SHARPNESS = 3.0  # of the target's softmax, in units of click rates' logits
+COLD_SHARE = 0.3  # of the choices of the policy that the log cannot support
+Array = np.ndarray
+
+
+@dataclass
+class Target:
+    """A policy made from a log: item click rates and a user's clicks by topic. And the model for DR."""
+
+    item_logit: Array  # (N,) smoothed click rate of each item
+    weights: Array  # (4,) of the logistic model: 1, item, topic rate, user rate
+
+    def features(self, seen: Seen, rows: Array, alive: Array, topic: Array) -> tuple[Array, Array, Array]:
+        """(n, A) logits of the items, of the user for each item's topic, (n, 1) of the user."""
+        clicks, shown = seen.clicks[rows], seen.shown[rows]
+        mean = (clicks.sum(1, keepdims=True) + 1) / (shown.sum(1, keepdims=True) + 2)
+        rate = (clicks + 2 * mean) / (shown + 2)
+        return self.item_logit[alive][None], logit(rate)[:, topic[alive]] - logit(mean), logit(mean)
+
+    def choices(self, seen: Seen, rows: Array, alive: Array, topic: Array) -> Array:
+        """(n, A) chance of every item that is alive."""
+        item, taste, _ = self.features(seen, rows, alive, topic)
+        scores = SHARPNESS * (item - item.max() + taste)
+        chance = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return chance / chance.sum(axis=1, keepdims=True)
+
+    def model(self, seen: Seen, rows: Array, alive: Array, topic: Array) -> Array:
+        item, taste, user = self.features(seen, rows, alive, topic)
+        one, a, b, c = self.weights
+        return sigmoid((one + a * item + b * taste + c * user).astype(np.float32)).astype(np.float64)
+
+
+@dataclass
+class Seen:
+    """What the log shows of U users so far, and the choices that are estimated from."""
+
+    clicks: Array  # (U, K) by topic
+    shown: Array  # (U, K)
+    clicked: Array  # (N,) by item
+    exposed: Array  # (N,)
+    choices: list[dict[str, Array]] = field(default_factory=list)
+
+
+def logit(chance: Array) -> Array:
+    return np.log(chance / (1 - chance))
+
+
+def play(world: World, ids: Array, target: Target | None) -> Seen:
+    """The log of these users; on the last day, first slots are kept with all that is known and true of them."""
+    users, topic = world.users(ids), world.items.topic
+    by_topic, by_item = (len(ids), world.config.num_topics), world.items.num_items
+    seen = Seen(np.zeros(by_topic), np.zeros(by_topic), np.zeros(by_item), np.zeros(by_item))
+    pending: dict[str, Array] = {}
+    for day in range(DAYS):
+        logger, last = Logger(world, day), day == DAYS - 1
+
+        def choose(rows: Array, keys: Array, times: Array, logger: Logger = logger, last: bool = last) -> Slate:
+            slate = logger.slate(users, rows, keys)
+            if last:
+                pending.clear()
+                pending.update(choice(world, users, seen, rows, slate, logger.alive, target))
+            return slate
+
+        def record(exposures: Exposures, last: bool = last) -> None:
+            if exposures.slot == 0 and last:  # everybody who is asked sees the first slot
+                seen.choices.append({**pending, "reward": exposures.feedback.click.astype(float)})
+            where, click = (exposures.rows, topic[exposures.item_ids]), exposures.feedback.click.astype(float)
+            np.add.at(seen.shown, where, 1.0)
+            np.add.at(seen.clicks, where, click)
+            np.add.at(seen.exposed, exposures.item_ids, 1.0)
+            np.add.at(seen.clicked, exposures.item_ids, click)
+
+        run_day(world, users, day, 0, choose, record)
+    return seen
+
+
+def choice(
+    world: World, users: Users, seen: Seen, rows: Array, slate: Slate, alive: Array, target: Target | None
+) -> dict[str, Array]:
+    """Of each row's first slot: its propensity, the target's chance, the model's and the simulator's values."""
+    item = slate.item_ids[:, 0]
+    found: dict[str, Array] = {"user_ids": users.ids[rows], "item": item, "propensity": slate.propensity[:, 0]}
+    topic = world.items.topic
+    if target is None:  # for the model: the features of what was shown
+        bare = Target(np.zeros(world.items.num_items), np.zeros(4))
+        _, taste, user = bare.features(seen, rows, np.arange(world.items.num_items), topic)
+        return found | {"taste": taste[np.arange(len(rows)), item], "user": user[:, 0]}
+    place = np.empty(world.items.num_items, dtype=np.int64)
+    place[alive] = np.arange(len(alive))
+    here = (np.arange(len(rows)), place[item])
+    chance, model = target.choices(seen, rows, alive, topic), target.model(seen, rows, alive, topic)
+    truth = expected(world, users, rows, "click").astype(np.float64)
+    cold = world.items.arrival >= DAYS
+    return found | {
+        "target": chance[here], "model_logged": model[here], "model_target": (chance * model).sum(1),
+        "truth": (chance * truth[:, alive]).sum(1), "cold": truth[:, cold].mean(1),
+    }  # fmt: skip
+
+
+def fit_target(world: World) -> Target:
+    """Click rates of items from some users, the logistic model from others: rates that were counted on the rows that the
+    model is fitted on would look like certainty there, and nowhere else. No repetition has any of these users."""
+    first = play(world, np.arange(10**6, 10**6 + MODEL_USERS), None)
+    mean = first.clicked.sum() / first.exposed.sum()
+    item_logit = logit((first.clicked + 8 * mean) / (first.exposed + 8))
+    second = play(world, np.arange(2 * 10**6, 2 * 10**6 + MODEL_USERS), None)
+    rows = {name: np.concatenate([part[name] for part in second.choices]) for name in second.choices[0]}
+    design = np.stack([np.ones(len(rows["item"])), item_logit[rows["item"]], rows["taste"], rows["user"]], axis=1)
+    weights = np.zeros(4)
+    for _ in range(20):  # Newton's steps
+        chance = 1 / (1 + np.exp(-design @ weights))
+        curvature = (design * (chance * (1 - chance))[:, None]).T @ design + 1e-3 * np.eye(4)
+        weights += np.linalg.solve(curvature, design.T @ (rows["reward"] - chance))
+    return Target(item_logit, weights)
+
+
+def estimate(log: dict[str, Array], cold_share: float = 0.0) -> OffPolicy:
+    names = ("reward", "propensity", "user_ids", "model_logged", "model_target")
+    return off_policy(target=log["target"] * (1 - cold_share), **{name: log[name] for name in names})
+
+
+def measure(name: str, repetitions: int) -> dict[str, Any]:
+    """Coverage of every estimate in one world."""
+    world = World.build(world_config(name), SEED)
+    target = fit_target(world)
+    logs = []
+    for repetition in range(repetitions):
+        seen = play(world, np.arange(repetition * USERS, (repetition + 1) * USERS), target)
+        logs.append({key: np.concatenate([part[key] for part in seen.choices]) for key in seen.choices[0]})
+    truth = float(np.concatenate([log["truth"] for log in logs]).mean())
+    cold = (1 - COLD_SHARE) * truth + COLD_SHARE * float(np.concatenate([log["cold"] for log in logs]).mean())
+    found = [estimate(log) for log in logs]
+    unsupported = [estimate(log, COLD_SHARE) for log in logs]
+    result: dict[str, Any] = {
+        "truth": truth,
+        "logged": float(np.mean([each.logged.value for each in found])),
+        "choices": float(np.mean([each.num_choices for each in found])),
+        "effective": float(np.mean([each.effective for each in found])),
+    }
+    for kind in ("ips", "snips", "dr"):
+        estimates = [getattr(each, kind) for each in found]
+        result[kind] = {
+            "covered": sum(entry.low <= truth <= entry.high for entry in estimates),
+            "mean": float(np.mean([entry.value for entry in estimates])),
+            "half_width": float(np.mean([entry.half_width for entry in estimates])),
+        }
+    estimates = [each.dr for each in unsupported]
+    result["cold items chosen"] = {
+        "truth": cold, "mean of dr": float(np.mean([entry.value for entry in estimates])),  # type: ignore[union-attr]
+        "dr covered": sum(entry.low <= cold <= entry.high for entry in estimates),  # type: ignore[union-attr]
+        "mean weight": float(np.mean([each.covered for each in unsupported])),
+    }  # fmt: skip
+    return result
+
+
+def main() -> None:
+    tuned_allocator()
+    options = arguments(__doc__)
+    worlds = {name: measure(name, REPETITIONS) for name in (("easy",) if options.quick else ("easy", "hard"))}
+    value = {name: found["dr"]["covered"] for name, found in worlds.items()}
+    passed = all(covered >= BAR for covered in value.values())
+    context = {"seed": SEED, "repetitions": REPETITIONS, "users": USERS, "days": DAYS, "reward": "click"}
+    finish("off_policy", value, BAR, passed, context, quick=options.quick, details=worlds)
+
+
+if __name__ == "__main__":
+    main()
