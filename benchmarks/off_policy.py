@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from harness import arguments, finish, tuned_allocator
 
+from harness import arguments, finish, tuned_allocator
 from sidera.eval.off_policy import OffPolicy, off_policy
 from sidera.sim.config import world_config
 from sidera.sim.logging_policy import Logger, Slate

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from sidera.core import InputError
-from sidera.data.schema import build_dataset
 from sidera.data.outcomes import session_outcomes
+from sidera.data.schema import build_dataset
 
 HOUR, DAY = 3600, 86_400
 
