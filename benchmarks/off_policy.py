@@ -4,10 +4,10 @@
 
 Every repetition is a log of other users under the world's logging policy, with the propensities that the log writes
 (the first slot of each request, its uniform slice included). The target policy is another one: a softmax over what the
-log shows of items (click rates) and users (clicks by topic). Its true value is the simulator's: chance of a click of every
-item for every user at that moment, summed over the policy's choices. The model inside DR is a logistic regression
-fitted on users of its own. Also shown: IPS and SNIPS, and what no estimate can repair, a target that chooses items which
-the log never shows.
+log shows of items (click rates) and users (clicks by topic). Its true value is the simulator's: chance of a click of
+every item for every user at that moment, summed over the policy's choices. The model inside DR is a logistic
+regression fitted on users of its own. Also shown: IPS and SNIPS, and what no estimate can repair, a target that
+chooses items which the log never shows.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ def choice(
 
 
 def fit_target(world: World) -> Target:
-    """Click rates of items from some users, the logistic model from others: rates that were counted on the rows that the
+    """Click rates of items from some users, the logistic model from others: rates that were counted on the rows that
+    the
     model is fitted on would look like certainty there, and nowhere else. No repetition has any of these users."""
     first = play(world, np.arange(10**6, 10**6 + MODEL_USERS), None)
     mean = first.clicked.sum() / first.exposed.sum()

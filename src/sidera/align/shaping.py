@@ -1,12 +1,12 @@
 """What logged feedback is worth, fair to short items: OneRec-V2's duration-aware shaping (2508.20900, 5.1).
 
 Seconds watched favour long items. So an exposure's watch time is compared with the same user's earlier views of items
-of like duration (buckets of log2 seconds): q is the share of them that it beats. In a batch the top quarter of q, without
-negative feedback, is worth +1; an explicit dislike -1; the rest 0 and is dropped. Nothing is normalised.
+of like duration (buckets of log2 seconds): q is the share of them that it beats. In a batch the top quarter of q,
+without negative feedback, is worth +1; an explicit dislike -1; the rest 0 and is dropped. Nothing is normalised.
 
 Choices where the paper is silent: base 2; ties count half and the view itself counts as one (or in a bucket of
-two views half of everything would be "the best ever"); a user with fewer than ``fewest`` earlier views in the bucket says
-nothing (0).
+two views half of everything would be "the best ever"); a user with fewer than ``fewest`` earlier views in the bucket
+says nothing (0).
 
 Shape legend: T events of all histories · B requests · G targets of all requests.
 """

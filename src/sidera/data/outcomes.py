@@ -1,7 +1,7 @@
 """What an exposure did to the session and to the day after: labels that no single reaction tells.
 
-``stays``: another exposure of the same session followed. ``returns``: the user came back within ``RETURN`` of the end of
-the session. A session ends where a user is silent for ``GAP``.
+``stays``: another exposure of the same session followed. ``returns``: the user came back within ``RETURN`` of the end
+of the session. A session ends where a user is silent for ``GAP``.
 
 Trap: both are known only afterwards. They are labels of targets and never features of a history, where "the user came
 back" would give the answer away. And the log ends somewhere: a last session of which nobody can know yet whether the

@@ -1,7 +1,8 @@
 """Off-policy estimates: what another policy would have earned, told from the log of this one.
 
-Each logged choice has the chance ``propensity`` that the logging policy made it and the chance ``target`` that the other
-policy would have. With w = target / propensity (Horvitz & Thompson 1952; Swaminathan & Joachims 2015; Dudík et al. 2011):
+Each logged choice has the chance ``propensity`` that the logging policy made it and the chance ``target`` that the
+other policy would have. With w = target / propensity (Horvitz & Thompson 1952; Swaminathan & Joachims 2015; Dudík et
+al. 2011):
 
     ips    mean of w r                      unbiased, and as noisy as the weights
     snips  sum of w r / sum of w            biased by 1/n, less noisy, never outside the range of r
@@ -10,11 +11,11 @@ policy would have. With w = target / propensity (Horvitz & Thompson 1952; Swamin
 Intervals are by user (the rows of one user stand or fall together), from the linearised estimate.
 
 Traps. (1) What the log never shows, no weight brings back: where the target policy chooses what the logger cannot
-(cold items), all three are wrong and nothing in the data says so; ``covered`` (the mean of w, 1 in expectation where all
-is supported) is the one hint. (2) A slate: the propensity of a slot is given the ones above it, so these estimates hold
-for the first slot, or for slots that are drawn uniformly; a whole slate needs the product over its slots. (3) Weights are
-heavy-tailed: with an effective sample of a few dozen, intervals are too narrow. ``cap`` bounds the weights, which biases
-the estimate towards the logger.
+(cold items), all three are wrong and nothing in the data says so; ``covered`` (the mean of w, 1 in expectation where
+all is supported) is the one hint. (2) A slate: the propensity of a slot is given the ones above it, so these
+estimates hold for the first slot, or for slots that are drawn uniformly; a whole slate needs the product over its
+slots. (3) Weights are heavy-tailed: with an effective sample of a few dozen, intervals are too narrow. ``cap`` bounds
+the weights, which biases the estimate towards the logger.
 
 Shape legend: n logged choices.
 """

@@ -9,6 +9,7 @@ Shape legend: N items · D width · F numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import torch
@@ -41,10 +42,11 @@ class ItemFeatures(nn.Module):
         self.category = nn.ModuleDict(
             {name: nn.Embedding(int(values.max(initial=0)) + 1, width) for name, values in categories.items()}
         )
+        self.numbers: Tensor
         self.register_buffer("numbers", torch.zeros(len(codes), num_numbers))
         self.from_numbers = nn.Linear(num_numbers, width, bias=False) if num_numbers else None
         for module in (*self.code, *self.category.values()):
-            nn.init.normal_(module.weight, std=0.5 * width**-0.5)  # type: ignore[arg-type]
+            nn.init.normal_(module.weight, std=0.5 * width**-0.5)
 
     @property
     def num_items(self) -> int:
@@ -59,7 +61,8 @@ class ItemFeatures(nn.Module):
         own = self.own.weight
         if self.training and self.id_dropout:
             own = own * (torch.rand(len(own), 1, device=own.device) >= self.id_dropout)
-        parts = [own, *(embed(self.codes[:, level]) for level, embed in enumerate(self.code))]
+        codes = cast(Tensor, self.codes)
+        parts = [own, *(embed(codes[:, level]) for level, embed in enumerate(self.code))]
         parts += [embed(self.category_ids(name)) for name, embed in self.category.items()]
         if self.from_numbers is not None:
             parts.append(self.from_numbers(self.numbers))

@@ -9,11 +9,11 @@
 OneRec-V2 (2508.20900, 5.1) needs the probabilities that were in force when an item was written: per-token
 log-probabilities for ratios of policies, and the propensity of the whole choice (slot given the ones above it) for
 off-policy estimates. Nobody can recompute them once weights and catalogue have moved, so they are logged with both
-versions. A log belongs to one codebook; another one is refused by name, since its codes' log-probabilities would be read
-as those of other items.
+versions. A log belongs to one codebook; another one is refused by name, since its codes' log-probabilities would be
+read as those of other items.
 
-On disk a folder of Parquet parts. A part appears whole (written beside, synced, linked under the next free number), so a
-crash loses at most what was not yet acknowledged, and two writers do not overwrite each other.
+On disk a folder of Parquet parts. A part appears whole (written beside, synced, linked under the next free number),
+so a crash loses at most what was not yet acknowledged, and two writers do not overwrite each other.
 
 Trap: one part per append. Append what a second or a thousand requests have gathered, not one exposure at a time.
 """
@@ -122,7 +122,8 @@ class ExposureLog:
             if name not in PLACE and not number:
                 raise InputError(f"outcome {name!r} holds {kind}", allowed="numbers, true and false")
         for name in PLACE:
-            table = table.set_column(table.column_names.index(name), name, table[name].cast(self.schema.field(name).type))
+            cast = table[name].cast(self.schema.field(name).type)
+            table = table.set_column(table.column_names.index(name), name, cast)
         self._write(FOLLOWED, table)
         return table.num_rows
 
@@ -142,7 +143,8 @@ class ExposureLog:
             others = [] if wanted is None else [v for v in pc.unique(table[name]).to_pylist() if v not in wanted]
             if others:
                 raise InputError(
-                    f"exposures of {name} {others[0]!r} are in {self.path}, asked for {', '.join(map(repr, wanted or []))}",
+                    f"exposures of {name} {others[0]!r} are in {self.path},"
+                    f" asked for {', '.join(map(repr, wanted or []))}",
                     fix="keep those rows with `only`, or name the version",
                 )
         return self._with_outcomes(table)

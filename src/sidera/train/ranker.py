@@ -59,7 +59,7 @@ def fit_ranker(
     fit_config: FitConfig = FIT,
     seed: int = 0,
 ) -> FittedRanker:
-    """A P-Score of the users in ``user_mask`` (U,), with checkpoints in ``out``; a tenth of them chooses its weights."""
+    """A P-Score of the users in ``user_mask`` (U,), with checkpoints in ``out``; a tenth of them chooses weights."""
     start = time.process_time()
     dataset = view.dataset
     numbers = item_numbers(dataset.items)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ class PScore(nn.Module):
         tower_width: int = 16
         dropout: float = 0.1  # share of units dropped
         item_numbers: int = 0  # numbers known of each item (``data.features.item_numbers``)
-        outcomes: tuple[str, ...] = ()  # objectives of the session (``data.sessions``: stays, returns), beside the labels
+        outcomes: tuple[str, ...] = ()  # objectives of the session (``data.outcomes``: stays, returns)
         p_weight: float = 8.0  # of p's loss; each tower's has 1
         weights: dict[str, float] = field(default_factory=dict)  # of objectives in p; others as WEIGHTS says, else 1
 
@@ -167,7 +168,7 @@ class PScore(nn.Module):
         p_logits, tower_logits = self.logits(self.context(batch), batch.target_ids[places])
         towers = F.binary_cross_entropy_with_logits(tower_logits[mask], labels, reduction="none") * known
         fused = F.binary_cross_entropy_with_logits(p_logits[mask][:, None].expand_as(labels), labels, reduction="none")
-        fused = (fused * known) @ self.weights
+        fused = (fused * known) @ cast(Tensor, self.weights)
         means = towers.detach().mean(0).tolist()
         parts = {"p": float(fused.detach().mean()), **dict(zip(self.objectives, means, strict=True))}
         return Loss(towers.sum() + self.config.p_weight * fused.sum(), len(labels), parts)
@@ -186,8 +187,9 @@ class PScore(nn.Module):
         """(...,) 0 to 1: the share of views of like duration that were shorter; 0 where the seconds are unknown."""
         seconds = duration.nan_to_num(1.0, 1.0, 1.0).clamp(min=1.0)
         bucket = seconds.log2().floor().long().clamp(max=MAX_DURATION_LOG2)
-        place = torch.searchsorted(self.watch_levels[bucket], watch_time.nan_to_num(0.0)[..., None]).squeeze(-1)
-        return place / self.watch_levels.shape[1]
+        levels = cast(Tensor, self.watch_levels)
+        place = torch.searchsorted(levels[bucket], watch_time.nan_to_num(0.0)[..., None]).squeeze(-1)
+        return place / levels.shape[1]
 
     # -- answering -----------------------------------------------------------------------------------------------
 
@@ -286,7 +288,7 @@ class PScore(nn.Module):
             levels[bucket] = np.nanquantile(watch_time[buckets == bucket], shares)
         there = np.flatnonzero(np.isfinite(levels).all(axis=1))
         nearest = there[np.abs(np.arange(len(levels))[:, None] - there).argmin(axis=1)]
-        self.watch_levels.copy_(torch.from_numpy(levels[nearest]))
+        cast(Tensor, self.watch_levels).copy_(torch.from_numpy(levels[nearest]))
 
     def know_items(self, numbers: np.ndarray) -> None:
         """Tell what the items table says in numbers: (N, item_numbers)."""

@@ -2,14 +2,15 @@
 
     scores = network.session_scores(batch, sessions)        # (B, G, m) items of G lists each -> (B, G)
 
-Each item is read together with the history (e_i, the target attention of :class:`~sidera.models.rankers.pscore.PScore`),
-the items of a list attend to each other, their sum goes through four towers: *swt* session watch time, *vtr* share
-viewed, *wtr* follow, *ltr* like. Trained with the sum of their BCEs on the lists that were shown: a request's exposures.
+Each item is read together with the history (e_i, the target attention of
+:class:`~sidera.models.rankers.pscore.PScore`), the items of a list attend to each other, their sum goes through four
+towers: *swt* session watch time, *vtr* share viewed, *wtr* follow, *ltr* like. Trained with the sum of their BCEs on
+the lists that were shown: a request's exposures.
 
 Fusion, which the paper leaves open: R = sum of weight x chance over the towers, all weights 1 by default. Targets where
-the paper names only the tower: swt the mean over items of "watched longer than this share of views of like duration"; vtr
-the share of items with a long view (a click where the log has none); wtr and ltr whether any item was followed or liked.
-A log without a signal has no such tower.
+the paper names only the tower: swt the mean over items of "watched longer than this share of views of like duration";
+vtr the share of items with a long view (a click where the log has none); wtr and ltr whether any item was followed or
+liked. A log without a signal has no such tower.
 
 Trap: self-attention and the sum see *which* items stand together and not their order, as in the paper; and a list of
 another length than those of the log is judged by extrapolation.
@@ -20,6 +21,7 @@ Shape legend: B requests · G lists · m items of a list · D width.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -124,4 +126,4 @@ class SessionReward(nn.Module):
 
     def session_scores(self, batch: Batch, sessions: Tensor) -> Tensor:
         """(B, G) R of each list."""
-        return self.score(self.context(batch), sessions) @ self.weights
+        return self.score(self.context(batch), sessions) @ cast(Tensor, self.weights)
