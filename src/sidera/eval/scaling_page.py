@@ -58,7 +58,7 @@ def draw(result: Scaling, runs: Sequence[SizeRun], path: Path) -> None:
         axes.grid(color="#e4e7eb", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="upper right" if axes is by_size else "lower left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
 
