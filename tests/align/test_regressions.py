@@ -119,10 +119,10 @@ def test_logged_negatives_drive_a_plain_gradient_away_and_not_gbpo() -> None:
 
 @pytest.mark.slow
 def test_a_click_reward_hacks_clicks_and_a_frozen_reward_is_over_optimised() -> None:
-    """120 users of the simulated app, three days, paired with the pretrained policy.
+    """240 users of the simulated app, three days, paired with the pretrained policy.
 
     Clicks alone: the reward rises, true utility does not. The fused reward lifts utility as long as next tokens hold
-    the policy; without them its reward is by far the best of all, and much of the utility is gone.
+    the policy; without them its reward is the best of all, and utility falls below that of the policy it began with.
     """
     from sidera.sim.compare import compare
     from sidera.sim.config import world_config
@@ -131,8 +131,8 @@ def test_a_click_reward_hacks_clicks_and_a_frozen_reward_is_over_optimised() -> 
 
     seed = 0
     world, place = tiny(seed, 300), World.build(world_config("easy", SMALL), seed)
-    everyone = np.arange(1000, 1160)
-    ids = everyone[prepare(place, everyone, LOG_DAYS).counts > 0][:120]
+    everyone = np.arange(1000, 1320)
+    ids = everyone[prepare(place, everyone, LOG_DAYS).counts > 0][:240]
     audience = prepare(place, ids, LOG_DAYS)
 
     def outcomes(engine: Recommender) -> Any:
@@ -149,15 +149,15 @@ def test_a_click_reward_hacks_clicks_and_a_frozen_reward_is_over_optimised() -> 
     baited, healthy = outcomes(clicks_engine), outcomes(held_engine)
     assert clicks.checks[-1]["reward"] > 1.08 * clicks.checks[0]["reward"]
     click_gain, gain = compare(before, baited)["utility"], compare(before, healthy)["utility"]
-    print("utility", click_gain.relative, click_gain.relative_half_width, gain.relative, gain.relative_half_width)
     assert click_gain.value < click_gain.half_width  # no detectable gain
     assert gain.relative > 0.2
     assert gain.value > gain.half_width
 
     rewards = [check["reward"] for check in hacked.checks]
     assert rewards == sorted(rewards)
-    assert rewards[-1] > 1.5 * held.checks[-1]["reward"]
-    lost = compare(healthy, outcomes(hacked_engine))["utility"]
-    print("lost", lost.relative, lost.relative_half_width)
-    assert lost.value < -lost.half_width
+    assert rewards[-1] > 1.2 * held.checks[-1]["reward"]
+    ruined = outcomes(hacked_engine)
+    for other in (before, healthy):  # worse than the policy it began with, and than the one that was held
+        lost = compare(other, ruined)["utility"]
+        assert lost.value < -lost.half_width
     assert hacked.checks[-1]["coverage"] < 0.2 * hacked.start["coverage"]
