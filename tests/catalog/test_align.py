@@ -65,6 +65,7 @@ def test_pictures_align_items_that_no_text_tells_apart(
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(48))
     cold = np.flatnonzero(np.bincount(DATASET.item_ids, minlength=48) == 0)
     assert len(cold) == 12
+    assert [file.name for file in tmp_path.iterdir()] == ["encoder"]  # no unfinished training is left
     assert colour_share(vectors, np.arange(48)) > 0.8  # by chance 0.23
     assert colour_share(vectors, cold) > 0.8  # they were in no pair: content alone places them
     assert report["cover"]["items_with"] == 48

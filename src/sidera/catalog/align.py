@@ -19,7 +19,7 @@ Shape legend: P pairs of a batch · U distinct items of it · N items · D dims 
 from __future__ import annotations
 
 import hashlib
-import tempfile
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,12 @@ def align_items(dataset: Dataset, split: Split, config: CatalogConfig, path: str
         patience=0,
         checkpoint_minutes=10.0,
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        result = fit(model, PairBatches(pairs, align, wanted), settings, scratch)
+    unfinished = path.with_name(f".{path.name}-fit-{wanted}")  # a stopped training goes on from here
+    result = fit(model, PairBatches(pairs, align, wanted), settings, unfinished)
     training = {"steps": result.steps, "cpu_minutes": round(result.cpu_seconds / 60, 2)}
     counts = {"user_to_item_pairs": len(pairs.user_to_item[0]), "item_to_item_pairs": len(pairs.item_to_item[0])}
     save_item_encoder(model.encoder, path, wanted, {**content.report, **training, **counts})
+    shutil.rmtree(unfinished, ignore_errors=True)
     return load_item_encoder(path)
 
 
