@@ -22,7 +22,9 @@ from sidera.align.rewards import RewardBatch, Rewards
 from sidera.align.sources import exposures, next_tokens, target_mask
 from sidera.align.step import AlignStep, RewardFailed, drift_figures
 from sidera.core import InputError
+from sidera.engine.recommender import Recommender
 from sidera.fit.checkpoint import load_checkpoint
+from sidera.models import build_model, parse_model
 
 
 def run(
@@ -267,3 +269,27 @@ def test_an_engine_for_a_policy_is_a_copy() -> None:
         next(engine.model.parameters()).add_(1.0)
     first = next(world.pretrained.parameters())
     assert not torch.equal(first, next(engine.model.parameters()))
+
+
+SECTIONS: dict[str, dict[str, Any]] = {
+    "tiger": {"max_history": 8, "width": 32, "num_layers": 1, "num_heads": 2, "head_width": 16, "ff_width": 64},
+    "sidera": {"max_history": 8, "width": 16, "num_layers": 1, "num_heads": 1},
+}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_models_that_read_items_alone_are_aligned_too(name: str) -> None:
+    """Histories and targets are positives; requests may be packed windows (sidera) or prefixes (TIGER)."""
+    world = tiny()
+    section = {"name": name, **SECTIONS[name]}
+    policy = build_model(*parse_model(section), world.catalog, 0)
+    engine = engine_for(policy, Recommender(policy, world.catalog, model_section=section))
+    source = next_tokens(policy, world.view, 32)
+    config = AlignConfig(steps=30, group=8, check_every=10, lr=5e-3)
+    result = align(
+        policy, engine, config, ntp=source, requests=source, reward=TableReward.of(world.view, FUSED),
+        gates=Gates.open(),
+    )  # fmt: skip
+    assert result.checks[-1]["reward"] > result.checks[0]["reward"]
+    assert result.checks[-1]["ntp_loss"] < result.checks[0]["ntp_loss"]
+    assert result.checks[-1]["ratio_q50"] == pytest.approx(1.0, abs=0.5)
