@@ -23,6 +23,7 @@ from sidera.sim.config import world_config
 from sidera.sim.logging_policy import Logger, Slate
 from sidera.sim.policies import expected
 from sidera.sim.portable import sigmoid
+from sidera.sim.searches import SearchLog
 from sidera.sim.session import Exposures, run_day
 from sidera.sim.users import Users
 from sidera.sim.world import World
@@ -83,6 +84,7 @@ def play(world: World, ids: Array, target: Target | None) -> Seen:
     by_topic, by_item = (len(ids), world.config.num_topics), world.items.num_items
     seen = Seen(np.zeros(by_topic), np.zeros(by_topic), np.zeros(by_item), np.zeros(by_item))
     pending: dict[str, Array] = {}
+    searches = SearchLog(len(ids))
     for day in range(DAYS):
         logger, last = Logger(world, day), day == DAYS - 1
 
@@ -102,7 +104,7 @@ def play(world: World, ids: Array, target: Target | None) -> Seen:
             np.add.at(seen.exposed, exposures.item_ids, 1.0)
             np.add.at(seen.clicked, exposures.item_ids, click)
 
-        run_day(world, users, day, 0, choose, record)
+        run_day(world, users, day, 0, choose, record, searches)
     return seen
 
 
@@ -131,8 +133,7 @@ def choice(
 
 def fit_target(world: World) -> Target:
     """Click rates of items from some users, the logistic model from others: rates that were counted on the rows that
-    the
-    model is fitted on would look like certainty there, and nowhere else. No repetition has any of these users."""
+    the model is fitted on would look like certainty there, and nowhere else. No repetition has any of these users."""
     first = play(world, np.arange(10**6, 10**6 + MODEL_USERS), None)
     mean = first.clicked.sum() / first.exposed.sum()
     item_logit = logit((first.clicked + 8 * mean) / (first.exposed + 8))

@@ -80,7 +80,8 @@ def fit_ranker(
     result = fit(
         model, source, replace(fit_config, seed=seed), out, evaluate=lambda network: valid_loss(network, held_out)
     )
-    return FittedRanker(model.eval(), ranker_aucs(model, held_out), result.steps, time.process_time() - start)
+    aucs = task_aucs(model, *scored(model, held_out))
+    return FittedRanker(model.eval(), aucs, result.steps, time.process_time() - start)
 
 
 def exposures(
@@ -109,8 +110,8 @@ def valid_loss(model: Any, batches: list[Batch]) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def ranker_aucs(model: PScore, batches: list[Batch]) -> dict[str, float]:
-    """Over all exposures of the batches: each tower's AUC for its own label, and p's for every label."""
+def scored(model: PScore, batches: list[Batch]) -> tuple[np.ndarray, np.ndarray]:
+    """What the model says of every exposure of the batches (n, tasks), and what came of it (n, objectives)."""
     model.eval()
     scores, labels = [], []
     for batch in batches:
@@ -123,11 +124,15 @@ def ranker_aucs(model: PScore, batches: list[Batch]) -> dict[str, float]:
         candidates[rows, columns] = batch.target_ids
         scores.append(model.score(model.context(batch), candidates)[rows, columns])
         labels.append(model.label_table(batch.target_feedback))
-    answers, truth = torch.cat(scores).numpy(), torch.cat(labels).numpy()
+    return torch.cat(scores).numpy(), torch.cat(labels).numpy()
+
+
+def task_aucs(model: PScore, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Each tower's AUC for its own label, and p's for every label ("p:LABEL"); shares count from one half up."""
     found = {}
     for place, name in enumerate(model.objectives):
-        known = np.isfinite(truth[:, place])
-        met = truth[known, place] > 0.5
-        found[name] = auc(answers[known, 1 + place], met)
-        found[f"p:{name}"] = auc(answers[known, 0], met)
+        known = np.isfinite(labels[:, place])
+        met = labels[known, place] > 0.5
+        found[name] = auc(scores[known, 1 + place], met)
+        found[f"p:{name}"] = auc(scores[known, 0], met)
     return found
