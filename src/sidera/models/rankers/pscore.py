@@ -253,7 +253,9 @@ class PScore(nn.Module):
         item = context.items[candidates]  # (B, C, D)
         num_signals = self.num_signals
         probed = self.probe(item) @ context.sums.transpose(1, 2)  # (B, C, K*Y)
-        found = [squashed(probed), probed / (1 + context.weighted.sum(1))[:, None]]
+        counts = context.weighted.sum(1).unflatten(-1, (-1, num_signals))[..., :1]  # (B, K, 1) events under each kernel
+        means = probed.unflatten(-1, (-1, num_signals)) / (1 + counts)[:, None]  # never by a signal, which may be negative
+        found = [squashed(probed), means.flatten(-2)]
         sums = match_sums(candidates + 1, context.event_ids + 1, context.weighted)
         found.append(counts_and_rates(sums, num_signals))
         for name in self.items.fields:
