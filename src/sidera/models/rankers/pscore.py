@@ -90,6 +90,7 @@ class PScore(nn.Module):
         dropout: float = 0.1  # share of units dropped
         item_numbers: int = 0  # numbers known of each item (``data.features.item_numbers``)
         outcomes: tuple[str, ...] = ()  # objectives of the session (``data.outcomes``: stays, returns)
+        rare_weight: float = 5.0  # largest weight of a tower's loss: rare labels weigh as if they were common, up to this
         p_weight: float = 8.0  # of p's loss; each tower's has 1
         weights: dict[str, float] = field(default_factory=dict)  # of objectives in p; others as WEIGHTS says, else 1
 
@@ -171,6 +172,8 @@ class PScore(nn.Module):
         fused = (fused * known) @ cast(Tensor, self.weights)
         means = towers.detach().mean(0).tolist()
         parts = {"p": float(fused.detach().mean()), **dict(zip(self.objectives, means, strict=True))}
+        rates = (labels * known).sum(0) / known.sum(0).clamp(min=1)
+        towers = towers * (0.25 / (rates * (1 - rates)).clamp(min=1e-6)).clamp(max=self.config.rare_weight)
         return Loss(towers.sum() + self.config.p_weight * fused.sum(), len(labels), parts)
 
     def label_table(self, feedback: Mapping[str, Tensor]) -> Tensor:
