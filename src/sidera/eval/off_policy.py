@@ -11,13 +11,13 @@ al. 2011):
 Intervals are by user (the rows of one user stand or fall together), from the linearised estimate.
 
 Traps. (1) What the log never shows, no weight brings back: where the target policy chooses what the logger cannot
-(cold items), all three are wrong and nothing in the data says so; ``covered`` (the mean of w, 1 in expectation where all
-is supported) is the one hint. (2) A slate: the propensity of a slot is given the ones above it, so these estimates hold
-for the first slot, or for slots that are drawn uniformly; a whole slate needs the product over its slots. (3) Weights are
-heavy-tailed: with an effective sample of a few dozen the intervals of IPS and SNIPS are too narrow (benchmarks/
-off_policy.py), and DR's hold only with a good q. (4) q fitted on what a logger chose is too high everywhere else: the
-logger knows why it chose. Fit it on a uniform slice, on other users than those who made the target policy. With such a q,
-``cap`` = sqrt(n) (Ionides 2008) narrows DR at little bias; with a poor one it moves DR to q.
+(cold items), all three are wrong and nothing in the data says so; ``covered`` (the mean of w, 1 in expectation where
+all is supported) is the one hint. (2) A slate: the propensity of a slot is given the ones above it, so these estimates
+hold for the first slot, or for slots that are drawn uniformly; a whole slate needs the product over its slots. (3)
+Weights are heavy-tailed: with an effective sample of a few dozen the intervals of IPS and SNIPS are too narrow
+(benchmarks/off_policy.py), and DR's hold only with a good q. (4) q fitted on what a logger chose is too high everywhere
+else: the logger knows why it chose. Fit it on a uniform slice, on other users than those who made the target policy.
+With such a q, ``cap`` = sqrt(n) (Ionides 2008) narrows DR at little bias; with a poor one it moves DR to q.
 
 Shape legend: n logged choices.
 """
