@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sidera.align.recipe import AlignRecipe
 from sidera.cli import build_parser
 from sidera.config import SECTIONS
 from sidera.train.recipe import Recipe
@@ -52,6 +53,7 @@ FLAGS = {
         "--set",
         "--device",
     ],
+    "align": ["recipe", "--data", "--out", "--users", "--days", "--no-online", "--set", "--device"],
     "recommend": ["run", "--history", "-k", "--filter-seen", "--unknown"],
     "serve": ["run", "--host", "--port", "--device"],
     "simulate": ["--config", "--set", "--seed", "--users", "--days", "--out"],
@@ -86,7 +88,7 @@ def test_http_fields_are_frozen() -> None:
 
 
 def test_recipe_sections_are_frozen() -> None:
-    assert SECTIONS == ("data", "catalog", "model", "fit", "eval")
+    assert SECTIONS == ("data", "catalog", "model", "fit", "eval", "align", "rewards")
 
 
 def test_rooms_are_on_a_floor() -> None:
@@ -106,8 +108,10 @@ def test_there_are_recipes() -> None:
 def test_recipes_parse_and_begin_with_their_command(path: Path) -> None:
     Recipe.read(path)
     lines = path.read_text().splitlines()
+    if "[align]" in lines:
+        assert AlignRecipe.read(path).tuned
     assert 10 <= len(lines) <= 40
-    assert lines[0].startswith(("# sidera run ", "# sidera scale "))
+    assert lines[0].startswith(("# sidera run ", "# sidera scale ", "# sidera align "))
     arguments = build_parser().parse_args(shlex.split(lines[0].removeprefix("# sidera ")))
     assert ROOT / arguments.recipe == path
     assert arguments.out.startswith("runs/")

@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(verbs)
     _add_stages(verbs)
     _add_scale(verbs)
+    _add_align(verbs)
     _add_recommend(verbs)
     _add_serve(verbs)
     _add_simulate(verbs)
@@ -163,6 +164,33 @@ def scale_verb(arguments: Arguments) -> None:
         cpu_hours=arguments.cpu_hours,
     )
     scale(_recipe(arguments), arguments.data, arguments.out, options, device=arguments.device)
+
+
+def align_verb(arguments: Arguments) -> None:
+    """Pretrained policy, reward, controls and arms, the online test where the log is simulated, and the page."""
+    from sidera.align.recipe import AlignRecipe
+    from sidera.align.run import ALIGN, align_recipe
+    from sidera.engine.recommender import check_device
+    from sidera.eval.alignment_online import is_simulated, serve_policies, usual_arms
+    from sidera.eval.alignment_page import write_alignment_page
+    from sidera.eval.online import to_text
+
+    check_device(arguments.device)
+    if arguments.users < 2 or arguments.days < 1:
+        raise InputError(f"--users {arguments.users} --days {arguments.days}", allowed="2 users or more, 1 day or more")
+    recipe = AlignRecipe.read(arguments.recipe, arguments.set)
+    found = align_recipe(recipe, arguments.data, arguments.out, device=arguments.device)
+    record, out, online = found.record, Path(arguments.out), None
+    if is_simulated(arguments.data) and not arguments.no_online:
+        reranked = [name for name in ("pretrained", record["recommended"]) if name in found.runs]
+        online = serve_policies(
+            usual_arms(found.runs, reranked), found.audience, arguments.data, record["reference"],
+            users=arguments.users, days=arguments.days, device=arguments.device, say=print,
+        )  # fmt: skip
+        online.save(out / ALIGN / "online.json")
+        print(f"\n{to_text(online)}")
+    page = write_alignment_page(record, online, out / ALIGN / "alignment.html")
+    print(f"\nreport: {page}\nnext:   sidera serve {found.runs[record['recommended']]} --port 8000")
 
 
 def recommend_verb(arguments: Arguments) -> None:
@@ -326,6 +354,18 @@ def _add_scale(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--rows", type=int, help="newest training rows that are used (else all)")
     parser.add_argument("--lr-factors", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="tried on the rate's rule")
     parser.add_argument("--cpu-hours", type=float, default=6.0, help="a longer plan is refused; hours of the device")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a recipe key")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+
+
+def _add_align(verbs: argparse._SubParsersAction) -> None:
+    parser = _verb(verbs, "align", align_verb, "align a pretrained generator with rewards, beside its controls")
+    parser.add_argument("recipe", help="TOML file with [align], e.g. recipes/world/align.toml")
+    parser.add_argument("--data", required=True, help="data folder with feedback, e.g. a simulated log")
+    parser.add_argument("--out", required=True, help="run folder to write; a pretrained model in it is reused")
+    parser.add_argument("--users", type=int, default=1000, help="users served in the online test, at most")
+    parser.add_argument("--days", type=int, default=3, help="days of the online test")
+    parser.add_argument("--no-online", action="store_true", help="no online test, though the log is simulated")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a recipe key")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
 

@@ -1,8 +1,9 @@
 """Recipes: TOML files that become frozen dataclasses, checked key by key.
 
-A recipe has the sections ``[data] [catalog] [model] [fit] [eval]``. Each room declares its own section as a frozen
-dataclass; :func:`parse_section` fills one from a mapping and refuses unknown keys and wrong types by name. A command
-line override is ``--set fit.lr=3e-4``.
+A recipe has the sections ``[data] [catalog] [model] [fit] [eval]``, and ``[align] [rewards]`` where it is aligned. Each
+room declares its own section as a frozen dataclass; :func:`parse_section` fills one from a mapping and refuses unknown
+keys and wrong types by name. A command line override is ``--set fit.lr=3e-4``. ``base = "other.toml"`` on top takes the
+sections of another recipe in the same folder, key by key under what is written here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 from sidera.core import InputError
 
 Section = TypeVar("Section")
-SECTIONS = ("data", "catalog", "model", "fit", "eval")
+SECTIONS = ("data", "catalog", "model", "fit", "eval", "align", "rewards")
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -48,6 +49,15 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         written, path = source, "recipe"
     else:
         written, path = read_toml(source), str(source)
+    base = written.get("base")
+    if base is not None and not isinstance(source, Mapping):
+        if not isinstance(base, str) or Path(base).name != base:
+            raise InputError(f"{path}: base = {base!r}", allowed="the name of a recipe in the same folder")
+        below = load_recipe(Path(source).parent / base)
+        above = {name: section for name, section in written.items() if name != "base"}
+        for name, section in above.items():
+            above[name] = {**below.get(name, {}), **section} if isinstance(section, Mapping) else section
+        written = {**below, **above}
     for name, section in written.items():
         if name not in SECTIONS:
             raise InputError(f"{path}: unknown section [{name}]{closest(name, SECTIONS)}", allowed=", ".join(SECTIONS))

@@ -44,6 +44,15 @@ class CatalogMismatch(ArtifactError):
     """A model was given a Catalog whose codes it was not trained on."""
 
 
+def jagged_rows(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Places of the jagged rows ``rows`` (n,) one after the other, and their new offsets (n+1,)."""
+    lengths = offsets.diff()[rows]
+    bounds = lengths.new_zeros(len(rows) + 1)
+    bounds[1:] = lengths.cumsum(0)
+    shift = (offsets[rows] - bounds[:-1]).repeat_interleave(lengths)
+    return shift.new_ones(len(shift)).cumsum(0) - 1 + shift, bounds
+
+
 @dataclass(frozen=True)
 class Batch:
     """Jagged histories, oldest event first: history b is ``item_ids[offsets[b]:offsets[b+1]]``.
@@ -104,6 +113,19 @@ class Batch:
             feedback={name: values[begin:end] for name, values in self.feedback.items()},
             target_feedback={name: values[first:last] for name, values in self.target_feedback.items()},
             profiles={name: values[low:high] for name, values in self.profiles.items()},
+        )
+
+    def rows(self, rows: Tensor) -> Batch:
+        """The histories ``rows`` (n,) for answering: what they should have been followed by stays behind."""
+        places, offsets = jagged_rows(self.offsets, rows)
+        return Batch(
+            self.item_ids[places],
+            offsets,
+            times=None if self.times is None else self.times[places],
+            user_ids=None if self.user_ids is None else self.user_ids[rows],
+            as_of=None if self.as_of is None else self.as_of[rows],
+            feedback={name: values[places] for name, values in self.feedback.items()},
+            profiles={name: values[rows] for name, values in self.profiles.items()},
         )
 
     def keep(self, kept_mask: Tensor) -> Batch:

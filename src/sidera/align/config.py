@@ -21,6 +21,7 @@ class AlignConfig:
     ntp_weight: float | None = None  # another weight than `ntp` names; 0: no next-token loss
     method_weight: float = 1.0
     requests: int = 32  # requests of a step that the method works on; the next-token batch has its own size
+    ntp_batch: int = 128  # histories of a step's next-token batch
     group: int = 32  # rollouts of each request
     rollout: RolloutMode = "masked"  # how: drawn in the trie, drawn without it, or the most likely
     temperature: float = 1.0  # of the draws
@@ -41,7 +42,7 @@ class AlignConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "requests", "snapshot_every", "rejected", "check_every"):
+        for name in ("steps", "requests", "ntp_batch", "snapshot_every", "rejected", "check_every"):
             self._check(name, getattr(self, name) >= 1, "a whole number >= 1")
         self._check("group", 2 <= self.group <= MAX_COUNT, f"2 to {MAX_COUNT}")
         self._check("format_members", 1 <= self.format_members <= MAX_COUNT, f"1 to {MAX_COUNT}")

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sidera.align.reading import as_read
 from sidera.core import Batch, InputError
 from sidera.data.batches import Reader, eval_batches
 from sidera.data.config import View
@@ -50,15 +52,13 @@ class Probe:
 
     def measure(self, engine: Recommender) -> dict[str, float]:
         """Every figure of the table above, for the weights that answer now."""
-        figures = self._samples(engine)
-        beams = torch.cat([engine.free_generation(batch, self.beam).flatten() for batch in self.batches])
-        figures["legality_beam"] = float(beams[~beams.isnan()].mean())
-        return figures | self._recalls(engine)
+        return self.sample_figures(engine) | self._recalls(engine)
 
-    def _samples(self, engine: Recommender) -> dict[str, float]:
+    def sample_figures(self, engine: Recommender) -> dict[str, float]:
+        """What the policy writes of its own: legality, entropy, coverage, the share of the head."""
         legal, log_p, items = [], [], []
         for place, batch in enumerate(self.batches):
-            seed = self.seed + 2 * place
+            seed, batch = self.seed + 2 * place, as_read(batch, engine)
             legal.append(engine.rollout(batch, self.samples, "free", seed=seed).legal_mask)
             drawn = engine.rollout(batch, self.samples, "masked", seed=seed + 1)
             items.append(drawn.item_ids[drawn.legal_mask])
@@ -66,20 +66,24 @@ class Probe:
         item_ids = torch.cat(items).cpu()
         catalog = engine.catalog
         head = torch.from_numpy(catalog.serving_order[: max(1, round(TOP_SHARE * catalog.num_items))].copy())
+        read = [as_read(batch, engine) for batch in self.batches]
+        beams = torch.cat([engine.free_generation(batch, self.beam).flatten() for batch in read])
         return {
             "legality_sample": float(torch.cat(legal).float().mean()),
+            "legality_beam": float(beams[~beams.isnan()].mean()),
             "entropy": -float(torch.cat(log_p).double().mean()),
             "coverage": float(item_ids.unique().numel() / (~catalog.removed).sum()),
             "top1_share": float(torch.isin(item_ids, head).float().mean()),
         }
 
+    def hits(self, engine: Recommender) -> Tensor:
+        """(rows,) bool: was what came next among the ``recall_at`` best?"""
+        k = min(self.recall_at, engine.catalog.num_items)
+        found = [engine.rank(as_read(batch, engine), k).item_ids.cpu() for batch in self.batches]
+        return torch.cat([(ids == target[:, None]).any(1) for ids, target in zip(found, self.targets, strict=True)])
+
     def _recalls(self, engine: Recommender) -> dict[str, float]:
-        hits: list[Tensor] = []
-        for batch, target in zip(self.batches, self.targets, strict=True):
-            k = min(self.recall_at, engine.catalog.num_items)
-            found = engine.rank(batch, k).item_ids.cpu()
-            hits.append((found == target[:, None]).any(1))
-        hit = torch.cat(hits).double()
+        hit = self.hits(engine).double()
         figures = {}
         for name, parts in self.labels.items():
             mask = torch.cat(list(parts))
@@ -94,20 +98,27 @@ def make_probe(
     max_history: int,
     *,
     labels: Sequence[str] = LABELS,
-    max_rows: int = 512,
+    which: Literal["valid", "test"] = "valid",
+    max_rows: int | None = 512,
     batch_size: int = 128,
-    reads_feedback: bool = True,
     samples: int = 16,
     seed: int = 0,
 ) -> Probe:
-    """A probe of at most ``max_rows`` validation rows; ``view`` holds every exposure (or the items alone)."""
-    rows = view.split.valid
+    """A probe of at most ``max_rows`` validation rows (or test rows); ``view`` holds every exposure.
+
+    Rows in whose history nothing is positive are left out.
+    """
+    rows = view.split.valid if which == "valid" else view.split.test
+    if view.schema.positive:
+        positive = np.concatenate([[0], np.cumsum(view.dataset.feedback[view.schema.positive].astype(np.int64))])
+        starts = np.maximum(rows.starts, rows.ends - max_history)
+        rows = rows.take(np.flatnonzero(positive[rows.ends] > positive[starts]))
     if not len(rows):
-        raise InputError("the split has no validation rows to look at", fix="use a longer log")
-    if len(rows) > max_rows:
+        raise InputError(f"the split has no {which} rows to look at", fix="use a longer log")
+    if max_rows is not None and len(rows) > max_rows:
         chosen = np.random.default_rng(seed).choice(len(rows), max_rows, replace=False)
         rows = rows.take(np.sort(chosen))
-    reader = Reader(view.dataset, view.schema) if reads_feedback else None
+    reader = Reader(view.dataset, view.schema) if view.schema.columns else None
     batches, targets = [], []
     found: dict[str, list[Tensor]] = {name: [] for name in labels if name in view.dataset.feedback}
     everything: list[Tensor] = []

@@ -20,6 +20,7 @@ from sidera.data.config import View
 from sidera.data.features import LONG_VIEW
 
 TARGET = "align_target"  # column that marks what a source learns to write
+EXPOSURES = 128  # newest ones of a request that a reward may read where the policy reads positives alone
 MIXED_KINDS: dict[str, Any] = {"positions": PackedSequences, "prefixes": PrefixRows}
 
 
@@ -39,6 +40,20 @@ def next_tokens(
         view.dataset.keep(mask), view.split.keep(mask), history, batch_size, seed=seed
     )
     return source
+
+
+def requests(
+    model: nn.Module, view: View, batch_size: int, seed: int = 0
+) -> PackedSequences | PrefixRows | RequestRows:
+    """What a method rolls out for: requests whose histories hold every exposure, so that a reward can read them.
+
+    A model that reads items alone is shown the positive ones (``reading.as_read``); requests with none are left out.
+    """
+    if getattr(model, "reads_feedback", False) or not view.schema.columns:
+        return next_tokens(model, view, batch_size, seed)
+    rows = RequestRows(view.dataset, view.split, view.schema, max(_history(model), EXPOSURES), batch_size, seed)
+    positive = np.concatenate([[0], np.cumsum(target_mask(view, "positive"))])
+    return rows.kept(positive[rows.ends] > positive[rows.starts], "read")
 
 
 def exposures(model: nn.Module, view: View, batch_size: int, seed: int = 0) -> RequestRows:

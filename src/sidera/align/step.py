@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sidera.align.config import AlignConfig
+from sidera.align.reading import as_read
 from sidera.align.rewards import Reward, RewardBatch, Rewards
 from sidera.core import Batch, Context, Generator, InputError, Rollout
 from sidera.decode.sample import free_log_probs, masked_log_probs
@@ -49,8 +50,13 @@ class AlignStep:
     number: int
 
     @cached_property
+    def read(self) -> Batch:
+        """The requests as the policy reads them; rewards read ``batch``."""
+        return as_read(self.batch, self.engine)
+
+    @cached_property
     def context(self) -> Context:
-        return self.policy.context(self.batch)
+        return self.policy.context(self.read)
 
     @cached_property
     def generator(self) -> torch.Generator:
@@ -68,7 +74,7 @@ class AlignStep:
 
     def rollout(self, mode: RolloutMode, count: int, use: int = 1) -> Rollout:
         """(B, count) from the engine; ``use`` tells apart the rollouts of one step."""
-        found = self.engine.rollout(self.batch, count, mode, self.config.temperature, self.seed(use))
+        found = self.engine.rollout(self.read, count, mode, self.config.temperature, self.seed(use))
         catalog = self.engine.catalog
         found.check(self.engine.version, catalog.codebook_id, catalog.items_version)
         return found
@@ -82,7 +88,7 @@ class AlignStep:
 
     def old_log_probs(self, sids: Tensor) -> Tensor:
         """(B, G, L) under the snapshot, normalised inside the trie."""
-        return self.engine.sid_log_probs(self.batch, sids, "masked", self.config.temperature)
+        return self.engine.sid_log_probs(self.read, sids, "masked", self.config.temperature)
 
     def rewards(self, rollout: Rollout) -> Rewards:
         """(B, G); RewardFailed, in one line, for whatever goes wrong in it."""

@@ -92,6 +92,20 @@ class Catalog:
                 fix="give the catalogue that the model was trained with, or train the model again",
             )
 
+    def at_training(self, num_items: int) -> Catalog:
+        """The first ``num_items`` items: those a model has rows for. Later comers only ever stand behind them."""
+        if num_items == self.num_items:
+            return self
+        return replace(
+            self,
+            item_keys=self.item_keys[:num_items],
+            codes=self.codes[:num_items],
+            removed=np.zeros(num_items, dtype=bool),
+            popularity=self.popularity[:num_items],
+            titles=self.titles[:num_items],
+            categories={name: values[:num_items] for name, values in self.categories.items()},
+        )
+
     def without(self, keys: Sequence[str]) -> Catalog:
         """This Catalog less some items; their codes stay taken."""
         ids = self.ids_of(keys)

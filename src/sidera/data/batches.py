@@ -197,14 +197,18 @@ class RequestRows:
 
     def between(self, low: float, high: float) -> RequestRows:
         """The rows whose request was made from second ``low`` to before second ``high``; their histories stay whole."""
-        moments, counts = self.dataset.times[self.ends], np.diff(self.target_bounds)
-        kept_mask = (moments >= low) & (moments < high)
+        moments = self.dataset.times[self.ends]
+        return self.kept((moments >= low) & (moments < high), low, high)
+
+    def kept(self, kept_mask: np.ndarray, *why: Any) -> RequestRows:
+        """The rows of a mask (R,); ``why`` it is this one becomes part of the digest."""
+        counts = np.diff(self.target_bounds)
         check_targets(self.dataset, int(kept_mask.sum()))
         rows = copy.copy(self)
         rows.ends, rows.starts, rows.user_ids = self.ends[kept_mask], self.starts[kept_mask], self.user_ids[kept_mask]
         rows.target_places = self.target_places[np.repeat(kept_mask, counts)]
         rows.target_bounds = np.concatenate([[0], np.cumsum(counts[kept_mask])])
-        rows.digest = config.digest([self.digest, low, high])
+        rows.digest = config.digest([self.digest, *why])
         return rows
 
     @property

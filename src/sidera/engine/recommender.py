@@ -33,11 +33,14 @@ from sidera.core import (
     Rollout,
     Scorer,
     SessionGenerator,
+    jagged_rows,
 )
 from sidera.decode.beam import beam_search
 from sidera.decode.dense import top_items
 from sidera.decode.free import free_beam
 from sidera.decode.session import rank_by_lists
+from sidera.engine.quota import Quota
+from sidera.engine.reranker import Reranker
 from sidera.engine.rollouts import RolloutMode, roll_out, sid_log_probs
 from sidera.engine.weights import check_weights
 from sidera.models import build_model, parse_model
@@ -100,6 +103,8 @@ class Recommender:
         self.version = version
         self.max_history: int = cast(Any, model).config.max_history
         self.reads_feedback: bool = getattr(model, "reads_feedback", False)
+        self.reranker: Reranker | None = None  # set: every answer is chosen by it among candidates
+        self.quota: Quota | None = None  # set: a share of the slots of every answer is kept for its items
         self._lock = threading.Lock()  # a model's inference caches are not made for two threads at once
 
     # -- on tensors: what evaluation calls ------------------------------------------------------------------------
@@ -119,10 +124,58 @@ class Recommender:
         The model reads the newest ``max_history`` events; ``filter_seen`` leaves out every item of the whole history.
         ``exclude`` (jagged item ids and offsets) leaves out others. ``beam`` defaults to the recommender's, and is
         never narrower than k. A model that writes lists answers by :func:`sidera.decode.session.rank_by_lists`.
+        Where there is a ``reranker`` it chooses among its candidates, and scores are its own; a ``quota`` then fills
+        its slots.
         """
         if k < 1:
             raise InputError(f"k = {k}", allowed="1 or more")
         batch = batch.to(self.device)
+        reranker, quota, catalog = self.reranker, self.quota, self.catalog
+        if reranker is None:
+            found = self._rank(batch, k, catalog, beam, filter_seen, exclude)
+        else:
+            found = self._reranked(reranker, batch, k, beam, filter_seen, exclude)
+        return found if quota is None else self._with_quota(quota, found, batch, beam, filter_seen, exclude)
+
+    def _with_quota(
+        self, quota: Quota, found: Ranked, batch: Batch, beam: int | None, filter_seen: bool,
+        exclude: tuple[Tensor, Tensor] | None,
+    ) -> Ranked:  # fmt: skip
+        """``found`` with the quota's slots filled; only requests that give one are searched again."""
+        quota.check(self.catalog)
+        k = found.item_ids.shape[1]
+        wanted = quota.num_slots(batch, k)
+        rows = torch.nonzero(wanted > 0).squeeze(1)
+        if not len(rows):
+            return found
+        if exclude is not None:
+            places, offsets = jagged_rows(exclude[1], rows.to(exclude[1].device))
+            exclude = (exclude[0][places], offsets)
+        theirs = self._rank(batch.rows(rows), int(wanted.max()) + k, quota.own, beam, filter_seen, exclude)
+        item_ids, scores = found.item_ids.clone(), found.scores.clone()
+        item_ids[rows], scores[rows] = quota.fill(item_ids[rows], scores[rows], theirs.item_ids, wanted[rows])
+        return replace(found, item_ids=item_ids, scores=scores, leaf_ids=None)
+
+    def _reranked(
+        self, reranker: Reranker, batch: Batch, k: int, beam: int | None, filter_seen: bool,
+        exclude: tuple[Tensor, Tensor] | None,
+    ) -> Ranked:  # fmt: skip
+        """Candidates of the search, or draws beside the search's k best, in the reranker's order."""
+        number = max(k, reranker.num_candidates if reranker.source == "beam" else 0)
+        found = self._rank(batch, number, self.catalog, beam, filter_seen, exclude)
+        candidates = found.item_ids
+        if reranker.source == "sample":
+            drawn = self.rollout(batch, reranker.num_candidates).item_ids
+            left_out = _join(exclude, (batch.item_ids, batch.offsets)) if filter_seen else exclude
+            candidates = without_repeats(torch.cat((candidates, drawn), dim=1), left_out)
+        ids, scores = reranker.order(newest(batch, self.max_history), candidates, k)
+        return Ranked(ids, scores, None, f"{found.version}+{reranker.version}")
+
+    def _rank(
+        self, batch: Batch, k: int, catalog: Catalog, beam: int | None, filter_seen: bool,
+        exclude: tuple[Tensor, Tensor] | None,
+    ) -> Ranked:  # fmt: skip
+        """What the model alone answers, from the items that ``catalog`` has not removed."""
         if batch.num_histories and int(batch.lengths.min()) == 0:  # the state before it is another history's last
             raise InputError("an empty history cannot be ranked", allowed="1 event or more", fix="answer by popularity")
         left_out = _join(exclude, (batch.item_ids, batch.offsets)) if filter_seen else exclude
@@ -136,12 +189,12 @@ class Recommender:
                 width = max(beam or self.beam, k)
                 if self.writes_lists:
                     lister = cast(SessionGenerator, generator)
-                    ids, log_p = rank_by_lists(lister, batch, self.catalog.trie, k=k, beam=width, exclude=left_out)
+                    ids, log_p = rank_by_lists(lister, batch, catalog.trie, k=k, beam=width, exclude=left_out)
                     return Ranked(ids, log_p, None, self.version)
-                found = beam_search(generator, batch, self.catalog.trie, width=width, num_results=k, exclude=left_out)
+                found = beam_search(generator, batch, catalog.trie, width=width, num_results=k, exclude=left_out)
                 return Ranked(found.item_ids, found.scores, found.leaf_ids, self.version)
             scores, version = cast(Scorer, self.model).item_scores(batch).float(), self.version
-        alive_mask = torch.from_numpy(~self.catalog.removed[: scores.shape[1]]).to(self.device)
+        alive_mask = torch.from_numpy(~catalog.removed[: scores.shape[1]]).to(self.device)
         item_ids, best_scores = top_items(scores, k, exclude=left_out, alive=alive_mask)
         return Ranked(item_ids, best_scores, None, version)
 
@@ -381,7 +434,7 @@ class Recommender:
             raise ArtifactError(f"{path / 'model'} has an incomplete manifest", fix="train it again") from None
         catalog.check_codebook(codebook_id)
         name, config = parse_model(section)
-        model = build_model(name, config, catalog_at_training(catalog, num_known))
+        model = build_model(name, config, catalog.at_training(num_known))
         tensors = artifacts.load_tensors(path / "model")
         try:
             model.load_state_dict(tensors)
@@ -393,6 +446,17 @@ class Recommender:
             model, catalog, model_section=section, beam=beam, device=device, num_known=num_known,
             version=manifest.digest,
         )  # fmt: skip
+
+
+def without_repeats(candidates: Tensor, left_out: tuple[Tensor, Tensor] | None) -> Tensor:
+    """(B, C) candidates with -1 where an item stands further to the left already, or is left out (jagged)."""
+    earlier_mask = torch.ones(candidates.shape[1:] * 2, dtype=torch.bool, device=candidates.device).tril(-1)
+    repeats = ((candidates[:, :, None] == candidates[:, None]) & earlier_mask).any(2)
+    if left_out is not None:
+        values, offsets = left_out[0].to(candidates.device), left_out[1].to(candidates.device)
+        for row in range(len(candidates)):
+            repeats[row] |= torch.isin(candidates[row], values[offsets[row] : offsets[row + 1]])
+    return candidates.masked_fill(repeats, -1)
 
 
 def beam_of_run(path: Path) -> int:
@@ -436,21 +500,6 @@ def newest(batch: Batch, max_history: int) -> Batch:
         times=batch.times[places] if batch.times is not None else None,
         feedback={name: values[places] for name, values in batch.feedback.items()},
         target_ids=None,
-    )
-
-
-def catalog_at_training(catalog: Catalog, num_items: int) -> Catalog:
-    """The first ``num_items`` items: those the model has rows for. Later comers only ever stand behind them."""
-    if num_items == catalog.num_items:
-        return catalog
-    return replace(
-        catalog,
-        item_keys=catalog.item_keys[:num_items],
-        codes=catalog.codes[:num_items],
-        removed=np.zeros(num_items, dtype=bool),
-        popularity=catalog.popularity[:num_items],
-        titles=catalog.titles[:num_items],
-        categories={name: values[:num_items] for name, values in catalog.categories.items()},
     )
 
 

@@ -85,6 +85,7 @@ def online_test(
     days: int = 3,
     log_days: int = 10,
     first_user: int = 0,
+    user_ids: NDArray[np.int64] | None = None,
     brackets: bool = True,
     reference: str | None = None,
     timeout: float = 60.0,
@@ -94,8 +95,11 @@ def online_test(
 
     An arm is a policy, or the text of one that :func:`bracket` knows. ``brackets`` adds those of random, popularity,
     logger and oracle that are not there. ``reference``: the arm that the others are compared with, the first by
-    default. ``first_user``: number of the first of the users. ``timeout``: seconds for one answer.
+    default. ``first_user``: number of the first of the users; ``user_ids`` names each instead. ``timeout``: seconds for
+    one answer.
     """
+    numbers = np.arange(first_user, first_user + users) if user_ids is None else np.asarray(user_ids)
+    users = len(numbers)
     if users < 2:
         raise InputError(f"users = {users} gives no interval", allowed="2 or more")
     if reference is not None and reference not in arms:
@@ -103,7 +107,7 @@ def online_test(
     wanted = {**arms, **{name: name for name in BRACKETS if brackets and name not in arms}}
     if not wanted:
         raise InputError("an online test needs an arm")
-    audience = prepare(world, np.arange(first_user, first_user + users), log_days)
+    audience = prepare(world, numbers, log_days)
     policies = {name: bracket(arm, world, audience) if isinstance(arm, str) else arm for name, arm in wanted.items()}
     outcomes: dict[str, Outcomes] = {}
     cpu_seconds: dict[str, float] = {}
@@ -115,7 +119,7 @@ def online_test(
     first = reference or next(iter(policies))
     return OnlineTest(
         setting={"world": world.digest, "seed": world.seed, "num_items": world.config.num_items, "users": users,
-                 "first_user": first_user, "log_days": log_days, "days": days},
+                 "first_user": int(numbers.min()), "log_days": log_days, "days": days},
         reference=first,
         levels={name: {key: _level(found.metrics[key]) for key in METRICS} for name, found in outcomes.items()},
         differences={name: compare(outcomes[first], found) for name, found in outcomes.items() if name != first},

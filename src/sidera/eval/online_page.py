@@ -31,8 +31,8 @@ REST = {"num_items": "Items shown", "clicks": "Clicks", "likes": "Likes", "disli
 def write_online_page(result: OnlineTest, path: str | Path, *, title: str = "Online test") -> Path:
     """Write the page about ``result`` and return its path."""
     body = [
-        _section("Levels", _figures(result)),
-        _section(f"Differences from {result.reference}", _differences(result)),
+        _section("Levels", levels_figures(result)),
+        _section(f"Differences from {result.reference}", differences_table(result)),
         _section("Faults and lost users", _troubles(result)),
         _section("Setting", _setting(result)),
     ]
@@ -44,7 +44,8 @@ def _section(heading: str, body: str) -> str:
     return f"<section><h2>{html.escape(heading)}</h2>{body}</section>"
 
 
-def _figures(result: OnlineTest) -> str:
+def levels_figures(result: OnlineTest) -> str:
+    """Dots with intervals, a plot for each metric."""
     figures = [
         plots.interval_dots(heading, unit, result.arms, [result.levels[arm][metric] for arm in result.arms],
                             result.reference)
@@ -64,7 +65,8 @@ def _figures(result: OnlineTest) -> str:
     return f"<div class='figures'>{shown}</div><p class='note'>{note}</p>"
 
 
-def _differences(result: OnlineTest) -> str:
+def differences_table(result: OnlineTest) -> str:
+    """Every arm less the reference, paired by user."""
     names = {**{metric: heading for metric, (heading, _) in SHOWN.items()}, **REST}
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("arm", *names.values()))
     body = []

@@ -97,6 +97,22 @@ def interval_dots(
     return _svg(figure, title)
 
 
+def frontier(
+    title: str, points: Mapping[str, tuple[float, float, float, float]], x_label: str, y_label: str, reference: str
+) -> str:
+    """Named points with 95 % intervals in both directions: (x, half width, y, half width); the reference is at 0, 0."""
+    figure, axes = _figure(title, x_label, y_label)
+    for (name, (x, x_half, y, y_half)), color in zip(points.items(), _colors(), strict=False):
+        marker = "D" if name == reference else "o"
+        axes.errorbar(x, y, xerr=x_half, yerr=y_half, fmt=marker, color=color, capsize=2.5, markersize=5,
+                      elinewidth=1.0, label=name)  # fmt: skip
+    axes.axhline(0, color="#c5cad1", linewidth=0.9)
+    axes.axvline(0, color="#c5cad1", linewidth=0.9)
+    axes.margins(0.12)
+    _legend(axes, len(points))
+    return _svg(figure, title)
+
+
 def code_usage(title: str, codes: np.ndarray, level_sizes: Sequence[int]) -> str:
     """Items behind each code of each level, most used first: a flat line is a well used level."""
     figure, axes = _figure(title, "codes of the level, most used first (share)", "items per code")

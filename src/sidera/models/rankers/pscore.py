@@ -90,7 +90,7 @@ class PScore(nn.Module):
         dropout: float = 0.1  # share of units dropped
         item_numbers: int = 0  # numbers known of each item (``data.features.item_numbers``)
         outcomes: tuple[str, ...] = ()  # objectives of the session (``data.outcomes``: stays, returns)
-        rare_weight: float = 5.0  # largest weight of a tower's loss: rare labels weigh as if they were common, up to this
+        rare_weight: float = 5.0  # at most, of a tower's loss: rare labels weigh as if they were common
         p_weight: float = 8.0  # of p's loss; each tower's has 1
         weights: dict[str, float] = field(default_factory=dict)  # of objectives in p; others as WEIGHTS says, else 1
 
@@ -257,7 +257,7 @@ class PScore(nn.Module):
         num_signals = self.num_signals
         probed = self.probe(item) @ context.sums.transpose(1, 2)  # (B, C, K*Y)
         counts = context.weighted.sum(1).unflatten(-1, (-1, num_signals))[..., :1]  # (B, K, 1) events under each kernel
-        means = probed.unflatten(-1, (-1, num_signals)) / (1 + counts)[:, None]  # never by a signal, which may be negative
+        means = probed.unflatten(-1, (-1, num_signals)) / (1 + counts)[:, None]  # no signal: it may be negative
         found = [squashed(probed), means.flatten(-2)]
         sums = match_sums(candidates + 1, context.event_ids + 1, context.weighted)
         found.append(counts_and_rates(sums, num_signals))

@@ -1,0 +1,260 @@
+"""From a recipe to aligned policies: the pretrained one, the reward and its judge, every control and arm, measured.
+
+    alignment = align_recipe(AlignRecipe.read("recipes/world/align.toml"), "data/world", "runs/align")
+
+Each step leaves an artifact below ``out`` and is reused when its digest is there:
+
+| folder | what |
+|---|---|
+| ``catalog``, ``model`` | the pretrained policy, as ``sidera run`` makes it |
+| ``reward``, ``judge`` | P-Scores of half of the users, and of a quarter; the rest teaches neither, and is served |
+| ``align/ARM`` | a run folder of its own, for ``sidera serve`` and ``sidera ab`` |
+| ``align/alignment.json`` | everything in numbers |
+
+A control is trained exactly as an arm is: the same steps, learning rate, batches and next-token weight.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sidera import artifacts
+from sidera.align.config import AlignConfig
+from sidera.align.diagnostics import Probe, make_probe
+from sidera.align.loop import align, engine_for
+from sidera.align.measure import KIND as MEASURED
+from sidera.align.measure import Measured, measure, recall_differences
+from sidera.align.methods import METHODS, method_of
+from sidera.align.recipe import PRETRAINED, AlignRecipe
+from sidera.align.rewards import NetworkReward, Reward, Together
+from sidera.align.rules import Ruled
+from sidera.align.sources import EXPOSURES, exposures, next_tokens, requests, target_mask
+from sidera.catalog.catalog import Catalog
+from sidera.config import digest
+from sidera.core import InputError
+from sidera.data.config import View, load_dataset, make_views
+from sidera.data.split import user_groups
+from sidera.engine.recommender import RUN_RECIPE, Recommender
+from sidera.engine.reranker import FOLDER, KIND, load_ranker, save_ranker
+from sidera.models.rankers.pscore import PScore
+from sidera.train.ranker import FIT, RANKER_SHARES, fit_ranker
+from sidera.train.stages import Say, say_once, train
+
+JUDGE = "judge"
+ALIGN = "align"  # folder of the policies
+RECORD = "alignment.json"
+TEST_ROWS = 4000  # at most, that recall is compared on
+SHOWN = ("reward", "entropy", "coverage", "legality_beam", "recall@50_long_view", "recall@50_like")
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What came of a recipe."""
+
+    record: dict[str, Any]  # plain: what alignment.json holds
+    runs: Mapping[str, Path]  # policy -> its run folder, the pretrained one first
+    audience: tuple[str, ...]  # keys of the users who taught neither reward nor judge
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What all arms share."""
+
+    pretrained: Recommender
+    version: str  # of the pretrained weights
+    view: View  # every exposure
+    reward: Reward
+    networks: Mapping[str, PScore]
+    rewarded_by: str  # digest of reward and rules
+    valid: Probe
+    test: Probe
+    out: Path
+    say: Say
+
+
+def align_recipe(
+    recipe: AlignRecipe, data: str | Path, out: str | Path, *, device: str = "cpu", say: Say = say_once
+) -> Alignment:
+    """Train what is missing; InputError when the log has no feedback that could reward."""
+    out = Path(out)
+    prepared, pretrained = train(recipe.base, data, out, device=device, say=say)
+    if pretrained is None:
+        raise InputError("the pretraining is unfinished", fix="give the same command again, it goes on")
+    view, _ = make_views(load_dataset(data, recipe.base.data), recipe.base.data)
+    groups = user_groups(view.dataset.user_keys, RANKER_SHARES)
+    networks, infos = {}, {}
+    for place, name in enumerate((FOLDER, JUDGE)):
+        networks[name], infos[name] = ranker_stage(recipe, view, prepared.digest, pretrained.catalog, groups == place,
+                                                   out / name, name, device, say)  # fmt: skip
+    rules = recipe.rewards.parsed_rules
+    reward: Reward = Together({"p_score": (1.0, NetworkReward(networks[FOLDER]))})
+    setting = _Setting(
+        pretrained, pretrained.version, view, Ruled(reward, rules, view.dataset.items) if rules else reward, networks,
+        digest([infos[FOLDER]["digest"], [asdict(rule) for rule in rules]]),
+        *_probes(view, pretrained), out, say,
+    )  # fmt: skip
+    arms = _distinct(recipe, view, say)
+    runs = {PRETRAINED: out}
+    found = {PRETRAINED: _measured(setting, PRETRAINED, pretrained, out / ALIGN / PRETRAINED)}
+    trainings: dict[str, dict[str, Any]] = {PRETRAINED: {}}
+    for name, config in arms.items():
+        runs[name] = out / ALIGN / name
+        recommender, trainings[name] = arm_stage(name, config, setting)
+        found[name] = _measured(setting, name, recommender, runs[name])
+    audience = tuple(str(key) for key in view.dataset.user_keys[groups == len(RANKER_SHARES) - 1])
+    record = _record(recipe, arms, infos, trainings, found, [int((groups == g).sum()) for g in range(3)])
+    artifacts.write_text(out / ALIGN / RECORD, json.dumps(record, indent=1) + "\n")
+    return Alignment(record, runs, audience)
+
+
+def ranker_stage(
+    recipe: AlignRecipe, view: View, data: str, catalog: Catalog, user_mask: np.ndarray, path: Path, name: str,
+    device: str, say: Say,
+) -> tuple[PScore, dict[str, Any]]:  # fmt: skip
+    """The reward's network, or the judge's -> ``path``; with what is known of it."""
+    settings = recipe.rewards
+    known = [settings.weights, settings.outcomes, settings.epochs, settings.seed]
+    wanted = digest([data, catalog.codebook_id, known, name])
+    if artifacts.is_current(path, KIND, wanted):
+        say(f"{name}: reused ({path})")
+    else:
+        config = PScore.Config(weights=settings.weights, outcomes=settings.outcomes)
+        fit_config = replace(FIT, epochs=settings.epochs)
+        fitted = fit_ranker(
+            view, catalog, user_mask, path.parent / f"{path.name}-fit", config=config, fit_config=fit_config,
+            seed=settings.seed,
+        )  # fmt: skip
+        info = {
+            "aucs": {task: round(value, 4) for task, value in fitted.aucs.items()},
+            "users": int(user_mask.sum()),
+            "steps": fitted.steps,
+            "cpu_seconds": round(fitted.cpu_seconds, 1),
+        }
+        save_ranker(fitted.model, path, catalog, digest=wanted, parents={"data": data}, info=info)
+        shutil.rmtree(path.parent / f"{path.name}-fit", ignore_errors=True)
+        aucs = ", ".join(f"{task} {value:.3f}" for task, value in fitted.aucs.items() if task.startswith("p:"))
+        taught = f"{info['users']:,} users, {fitted.steps:,} steps, {fitted.cpu_seconds:.0f} CPU-seconds"
+        say(f"{name}: {taught}; AUC {aucs}")
+    network, version = load_ranker(path, catalog)
+    info = dict(artifacts.read_manifest(path, KIND).info)
+    return network.to(device), {**info, "digest": version}
+
+
+def arm_stage(name: str, config: AlignConfig, setting: _Setting) -> tuple[Recommender, dict[str, Any]]:
+    """One policy -> ``out/align/NAME``, a run folder; with how its training went."""
+    out, say, method = setting.out, setting.say, method_of(config.method)
+    path = out / ALIGN / name
+    wanted = digest([setting.version, asdict(config), setting.rewarded_by if method.needs_reward else ""])
+    if artifacts.is_current(path / "model", "model", wanted):
+        say(f"{name}: reused ({path})")
+        engine = Recommender.load(path, device=setting.pretrained.device)
+        return engine, artifacts.read_manifest(path / "model", "model").info["training"]
+    begun = time.process_time()
+    policy = copy.deepcopy(setting.pretrained.model)
+    engine = engine_for(policy, setting.pretrained)
+    batches = None
+    if method.step is not None:
+        source = exposures if method.needs_log else requests
+        batches = source(policy, setting.view, config.requests, config.seed + 1)
+    size = config.ntp_batch
+    result = align(
+        policy, engine, config,
+        ntp=next_tokens(policy, setting.view, size, config.seed, method.targets) if config.next_token_weight else None,
+        requests=batches, reward=setting.reward if method.needs_reward else None, probe=setting.valid,
+        run_dir=path / "fit", on_progress=lambda record: _progress(name, record, say),
+    )  # fmt: skip
+    training = {
+        "method": config.method,
+        "steps": result.steps,
+        "good_step": result.good_step,
+        "stopped": result.stopped,
+        "cpu_seconds": round(time.process_time() - begun, 1),
+        "start": dict(result.start),
+        "checks": [dict(check) for check in result.checks],
+    }
+    engine.version = wanted
+    engine.save_model(path / "model", digest=wanted, parents={"pretrained": setting.version}, training=training)
+    shutil.rmtree(path / "fit", ignore_errors=True)
+    for part in ("catalog", FOLDER):  # so that the folder can be moved and served alone
+        shutil.rmtree(path / part, ignore_errors=True)
+        shutil.copytree(out / part, path / part)
+    shutil.copyfile(out / RUN_RECIPE, path / RUN_RECIPE)
+    why = f"; {result.stopped}" if result.stopped else ""
+    say(f"{name}: {result.steps} steps, {training['cpu_seconds']:.0f} CPU-seconds{why}")
+    return engine, training
+
+
+def _measured(setting: _Setting, name: str, recommender: Recommender, path: Path) -> Measured:
+    wanted = digest([recommender.version, setting.rewarded_by, setting.test.num_histories])
+    place = path / "measured"
+    if artifacts.is_current(place, MEASURED, wanted):
+        return Measured.load(place)
+    measured = measure(recommender, setting.test, setting.networks)
+    measured.save(place, wanted)
+    shown = ", ".join(f"{key} {measured.figures[key]:.3f}" for key in (JUDGE, *SHOWN) if key in measured.figures)
+    setting.say(f"{name}: {shown}")
+    return measured
+
+
+def _probes(view: View, pretrained: Recommender) -> tuple[Probe, Probe]:
+    """Validation rows for the gates, test rows for the comparison."""
+    history = pretrained.max_history if pretrained.reads_feedback else max(pretrained.max_history, EXPOSURES)
+    return make_probe(view, history), make_probe(view, history, which="test", max_rows=TEST_ROWS)
+
+
+def _distinct(recipe: AlignRecipe, view: View, say: Say) -> dict[str, AlignConfig]:
+    """The arms, less controls that would learn the very targets of an earlier one."""
+    kept: dict[str, AlignConfig] = {}
+    masks: dict[str, np.ndarray] = {}
+    for name, config in recipe.arms.items():
+        if name in recipe.controls:
+            mask = target_mask(view, METHODS[name].targets)
+            twin = next((other for other, earlier in masks.items() if np.array_equal(mask, earlier)), None)
+            if twin is not None:
+                say(f"{name}: the same as {twin} here, because the recipe's positives are the long views")
+                continue
+            masks[name] = mask
+        kept[name] = config
+    return kept
+
+
+def _record(
+    recipe: AlignRecipe, arms: Mapping[str, AlignConfig], infos: Mapping[str, Any],
+    trainings: Mapping[str, Mapping[str, Any]], found: Mapping[str, Measured], counts: list[int],
+) -> dict[str, Any]:  # fmt: skip
+    """Everything in numbers. The reference of all differences is the first control, else the pretrained policy."""
+    reference = next((name for name in arms if name in recipe.controls), PRETRAINED)
+    policies = {}
+    for name, measured in found.items():
+        role = "pretrained" if name == PRETRAINED else "control" if name in recipe.controls else "arm"
+        policies[name] = {
+            "role": role,
+            "training": dict(trainings[name]),
+            "figures": dict(measured.figures),
+            "recall_differences": recall_differences(found[reference], measured) if name != reference else {},
+        }
+        if name != PRETRAINED:
+            policies[name]["config"] = asdict(arms[name])
+    return {
+        "reference": reference,
+        "recommended": recipe.tuned[0] if recipe.tuned else reference,
+        "users": dict(zip((FOLDER, JUDGE, "audience"), counts, strict=True)),
+        "rankers": dict(infos),
+        "policies": policies,
+        "recipe": recipe.sections(),
+    }
+
+
+def _progress(name: str, record: Mapping[str, Any], say: Say) -> None:
+    if record["event"] == "check":
+        shown = ", ".join(f"{key} {record[key]:.3f}" for key in SHOWN if key in record)
+        say(f"  {name} step {record['step']}: {shown}")

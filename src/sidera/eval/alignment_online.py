@@ -1,0 +1,121 @@
+"""Aligned policies before the users of the world that their log came from: the judge that cannot be talked to.
+
+Only users who taught neither the reward nor its judge are served. Beside each policy stands its *reranked* self
+(``NAME+rerank``): the reward's network choosing among the policy's own candidates at serving, which costs more CPU time
+an answer and is the comparison that a gain from training has to be seen beside.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sidera import artifacts
+from sidera.core import InputError
+from sidera.engine.quota import Quota
+from sidera.engine.recommender import Recommender
+from sidera.engine.reranker import FOLDER, Reranker, Source
+from sidera.eval.online import Arm, OnlineTest, online_test
+from sidera.eval.recommender_policy import RecommenderPolicy
+from sidera.sim.requests import Requests
+from sidera.sim.source import world_source
+from sidera.sim.world import World, user_keys
+
+RERANKED = "+rerank"
+
+
+@dataclass(frozen=True)
+class ServedArm:
+    """How a policy serves."""
+
+    run: Path
+    candidates: int = 0  # that its reward's network chooses among; 0: none does
+    source: Source = "sample"
+    beam: int | None = None  # else the run's
+    cold_share: float = 0.0  # of the slots kept for items that the log never showed
+
+    def open(self, device: str = "cpu") -> Recommender:
+        recommender = Recommender.load(self.run, device=device, beam=self.beam)
+        if self.candidates:
+            recommender.reranker = Reranker.load(
+                self.run / FOLDER, recommender.catalog, self.candidates, self.source
+            )
+        if self.cold_share:
+            recommender.quota = Quota.cold(recommender.catalog, self.cold_share)
+        return recommender
+
+
+class Timed:
+    """A policy that counts what its answers cost."""
+
+    def __init__(self, policy: RecommenderPolicy) -> None:
+        self.policy, self.seconds, self.answers = policy, 0.0, 0
+
+    def __call__(self, requests: Requests) -> NDArray[np.int64]:
+        begun = time.process_time()
+        found = self.policy(requests)
+        self.seconds += time.process_time() - begun
+        self.answers += requests.num_requests
+        return found
+
+    @property
+    def milliseconds(self) -> float:
+        """CPU time of one answer, batched as the app asks."""
+        return 1000 * self.seconds / max(1, self.answers)
+
+
+def is_simulated(data: str | Path) -> bool:
+    """True for a log that ``sidera simulate`` wrote: only its users can be served."""
+    folder = Path(data)
+    return (folder / artifacts.MANIFEST).is_file() and "world" in artifacts.read_manifest(folder, "dataset").recipe
+
+
+def usual_arms(runs: Mapping[str, Path], reranked: Sequence[str]) -> dict[str, ServedArm]:
+    """Every policy, and the reranked selves of those named."""
+    arms = {name: ServedArm(run) for name, run in runs.items()}
+    return arms | {f"{name}{RERANKED}": ServedArm(runs[name], candidates=64) for name in reranked}
+
+
+def serve_policies(
+    arms: Mapping[str, ServedArm],
+    audience: Sequence[str],
+    data: str | Path,
+    reference: str,
+    *,
+    users: int | None = None,
+    days: int = 3,
+    brackets: Sequence[str] = ("popularity", "oracle"),
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda text: None,
+) -> OnlineTest:
+    """Let every arm serve (the first ``users`` of) the audience in the world of the log ``data``.
+
+    The test's ``setting`` holds the CPU time of an answer of each arm (``ms_per_answer``).
+    """
+    source = world_source(str(data))
+    if source.seed is None or source.days is None:
+        raise InputError(f"{str(data)!r} is no log of `sidera simulate`", fix="skip the online test")
+    world = World.build(source.config, source.seed)
+    numbers = np.array(sorted(int(key[1:]) for key in audience), dtype=np.int64)[:users]
+    if user_keys(numbers) != sorted(audience)[: len(numbers)]:
+        raise InputError("the audience's keys are not those of the world's users", fix="use the log as it was written")
+    timed = {name: Timed(RecommenderPolicy(arm.open(device), world)) for name, arm in arms.items()}
+    every: dict[str, Arm | str] = {**timed, **{name: name for name in brackets}}
+    result = online_test(
+        every, world, days=days, log_days=source.days, user_ids=numbers, brackets=False, reference=reference,
+        timeout=600, say=say,
+    )  # fmt: skip
+    costs: dict[str, Any] = {name: round(policy.milliseconds, 3) for name, policy in timed.items()}
+    return replace(result, setting={**result.setting, "ms_per_answer": costs})
+
+
+def gap_closed(result: OnlineTest, arm: str, oracle: str = "oracle", metric: str = "utility") -> float:
+    """Share of what the oracle has over the reference that ``arm`` has over it."""
+    level = {name: values[metric][0] for name, values in result.levels.items()}
+    return (level[arm] - level[result.reference]) / (level[oracle] - level[result.reference])

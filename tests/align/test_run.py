@@ -1,0 +1,174 @@
+"""``sidera align``: from a log to aligned run folders, an online test and a page; what is there already is reused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_world import SECTION, SMALL
+
+from sidera import cli
+from sidera.align.recipe import AlignRecipe
+from sidera.core import InputError
+from sidera.engine.recommender import Recommender
+from sidera.eval.alignment_online import ServedArm, gap_closed
+from sidera.eval.online import OnlineTest
+from sidera.sim.config import world_config
+from sidera.sim.simulate import simulate
+
+RECIPE = """
+[data]
+positive = "click"
+[catalog]
+vectors = ["behaviour"]
+num_levels = 3
+codebook_size = 16
+balanced = true
+vector_dim = 16
+collision = "greedy"
+[model]
+{model}
+[fit]
+epochs = 2
+batch_size = 64
+lr = 5e-3
+warmup_steps = 10
+[eval]
+beam = 64
+valid_rows = 100
+[align]
+steps = 6
+lr = 1e-5
+check_every = 3
+requests = 8
+group = 8
+ntp_batch = 32
+controls = ["sft", "long_view_sft"]
+[align.arms.safe]
+ntp = "safe"
+[align.arms.logged]
+method = "gbpo_log"
+ntp_weight = 0.5
+[rewards]
+epochs = 1
+rules = [{{rule = "diversity", field = "creator", weight = 0.05}}]
+"""
+
+
+def write_recipe(folder: Path, model: dict[str, Any]) -> Path:
+    lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in model.items())
+    path = folder / "align.toml"
+    path.write_text(RECIPE.format(model=lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("align") / "log"
+    simulate(world_config("easy", SMALL), 240, 3, folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def aligned(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("aligned") / "run"
+    recipe = write_recipe(log.parent, SECTION)
+    arguments = ["align", str(recipe), "--data", str(log), "--out", str(out), "--users", "40", "--days", "1"]
+    assert cli.main(arguments) == 0
+    return out
+
+
+def test_it_leaves_run_folders_a_record_and_a_page(aligned: Path) -> None:
+    record = json.loads((aligned / "align" / "alignment.json").read_text())
+    assert record["reference"] == "sft"
+    assert record["recommended"] == "safe"
+    assert list(record["policies"]) == ["pretrained", "sft", "long_view_sft", "safe", "logged"]
+    assert sum(record["users"].values()) == 240
+    for name, policy in record["policies"].items():
+        assert 0 < policy["figures"]["coverage"] <= 1
+        assert 0 < policy["figures"]["judge"] < 1
+        assert (name == "sft") == (not policy["recall_differences"])
+        if name == "pretrained":
+            continue
+        assert policy["training"]["steps"] == 6
+        assert len(policy["training"]["checks"]) == 2
+        served = Recommender.load(aligned / "align" / name)  # a folder of its own
+        assert served.beam == 64
+        key = str(served.catalog.item_keys[0])
+        assert len(served.recommend([[key]], k=5)[0].item_keys) == 5
+    safe = record["policies"]["safe"]["training"]["checks"][0]
+    assert {"reward", "reward_p_score", "reward_diversity creator"} <= set(safe)  # every part of it
+    text = (aligned / "align" / "alignment.html").read_text()
+    for words in ("What came of it", "Served users", "Frontier", "pretrained+rerank", "Recall@50, likes"):
+        assert words in text
+
+
+def test_the_online_test_serves_those_who_taught_nobody(aligned: Path) -> None:
+    online = OnlineTest.load(aligned / "align" / "online.json")
+    assert online.setting["users"] == 40
+    assert online.reference == "sft"
+    assert set(online.setting["ms_per_answer"]) == set(online.arms) - {"popularity", "oracle"}
+    assert gap_closed(online, "oracle") == pytest.approx(1)
+    assert gap_closed(online, "sft") == 0
+    assert not any(online.lost.values())
+
+
+def test_a_second_call_reuses_everything(
+    aligned: Path, log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in aligned.rglob("weights*")}
+    recipe = write_recipe(log.parent, SECTION)
+    arguments = ["align", str(recipe), "--data", str(log), "--out", str(aligned), "--no-online"]
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.count("reused") == 8  # catalog, model, reward, judge, four arms
+    assert {path: path.stat().st_mtime_ns for path in aligned.rglob("weights*")} == before
+
+
+def test_a_policy_that_reads_items_alone_is_rewarded_by_what_reads_everything(log: Path, tmp_path: Path) -> None:
+    model = {"name": "sidera", "max_history": 16, "width": 16, "num_layers": 1, "num_heads": 1, "dropout": 0.0}
+    recipe = write_recipe(tmp_path, model)
+    flags = ["--set", "align.controls=[]", "--set", "align.arms.logged.method=sprec", "--no-online"]
+    assert cli.main(["align", str(recipe), "--data", str(log), "--out", str(tmp_path / "run"), *flags]) == 0
+    record = json.loads((tmp_path / "run" / "align" / "alignment.json").read_text())
+    assert record["reference"] == "pretrained"
+    assert record["policies"]["safe"]["training"]["checks"][-1]["zero_advantage"] < 0.5
+
+
+def test_a_reranked_arm_opens_with_its_reward(aligned: Path) -> None:
+    arm = ServedArm(aligned / "align" / "safe", candidates=16, source="beam", beam=16, cold_share=0.1)
+    recommender = arm.open()
+    assert recommender.reranker is not None
+    assert recommender.reranker.num_candidates == 16
+    assert recommender.quota is not None
+    assert recommender.quota.share == 0.1
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ({}, r"the recipe has no section \[align\]"),
+        ({"methd": "ecpo"}, r"\[align\] has no key 'methd' \(did you mean 'method'\?\)"),
+        ({"controls": ["ecpo"]}, r"\[align\] controls names 'ecpo'"),
+        ({"arms": {"sft": {}}}, r"\[align.arms.sft\] has the name of a control"),
+        ({"arms": {"../x": {}}}, r"\[align.arms.../x\]: no name; allowed: letters"),
+        ({"arms": {"a": {"group": 1}}}, r"\[align\] group = 1 is out of range"),
+        ({"arms": {"a": {"method": "ppo"}}}, r"\[align\] method = 'ppo' is not known"),
+        ({"arms": "a"}, r"\[align\] arms = 'a'"),
+    ],
+)
+def test_what_is_wrong_with_the_section_is_named(section: dict[str, Any], problem: str) -> None:
+    sections: dict[str, Any] = {name: {} for name in ("data", "catalog", "fit", "eval", "rewards")}
+    sections |= {"model": {"name": "onerec_v2"}, "align": section}
+    with pytest.raises(InputError, match=problem):
+        AlignRecipe.parse(sections)
+
+
+def test_a_rule_that_names_an_unknown_field_is_refused_before_any_training_of_arms(log: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, SECTION)
+    rule = 'rewards.rules=[{rule = "diversity", field = "creater", weight = 1.0}]'
+    arguments = ["align", str(recipe), "--data", str(log), "--out", str(tmp_path / "run"), "--set", rule]
+    assert cli.main(arguments) == 2
+    assert not (tmp_path / "run" / "align").exists()

@@ -1,0 +1,161 @@
+"""Reranking and quotas at serving: who chooses, what is kept free, and that neither breaks what an answer promises."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from align.tiny_world import tiny
+from sidera import artifacts
+from sidera.core import ArtifactError, Batch, CatalogMismatch, InputError, jagged_rows
+from sidera.data.features import item_numbers
+from sidera.engine.quota import Quota
+from sidera.engine.recommender import Recommender, without_repeats
+from sidera.engine.reranker import Reranker, load_ranker, save_ranker
+from sidera.models import build_model
+from sidera.models.rankers.pscore import PScore
+
+
+def network(seed: int = 0) -> PScore:
+    world = tiny()
+    numbers = item_numbers(world.view.dataset.items)
+    config = PScore.Config(width=16, hidden=16, tower_width=4, num_heads=2, item_numbers=numbers.shape[1])
+    model = build_model("pscore", config, world.catalog, seed)
+    assert isinstance(model, PScore)
+    model.know_items(numbers)
+    return model.eval()
+
+
+def recommender() -> Recommender:
+    world = tiny()
+    return Recommender(
+        world.pretrained, world.catalog, model_section=world.recommender.model_section, beam=64, version="one"
+    )
+
+
+def questions() -> Batch:
+    return tiny().probe(64).batches[0]
+
+
+def test_the_reranker_chooses_among_the_search() -> None:
+    one, batch, ranker = recommender(), questions(), network()
+    candidates = one.rank(batch, 20, beam=64).item_ids
+    one.reranker = Reranker(ranker, "two", num_candidates=20)
+    found = one.rank(batch, 5, beam=64)
+    with torch.inference_mode():
+        scores = ranker.score(ranker.context(batch), candidates)[..., 0]
+    best = scores.topk(5, dim=1)
+    assert torch.equal(found.item_ids, candidates.gather(1, best.indices))
+    torch.testing.assert_close(found.scores, best.values)
+    assert found.version == "one+two"
+    assert not torch.equal(found.item_ids, candidates[:, :5])
+
+
+def test_draws_widen_the_choice_and_hold_nothing_seen_nor_twice() -> None:
+    one, batch = recommender(), questions()
+    beam = one.rank(batch, 5, filter_seen=True)
+    one.reranker = Reranker(network(), "two", num_candidates=64, source="sample")
+    found = one.rank(batch, 5, filter_seen=True)
+    assert torch.equal(found.item_ids, one.rank(batch, 5, filter_seen=True).item_ids)  # draws are repeatable
+    assert not torch.equal(found.item_ids.sort(1).values, beam.item_ids.sort(1).values)
+    for row, items in enumerate(found.item_ids.tolist()):
+        seen = batch.item_ids[batch.offsets[row] : batch.offsets[row + 1]].tolist()
+        assert len(set(items)) == 5
+        assert not set(items) & set(seen)
+        assert -1 not in items
+
+
+def test_items_without_a_row_stand_behind_in_the_generators_order() -> None:
+    ranker, batch = network(), questions().cut(0, 2)
+    late = tiny().catalog.num_items
+    candidates = torch.tensor([[late + 1, 3, late, 5, -1], [7, late, 8, -1, -1]])
+    ids, scores = Reranker(ranker, "two").order(batch, candidates, 5)
+    assert ids[0, 2:].tolist() == [late + 1, late, -1]
+    assert ids[1, 2:].tolist() == [late, -1, -1]
+    assert (scores[:, :2] > 0).all()
+
+
+def test_repeats_and_left_out_items_go() -> None:
+    candidates = torch.tensor([[4, 2, 4, 3], [1, 1, -1, 2]])
+    left_out = (torch.tensor([3, 2]), torch.tensor([0, 1, 2]))
+    assert without_repeats(candidates, left_out).tolist() == [[4, 2, -1, -1], [1, -1, -1, -1]]
+    assert without_repeats(candidates, None).tolist() == [[4, 2, -1, 3], [1, -1, -1, 2]]
+
+
+def test_a_saved_ranker_answers_alike_and_is_bound_to_its_catalogue(tmp_path: Path) -> None:
+    ranker, batch, catalog = network(), questions(), tiny().catalog
+    save_ranker(ranker, tmp_path / "reward", catalog, digest="d1", parents={}, info={"auc": 0.5})
+    loaded, version = load_ranker(tmp_path / "reward", catalog)
+    assert version == "d1"
+    assert artifacts.read_manifest(tmp_path / "reward", "ranker").info["auc"] == 0.5
+    assert torch.equal(loaded.item_scores(batch), ranker.item_scores(batch))
+    with pytest.raises(CatalogMismatch, match="codebook"):
+        load_ranker(tmp_path / "reward", replace(catalog, codebook_id="another"))
+    with pytest.raises(ArtifactError, match="no ranker at"):
+        load_ranker(tmp_path / "none", catalog)
+
+
+def cold_quota(share: float) -> Quota:
+    catalog = tiny().catalog
+    return Quota(catalog, share, np.arange(catalog.num_items) % 10 == 0)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5])
+def test_a_quota_gives_its_share_and_no_more(share: float) -> None:
+    one, batch, k = recommender(), questions(), 10
+    plain = one.rank(batch, k)
+    quota = one.quota = cold_quota(share)
+    found = one.rank(batch, k)
+    mask = torch.from_numpy(quota.item_mask)
+    held = mask[found.item_ids].sum(1)
+    wanted = quota.num_slots(batch, k)
+    assert (held >= wanted).all()
+    assert abs(float(wanted.double().mean()) / k - share) < 0.02
+    own = mask[plain.item_ids].sum(1)
+    assert torch.equal(held, torch.maximum(own, wanted))
+    for row in range(batch.num_histories):  # what stays keeps its order
+        stayed = [item for item in plain.item_ids[row].tolist() if item in found.item_ids[row].tolist()]
+        assert [item for item in found.item_ids[row].tolist() if item in stayed] == stayed
+        assert len(set(found.item_ids[row].tolist())) == k
+    assert (found.scores.diff(dim=1) <= 0).all()
+
+
+def test_a_request_gets_the_same_alone_and_in_a_batch() -> None:
+    one, batch = recommender(), questions().cut(0, 12)
+    one.quota = cold_quota(0.3)
+    together = one.rank(batch, 5).item_ids
+    alone = torch.cat([one.rank(batch.cut(row, row + 1), 5).item_ids for row in range(12)])
+    assert torch.equal(together, alone)
+
+
+def test_a_quota_of_nothing_or_of_another_catalogue_is_refused() -> None:
+    catalog, one = tiny().catalog, recommender()
+    with pytest.raises(InputError, match="no item of the catalogue is in the quota's set"):
+        Quota(catalog, 0.1, np.zeros(catalog.num_items, dtype=bool))
+    with pytest.raises(InputError, match=r"quota share = 1.5 is out of range; allowed: 0 to 1"):
+        cold_quota(1.5)
+    one.quota = cold_quota(0.5)
+    one.catalog = catalog.without([str(catalog.item_keys[0])])
+    with pytest.raises(CatalogMismatch, match="the quota is of catalogue"):
+        one.rank(questions(), 5)
+
+
+def test_jagged_rows_are_picked() -> None:
+    batch = questions()
+    rows = torch.tensor([3, 0, 5])
+    places, offsets = jagged_rows(batch.offsets, rows)
+    assert int(places[0]) == int(batch.offsets[3])
+    assert offsets.diff().tolist() == batch.lengths[rows].tolist()
+    picked = batch.rows(rows)
+    for place, row in enumerate(rows.tolist()):
+        low, high = int(batch.offsets[row]), int(batch.offsets[row + 1])
+        mine = slice(int(offsets[place]), int(offsets[place + 1]))
+        assert torch.equal(picked.item_ids[mine], batch.item_ids[low:high])
+        assert torch.equal(picked.feedback["click"][mine], batch.feedback["click"][low:high])
+    assert batch.as_of is not None
+    assert picked.as_of is not None
+    assert torch.equal(picked.as_of, batch.as_of[rows])
