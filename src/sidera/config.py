@@ -115,6 +115,22 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def later(default: Any) -> Any:
+    """A key that a section got after runs had been made with it: at its default it is not written down, so recipes and
+    artifacts of before keep their digests."""
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
+def written(section: Any) -> dict[str, Any]:
+    """A section dataclass as a dictionary, without the :func:`later` keys that are at their defaults."""
+    left_out = {
+        field.name
+        for field in dataclasses.fields(section)
+        if field.metadata.get("later") and getattr(section, field.name) == field.default
+    }
+    return {name: value for name, value in dataclasses.asdict(section).items() if name not in left_out}
+
+
 def closest(name: str, known: Any) -> str:
     """The words \"did you mean\" in brackets when a known name is near, else nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)

@@ -54,6 +54,46 @@ def jagged_rows(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
+class Lifelong:
+    """Whole histories as a few representatives each, jagged, oldest first; see ``store.lifelong``.
+
+    A representative is an event that stands for others like it: the item and labels of the one nearest to their centre,
+    their mean time and seconds. In a history short enough every event stands for itself.
+    """
+
+    item_ids: Tensor  # (R,) int64
+    offsets: Tensor  # (B+1,) int64: history b has those from offsets[b] to offsets[b+1]
+    counts: Tensor  # (R,) int64, events that each stands for
+    times: Tensor  # (R,) int64, unix seconds
+    feedback: Mapping[str, Tensor] = field(default_factory=dict)  # column -> (R,) float32
+
+    def cut(self, low: int, high: int) -> Lifelong:
+        """Those of the histories ``low`` to ``high - 1``."""
+        begin, end = int(self.offsets[low]), int(self.offsets[high])
+        return Lifelong(
+            self.item_ids[begin:end],
+            self.offsets[low : high + 1] - begin,
+            self.counts[begin:end],
+            self.times[begin:end],
+            {name: values[begin:end] for name, values in self.feedback.items()},
+        )
+
+    def rows(self, rows: Tensor) -> Lifelong:
+        """Those of the histories ``rows`` (n,)."""
+        places, offsets = jagged_rows(self.offsets, rows)
+        feedback = {name: values[places] for name, values in self.feedback.items()}
+        return Lifelong(self.item_ids[places], offsets, self.counts[places], self.times[places], feedback)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Lifelong:
+        ids, offsets, counts, times = (
+            values.to(device, non_blocking=non_blocking)
+            for values in (self.item_ids, self.offsets, self.counts, self.times)
+        )
+        feedback = {name: values.to(device, non_blocking=non_blocking) for name, values in self.feedback.items()}
+        return Lifelong(ids, offsets, counts, times, feedback)
+
+
+@dataclass(frozen=True)
 class Batch:
     """Jagged histories, oldest event first: history b is ``item_ids[offsets[b]:offsets[b+1]]``.
 
@@ -63,6 +103,7 @@ class Batch:
     that a loss divided by it does not depend on how the batch was cut.
 
     ``feedback`` holds logged columns by name, as numbers: for models that read every exposure with what came of it.
+    ``lifelong`` is there for models that read representatives of the whole histories, of which the events are the end.
     """
 
     item_ids: Tensor  # (T,) int64
@@ -76,6 +117,7 @@ class Batch:
     feedback: Mapping[str, Tensor] = field(default_factory=dict)  # column -> (T,) float32
     target_feedback: Mapping[str, Tensor] = field(default_factory=dict)  # column -> (G,) float32
     profiles: Mapping[str, Tensor] = field(default_factory=dict)  # field -> (B,) int64, 0: unknown
+    lifelong: Lifelong | None = None
 
     @property
     def num_histories(self) -> int:
@@ -113,6 +155,7 @@ class Batch:
             feedback={name: values[begin:end] for name, values in self.feedback.items()},
             target_feedback={name: values[first:last] for name, values in self.target_feedback.items()},
             profiles={name: values[low:high] for name, values in self.profiles.items()},
+            lifelong=None if self.lifelong is None else self.lifelong.cut(low, high),
         )
 
     def rows(self, rows: Tensor) -> Batch:
@@ -126,6 +169,7 @@ class Batch:
             as_of=None if self.as_of is None else self.as_of[rows],
             feedback={name: values[places] for name, values in self.feedback.items()},
             profiles={name: values[rows] for name, values in self.profiles.items()},
+            lifelong=None if self.lifelong is None else self.lifelong.rows(rows),
         )
 
     def keep(self, kept_mask: Tensor) -> Batch:
@@ -301,9 +345,9 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Request:
-    """One question: what comes after this history?"""
+    """One question: what comes after this history, or after what is known of this user?"""
 
-    history: tuple[str, ...]  # item keys, oldest first
+    history: tuple[str, ...] = ()  # item keys, oldest first
     k: int = 10  # items wanted
     filter_seen: bool = False  # True: items of the history are not answered again
     exclude: tuple[str, ...] = ()  # item keys that must not be answered
@@ -311,6 +355,7 @@ class Request:
     times: Sequence[int] | None = None  # unix seconds of each event
     profile: Mapping[str, str] = field(default_factory=dict)  # what is known of the user: region, device, ...
     as_of: int | None = None  # unix seconds; None: the moment of the newest event
+    user: str | None = None  # key of a user whose history is in the behaviour store: events before ``as_of``, or all
 
 
 @dataclass(frozen=True)
@@ -325,3 +370,5 @@ class Recommendation:
     unknown: tuple[str, ...]  # keys of the history that the catalogue does not hold
     items_version: int
     policy_version: str = ""  # of the weights that answered
+    codebook_id: str = ""  # with items_version: the catalogue that answered
+    unknown_user: bool = False  # the request named a user of whom the behaviour store knows nothing (as of then)

@@ -5,6 +5,7 @@ On the CPU the decoder's self-attention is written out without matrix products; 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from small_catalog import position_batch, small_catalog
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sidera.core import Batch
+from sidera.core import Batch, Lifelong
 from sidera.data.features import FeatureSchema
 from sidera.models.counters import Architecture
 from sidera.models.generators.onerec import OneRec
@@ -89,6 +90,15 @@ def test_onerec_v2_with_experts() -> None:
 )
 def test_onerec(changes: dict[str, Any]) -> None:
     model, batch = encoded(**changes), requests()
+    assert model.flops_per_batch(batch) == pytest.approx(measured(model, batch), rel=0.03)
+
+
+def test_onerec_with_representatives() -> None:
+    batch = requests()
+    tokens = requests(length=20)
+    lifelong = Lifelong(tokens.item_ids, tokens.offsets, torch.full((80,), 3), torch.zeros(80, dtype=torch.int64))
+    model = encoded(short_term=6, positive_length=10, num_lifelong_queries=4, lifelong="representatives")
+    batch = replace(batch, lifelong=lifelong)
     assert model.flops_per_batch(batch) == pytest.approx(measured(model, batch), rel=0.03)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
 
 from feedback_world import bare_catalog, feedback_catalog, requests
-from sidera.core import Batch, InputError
+from sidera.config import written
+from sidera.core import Batch, InputError, Lifelong
 from sidera.models.generators.onerec import OneRec
 from sidera.nn.moe import MoE, expert_loads
 
@@ -162,3 +164,87 @@ def test_hard_inputs() -> None:
 def test_impossible_settings_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=name):
         OneRec.Config(**{**SMALL, name: -1})
+
+
+# -- representatives of whole histories ------------------------------------------------------------------------------
+
+READS_ALL = {"lifelong": "representatives", "max_representatives": 10, "lifelong_chunk": 2}
+
+
+def with_lifelong(batch: Batch, lengths: list[int], seed: int = 3) -> Batch:
+    """Random representatives of these numbers beside the histories."""
+    tokens = requests(lengths, seed=seed)
+    counts = torch.randint(1, 50, (tokens.item_ids.numel(),), generator=torch.Generator().manual_seed(seed))
+    assert tokens.times is not None
+    return replace(batch, lifelong=Lifelong(tokens.item_ids, tokens.offsets, counts, tokens.times, tokens.feedback))
+
+
+def test_the_lifelong_pathway_reads_representatives_and_their_sizes() -> None:
+    model = build(**READS_ALL)
+    batch = with_lifelong(requests([17, 3, 0, 9], seed=5), [8, 0, 0, 5])
+    lifelong, places = batch.lifelong, model.place.weight
+    assert lifelong is not None
+    assert model.lifelong is not None
+    assert model.count is not None
+    tokens, offsets = model.pathways(model.readable(batch))
+    assert model.context(batch).mask.sum(1).tolist() == offsets.diff().tolist()
+    for row, number in enumerate([8, 0, 0, 5]):
+        # the same tokens as a history of their own, each counted as often as it stands for events
+        mine = slice(int(lifelong.offsets[row]), int(lifelong.offsets[row + 1]))
+        alone = Batch(
+            lifelong.item_ids[mine], torch.tensor([0, number]), times=lifelong.times[mine], as_of=batch.as_of[:1],  # type: ignore[index]
+            feedback={name: values[mine] for name, values in lifelong.feedback.items()},
+        )  # fmt: skip
+        counts = lifelong.counts[mine]
+        after = torch.tensor([int(counts[place + 1 :].sum()) for place in range(number)], dtype=torch.int64)
+        buckets = torch.tensor([math.floor(2 * math.log2(count)) for count in counts.tolist()], dtype=torch.int64)
+        wanted = model.events.concatenated(alone, after) + model.count(buckets)
+        found = tokens[offsets[row] : offsets[row + 1]]
+        if number:
+            read = model.lifelong(wanted[None])[0] + places[1 + 4 + 6 :]
+            torch.testing.assert_close(found[-3:], read, rtol=1e-4, atol=1e-5)
+        liked = int((batch.feedback["long_view"][batch.offsets[row] : batch.offsets[row + 1]] > 0).sum())
+        newest = int(batch.lengths[row])
+        assert len(found) == 1 + min(4, newest) + min(6, liked) + (3 if number else 0)
+
+
+def test_representatives_belong_to_their_history() -> None:
+    model = build(**READS_ALL)
+    batch = with_lifelong(requests([17, 0, 5, 2], targets=[1, 1, 2, 1]), [9, 4, 0, 6])
+    together = answers(model, batch)
+    for row in range(4):
+        torch.testing.assert_close(together[row], answers(model, batch.cut(row, row + 1))[0], rtol=1e-4, atol=1e-5)
+    other = answers(model, with_lifelong(batch, [9, 4, 0, 6], seed=8))
+    assert not torch.allclose(together[0], other[0], atol=1e-4)
+    torch.testing.assert_close(together[2], other[2])
+    assert batch.lifelong is not None
+    more = replace(batch, lifelong=replace(batch.lifelong, counts=batch.lifelong.counts * 100))
+    assert not torch.allclose(together[0], answers(model, more)[0], atol=1e-4)
+    kept = batch.keep(torch.ones_like(batch.item_ids, dtype=torch.bool)).to("cpu")
+    torch.testing.assert_close(answers(model, kept), together)
+
+
+def test_every_parameter_learns_from_representatives() -> None:
+    model = build(**READS_ALL).train()
+    model.loss(with_lifelong(requests([17] * 20, targets=[2] * 20), [10] * 20)).total.backward()
+    dead = [name for name, p in model.named_parameters() if p.grad is None or (p.ndim > 1 and not p.grad.any())]
+    assert dead == []
+
+
+def test_a_batch_without_representatives_is_refused() -> None:
+    with pytest.raises(InputError, match="the batch has no representatives of its histories; fix: read the log with"):
+        build(**READS_ALL).loss(requests([9], targets=[1]))
+    with pytest.raises(InputError, match="no feedback column 'click'"):
+        build(**READS_ALL).loss(replace(with_lifelong(requests([9], targets=[1]), [3]), feedback={}))
+    with pytest.raises(InputError, match="num_lifelong_queries = 0"):
+        OneRec.Config(lifelong="representatives", num_lifelong_queries=0)
+    with pytest.raises(InputError, match="chunk = 500"):
+        OneRec.Config(lifelong="representatives", max_representatives=500)
+
+
+def test_keys_that_came_later_do_not_show_where_they_are_not_used() -> None:
+    """A recipe of before them has the digest that it had, and weights of before fit."""
+    old = written(OneRec.Config(**SMALL))
+    assert set(old) == {field.name for field in fields(OneRec.Config)} - set(READS_ALL)
+    assert written(OneRec.Config(**SMALL, **READS_ALL)) == {**old, **READS_ALL}  # type: ignore[arg-type]
+    assert not any(name.startswith("count") for name in build().state_dict())

@@ -337,3 +337,88 @@ def test_weighted_kmeans_is_kmeans_over_the_repeated_points() -> None:
 def test_events_concatenate() -> None:
     a, b = stream(3), stream(2, seed=1)
     assert concatenate([a, b]).item_ids.tolist() == [*a.item_ids.tolist(), *b.item_ids.tolist()]
+
+
+# -- whole chunks: a function of the events alone -------------------------------------------------------------------
+
+CHUNKED = LifelongConfig(max_events=300, max_representatives=40, leaf_size=30, chunk=8)
+
+
+def told(events: Events, steps: list[int], config: LifelongConfig = CHUNKED) -> LifelongHistory:
+    """A history that got its events in calls of these sizes, the rest at once."""
+    history, place = LifelongHistory(item_table(), config), 0
+    for step in [*steps, len(events)]:
+        history.append(events.take(slice(place, place + step)))
+        place += step
+    return history
+
+
+@pytest.mark.parametrize("number", [0, 7, 8, 32, 33, 41, 100, 299, 305, 517])
+def test_with_chunks_it_does_not_matter_how_events_came(number: int) -> None:
+    events = stream(number)
+    ways = ([], [1] * number, np.random.default_rng(number).integers(1, 20, size=number).tolist())
+    first, *others = [told(events, steps) for steps in ways]
+    tokens = first.representatives()
+    assert len(tokens) < 40
+    assert tokens.counts.sum() == len(first) == number - first.num_evicted
+    assert first.num_evicted == max(0, number // 8 * 8 - 300)  # of the whole chunks, when one becomes whole
+    assert (np.diff(tokens.times) >= 0).all()
+    assert tokens.counts.max(initial=1) == 1 if number < 40 else tokens.counts.max() > 1
+    for other in others:
+        assert same(tokens, other.representatives())
+        assert not other.rebuild_due
+
+
+def test_with_chunks_a_past_moment_is_the_history_that_was(tmp_path: Path) -> None:
+    events = stream(203)
+    history = told(events, [])
+    assert len(history.tail) == 3
+    for number in (202, 201, 200, 190, 101, 33, 5, 0):  # inside the tail, at its edge, before it, before any cluster
+        as_of = int(events.times[number])
+        before = events.take(events.times < as_of)
+        assert same(history.representatives(as_of), told(before, [1] * number).representatives())
+        assert len(history.events(as_of)) == len(before)
+
+
+def test_with_chunks_saved_and_loaded_it_grows_as_before(tmp_path: Path) -> None:
+    events = stream(203)
+    history = told(events.take(slice(0, 150)), [])
+    history.save(tmp_path / "h")
+    loaded = LifelongHistory.load(tmp_path / "h", item_table())
+    assert (loaded.config, len(loaded), len(loaded.tail)) == (CHUNKED, 150, 6)
+    assert same(loaded.representatives(), history.representatives())
+    loaded.append(events.take(slice(150, 203)))
+    assert same(loaded.representatives(), told(events, []).representatives())
+
+
+def test_with_chunks_late_events_are_sorted_in() -> None:
+    history = told(stream(100), [])
+    newest = history.newest_time
+    history.append(Events.of([7], [newest - 500]))
+    assert (history.num_late, history.newest_time) == (1, newest)
+    tokens = history.representatives()
+    assert (np.diff(tokens.times) >= 0).all()
+    assert newest - 500 in tokens.times[tokens.item_ids == 7]
+    assert history.events().times.tolist() == sorted(history.events().times)
+    assert len(history.events(newest)) == 100
+
+
+@pytest.mark.parametrize("chunk", [-1, 40, 2.0])
+def test_impossible_chunks_are_named(chunk: int) -> None:
+    with pytest.raises(InputError, match=f"chunk = {chunk}"):
+        LifelongConfig(max_representatives=40, chunk=chunk)
+
+
+def test_means_are_of_the_seconds_that_are_known() -> None:
+    seconds = np.array([1.0, np.nan, 4.0, np.nan] * 100)
+    events = Events.of(np.arange(400) % 4, np.arange(400), None, seconds, seconds, may_lack_seconds=True)
+    history = LifelongHistory(item_table(), LifelongConfig(max_events=600, max_representatives=4, leaf_size=150))
+    history.append(events)
+    tokens = history.representatives()
+    clusters = clusters_of(history)
+    assert len(clusters) == len(tokens) > 1
+    for members in clusters.values():
+        known = seconds[members][np.isfinite(seconds[members])]
+        mean = known.mean() if len(known) else np.nan
+        assert any(np.array_equal(mean, value, equal_nan=True) for value in tokens.watch_time.tolist())
+    assert np.isnan(tokens.watch_time).any()

@@ -71,6 +71,15 @@ class Catalog:
         return np.argsort(-self.popularity, kind="stable")
 
     @cached_property
+    def item_vectors(self) -> np.ndarray:
+        """(N, D) float32: every item as its codes tell it, the sum of their vectors in the codebooks.
+
+        Coarser than what the codebooks were fitted on, but there for every item that is served, and for ever the same.
+        """
+        codes = torch.from_numpy(np.asarray(self.codes, dtype=np.int64))
+        return self.codebooks.decode(codes).numpy()
+
+    @cached_property
     def trie(self) -> CodeTrie:
         """The legal prefixes, without removed items."""
         return CodeTrie.build(self.codes, self.level_sizes, order=self.serving_order, alive=~self.removed)

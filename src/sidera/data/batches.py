@@ -18,14 +18,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sidera import config
-from sidera.core import Batch, InputError
+from sidera.core import Batch, InputError, Lifelong
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
 from sidera.data.split import EvalRows, Split
@@ -128,10 +128,21 @@ class PrefixRows:
             )
 
 
-class Reader:
-    """Feedback columns and profiles of a data set, as its schema reads them, ready to be gathered into batches."""
+class LifelongReader(Protocol):
+    """Representatives of whole histories; ``store.log_events`` has one."""
 
-    def __init__(self, dataset: Dataset, schema: FeatureSchema) -> None:
+    identity: str  # what decides its answers, beside the data set
+
+    def __call__(self, user_ids: np.ndarray, ends: np.ndarray) -> Lifelong:
+        """Of the events of each user (B,) before a position of the log (B,)."""
+
+
+class Reader:
+    """Feedback columns and profiles of a data set, as its schema reads them, ready to be gathered into batches; with a
+    ``lifelong`` reader the representatives of the whole histories, too."""
+
+    def __init__(self, dataset: Dataset, schema: FeatureSchema, lifelong: LifelongReader | None = None) -> None:
+        self.lifelong = lifelong
         for name in schema.columns:
             if name not in dataset.feedback:
                 there = ", ".join(dataset.feedback) or "none"
@@ -152,7 +163,8 @@ class RequestRows:
     """One row per request with a positive: the newest ``max_history`` events before it -> its positives.
 
     ``targets="all"``: one row per request, and its targets are all that it showed. ``outcomes``: more columns (E,) for
-    ``target_feedback``, known only afterwards and therefore of no history (``data.sessions``).
+    ``target_feedback``, known only afterwards and therefore of no history (``data.sessions``). ``lifelong`` adds
+    representatives of *all* events before the request.
 
     Events of one user with equal ``request`` are one request, shown together: none of them is in the others' history.
     A log without that column has a request per event. ``order="time"`` gives the rows as they happened, once: what
@@ -170,16 +182,18 @@ class RequestRows:
         order: Literal["shuffled", "time"] = "shuffled",
         targets: Literal["positive", "all"] = "positive",
         outcomes: Mapping[str, np.ndarray] | None = None,
+        lifelong: LifelongReader | None = None,
     ) -> None:
         _check_sizes(max_history, batch_size)
         self.dataset, self.batch_size, self.seed, self.order = dataset, batch_size, seed, order
-        self.reader, self.targets = Reader(dataset, schema), targets
+        self.reader, self.targets = Reader(dataset, schema, lifelong), targets
         self.outcomes = {name: values.astype(np.float32) for name, values in (outcomes or {}).items()}
         self.ends, self.target_places, self.target_bounds = self.rows(dataset, split, schema)
         self.user_ids = dataset.event_users[self.ends]
         self.starts = np.maximum(dataset.offsets[self.user_ids], self.ends - max_history)
         settings = (max_history, batch_size, seed, order, targets, sorted(self.outcomes), schema.to_json())
-        self.digest = _digest("requests", dataset, split, *settings, *self.settings())
+        more = () if lifelong is None else (lifelong.identity,)
+        self.digest = _digest("requests", dataset, split, *settings, *self.settings(), *more)
 
     def rows(self, dataset: Dataset, split: Split, schema: FeatureSchema) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where histories end (R,), the events that are targets (G,), and where each row's begin among these (R+1,)."""
@@ -320,6 +334,7 @@ def _batch(
         as_of=torch.from_numpy(dataset.times[ends]),
         feedback=reader.events(events) if reader else {},
         profiles=reader.users(user_ids) if reader else {},
+        lifelong=reader.lifelong(user_ids, ends) if reader and reader.lifelong else None,
     )
 
 

@@ -1,8 +1,9 @@
 """The Recommender: one path from histories to items, for evaluation, the shell, Python and HTTP alike.
 
-Life of a request: keys become ids (unknown ones are named in the answer) · the newest ``max_history`` events form a
-jagged Batch · a generator's context is computed once and beam-searched in the Catalog's trie, a scorer's scores are
-ranked over all items · removed, excluded and (when asked) seen items are left out · ids become keys and titles.
+Life of a request (``requests.py``): keys become ids (unknown ones are named in the answer), or a user's history is
+read from the behaviour store · the newest ``max_history`` events form a jagged Batch · a generator's context is
+computed once and beam-searched in the Catalog's trie, a scorer's scores are ranked over all items · removed, excluded
+and (when asked) seen items are left out · ids become keys and titles.
 
 A history in which the catalogue knows nothing is answered by popularity, and the answer says so (``cold_start``).
 """
@@ -17,7 +18,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,15 +35,21 @@ from sidera.core import (
     SessionGenerator,
     jagged_rows,
 )
+from sidera.data.batches import Reader
+from sidera.data.dataset import Dataset
 from sidera.decode.beam import beam_search
 from sidera.decode.dense import top_items
 from sidera.decode.free import free_beam
 from sidera.decode.session import rank_by_lists
+from sidera.engine.histories import Behaviour, item_table, lifelong_of_batch
 from sidera.engine.quota import Quota
+from sidera.engine.requests import ReadHistory, RequestReader, jagged
 from sidera.engine.reranker import Reranker
 from sidera.engine.rollouts import RolloutMode, roll_out, sid_log_probs
 from sidera.engine.weights import check_weights
 from sidera.models import build_model, parse_model
+from sidera.store.lifelong import LifelongConfig
+from sidera.store.log_events import LogRepresentatives
 
 DEFAULT_BEAM = 50  # beams of a generator where no recipe says otherwise
 RUN_RECIPE = "recipe.json"  # the recipe that a run folder was made with
@@ -58,17 +64,17 @@ class Ranked:
     scores: Tensor  # (B, k) float32
     leaf_ids: Tensor | None  # (B, k) int64: equal for items that share a semantic ID; None for scorers and lists
     version: str = ""  # of the weights that ranked
+    items_version: int = 0  # of the catalogue that they ranked
 
 
 @dataclass(frozen=True)
-class _History:
-    """What a model reads of one request."""
+class _RankedRow:
+    """One history's row of :class:`Ranked`."""
 
     item_ids: list[int]
-    times: np.ndarray  # (n,) int64
-    feedback: Mapping[str, np.ndarray]  # column -> (n,) float32
-    profile: Mapping[str, str]
-    as_of: int
+    scores: list[float]
+    version: str
+    items_version: int
 
 
 class Recommender:
@@ -84,10 +90,12 @@ class Recommender:
         device: str = "cpu",
         num_known: int | None = None,
         version: str = "unsaved",
+        behaviour: Behaviour | None = None,
     ) -> None:
         """``num_known``: items that the model was built with, where the Catalog has grown since.
 
-        ``version`` names the weights; answers and rollouts carry it.
+        ``version`` names the weights; answers and rollouts carry it. ``behaviour``: the histories of users that
+        requests may name; it can be set later.
         """
         check_device(device)
         if isinstance(model, Generator):
@@ -103,8 +111,12 @@ class Recommender:
         self.version = version
         self.max_history: int = cast(Any, model).config.max_history
         self.reads_feedback: bool = getattr(model, "reads_feedback", False)
+        self.lifelong: LifelongConfig | None = getattr(model, "lifelong_config", None)
+        self.behaviour = behaviour
         self.reranker: Reranker | None = None  # set: every answer is chosen by it among candidates
         self.quota: Quota | None = None  # set: a share of the slots of every answer is kept for its items
+        self._reader: Reader | None = None
+        self._read: Dataset | None = None  # what it reads
         self._lock = threading.Lock()  # a model's inference caches are not made for two threads at once
 
     # -- on tensors: what evaluation calls ------------------------------------------------------------------------
@@ -121,7 +133,8 @@ class Recommender:
     ) -> Ranked:
         """The k best items of every history of ``batch`` (each with at least one event).
 
-        The model reads the newest ``max_history`` events; ``filter_seen`` leaves out every item of the whole history.
+        The model reads the newest ``max_history`` events, and representatives of all of them where it asks for these:
+        the batch's own, or those found here. ``filter_seen`` leaves out every item of the whole history.
         ``exclude`` (jagged item ids and offsets) leaves out others. ``beam`` defaults to the recommender's, and is
         never narrower than k. A model that writes lists answers by :func:`sidera.decode.session.rank_by_lists`.
         Where there is a ``reranker`` it chooses among its candidates, and scores are its own; a ``quota`` then fills
@@ -129,7 +142,7 @@ class Recommender:
         """
         if k < 1:
             raise InputError(f"k = {k}", allowed="1 or more")
-        batch = batch.to(self.device)
+        batch = self._with_lifelong(batch.to(self.device))
         reranker, quota, catalog = self.reranker, self.quota, self.catalog
         if reranker is None:
             found = self._rank(batch, k, catalog, beam, filter_seen, exclude)
@@ -169,7 +182,7 @@ class Recommender:
             left_out = _join(exclude, (batch.item_ids, batch.offsets)) if filter_seen else exclude
             candidates = without_repeats(torch.cat((candidates, drawn), dim=1), left_out)
         ids, scores = reranker.order(newest(batch, self.max_history), candidates, k)
-        return Ranked(ids, scores, None, f"{found.version}+{reranker.version}")
+        return Ranked(ids, scores, None, f"{found.version}+{reranker.version}", found.items_version)
 
     def _rank(
         self, batch: Batch, k: int, catalog: Catalog, beam: int | None, filter_seen: bool,
@@ -181,7 +194,7 @@ class Recommender:
         left_out = _join(exclude, (batch.item_ids, batch.offsets)) if filter_seen else exclude
         if left_out is not None:
             left_out = (left_out[0].to(self.device), left_out[1].to(self.device))
-        batch = newest(batch, self.max_history)
+        batch = self._readable(batch)
         with self._lock:
             self._answering()
             if self.kind == "generator":
@@ -190,13 +203,13 @@ class Recommender:
                 if self.writes_lists:
                     lister = cast(SessionGenerator, generator)
                     ids, log_p = rank_by_lists(lister, batch, catalog.trie, k=k, beam=width, exclude=left_out)
-                    return Ranked(ids, log_p, None, self.version)
+                    return Ranked(ids, log_p, None, self.version, catalog.items_version)
                 found = beam_search(generator, batch, catalog.trie, width=width, num_results=k, exclude=left_out)
-                return Ranked(found.item_ids, found.scores, found.leaf_ids, self.version)
+                return Ranked(found.item_ids, found.scores, found.leaf_ids, self.version, catalog.items_version)
             scores, version = cast(Scorer, self.model).item_scores(batch).float(), self.version
         alive_mask = torch.from_numpy(~catalog.removed[: scores.shape[1]]).to(self.device)
         item_ids, best_scores = top_items(scores, k, exclude=left_out, alive=alive_mask)
-        return Ranked(item_ids, best_scores, None, version)
+        return Ranked(item_ids, best_scores, None, version, catalog.items_version)
 
     @torch.inference_mode()
     def free_generation(self, batch: Batch, beam: int) -> Tensor:
@@ -204,7 +217,7 @@ class Recommender:
 
         NaN where the generator's codes ran out of probability before the beam was full.
         """
-        generator, batch = self._generator(), newest(batch, self.max_history).to(self.device)
+        generator, batch = self._generator(), self._readable(batch).to(self.device)
         with self._lock:
             self._answering()
             context = generator.context(batch)
@@ -218,7 +231,7 @@ class Recommender:
 
         ``masked`` draws in the trie, ``free`` over all codes (what is illegal shows), ``beam`` takes the most likely.
         """
-        generator, batch = self._generator(), newest(batch, self.max_history).to(self.device)
+        generator, batch = self._generator(), self._readable(batch).to(self.device)
         with self._lock:
             self._answering()
             return roll_out(generator, batch, self.catalog, count, mode, temperature, seed, self.version)
@@ -227,7 +240,7 @@ class Recommender:
         self, batch: Batch, sids: Tensor, mode: RolloutMode = "masked", temperature: float = 1.0
     ) -> Tensor:
         """(B, G, L) semantic IDs -> (B, G, L): what these weights give each code, as a rollout of ``mode`` would."""
-        generator, batch = self._generator(), newest(batch, self.max_history).to(self.device)
+        generator, batch = self._generator(), self._readable(batch).to(self.device)
         with self._lock:
             self._answering()
             return sid_log_probs(generator, batch, self.catalog.trie, sids.to(self.device), mode, temperature)
@@ -248,6 +261,30 @@ class Recommender:
             raise InputError("a scorer generates nothing; rollouts and legality are a generator's")
         return cast(Generator, self.model)
 
+    def reader(self, dataset: Dataset) -> Reader | None:
+        """How the model reads this log, for batches of training and evaluation; None where it reads item ids alone.
+
+        Kept for the data set asked for last: representatives of long histories are found once.
+        """
+        if not self.reads_feedback:
+            return None
+        if self._reader is None or self._read is not dataset:
+            schema, config = self.catalog.schema, self.lifelong
+            lifelong = LogRepresentatives(dataset, schema, item_table(self.catalog), config) if config else None
+            self._reader, self._read = Reader(dataset, schema, lifelong), dataset
+        return self._reader
+
+    def _with_lifelong(self, batch: Batch) -> Batch:
+        """Whole histories, with representatives where the model reads them."""
+        if self.lifelong is None or batch.lifelong is not None:
+            return batch
+        found = lifelong_of_batch(batch, self.catalog, self.lifelong)
+        return replace(batch, lifelong=found.to(batch.item_ids.device))
+
+    def _readable(self, batch: Batch) -> Batch:
+        """What the model reads of whole histories: the newest ``max_history`` events, and representatives of all."""
+        return newest(self._with_lifelong(batch), self.max_history)
+
     def _answering(self) -> None:
         """Leave training mode. Not on every call: a change of mode drops what a model laid out for answering."""
         if self.model.training:
@@ -266,7 +303,9 @@ class Recommender:
         """Answer histories of item keys, oldest first; at most as many items as the catalogue holds.
 
         ``unknown = "report"`` leaves unknown keys out and names them in the answer; ``"refuse"`` raises InputError.
-        A list of :class:`Request` carries its own k and filters.
+        A list of :class:`Request` carries its own k and filters. A request that names a ``user`` and no history is
+        answered from the behaviour store; a user who is not known there by the most popular items, and the answer says
+        so (``unknown_user``, ``cold_start``).
         """
         if unknown not in ("report", "refuse"):
             raise InputError(f"unknown = {unknown!r}", allowed="'report' or 'refuse'")
@@ -285,97 +324,41 @@ class Recommender:
         return answers
 
     def _answer(self, requests: Sequence[Request], refuse: bool) -> list[Recommendation]:
-        known = self.catalog.ids_by_key
-        histories: list[_History] = []
-        unknowns, left_out = [], []
+        reader = RequestReader(
+            self.catalog, self.num_known, self.max_history, self.reads_feedback, self.lifelong, self.behaviour
+        )
+        histories: list[ReadHistory] = []
+        left_out = []
         for request in requests:
             if request.k < 1:
                 raise InputError(f"k = {request.k}", allowed="1 or more")
-            missing = tuple(key for key in request.history if key not in known)
-            if missing and refuse:
+            history = reader.read(request)
+            if history.unknown and refuse:
                 raise InputError(
-                    f"the catalogue holds no item {missing[0]!r}",
+                    f"the catalogue holds no item {history.unknown[0]!r}",
                     allowed=f"one of its {self.catalog.num_items} item ids",
                 )
-            ids = [known[key] for key in request.history if key in known]
-            unknowns.append(missing)
-            left_out.append(self.catalog.ids_of(request.exclude).tolist() + (ids if request.filter_seen else []))
-            histories.append(self._history(request))
+            left_out.append(self.catalog.ids_of(request.exclude).tolist() + history.seen_ids)
+            histories.append(history)
         warm = [place for place, history in enumerate(histories) if history.item_ids]
         groups: dict[int, list[int]] = {}  # by beam width: a large k must not change its neighbours' answers
         for place in warm:
             groups.setdefault(max(self.beam, requests[place].k), []).append(place)
-        by_place: dict[int, tuple[list[int], list[float], str]] = {}
+        by_place: dict[int, _RankedRow] = {}
         for places in groups.values():
             k = min(max(requests[place].k for place in places), self.catalog.num_items)
-            found = self._rank_lists([histories[place] for place in places], [left_out[place] for place in places], k)
-            by_place.update(zip(places, found, strict=True))
+            batch = reader.batch([histories[place] for place in places])
+            found = self.rank(batch, k, exclude=jagged([left_out[place] for place in places]))
+            for place, item_ids, scores in zip(places, found.item_ids.tolist(), found.scores.tolist(), strict=True):
+                by_place[place] = _RankedRow(item_ids, scores, found.version, found.items_version)
         return [
-            self._recommendation(request, by_place.get(place), left_out[place], unknowns[place])
+            self._recommendation(request, by_place.get(place), left_out[place], histories[place])
             for place, request in enumerate(requests)
         ]
 
-    def _history(self, request: Request) -> _History:
-        """The newest events that the model can read: known items (what came after training has no row in it), and
-        only the positive ones where it reads no feedback but the request gives some."""
-        known, schema, number = self.catalog.ids_by_key, self.catalog.schema, len(request.history)
-        feedback: dict[str, np.ndarray] = {}
-        if request.feedback or self.reads_feedback:
-            feedback = schema.complete(request.feedback, number)
-        times = np.zeros(number, dtype=np.int64) if request.times is None else np.asarray(request.times, np.int64)
-        if times.shape != (number,):
-            raise InputError(f"the request has {times.size} times for {number} events", allowed="one each, or none")
-        if (np.diff(times) < 0).any():
-            raise InputError("the history is not in the order of its times", allowed="oldest event first")
-        item_ids = np.array([known.get(key, self.num_known) for key in request.history], dtype=np.int64)
-        kept = item_ids < self.num_known
-        if not self.reads_feedback and schema.positive and feedback:
-            kept &= feedback[schema.positive] > 0
-        places = np.flatnonzero(kept)[-self.max_history :]
-        return _History(
-            item_ids=item_ids[places].tolist(),
-            times=times[places],
-            feedback={name: values[places] for name, values in feedback.items()} if self.reads_feedback else {},
-            profile=request.profile,
-            as_of=request.as_of if request.as_of is not None else int(times[-1]) if number else 0,
-        )
-
-    def _rank_lists(
-        self, histories: list[_History], left_out: list[list[int]], k: int
-    ) -> list[tuple[list[int], list[float], str]]:
-        found = self.rank(self._batch(histories), k, exclude=_jagged(left_out))
-        rows = zip(found.item_ids.tolist(), found.scores.tolist(), strict=True)
-        return [(item_ids, scores, found.version) for item_ids, scores in rows]
-
-    def _batch(self, histories: list[_History]) -> Batch:
-        values, offsets = _jagged([history.item_ids for history in histories])
-        if not self.reads_feedback:
-            return Batch(values, offsets)
-        schema = self.catalog.schema
-        profiles = {
-            name: torch.tensor([_place(vocabulary, history.profile.get(name)) for history in histories])
-            for name, vocabulary in schema.profile_fields.items()
-        }
-        return Batch(
-            values,
-            offsets,
-            times=torch.from_numpy(np.concatenate([history.times for history in histories])),
-            as_of=torch.tensor([history.as_of for history in histories]),
-            feedback={
-                name: torch.from_numpy(np.concatenate([history.feedback[name] for history in histories]))
-                for name in schema.columns
-            },
-            profiles=profiles,
-        )
-
     def _recommendation(
-        self,
-        request: Request,
-        ranked: tuple[list[int], list[float], str] | None,
-        left_out: list[int],
-        unknown: tuple[str, ...],
+        self, request: Request, ranked: _RankedRow | None, left_out: list[int], history: ReadHistory
     ) -> Recommendation:
-        version = self.version if ranked is None else ranked[2]
         if ranked is None:  # nothing to go by: the most popular items, said openly
             banned = set(left_out)
             order = (int(item) for item in self.catalog.serving_order)
@@ -383,17 +366,19 @@ class Recommender:
             item_ids = list(islice(servable, request.k))
             scores = [float(self.catalog.popularity[item]) for item in item_ids]
         else:
-            item_ids = [item for item in ranked[0] if item >= 0][: request.k]
-            scores = ranked[1][: len(item_ids)]
+            item_ids = [item for item in ranked.item_ids if item >= 0][: request.k]
+            scores = ranked.scores[: len(item_ids)]
         return Recommendation(
             item_ids=tuple(item_ids),
             item_keys=tuple(str(self.catalog.item_keys[item]) for item in item_ids),
             scores=tuple(scores),
             titles=tuple(self.catalog.titles[item] for item in item_ids),
             cold_start=ranked is None,
-            unknown=unknown,
-            items_version=self.catalog.items_version,
-            policy_version=version,
+            unknown=history.unknown,
+            items_version=self.catalog.items_version if ranked is None else ranked.items_version,
+            policy_version=self.version if ranked is None else ranked.version,
+            codebook_id=self.catalog.codebook_id,
+            unknown_user=history.unknown_user,
         )
 
     # -- on disk --------------------------------------------------------------------------------------------------
@@ -501,16 +486,6 @@ def newest(batch: Batch, max_history: int) -> Batch:
         feedback={name: values[places] for name, values in batch.feedback.items()},
         target_ids=None,
     )
-
-
-def _place(vocabulary: Sequence[str], value: str | None) -> int:
-    """Category of a profile value: 0 for one that was never seen."""
-    return vocabulary.index(value) + 1 if value in vocabulary else 0
-
-
-def _jagged(lists: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    lengths = torch.tensor([0] + [len(entry) for entry in lists])
-    return torch.tensor([value for entry in lists for value in entry], dtype=torch.int64), lengths.cumsum(0)
 
 
 def _join(first: tuple[Tensor, Tensor] | None, second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

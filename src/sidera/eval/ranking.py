@@ -122,8 +122,7 @@ def questions(
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Batches with whole histories and without targets; with feedback where the recommender reads it."""
     longest = max(1, int((rows.ends - rows.starts).max()))
-    reads = getattr(recommender, "reads_feedback", False)  # a bare rank function reads item ids
-    reader = Reader(dataset, recommender.catalog.schema) if reads else None
+    reader: Reader | None = recommender.reader(dataset) if hasattr(recommender, "reader") else None  # else: item ids
     for index, batch in eval_batches(dataset, rows, longest, batch_size, reader):
         yield index, replace(batch, target_ids=None)
 

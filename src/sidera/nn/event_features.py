@@ -100,11 +100,14 @@ class EventFeatures(nn.Module):
             parts += [table(self.codes[item_ids, level]) for level, table in enumerate(self.code)]
         return torch.stack(parts).sum(0)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """(T, D); InputError names a feedback column that the model was trained with and the batch lacks."""
+    def forward(self, batch: Batch, places: Tensor | None = None) -> Tensor:
+        """(T, D); InputError names a feedback column that the model was trained with and the batch lacks.
+
+        ``places`` (T,): events that came after each, where it is not the number of those behind it in its history.
+        """
         self._check(batch)
         first, activation, second = cast(tuple[nn.Linear, nn.Module, nn.Module], tuple(self.mix))
-        ages, places, numbers = self._per_event(batch)
+        ages, places, numbers = self._per_event(batch, places)
         item_ids, which = torch.unique(batch.item_ids, return_inverse=True)  # (U,), (T,)
         of_items = torch.cat(self._item_parts(item_ids), dim=-1)  # (U, F)
         sizes = (of_items.shape[1], self.age.embedding_dim, self.place.embedding_dim, self.num_numbers)
@@ -126,10 +129,10 @@ class EventFeatures(nn.Module):
         inputs = num_items * of_items + buckets + num_events * (self.num_numbers + second.out_features)
         return 2.0 * first.out_features * inputs
 
-    def concatenated(self, batch: Batch) -> Tensor:
+    def concatenated(self, batch: Batch, places: Tensor | None = None) -> Tensor:
         """The reference of :meth:`forward`: every feature of every event side by side, then the MLP."""
         self._check(batch)
-        ages, places, numbers = self._per_event(batch)
+        ages, places, numbers = self._per_event(batch, places)
         parts = [*self._item_parts(batch.item_ids), self.age(ages), self.place(places)]
         return self.mix(torch.cat(parts if numbers is None else [*parts, numbers], dim=-1))
 
@@ -138,11 +141,11 @@ class EventFeatures(nn.Module):
         sides = [table(getattr(self, f"category_{name}")[item_ids]) for name, table in self.side.items()]
         return [self.item_vectors(item_ids), *sides]
 
-    def _per_event(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _per_event(self, batch: Batch, places: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """(T,) bucket of the age, (T,) of the place, (T, numbers) of what was logged."""
         lengths = batch.lengths
-        places = _half_octaves(_places(batch, lengths), PLACE_BUCKETS)
-        return self._ages(batch, lengths), places, self._numbers(batch)
+        buckets = _half_octaves(_places(batch, lengths) if places is None else places, PLACE_BUCKETS)
+        return self._ages(batch, lengths), buckets, self._numbers(batch)
 
     def _check(self, batch: Batch) -> None:
         missing = [name for name in self.columns if name not in batch.feedback]

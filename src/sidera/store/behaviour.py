@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from sidera import artifacts
-from sidera.config import check_value, digest
+from sidera.config import check_value, digest, written
 from sidera.core import ArtifactError, InputError
 from sidera.store.events import COLUMNS, DTYPES, MAX_LABELS, Events, ItemTable
 from sidera.store.lifelong import LifelongConfig, LifelongHistory, Representatives
@@ -92,16 +92,35 @@ class BehaviourStore:
             self.close()
             raise
 
-    def append(self, user: str, events: Events) -> None:
-        """Add events of a user; they are durable when this returns. InputError for unknown items, OSError for a disk
-        that does not take them; in both cases nothing has changed."""
+    def append(self, user: str, events: Events, *, new_only: bool = False) -> int:
+        """Add events of a user; they are durable when this returns, and counted. InputError for unknown items, OSError
+        for a disk that does not take them; in both cases nothing has changed.
+
+        ``new_only``: an event of an item and second that is held already (or comes twice) is left out, so that a sender
+        who got no answer can send again.
+        """
         shard, key = self._shard(user)
         with shard.lock:
             events.check_known(self.items)
+            if new_only and len(events):
+                events = _new_of(shard.users.get(user, self._nobody).events(), events)
             if len(events):
                 columns = b"".join(getattr(events, name).astype(DTYPES[name]).tobytes() for name in COLUMNS)
                 shard.log.append(APPEND, struct.pack("<HI", len(key), len(events)) + key + columns)
                 shard.history(user).append(events)
+            return len(events)
+
+    def history(
+        self, user: str, as_of: int | None = None, *, representatives: bool = False
+    ) -> tuple[Events, Representatives | None] | None:
+        """All events kept of a user before ``as_of``, and their representatives if asked for; None: nobody of that key
+        ever did anything."""
+        shard, _ = self._shard(user)
+        with shard.lock:
+            history = shard.users.get(user)
+            if history is None:
+                return None
+            return history.events(as_of), history.representatives(as_of) if representatives else None
 
     def read(self, user: str, as_of: int | None = None) -> Pathways:
         """What is known of a user, of events before ``as_of`` (unix seconds); None: everything."""
@@ -170,6 +189,7 @@ class BehaviourStore:
     def _check_same_store(self) -> None:
         """Other shards or limits than those a store was made with would give other answers from the same files."""
         fixed = {name: value for name, value in asdict(self.config).items() if name != "sync"}
+        fixed["lifelong"] = written(self.config.lifelong)
         wanted = {"format": 1, "seed": self.seed, "width": self.items.width, "config": fixed}
         file = self.path / "store.json"
         if not file.exists():
@@ -225,7 +245,7 @@ class _Shard:
         held: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
         for number, history in enumerate(self.users.values()):
             tensors |= {f"{number}/{name}": value for name, value in history.state().items()}
-            held.append(np.unique(tensors[f"{number}/item_ids"].numpy()))
+            held.append(history.held_items())
         info = {"first_log": self.generation, "users": list(self.users)}
         info["vectors"] = self.store.items.digest(np.concatenate(held))
         with artifacts.writing(self.folder / "snapshot", artifacts.Manifest(KIND, digest(info), info=info)) as folder:
@@ -247,7 +267,7 @@ class _Shard:
         for place, user in enumerate(info["users"]):
             config = self.store.config.lifelong
             self.users[user] = LifelongHistory.from_state(states[str(place)], self.store.items, config)
-        held = [history.ring.item_ids[history.ring.slots()] for history in self.users.values()]
+        held = [history.held_items() for history in self.users.values()]
         if self.store.items.digest(np.concatenate([np.zeros(0, dtype=np.int32), *held])) != info["vectors"]:
             raise ArtifactError(f"{path} was clustered with other vectors", fix="give the item table it was made with")
         return int(info["first_log"])
@@ -266,3 +286,15 @@ class _Shard:
 
     def _log_path(self, generation: int) -> Path:
         return self.folder / f"log-{generation:08d}"
+
+
+def _new_of(held: Events, events: Events) -> Events:
+    """The events of whose item and second there is none in ``held``, each once."""
+    near = np.isin(held.times, events.times)
+    known = set(zip(held.times[near].tolist(), held.item_ids[near].tolist(), strict=True))
+    kept = []
+    for place, pair in enumerate(zip(events.times.tolist(), events.item_ids.tolist(), strict=True)):
+        if pair not in known:
+            known.add(pair)
+            kept.append(place)
+    return events.take(np.array(kept, dtype=np.int64))

@@ -87,8 +87,8 @@ class Events:
     item_ids: NDArray[np.int32]  # (n,)
     times: NDArray[np.int64]  # (n,) unix seconds
     labels: NDArray[np.int32]  # (n,) bit i: action i was taken
-    watch_time: NDArray[np.float32]  # (n,) seconds
-    duration: NDArray[np.float32]  # (n,) seconds, of the item
+    watch_time: NDArray[np.float32]  # (n,) seconds, NaN: not recorded
+    duration: NDArray[np.float32]  # (n,) seconds, of the item, NaN: not recorded
 
     @classmethod
     def of(
@@ -98,14 +98,19 @@ class Events:
         labels: ArrayLike | None = None,
         watch_time: ArrayLike | None = None,
         duration: ArrayLike | None = None,
+        *,
+        may_lack_seconds: bool = False,
     ) -> Events:
-        """Columns in time order (ties keep their order); what is not given is 0. InputError names a bad value."""
+        """Columns in time order (ties keep their order); what is not given is 0. InputError names a bad value.
+
+        ``may_lack_seconds``: NaN in watch time or duration says that nobody recorded it; means are of the known ones.
+        """
         ids = _whole("item ids", item_ids, None, 2**31 - 1)
         when = _whole("times", times, len(ids), 2**62)
         zeros = np.zeros(len(ids))
         acted = zeros if labels is None else _whole("labels", labels, len(ids), MAX_LABELS)
         seconds = [
-            zeros if values is None else _seconds(name, values, len(ids))
+            zeros if values is None else _seconds(name, values, len(ids), may_lack_seconds)
             for name, values in (("watch_time", watch_time), ("duration", duration))
         ]
         order = np.argsort(when, kind="stable")
@@ -220,10 +225,10 @@ def _whole(name: str, values: ArrayLike, length: int | None, largest: int) -> ND
     return array
 
 
-def _seconds(name: str, values: ArrayLike, length: int) -> NDArray:
+def _seconds(name: str, values: ArrayLike, length: int, may_lack: bool) -> NDArray:
     array = np.atleast_1d(np.asarray(values, dtype=np.float32))
     _check_shape(name, array, length)
-    bad = np.flatnonzero(~(np.isfinite(array) & (array >= 0)))
+    bad = np.flatnonzero(~(np.isfinite(array) & (array >= 0) | (np.isnan(array) & may_lack)))
     if len(bad):
         raise InputError(f"{name}[{bad[0]}] = {array[bad[0]]} is no length of time", allowed="seconds, 0 or more")
     return array

@@ -13,6 +13,10 @@ The report does not print M. Here M is ``leaf_size`` for a full history and shri
 events has about as many representatives as one with 100,000, not one in fifty; up to ``max_representatives`` events are
 kept as they are. docs/lifelong.md has the figures.
 
+With ``chunk`` above 0 events enter the tree by whole chunks; those behind the last one are tokens of their own. The
+tokens are then a function of the events and their order alone, whoever appended them and in how many calls: what a
+model reads in training (``store.log_events``) and in serving is the same.
+
 Trap: a tree remembers its youth. Appending never moves old cells; when ``rebuild_due`` turns true (as many events came
 as there were at the last build), call ``rebuild()`` where a second of work hurts nobody.
 
@@ -22,7 +26,7 @@ Not thread-safe: ``behaviour.BehaviourStore`` holds a lock for it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +35,10 @@ import torch
 from numpy.typing import NDArray
 
 from sidera import artifacts
-from sidera.config import check_value, parse_section
+from sidera.config import check_value, later, parse_section, written
 from sidera.core import ArtifactError, InputError
 from sidera.store.cluster_tree import ClusterTree
-from sidera.store.events import COLUMNS, EventRing, Events, ItemTable
+from sidera.store.events import COLUMNS, EventRing, Events, ItemTable, concatenate
 from sidera.store.statistics import statistics
 
 KIND = "lifelong"
@@ -49,6 +53,12 @@ class LifelongConfig:
     max_representatives: int = 2000
     leaf_size: int = 100  # M at max_events; a history of n events has M = floor(leaf_size * n / max_events)
     iterations: int = 6  # of k-means in a split
+    chunk: int = later(0)  # events that enter the tree together; 0: each call's, and rebuilding is the caller's affair
+
+    @property
+    def max_clusters(self) -> int:
+        """Clusters of the tree: with the events that wait for their chunk to be whole, ``max_representatives``."""
+        return self.max_representatives - self.chunk
 
     def __post_init__(self) -> None:
         limits = {"max_events": LARGEST, "max_representatives": LARGEST, "leaf_size": LARGEST, "iterations": 1000}
@@ -56,6 +66,9 @@ class LifelongConfig:
             value = getattr(self, name)
             good = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= high
             check_value("[lifelong]", name, value, good, f"whole numbers from 1 to {high}")
+        most = min(self.max_representatives - 1, self.max_events)
+        good = isinstance(self.chunk, int) and not isinstance(self.chunk, bool) and 0 <= self.chunk <= most
+        check_value("[lifelong]", "chunk", self.chunk, good, f"whole numbers from 0 to {most}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +96,7 @@ class LifelongHistory:
         self.items, self.config, self.seed = items, config or LifelongConfig(), seed
         self.ring = EventRing(self.config.max_events)
         self.tree = self._empty_tree()
+        self.tail = Events.of([], [])  # events whose chunk is not whole yet
         self.num_evicted = 0  # events that came and were let go beyond the limit
         self.num_late = 0  # events that came after a newer one
         self.newest_time = -1
@@ -91,17 +105,17 @@ class LifelongHistory:
 
     def __len__(self) -> int:
         """Events kept."""
-        return len(self.ring)
+        return len(self.ring) + len(self.tail)
 
     @property
     def is_flat(self) -> bool:
         """True for as long as every event is its own representative."""
-        return len(self) <= self.config.max_representatives
+        return len(self.ring) <= self.config.max_clusters
 
     @property
     def max_leaf(self) -> int:
         """M: the size above which a cluster is split."""
-        return max(1, self.config.leaf_size * len(self) // self.config.max_events)
+        return max(1, self.config.leaf_size * len(self.ring) // self.config.max_events)
 
     @property
     def rebuild_due(self) -> bool:
@@ -111,7 +125,7 @@ class LifelongHistory:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays of this user; the item table is shared and not counted, nor are Python's objects."""
-        return self.ring.nbytes + self.tree.nbytes
+        return self.ring.nbytes + self.tree.nbytes + sum(getattr(self.tail, name).nbytes for name in COLUMNS)
 
     def append(self, events: Events) -> None:
         """Add events, in any order of time; InputError (and nothing happens) when one is of an unknown item.
@@ -123,13 +137,27 @@ class LifelongHistory:
         if not len(events):
             return
         self.num_late += int((events.times < self.newest_time).sum())
-        self.newest_time = max(self.newest_time, int(events.times[-1]))
+        self.newest_time = max(self.newest_time, int(events.times.max()))
+        chunk = self.config.chunk
+        if not chunk:
+            self._absorb(events)
+            return
+        waiting = concatenate([self.tail, events])
+        whole = len(waiting) - len(waiting) % chunk
+        for start in range(0, whole, chunk):
+            self._absorb(waiting.take(slice(start, start + chunk)))
+            if self.rebuild_due:
+                self.rebuild()
+        self.tail = waiting.take(slice(whole, None))
+
+    def _absorb(self, events: Events) -> None:
+        """Into the ring and the tree."""
         surplus = max(0, len(events) - self.config.max_events)  # of this call alone
         events = events.take(slice(surplus, None))
-        leaving = max(0, len(self) + len(events) - self.config.max_events)
+        leaving = max(0, len(self.ring) + len(events) - self.config.max_events)
         self.num_evicted += surplus + leaving
         was_flat = self.is_flat
-        self.ring.reserve(min(self.config.max_events, len(self) + len(events)))
+        self.ring.reserve(min(self.config.max_events, len(self.ring) + len(events)))
         if leaving:
             self.tree.remove(self.ring.oldest(leaving))
             self.ring.forget(leaving)
@@ -137,7 +165,7 @@ class LifelongHistory:
         self.tree.insert(slots, self.max_leaf, may_split=not self.is_flat)
         self._arrived += len(events)
         if was_flat or leaving == self.config.max_events:
-            self._built_size, self._arrived = len(self), 0
+            self._built_size, self._arrived = len(self.ring), 0
 
     def rebuild(self) -> None:
         """Cluster all events anew; afterwards the tree is as good as one that was never added to."""
@@ -145,7 +173,7 @@ class LifelongHistory:
         self.tree = self._empty_tree()
         self.tree.num_draws = draws
         self.tree.insert(self.ring.slots(), self.max_leaf, may_split=not self.is_flat)
-        self._built_size, self._arrived = len(self), 0
+        self._built_size, self._arrived = len(self.ring), 0
 
     def set_items(self, items: ItemTable) -> None:
         """Take a table with new items below the old ones; InputError when old vectors differ."""
@@ -158,28 +186,26 @@ class LifelongHistory:
 
     def events(self, as_of: int | None = None) -> Events:
         """The events kept, in time order (ties in order of arrival); with ``as_of`` only those before it."""
-        slots = self.ring.slots()
-        times = self.ring.columns["times"][slots]
-        if as_of is not None:
-            slots, times = slots[times < as_of], times[times < as_of]
-        if self.num_late:
-            slots = slots[np.argsort(times, kind="stable")]
-        return self.ring.events(slots)
+        events = self._arrivals(as_of)
+        return events.take(np.argsort(events.times, kind="stable")) if self.num_late else events
+
+    def held_items(self) -> NDArray[np.int32]:
+        """The items of the events kept, each once."""
+        return np.unique(np.concatenate([self.ring.item_ids[self.ring.slots()], self.tail.item_ids]))
 
     def representatives(self, as_of: int | None = None) -> Representatives:
         """The tokens that the model reads.
 
         With an ``as_of`` before the newest event, counts, means and nearest members are of the events before it only
-        (O(events) work); which events share a cluster may owe something to later ones.
+        (O(events) work); which events share a cluster may owe something to later ones. Not so with a ``chunk``: there
+        the clusters of that moment are grown again when it lies before the last whole chunk (of the events still kept).
         """
+        if self.config.chunk:
+            return self._as_of_chunks(as_of)
         if as_of is None or as_of > self.newest_time:
             if self.is_flat:
                 return self._as_they_are(self.events())
-            tree = self.tree
-            tree.refresh()
-            leaves = np.array(sorted(tree.members), dtype=np.int64)
-            means = (tree.mean_time, tree.mean_watch, tree.mean_duration)
-            return self._tokens(tree.count[leaves], tree.nearest[leaves], *(mean[leaves] for mean in means))
+            return self._tree_tokens()
         slots = self.ring.slots()
         slots = slots[self.ring.columns["times"][slots] < as_of]
         if len(slots) <= self.config.max_representatives:
@@ -195,6 +221,8 @@ class LifelongHistory:
         counters = [self.seed, self.num_evicted, self.num_late, self.newest_time, self._built_size, self._arrived]
         arrays = {name: column[slots] for name, column in self.ring.columns.items()}
         arrays |= {"leaf": self.ring.leaf[slots], "counters": np.array(counters), **self.tree.state()}
+        if self.config.chunk:
+            arrays |= {f"tail_{name}": getattr(self.tail, name) for name in COLUMNS}
         return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
 
     @classmethod
@@ -207,6 +235,9 @@ class LifelongHistory:
         history._built_size, history._arrived = counters[3:]
         events = Events(**{name: arrays[name] for name in COLUMNS})
         events.check_known(items)
+        if config.chunk:
+            history.tail = Events(**{name: arrays[f"tail_{name}"] for name in COLUMNS})
+            history.tail.check_known(items)
         slots = history.ring.extend(events)
         history.ring.leaf[slots] = arrays["leaf"]
         history.tree.restore(arrays)
@@ -217,8 +248,8 @@ class LifelongHistory:
     def save(self, path: str | Path) -> None:
         """Write an artifact of kind "lifelong"; an older one at ``path`` survives until the new one is whole."""
         info: dict[str, Any] = {"num_events": len(self), "width": self.items.width}
-        recipe = {"lifelong": asdict(self.config), "seed": self.seed}
-        digest = self.items.digest(self.ring.item_ids[self.ring.slots()])
+        recipe = {"lifelong": written(self.config), "seed": self.seed}
+        digest = self.items.digest(self.held_items())
         with artifacts.writing(path, artifacts.Manifest(KIND, digest, recipe=recipe, info=info)) as folder:
             artifacts.save_tensors(folder, self.state(), prefix="history")
 
@@ -234,7 +265,7 @@ class LifelongHistory:
         state = artifacts.load_tensors(Path(path), prefix="history")
         config = parse_section(LifelongConfig, manifest.recipe["lifelong"], "[lifelong]")
         history = cls.from_state(state, items, config)
-        if items.digest(history.ring.item_ids[history.ring.slots()]) != manifest.digest:
+        if items.digest(history.held_items()) != manifest.digest:
             raise ArtifactError(
                 f"{path} was clustered with other vectors of the same width",
                 fix="give the table it was made with, or build it again from its events",
@@ -243,7 +274,37 @@ class LifelongHistory:
 
     def _empty_tree(self) -> ClusterTree:
         config = self.config
-        return ClusterTree(self.ring, self.items.vectors, config.max_representatives, config.iterations, self.seed)
+        return ClusterTree(self.ring, self.items.vectors, config.max_clusters, config.iterations, self.seed)
+
+    def _arrivals(self, as_of: int | None) -> Events:
+        """The events kept, or those before ``as_of``, in order of arrival."""
+        events = self.ring.events(self.ring.slots())
+        if len(self.tail):
+            events = concatenate([events, self.tail])
+        return events if as_of is None else events.take(events.times < as_of)
+
+    def _as_of_chunks(self, as_of: int | None) -> Representatives:
+        """The clusters of the whole chunks before a moment, and the events behind these one by one."""
+        in_ring = self.ring.columns["times"][self.ring.slots()]
+        if as_of is not None and len(in_ring) and as_of <= in_ring.max():
+            past = LifelongHistory(self.items, self.config, self.seed)
+            past.append(self._arrivals(as_of))
+            past.num_late = self.num_late  # they came in one call now, in the old order
+            return past.representatives()
+        if self.is_flat:
+            return self._as_they_are(self.events(as_of))
+        tail = self.tail if as_of is None else self.tail.take(self.tail.times < as_of)
+        parts = (self._tree_tokens(), self._as_they_are(tail))
+        order = np.argsort(np.concatenate([part.times for part in parts]), kind="stable")
+        joined = {name: np.concatenate([getattr(part, name) for part in parts])[order] for name in vars(parts[0])}
+        return Representatives(**joined)
+
+    def _tree_tokens(self) -> Representatives:
+        tree = self.tree
+        tree.refresh()
+        leaves = np.array(sorted(tree.members), dtype=np.int64)
+        means = (tree.mean_time, tree.mean_watch, tree.mean_duration)
+        return self._tokens(tree.count[leaves], tree.nearest[leaves], *(mean[leaves] for mean in means))
 
     def _as_they_are(self, events: Events) -> Representatives:
         return Representatives(

@@ -19,7 +19,8 @@ from sidera.store.events import EventRing, Slots
 def statistics(
     ring: EventRing, vectors: NDArray[np.float32], members: Sequence[Sequence[int] | Slots]
 ) -> tuple[NDArray, ...]:
-    """Of G clusters: count, centre (G, D), nearest slot (-1: no members), mean time, watch time and duration.
+    """Of G clusters: count, centre (G, D), nearest slot (-1: no members), mean time, watch time and duration (of the
+    members whose seconds are known, NaN where none are).
 
     Nearest of equals: the smaller item id, and of its events the one that came last.
     """
@@ -29,7 +30,13 @@ def statistics(
     safe = np.maximum(sizes, 1)  # the one leaf of an empty history
 
     def mean(name: str) -> NDArray[np.float64]:
-        return np.bincount(group, weights=ring.columns[name][slots], minlength=len(members)) / safe
+        values = ring.columns[name][slots]
+        unknown = np.isnan(values)
+        if not unknown.any():
+            return np.bincount(group, weights=values, minlength=len(members)) / safe
+        known = np.bincount(group[~unknown], minlength=len(members))
+        sums = np.bincount(group[~unknown], weights=values[~unknown], minlength=len(members))
+        return np.where((known == 0) & (sizes > 0), np.nan, sums / np.maximum(known, 1))
 
     items = ring.item_ids[slots]
     order = np.lexsort((items, group))  # stable: order of arrival inside (group, item)

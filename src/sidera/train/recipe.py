@@ -10,7 +10,7 @@ from typing import Any
 
 from sidera.artifacts import write_text
 from sidera.catalog.config import CatalogConfig
-from sidera.config import load_recipe, parse_section
+from sidera.config import load_recipe, parse_section, written
 from sidera.core import ArtifactError
 from sidera.data.config import DataConfig
 from sidera.engine.recommender import RUN_RECIPE
@@ -49,7 +49,7 @@ class Recipe:
 
     @property
     def model_section(self) -> dict[str, Any]:
-        return {"name": self.model_name, **asdict(self.model_config)}
+        return {"name": self.model_name, **written(self.model_config)}
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """Every key with its value, defaults included."""

@@ -21,7 +21,7 @@ from sidera.catalog.build import build_catalog, catalog_digest
 from sidera.catalog.catalog import Catalog
 from sidera.config import digest
 from sidera.core import InputError
-from sidera.data.batches import PackedSequences, PrefixRows, RequestRows
+from sidera.data.batches import PackedSequences, PrefixRows, Reader, RequestRows
 from sidera.data.config import View, load_dataset, make_views
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
@@ -158,7 +158,7 @@ def train_stage(
     training: dict[str, Any] = {"parameters": num_parameters}
     if isinstance(model, ItemKNN):
         model.count(*training_sequences(prepared))
-    elif (source := batch_source(recipe, prepared, model)) is not None:
+    elif (source := batch_source(recipe, prepared, model, recommender.reader(prepared.dataset))) is not None:
         result = fit(
             model,
             source,
@@ -274,12 +274,15 @@ def run(
 
 
 def batch_source(
-    recipe: Recipe, prepared: Prepared, model: torch.nn.Module
+    recipe: Recipe, prepared: Prepared, model: torch.nn.Module, reader: Reader | None = None
 ) -> PackedSequences | PrefixRows | RequestRows | None:
-    """The training batches that the model's loss takes."""
+    """The training batches that the model's loss takes; ``reader``: how it reads the log (``Recommender.reader``)."""
     if model.trains_on == "requests":
         history, size = recipe.model_config.max_history, recipe.fit.batch_size
-        return RequestRows(prepared.dataset, prepared.split, prepared.schema, history, size, seed=recipe.fit.seed)
+        return RequestRows(
+            prepared.dataset, prepared.split, prepared.schema, history, size, seed=recipe.fit.seed,
+            lifelong=reader.lifelong if reader else None,
+        )  # fmt: skip
     if model.trains_on == "sessions":
         history, size = recipe.model_config.max_history, recipe.fit.batch_size
         rules = recipe.model_config.session_rules()

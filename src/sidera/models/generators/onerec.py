@@ -2,30 +2,32 @@
 
     sidera run recipes/world/onerec.toml --data data/world --out runs/onerec
 
-The user enters by four pathways: *static* (one token from the profile), *short-term* (the newest 20 events), *positive
-feedback* (the newest 256 events that were liked) and *lifelong* (all that is older than the short-term ones, which a
-QFormer reads into a few learned queries). [h_u; h_s; h_p; h_l] and their places go through an encoder of full
-self-attention; every layer of the decoder projects its own keys and values from the encoder's states and writes
-[BOS, s1, s2] -> s1, s2, s3. The loss is the sum of -log p over the codes of a target, and the feed-forwards of the
-decoder (of the encoder too, if asked) can be mixtures of experts that are balanced without a loss term.
+The user enters by four pathways: *static* (one token from the profile), *short-term* (the newest 20 events),
+*positive feedback* (the newest 256 events that were liked) and *lifelong* (what a QFormer reads into a few learned
+queries: all that is older than the short-term events, or representatives of the whole history). [h_u; h_s; h_p; h_l]
+and their places go through an encoder of full self-attention; every layer of the decoder projects its own keys and
+values from the encoder's states and writes [BOS, s1, s2] -> s1, s2, s3. The loss is the sum of -log p over the codes
+of a target, and the feed-forwards of the decoder (of the encoder too, if asked) can be mixtures of experts that are
+balanced without a loss term.
 
 Any pathway can be switched off: a length of 0, ``static = false``. A user of whom nothing is known still has the static
 token, so there is always something to read.
 
 Where this differs from the report: tables and the Dense layers of event features are shared by the pathways and every
 event is embedded once, though it may stand in two of them; what tells the pathways apart is the learned place.
-Histories longer than ``max_history`` are compressed outside of the model (``store.lifelong``): a representative there
-is an event like any other, with an item, labels and mean times, so it enters the batch as one.
+Histories longer than ``max_history`` are compressed outside of the model (``store.lifelong``) and read with
+``lifelong = "representatives"``: each is embedded as an event, with an item, labels and mean times, and a vector for
+how many events it stands for. Its place counts events and not representatives.
 
 Trap: targets of one request share its context, so a batch row is a request and not a target (``RequestRows``).
 
 Shape legend: T events of the batch · B requests · M context tokens of all · S context tokens · Q queries · D width ·
-R groups of keys and values · E dims of a head.
+R groups of keys and values, or representatives · E dims of a head.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
@@ -33,8 +35,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
-from sidera.config import check_value
-from sidera.core import Batch
+from sidera.config import check_value, later
+from sidera.core import Batch, InputError, Lifelong
 from sidera.models.generators.request_generator import (
     RequestContext,
     RequestGenerator,
@@ -47,7 +49,11 @@ from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
 from sidera.nn.dropout import Dropout
 from sidera.nn.event_features import EventFeatures, UserFeatures, padded
 from sidera.nn.qformer import QFormer, QFormerLayer
+from sidera.nn.target_attention import half_octaves
 from sidera.ops.jagged import jagged_layout
+from sidera.store.lifelong import LifelongConfig
+
+COUNT_BUCKETS = 32  # half octaves of events that a representative stands for: 65,000
 
 
 @dataclass(frozen=True)
@@ -85,13 +91,28 @@ class OneRec(RequestGenerator):
         moe_from: int = 0  # first decoder layer with experts
         encoder_experts: bool = False  # experts in the encoder too (report: from 2.6 B parameters on)
         balance_rate: float = 1e-3  # step of the experts' biases
+        # What the lifelong pathway reads: the newest max_history events (less the short-term ones), or representatives
+        # of the whole history, kept up in the store and as of every request in training.
+        lifelong: Literal["history", "representatives"] = later("history")
+        max_representatives: int = later(2000)
+        lifelong_chunk: int = later(500)  # events that enter their clusters together
 
         def __post_init__(self) -> None:
             for name in ("max_history", "lifelong_layers", "encoder_layers", "decoder_layers"):
                 check_value("[model]", name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
             for name in ("short_term", "positive_length", "num_lifelong_queries"):
                 check_value("[model]", name, getattr(self, name), getattr(self, name) >= 0, "a whole number >= 0")
+            if self.lifelong == "representatives":
+                good, allowed = self.num_lifelong_queries >= 1, "1 or more with lifelong = 'representatives'"
+                check_value("[model]", "num_lifelong_queries", self.num_lifelong_queries, good, allowed)
+                self.lifelong_config()
             self.decoder_size()
+
+        def lifelong_config(self) -> LifelongConfig | None:
+            """How the histories that the model reads are kept; None: as they are."""
+            if self.lifelong == "history":
+                return None
+            return LifelongConfig(max_representatives=self.max_representatives, chunk=self.lifelong_chunk)
 
         def decoder_size(self) -> DecoderSize:
             return DecoderSize(
@@ -124,6 +145,10 @@ class OneRec(RequestGenerator):
         )  # keys and values of every decoder layer
         nn.init.normal_(self.project.weight, std=config.width**-0.5)
         self.dropout = Dropout(config.dropout)
+        self.lifelong_config = config.lifelong_config()
+        self.count = nn.Embedding(COUNT_BUCKETS, config.width) if self.lifelong_config else None
+        if self.count is not None:
+            nn.init.normal_(self.count.weight, std=config.width**-0.5)
 
     def context(self, batch: Batch) -> RequestContext:
         """Pathways, encoder, and the keys and values of every decoder layer."""
@@ -143,7 +168,7 @@ class OneRec(RequestGenerator):
         config = self.config
         _, places = event_places(batch)
         kept_mask = places < config.max_history
-        if self.lifelong is None:
+        if self.lifelong is None or self.count is not None:
             kept_mask &= (places < config.short_term) | self._newest_positives(batch)
         return batch if bool(kept_mask.all()) else batch.keep(kept_mask)
 
@@ -151,7 +176,8 @@ class OneRec(RequestGenerator):
         """Tokens (M, D) of all pathways with their places added, and the histories' bounds (B+1,)."""
         config, num_rows = self.config, batch.num_histories
         rows, places = event_places(batch)
-        users, events = self.user(batch), self.events(batch)  # (B, D), (T, D)
+        users = self.user(batch)  # (B, D)
+        events, older, older_bounds = self.embedded(batch, rows, places)  # (T, D), (O, D), (B+1,)
         histories = torch.arange(num_rows, device=rows.device)
         found, vectors = [Pathway(histories, histories, torch.zeros_like(histories))], [users, events]
         if config.short_term:
@@ -162,8 +188,9 @@ class OneRec(RequestGenerator):
             ranks = _counted_from_newest(positive_mask(batch, self.positive), batch.offsets, rows)[chosen]
             found.append(Pathway(num_rows + chosen, rows[chosen], self.first_places[2] + ranks))
         if self.lifelong is not None:
-            older = (places >= config.short_term).nonzero().squeeze(1)
-            queries, owners = self._read_older(events, rows, older, num_rows)
+            owners = older_bounds.diff().nonzero().squeeze(1)  # (b,) histories that have anything to read
+            bounds = F.pad(older_bounds.diff()[owners].cumsum(0), (1, 0))
+            queries = self.lifelong(older, offsets=bounds)  # (b, Q, D)
             vectors.append(queries.flatten(0, 1))
             each = config.num_lifelong_queries
             counted = torch.arange(len(owners) * each, device=rows.device)
@@ -177,13 +204,21 @@ class OneRec(RequestGenerator):
         tokens = torch.cat(vectors).index_select(0, which) + self.place(positions)
         return tokens, F.pad(torch.bincount(token_rows, minlength=num_rows).cumsum(0), (1, 0))
 
-    def _read_older(self, events: Tensor, rows: Tensor, older: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-        """What the QFormer's queries read of the older events (b, Q, D), and the (b,) histories that have any."""
-        assert self.lifelong is not None
-        counts = torch.bincount(rows[older], minlength=num_rows)  # (B,)
-        owners = counts.nonzero().squeeze(1)
-        read = self.lifelong(events.index_select(0, older), offsets=F.pad(counts[owners].cumsum(0), (1, 0)))
-        return read, owners
+    def embedded(self, batch: Batch, rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, D) events, (O, D) what the lifelong queries read, and its bounds (B+1,)."""
+        if self.lifelong is None:
+            events = self.events(batch)
+            return events, events[:0], batch.offsets.new_zeros(batch.num_histories + 1)
+        if self.count is None:
+            events = self.events(batch)
+            older = (places >= self.config.short_term).nonzero().squeeze(1)
+            counts = torch.bincount(rows[older], minlength=batch.num_histories)
+            return events, events.index_select(0, older), F.pad(counts.cumsum(0), (1, 0))
+        both, is_event, both_places = with_representatives(batch, places)
+        vectors = self.events(both, both_places)  # in one call: an item's part of the first Dense is paid for once
+        lifelong = representatives(batch)
+        sizes = self.count(half_octaves(lifelong.counts - 1, COUNT_BUCKETS))
+        return vectors[is_event], vectors[~is_event] + sizes, lifelong.offsets
 
     def _newest_positives(self, batch: Batch) -> Tensor:
         """(T,) True for the newest ``positive_length`` positive events of each history."""
@@ -203,9 +238,13 @@ class OneRec(RequestGenerator):
         short = lengths.clamp(max=config.short_term)
         liked = F.pad(positive_mask(batch, self.positive).long().cumsum(0), (1, 0))[batch.offsets].diff()
         older = lengths - short if self.lifelong is not None else torch.zeros_like(lengths)
+        read = batch
+        if self.count is not None:
+            older = representatives(batch).offsets.diff()
+            read = with_representatives(batch, event_places(batch)[1])[0]
         queries = config.num_lifelong_queries * (older > 0)
         tokens = 1 + short + liked.clamp(max=config.positive_length) + queries  # (B,)
-        forward = self.events.flops(batch) + matmul_flops(self.user, batch.num_histories)
+        forward = self.events.flops(read) + matmul_flops(self.user, batch.num_histories)
         if self.lifelong is not None:
             for layer in cast(list[QFormerLayer], self.lifelong.layers):
                 keys = layer.attention.key_value
@@ -215,6 +254,45 @@ class OneRec(RequestGenerator):
         forward += matmul_flops(self.encoder, int(tokens.sum())) + matmul_flops(self.project, int(tokens.sum()))
         forward += config.encoder_layers * attention_flops(float(tokens.square().sum()), width)
         return TRAINING * (forward + self.decoder_flops(batch, tokens))
+
+
+def representatives(batch: Batch) -> Lifelong:
+    """Those of the batch; InputError when it has none."""
+    if batch.lifelong is None:
+        raise InputError(
+            "the batch has no representatives of its histories",
+            fix="read the log with a LogRepresentatives, or set [model] lifelong = 'history'",
+        )
+    return batch.lifelong
+
+
+def with_representatives(batch: Batch, places: Tensor) -> tuple[Batch, Tensor, Tensor]:
+    """One batch of both, each history's representatives before its events: (R+T) events, which of them (R+T,) are the
+    batch's own, and how many events came after each (R+T,)."""
+    lifelong = representatives(batch)
+    lengths = lifelong.offsets.diff()
+    total, device = lifelong.item_ids.numel(), lifelong.item_ids.device
+    rows = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=total)
+    so_far = F.pad(lifelong.counts.cumsum(0), (1, 0))  # (R+1,)
+    after = so_far[lifelong.offsets[1:]][rows] - so_far[1:]  # (R,)
+    order = torch.cat((rows, event_places(batch)[0])).argsort(stable=True)
+
+    def merged(theirs: Tensor, ours: Tensor) -> Tensor:
+        return torch.cat((theirs, ours))[order]
+
+    both = replace(
+        batch,
+        item_ids=merged(lifelong.item_ids, batch.item_ids),
+        offsets=lifelong.offsets + batch.offsets,
+        times=None if batch.times is None else merged(lifelong.times, batch.times),
+        feedback={
+            name: merged(values, batch.feedback[name])
+            for name, values in lifelong.feedback.items()
+            if name in batch.feedback  # what the model misses it names itself
+        },
+        lifelong=None,
+    )
+    return both, order >= total, merged(after, places)
 
 
 def _counted_from_newest(chosen_mask: Tensor, offsets: Tensor, rows: Tensor) -> Tensor:

@@ -1,0 +1,149 @@
+"""Requests to batches: what a model reads of a history that a request brings, or that the store has of a user.
+
+Keys become ids, columns are completed as the Catalog's schema says, and what the model cannot read is left out: unknown
+items, items that came after training, and for models that read no feedback all but the positive events. The newest
+``max_history`` of what is left are read, and representatives of all of it where the model asks for these.
+
+Shape legend: n events of one history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sidera.catalog.catalog import Catalog
+from sidera.core import Batch, InputError, Request
+from sidera.engine.histories import Behaviour, KnownHistory, item_table
+from sidera.store.lifelong import LifelongConfig
+from sidera.store.log_events import lifelong_of, read_whole
+
+UNKNOWN = -1  # in place of an item that the catalogue does not hold
+
+
+@dataclass(frozen=True)
+class ReadHistory:
+    """What a model reads of one request, and what is to be said of it in the answer."""
+
+    item_ids: list[int]  # (n,) readable, oldest first
+    times: np.ndarray  # (n,) int64
+    feedback: Mapping[str, np.ndarray]  # column -> (n,) float32
+    tokens: np.ndarray | None  # (R,) of dtype store.log_events.TOKEN, where the model reads representatives
+    profile: Mapping[str, str]
+    as_of: int
+    seen_ids: list[int]  # every item of the whole history, where they are not to be answered again
+    unknown: tuple[str, ...]  # keys that the catalogue does not hold
+    unknown_user: bool = False
+
+
+@dataclass(frozen=True)
+class RequestReader:
+    """How one model reads requests over one Catalog."""
+
+    catalog: Catalog
+    num_known: int  # items that the model has rows for
+    max_history: int
+    reads_feedback: bool
+    lifelong: LifelongConfig | None
+    behaviour: Behaviour | None
+
+    def read(self, request: Request) -> ReadHistory:
+        """The history that a request brings, or that the behaviour store has of its user. InputError names what is
+        wrong with it."""
+        if request.user is not None:
+            return self._of_user(request, request.user)
+        known, schema, number = self.catalog.ids_by_key, self.catalog.schema, len(request.history)
+        feedback: dict[str, np.ndarray] = {}
+        if request.feedback or self.reads_feedback:
+            feedback = schema.complete(request.feedback, number)
+        times = np.zeros(number, dtype=np.int64) if request.times is None else np.asarray(request.times, np.int64)
+        if times.shape != (number,):
+            raise InputError(f"the request has {times.size} times for {number} events", allowed="one each, or none")
+        if (np.diff(times) < 0).any():
+            raise InputError("the history is not in the order of its times", allowed="oldest event first")
+        item_ids = np.array([known.get(key, UNKNOWN) for key in request.history], dtype=np.int64)
+        missing = tuple(key for key in request.history if key not in known)
+        return self._readable(request, KnownHistory(item_ids, times, feedback, None), missing)
+
+    def batch(self, histories: Sequence[ReadHistory]) -> Batch:
+        """Histories of one event or more -> a Batch to answer."""
+        values, offsets = jagged([history.item_ids for history in histories])
+        if not self.reads_feedback:
+            return Batch(values, offsets)
+        schema = self.catalog.schema
+        profiles = {
+            name: torch.tensor([_place(vocabulary, history.profile.get(name)) for history in histories])
+            for name, vocabulary in schema.profile_fields.items()
+        }
+        tokens = [history.tokens for history in histories if history.tokens is not None]
+        return Batch(
+            values,
+            offsets,
+            times=torch.from_numpy(np.concatenate([history.times for history in histories])),
+            as_of=torch.tensor([history.as_of for history in histories]),
+            feedback={
+                name: torch.from_numpy(np.concatenate([history.feedback[name] for history in histories]))
+                for name in schema.columns
+            },
+            profiles=profiles,
+            lifelong=None if self.lifelong is None else lifelong_of(schema, tokens),
+        )
+
+    def _of_user(self, request: Request, user: str) -> ReadHistory:
+        if request.history or request.feedback or request.times is not None:
+            raise InputError(
+                f"the request names user {user!r} and brings a history too",
+                allowed="one of them",
+                fix="leave history, feedback and times out, or the user",
+            )
+        if self.behaviour is None:
+            raise InputError(
+                f"the request names user {user!r}, but no behaviour store is open",
+                fix="serve with --store FOLDER, or send the history",
+            )
+        found = self.behaviour.read(user, request.as_of, representatives=self.lifelong is not None)
+        if found is None or not len(found.item_ids):
+            nothing = np.empty(0, dtype=np.int64)
+            found = KnownHistory(nothing, nothing, self.catalog.schema.complete({}, 0), None)
+            return replace(self._readable(request, found, ()), unknown_user=True)
+        return self._readable(request, found, ())
+
+    def _readable(self, request: Request, whole: KnownHistory, missing: tuple[str, ...]) -> ReadHistory:
+        schema, item_ids, feedback = self.catalog.schema, whole.item_ids, whole.feedback
+        kept = (item_ids >= 0) & (item_ids < self.num_known)
+        if not self.reads_feedback and schema.positive and feedback:
+            kept &= feedback[schema.positive] > 0
+        places, tokens = np.flatnonzero(kept), whole.tokens
+        if tokens is not None:
+            tokens = tokens[tokens["item_ids"] < self.num_known]
+        elif self.lifelong is not None:
+            columns = {name: values[places] for name, values in feedback.items()}
+            items = item_table(self.catalog)
+            tokens = read_whole(schema, items, self.lifelong, item_ids[places], whole.times[places], columns)
+        places = places[-self.max_history :]
+        newest = int(whole.times[-1]) if len(whole.times) else 0
+        return ReadHistory(
+            item_ids=item_ids[places].tolist(),
+            times=whole.times[places],
+            feedback={name: values[places] for name, values in feedback.items()} if self.reads_feedback else {},
+            tokens=tokens,
+            profile=request.profile,
+            as_of=newest if request.as_of is None else request.as_of,
+            seen_ids=np.unique(item_ids[item_ids >= 0]).tolist() if request.filter_seen else [],
+            unknown=missing,
+        )
+
+
+def jagged(lists: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Values of all lists after each other, and offsets (len(lists)+1,)."""
+    lengths = torch.tensor([0] + [len(entry) for entry in lists])
+    return torch.tensor([value for entry in lists for value in entry], dtype=torch.int64), lengths.cumsum(0)
+
+
+def _place(vocabulary: Sequence[str], value: str | None) -> int:
+    """Category of a profile value: 0 for one that was never seen."""
+    return vocabulary.index(value) + 1 if value in vocabulary else 0
