@@ -73,7 +73,8 @@ def told_one_by_one(dataset: Any, schema: Any, items: Any, config: Any, ends: li
             tokens[place + 1] = tokens_of(history.representatives())
     p50, p99, most = np.percentile(spent, [50, 99, 100]).round(3).tolist()
     milliseconds = {"mean": round(float(np.mean(spent)), 4), "median": p50, "p99": p99, "max": most}
-    return tokens, milliseconds | {"megabytes": round(history.nbytes / 1e6, 2), "tokens": len(history.representatives())}
+    sizes = {"megabytes": round(history.nbytes / 1e6, 2), "tokens": len(history.representatives())}
+    return tokens, milliseconds | sizes
 
 
 def main() -> None:

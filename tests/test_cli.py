@@ -22,7 +22,10 @@ import torch
 
 from sidera.catalog.vectors_file import save_vectors
 from sidera.cli import build_parser, main
+from sidera.data.dataset import Dataset
 from sidera.data.tiny import tiny_exposures, tiny_log
+from sidera.engine.histories import open_behaviour
+from sidera.engine.recommender import Recommender
 from sidera.models import MODELS
 from sidera.train.stages import rows_bar
 
@@ -318,6 +321,7 @@ def test_wrong_flags(arguments: list[str], named: str, capsys: pytest.CaptureFix
         ("recommend {}/run --history item0001 -k 0", "k = 0; allowed: 1 or more"),
         ("serve {}/nowhere --port 0", "no run folder at .*nowhere"),
         ("serve {}/run --port 70000", "--port 70000 is no port; allowed: 0 to 65535"),
+        ("serve {}/run --fill {}/data", "--fill .*data without a store; fix: name its folder with --store"),
         ("demo --data {}/nowhere --out {}/demo", "no data folder at .*nowhere"),
         ("import {}/absent.csv --out {}/o", "no file at .*absent.csv"),
         ("import {}/event.csv --out {}/o", "no file at .*event.csv' .did you mean 'events.csv'"),
@@ -622,11 +626,12 @@ def test_an_unfinished_training_is_not_continued_by_another_recipe(
     assert "catalog = " in line
 
 
-def test_serve_answers_and_stops_quietly(place: Path) -> None:
+def test_serve_answers_and_stops_quietly(place: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    running = process("serve", place / "run", "--port", port)
+    store = ("--store", tmp_path / "store", "--fill", place / "data")
+    running = process("serve", place / "run", "--port", port, *store)
     address = f"http://127.0.0.1:{port}"
 
     def up() -> bool:
@@ -636,14 +641,20 @@ def test_serve_answers_and_stops_quietly(place: Path) -> None:
         except OSError:
             return False
 
+    def ask(path: str, **body: object) -> dict[str, Any]:
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(f"{address}{path}", data=json.dumps(body).encode(), headers=headers)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found: dict[str, Any] = json.loads(answer.read())
+            return found
+
     try:
         wait_for(up, running)
-        body = json.dumps({"history": ["item0001", "item0003"], "k": 3}).encode()
-        request = urllib.request.Request(
-            f"{address}/v1/recommend", data=body, headers={"content-type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            assert len(json.loads(answer.read())["items"]) == 3
+        expected = ask("/v1/recommend", history=["item0001", "item0003"], k=3)["items"]
+        assert len(expected) == 3
+        assert not ask("/v1/recommend", user=str(Dataset.load(place / "data").user_keys[0]))["cold_start"]
+        assert ask("/v1/events", user="new", items=["item0001", "item0003"], times=[5, 9]) == {"new": 2, "known": 0}
+        assert ask("/v1/recommend", user="new", k=3)["items"] == expected
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=240)
     finally:
@@ -651,6 +662,10 @@ def test_serve_answers_and_stops_quietly(place: Path) -> None:
     assert running.returncode == 0
     assert err == ""
     assert f"serving {place / 'run'} on {address}" in out
+    assert f"store: {tmp_path / 'store'}, 60 users" in out
+    with open_behaviour(tmp_path / "store", Recommender.load(place / "run").catalog) as behaviour:
+        assert behaviour.store.num_users == 61
+        assert not list((tmp_path / "store").glob("shard-*/log-00000000"))  # a clean stop leaves a snapshot
 
 
 def test_help_needs_no_torch() -> None:

@@ -20,6 +20,8 @@ from sidera.core import InputError
 from sidera.ops.allocator import keep_memory
 
 if TYPE_CHECKING:
+    from sidera.engine.histories import Behaviour
+    from sidera.engine.recommender import Recommender
     from sidera.train.recipe import Recipe
 
 Arguments = argparse.Namespace
@@ -217,15 +219,40 @@ def serve_verb(arguments: Arguments) -> None:
     from sidera.engine.recommender import Recommender
     from sidera.serve.app import check_port, serve
 
+    if arguments.fill and not arguments.store:
+        raise InputError(f"--fill {arguments.fill} without a store", fix="name its folder with --store")
     check_port(arguments.host, arguments.port)
     recommender = Recommender.load(arguments.run, device=arguments.device)
-    print(
-        f"serving {arguments.run} on http://{arguments.host}:{arguments.port} (POST /v1/recommend, page /docs);"
-        " Ctrl-C stops",
-        flush=True,
-    )
-    with contextlib.suppress(KeyboardInterrupt):  # the way to stop it, no failure
-        serve(recommender, arguments.host, arguments.port)
+    with contextlib.ExitStack() as opened:
+        if arguments.store:
+            opened.enter_context(_open_store(recommender, arguments))
+        print(
+            f"serving {arguments.run} on http://{arguments.host}:{arguments.port} (POST /v1/recommend, page /docs);"
+            " Ctrl-C stops",
+            flush=True,
+        )
+        with contextlib.suppress(KeyboardInterrupt):  # the way to stop it, no failure
+            serve(recommender, arguments.host, arguments.port)
+        if recommender.behaviour is not None:
+            recommender.behaviour.store.snapshot()  # the next start reads it instead of all events
+
+
+def _open_store(recommender: Recommender, arguments: Arguments) -> Behaviour:
+    """The behaviour store of ``--store``, with the events of ``--fill`` where it is new."""
+    from sidera.data.config import load_dataset
+    from sidera.engine.histories import open_behaviour
+    from sidera.train.recipe import Recipe
+
+    behaviour = open_behaviour(arguments.store, recommender.catalog, recommender.lifelong)
+    recommender.behaviour = behaviour
+    try:
+        if arguments.fill and not behaviour.store.num_users:
+            behaviour.fill(load_dataset(arguments.fill, Recipe.of_run(arguments.run).data))
+    except BaseException:
+        behaviour.close()
+        raise
+    print(f"store: {arguments.store}, {behaviour.store.num_users:,} users", flush=True)
+    return behaviour
 
 
 def simulate_verb(arguments: Arguments) -> None:
@@ -382,10 +409,13 @@ def _add_recommend(verbs: argparse._SubParsersAction) -> None:
 
 
 def _add_serve(verbs: argparse._SubParsersAction) -> None:
-    parser = _verb(verbs, "serve", serve_verb, "answer over HTTP: POST /v1/recommend, GET /healthz, page /docs")
+    text = "answer over HTTP: POST /v1/recommend, POST /v1/events, GET /healthz, page /docs"
+    parser = _verb(verbs, "serve", serve_verb, text)
     parser.add_argument("run", help="run folder")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="TCP port")
+    parser.add_argument("--store", help="folder of the behaviour store: users' events, sent to POST /v1/events")
+    parser.add_argument("--fill", metavar="DATA", help="data folder whose events a new store begins with")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
 
 

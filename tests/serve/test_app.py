@@ -84,16 +84,19 @@ def test_the_api_describes_itself(client: TestClient) -> None:
     assert client.get("/docs").status_code == 200
     schema = client.get("/openapi.json").json()
     body = schema["components"]["schemas"]["RecommendRequest"]["properties"]
-    about_the_history = {"history", "feedback", "times", "profile", "as_of"}
+    about_the_history = {"history", "user", "feedback", "times", "profile", "as_of"}
     assert set(body) == about_the_history | {"k", "filter_seen", "exclude", "unknown"}
     assert all("description" in field for field in body.values())
-    assert {"/v1/recommend", "/healthz"} == set(schema["paths"])
+    body = schema["components"]["schemas"]["EventsRequest"]["properties"]
+    assert set(body) == {"user", "items", "times", "feedback"}
+    assert all("description" in field for field in body.values())
+    assert {"/v1/recommend", "/v1/events", "/healthz"} == set(schema["paths"])
 
 
 @pytest.mark.parametrize(
     ("body", "named"),
     [
-        ({}, "history: Field required"),
+        ({}, "the request has neither history nor user; allowed: one of them"),
         ({"history": HISTORY, "k": 0}, "k: Input should be greater than or equal to 1 (got 0)"),
         ({"history": HISTORY, "k": -1}, "(got -1)"),
         ({"history": HISTORY, "k": MAX_K + 1}, "k: Input should be less than or equal to 1000 (got 1001)"),

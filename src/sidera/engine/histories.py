@@ -131,11 +131,8 @@ class Behaviour:
 
         InputError when the store knows a user already, or a column that models read is missing.
         """
-        known = self.store.users()
-        if known:
-            raise InputError(
-                f"the store knows {len(known):,} users already", fix="fill an empty folder, or serve without --fill"
-            )
+        if self.store.num_users:
+            raise InputError(f"the store knows {self.store.num_users:,} users already", fix="fill an empty folder")
         schema, item_ids = self.catalog.schema, self.catalog.ids_of(dataset.item_keys.astype(str).tolist())
         feedback = {name: values for name, values in dataset.feedback.items() if name in schema.columns}
         columns = schema.complete(feedback, dataset.num_events)

@@ -1,7 +1,11 @@
-"""HTTP over one Recommender: POST /v1/recommend, GET /healthz, and the OpenAPI page at /docs.
+"""HTTP over one Recommender: POST /v1/recommend, POST /v1/events, GET /healthz, and the OpenAPI page at /docs.
 
-``sidera serve RUN --port 8000`` runs it. Answers come from the same call that evaluation measures. Request sizes are
-bounded here, at the door; what a request names that does not exist is reported in the answer, not guessed at.
+``sidera serve RUN --port 8000 --store STORE`` runs it. Answers come from the same call that evaluation measures.
+Request sizes are bounded here, at the door; what a request names that does not exist is reported in the answer, not
+guessed at.
+
+With a behaviour store, events are sent as they happen and a request names its user only. An answer to ``/v1/events``
+means that the events are on the disk; who got none sends them again, and what was kept already is not kept twice.
 """
 
 from __future__ import annotations
@@ -24,13 +28,22 @@ from sidera.engine.recommender import Recommender
 
 MAX_BODY_BYTES = 32 * 2**20  # a history of a million keys still fits
 MAX_K = 1000
+MAX_EVENTS = 100_000  # of one call
+Second = Annotated[int, Field(ge=0, le=2**40)]  # unix time; the year 36,800 is a mistake
 
 
 class RecommendRequest(BaseModel):
-    """One history. Item ids are those of the imported log."""
+    """One history, or a user whose history is in the behaviour store. Item ids are those of the imported log."""
 
     model_config = ConfigDict(extra="forbid")
-    history: list[str] = Field(description="item ids, oldest first; the newest `max_history` of them are read")
+    history: list[str] | None = Field(
+        None, description="item ids, oldest first; the newest `max_history` of them are read"
+    )
+    user: str | None = Field(
+        None,
+        description="instead of a history: a user whose events were sent to /v1/events; those before `as_of` are read,"
+        " or all",
+    )
     k: int = Field(10, ge=1, le=MAX_K, description="items wanted; at most as many as the catalogue holds come back")
     filter_seen: bool = Field(False, description="true: items of the history are not answered again")
     exclude: list[str] = Field(default_factory=list, description="item ids that must not be answered")
@@ -39,9 +52,9 @@ class RecommendRequest(BaseModel):
         description="what came of each event of the history, a column each (click, watch_time, ...); all that the model"
         " was trained with, or none: the events then count as chosen",
     )
-    times: list[int] | None = Field(None, description="unix seconds of each event of the history")
+    times: list[Second] | None = Field(None, description="unix seconds of each event of the history")
     profile: dict[str, str] = Field(default_factory=dict, description="what is known of the user (region, device, ...)")
-    as_of: int | None = Field(None, description="unix seconds of the request; else the moment of the newest event")
+    as_of: Second | None = Field(None, description="unix seconds of the request; else the moment of the newest event")
     unknown: Annotated[str, Field(pattern="^(report|refuse)$")] = Field(
         "report", description="unknown ids in the history: 'report' names them in the answer, 'refuse' answers 422"
     )
@@ -61,12 +74,36 @@ class RecommendResponse(BaseModel):
     items: list[Answer]
     cold_start: bool = Field(description="true: nothing in the history is known, the most popular items are answered")
     unknown: list[str] = Field(description="ids of the history that the catalogue does not hold")
-    items_version: int
+    unknown_user: bool = Field(description="true: the store has no event of this user (before `as_of`)")
+    policy_version: str = Field(description="of the weights that answered; changes when others are loaded")
+    codebook_id: str = Field(description="of the catalogue that answered: what its codes mean")
+    items_version: int = Field(description="of the catalogue that answered: counts items coming and going")
     milliseconds: float = Field(description="wall time inside the engine")
 
 
+class EventsRequest(BaseModel):
+    """Events of one user, a column each."""
+
+    model_config = ConfigDict(extra="forbid")
+    user: str = Field(min_length=1, description="key of the user")
+    items: list[str] = Field(max_length=MAX_EVENTS, description="item id of each event")
+    times: list[Second] = Field(max_length=MAX_EVENTS, description="unix seconds of each event, not in the future")
+    feedback: dict[str, list[float]] = Field(
+        default_factory=dict,
+        description="what came of each event, a column each (click 0 or 1, watch_time in seconds, ...); all that the"
+        " model was trained with, or none: the events then count as chosen",
+    )
+
+
+class EventsResponse(BaseModel):
+    """The events are on the disk."""
+
+    new: int = Field(description="events kept by this call")
+    known: int = Field(description="events of an item and second that the store held already, or that came twice")
+
+
 def create_app(recommender: Recommender) -> FastAPI:
-    """The ASGI application around an opened recommender."""
+    """The ASGI application around an opened recommender, and its behaviour store where it has one."""
     app = FastAPI(
         title="sidera", version=__version__, description="Generative recommendation: histories in, items out."
     )
@@ -80,18 +117,32 @@ def create_app(recommender: Recommender) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def bad_body(request: Request, error: RequestValidationError) -> Response:
-        return _error(422, _one_line(error))
+        body: type[BaseModel] = EventsRequest if request.url.path.endswith("/events") else RecommendRequest
+        return _error(422, _one_line(error, body))
 
     @app.post("/v1/recommend", response_model=RecommendResponse)
     def recommend(body: RecommendRequest) -> RecommendResponse:
         """What comes next after this history?"""
         begun = time.perf_counter()
+        if body.history is None and body.user is None:
+            raise InputError("the request has neither history nor user", allowed="one of them")
         question = Question(
-            tuple(body.history), k=body.k, filter_seen=body.filter_seen, exclude=tuple(body.exclude),
-            feedback=body.feedback, times=body.times, profile=body.profile, as_of=body.as_of,
+            tuple(body.history or ()), k=body.k, filter_seen=body.filter_seen, exclude=tuple(body.exclude),
+            feedback=body.feedback, times=body.times, profile=body.profile, as_of=body.as_of, user=body.user,
         )  # fmt: skip
         answer = recommender.recommend([question], unknown=body.unknown)[0]
         return _response(answer, 1000 * (time.perf_counter() - begun))
+
+    @app.post("/v1/events", response_model=EventsResponse)
+    def events(body: EventsRequest) -> EventsResponse | Response:
+        """Something happened: keep it. Safe to send again."""
+        if recommender.behaviour is None:
+            raise InputError("no behaviour store is open", fix="serve with --store FOLDER")
+        try:
+            new = recommender.behaviour.append(body.user, body.items, body.times, body.feedback)
+        except OSError as error:
+            return _error(503, f"the disk does not take the events: {error.strerror or error}; nothing was kept")
+        return EventsResponse(new=new, known=len(body.items) - new)
 
     @app.get("/healthz")
     def healthz() -> dict[str, Any]:
@@ -101,9 +152,11 @@ def create_app(recommender: Recommender) -> FastAPI:
             "status": "ok",
             "version": __version__,
             "model": recommender.model_section["name"],
+            "policy_version": recommender.version,
             "items": int((~catalog.removed).sum()),
             "codebook_id": catalog.codebook_id,
             "items_version": catalog.items_version,
+            "users": None if recommender.behaviour is None else recommender.behaviour.store.num_users,
             "uptime_seconds": round(time.time() - started, 1),
         }
 
@@ -170,18 +223,21 @@ def _response(answer: Recommendation, milliseconds: float) -> RecommendResponse:
         ],
         cold_start=answer.cold_start,
         unknown=list(answer.unknown),
+        unknown_user=answer.unknown_user,
+        policy_version=answer.policy_version,
+        codebook_id=answer.codebook_id,
         items_version=answer.items_version,
         milliseconds=round(milliseconds, 3),
     )
 
 
-def _one_line(error: RequestValidationError) -> str:
+def _one_line(error: RequestValidationError, body: type[BaseModel]) -> str:
     """The first thing that is wrong with a body: where, what, and the value when it is short."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
     if first["type"] == "extra_forbidden":
-        known = ", ".join(RecommendRequest.model_fields)
-        return f"{where} is no field of the request{closest(where, RecommendRequest.model_fields)}; allowed: {known}"
+        known = ", ".join(body.model_fields)
+        return f"{where} is no field of the request{closest(where, body.model_fields)}; allowed: {known}"
     if first["type"] == "json_invalid":
         return f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
     value = repr(first.get("input"))

@@ -141,6 +141,11 @@ class BehaviourStore:
         """Keys of all users, sorted."""
         return sorted(user for shard in self._shards for user in list(shard.users))
 
+    @property
+    def num_users(self) -> int:
+        """Users of whom there is an event."""
+        return sum(len(shard.users) for shard in self._shards)
+
     def snapshot(self) -> None:
         """Build anew the trees that are due, write every shard, and begin new logs: opening is quick afterwards.
 

@@ -1,0 +1,289 @@
+"""Users in a store: events come in over HTTP, answers for a user's name go out, nothing is lost or counted twice."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+from sidera.catalog.build import build_catalog
+from sidera.catalog.catalog import Catalog
+from sidera.catalog.config import CatalogConfig
+from sidera.core import InputError, Request
+from sidera.data.config import DataConfig, View, make_views
+from sidera.data.tiny import tiny_exposures
+from sidera.engine.histories import MAX_AHEAD, open_behaviour
+from sidera.engine.recommender import Recommender
+from sidera.models import build_model, parse_model
+from sidera.serve.app import create_app
+from sidera.store.lifelong import LifelongConfig
+
+SECTIONS: dict[str, dict[str, Any]] = {
+    "onerec": {"name": "onerec", "max_history": 16, "short_term": 4, "positive_length": 4, "num_lifelong_queries": 2,
+               "lifelong_layers": 1, "width": 16, "encoder_layers": 1, "decoder_layers": 1, "ff_width": 32,
+               "lifelong": "representatives", "max_representatives": 10, "lifelong_chunk": 3},
+    "onerec_v2": {"name": "onerec_v2", "max_history": 16, "short_term": 8, "width": 16, "num_layers": 2, "num_heads": 2,
+                  "num_kv_groups": 2},
+    "sasrec": {"name": "sasrec", "max_history": 16, "width": 16},
+}  # fmt: skip
+RAW = ("click", "like", "watch_time", "duration")  # long_view is derived
+
+
+@pytest.fixture(scope="module")
+def views() -> tuple[View, View]:
+    return make_views(tiny_exposures(), DataConfig(positive="long_view"))
+
+
+@pytest.fixture(scope="module")
+def catalog(views: tuple[View, View]) -> Catalog:
+    kept = views[1]
+    config = CatalogConfig(vectors=("behaviour",), num_levels=2, codebook_size=5, vector_dim=8)
+    return build_catalog(kept.dataset, kept.split, config, kept.schema)[0]
+
+
+def recommender(name: str, catalog: Catalog) -> Recommender:
+    return Recommender(build_model(*parse_model(SECTIONS[name]), catalog, 1), catalog, model_section=SECTIONS[name])
+
+
+@pytest.fixture(params=SECTIONS)
+def model(request: pytest.FixtureRequest, catalog: Catalog, tmp_path: Path) -> Iterator[Recommender]:
+    opened = recommender(request.param, catalog)
+    with open_behaviour(tmp_path / "store", catalog, opened.lifelong) as behaviour:
+        opened.behaviour = behaviour
+        yield opened
+
+
+@pytest.fixture
+def client(catalog: Catalog, tmp_path: Path) -> Iterator[TestClient]:
+    opened = recommender("onerec", catalog)
+    with open_behaviour(tmp_path / "store", catalog, opened.lifelong) as behaviour:
+        opened.behaviour = behaviour
+        yield TestClient(create_app(opened))
+
+
+def body_of(view: View, user: int, start: int = 0, end: int | None = None) -> dict[str, Any]:
+    """Events of one user as a client sends them."""
+    dataset = view.dataset
+    span = slice(*(int(dataset.offsets[user]) + part for part in (start, 24 if end is None else end)))
+    return {
+        "user": f"user {user}",
+        "items": [str(dataset.item_keys[item]) for item in dataset.item_ids[span]],
+        "times": dataset.times[span].tolist(),
+        "feedback": {name: dataset.feedback[name][span].astype(float).tolist() for name in RAW},
+    }
+
+
+def post(client: TestClient, path: str, **body: Any) -> dict[str, Any]:
+    response = client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def refused(client: TestClient, path: str, **body: Any) -> str:
+    response = client.post(path, json=body)
+    assert response.status_code == 422, response.text
+    detail = response.json()["detail"]
+    assert isinstance(detail, str)
+    assert "\n" not in detail
+    return detail
+
+
+def test_a_user_is_answered_as_the_history_would_be(model: Recommender, views: tuple[View, View]) -> None:
+    client = TestClient(create_app(model))
+    for user in range(3):
+        body = body_of(views[0], user)
+        for start in range(0, 24, 5):  # as it happens, some at a time
+            post(client, "/v1/events", **body_of(views[0], user, start, min(24, start + 5)))
+        told = {"history": body["items"], "times": body["times"], "feedback": body["feedback"]}
+        for more in ({}, {"filter_seen": True}, {"as_of": body["times"][-1] + 7}, {"profile": {"region": "south"}}):
+            found = post(client, "/v1/recommend", user=f"user {user}", k=5, **more)
+            expected = post(client, "/v1/recommend", **told, k=5, **more)
+            assert [item["item"] for item in found["items"]] == [item["item"] for item in expected["items"]]
+            scores = [[item["score"] for item in answer["items"]] for answer in (found, expected)]
+            np.testing.assert_allclose(*scores, rtol=1e-4, atol=1e-6)
+            assert not found["cold_start"]
+            assert not found["unknown_user"]
+        early = body["times"][9]
+        before = {name: values[:9] for name, values in body["feedback"].items()}
+        expected = post(client, "/v1/recommend", history=body["items"][:9], times=body["times"][:9], feedback=before,
+                        as_of=early)  # fmt: skip
+        found = post(client, "/v1/recommend", user=f"user {user}", as_of=early)
+        assert [item["item"] for item in found["items"]] == [item["item"] for item in expected["items"]]
+
+
+def test_what_was_acknowledged_survives(catalog: Catalog, views: tuple[View, View], tmp_path: Path) -> None:
+    answers = []
+    for start in (0, 10, None):
+        opened = recommender("onerec", catalog)
+        with open_behaviour(tmp_path / "store", catalog, opened.lifelong) as behaviour:
+            opened.behaviour = behaviour
+            client = TestClient(create_app(opened))
+            if start is not None:
+                body = body_of(views[0], 0, start, start + 10)
+                assert post(client, "/v1/events", **body) == {"new": 10, "known": 0}
+                assert post(client, "/v1/events", **body) == {"new": 0, "known": 10}
+            assert client.get("/healthz").json()["users"] == 1
+            answers.append(post(client, "/v1/recommend", user="user 0")["items"])
+            if start == 10:
+                behaviour.store.snapshot()
+    assert answers[0] != answers[1] == answers[2]
+
+
+def test_sent_again_events_are_kept_once(client: TestClient, views: tuple[View, View]) -> None:
+    body = body_of(views[0], 0, 0, 6)
+    assert post(client, "/v1/events", **body) == {"new": 6, "known": 0}
+    overlapping = body_of(views[0], 0, 3, 12)
+    assert post(client, "/v1/events", **overlapping) == {"new": 6, "known": 3}
+    last = body_of(views[0], 0, 12, 13)
+    twice = {"user": "user 0", **{name: last[name] * 2 for name in ("items", "times")}}
+    twice["feedback"] = {name: values * 2 for name, values in last["feedback"].items()}
+    assert post(client, "/v1/events", **twice) == {"new": 1, "known": 1}
+    assert post(client, "/v1/events", user="user 0", items=[], times=[]) == {"new": 0, "known": 0}
+
+
+def test_an_unknown_user_gets_what_is_popular_and_the_answer_says_so(
+    client: TestClient, catalog: Catalog, views: tuple[View, View]
+) -> None:
+    found = post(client, "/v1/recommend", user="nobody", k=3)
+    assert found["cold_start"]
+    assert found["unknown_user"]
+    assert [item["item"] for item in found["items"]] == [str(catalog.item_keys[i]) for i in catalog.serving_order[:3]]
+    body = body_of(views[0], 0)
+    post(client, "/v1/events", **body)
+    assert post(client, "/v1/recommend", user="user 0", as_of=body["times"][0])["unknown_user"]  # as of then
+    assert not post(client, "/v1/recommend", user="user 0")["unknown_user"]
+    assert not post(client, "/v1/recommend", history=[])["unknown_user"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"items": ["nothing", "nothing"]}, "the catalogue holds no item 'nothing'"),
+        ({"times": [5]}, "1 times for 2 events"),
+        ({"times": [5, -1]}, "times.1: Input should be greater than or equal to 0 (got -1)"),
+        ({"times": [5, 10**30]}, "times.1: Input should be"),
+        ({"times": [5, 1.5]}, "times.1"),
+        ({"feedback": {"click": [1, 0]}}, "the history has feedback (click) but no"),
+        ({"feedback": {"click": [1]}}, "feedback 'click' has 1 values for 2 events"),
+        ({"feedback": {"clik": [1, 0]}}, "feedback 'clik' is no column of this catalogue; allowed:"),
+        ({"click": [1, 0]}, "click is no field of the request; allowed: user, items, times, feedback"),
+        ({"user": ""}, "user: String should have at least 1 character"),
+        ({"user": "x" * 70_000}, "text of 1 to 65,535 bytes"),
+        ({"user": 7}, "user: Input should be a valid string (got 7)"),
+    ],
+)
+def test_bad_events_are_named_and_none_is_kept(
+    client: TestClient, catalog: Catalog, changes: dict[str, Any], named: str
+) -> None:
+    body = {"user": "u", "items": catalog.item_keys[:2].tolist(), "times": [5, 6], **changes}
+    assert named in refused(client, "/v1/events", **body)
+    assert client.get("/healthz").json()["users"] == 0
+
+
+def test_values_that_are_no_feedback_are_named(client: TestClient, views: tuple[View, View]) -> None:
+    for name, value, named in (
+        ("like", 0.5, "feedback 'like' is 0.5 in event 1"),
+        ("watch_time", -3, "no length of time"),
+    ):
+        body = body_of(views[0], 0, 0, 2)
+        body["feedback"][name][1] = value
+        assert named in refused(client, "/v1/events", **body)
+    assert client.get("/healthz").json()["users"] == 0
+    lone = client.post("/v1/events", content=rb'{"user": "\ud800", "items": [], "times": []}')
+    assert lone.status_code == 422
+
+
+def test_the_future_is_refused(client: TestClient, catalog: Catalog) -> None:
+    item, now = str(catalog.item_keys[0]), int(time.time())
+    detail = refused(client, "/v1/events", user="u", items=[item, item], times=[now, now + MAX_AHEAD + 100])
+    assert "event 1 is of second" in detail
+    assert "in the future; allowed: unix seconds up to" in detail
+    assert post(client, "/v1/events", user="u", items=[item], times=[now])["new"] == 1
+
+
+def test_a_request_names_a_user_or_brings_a_history(client: TestClient, catalog: Catalog, tmp_path: Path) -> None:
+    item = str(catalog.item_keys[0])
+    assert "neither history nor user" in refused(client, "/v1/recommend")
+    for more in ({"history": [item]}, {"times": []}, {"feedback": {"click": []}}):
+        assert "names user 'u' and brings a history too" in refused(client, "/v1/recommend", user="u", **more)
+    closed = TestClient(create_app(recommender("sasrec", catalog)))
+    assert "no behaviour store is open; fix: serve with --store" in refused(closed, "/v1/recommend", user="u")
+    assert "no behaviour store is open" in refused(closed, "/v1/events", user="u", items=[item], times=[5])
+    assert closed.get("/healthz").json()["users"] is None
+
+
+def test_a_full_disk_is_said_and_nothing_is_kept(
+    client: TestClient, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    body = {"user": "u", "items": [str(catalog.item_keys[0])], "times": [5]}
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        response = client.post("/v1/events", json=body)
+    assert response.status_code == 503
+    assert "No space left on device; nothing was kept" in response.json()["detail"]
+    assert client.get("/healthz").json()["users"] == 0
+    assert post(client, "/v1/events", **body)["new"] == 1
+
+
+def test_many_senders_at_once_lose_nothing(client: TestClient, catalog: Catalog) -> None:
+    keys = [str(key) for key in catalog.item_keys]
+
+    def send(number: int) -> int:
+        user, second = f"u{number % 3}", 1000 + number // 2  # every event is sent twice, somewhere
+        return post(client, "/v1/events", user=user, items=[keys[second % len(keys)]], times=[second])["new"]
+
+    with ThreadPoolExecutor(6) as pool:
+        new = list(pool.map(send, [number for pair in range(20) for number in (6 * pair, 6 * pair)]))
+    assert sum(new) == 20
+
+
+def test_new_items_can_be_done_something_with(catalog: Catalog, tmp_path: Path) -> None:
+    """A catalogue that grew: its new items are kept; a model that has no row for them passes them over."""
+    opened = recommender("onerec", catalog)
+    grown = catalog.with_items(["new"], torch.zeros(1, catalog.codebooks.dim))
+    keys = [str(key) for key in catalog.item_keys[:12]]
+    with open_behaviour(tmp_path / "store", catalog, opened.lifelong) as behaviour:
+        behaviour.append("u", keys, list(range(12)), {})
+        behaviour.set_catalog(grown)
+        served = Recommender(
+            opened.model, grown, model_section=opened.model_section, num_known=opened.num_known, behaviour=behaviour
+        )
+        before = served.recommend([Request(user="u")])[0]
+        assert behaviour.append("u", ["new"], [50], {}) == 1
+        (answer,) = served.recommend([Request(user="u", filter_seen=True, k=50)])
+        assert "new" not in answer.item_keys
+        assert before.item_ids != ()
+        history = behaviour.read("u", representatives=True)
+        assert history is not None
+        assert history.item_ids[-1] == catalog.num_items
+    with open_behaviour(tmp_path / "store", grown, opened.lifelong) as behaviour:
+        assert behaviour.read("u").item_ids[-1] == catalog.num_items  # type: ignore[union-attr]
+
+
+def test_a_store_is_of_one_schema_and_one_way_to_keep_histories(
+    catalog: Catalog, views: tuple[View, View], tmp_path: Path
+) -> None:
+    lifelong = recommender("onerec", catalog).lifelong
+    open_behaviour(tmp_path / "store", catalog, lifelong).close()
+    open_behaviour(tmp_path / "store", catalog).close()  # a model that reads no representatives takes what is there
+    with pytest.raises(InputError, match="was made with config"):
+        open_behaviour(tmp_path / "store", catalog, LifelongConfig(chunk=5))
+    bare = make_views(tiny_exposures())[0]
+    config = CatalogConfig(vectors=("behaviour",), num_levels=2, codebook_size=5, vector_dim=8)
+    other = build_catalog(bare.dataset, bare.split, config)[0]
+    with pytest.raises(InputError, match="was made with"):
+        open_behaviour(tmp_path / "store", other)
+    open_behaviour(tmp_path / "own", other).close()
+    with pytest.raises(InputError, match="open already"), open_behaviour(tmp_path / "own", other):
+        open_behaviour(tmp_path / "own", other)
