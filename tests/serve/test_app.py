@@ -13,6 +13,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from sidera import artifacts
 from sidera.core import InputError
 from sidera.engine.recommender import Recommender
 from sidera.serve import app as serving
@@ -202,3 +203,48 @@ def test_a_taken_port_is_refused(recommender: Recommender) -> None:
 def test_impossible_addresses_are_refused(host: str, port: int) -> None:
     with pytest.raises(InputError):
         check_port(host, port)
+
+
+def test_answers_say_which_weights_and_which_catalogue_gave_them(trained_run: Path) -> None:
+    served = Recommender.load(trained_run)
+    client = TestClient(create_app(served))
+    manifest = artifacts.read_manifest(trained_run / "model", "model").digest
+    first = ask(client, history=HISTORY)
+    catalog = served.catalog
+    assert (first["policy_version"], first["codebook_id"]) == (manifest, catalog.codebook_id)
+    assert first["items_version"] == catalog.items_version
+    (python,) = served.recommend([HISTORY])
+    assert (python.policy_version, python.codebook_id) == (manifest, catalog.codebook_id)
+    old = {name: tensor.clone() for name, tensor in served.model.state_dict().items()}
+    served.load_weights({name: 0.5 * tensor for name, tensor in old.items()}, "step-10")
+    second = ask(client, history=HISTORY)
+    assert (second["policy_version"], second["items_version"]) == ("step-10", first["items_version"])
+    assert second["items"] != first["items"]
+    assert ask(client, history=[])["policy_version"] == "step-10"  # popular items, and still: who served them
+    assert client.get("/healthz").json()["policy_version"] == "step-10"
+    served.load_weights(old, "back")
+    assert ask(client, history=HISTORY)["items"] == first["items"]
+    served.catalog = catalog.without([first["items"][0]["item"]])
+    third = ask(client, history=HISTORY)
+    assert (third["policy_version"], third["items_version"]) == ("back", first["items_version"] + 1)
+    assert third["codebook_id"] == first["codebook_id"]
+    assert first["items"][0]["item"] not in {item["item"] for item in third["items"]}
+    assert client.get("/healthz").json()["items_version"] == third["items_version"]
+
+
+def test_weights_swapped_under_traffic_sign_what_they_answered(trained_run: Path) -> None:
+    served = Recommender.load(trained_run)
+    client = TestClient(create_app(served))
+    weights = {"0": {name: tensor.clone() for name, tensor in served.model.state_dict().items()}}
+    weights["1"] = {name: 0.5 * tensor for name, tensor in weights["0"].items()}
+    expected = {}
+    for version, state in weights.items():
+        served.load_weights(state, version)
+        expected[version] = ask(client, history=HISTORY)["items"]
+    assert expected["0"] != expected["1"]
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(ask, client, history=HISTORY) for _ in range(40)]
+        for turn in range(30):
+            served.load_weights(weights[str(turn % 2)], str(turn % 2))
+        found = [answer.result() for answer in answers]
+    assert all(answer["items"] == expected[answer["policy_version"]] for answer in found)
