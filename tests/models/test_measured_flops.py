@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from labelled_log import labelled_view
 from small_catalog import position_batch, small_catalog
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,11 +20,13 @@ from sidera.core import Batch, Lifelong
 from sidera.data.features import FeatureSchema
 from sidera.models.counters import Architecture
 from sidera.models.generators.onerec import OneRec
+from sidera.models.generators.onerec_v1 import OneRecV1
 from sidera.models.generators.onerec_v2 import OneRecV2
 from sidera.models.generators.sidera import SideraGenerator
 from sidera.models.generators.tiger import Tiger
+from sidera.models.rankers.pscore import PScore
 from sidera.models.retrievers.sasrec import SASRec
-from sidera.nn import code_decoder
+from sidera.nn import code_decoder, t5_functions
 from sidera.nn.counters import count_parameters, matmul_flops
 from sidera.nn.moe import MoE
 
@@ -37,17 +40,25 @@ def measured(model: Any, batch: Batch) -> float:
 
 
 def lazy(**changes: Any) -> OneRecV2:
-    catalog = small_catalog(200, (16, 16, 16))
-    object.__setattr__(catalog, "schema", FeatureSchema())
-    object.__setattr__(catalog, "categories", {})
+    catalog = with_features(small_catalog(200, (16, 16, 16)))
     sizes = {"width": 64, "num_layers": 3, "num_heads": 4, "num_kv_groups": 4, "ff_width": 256, "dropout": 0.0}
     return OneRecV2(OneRecV2.Config(**(sizes | changes)), catalog)  # type: ignore[arg-type]
 
 
-def encoded(**changes: Any) -> OneRec:
-    catalog = small_catalog(200, (16, 16, 16))
+def with_features(catalog: Any) -> Any:
+    """The catalogue with the schema of a log without feedback."""
     object.__setattr__(catalog, "schema", FeatureSchema())
     object.__setattr__(catalog, "categories", {})
+    return catalog
+
+
+def plain_product(x: torch.Tensor, weight: torch.Tensor, relu: bool = False) -> torch.Tensor:
+    out = torch.nn.functional.linear(x, weight)
+    return out.relu_() if relu else out
+
+
+def encoded(**changes: Any) -> OneRec:
+    catalog = with_features(small_catalog(200, (16, 16, 16)))
     sizes = {"width": 64, "num_heads": 4, "num_kv_groups": 4, "ff_width": 256, "dropout": 0.0}
     return OneRec(OneRec.Config(**(sizes | changes)), catalog)  # type: ignore[arg-type]
 
@@ -122,6 +133,50 @@ def test_padding_does_not_count() -> None:
     needed, done = model.flops_per_batch(short), measured(model, short)
     assert needed < 0.98 * done  # keys of three histories of one event are padded to thirty, and nothing else is
     assert done < measured(model, batch)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"history_tokens": "item", "num_experts": 0},
+        {"history_tokens": "codes", "num_experts": 0},
+        {"history_tokens": "item", "num_experts": 6, "num_active": 2, "expert_width": 64},
+    ],
+)
+def test_onerec_v1(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """T5's products are oneDNN's own, which torch does not count: it is shown plain ones."""
+    monkeypatch.setattr(t5_functions, "product", plain_product)
+    catalog = with_features(small_catalog(200, (16, 16, 16)))
+    sizes = {"width": 64, "num_layers": 2, "num_heads": 4, "ff_width": 256, "dropout": 0.0, "session_length": 4}
+    model = OneRecV1(OneRecV1.Config(**(sizes | changes), min_watched=1), catalog)
+    batch = requests(length=30, targets=4)
+    assert model.flops_per_batch(batch) == pytest.approx(measured(model, batch), rel=0.03)
+    assert model.flops_per_batch(replace(batch, target_ids=None)) == 0
+    uneven = replace(batch, target_ids=batch.target_ids[:10], target_offsets=torch.tensor([0, 4, 7, 8, 10]))  # type: ignore[index]
+    assert model.flops_per_batch(uneven) < 0.95 * measured(model, uneven)  # short lists are padded, which is no work
+
+
+@pytest.mark.parametrize("changes", [{}, {"item_numbers": 3, "num_kernels": 2, "num_heads": 4}])
+def test_pscore(changes: dict[str, Any]) -> None:
+    config = PScore.Config(max_history=24, width=32, hidden=48, tower_width=16, dropout=0.0, **changes)
+    model = PScore(config, labelled_view()[1])
+
+    def feedback(count: int) -> dict[str, torch.Tensor]:
+        return {name: torch.arange(count) % (2 + place) / 1.0 for place, name in enumerate(model.columns)}
+
+    batch = requests(length=30, rows=6, targets=4)  # six events more than are read
+    batch = replace(
+        batch, item_ids=batch.item_ids % 40, target_ids=batch.target_ids % 40,  # type: ignore[operator]
+        feedback=feedback(180), target_feedback=feedback(24),
+    )  # fmt: skip
+    assert model.flops_per_batch(batch) == pytest.approx(measured(model, batch), rel=0.03)
+    assert model.flops_per_batch(replace(batch, target_ids=None)) == 0
+    bounds, offsets = torch.tensor([0, 4, 5, 6, 7, 8, 9]), torch.tensor([0, 30, 32, 34, 36, 38, 40])
+    uneven = replace(
+        batch, item_ids=batch.item_ids[:40], offsets=offsets, feedback=feedback(40), target_feedback=feedback(9),
+        target_ids=batch.target_ids[:9], target_offsets=bounds,  # type: ignore[index]
+    )  # fmt: skip
+    assert model.flops_per_batch(uneven) < 0.7 * measured(model, uneven)  # most candidates and events are padding
 
 
 @pytest.mark.parametrize(("loss", "rel"), [("full", 0.03), ("sampled", 0.03), ("bce", 0.08)])

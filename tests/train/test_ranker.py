@@ -28,6 +28,8 @@ def test_it_ranks_what_its_users_did(tmp_path: Path) -> None:
     fitted = fit_ranker(view, catalog, groups == 0, tmp_path, config=SMALL, fit_config=QUICK)
     assert fitted.aucs["like"] > 0.8
     assert fitted.aucs["p:like"] > 0.7
+    assert fitted.mfu is not None
+    assert 0 < fitted.mfu < 1
     assert fitted.model.tasks[-1] == "stays"
     assert fitted.model.items.numbers.abs().sum() > 0
     again = fit_ranker(view, catalog, groups == 0, tmp_path, config=SMALL, fit_config=QUICK)  # resumed: it is finished

@@ -29,6 +29,7 @@ from sidera.data.outcomes import session_outcomes
 from sidera.data.split import user_groups
 from sidera.eval.metrics import auc
 from sidera.fit.config import FitConfig
+from sidera.fit.log import mean_mfu
 from sidera.fit.loop import fit
 from sidera.models import build_model
 from sidera.models.rankers.pscore import PScore
@@ -47,6 +48,7 @@ class FittedRanker:
     aucs: Mapping[str, float]  # on held-out users: of every tower for its label, "p:LABEL" of p for each
     steps: int
     cpu_seconds: float
+    mfu: float | None = None  # mean of the training; None where it was too short to be measured
 
 
 def fit_ranker(
@@ -81,7 +83,7 @@ def fit_ranker(
         model, source, replace(fit_config, seed=seed), out, evaluate=lambda network: valid_loss(network, held_out)
     )
     aucs = task_aucs(model, *scored(model, held_out))
-    return FittedRanker(model.eval(), aucs, result.steps, time.process_time() - start)
+    return FittedRanker(model.eval(), aucs, result.steps, time.process_time() - start, mean_mfu(Path(out)))
 
 
 def exposures(

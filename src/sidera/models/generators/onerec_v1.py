@@ -32,6 +32,7 @@ from sidera.core import Batch, InputError, Loss, StepOutput
 from sidera.data.sessions import INTERACTIONS, SessionRules
 from sidera.models.generators.tiger import own_casts
 from sidera.nn.code_decoder import DecoderSize, KeysValues
+from sidera.nn.counters import TRAINING, attention_flops, causal_pairs, matmul_flops
 from sidera.nn.event_features import EventFeatures, UserFeatures, padded
 from sidera.nn.list_decoder import ListCache, ListDecoder
 from sidera.nn.moe import balance_experts
@@ -160,6 +161,25 @@ class OneRecV1(nn.Module):
             return codes[:, None, None], torch.ones(len(codes), 1, 1, dtype=torch.bool, device=codes.device)
         table, mask = padded(codes, batch.target_offsets)
         return table[:, None], mask[:, None]
+
+    def flops_per_batch(self, batch: Batch) -> float:
+        """FLOPs of one training step on this batch, forward and backward; padding of lists and histories does not
+        count."""
+        if batch.target_ids is None:
+            return 0.0
+        targets, bounds = batch.target_ids.numel(), batch.target_offsets
+        config, width, levels = self.config, self.config.width, len(self.level_sizes)
+        batch = self.liked(batch)
+        lengths = batch.lengths * (1 if self.item_tokens is None else levels + 1) + 1  # (B,) encoder tokens
+        tokens = int(lengths.sum())
+        items = torch.ones_like(lengths) if bounds is None else bounds.diff()  # (B,) of each list
+        places = (items * (levels + 1) - 1).clamp(min=0)  # (B,) of each stream: the last code of a list is not read
+        forward = matmul_flops(self.user, batch.num_histories)
+        forward += 0.0 if self.events is None else self.events.flops(batch)
+        forward += matmul_flops(self.encoder, tokens) + matmul_flops(self.key_values, tokens)
+        forward += matmul_flops(self.decoder.layers, int(places.sum())) + matmul_flops(self.decoder.heads, targets)
+        pairs = float(lengths.square().sum()) + float((places * lengths).sum()) + causal_pairs(places)
+        return TRAINING * (forward + config.num_layers * attention_flops(pairs, width))
 
     # -- answering -----------------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
 from sidera.core import Batch, InputError, Loss
 from sidera.data.features import MAX_DURATION_LOG2, duration_buckets
+from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
 from sidera.nn.event_features import UserFeatures, padded
 from sidera.nn.item_features import ItemFeatures
 from sidera.nn.target_attention import (
@@ -193,6 +194,29 @@ class PScore(nn.Module):
         levels = cast(Tensor, self.watch_levels)
         place = torch.searchsorted(levels[bucket], watch_time.nan_to_num(0.0)[..., None]).squeeze(-1)
         return place / levels.shape[1]
+
+    def flops_per_batch(self, batch: Batch) -> float:
+        """FLOPs of one training step on this batch, forward and backward; padding does not count.
+
+        Products with what no gradient flows to (who matches whom, the items' numbers) have half the backward pass.
+        """
+        if batch.target_ids is None or batch.target_offsets is None:
+            return 0.0
+        lengths = batch.lengths.clamp(max=self.config.max_history)
+        events, targets = int(lengths.sum()), batch.target_ids.numel()
+        pairs = float((lengths * batch.target_offsets.diff()).sum())  # (candidate, event of its history)
+        width, num_sums = self.config.width, self.config.num_kernels * self.num_signals
+        forward = matmul_flops(self.profile, batch.num_histories) + matmul_flops(self.taste, batch.num_histories)
+        of_events: list[nn.Module] = [self.event, self.learned, self.attention.key, self.attention.value]
+        of_targets: list[nn.Module] = [self.probe, self.attention.query, self.trunk, self.towers, self.heads]
+        forward += sum(matmul_flops(module, events) for module in of_events)
+        forward += sum(matmul_flops(module, targets) for module in [*of_targets, self.fusion])
+        forward += 2.0 * num_sums * width * (events + targets)  # the sums over items, and candidates that probe them
+        forward += attention_flops(pairs, width)
+        halved = 2.0 * pairs * num_sums * (1 + len(self.items.fields))
+        if self.items.from_numbers is not None:
+            halved += matmul_flops(self.items.from_numbers, self.items.num_items)
+        return TRAINING * forward + (TRAINING + 1) / 2 * halved
 
     # -- answering -----------------------------------------------------------------------------------------------
 
