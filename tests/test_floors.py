@@ -55,7 +55,7 @@ FLAGS = {
     ],
     "align": ["recipe", "--data", "--out", "--users", "--days", "--no-online", "--set", "--device"],
     "recommend": ["run", "--history", "-k", "--filter-seen", "--unknown"],
-    "serve": ["run", "--host", "--port", "--device"],
+    "serve": ["run", "--host", "--port", "--store", "--fill", "--device"],
     "simulate": ["--config", "--set", "--seed", "--users", "--days", "--out"],
     "ab": ["a", "b", "more", *AB_FLAGS],
     "demo": ["--data", "--out"],
@@ -80,11 +80,14 @@ def test_public_flags_are_frozen() -> None:
 
 
 def test_http_fields_are_frozen() -> None:
-    from sidera.serve.app import RecommendRequest, RecommendResponse
+    from sidera.serve.app import EventsRequest, EventsResponse, RecommendRequest, RecommendResponse
 
-    asked = ["history", "k", "filter_seen", "exclude", "feedback", "times", "profile", "as_of", "unknown"]
+    asked = ["history", "user", "k", "filter_seen", "exclude", "feedback", "times", "profile", "as_of", "unknown"]
     assert list(RecommendRequest.model_fields) == asked
-    assert list(RecommendResponse.model_fields) == ["items", "cold_start", "unknown", "items_version", "milliseconds"]
+    said = ["items", "cold_start", "unknown", "unknown_user", "policy_version", "codebook_id", "items_version"]
+    assert list(RecommendResponse.model_fields) == [*said, "milliseconds"]
+    assert list(EventsRequest.model_fields) == ["user", "items", "times", "feedback"]
+    assert list(EventsResponse.model_fields) == ["new", "known"]
 
 
 def test_recipe_sections_are_frozen() -> None:

@@ -238,6 +238,8 @@ def test_a_batch_without_representatives_is_refused() -> None:
         build(**READS_ALL).loss(replace(with_lifelong(requests([9], targets=[1]), [3]), feedback={}))
     with pytest.raises(InputError, match="num_lifelong_queries = 0"):
         OneRec.Config(lifelong="representatives", num_lifelong_queries=0)
+    with pytest.raises(InputError, match="lifelong_chunk = 0"):
+        OneRec.Config(lifelong="representatives", lifelong_chunk=0)
     with pytest.raises(InputError, match="chunk = 500"):
         OneRec.Config(lifelong="representatives", max_representatives=500)
 
@@ -248,3 +250,11 @@ def test_keys_that_came_later_do_not_show_where_they_are_not_used() -> None:
     assert set(old) == {field.name for field in fields(OneRec.Config)} - set(READS_ALL)
     assert written(OneRec.Config(**SMALL, **READS_ALL)) == {**old, **READS_ALL}  # type: ignore[arg-type]
     assert not any(name.startswith("count") for name in build().state_dict())
+
+
+def test_chosen_rows_take_their_representatives_along() -> None:
+    model = build(**READS_ALL)
+    batch = with_lifelong(requests([17, 0, 5, 2]), [9, 4, 0, 6])
+    together = answers(model, batch)
+    rows = torch.tensor([3, 0, 2])
+    torch.testing.assert_close(answers(model, batch.rows(rows)), together[rows], rtol=1e-4, atol=1e-5)

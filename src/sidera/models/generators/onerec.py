@@ -105,6 +105,8 @@ class OneRec(RequestGenerator):
             if self.lifelong == "representatives":
                 good, allowed = self.num_lifelong_queries >= 1, "1 or more with lifelong = 'representatives'"
                 check_value("[model]", "num_lifelong_queries", self.num_lifelong_queries, good, allowed)
+                chunk = self.lifelong_chunk  # without chunks a log cannot be read as the store would answer
+                check_value("[model]", "lifelong_chunk", chunk, chunk >= 1, "a whole number >= 1")
                 self.lifelong_config()
             self.decoder_size()
 
