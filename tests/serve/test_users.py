@@ -201,6 +201,14 @@ def test_values_that_are_no_feedback_are_named(client: TestClient, views: tuple[
     assert lone.status_code == 422
 
 
+def test_times_are_whole_seconds_for_python_too(catalog: Catalog, tmp_path: Path) -> None:
+    with open_behaviour(tmp_path / "store", catalog) as behaviour:
+        for times in ([1.5], [10**30], ["now"]):
+            with pytest.raises(InputError, match=r"times are .*; allowed: whole numbers: unix seconds"):
+                behaviour.append("u", [str(catalog.item_keys[0])], times, {})  # type: ignore[list-item]
+        assert behaviour.append("u", [], [], {}) == 0
+
+
 def test_the_future_is_refused(client: TestClient, catalog: Catalog) -> None:
     item, now = str(catalog.item_keys[0]), int(time.time())
     detail = refused(client, "/v1/events", user="u", items=[item, item], times=[now, now + MAX_AHEAD + 100])

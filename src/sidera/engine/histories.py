@@ -92,9 +92,11 @@ class Behaviour:
         that is missing, unknown to the schema, of another length, or negative seconds.
         """
         schema = self.catalog.schema
-        when = np.asarray(times, dtype=np.int64)
+        when = np.asarray(times)
         if when.shape != (len(item_keys),):
             raise InputError(f"{when.size} times for {len(item_keys)} events", allowed="one each")
+        if when.size and when.dtype.kind not in "iu":
+            raise InputError(f"times are {when.dtype}", allowed="whole numbers: unix seconds")
         item_ids = self.catalog.ids_of(item_keys)
         latest = int(self.now()) + MAX_AHEAD
         late = np.flatnonzero(when > latest)
