@@ -91,6 +91,7 @@ def serve_policies(
     users: int | None = None,
     days: int = 3,
     brackets: Sequence[str] = ("popularity", "oracle"),
+    pairs: Sequence[tuple[str, str]] = (),
     device: str = "cpu",
     say: Callable[[str], None] = lambda text: None,
 ) -> OnlineTest:
@@ -109,7 +110,7 @@ def serve_policies(
     every: dict[str, Arm | str] = {**timed, **{name: name for name in brackets}}
     result = online_test(
         every, world, days=days, log_days=source.days, user_ids=numbers, brackets=False, reference=reference,
-        timeout=600, say=say,
+        pairs=pairs, timeout=600, say=say,
     )  # fmt: skip
     costs: dict[str, Any] = {name: round(policy.milliseconds, 3) for name, policy in timed.items()}
     return replace(result, setting={**result.setting, "ms_per_answer": costs})

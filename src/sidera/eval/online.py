@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class OnlineTest:
     faults: dict[str, dict[str, int]]  # arm -> unknown, duplicate, missing slots
     problems: dict[str, list[str]]  # arm -> why users were lost
     cpu_seconds: dict[str, float]  # arm -> of the whole process
+    pairs: dict[str, dict[str, Difference]] = field(default_factory=dict)  # "B less A" -> metric -> B less A, paired
 
     @property
     def arms(self) -> list[str]:
@@ -64,15 +65,18 @@ class OnlineTest:
         """Read what :meth:`save` wrote; ArtifactError when it cannot be read."""
         try:
             record = json.loads(Path(path).read_text())
-            differences = {
-                arm: {metric: Difference(**values) for metric, values in metrics.items()}
-                for arm, metrics in record.pop("differences").items()
-            }
+            differences, pairs = (
+                {
+                    name: {metric: Difference(**values) for metric, values in metrics.items()}
+                    for name, metrics in record.pop(key, {}).items()
+                }
+                for key in ("differences", "pairs")
+            )
             levels = {
                 arm: {metric: (values[0], values[1]) for metric, values in metrics.items()}
                 for arm, metrics in record.pop("levels").items()
             }
-            return cls(levels=levels, differences=differences, **record)
+            return cls(levels=levels, differences=differences, pairs=pairs, **record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"online test {str(path)!r} cannot be read: {error}", fix="run it again") from None
 
@@ -88,6 +92,7 @@ def online_test(
     user_ids: NDArray[np.int64] | None = None,
     brackets: bool = True,
     reference: str | None = None,
+    pairs: Sequence[tuple[str, str]] = (),
     timeout: float = 60.0,
     say: Callable[[str], None] = lambda text: None,
 ) -> OnlineTest:
@@ -95,8 +100,8 @@ def online_test(
 
     An arm is a policy, or the text of one that :func:`bracket` knows. ``brackets`` adds those of random, popularity,
     logger and oracle that are not there. ``reference``: the arm that the others are compared with, the first by
-    default. ``first_user``: number of the first of the users; ``user_ids`` names each instead. ``timeout``: seconds for
-    one answer.
+    default. ``first_user``: number of the first of the users; ``user_ids`` names each instead. ``pairs``: arms (A, B)
+    that are compared besides. ``timeout``: seconds for one answer.
     """
     numbers = np.arange(first_user, first_user + users) if user_ids is None else np.asarray(user_ids)
     users = len(numbers)
@@ -127,6 +132,7 @@ def online_test(
         faults={name: dict(found.faults) for name, found in outcomes.items()},
         problems={name: list(found.problems) for name, found in outcomes.items()},
         cpu_seconds=cpu_seconds,
+        pairs={f"{b} less {a}": compare(outcomes[a], outcomes[b]) for a, b in pairs},
     )  # fmt: skip
 
 
