@@ -58,7 +58,8 @@ def cell(name: str, seed: int, training_seed: int, quick: bool) -> dict[str, Any
     """One world, one training seed: everything trained, served and measured; kept beside the log and reused."""
     from sidera.align.recipe import AlignRecipe
     from sidera.align.run import align_recipe
-    from sidera.eval.alignment_online import ServedArm, serve_policies, usual_arms
+    from sidera.engine.serving import Serving
+    from sidera.eval.alignment_online import serve_policies, usual_arms
     from sidera.eval.alignment_page import write_alignment_page
 
     data = world_log(name, seed, **(QUICK_LOG if quick else {}))
@@ -76,10 +77,10 @@ def cell(name: str, seed: int, training_seed: int, quick: bool) -> dict[str, Any
     if training_seed == 0 and not quick:
         runs = found.runs
         for number in CANDIDATES:
-            arms[f"pretrained+rerank beam {number}"] = ServedArm(
+            arms[f"pretrained+rerank beam {number}"] = Serving(
                 runs["pretrained"], candidates=number, source="beam", beam=number
             )
-        arms["safe+cold quota"] = ServedArm(runs["safe"], cold_share=COLD_SHARE)
+        arms["safe+cold quota"] = Serving(runs["safe"], cold_share=COLD_SHARE)
     others = [(control, arm) for control in CONTROLS[1:] for arm in ARMS]
     if training_seed == 0:
         others += [("pretrained+rerank", f"{arm}+rerank") for arm in ARMS] + [("safe", "pretrained+rerank")]

@@ -55,7 +55,7 @@ FLAGS = {
     ],
     "align": ["recipe", "--data", "--out", "--users", "--days", "--no-online", "--set", "--device"],
     "recommend": ["run", "--history", "-k", "--filter-seen", "--unknown"],
-    "serve": ["run", "--host", "--port", "--store", "--fill", "--device"],
+    "serve": ["run", "--host", "--port", "--store", "--fill", "--rerank", "--rerank-from", "--cold-share", "--device"],
     "simulate": ["--config", "--set", "--seed", "--users", "--days", "--out"],
     "ab": ["a", "b", "more", *AB_FLAGS],
     "demo": ["--data", "--out"],

@@ -216,13 +216,16 @@ def recommend_verb(arguments: Arguments) -> None:
 
 def serve_verb(arguments: Arguments) -> None:
     """Answer over HTTP until interrupted."""
-    from sidera.engine.recommender import Recommender
+    from sidera.engine.serving import Serving
     from sidera.serve.app import check_port, serve
 
     if arguments.fill and not arguments.store:
         raise InputError(f"--fill {arguments.fill} without a store", fix="name its folder with --store")
     check_port(arguments.host, arguments.port)
-    recommender = Recommender.load(arguments.run, device=arguments.device)
+    plan = Serving(
+        Path(arguments.run), arguments.rerank, arguments.rerank_from, cold_share=arguments.cold_share
+    )
+    recommender = plan.open(arguments.device)
     with contextlib.ExitStack() as opened:
         if arguments.store:
             opened.enter_context(_open_store(recommender, arguments))
@@ -416,6 +419,13 @@ def _add_serve(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--port", type=int, default=8000, help="TCP port")
     parser.add_argument("--store", help="folder of the behaviour store: users' events, sent to POST /v1/events")
     parser.add_argument("--fill", metavar="DATA", help="data folder whose events a new store begins with")
+    parser.add_argument(
+        "--rerank", type=int, default=0, metavar="N", help="candidates that the run's reward chooses among; 0: none"
+    )
+    parser.add_argument(
+        "--rerank-from", choices=("sample", "beam"), default="sample", help="candidates are drawn, or the search's best"
+    )
+    parser.add_argument("--cold-share", type=float, default=0.0, help="share of slots for items that no log showed")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
 
 

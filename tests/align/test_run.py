@@ -13,7 +13,8 @@ from sidera import cli
 from sidera.align.recipe import AlignRecipe
 from sidera.core import InputError
 from sidera.engine.recommender import Recommender
-from sidera.eval.alignment_online import ServedArm, gap_closed
+from sidera.engine.serving import Serving
+from sidera.eval.alignment_online import gap_closed
 from sidera.eval.online import OnlineTest
 from sidera.sim.config import world_config
 from sidera.sim.simulate import simulate
@@ -138,7 +139,7 @@ def test_a_policy_that_reads_items_alone_is_rewarded_by_what_reads_everything(lo
 
 
 def test_a_reranked_arm_opens_with_its_reward(aligned: Path) -> None:
-    arm = ServedArm(aligned / "align" / "safe", candidates=16, source="beam", beam=16, cold_share=0.1)
+    arm = Serving(aligned / "align" / "safe", candidates=16, source="beam", beam=16, cold_share=0.1)
     recommender = arm.open()
     assert recommender.reranker is not None
     assert recommender.reranker.num_candidates == 16

@@ -36,7 +36,7 @@ def result() -> OnlineTest:
         return RandomPolicy(300)(requests)[:, :4]
 
     arms = {"best": "oracle:utility:0.9", "click": OraclePolicy("click"), "shaky & slow": shaky, "short": short}
-    return online_test(arms, small_world(), users=120, days=3, log_days=3)
+    return online_test(arms, small_world(), users=120, days=3, log_days=3, pairs=[("random", "click")])
 
 
 def test_a_result_holds_arms_brackets_and_paired_intervals(result: OnlineTest) -> None:
@@ -45,6 +45,8 @@ def test_a_result_holds_arms_brackets_and_paired_intervals(result: OnlineTest) -
     assert set(result.differences) == set(result.arms) - {"best"}
     for arm in result.arms:
         assert set(result.levels[arm]) == set(METRICS)
+    pair = result.pairs["click less random"]["utility"]
+    assert pair.value == pytest.approx(result.levels["click"]["utility"][0] - result.levels["random"]["utility"][0])
     found = result.differences["random"]["utility"]
     assert found.value == pytest.approx(result.levels["random"]["utility"][0] - result.levels["best"]["utility"][0])
     assert found.clear
@@ -57,6 +59,7 @@ def test_a_result_holds_arms_brackets_and_paired_intervals(result: OnlineTest) -
 def test_json_and_back(result: OnlineTest, tmp_path: Path) -> None:
     result.save(tmp_path / "test.json")
     again = OnlineTest.load(tmp_path / "test.json")
+    assert again.pairs == result.pairs
     assert to_text(again) == to_text(result)
     assert again.differences["random"] == result.differences["random"]
     (tmp_path / "test.json").write_text("[]")

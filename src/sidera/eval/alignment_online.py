@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +18,12 @@ from numpy.typing import NDArray
 
 from sidera import artifacts
 from sidera.core import InputError
-from sidera.engine.quota import Quota
-from sidera.engine.recommender import Recommender
-from sidera.engine.reranker import FOLDER, Reranker, Source
-from sidera.eval.online import Arm, OnlineTest, online_test
+from sidera.engine.serving import Serving
+from sidera.eval.online import CANDIDATES, RERANKED, Arm, OnlineTest, online_test
 from sidera.eval.recommender_policy import RecommenderPolicy
 from sidera.sim.requests import Requests
 from sidera.sim.source import world_source
 from sidera.sim.world import World, user_keys
-
-RERANKED = "+rerank"
-
-
-@dataclass(frozen=True)
-class ServedArm:
-    """How a policy serves."""
-
-    run: Path
-    candidates: int = 0  # that its reward's network chooses among; 0: none does
-    source: Source = "sample"
-    beam: int | None = None  # else the run's
-    cold_share: float = 0.0  # of the slots kept for items that the log never showed
-
-    def open(self, device: str = "cpu") -> Recommender:
-        recommender = Recommender.load(self.run, device=device, beam=self.beam)
-        if self.candidates:
-            recommender.reranker = Reranker.load(
-                self.run / FOLDER, recommender.catalog, self.candidates, self.source
-            )
-        if self.cold_share:
-            recommender.quota = Quota.cold(recommender.catalog, self.cold_share)
-        return recommender
 
 
 class Timed:
@@ -76,14 +51,14 @@ def is_simulated(data: str | Path) -> bool:
     return (folder / artifacts.MANIFEST).is_file() and "world" in artifacts.read_manifest(folder, "dataset").recipe
 
 
-def usual_arms(runs: Mapping[str, Path], reranked: Sequence[str]) -> dict[str, ServedArm]:
+def usual_arms(runs: Mapping[str, Path], reranked: Sequence[str]) -> dict[str, Serving]:
     """Every policy, and the reranked selves of those named."""
-    arms = {name: ServedArm(run) for name, run in runs.items()}
-    return arms | {f"{name}{RERANKED}": ServedArm(runs[name], candidates=64) for name in reranked}
+    arms = {name: Serving(run) for name, run in runs.items()}
+    return arms | {f"{name}{RERANKED}": Serving(runs[name], candidates=CANDIDATES) for name in reranked}
 
 
 def serve_policies(
-    arms: Mapping[str, ServedArm],
+    arms: Mapping[str, Serving],
     audience: Sequence[str],
     data: str | Path,
     reference: str,

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from sidera.artifacts import write_text
 from sidera.config import closest
 from sidera.core import ArtifactError, InputError
-from sidera.engine.recommender import Recommender
+from sidera.engine.serving import Serving
 from sidera.eval.recommender_policy import RecommenderPolicy
 from sidera.sim.compare import WIDTH, Difference, compare
 from sidera.sim.online import METRICS, Audience, Outcomes, prepare, run_policy
@@ -35,6 +35,8 @@ from sidera.sim.requests import Policy
 from sidera.sim.world import World
 
 BRACKETS = ("random", "popularity", "logger", "oracle")
+RERANKED = "+rerank"  # behind a run folder: reranked by its reward's network
+CANDIDATES = 64  # that it chooses among
 POLICIES = "random, popularity, logger, oracle[:utility|watch_time|click[:strength]]"
 Arm = Policy | Insider
 
@@ -140,18 +142,21 @@ def read_arms(specs: Sequence[str], world: World, device: str = "cpu") -> dict[s
     """name -> arm of what the shell was told: run folders and policies that :func:`bracket` knows."""
     arms: dict[str, Arm | str] = {}
     for spec in specs:
-        path = Path(spec)
+        path = Path(spec.removesuffix(RERANKED))
         is_policy = spec.split(":")[0] in BRACKETS
-        name = spec if is_policy else path.resolve().name
+        ending = RERANKED if spec.endswith(RERANKED) else ""
+        name = spec if is_policy else path.resolve().name + ending
         if name in arms and not is_policy:
-            name = "/".join(path.resolve().parts[-2:])
+            name = "/".join(path.resolve().parts[-2:]) + ending
         if name in arms:
             raise InputError(f"the arm {name!r} is named twice", fix="name every arm once")
         if not is_policy and not path.is_dir():
-            raise InputError(f"no arm {spec!r}{closest(spec, BRACKETS)}", allowed=f"a run folder, {POLICIES}")
+            allowed = f"a run folder, one{RERANKED}, {POLICIES}"
+            raise InputError(f"no arm {spec!r}{closest(spec, BRACKETS)}", allowed=allowed)
         if is_policy:
             check_bracket(spec)
-        arms[name] = spec if is_policy else RecommenderPolicy(Recommender.load(path, device=device), world)
+        plan = Serving(path, candidates=CANDIDATES if ending else 0)
+        arms[name] = spec if is_policy else RecommenderPolicy(plan.open(device), world)
     return arms
 
 
