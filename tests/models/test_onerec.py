@@ -42,7 +42,8 @@ def test_pathways_hold_what_they_say() -> None:
     model = build()
     batch = requests([17, 3, 0, 9], seed=5)
     tokens, offsets = model.pathways(batch)
-    events, users, places = model.events(batch), model.user(batch), model.place.weight
+    events, users = model.norm_events(model.events(batch)), model.norm_users(model.user(batch))
+    places = model.place.weight
     short, positive, lifelong = 1, 1 + 4, 1 + 4 + 6  # where each pathway begins in the table of places
     for row in range(4):
         mine = list(range(int(batch.offsets[row]), int(batch.offsets[row + 1])))
@@ -119,6 +120,16 @@ def test_a_batch_answers_as_one_by_one() -> None:
     together = answers(model, batch)
     for row in range(4):
         torch.testing.assert_close(together[row], answers(model, batch.cut(row, row + 1))[0], rtol=1e-4, atol=1e-5)
+
+
+def test_at_first_an_event_is_louder_than_its_place() -> None:
+    """The place of a token was once larger than all that told one event from another: training began deaf."""
+    model, batch = build(width=64, short_term=40, positive_length=0, num_lifelong_queries=0), requests([30] * 20)
+    tokens, _ = model.pathways(batch)
+    places = model.place.weight[: 1 + 30]
+    events = tokens.view(20, 31, 64)[:, 1:] - places[1:].flip(0)  # newest last
+    told_apart = (events - events.mean((0, 1))).square().mean()
+    assert told_apart > 4 * places.square().mean()
 
 
 @pytest.mark.parametrize("item_input", ["id", "sid", "both"])

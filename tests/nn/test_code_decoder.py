@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,9 +23,9 @@ LEVELS = (6, 5, 4)
 SIZE = DecoderSize(width=16, num_layers=2, num_heads=4, num_kv_groups=2, ff_width=32, dropout=0.0)
 
 
-def inputs(size: DecoderSize, batch: int = 3, tokens: int = 7) -> tuple[list[Any], torch.Tensor]:
+def inputs(size: DecoderSize, batch: int = 3, tokens: int = 7, seed: int = 1) -> tuple[list[Any], torch.Tensor]:
     """Keys and values of every layer and a mask whose rows have 7, 6, ... tokens."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     shape = (batch, size.num_kv_groups, tokens, size.head_width)
     pairs = [
         (torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
@@ -65,6 +66,23 @@ def test_jagged_streams_are_their_streams_alone(counts: list[int]) -> None:
         for stream in range(count):
             alone = decoder.log_probs(sids[mine][stream : stream + 1], own, mask[row : row + 1, :kept], Streams(1, 1))
             torch.testing.assert_close(together[mine][stream], alone[0], rtol=1e-5, atol=1e-5)
+
+
+def test_code_std_makes_the_codes_heard_beside_what_is_read() -> None:
+    """States of another first code, against states of another context, before anything is learned."""
+    heard = []
+    for code_std in (0.0, 1.0):
+        torch.manual_seed(0)
+        size = replace(SIZE, width=64, code_std=code_std)
+        decoder, (pairs, mask), (others, _) = CodeDecoder(size, LEVELS), inputs(size), inputs(size, seed=3)
+        sids = some_sids(3)
+        another = (sids + 1) % torch.tensor(LEVELS)
+        states = [
+            decoder(decoder.embed(codes), read, mask, Streams(3, 1))[:, 1].detach()
+            for codes, read in ((sids, pairs), (another, pairs), (sids, others))
+        ]
+        heard.append(float((states[1] - states[0]).norm() / (states[2] - states[0]).norm()))
+    assert heard[0] < 1 < 2 < heard[1]
 
 
 def test_spread_and_collect_undo_each_other() -> None:
@@ -129,6 +147,7 @@ def test_each_level_is_a_distribution() -> None:
         ("num_kv_groups", 3, "a divisor of num_heads"),
         ("dropout", 1.0, "0 <= x < 1"),
         ("num_layers", 0, "1"),
+        ("code_std", -1.0, "0 "),
         ("num_active", 9, "at most num_experts"),
     ],
 )

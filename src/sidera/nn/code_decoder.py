@@ -86,6 +86,7 @@ class DecoderSize:
     moe_from: int = 1  # first layer whose feed-forward is a mixture of experts
     gate: Gate = "sigmoid"
     balance_rate: float = 1e-3
+    code_std: float = 0.0  # of the codes' input vectors at the start; 0: width^-0.5
 
     def __post_init__(self) -> None:
         for name in ("width", "num_layers", "num_heads", "num_kv_groups", "ff_width", "num_active", "expert_width"):
@@ -94,6 +95,8 @@ class DecoderSize:
         check_value("[model]", "num_heads", heads, self.width % heads == 0, f"a divisor of width ({self.width})")
         check_value("[model]", "num_kv_groups", groups, heads % groups == 0, f"a divisor of num_heads ({heads})")
         check_value("[model]", "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= x < 1")
+        fits = 0 <= self.code_std <= 10
+        check_value("[model]", "code_std", self.code_std, fits, "0 (width^-0.5) to 10")
         if self.num_experts:
             fits = self.num_active <= self.num_experts
             check_value("[model]", "num_active", self.num_active, fits, f"at most num_experts ({self.num_experts})")
@@ -220,7 +223,10 @@ class CodeDecoder(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=size.width**-0.5)
+                nn.init.normal_(module.weight, std=size.code_std or size.width**-0.5)
+        if size.code_std:  # or the stream's places would be as hard to hear beside what is read as its codes were
+            for vectors in (self.begin, self.level_vectors):
+                nn.init.normal_(vectors, std=size.code_std / 2)
 
     def embed(self, sids: Tensor) -> Tensor:
         """Codes (..., L) -> inputs (..., L, D): begin, then all codes but the last."""

@@ -91,6 +91,7 @@ class OneRec(RequestGenerator):
         moe_from: int = 0  # first decoder layer with experts
         encoder_experts: bool = False  # experts in the encoder too (report: from 2.6 B parameters on)
         balance_rate: float = 1e-3  # step of the experts' biases
+        code_std: float = 0.0  # of the codes' input vectors at the start; 0: width^-0.5, which what is read drowns
         # What the lifelong pathway reads: the newest max_history events (less the short-term ones), or representatives
         # of the whole history, kept up in the store and as of every request in training.
         lifelong: Literal["history", "representatives"] = later("history")
@@ -122,6 +123,7 @@ class OneRec(RequestGenerator):
                 num_kv_groups=self.num_kv_groups, ff_width=self.ff_width, dropout=self.dropout,
                 num_experts=self.num_experts, num_active=self.num_active, num_shared=self.num_shared,
                 expert_width=self.expert_width, moe_from=self.moe_from, balance_rate=self.balance_rate,
+                code_std=self.code_std,
             )  # fmt: skip
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
@@ -131,6 +133,8 @@ class OneRec(RequestGenerator):
         self.positive = catalog.schema.positive
         self.events = EventFeatures(catalog, config.width, config.item_input)
         self.user = UserFeatures(catalog, config.width, use_profile=config.static)
+        # Places are told by vectors of rms width^-0.5, in which events as they leave their Dense layers would drown
+        self.norm_events, self.norm_users = nn.RMSNorm(config.width), nn.RMSNorm(config.width)
         lengths = (1, config.short_term, config.positive_length, config.num_lifelong_queries)
         self.first_places = tuple(sum(lengths[:index]) for index in range(4))  # of each pathway in the table
         self.place = nn.Embedding(sum(lengths), config.width)  # e_pos of [h_u; h_s; h_p; h_l]
@@ -178,7 +182,7 @@ class OneRec(RequestGenerator):
         """Tokens (M, D) of all pathways with their places added, and the histories' bounds (B+1,)."""
         config, num_rows = self.config, batch.num_histories
         rows, places = event_places(batch)
-        users = self.user(batch)  # (B, D)
+        users = self.norm_users(self.user(batch))  # (B, D)
         events, older, older_bounds = self.embedded(batch, rows, places)  # (T, D), (O, D), (B+1,)
         histories = torch.arange(num_rows, device=rows.device)
         found, vectors = [Pathway(histories, histories, torch.zeros_like(histories))], [users, events]
@@ -209,15 +213,15 @@ class OneRec(RequestGenerator):
     def embedded(self, batch: Batch, rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(T, D) events, (O, D) what the lifelong queries read, and its bounds (B+1,)."""
         if self.lifelong is None:
-            events = self.events(batch)
+            events = self.norm_events(self.events(batch))
             return events, events[:0], batch.offsets.new_zeros(batch.num_histories + 1)
         if self.count is None:
-            events = self.events(batch)
+            events = self.norm_events(self.events(batch))
             older = (places >= self.config.short_term).nonzero().squeeze(1)
             counts = torch.bincount(rows[older], minlength=batch.num_histories)
             return events, events.index_select(0, older), F.pad(counts.cumsum(0), (1, 0))
         both, is_event, both_places = with_representatives(batch, places)
-        vectors = self.events(both, both_places)  # in one call: an item's part of the first Dense is paid for once
+        vectors = self.norm_events(self.events(both, both_places))  # in one call: an item's part of the first Dense is paid for once
         lifelong = representatives(batch)
         sizes = self.count(half_octaves(lifelong.counts - 1, COUNT_BUCKETS))
         return vectors[is_event], vectors[~is_event] + sizes, lifelong.offsets

@@ -90,6 +90,7 @@ class OneRecV2(RequestGenerator):
         expert_width: int = 128
         moe_from: int = 1  # first layer with experts (paper: the third block)
         balance_rate: float = 1e-3  # step of the experts' biases
+        code_std: float = 0.0  # of the codes' input vectors at the start; 0: width^-0.5, which what is read drowns
 
         def __post_init__(self) -> None:
             for name in ("max_history", "short_term", "kv_sharing"):
@@ -104,6 +105,7 @@ class OneRecV2(RequestGenerator):
                 num_kv_groups=self.num_kv_groups, ff_width=self.ff_width, dropout=self.dropout,
                 num_experts=self.num_experts, num_active=self.num_active, num_shared=self.num_shared,
                 expert_width=self.expert_width, moe_from=self.moe_from, balance_rate=self.balance_rate,
+                code_std=self.code_std,
             )  # fmt: skip
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
