@@ -38,9 +38,12 @@ class ListDecoder(CodeDecoder):
         super().__init__(size, level_sizes)
         self.length = length
         self.last_code = nn.Embedding(self.level_sizes[-1], size.width)
-        nn.init.normal_(self.last_code.weight, std=size.width**-0.5)
+        nn.init.normal_(self.last_code.weight, std=size.code_std or size.width**-0.5)
         self.last_vector = nn.Parameter(torch.randn(size.width) * 0.02)
         self.item_vectors = nn.Parameter(torch.randn(length, size.width) * 0.02)
+        if size.code_std:  # as the base class does with the vectors of its places
+            for vectors in (self.last_vector, self.item_vectors):
+                nn.init.normal_(vectors, std=size.code_std / 2)
 
     def embed_lists(self, sids: Tensor) -> Tensor:
         """Codes (M, m, L) of M lists -> inputs (M, P, D)."""

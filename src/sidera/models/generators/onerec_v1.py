@@ -72,6 +72,7 @@ class OneRecV1(nn.Module):
         num_active: int = 2
         expert_width: int = 128
         balance_rate: float = 1e-3  # step of the experts' biases
+        code_std: float = 0.0  # of the codes' input vectors at the start; 0: width^-0.5, which what is read drowns
         list_beam: int = 8  # lists kept by the search over whole lists (paper: 128 beams)
         session_length: int = 5  # m, items of a list (paper: 5 to 10)
         session_span: Literal["request", "visit"] = "visit"  # whose events make a list; see data.sessions
@@ -94,6 +95,7 @@ class OneRecV1(nn.Module):
                 num_kv_groups=self.num_heads, ff_width=self.ff_width, dropout=self.dropout,
                 num_experts=self.num_experts, num_active=self.num_active, num_shared=0,
                 expert_width=self.expert_width, moe_from=0, gate="softmax", balance_rate=self.balance_rate,
+                code_std=self.code_std,
             )  # fmt: skip
 
         def encoder_size(self) -> T5Size:
