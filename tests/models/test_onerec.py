@@ -209,7 +209,7 @@ def test_the_lifelong_pathway_reads_representatives_and_their_sizes() -> None:
         counts = lifelong.counts[mine]
         after = torch.tensor([int(counts[place + 1 :].sum()) for place in range(number)], dtype=torch.int64)
         buckets = torch.tensor([math.floor(2 * math.log2(count)) for count in counts.tolist()], dtype=torch.int64)
-        wanted = model.events.concatenated(alone, after) + model.count(buckets)
+        wanted = model.norm_events(model.events.concatenated(alone, after)) + model.count(buckets)
         found = tokens[offsets[row] : offsets[row + 1]]
         if number:
             read = model.lifelong(wanted[None])[0] + places[1 + 4 + 6 :]

@@ -221,7 +221,8 @@ class OneRec(RequestGenerator):
             counts = torch.bincount(rows[older], minlength=batch.num_histories)
             return events, events.index_select(0, older), F.pad(counts.cumsum(0), (1, 0))
         both, is_event, both_places = with_representatives(batch, places)
-        vectors = self.norm_events(self.events(both, both_places))  # in one call: an item's part of the first Dense is paid for once
+        # in one call: an item's part of the first Dense is paid for once
+        vectors = self.norm_events(self.events(both, both_places))
         lifelong = representatives(batch)
         sizes = self.count(half_octaves(lifelong.counts - 1, COUNT_BUCKETS))
         return vectors[is_event], vectors[~is_event] + sizes, lifelong.offsets
