@@ -201,3 +201,19 @@ def test_an_imported_log_takes_min_rating_and_text_fields(tmp_path: Path) -> Non
     assert liked.items["text"].to_pylist() == ["Categories: tea, leaf", None]
     with pytest.raises(InputError, match="log 'out' is empty"):
         load_dataset(tmp_path / "out", DataConfig(min_rating=6))
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv"])
+def test_columns_of_nought_and_one_are_marks(tmp_path: Path, ending: str) -> None:
+    rows = [
+        {"user": "u1", "item": "a", "time": 1, "is_like": 1, "hate": 0, "slot": 0, "rating": 1, "seconds": 1},
+        {"user": "u1", "item": "b", "time": 2, "is_like": 0, "hate": 0, "slot": 1, "rating": 0, "seconds": 5},
+    ]
+    mapping = ImportMapping(columns={"like": "is_like"})
+    feedback = import_log(write(tmp_path / f"log{ending}", rows), tmp_path / "out", mapping=mapping).feedback
+    assert feedback["like"].dtype == bool
+    assert feedback["like"].tolist() == [True, False]
+    assert feedback["hate"].dtype != bool  # nothing tells that this column of noughts is a mark
+    assert feedback["slot"].dtype != bool
+    assert feedback["seconds"].dtype != bool
+    assert load_dataset(tmp_path / "out").feedback["like"].dtype == bool

@@ -13,6 +13,8 @@ A mapping says which column is which, as ``ours = "theirs"``; columns that alrea
     [item_columns]       # key, title, brand, categories, description, text, ...
     key = "asin"
 
+Whole-number columns of 0 and 1 alone (``is_click``) are read as marks: what became of an exposure.
+
 Trap: key columns are read as text from CSV. As numbers, "0012" and "12" would become one item.
 """
 
@@ -24,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 
@@ -31,10 +34,19 @@ from sidera.artifacts import read_manifest
 from sidera.config import parse_section, read_toml
 from sidera.core import ArtifactError, InputError
 from sidera.data.dataset import Dataset, read_parquet
+from sidera.data.features import BOOKKEEPING
 from sidera.data.schema import TEXT_FIELDS, build_dataset
 
 # our column -> what it may be called without a mapping; the first one found is taken
 LOG_COLUMNS = {"user": ("user", "user_id"), "item": ("item", "item_id"), "time": ("time", "timestamp")}
+NO_MARKS = (  # whatever numbers they hold
+    "user",
+    "item",
+    "time",
+    "rating",
+    "position",
+    *BOOKKEEPING,
+)
 FORMATS = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 WHOLE_FILE = 1 << 28  # bytes read as one block: types are guessed from the whole of all but very large files
 
@@ -67,6 +79,7 @@ def import_log(
     mapping, out = mapping or ImportMapping(), Path(out)
     _check_out(out)
     events, sources = _read(Path(events_path), "log", mapping.columns, LOG_COLUMNS, required=("user", "item"))
+    events = _marks(events)
     items = users = None
     if items_path is not None:  # its key is mostly called as in the log
         known = {"key": ("key", sources["item"], *LOG_COLUMNS["item"])}
@@ -115,6 +128,18 @@ def _read(
     used = {*sources, *sources.values()}
     sources.update({name: name for name in names if name not in used})
     return pa.table({ours: table[theirs] for ours, theirs in sources.items()}), sources
+
+
+def _marks(events: pa.Table) -> pa.Table:
+    """Whole-number columns of 0 and 1 alone are what logs call a mark (clicked or not): they become true and false."""
+    for place, name in enumerate(events.column_names):
+        column = events[name]
+        if name in NO_MARKS or not pa.types.is_integer(column.type) or column.null_count:
+            continue
+        ends = pc.min_max(column).as_py()
+        if (ends["min"], ends["max"]) == (0, 1):
+            events = events.set_column(place, name, column.cast(pa.bool_()))
+    return events
 
 
 def _text_columns(mapping: Mapping[str, str], known: Mapping[str, Sequence[str]]) -> list[str]:
