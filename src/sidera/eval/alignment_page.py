@@ -155,14 +155,13 @@ def _frontier(record: Mapping[str, Any], online: OnlineTest | None) -> str:
 def _curves(record: Mapping[str, Any]) -> str:
     figures = []
     for key, heading in CURVES.items():
-        lines: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {}
+        lines: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {}  # all: a colour stays a policy's
         for name, one in record["policies"].items():
             training = one["training"]
             start = [(0, training["start"][key])] if key in training.get("start", {}) else []
             points = start + [(check["step"], check[key]) for check in training.get("checks", []) if key in check]
-            if len(points) > 1:
-                lines[name] = {"": ([x for x, _ in points], [y for _, y in points])}
-        if lines:
+            lines[name] = {"": ([x for x, _ in points], [y for _, y in points])} if points else {}
+        if any(lines.values()):
             figures.append(f"<figure>{plots.curves(heading, lines, 'step', '', markers=True)}</figure>")
     note = "Measured on validation rows. A rising reward says nothing about what was lost: the gates watch the others."
     return f"<div class='figures'>{''.join(figures)}</div><p class='note'>{note}</p>"
