@@ -28,7 +28,7 @@ ARMS = ("aggressive", "safe")
 BAR_GAP = {"easy": 10.0, "hard": 5.0}
 SEEDS, TRAINING_SEEDS = (0, 1, 2), (0, 1)
 METRICS = ("utility", "returned_1", "watch_time", "session_length", "dislikes")
-CANDIDATES = (16, 64)  # of the rerankings that are served in the first training seed of every world
+CANDIDATES = (48, 64)  # of the beams that are reranked in the first cell of each world, for their cost
 COLD_SHARE = 0.015  # of slots, kept for items that the log never showed
 QUICK_LOG = {"users": 1200, "days": 6}
 QUICK = ("fit.max_steps=150", "align.steps=50", "align.check_every=50", "rewards.epochs=1", "eval.valid_rows=200")
@@ -69,14 +69,10 @@ def cell(name: str, seed: int, training_seed: int, quick: bool) -> dict[str, Any
     if not quick:
         share_pretrained(train_arm("onerec_v2", Arm("world/onerec_v2.toml"), data, seed), out)
     found = align_recipe(recipe, data, out)
-    versions = {policy: version_of(run) for policy, run in found.runs.items()}
-    kept = out / "align" / "cell.json"
-    if kept.is_file() and (record := json.loads(kept.read_text()))["versions"] == versions:
-        return record
     arms = usual_arms(found.runs, ("pretrained", *ARMS) if training_seed == 0 else ())
     if training_seed == 0 and not quick:
         runs = found.runs
-        for number in CANDIDATES:
+        for number in CANDIDATES if seed == 0 else ():
             arms[f"pretrained+rerank beam {number}"] = Serving(
                 runs["pretrained"], candidates=number, source="beam", beam=number
             )
@@ -85,7 +81,12 @@ def cell(name: str, seed: int, training_seed: int, quick: bool) -> dict[str, Any
     if training_seed == 0:
         others += [("pretrained+rerank", f"{arm}+rerank") for arm in ARMS] + [("safe", "pretrained+rerank")]
     if "safe+cold quota" in arms:
-        others += [("safe", "safe+cold quota"), *(("aggressive", f"pretrained+rerank beam {n}") for n in CANDIDATES)]
+        others.append(("safe", "safe+cold quota"))
+    others += [("aggressive", arm) for arm in arms if arm.startswith("pretrained+rerank beam")]
+    versions = {policy: version_of(run) for policy, run in found.runs.items()} | {"served": list(arms)}
+    kept = out / "align" / "cell.json"
+    if kept.is_file() and (record := json.loads(kept.read_text()))["versions"] == versions:
+        return record
     online = serve_policies(arms, found.audience, data, "sft", users=150 if quick else None, pairs=others, say=print)
     online.save(out / "align" / "online.json")
     write_alignment_page(found.record, online, out / "align" / "alignment.html")
