@@ -100,6 +100,4 @@ def differences(found: Mapping[str, Any], reference: str) -> dict[str, dict[str,
 
 def levels(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """arm -> metric -> mean over users."""
-    return {
-        label: {metric: round(outcomes.mean(metric), 4) for metric in METRICS} for label, outcomes in found.items()
-    }
+    return {label: {metric: round(outcomes.mean(metric), 4) for metric in METRICS} for label, outcomes in found.items()}

@@ -181,7 +181,10 @@ def align_verb(arguments: Arguments) -> None:
     if arguments.users < 2 or arguments.days < 1:
         raise InputError(f"--users {arguments.users} --days {arguments.days}", allowed="2 users or more, 1 day or more")
     recipe = AlignRecipe.read(arguments.recipe, arguments.set)
-    found = align_recipe(recipe, arguments.data, arguments.out, device=arguments.device)
+    found = align_recipe(
+        recipe, arguments.data, arguments.out, start=arguments.start, exposures=arguments.exposures,
+        device=arguments.device,
+    )  # fmt: skip
     record, out, online = found.record, Path(arguments.out), None
     if is_simulated(arguments.data) and not arguments.no_online:
         reranked = [name for name in ("pretrained", record["recommended"]) if name in found.runs]
@@ -216,19 +219,28 @@ def recommend_verb(arguments: Arguments) -> None:
 
 def serve_verb(arguments: Arguments) -> None:
     """Answer over HTTP until interrupted."""
+    from sidera.engine.exposures import ExposureWriter
     from sidera.engine.serving import Serving
     from sidera.serve.app import check_port, serve
+    from sidera.store.exposures import ExposureLog
 
     if arguments.fill and not arguments.store:
         raise InputError(f"--fill {arguments.fill} without a store", fix="name its folder with --store")
+    if arguments.exposures and not arguments.store:
+        raise InputError(
+            f"--exposures {arguments.exposures} without a store: logged answers are of requests that name a user",
+            fix="name the store's folder with --store",
+        )
     check_port(arguments.host, arguments.port)
-    plan = Serving(
-        Path(arguments.run), arguments.rerank, arguments.rerank_from, cold_share=arguments.cold_share
-    )
+    plan = Serving(Path(arguments.run), arguments.rerank, arguments.rerank_from, cold_share=arguments.cold_share)
     recommender = plan.open(arguments.device)
     with contextlib.ExitStack() as opened:
         if arguments.store:
             opened.enter_context(_open_store(recommender, arguments))
+        if arguments.exposures:
+            catalog = recommender.catalog
+            log = ExposureLog.open(arguments.exposures, codebook_id=catalog.codebook_id, num_levels=catalog.num_levels)
+            recommender.exposures = opened.enter_context(ExposureWriter(log))
         print(
             f"serving {arguments.run} on http://{arguments.host}:{arguments.port} (POST /v1/recommend, page /docs);"
             " Ctrl-C stops",
@@ -393,6 +405,8 @@ def _add_align(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("recipe", help="TOML file with [align], e.g. recipes/world/align.toml")
     parser.add_argument("--data", required=True, help="data folder with feedback, e.g. a simulated log")
     parser.add_argument("--out", required=True, help="run folder to write; a pretrained model in it is reused")
+    parser.add_argument("--start", metavar="RUN", help="run folder of the policy to start from; else one is pretrained")
+    parser.add_argument("--exposures", metavar="LOG", help="exposure log that the reward learns from too")
     parser.add_argument("--users", type=int, default=1000, help="users served in the online test, at most")
     parser.add_argument("--days", type=int, default=3, help="days of the online test")
     parser.add_argument("--no-online", action="store_true", help="no online test, though the log is simulated")
@@ -418,6 +432,9 @@ def _add_serve(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="TCP port")
     parser.add_argument("--store", help="folder of the behaviour store: users' events, sent to POST /v1/events")
+    parser.add_argument(
+        "--exposures", metavar="LOG", help="folder of the exposure log: answers to users, what followed"
+    )
     parser.add_argument("--fill", metavar="DATA", help="data folder whose events a new store begins with")
     parser.add_argument(
         "--rerank", type=int, default=0, metavar="N", help="candidates that the run's reward chooses among; 0: none"

@@ -372,3 +372,4 @@ class Recommendation:
     policy_version: str = ""  # of the weights that answered
     codebook_id: str = ""  # with items_version: the catalogue that answered
     unknown_user: bool = False  # the request named a user of whom the behaviour store knows nothing (as of then)
+    request: str = ""  # names this answer in the exposure log; "": not logged

@@ -11,13 +11,19 @@ from tiny_world import SECTION, SMALL
 
 from sidera import cli
 from sidera.align.recipe import AlignRecipe
+from sidera.align.run import align_recipe
 from sidera.core import InputError
+from sidera.data.config import DataConfig, load_dataset, make_views
+from sidera.data.split import user_groups
 from sidera.engine.recommender import Recommender
 from sidera.engine.serving import Serving
 from sidera.eval.alignment_online import gap_closed
 from sidera.eval.online import OnlineTest
+from sidera.eval.own_exposures import expose
 from sidera.sim.config import world_config
 from sidera.sim.simulate import simulate
+from sidera.store.exposures import ExposureLog
+from sidera.train.ranker import RANKER_SHARES
 
 RECIPE = """
 [data]
@@ -136,6 +142,36 @@ def test_a_policy_that_reads_items_alone_is_rewarded_by_what_reads_everything(lo
     record = json.loads((tmp_path / "run" / "align" / "alignment.json").read_text())
     assert record["reference"] == "pretrained"
     assert record["policies"]["safe"]["training"]["checks"][-1]["zero_advantage"] < 0.5
+
+
+def test_a_second_round_learns_from_what_the_first_one_showed(aligned: Path, log: Path, tmp_path: Path) -> None:
+    """The aligned policy serves those who teach; its exposures teach the next reward, and arms start there."""
+    policy = Recommender.load(aligned / "align" / "safe")
+    view, _ = make_views(load_dataset(log), DataConfig(positive="click"))
+    groups = user_groups(view.dataset.user_keys, RANKER_SHARES)
+    teachers = [str(key) for key in view.dataset.user_keys[groups < 2]]
+    number = expose(policy, log, teachers, tmp_path / "exposures", days=1)
+    table = ExposureLog.open(tmp_path / "exposures", codebook_id=policy.catalog.codebook_id, num_levels=3).read()
+    assert number == table.num_rows > 5 * len(teachers)
+    assert set(table["policy"].to_pylist()) == {policy.version}
+    assert set(table["user"].to_pylist()) == set(teachers)
+    assert 0 < table["log_prob_2"].null_count < 0.2 * number  # who did nothing in the log is answered by popularity
+    followed = table["click"].is_valid().to_numpy(zero_copy_only=False)
+    assert 0.5 < followed.mean() < 1  # who leaves sees no more of a slate
+    assert not followed[table["slot"].to_numpy() == 0].mean() < 1
+
+    recipe, out = write_recipe(log.parent, SECTION), tmp_path / "second"
+    flags = ["--start", str(aligned / "align" / "safe"), "--exposures", str(tmp_path / "exposures"), "--no-online",
+             "--set", "align.controls=[]"]  # fmt: skip
+    assert cli.main(["align", str(recipe), "--data", str(log), "--out", str(out), *flags]) == 0
+    assert Recommender.load(out).version == policy.version
+    first, second = (json.loads((run / "align" / "alignment.json").read_text())["rankers"] for run in (aligned, out))
+    for name in ("reward", "judge"):
+        assert second[name]["digest"] != first[name]["digest"]
+        assert second[name]["steps"] > first[name]["steps"]
+    flags[1] = str(aligned / "align" / "logged")
+    with pytest.raises(InputError, match="holds the policy"):
+        align_recipe(AlignRecipe.read(recipe), log, out, start=flags[1])
 
 
 def test_a_reranked_arm_opens_with_its_reward(aligned: Path) -> None:

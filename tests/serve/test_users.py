@@ -19,11 +19,14 @@ from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
 from sidera.core import InputError, Request
 from sidera.data.config import DataConfig, View, make_views
+from sidera.data.schema import build_dataset
 from sidera.data.tiny import tiny_exposures
+from sidera.engine.exposures import ExposureWriter
 from sidera.engine.histories import MAX_AHEAD, open_behaviour
 from sidera.engine.recommender import Recommender
 from sidera.models import build_model, parse_model
 from sidera.serve.app import create_app
+from sidera.store.exposures import ExposureLog, events_of
 from sidera.store.lifelong import LifelongConfig
 
 SECTIONS: dict[str, dict[str, Any]] = {
@@ -295,3 +298,54 @@ def test_a_store_is_of_one_schema_and_one_way_to_keep_histories(
     open_behaviour(tmp_path / "own", other).close()
     with pytest.raises(InputError, match="open already"), open_behaviour(tmp_path / "own", other):
         open_behaviour(tmp_path / "own", other)
+
+
+def test_answers_are_logged_with_what_came_of_them(catalog: Catalog, views: tuple[View, View], tmp_path: Path) -> None:
+    opened = recommender("onerec_v2", catalog)
+    opened.version = "first"
+    log = ExposureLog.open(tmp_path / "log", codebook_id=catalog.codebook_id, num_levels=catalog.num_levels)
+    with open_behaviour(tmp_path / "store", catalog) as behaviour, ExposureWriter(log) as writer:
+        opened.behaviour, opened.exposures = behaviour, writer
+        client = TestClient(create_app(opened))
+        body = body_of(views[0], 0)
+        post(client, "/v1/events", **body)
+        assert post(client, "/v1/recommend", history=body["items"])["request"] is None  # whose answer? not logged
+        answer = post(client, "/v1/recommend", user="user 0", k=3)
+        shown = [item["item"] for item in answer["items"]]
+        seen = {
+            "user": "user 0",
+            "items": [shown[0], shown[2]],
+            "times": [body["times"][-1] + 9] * 2,
+            "feedback": {"click": [1, 0], "like": [0, 0], "watch_time": [9, 0], "duration": [20, 20]},
+        }
+        for wrong, problem in (
+            ({"slots": [0, 2]}, "slots and no request"),
+            ({"request": answer["request"], "slots": [0]}, "1 slots for 2 events; allowed: one each"),
+            ({"request": answer["request"], "slots": [0, -1]}, "slots.1"),
+            ({"request": answer["request"], "slots": [0, 2], "feedback": {}}, "have no feedback"),
+        ):
+            assert problem in refused(client, "/v1/events", **{**seen, **wrong})
+        assert behaviour.store.history("user 0")[0].item_ids.size == 24  # type: ignore[index]
+        post(client, "/v1/events", **seen, request=answer["request"], slots=[0, 2])
+        opened.load_weights(opened.model.state_dict(), "second")
+        stranger = post(client, "/v1/recommend", user="nobody", k=2)
+        assert stranger["cold_start"]
+        post(client, "/v1/recommend", user="user 0", k=2)
+        assert client.get("/healthz").json()["exposures"] == {"waiting": 9, "problem": ""}
+    table = log.read()
+    assert table["policy"].to_pylist() == ["first"] * 3 + ["second"] * 4
+    assert table["item"].to_pylist()[:3] == shown
+    assert set(table["request"].to_pylist()[:3]) == {answer["request"]}
+    assert table["click"].to_pylist() == [1, None, 0, None, None, None, None]
+    sums = np.sum([table[f"log_prob_{level}"].to_pylist()[:3] for level in range(2)], axis=0)
+    assert (sums >= np.array([item["score"] for item in answer["items"]]) - 1e-4).all()  # renormalised inside the trie
+    assert table["log_prob_0"].to_pylist()[3:5] == [None, None]  # by popularity
+    dataset = build_dataset("own", events_of(table))
+    assert dataset.feedback["watch_time"].tolist() == [9, 0]
+
+
+def test_events_of_an_answer_need_an_exposure_log(client: TestClient, views: tuple[View, View]) -> None:
+    body = body_of(views[0], 0)
+    assert "no exposure log is open; fix: serve with --exposures" in refused(
+        client, "/v1/events", **body, request="abc", slots=list(range(24))
+    )

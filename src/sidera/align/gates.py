@@ -39,9 +39,7 @@ class Gates:
     def open(cls) -> Gates:
         return cls({}, {}, math.inf)
 
-    def broken(
-        self, start: Mapping[str, float], now: Mapping[str, float], first: Mapping[str, float]
-    ) -> str:
+    def broken(self, start: Mapping[str, float], now: Mapping[str, float], first: Mapping[str, float]) -> str:
         """One line saying which gate was left, "" if none.
 
         ``start``: the probe before the first step; ``now``: probe and step means of this look; ``first``: step means

@@ -81,4 +81,3 @@ def _mean_score(engine: Recommender, probe: Probe, network: PScore) -> float:
         answer = network.score(network.context(batch.to(items.device)), items.clamp(min=0))[..., 0]
         scores.append(answer[items >= 0])
     return float(torch.cat(scores).double().mean())
-

@@ -2,11 +2,15 @@
 
     alignment = align_recipe(AlignRecipe.read("recipes/world/align.toml"), "data/world", "runs/align")
 
+A later round starts from an aligned policy and learns its reward anew, from what that policy showed as well:
+
+    align_recipe(recipe, "data/world", "runs/align-2", start="runs/align/align/safe", exposures="exposures")
+
 Each step leaves an artifact below ``out`` and is reused when its digest is there:
 
 | folder | what |
 |---|---|
-| ``catalog``, ``model`` | the pretrained policy, as ``sidera run`` makes it |
+| ``catalog``, ``model`` | the pretrained policy, as ``sidera run`` makes it, or a copy of ``start`` |
 | ``reward``, ``judge`` | P-Scores of half of the users, and of a quarter; the rest teaches neither, and is served |
 | ``align/ARM`` | a run folder of its own, for ``sidera serve`` and ``sidera ab`` |
 | ``align/alignment.json`` | everything in numbers |
@@ -42,10 +46,12 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import digest
 from sidera.core import InputError
 from sidera.data.config import View, load_dataset, make_views
+from sidera.data.extend import extended
 from sidera.data.split import user_groups
 from sidera.engine.recommender import RUN_RECIPE, Recommender
 from sidera.engine.reranker import FOLDER, KIND, load_ranker, save_ranker
 from sidera.models.rankers.pscore import PScore
+from sidera.store.exposures import ExposureLog, events_of
 from sidera.train.ranker import FIT, RANKER_SHARES, fit_ranker
 from sidera.train.stages import Say, say_once, train
 
@@ -82,19 +88,24 @@ class _Setting:
 
 
 def align_recipe(
-    recipe: AlignRecipe, data: str | Path, out: str | Path, *, device: str = "cpu", say: Say = say_once
-) -> Alignment:
-    """Train what is missing; InputError when the log has no feedback that could reward."""
+    recipe: AlignRecipe, data: str | Path, out: str | Path, *, start: str | Path | None = None,
+    exposures: str | Path | None = None, device: str = "cpu", say: Say = say_once,
+) -> Alignment:  # fmt: skip
+    """Train what is missing; InputError when the log has no feedback that could reward.
+
+    ``start``: the run folder of the policy that all arms start from, instead of one that is pretrained here.
+    ``exposures``: an exposure log; reward and judge learn from it too (policies learn next tokens from ``data`` alone).
+    """
     out = Path(out)
-    prepared, pretrained = train(recipe.base, data, out, device=device, say=say)
-    if pretrained is None:
-        raise InputError("the pretraining is unfinished", fix="give the same command again, it goes on")
+    pretrained = _pretrained(recipe, data, out, device, say) if start is None else _started(Path(start), out, device)
     view, _ = make_views(load_dataset(data, recipe.base.data), recipe.base.data)
     groups = user_groups(view.dataset.user_keys, RANKER_SHARES)
+    taught = view if exposures is None else _grown(view, recipe, exposures, pretrained.catalog, say)
     networks, infos = {}, {}
     for place, name in enumerate((FOLDER, JUDGE)):
-        networks[name], infos[name] = ranker_stage(recipe, view, prepared.digest, pretrained.catalog, groups == place,
-                                                   out / name, name, device, say)  # fmt: skip
+        networks[name], infos[name] = ranker_stage(
+            recipe, taught, pretrained.catalog, groups == place, out / name, name, device, say
+        )
     rules = recipe.rewards.parsed_rules
     reward: Reward = Together({"p_score": (1.0, NetworkReward(networks[FOLDER]))})
     setting = _Setting(
@@ -116,12 +127,45 @@ def align_recipe(
     return Alignment(record, runs, audience)
 
 
+def _pretrained(recipe: AlignRecipe, data: str | Path, out: Path, device: str, say: Say) -> Recommender:
+    found = train(recipe.base, data, out, device=device, say=say)[1]
+    if found is None:
+        raise InputError("the pretraining is unfinished", fix="give the same command again, it goes on")
+    return found
+
+
+def _started(start: Path, out: Path, device: str) -> Recommender:
+    """A copy of another run's policy -> ``out``; InputError when ``out`` holds another one."""
+    wanted = artifacts.verify(start / "model", "model").digest
+    if (out / "model").exists():
+        there = artifacts.verify(out / "model", "model").digest
+        if there != wanted:
+            raise InputError(f"{out} holds the policy {there}, not {wanted} of {start}", fix="name another folder")
+    else:
+        for part in ("catalog", "model"):
+            shutil.rmtree(out / part, ignore_errors=True)  # of a copy that was broken off: the model comes last
+            shutil.copytree(start / part, out / part)
+        shutil.copyfile(start / RUN_RECIPE, out / RUN_RECIPE)
+    return Recommender.load(out, device=device)
+
+
+def _grown(view: View, recipe: AlignRecipe, path: str | Path, catalog: Catalog, say: Say) -> View:
+    """The log with one's own exposures behind it."""
+    log = ExposureLog.open(path, codebook_id=catalog.codebook_id, num_levels=catalog.num_levels)
+    events = events_of(log.read())
+    found = extended(view, recipe.base.data, events)
+    more = found.dataset.num_events - view.dataset.num_events
+    left = f" ({events.num_rows - more:,} of unknown users or items left out)" if more < events.num_rows else ""
+    say(f"reward and judge learn from {more:,} exposures of {path} too{left}")
+    return found
+
+
 def ranker_stage(
-    recipe: AlignRecipe, view: View, data: str, catalog: Catalog, user_mask: np.ndarray, path: Path, name: str,
-    device: str, say: Say,
+    recipe: AlignRecipe, view: View, catalog: Catalog, user_mask: np.ndarray, path: Path, name: str, device: str,
+    say: Say,
 ) -> tuple[PScore, dict[str, Any]]:  # fmt: skip
     """The reward's network, or the judge's -> ``path``; with what is known of it."""
-    settings = recipe.rewards
+    settings, data = recipe.rewards, digest([view.dataset.source_digest, asdict(recipe.base.data)])
     known = [settings.weights, settings.outcomes, settings.epochs, settings.seed]
     wanted = digest([data, catalog.codebook_id, known, name])
     if artifacts.is_current(path, KIND, wanted):

@@ -131,5 +131,3 @@ def drift_figures(log_p: Tensor, log_old: Tensor, mask: Tensor) -> dict[str, flo
 
 def _mean(values: Tensor, mask: Tensor) -> float:
     return float(values[mask].double().mean()) if mask.any() else float("nan")
-
-

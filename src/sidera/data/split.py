@@ -61,7 +61,6 @@ class Split:
 
         return replace(self, train_ends=places[self.train_ends], valid=rows(self.valid), test=rows(self.test))
 
-
     def of_users(self, dataset: Dataset, user_mask: np.ndarray) -> Split:
         """Only these users train and are asked; the others' events stay where they are and teach nothing."""
 

@@ -69,9 +69,7 @@ class Quota:
         parts = [value.double() * stride for value, stride in zip((last, batch.lengths, moment), STRIDES, strict=True)]
         return (self.share * k + torch.stack(parts).sum(0) % 1.0).floor().long()
 
-    def fill(
-        self, item_ids: Tensor, scores: Tensor, chosen: Tensor, wanted: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def fill(self, item_ids: Tensor, scores: Tensor, chosen: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """(B, k) items and scores; ``chosen`` (B, c) has the last places of each row until it holds ``wanted`` (B,).
 
         -1 in ``chosen``: the set has no more items for this history, whose own items then stay. A slot that was given

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -41,6 +43,7 @@ from sidera.decode.beam import beam_search
 from sidera.decode.dense import top_items
 from sidera.decode.free import free_beam
 from sidera.decode.session import rank_by_lists
+from sidera.engine.exposures import ExposureWriter, exposure_columns
 from sidera.engine.histories import Behaviour, item_table, lifelong_of_batch
 from sidera.engine.quota import Quota
 from sidera.engine.requests import ReadHistory, RequestReader, jagged
@@ -114,6 +117,7 @@ class Recommender:
         self.lifelong: LifelongConfig | None = getattr(model, "lifelong_config", None)
         self.behaviour = behaviour
         self.reranker: Reranker | None = None  # set: every answer is chosen by it among candidates
+        self.exposures: ExposureWriter | None = None  # set: answers to requests that name their user are logged
         self.quota: Quota | None = None  # set: a share of the slots of every answer is kept for its items
         self._reader: Reader | None = None
         self._read: Dataset | None = None  # what it reads
@@ -305,7 +309,8 @@ class Recommender:
         ``unknown = "report"`` leaves unknown keys out and names them in the answer; ``"refuse"`` raises InputError.
         A list of :class:`Request` carries its own k and filters. A request that names a ``user`` and no history is
         answered from the behaviour store; a user who is not known there by the most popular items, and the answer says
-        so (``unknown_user``, ``cold_start``).
+        so (``unknown_user``, ``cold_start``). Where ``exposures`` is set, answers to requests that name a user are
+        logged, and ``request`` of the answer is what its outcomes are told under.
         """
         if unknown not in ("report", "refuse"):
             raise InputError(f"unknown = {unknown!r}", allowed="'report' or 'refuse'")
@@ -345,16 +350,50 @@ class Recommender:
         for place in warm:
             groups.setdefault(max(self.beam, requests[place].k), []).append(place)
         by_place: dict[int, _RankedRow] = {}
+        names: dict[int, str] = {}  # of logged answers
         for places in groups.values():
             k = min(max(requests[place].k for place in places), self.catalog.num_items)
             batch = reader.batch([histories[place] for place in places])
             found = self.rank(batch, k, exclude=jagged([left_out[place] for place in places]))
             for place, item_ids, scores in zip(places, found.item_ids.tolist(), found.scores.tolist(), strict=True):
                 by_place[place] = _RankedRow(item_ids, scores, found.version, found.items_version)
-        return [
+            names |= self._log(requests, places, batch, found.item_ids, found.version, found.items_version)
+        answers = [
             self._recommendation(request, by_place.get(place), left_out[place], histories[place])
             for place, request in enumerate(requests)
         ]
+        for place in sorted(set(range(len(requests))) - by_place.keys()):  # answered by popularity
+            answer, nothing = (
+                answers[place],
+                Batch(torch.zeros(0, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)),
+            )
+            shown = torch.tensor([answer.item_ids], dtype=torch.int64)
+            names |= self._log(requests, [place], nothing, shown, answer.policy_version, answer.items_version)
+        return [replace(answer, request=names.get(place, "")) for place, answer in enumerate(answers)]
+
+    def _log(
+        self, requests: Sequence[Request], places: Sequence[int], batch: Batch, item_ids: Tensor, policy: str,
+        items_version: int,
+    ) -> dict[int, str]:  # fmt: skip
+        """Write the answers of those of ``places`` (rows of ``batch``) whose request names a user; -> their names."""
+        rows = [row for row, place in enumerate(places) if requests[place].user is not None]
+        if self.exposures is None or not rows:
+            return {}
+        mine = [requests[places[row]] for row in rows]
+        wanted = torch.tensor([request.k for request in mine])[:, None]
+        shown = item_ids.cpu()[rows]
+        shown = shown.masked_fill(torch.arange(shown.shape[1]) >= wanted, -1)
+        names = {places[row]: uuid.uuid4().hex for row in rows}
+        now = int(time.time())
+        self.exposures.shown(
+            exposure_columns(
+                self, batch.rows(torch.tensor(rows)), shown, requests=list(names.values()),
+                users=[str(request.user) for request in mine],
+                times=[now if request.as_of is None else request.as_of for request in mine],
+                policy=policy, items_version=items_version,
+            )
+        )  # fmt: skip
+        return names
 
     def _recommendation(
         self, request: Request, ranked: _RankedRow | None, left_out: list[int], history: ReadHistory

@@ -61,9 +61,7 @@ class Reranker:
         return candidates.gather(1, order), best
 
     @classmethod
-    def load(
-        cls, path: str | Path, catalog: Catalog, num_candidates: int = 64, source: Source = "beam"
-    ) -> Reranker:
+    def load(cls, path: str | Path, catalog: Catalog, num_candidates: int = 64, source: Source = "beam") -> Reranker:
         """Open what :func:`save_ranker` wrote."""
         network, version = load_ranker(path, catalog)
         return cls(network, version, num_candidates, source)

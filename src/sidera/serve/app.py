@@ -6,6 +6,7 @@ guessed at.
 
 With a behaviour store, events are sent as they happen and a request names its user only. An answer to ``/v1/events``
 means that the events are on the disk; who got none sends them again, and what was kept already is not kept twice.
+With an exposure log, answers are named, and events that name the answer they came of say what followed on it.
 """
 
 from __future__ import annotations
@@ -78,6 +79,9 @@ class RecommendResponse(BaseModel):
     policy_version: str = Field(description="of the weights that answered; changes when others are loaded")
     codebook_id: str = Field(description="of the catalogue that answered: what its codes mean")
     items_version: int = Field(description="of the catalogue that answered: counts items coming and going")
+    request: str | None = Field(
+        description="names this answer in the exposure log; send it, with slots, beside the events that it led to"
+    )
     milliseconds: float = Field(description="wall time inside the engine")
 
 
@@ -92,6 +96,13 @@ class EventsRequest(BaseModel):
         default_factory=dict,
         description="what came of each event, a column each (click 0 or 1, watch_time in seconds, ...); all that the"
         " model was trained with, or none: the events then count as chosen",
+    )
+
+    request: str | None = Field(
+        None, min_length=1, description="the answer that showed these items: their feedback is logged beside it"
+    )
+    slots: list[Annotated[int, Field(ge=0, lt=MAX_K)]] = Field(
+        default_factory=list, description="with `request`: the place of each item in that answer, from 0"
     )
 
 
@@ -138,10 +149,17 @@ def create_app(recommender: Recommender) -> FastAPI:
         """Something happened: keep it. Safe to send again."""
         if recommender.behaviour is None:
             raise InputError("no behaviour store is open", fix="serve with --store FOLDER")
+        outcomes = _outcomes(recommender, body)
         try:
             new = recommender.behaviour.append(body.user, body.items, body.times, body.feedback)
         except OSError as error:
             return _error(503, f"the disk does not take the events: {error.strerror or error}; nothing was kept")
+        if outcomes and recommender.exposures is not None:
+            try:
+                recommender.exposures.follow(outcomes)
+            except OSError as error:
+                why = error.strerror or error
+                return _error(503, f"the disk does not take the exposure log: {why}; the events were kept, send again")
         return EventsResponse(new=new, known=len(body.items) - new)
 
     @app.get("/healthz")
@@ -157,6 +175,12 @@ def create_app(recommender: Recommender) -> FastAPI:
             "codebook_id": catalog.codebook_id,
             "items_version": catalog.items_version,
             "users": None if recommender.behaviour is None else recommender.behaviour.store.num_users,
+            "exposures": None
+            if recommender.exposures is None
+            else {
+                "waiting": recommender.exposures.num_waiting,
+                "problem": recommender.exposures.problem,
+            },
             "uptime_seconds": round(time.time() - started, 1),
         }
 
@@ -227,8 +251,31 @@ def _response(answer: Recommendation, milliseconds: float) -> RecommendResponse:
         policy_version=answer.policy_version,
         codebook_id=answer.codebook_id,
         items_version=answer.items_version,
+        request=answer.request or None,
         milliseconds=round(milliseconds, 3),
     )
+
+
+def _outcomes(recommender: Recommender, body: EventsRequest) -> dict[str, list[Any]]:
+    """What the exposure log is told of these events, nothing where they name no answer, else InputError."""
+    if body.request is None:
+        if body.slots:
+            raise InputError("the events have slots and no request", fix="name the answer that showed the items")
+        return {}
+    if recommender.exposures is None:
+        raise InputError(f"the events name the answer {body.request!r}, but no exposure log is open",
+                         fix="serve with --exposures FOLDER, or leave request and slots out")  # fmt: skip
+    if len(body.slots) != len(body.items):
+        raise InputError(f"{len(body.slots)} slots for {len(body.items)} events", allowed="one each")
+    if not body.feedback:
+        raise InputError("the events name an answer and have no feedback", fix="send what came of them")
+    columns = {name: list(values) for name, values in body.feedback.items()}
+    for name, values in columns.items():
+        if len(values) != len(body.items):
+            raise InputError(
+                f"feedback {name!r} has {len(values)} values for {len(body.items)} events", allowed="one each"
+            )
+    return {"request": [body.request] * len(body.items), "slot": body.slots, **columns}
 
 
 def _one_line(error: RequestValidationError, body: type[BaseModel]) -> str:

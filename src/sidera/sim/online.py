@@ -14,7 +14,7 @@ the same people in the same luck, so their difference is paired by user.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from sidera.sim.simulate import SIGNALS, play_log
 from sidera.sim.users import Rows, Users
 from sidera.sim.world import World
 
+OnExposures = Callable[[Exposures, NDArray[np.int64]], None]  # one slot as users met it, (n,) their ids
 HISTORY = ("time", *SIGNALS, "watch_time", "duration")
 METRICS = (
     "watch_time", "utility", "num_items", "session_length", "active_days", "returned_1", "returned_7", "clicks",
@@ -103,11 +104,13 @@ def run_policy(
     batch_size: int = 256,
     timeout: float = 60.0,
     noise: int = 0,
+    on_exposures: OnExposures | None = None,
 ) -> Outcomes:
     """Let ``policy`` serve the users for ``days`` days.
 
     ``log_days`` are lived before when ``users`` are mere ids. ``batch_size``: users asked for in one call. ``timeout``:
     seconds that a call may take. Another ``noise`` is another run of luck: for arms that are not to be paired.
+    ``on_exposures`` is told of every slot that was shown, with the ids of its users: what a platform would log.
     """
     for name, value in (("days", days), ("batch_size", batch_size)):
         if value < 1:
@@ -115,7 +118,7 @@ def run_policy(
     if not timeout > 0:
         raise InputError(f"timeout = {timeout}", allowed="seconds above 0")
     audience = users if isinstance(users, Audience) else prepare(world, users, log_days)
-    test = _Test(world, audience, policy, days, batch_size, timeout)
+    test = _Test(world, audience, policy, days, batch_size, timeout, on_exposures)
     try:
         for number in range(days):
             test.play(number, noise)
@@ -128,8 +131,9 @@ class _Test:
     """One arm while it runs."""
 
     def __init__(
-        self, world: World, audience: Audience, policy: Policy | Insider, days: int, batch_size: int, timeout: float
-    ) -> None:
+        self, world: World, audience: Audience, policy: Policy | Insider, days: int, batch_size: int, timeout: float,
+        on_exposures: OnExposures | None,
+    ) -> None:  # fmt: skip
         self.world, self.first_day = world, audience.log_days
         self.users = copy_users(audience.users)
         self.counts, self.events = audience.counts.copy(), {k: v.copy() for k, v in audience.events.items()}
@@ -137,7 +141,7 @@ class _Test:
         self.profiles = world.profiles(self.users)
         self.insider = policy if isinstance(policy, Insider) else None
         self.guarded = None if isinstance(policy, Insider) else Guarded(policy, world.config.num_items, timeout)
-        self.batch_size = batch_size
+        self.batch_size, self.on_exposures = batch_size, on_exposures
         number = self.users.num_users
         self.came = np.zeros((number, days), dtype=bool)
         self.lost = np.zeros(number, dtype=bool)
@@ -218,6 +222,8 @@ class _Test:
                              ):  # fmt: skip
             self.sums[name][rows] += values
         self.shown.append((rows, seen.item_ids))
+        if self.on_exposures is not None:
+            self.on_exposures(seen, self.users.ids[rows])
         if self.guarded is None:
             return  # insiders read no history
         places = self.counts[rows]

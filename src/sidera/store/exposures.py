@@ -93,6 +93,12 @@ class ExposureLog:
 
     def append(self, exposures: pa.Table | Mapping[str, Sequence[Any]]) -> int:
         """Write exposures; returns their number once they are on the disk. Columns beyond the schema are refused."""
+        table = self.checked(exposures)
+        self._write(SHOWN, table)
+        return table.num_rows
+
+    def checked(self, exposures: pa.Table | Mapping[str, Sequence[Any]]) -> pa.Table:
+        """The exposures as :meth:`append` takes them, or InputError."""
         table = self._typed(exposures)
         for name in ("request", "slot", "user", "item", "time", "policy", "items_version"):
             if table[name].null_count:
@@ -105,11 +111,16 @@ class ExposureLog:
             values = table[f"log_prob_{level}"].drop_null().to_numpy()
             if not (np.isfinite(values) & (values <= 0)).all():
                 raise InputError(f"log_prob_{level} holds {values[~(values <= 0)][:1]}", allowed="finite, 0 or less")
-        self._write(SHOWN, table)
-        return table.num_rows
+        return table
 
     def follow(self, outcomes: pa.Table | Mapping[str, Sequence[Any]]) -> int:
         """Write what came of exposures: ``request``, ``slot`` and numeric columns. What comes last counts."""
+        table = self.checked_outcomes(outcomes)
+        self._write(FOLLOWED, table)
+        return table.num_rows
+
+    def checked_outcomes(self, outcomes: pa.Table | Mapping[str, Sequence[Any]]) -> pa.Table:
+        """The outcomes as :meth:`follow` takes them, or InputError."""
         table = outcomes if isinstance(outcomes, pa.Table) else pa.table(dict(outcomes))
         for name in PLACE:
             if name not in table.column_names:
@@ -124,8 +135,7 @@ class ExposureLog:
         for name in PLACE:
             cast = table[name].cast(self.schema.field(name).type)
             table = table.set_column(table.column_names.index(name), name, cast)
-        self._write(FOLLOWED, table)
-        return table.num_rows
+        return table
 
     def read(
         self, policies: Sequence[str] | None = None, items_version: int | None = None, codebook_id: str | None = None

@@ -362,4 +362,3 @@ def _refuse_too_long(
             allowed=f"--cpu-hours = {options.cpu_hours:g}",
             fix=f"--rows {fits}, fewer or smaller --sizes, or more hours",
         )
-

@@ -262,9 +262,7 @@ class PScore(nn.Module):
         context = self.context(batch)
         every = torch.arange(self.items.num_items, device=batch.item_ids.device)
         step = max(1, CHUNK // max(1, context.event_ids.numel()))
-        parts = [
-            self.score(context, part.expand(context.num_histories, -1))[..., 0] for part in every.split(step)
-        ]
+        parts = [self.score(context, part.expand(context.num_histories, -1))[..., 0] for part in every.split(step)]
         return torch.cat(parts, dim=1)
 
     def logits(self, context: PScoreContext, candidates: Tensor) -> tuple[Tensor, Tensor]:

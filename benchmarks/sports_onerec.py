@@ -1,0 +1,24 @@
+"""Claim `sports_onerec`: OneRec-V2 on Amazon Sports with Beauty's recipe, beside SASRec. Reported, no bar.
+
+    python benchmarks/sports_onerec.py [--quick] [--seeds N]
+
+As on Beauty (`beauty_onerec`) there is no feedback to read.
+"""
+
+from __future__ import annotations
+
+from accuracy import Claim, Contestant, run_claim
+
+CLAIM = Claim(
+    name="sports_onerec",
+    title="Amazon Sports: OneRec-V2",
+    data="amazon2014_sports",
+    contestants=(
+        Contestant("OneRec-V2", "beauty/onerec_v2.toml", seeds=(0,)),
+        Contestant("SASRec sampled softmax, tied", "sports/sasrec.toml", seeds=(0,)),
+    ),
+    claimed="OneRec-V2",
+)
+
+if __name__ == "__main__":
+    run_claim(CLAIM, __doc__)
