@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sidera.core import Batch
-from sidera.store.exposures import ExposureLog
+from sidera.store.exposures import ExposureLog, together
 
 if TYPE_CHECKING:  # a Recommender has a writer
     from sidera.engine.recommender import Recommender
@@ -108,7 +108,7 @@ class ExposureWriter:
             self.log.append(pa.concat_tables(self._shown))
             self._shown.clear()
         if self._followed:
-            self.log.follow(pa.concat_tables(self._followed, promote_options="permissive"))
+            self.log.follow(together(self._followed))
             self._followed.clear()
         self._since = self._failed = None
 
@@ -135,8 +135,8 @@ def exposure_columns(
 
     ``log_prob_0``, ...: what the policy gives each code of an item, renormalised inside the trie like a masked rollout;
     null for scorers, for items that no code of the policy reaches, for histories without an event, which are answered
-    by popularity, and for all when other weights were loaded since. The propensity is null: what a search answers is no
-    draw. ``policy`` (the weights' version in front of a reranker's) and ``items_version`` are those that ranked.
+    by popularity, and for all when other weights or another catalogue came since. The propensity is null: what a search
+    answers is no draw. ``policy`` (the weights' version in front of a reranker's) and ``items_version``: who ranked.
     """
     catalog, levels = recommender.catalog, recommender.catalog.num_levels
     rows, slots = (part.cpu() for part in torch.nonzero(item_ids >= 0, as_tuple=True))
@@ -147,7 +147,7 @@ def exposure_columns(
         sids = torch.tensor(catalog.codes).long()[item_ids.cpu().clamp(min=0)[warm]]  # (W, k, L)
         found = torch.full((*item_ids.shape, levels), float("nan"))
         found[warm] = recommender.sid_log_probs(batch.rows(warm.to(batch.offsets.device)), sids).float().cpu()
-        if policy.partition("+")[0] == recommender.version:
+        if (policy.partition("+")[0], items_version) == (recommender.version, recommender.catalog.items_version):
             log_probs = found[rows, slots]
     known = log_probs.isfinite().all(1, keepdim=True).numpy()
     columns: dict[str, list[Any]] = {

@@ -220,7 +220,24 @@ class ExposureLog:
                 tables.append(pq.read_table(part))
             except (pa.ArrowInvalid, OSError) as error:
                 raise ArtifactError(f"{part} is damaged ({error})", fix="restore it, or take the part away") from error
-        return pa.concat_tables(tables, promote_options="permissive") if tables else None
+        return together(tables) if tables else None
+
+
+def together(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables after each other. A column that is marks in one and numbers in another becomes numbers; absent: null."""
+    kinds: dict[str, set[pa.DataType]] = {}
+    for table in tables:
+        for name in table.column_names:
+            kinds.setdefault(name, set()).add(table[name].type)
+    mixed = [name for name, found in kinds.items() if len(found) > 1 and name not in _OWN]
+    for name in mixed:
+        tables = [
+            table.set_column(table.column_names.index(name), name, table[name].cast(pa.float32(), safe=False))
+            if name in table.column_names
+            else table
+            for table in tables
+        ]
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def events_of(table: pa.Table) -> pa.Table:

@@ -23,11 +23,14 @@ def recommender() -> Recommender:
     )
 
 
-def columns_of(one: Recommender, batch: Batch, item_ids: torch.Tensor, policy: str = "one") -> dict[str, list[Any]]:
+def columns_of(
+    one: Recommender, batch: Batch, item_ids: torch.Tensor, policy: str = "one", items_version: int | None = None
+) -> dict[str, list[Any]]:
     names = [f"r{row}" for row in range(len(item_ids))]
     users = [f"u{row}" for row in range(len(item_ids))]
+    version = one.catalog.items_version if items_version is None else items_version
     return exposure_columns(
-        one, batch, item_ids, requests=names, users=users, times=[5] * len(names), policy=policy, items_version=0
+        one, batch, item_ids, requests=names, users=users, times=[5] * len(names), policy=policy, items_version=version
     )
 
 
@@ -61,6 +64,7 @@ def test_weights_that_did_not_answer_say_nothing() -> None:
     item_ids = one.rank(batch, 3).item_ids
     assert set(columns_of(one, batch, item_ids, policy="older+reward")["log_prob_0"]) == {None}
     assert None not in columns_of(one, batch, item_ids, policy="one+reward")["log_prob_0"]
+    assert set(columns_of(one, batch, item_ids, items_version=7)["log_prob_0"]) == {None}
 
 
 def test_an_item_out_of_reach_has_no_probability(tmp_path: Path) -> None:
@@ -85,6 +89,16 @@ def test_parts_are_gathered_and_outcomes_follow_their_exposures(tmp_path: Path) 
         writer.shown(rows("r2"))
     assert len(list((tmp_path / "log").glob("shown-*.parquet"))) == 2
     assert open_log(tmp_path / "log").read().num_rows == 6
+
+
+def test_marks_and_numbers_of_one_outcome_meet(tmp_path: Path) -> None:
+    with ExposureWriter(open_log(tmp_path / "log")) as writer:
+        writer.shown(rows(count=3))
+        writer.follow({"request": ["r"], "slot": [0], "click": [True]})
+        writer.follow({"request": ["r"], "slot": [1], "click": [0.5]})
+        writer.flush()
+        writer.follow({"request": ["r"], "slot": [2], "click": [1]})
+    assert open_log(tmp_path / "log").read()["click"].to_pylist() == [1.0, 0.5, 1.0]
 
 
 def test_an_idle_writer_writes_after_a_while(tmp_path: Path) -> None:
