@@ -27,6 +27,7 @@ from sidera.data.tiny import tiny_exposures, tiny_log
 from sidera.engine.histories import open_behaviour
 from sidera.engine.recommender import Recommender
 from sidera.models import MODELS
+from sidera.store.exposures import ExposureLog
 from sidera.train.stages import rows_bar
 
 VERBS = ("import", "run", "catalog", "train", "evaluate", "compare", "scale", "recommend", "serve", "simulate", "ab",
@@ -322,6 +323,7 @@ def test_wrong_flags(arguments: list[str], named: str, capsys: pytest.CaptureFix
         ("serve {}/nowhere --port 0", "no run folder at .*nowhere"),
         ("serve {}/run --port 70000", "--port 70000 is no port; allowed: 0 to 65535"),
         ("serve {}/run --fill {}/data", "--fill .*data without a store; fix: name its folder with --store"),
+        ("serve {}/run --exposures {}/log", "--exposures .*log without a store.*; fix: name the store's folder"),
         ("demo --data {}/nowhere --out {}/demo", "no data folder at .*nowhere"),
         ("import {}/absent.csv --out {}/o", "no file at .*absent.csv"),
         ("import {}/event.csv --out {}/o", "no file at .*event.csv' .did you mean 'events.csv'"),
@@ -630,7 +632,7 @@ def test_serve_answers_and_stops_quietly(place: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    store = ("--store", tmp_path / "store", "--fill", place / "data")
+    store = ("--store", tmp_path / "store", "--fill", place / "data", "--exposures", tmp_path / "log")
     running = process("serve", place / "run", "--port", port, *store)
     address = f"http://127.0.0.1:{port}"
 
@@ -666,6 +668,9 @@ def test_serve_answers_and_stops_quietly(place: Path, tmp_path: Path) -> None:
     with open_behaviour(tmp_path / "store", Recommender.load(place / "run").catalog) as behaviour:
         assert behaviour.store.num_users == 61
         assert not list((tmp_path / "store").glob("shard-*/log-00000000"))  # a clean stop leaves a snapshot
+        catalog = behaviour.catalog
+    log = ExposureLog.open(tmp_path / "log", codebook_id=catalog.codebook_id, num_levels=catalog.num_levels)
+    assert log.read()["item"].to_pylist()[-3:] == [item["item"] for item in expected]  # a clean stop writes the last
 
 
 def test_help_needs_no_torch() -> None:

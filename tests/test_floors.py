@@ -53,9 +53,11 @@ FLAGS = {
         "--set",
         "--device",
     ],
-    "align": ["recipe", "--data", "--out", "--users", "--days", "--no-online", "--set", "--device"],
+    "align": ["recipe", "--data", "--out", "--start", "--exposures", "--users", "--days", "--no-online", "--set",
+              "--device"],
     "recommend": ["run", "--history", "-k", "--filter-seen", "--unknown"],
-    "serve": ["run", "--host", "--port", "--store", "--fill", "--rerank", "--rerank-from", "--cold-share", "--device"],
+    "serve": ["run", "--host", "--port", "--store", "--exposures", "--fill", "--rerank", "--rerank-from", "--cold-share",
+              "--device"],
     "simulate": ["--config", "--set", "--seed", "--users", "--days", "--out"],
     "ab": ["a", "b", "more", *AB_FLAGS],
     "demo": ["--data", "--out"],
@@ -85,8 +87,8 @@ def test_http_fields_are_frozen() -> None:
     asked = ["history", "user", "k", "filter_seen", "exclude", "feedback", "times", "profile", "as_of", "unknown"]
     assert list(RecommendRequest.model_fields) == asked
     said = ["items", "cold_start", "unknown", "unknown_user", "policy_version", "codebook_id", "items_version"]
-    assert list(RecommendResponse.model_fields) == [*said, "milliseconds"]
-    assert list(EventsRequest.model_fields) == ["user", "items", "times", "feedback"]
+    assert list(RecommendResponse.model_fields) == [*said, "request", "milliseconds"]
+    assert list(EventsRequest.model_fields) == ["user", "items", "times", "feedback", "request", "slots"]
     assert list(EventsResponse.model_fields) == ["new", "known"]
 
 
