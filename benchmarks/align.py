@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +66,8 @@ def cell(name: str, seed: int, training_seed: int, quick: bool) -> dict[str, Any
     out = bench_folder() / f"{name}-{seed}" / f"align-{training_seed}{'-quick' if quick else ''}"
     overrides = [f"fit.seed={seed}", f"align.seed={training_seed}", f"rewards.seed={training_seed}"]
     recipe = AlignRecipe.read(ROOT / "recipes" / "world" / "align.toml", [*overrides, *(QUICK if quick else ())])
-    if not quick:
-        share_pretrained(train_arm("onerec_v2", Arm("world/onerec_v2.toml"), data, seed), out)
-    found = align_recipe(recipe, data, out)
+    shared = None if quick else train_arm("onerec_v2", Arm("world/onerec_v2.toml"), data, seed)  # by training seeds
+    found = align_recipe(recipe, data, out, start=shared)
     arms = usual_arms(found.runs, ("pretrained", *ARMS) if training_seed == 0 else ())
     if training_seed == 0 and not quick:
         runs = found.runs
@@ -95,13 +93,6 @@ def cell(name: str, seed: int, training_seed: int, quick: bool) -> dict[str, Any
     record |= figures(found.record, online, arms)
     kept.write_text(json.dumps(record, indent=1) + "\n")
     return record
-
-
-def share_pretrained(run: Path, out: Path) -> None:
-    """Training seeds start from one pretrained policy; its digest is checked when the stages reuse it."""
-    for part in ("catalog", "model"):
-        if not (out / part).exists():
-            shutil.copytree(run / part, out / part)
 
 
 def version_of(run: Path) -> str:

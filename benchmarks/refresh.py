@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from align import QUICK, QUICK_LOG, share_pretrained, shown
+from align import QUICK, QUICK_LOG, shown
 from harness import arguments, finish, single_thread, tuned_allocator
 from online_arms import ROOT, Arm, bench_folder, train_arm, world_log
 
@@ -56,9 +56,8 @@ def one_world(name: str, seed: int, quick: bool) -> dict[str, Any]:
     suffix = "-quick" if quick else ""
     overrides = [f"fit.seed={seed}", *(QUICK if quick else ())]
     path = ROOT / "recipes" / "world" / "align.toml"
-    if not quick:
-        share_pretrained(train_arm("onerec_v2", Arm("world/onerec_v2.toml"), data, seed), out / "align-0")
-    first = align_recipe(AlignRecipe.read(path, overrides), data, out / f"align-0{suffix}")
+    shared = None if quick else train_arm("onerec_v2", Arm("world/onerec_v2.toml"), data, seed)
+    first = align_recipe(AlignRecipe.read(path, overrides), data, out / f"align-0{suffix}", start=shared)
     start, log = first.runs["aggressive"], out / f"exposures{suffix}"
     if not log.exists():
         teachers = sorted(set(keys_of(data)) - set(first.audience))

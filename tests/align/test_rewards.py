@@ -55,16 +55,20 @@ def test_a_constant_reward_ends_the_run_after_three_steps() -> None:
 
 
 def test_a_reward_that_differs_once_starts_anew() -> None:
-    class Sometimes:
+    class Once:
         calls = 0
 
         def __call__(self, question: RewardBatch) -> Rewards:
             self.calls += 1
-            return Numbers()(question) if self.calls % 3 == 0 else Constant(1.0)(question)
+            return Numbers()(question) if self.calls == 3 else Constant(1.0)(question)
 
-    together = Together({"hit": (1.0, Sometimes())})
-    for _ in range(9):
+    reward = Once()
+    together = Together({"hit": (1.0, reward)})
+    for _ in range(5):
         together(asked(GROUP))
+    with pytest.raises(InputError, match="the same number for 3 steps"):
+        together(asked(GROUP))
+    assert reward.calls == 6  # three steps after the one that differed
 
 
 def test_format_tells_what_is_an_item() -> None:

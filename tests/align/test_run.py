@@ -158,7 +158,7 @@ def test_a_second_round_learns_from_what_the_first_one_showed(aligned: Path, log
     assert 0 < table["log_prob_2"].null_count < 0.2 * number  # who did nothing in the log is answered by popularity
     followed = table["click"].is_valid().to_numpy(zero_copy_only=False)
     assert 0.5 < followed.mean() < 1  # who leaves sees no more of a slate
-    assert not followed[table["slot"].to_numpy() == 0].mean() < 1
+    assert followed[table["slot"].to_numpy() == 0].all()
 
     recipe, out = write_recipe(log.parent, SECTION), tmp_path / "second"
     flags = ["--start", str(aligned / "align" / "safe"), "--exposures", str(tmp_path / "exposures"), "--no-online",
@@ -169,9 +169,12 @@ def test_a_second_round_learns_from_what_the_first_one_showed(aligned: Path, log
     for name in ("reward", "judge"):
         assert second[name]["digest"] != first[name]["digest"]
         assert second[name]["steps"] > first[name]["steps"]
-    flags[1] = str(aligned / "align" / "logged")
+    told = AlignRecipe.read(recipe)
     with pytest.raises(InputError, match="holds the policy"):
-        align_recipe(AlignRecipe.read(recipe), log, out, start=flags[1])
+        align_recipe(told, log, out, start=aligned / "align" / "logged")
+    with pytest.raises(InputError, match=r"no exposure log at .*nowhere"):
+        align_recipe(told, log, out, start=aligned / "align" / "safe", exposures=tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_reranked_arm_opens_with_its_reward(aligned: Path) -> None:

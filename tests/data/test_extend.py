@@ -64,9 +64,6 @@ def test_what_a_long_view_is_does_not_move(view: View) -> None:
 
 
 def test_requests_do_not_fall_together(view: View) -> None:
-    if "request" not in view.dataset.feedback:
-        numbered = view.dataset.with_feedback("request", np.arange(view.dataset.num_events, dtype=np.int32))
-        view = replace(view, dataset=numbered)
     found = extended(view, CONFIG, events(view)).dataset
     requests = found.feedback["request"]
     new = requests[found.times > view.dataset.times.max()]

@@ -133,6 +133,8 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             writer.follow({"request": ["r0"], "slot": [0], "click": [True]})
         with pytest.raises(OSError, match="No space left"):
             writer.flush()
+    assert writer.num_waiting == 2  # who was told of the failure sends it again
+    writer.follow({"request": ["r0"], "slot": [0], "click": [True]})
     writer.close()
-    assert writer.problem == ""
+    assert (writer.problem, writer.num_waiting) == ("", 0)
     assert writer.log.read()["click"].to_pylist() == [True, None]

@@ -142,16 +142,20 @@ def _started(start: Path, out: Path, device: str) -> Recommender:
         if there != wanted:
             raise InputError(f"{out} holds the policy {there}, not {wanted} of {start}", fix="name another folder")
     else:
-        for part in ("catalog", "model"):
-            shutil.rmtree(out / part, ignore_errors=True)  # of a copy that was broken off: the model comes last
-            shutil.copytree(start / part, out / part)
+        out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(start / RUN_RECIPE, out / RUN_RECIPE)
+        for part in ("catalog", "model"):  # the model comes last and whole: where it is, nothing is missing
+            copy_of = out / f".{part}.copy"
+            shutil.rmtree(copy_of, ignore_errors=True)
+            shutil.rmtree(out / part, ignore_errors=True)
+            shutil.copytree(start / part, copy_of)
+            copy_of.rename(out / part)
     return Recommender.load(out, device=device)
 
 
 def _grown(view: View, recipe: AlignRecipe, path: str | Path, catalog: Catalog, say: Say) -> View:
     """The log with one's own exposures behind it."""
-    log = ExposureLog.open(path, codebook_id=catalog.codebook_id, num_levels=catalog.num_levels)
+    log = ExposureLog.open(path, codebook_id=catalog.codebook_id, num_levels=catalog.num_levels, must_exist=True)
     events = events_of(log.read())
     found = extended(view, recipe.base.data, events)
     more = found.dataset.num_events - view.dataset.num_events

@@ -42,16 +42,12 @@ class ExposureWriter:
         self._shown: list[pa.Table] = []
         self._followed: list[pa.Table] = []
         self._since: float | None = None  # when the oldest of them came
+        self.num_waiting = 0  # rows taken that are not on the disk yet
         self._failed: OSError | None = None  # of the last write
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._clock = threading.Thread(target=self._watch, name="exposure-log", daemon=True)
         self._clock.start()
-
-    @property
-    def num_waiting(self) -> int:
-        """Rows taken that are not on the disk yet."""
-        return sum(part.num_rows for part in (*self._shown, *self._followed))
 
     @property
     def problem(self) -> str:
@@ -61,14 +57,14 @@ class ExposureWriter:
     def shown(self, exposures: pa.Table | Columns) -> None:
         """Take exposures; InputError, with nothing taken, when the log would refuse them.
 
-        A disk that is full stops no answer: OSError only when ``HELD`` times ``max_rows`` rows wait for it.
+        A full disk stops no answer: OSError, with nothing taken, only when ``HELD`` times ``max_rows`` rows wait.
         """
         self._take(self._shown, self.log.checked(exposures), patience=HELD)
 
     def follow(self, outcomes: pa.Table | Columns) -> None:
         """Take what came of exposures; InputError, with nothing taken, when the log would refuse it.
 
-        OSError when the disk took nothing at the last try; the outcomes are held, and may be sent again.
+        OSError, with nothing taken, while the disk takes nothing: send it again.
         """
         self._take(self._followed, self.log.checked_outcomes(outcomes), patience=0)
 
@@ -90,12 +86,13 @@ class ExposureWriter:
 
     def _take(self, where: list[pa.Table], table: pa.Table, patience: int) -> None:
         with self._lock:
+            if self._failed is not None and self.num_waiting >= patience * self.max_rows:
+                self._write()
             where.append(table)
+            self.num_waiting += table.num_rows
             self._since = self._since or time.monotonic()
             if self.num_waiting >= self.max_rows:
                 self._try()
-            if self._failed is not None and self.num_waiting >= patience * self.max_rows:
-                raise self._failed
 
     def _try(self) -> None:
         try:
@@ -105,10 +102,10 @@ class ExposureWriter:
 
     def _write(self) -> None:
         if self._shown:
-            self.log.append(pa.concat_tables(self._shown))
+            self.num_waiting -= self.log.append(pa.concat_tables(self._shown))
             self._shown.clear()
         if self._followed:
-            self.log.follow(together(self._followed))
+            self.num_waiting -= self.log.follow(together(self._followed))
             self._followed.clear()
         self._since = self._failed = None
 
@@ -144,7 +141,7 @@ def exposure_columns(
     log_probs = torch.full((len(rows), levels), float("nan"))
     warm = torch.nonzero(batch.lengths > 0).squeeze(1).cpu()
     if recommender.kind == "generator" and len(warm):
-        sids = torch.tensor(catalog.codes).long()[item_ids.cpu().clamp(min=0)[warm]]  # (W, k, L)
+        sids = torch.from_numpy(catalog.codes[item_ids.cpu().clamp(min=0)[warm].numpy()]).long()  # (W, k, L)
         found = torch.full((*item_ids.shape, levels), float("nan"))
         found[warm] = recommender.sid_log_probs(batch.rows(warm.to(batch.offsets.device)), sids).float().cpu()
         if (policy.partition("+")[0], items_version) == (recommender.version, recommender.catalog.items_version):

@@ -17,13 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidera import artifacts
-from sidera.core import InputError
 from sidera.engine.serving import Serving
 from sidera.eval.online import CANDIDATES, RERANKED, Arm, OnlineTest, online_test
 from sidera.eval.recommender_policy import RecommenderPolicy
 from sidera.sim.requests import Requests
-from sidera.sim.source import world_source
-from sidera.sim.world import World, user_keys
+from sidera.sim.source import logged_world
 
 
 class Timed:
@@ -74,17 +72,11 @@ def serve_policies(
 
     The test's ``setting`` holds the CPU time of an answer of each arm (``ms_per_answer``).
     """
-    source = world_source(str(data))
-    if source.seed is None or source.days is None:
-        raise InputError(f"{str(data)!r} is no log of `sidera simulate`", fix="skip the online test")
-    world = World.build(source.config, source.seed)
-    numbers = np.array(sorted(int(key[1:]) for key in audience), dtype=np.int64)[:users]
-    if user_keys(numbers) != sorted(audience)[: len(numbers)]:
-        raise InputError("the audience's keys are not those of the world's users", fix="use the log as it was written")
+    world, numbers, log_days = logged_world(data, sorted(audience)[:users])
     timed = {name: Timed(RecommenderPolicy(arm.open(device), world)) for name, arm in arms.items()}
     every: dict[str, Arm | str] = {**timed, **{name: name for name in brackets}}
     result = online_test(
-        every, world, days=days, log_days=source.days, user_ids=numbers, brackets=False, reference=reference,
+        every, world, days=days, log_days=log_days, user_ids=numbers, brackets=False, reference=reference,
         pairs=pairs, timeout=600, say=say,
     )  # fmt: skip
     costs: dict[str, Any] = {name: round(policy.milliseconds, 3) for name, policy in timed.items()}

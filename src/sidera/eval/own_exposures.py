@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sidera.core import InputError
 from sidera.engine.exposures import ExposureWriter, exposure_columns
 from sidera.engine.recommender import Recommender
 from sidera.eval.recommender_policy import RecommenderPolicy, to_batch
@@ -25,7 +24,7 @@ from sidera.sim.online import prepare, run_policy
 from sidera.sim.requests import Requests
 from sidera.sim.session import Exposures
 from sidera.sim.simulate import SIGNALS
-from sidera.sim.source import world_source
+from sidera.sim.source import logged_world
 from sidera.sim.world import DAY, FIRST_DAY, World, user_keys
 from sidera.store.exposures import ExposureLog
 
@@ -67,15 +66,11 @@ def request_name(user: int, day: int, number: int) -> str:
 
 def expose(recommender: Recommender, data: str | Path, users: Sequence[str], out: str | Path, days: int = 3) -> int:
     """Let the recommender serve these users of the log's world after its days; -> exposures in the log ``out``."""
-    source = world_source(str(data))
-    if source.seed is None or source.days is None:
-        raise InputError(f"{str(data)!r} is no log of `sidera simulate`", fix="serve real users with --exposures")
-    world = World.build(source.config, source.seed)
+    world, numbers, log_days = logged_world(data, users)
     catalog = recommender.catalog
     log = ExposureLog.open(out, codebook_id=catalog.codebook_id, num_levels=catalog.num_levels)
-    numbers = np.array(sorted(int(key[1:]) for key in users), dtype=np.int64)
     with ExposureWriter(log) as writer:
         policy = LoggedPolicy(RecommenderPolicy(recommender, world), world, writer)
-        audience = prepare(world, numbers, source.days)
+        audience = prepare(world, numbers, log_days)
         run_policy(world, policy, audience, days, timeout=600, on_exposures=policy.follow)
     return log.read().num_rows

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sidera import artifacts
 from sidera.config import closest, override_value, parse_section, read_toml
 from sidera.core import InputError
 from sidera.sim.config import WORLDS, WorldConfig, world_config
+from sidera.sim.world import World, user_keys
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,22 @@ def world_source(spec: str, overrides: Sequence[str] = ()) -> WorldSource:
         return WorldSource(_from_file(path, changes))
     allowed = f"{', '.join(WORLDS)}, a TOML file with [world], or a folder that `sidera simulate` wrote"
     raise InputError(f"no world {spec!r}{closest(spec, WORLDS)}", allowed=allowed)
+
+
+def logged_world(data: str | Path, keys: Sequence[str]) -> tuple[World, NDArray[np.int64], int]:
+    """The world of a log, the numbers of the users ``keys`` in it (in order), and the days that the log lasted.
+
+    InputError when the folder is no log of ``simulate``, or a key names none of its users.
+    """
+    source = world_source(str(data))
+    if source.seed is None or source.days is None:
+        raise InputError(f"{str(data)!r} is no log of `sidera simulate`: only a world's users can be served")
+    wanted = sorted(keys)
+    numbers = np.array([int(key[1:]) if key[1:].isdigit() else -1 for key in wanted], dtype=np.int64)
+    for key, known in zip(wanted, user_keys(numbers), strict=True):
+        if key != known:
+            raise InputError(f"{key!r} is no user of a simulated log", allowed="keys such as u00000007")
+    return World.build(source.config, source.seed), numbers, source.days
 
 
 def _from_file(path: Path, changes: Mapping[str, Any]) -> WorldConfig:

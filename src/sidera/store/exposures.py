@@ -64,10 +64,15 @@ class ExposureLog:
         )
 
     @classmethod
-    def open(cls, path: str | Path, *, codebook_id: str, num_levels: int) -> ExposureLog:
-        """The log at ``path``, made where there is none; CatalogMismatch when it was written with other codes."""
+    def open(cls, path: str | Path, *, codebook_id: str, num_levels: int, must_exist: bool = False) -> ExposureLog:
+        """The log at ``path``, made where there is none unless it must exist.
+
+        CatalogMismatch when it was written with other codes.
+        """
         path = Path(path)
         header = path / HEADER
+        if must_exist and not header.is_file():
+            raise InputError(f"no exposure log at {str(path)!r}", fix="check the path, or serve with --exposures")
         wanted = {"format": FORMAT, "codebook_id": codebook_id, "num_levels": num_levels}
         if not header.exists():
             if path.exists() and any(path.iterdir()):
@@ -232,7 +237,7 @@ def together(tables: Sequence[pa.Table]) -> pa.Table:
     mixed = [name for name, found in kinds.items() if len(found) > 1 and name not in _OWN]
     for name in mixed:
         tables = [
-            table.set_column(table.column_names.index(name), name, table[name].cast(pa.float32(), safe=False))
+            table.set_column(table.column_names.index(name), name, table[name].cast(pa.float64(), safe=False))
             if name in table.column_names
             else table
             for table in tables

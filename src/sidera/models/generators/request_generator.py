@@ -11,6 +11,7 @@ tokens · K codes of a level.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,7 @@ class RequestContext:
         return sum(part.numel() * part.element_size() for part in tensors.values())
 
 
-class RequestGenerator(nn.Module):
+class RequestGenerator(nn.Module, ABC):
     """Loss and steps of a generator that reads feedback and is trained on requests."""
 
     trains_on = "requests"
@@ -55,13 +56,13 @@ class RequestGenerator(nn.Module):
         self.register_buffer("item_codes", codes, persistent=False)
         self.decoder = CodeDecoder(size, self.level_sizes)
 
+    @abstractmethod
     def context(self, batch: Batch) -> RequestContext:
         """What the batch's requests cost once."""
-        raise NotImplementedError
 
+    @abstractmethod
     def keys_values(self, context: RequestContext) -> list[KeysValues]:
         """What each decoder layer reads of a context: (B, R, S, E) keys and values."""
-        raise NotImplementedError
 
     def loss(self, batch: Batch) -> Loss:
         """Sum over targets of -log p(item); ``gen_loss`` is OneRec-V2's mean over codes."""
