@@ -19,7 +19,8 @@ from harness import arguments, finish, single_thread, tuned_allocator
 from online_arms import ROOT, Arm, bench_folder, train_arm, world_log
 
 FIRST, STALE, FRESH = "first round", "second round, first reward", "second round, fresh reward"
-SECOND_ROUND = ("align.controls=[]",)
+ONE_ARM = 'align.arms={aggressive = {ntp = "aggressive"}}'
+SECOND_ROUND = ("align.controls=[]", ONE_ARM)
 DAYS = 3
 
 
@@ -54,7 +55,10 @@ def one_world(name: str, seed: int, quick: bool) -> dict[str, Any]:
     data = world_log(name, seed, **(QUICK_LOG if quick else {}))
     out = bench_folder() / f"{name}-{seed}"
     suffix = "-quick" if quick else ""
-    overrides = [f"fit.seed={seed}", *(QUICK if quick else ())]
+    overrides = [
+        f"fit.seed={seed}",
+        *((*QUICK, "align.steps=10", "align.check_every=10", 'align.controls=["sft"]', ONE_ARM) if quick else ()),
+    ]
     path = ROOT / "recipes" / "world" / "align.toml"
     shared = None if quick else train_arm("onerec_v2", Arm("world/onerec_v2.toml"), data, seed)
     first = align_recipe(AlignRecipe.read(path, overrides), data, out / f"align-0{suffix}", start=shared)
@@ -75,7 +79,7 @@ def one_world(name: str, seed: int, quick: bool) -> dict[str, Any]:
     pairs = [(FIRST, STALE), (FIRST, FRESH), (STALE, FRESH)]
     online = serve_policies(
         {arm: Serving(run) for arm, run in runs.items()}, first.audience, data, "sft",
-        users=150 if quick else None, pairs=pairs, say=print,
+        users=60 if quick else None, pairs=pairs, say=print,
     )  # fmt: skip
     return {
         "gap_closed, %": {arm: round(100 * gap_closed(online, arm), 2) for arm in runs},
