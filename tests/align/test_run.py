@@ -24,7 +24,10 @@ from sidera.sim.config import world_config
 from sidera.sim.simulate import simulate
 from sidera.store.exposures import ExposureLog
 from sidera.train.ranker import RANKER_SHARES
+from sidera.train.recipe import Recipe
+from sidera.train.stages import train
 
+ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """
 [data]
 positive = "click"
@@ -175,6 +178,20 @@ def test_a_second_round_learns_from_what_the_first_one_showed(aligned: Path, log
     with pytest.raises(InputError, match=r"no exposure log at .*nowhere"):
         align_recipe(told, log, out, start=aligned / "align" / "safe", exposures=tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_start_that_cannot_be_is_refused_before_anything_is_trained(
+    aligned: Path, log: Path, tmp_path: Path
+) -> None:
+    recipe, out = AlignRecipe.read(write_recipe(tmp_path, SECTION)), tmp_path / "run"
+    simulate(world_config("easy", {**SMALL, "num_items": 200}), 60, 3, tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match=r"answers 300 items that are not the 200 of 'world-.*trained on this log"):
+        align_recipe(recipe, tmp_path / "other", out, start=aligned / "align" / "safe")
+    scorer = Recipe.read(ROOT / "recipes" / "any" / "item_knn.toml", ['data.positive="click"'])
+    train(scorer, log, tmp_path / "scorer")
+    with pytest.raises(InputError, match=r"'item_knn', a scorer: it writes nothing.*align a generator"):
+        align_recipe(recipe, log, out, start=tmp_path / "scorer")
+    assert not out.exists()
 
 
 def test_a_reranked_arm_opens_with_its_reward(aligned: Path) -> None:

@@ -97,8 +97,11 @@ def align_recipe(
     ``exposures``: an exposure log; reward and judge learn from it too (policies learn next tokens from ``data`` alone).
     """
     out = Path(out)
-    pretrained = _pretrained(recipe, data, out, device, say) if start is None else _started(Path(start), out, device)
     view, _ = make_views(load_dataset(data, recipe.base.data), recipe.base.data)
+    if start is None:
+        pretrained = _pretrained(recipe, data, out, device, say)
+    else:
+        pretrained = _started(Path(start), view, out, device)
     groups = user_groups(view.dataset.user_keys, RANKER_SHARES)
     taught = view if exposures is None else _grown(view, recipe, exposures, pretrained.catalog, say)
     networks, infos = {}, {}
@@ -131,12 +134,36 @@ def _pretrained(recipe: AlignRecipe, data: str | Path, out: Path, device: str, s
     found = train(recipe.base, data, out, device=device, say=say)[1]
     if found is None:
         raise InputError("the pretraining is unfinished", fix="give the same command again, it goes on")
+    _check_generator(found, out)
     return found
 
 
-def _started(start: Path, out: Path, device: str) -> Recommender:
-    """A copy of another run's policy -> ``out``; InputError when ``out`` holds another one."""
-    wanted = artifacts.verify(start / "model", "model").digest
+def _check_generator(policy: Recommender, path: Path) -> None:
+    if policy.kind != "generator":
+        name = policy.model_section["name"]
+        raise InputError(
+            f"{path} holds {name!r}, a scorer: it writes nothing that could be rewarded",
+            fix="align a generator (onerec_v2, sidera, tiger, ...)",
+        )
+
+
+def _started(start: Path, view: View, out: Path, device: str) -> Recommender:
+    """A copy of another run's policy -> ``out``; InputError, with nothing copied, when it is no policy for this log, or
+    ``out`` holds another one."""
+    policy = Recommender.load(start)
+    _check_generator(policy, start)
+    theirs, ours = policy.catalog, view.dataset
+    if theirs.item_keys.tolist() != ours.item_keys.tolist():
+        raise InputError(
+            f"{start} answers {theirs.num_items:,} items that are not the {ours.num_items:,} of {ours.name!r}",
+            fix="start from a policy that was trained on this log",
+        )
+    if theirs.schema.columns != view.schema.columns:
+        raise InputError(
+            f"{start} reads {', '.join(theirs.schema.columns) or 'no feedback'}",
+            allowed=f"the columns of {ours.name!r}: {', '.join(view.schema.columns) or 'none'}",
+        )
+    wanted = policy.version
     if (out / "model").exists():
         there = artifacts.verify(out / "model", "model").digest
         if there != wanted:
