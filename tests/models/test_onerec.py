@@ -251,7 +251,7 @@ def test_a_batch_without_representatives_is_refused() -> None:
         OneRec.Config(lifelong="representatives", num_lifelong_queries=0)
     with pytest.raises(InputError, match="lifelong_chunk = 0"):
         OneRec.Config(lifelong="representatives", lifelong_chunk=0)
-    with pytest.raises(InputError, match="chunk = 500"):
+    with pytest.raises(InputError, match="chunk = 250"):
         OneRec.Config(lifelong="representatives", max_representatives=500)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +67,7 @@ def test_tokens_equal_a_recomputation_from_the_members(then: int) -> None:
     check_against_reference(history)
     assert history.num_evicted == max(0, 400 + then - 600)
     leaves = [len(members) for members in history.tree.members.values()]
-    assert all(size <= max(history.max_leaf, history.tree.spared.get(leaf, 0))
+    assert all(size <= max(history.clusters.max_leaf, history.tree.spared.get(leaf, 0))
                for leaf, size in zip(history.tree.members, leaves, strict=True))  # fmt: skip
 
 
@@ -353,7 +355,7 @@ def told(events: Events, steps: list[int], config: LifelongConfig = CHUNKED) -> 
     return history
 
 
-@pytest.mark.parametrize("number", [0, 7, 8, 32, 33, 41, 100, 299, 305, 517])
+@pytest.mark.parametrize("number", [0, 7, 8, 39, 40, 41, 100, 299, 312, 313, 517])
 def test_with_chunks_it_does_not_matter_how_events_came(number: int) -> None:
     events = stream(number)
     ways = ([], [1] * number, np.random.default_rng(number).integers(1, 20, size=number).tolist())
@@ -361,19 +363,21 @@ def test_with_chunks_it_does_not_matter_how_events_came(number: int) -> None:
     tokens = first.representatives()
     assert len(tokens) < 40
     assert tokens.counts.sum() == len(first) == number - first.num_evicted
-    assert first.num_evicted == max(0, number // 8 * 8 - 300)  # of the whole chunks, when one becomes whole
+    clustered = max(0, number // 8 - 1) * 8  # a chunk enters when the one behind it is whole
+    assert first.num_evicted == max(0, clustered - 300)
+    assert len(first.tail) == number - clustered < 16
     assert (np.diff(tokens.times) >= 0).all()
-    assert tokens.counts.max(initial=1) == 1 if number < 40 else tokens.counts.max() > 1
+    assert tokens.counts.max(initial=1) == 1 if clustered <= 24 else tokens.counts.max() > 1
     for other in others:
         assert same(tokens, other.representatives())
         assert not other.rebuild_due
 
 
-def test_with_chunks_a_past_moment_is_the_history_that_was(tmp_path: Path) -> None:
+def test_with_chunks_a_past_moment_is_the_history_that_was() -> None:
     events = stream(203)
     history = told(events, [])
-    assert len(history.tail) == 3
-    for number in (202, 201, 200, 190, 101, 33, 5, 0):  # inside the tail, at its edge, before it, before any cluster
+    assert len(history.tail) == 11
+    for number in (202, 193, 192, 191, 190, 101, 41, 33, 5, 0):  # in the tail, its edge, before it, before any cluster
         as_of = int(events.times[number])
         before = events.take(events.times < as_of)
         assert same(history.representatives(as_of), told(before, [1] * number).representatives())
@@ -385,10 +389,78 @@ def test_with_chunks_saved_and_loaded_it_grows_as_before(tmp_path: Path) -> None
     history = told(events.take(slice(0, 150)), [])
     history.save(tmp_path / "h")
     loaded = LifelongHistory.load(tmp_path / "h", item_table())
-    assert (loaded.config, len(loaded), len(loaded.tail)) == (CHUNKED, 150, 6)
+    assert (loaded.config, len(loaded), len(loaded.tail)) == (CHUNKED, 150, 14)
     assert same(loaded.representatives(), history.representatives())
     loaded.append(events.take(slice(150, 203)))
     assert same(loaded.representatives(), told(events, []).representatives())
+
+
+class Idle(Executor):
+    """Takes work and never begins it."""
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        return Future()
+
+
+class Later(Executor):
+    """Does the work when asked for."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Future[Any], Any, tuple[Any, ...]]] = []
+        self.done = 0
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.waiting.append((future, function, args))
+        return future
+
+    def work(self) -> None:
+        for future, function, args in self.waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_result(function(*args))
+                self.done += 1
+        self.waiting.clear()
+
+
+def test_chunks_clustered_ahead_by_another_thread_give_the_same_history() -> None:
+    """Done ahead, never begun, done by a real thread: equal to what the due event does itself, at every event."""
+    events, later = stream(517), Later()
+    with ThreadPoolExecutor(1) as thread:
+        ways: list[Executor | None] = [None, Idle(), later, thread]
+        histories = [LifelongHistory(item_table(), CHUNKED, background=background) for background in ways]
+        for place in range(517):
+            before = histories[2].representatives()
+            for history in histories:
+                history.append(events.take(slice(place, place + 1)))
+            if later.waiting:
+                read = histories[2].representatives()
+                later.work()  # on a copy: who reads meanwhile sees what was
+                assert same(read, histories[2].representatives())
+                assert len(read) == len(before) + 1
+            first, *others = [history.representatives() for history in histories]
+            assert all(same(first, other) for other in others)
+    assert later.done == 517 // 8 - 4  # every chunk but the three that were not clustered, and the last two that wait
+    for history in histories[1:]:
+        for name, tensor in histories[0].state().items():
+            assert torch.equal(tensor, history.state()[name]), name
+
+
+def test_items_that_come_while_a_chunk_is_clustered_ahead_are_known_afterwards() -> None:
+    later, events = Later(), stream(120)
+    history = LifelongHistory(item_table(), CHUNKED, background=later)
+    for place in range(102):
+        history.append(events.take(slice(place, place + 1)))
+        if place < 100:
+            later.work()
+    assert later.waiting
+    later.work()
+    old = item_table()
+    history.set_items(ItemTable.of(np.concatenate([old.vectors, np.ones((1, 8))]), np.append(old.creators, 77)))
+    for place in range(40):
+        history.append(Events.of([300], [5_000_000 + place]))
+    later.work()
+    assert history.representatives().counts.sum() == 142
+    assert history.tree.vectors.shape == (301, 8)
 
 
 def test_with_chunks_late_events_are_sorted_in() -> None:

@@ -43,7 +43,7 @@ from sidera.store.log_events import (
 
 SCHEMA_FILE = "schema.json"
 MAX_AHEAD = 60  # seconds that a sender's clock may be ahead of ours
-DEFAULT_CHUNK = 500  # of stores that no model with representatives asks for
+DEFAULT_CHUNK = 250  # of stores that no model with representatives asks for
 
 
 @lru_cache(maxsize=4)

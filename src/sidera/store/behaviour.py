@@ -22,6 +22,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ class BehaviourStore:
         except OSError:
             self._lock_file.close()
             raise InputError(f"store {str(path)!r} is open already", fix="close it where it is open") from None
+        self.background = ThreadPoolExecutor(1, "sidera-clusters")  # waiting chunks of long histories
         self._shards: list[_Shard] = []
         try:
             self._check_same_store()
@@ -171,6 +173,7 @@ class BehaviourStore:
             with shard.lock:
                 shard.log.close()
         self._shards = []
+        self.background.shutdown(cancel_futures=True)
         self._lock_file.close()  # gives the lock back
 
     def __enter__(self) -> BehaviourStore:
@@ -195,7 +198,7 @@ class BehaviourStore:
         """Other shards or limits than those a store was made with would give other answers from the same files."""
         fixed = {name: value for name, value in asdict(self.config).items() if name != "sync"}
         fixed["lifelong"] = written(self.config.lifelong)
-        wanted = {"format": 1, "seed": self.seed, "width": self.items.width, "config": fixed}
+        wanted = {"format": 2, "seed": self.seed, "width": self.items.width, "config": fixed}
         file = self.path / "store.json"
         if not file.exists():
             artifacts.write_text(file, json.dumps(wanted, indent=2) + "\n")
@@ -235,7 +238,8 @@ class _Shard:
 
     def history(self, user: str) -> LifelongHistory:
         if user not in self.users:
-            self.users[user] = LifelongHistory(self.store.items, self.store.config.lifelong, self.store.seed)
+            config = self.store.config.lifelong
+            self.users[user] = LifelongHistory(self.store.items, config, self.store.seed, self.store.background)
         return self.users[user]
 
     def snapshot(self) -> None:
@@ -270,8 +274,8 @@ class _Shard:
             number, _, part = name.partition("/")
             states.setdefault(number, {})[part] = tensor
         for place, user in enumerate(info["users"]):
-            config = self.store.config.lifelong
-            self.users[user] = LifelongHistory.from_state(states[str(place)], self.store.items, config)
+            config, background = self.store.config.lifelong, self.store.background
+            self.users[user] = LifelongHistory.from_state(states[str(place)], self.store.items, config, background)
         held = [history.held_items() for history in self.users.values()]
         if self.store.items.digest(np.concatenate([np.zeros(0, dtype=np.int32), *held])) != info["vectors"]:
             raise ArtifactError(f"{path} was clustered with other vectors", fix="give the item table it was made with")

@@ -21,6 +21,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -33,6 +34,7 @@ from sidera.store.statistics import statistics
 
 ROOT = -1  # the parent of the topmost reference
 NO_PAIR = (2, float("inf"), -1, -1)  # sorts behind every pair
+STATISTICS = ("count", "centre", "nearest", "mean_time", "mean_watch", "mean_duration")  # of every leaf
 Pair = tuple[int, float, int, int]  # 1 if larger than M, Ward cost, the two leaves
 
 
@@ -76,7 +78,7 @@ class ClusterTree:
 
     @property
     def nbytes(self) -> int:
-        arrays = (self.count, self.centre, self.nearest, self.mean_time, self.mean_watch, self.mean_duration)
+        arrays = [getattr(self, name) for name in STATISTICS]
         inner = sum(n.centres.nbytes + n.half_norms.nbytes + 8 * len(n.children) for n in self.nodes.values())
         return sum(one.nbytes for one in arrays) + inner + 4 * len(self.ring)
 
@@ -203,6 +205,20 @@ class ClusterTree:
             members.extend(part.tolist())
         self._reserve(max(16, max(self.members) + 1))
         self.dirty = set(self.members)
+
+    def copy(self, ring: EventRing) -> ClusterTree:
+        """A tree over ``ring``, a copy of this one's; it grows as this one would."""
+        other = ClusterTree(ring, self.vectors, self.max_leaves, self.iterations, self.seed)
+        other.nodes = {number: copy(node) for number, node in self.nodes.items()}
+        for node in other.nodes.values():
+            node.children = list(node.children)  # centres are never written to
+        other.root, other.next_node, other.num_draws = self.root, self.next_node, self.num_draws
+        other.members = {leaf: slots[:] for leaf, slots in self.members.items()}
+        other.leaf_parent, other.spared, other.dirty = dict(self.leaf_parent), dict(self.spared), set(self.dirty)
+        other._free, other._pairs, other._pairs_for = list(self._free), dict(self._pairs), self._pairs_for
+        for name in STATISTICS:
+            setattr(other, name, getattr(self, name).copy())
+        return other
 
     # -- how the tree changes -----------------------------------------------------------------------------------
 

@@ -202,6 +202,13 @@ class EventRing:
     def events(self, slots: Slots) -> Events:
         return Events(**{name: column[slots] for name, column in self.columns.items()})
 
+    def copy(self) -> EventRing:
+        other = object.__new__(EventRing)
+        other.__dict__.update(self.__dict__)
+        other.columns = {name: column.copy() for name, column in self.columns.items()}
+        other.leaf = self.leaf.copy()
+        return other
+
     @property
     def nbytes(self) -> int:
         return sum(column.nbytes for column in self.columns.values()) + self.leaf.nbytes

@@ -13,9 +13,10 @@ The report does not print M. Here M is ``leaf_size`` for a full history and shri
 events has about as many representatives as one with 100,000, not one in fifty; up to ``max_representatives`` events are
 kept as they are. docs/lifelong.md has the figures.
 
-With ``chunk`` above 0 events enter the tree by whole chunks; those behind the last one are tokens of their own. The
-tokens are then a function of the events and their order alone, whoever appended them and in how many calls: what a
-model reads in training (``store.log_events``) and in serving is the same.
+With ``chunk`` above 0 events enter the tree by whole chunks, each when the chunk behind it is whole too; until then
+they are tokens of their own. The tokens are then a function of the events and their order alone, whoever appended them
+and in how many calls: what a model reads in training (``store.log_events``) and in serving is the same. A chunk that
+waits is clustered ahead of time by another thread (``background``), on a copy, so that no event waits for a rebuild.
 
 Trap: a tree remembers its youth. Appending never moves old cells; when ``rebuild_due`` turns true (as many events came
 as there were at the last build), call ``rebuild()`` where a second of work hurts nobody.
@@ -26,6 +27,7 @@ Not thread-safe: ``behaviour.BehaviourStore`` holds a lock for it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from sidera import artifacts
 from sidera.config import check_value, later, parse_section, written
 from sidera.core import ArtifactError, InputError
 from sidera.store.cluster_tree import ClusterTree
+from sidera.store.clusters import Clusters
 from sidera.store.events import COLUMNS, EventRing, Events, ItemTable, concatenate
 from sidera.store.statistics import statistics
 
@@ -57,8 +60,12 @@ class LifelongConfig:
 
     @property
     def max_clusters(self) -> int:
-        """Clusters of the tree: with the events that wait for their chunk to be whole, ``max_representatives``."""
-        return self.max_representatives - self.chunk
+        """Clusters of the tree: with the events that wait, less than two chunks, ``max_representatives``."""
+        return self.max_representatives - 2 * self.chunk
+
+    def num_clustered(self, num_events: int) -> int:
+        """How many of so many events have entered the tree by chunks."""
+        return max(0, num_events // self.chunk - 1) * self.chunk
 
     def __post_init__(self) -> None:
         limits = {"max_events": LARGEST, "max_representatives": LARGEST, "leaf_size": LARGEST, "iterations": 1000}
@@ -66,9 +73,9 @@ class LifelongConfig:
             value = getattr(self, name)
             good = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= high
             check_value("[lifelong]", name, value, good, f"whole numbers from 1 to {high}")
-        most = min(self.max_representatives - 1, self.max_events)
+        most = min((self.max_representatives - 1) // 2, self.max_events)
         good = isinstance(self.chunk, int) and not isinstance(self.chunk, bool) and 0 <= self.chunk <= most
-        check_value("[lifelong]", "chunk", self.chunk, good, f"whole numbers from 0 to {most}")
+        check_value("[lifelong]", "chunk", self.chunk, good, f"whole numbers from 0 to {most}, for less than two wait")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,37 +97,41 @@ class Representatives:
 class LifelongHistory:
     """The events of one user and the tree of clusters over them."""
 
-    def __init__(self, items: ItemTable, config: LifelongConfig | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, items: ItemTable, config: LifelongConfig | None = None, seed: int = 0, background: Executor | None = None
+    ) -> None:
+        """``background`` clusters waiting chunks ahead of time; without one the event that is due does it."""
         if not isinstance(seed, int) or seed < 0:
             raise InputError(f"seed = {seed!r} is out of range", allowed="whole numbers from 0 up")
         self.items, self.config, self.seed = items, config or LifelongConfig(), seed
-        self.ring = EventRing(self.config.max_events)
-        self.tree = self._empty_tree()
-        self.tail = Events.of([], [])  # events whose chunk is not whole yet
-        self.num_evicted = 0  # events that came and were let go beyond the limit
+        self.clusters = Clusters(items, self.config, seed)
+        self.tail = Events.of([], [])  # events that wait for the chunk behind theirs
         self.num_late = 0  # events that came after a newer one
         self.newest_time = -1
-        self._built_size = 0  # events when the tree was last built as a whole
-        self._arrived = 0  # since then
+        self._background = background
+        self._following: Future[Clusters] | None = None  # the clusters with the tail's first chunk
 
     def __len__(self) -> int:
         """Events kept."""
         return len(self.ring) + len(self.tail)
 
     @property
-    def is_flat(self) -> bool:
-        """True for as long as every event is its own representative."""
-        return len(self.ring) <= self.config.max_clusters
+    def ring(self) -> EventRing:
+        return self.clusters.ring
 
     @property
-    def max_leaf(self) -> int:
-        """M: the size above which a cluster is split."""
-        return max(1, self.config.leaf_size * len(self.ring) // self.config.max_events)
+    def tree(self) -> ClusterTree:
+        return self.clusters.tree
+
+    @property
+    def num_evicted(self) -> int:
+        """Events that came and were let go beyond the limit."""
+        return self.clusters.num_evicted
 
     @property
     def rebuild_due(self) -> bool:
         """True when the tree was built for at most half of the events that are in it."""
-        return not self.is_flat and self._arrived >= self._built_size
+        return self.clusters.rebuild_due
 
     @property
     def nbytes(self) -> int:
@@ -131,7 +142,7 @@ class LifelongHistory:
         """Add events, in any order of time; InputError (and nothing happens) when one is of an unknown item.
 
         O(depth) per event, and a split or merge of one cluster now and then. The event that makes the history longer
-        than ``max_representatives`` builds the tree.
+        than ``max_representatives`` builds the tree. With a ``chunk`` and a ``background`` an event is only kept.
         """
         events.check_known(self.items)
         if not len(events):
@@ -140,40 +151,36 @@ class LifelongHistory:
         self.newest_time = max(self.newest_time, int(events.times.max()))
         chunk = self.config.chunk
         if not chunk:
-            self._absorb(events)
+            self.clusters.absorb(events)
             return
         waiting = concatenate([self.tail, events])
-        whole = len(waiting) - len(waiting) % chunk
-        for start in range(0, whole, chunk):
-            self._absorb(waiting.take(slice(start, start + chunk)))
-            if self.rebuild_due:
-                self.rebuild()
-        self.tail = waiting.take(slice(whole, None))
+        due = self.config.num_clustered(len(waiting))
+        for start in range(0, due, chunk):
+            self._take_in(waiting.take(slice(start, start + chunk)))
+        self.tail = waiting.take(slice(due, None))
+        self._prepare()
 
-    def _absorb(self, events: Events) -> None:
-        """Into the ring and the tree."""
-        surplus = max(0, len(events) - self.config.max_events)  # of this call alone
-        events = events.take(slice(surplus, None))
-        leaving = max(0, len(self.ring) + len(events) - self.config.max_events)
-        self.num_evicted += surplus + leaving
-        was_flat = self.is_flat
-        self.ring.reserve(min(self.config.max_events, len(self.ring) + len(events)))
-        if leaving:
-            self.tree.remove(self.ring.oldest(leaving))
-            self.ring.forget(leaving)
-        slots = self.ring.extend(events)
-        self.tree.insert(slots, self.max_leaf, may_split=not self.is_flat)
-        self._arrived += len(events)
-        if was_flat or leaving == self.config.max_events:
-            self._built_size, self._arrived = len(self.ring), 0
+    def _take_in(self, events: Events) -> None:
+        """The tail's first chunk enters the tree."""
+        following, self._following = self._following, None
+        if following is None or following.cancel():  # not begun: done here
+            self.clusters.absorb_chunk(events)
+            return
+        self.clusters = following.result()
+        self.tree.vectors = self.items.vectors  # the table may have grown meanwhile
+
+    def _prepare(self) -> None:
+        """Have the next state made while the last quarter of a chunk comes in: earlier would only hold its memory."""
+        chunk = self.config.chunk
+        if self._background is None or self._following is not None or len(self.tail) < 2 * chunk - max(1, chunk // 4):
+            return
+        if len(self.ring) + chunk > self.config.max_clusters:  # else there is nothing to cluster yet
+            self._following = self._background.submit(self.clusters.grown, self.tail.take(slice(0, chunk)))
 
     def rebuild(self) -> None:
-        """Cluster all events anew; afterwards the tree is as good as one that was never added to."""
-        draws = self.tree.num_draws
-        self.tree = self._empty_tree()
-        self.tree.num_draws = draws
-        self.tree.insert(self.ring.slots(), self.max_leaf, may_split=not self.is_flat)
-        self._built_size, self._arrived = len(self.ring), 0
+        """Cluster all events anew; with a ``chunk`` there is never a need to."""
+        self._following = None
+        self.clusters.rebuild()
 
     def set_items(self, items: ItemTable) -> None:
         """Take a table with new items below the old ones; InputError when old vectors differ."""
@@ -198,14 +205,14 @@ class LifelongHistory:
 
         With an ``as_of`` before the newest event, counts, means and nearest members are of the events before it only
         (O(events) work); which events share a cluster may owe something to later ones. Not so with a ``chunk``: there
-        the clusters of that moment are grown again when it lies before the last whole chunk (of the events still kept).
+        the clusters of that moment are grown again when fewer chunks were in the tree then (of the events still kept).
         """
         if self.config.chunk:
             return self._as_of_chunks(as_of)
         if as_of is None or as_of > self.newest_time:
-            if self.is_flat:
+            if self.clusters.is_flat:
                 return self._as_they_are(self.events())
-            return self._tree_tokens()
+            return self.clustered()
         slots = self.ring.slots()
         slots = slots[self.ring.columns["times"][slots] < as_of]
         if len(slots) <= self.config.max_representatives:
@@ -218,7 +225,8 @@ class LifelongHistory:
     def state(self) -> dict[str, torch.Tensor]:
         """All of it as tensors: events in order of arrival, their clusters, the tree, the counters."""
         slots = self.ring.slots()
-        counters = [self.seed, self.num_evicted, self.num_late, self.newest_time, self._built_size, self._arrived]
+        grown = (self.clusters.built_size, self.clusters.arrived)
+        counters = [self.seed, self.num_evicted, self.num_late, self.newest_time, *grown]
         arrays = {name: column[slots] for name, column in self.ring.columns.items()}
         arrays |= {"leaf": self.ring.leaf[slots], "counters": np.array(counters), **self.tree.state()}
         if self.config.chunk:
@@ -226,13 +234,16 @@ class LifelongHistory:
         return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, torch.Tensor], items: ItemTable, config: LifelongConfig) -> LifelongHistory:
+    def from_state(
+        cls, state: Mapping[str, torch.Tensor], items: ItemTable, config: LifelongConfig,
+        background: Executor | None = None,
+    ) -> LifelongHistory:  # fmt: skip
         """The history that :meth:`state` described; it will answer and grow exactly as that one."""
         arrays = {name: tensor.numpy() for name, tensor in state.items()}
         seed, *counters = arrays["counters"].tolist()
-        history = cls(items, config, seed)
-        history.num_evicted, history.num_late, history.newest_time = counters[:3]
-        history._built_size, history._arrived = counters[3:]
+        history = cls(items, config, seed, background)
+        history.clusters.num_evicted, history.num_late, history.newest_time = counters[:3]
+        history.clusters.built_size, history.clusters.arrived = counters[3:]
         events = Events(**{name: arrays[name] for name in COLUMNS})
         events.check_known(items)
         if config.chunk:
@@ -241,8 +252,8 @@ class LifelongHistory:
         slots = history.ring.extend(events)
         history.ring.leaf[slots] = arrays["leaf"]
         history.tree.restore(arrays)
-        if not history.is_flat:
-            history.tree.settle(history.max_leaf)  # now, not at the first event
+        if not history.clusters.is_flat:
+            history.tree.settle(history.clusters.max_leaf)  # now, not at the first event
         return history
 
     def save(self, path: str | Path) -> None:
@@ -272,10 +283,6 @@ class LifelongHistory:
             )
         return history
 
-    def _empty_tree(self) -> ClusterTree:
-        config = self.config
-        return ClusterTree(self.ring, self.items.vectors, config.max_clusters, config.iterations, self.seed)
-
     def _arrivals(self, as_of: int | None) -> Events:
         """The events kept, or those before ``as_of``, in order of arrival."""
         events = self.ring.events(self.ring.slots())
@@ -284,22 +291,23 @@ class LifelongHistory:
         return events if as_of is None else events.take(events.times < as_of)
 
     def _as_of_chunks(self, as_of: int | None) -> Representatives:
-        """The clusters of the whole chunks before a moment, and the events behind these one by one."""
+        """The clusters of a moment, and the events that waited then one by one."""
+        waited = self.tail if as_of is None else self.tail.take(self.tail.times < as_of)
         in_ring = self.ring.columns["times"][self.ring.slots()]
-        if as_of is not None and len(in_ring) and as_of <= in_ring.max():
+        if len(in_ring) and as_of is not None and (len(waited) < self.config.chunk or as_of <= in_ring.max()):
             past = LifelongHistory(self.items, self.config, self.seed)
             past.append(self._arrivals(as_of))
             past.num_late = self.num_late  # they came in one call now, in the old order
             return past.representatives()
-        if self.is_flat:
+        if self.clusters.is_flat:
             return self._as_they_are(self.events(as_of))
-        tail = self.tail if as_of is None else self.tail.take(self.tail.times < as_of)
-        parts = (self._tree_tokens(), self._as_they_are(tail))
+        parts = (self.clustered(), self._as_they_are(waited))
         order = np.argsort(np.concatenate([part.times for part in parts]), kind="stable")
         joined = {name: np.concatenate([getattr(part, name) for part in parts])[order] for name in vars(parts[0])}
         return Representatives(**joined)
 
-    def _tree_tokens(self) -> Representatives:
+    def clustered(self) -> Representatives:
+        """The tokens of the tree alone."""
         tree = self.tree
         tree.refresh()
         leaves = np.array(sorted(tree.members), dtype=np.int64)

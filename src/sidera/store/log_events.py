@@ -6,12 +6,13 @@ name. ``data.features.FeatureSchema`` says which: bit i is its i-th label. Colum
 :class:`LogRepresentatives` is what training and evaluation read: for a user of a data set and a position in its log,
 the tokens of a store that was told the events before that position, one by one or all at once. They are equal, not
 alike, because a :class:`LifelongHistory` with a ``chunk`` is a function of the events alone. A row costs no
-clustering: a user's tree is grown once, its tokens are kept at every whole chunk (a *checkpoint*), and a row takes
+clustering: a user's tree is grown once, its tokens are kept after every chunk (a *checkpoint*), and a row takes
 those of the last checkpoint before it and the events from there on as they are. Checkpoints, and not one cut for all,
 because rows lie all along a history: representatives at the split's cut would tell early rows their future.
 
-Memory: 28 bytes a token and checkpoint; a user of 100,000 events with 2,000 representatives and a chunk of 500 has 200
-checkpoints, 11 MB. Histories of at most ``max_representatives - chunk`` events are read from the log and cost nothing.
+Memory: 28 bytes a token and checkpoint; a user of 100,000 events with 2,000 representatives and a chunk of 250 has 400
+checkpoints, 16 MB. Histories of which at most ``max_representatives - 2 * chunk`` events would be clustered are read
+from the log and cost nothing.
 
 Shape legend: n events · R tokens of all rows · B rows.
 """
@@ -118,9 +119,9 @@ def read_whole(
 
 @dataclass(frozen=True)
 class _Checkpoints:
-    """Tokens of one user after every whole chunk from the first that has clusters on."""
+    """Tokens of one user's clusters after every chunk from the first that has clusters on."""
 
-    first: int  # number of chunks at the first of them
+    first: int  # chunks in the tree at the first of them
     tokens: list[NDArray[Any]]
 
 
@@ -147,12 +148,13 @@ class LogRepresentatives:
         return lifelong_of(self.schema, [self._row(user, end) for user, end in pairs])
 
     def _row(self, user: int, end: int) -> NDArray[Any]:
-        start, chunk = int(self.dataset.offsets[user]), self.config.chunk
-        whole = (end - start) // chunk  # chunks
-        if min(whole * chunk, self.config.max_events) <= self.config.max_clusters:
-            return self.log[max(start, start + whole * chunk - self.config.max_events) : end]
+        start, config = int(self.dataset.offsets[user]), self.config
+        clustered = config.num_clustered(end - start)
+        if min(clustered, config.max_events) <= config.max_clusters:
+            return self.log[max(start, start + clustered - config.max_events) : end]
         found = self._checkpoints(user)
-        return np.concatenate([found.tokens[whole - found.first], self.log[start + whole * chunk : end]])
+        tokens = found.tokens[clustered // config.chunk - found.first]
+        return np.concatenate([tokens, self.log[start + clustered : end]])
 
     def _checkpoints(self, user: int) -> _Checkpoints:
         if user not in self._of_user:
@@ -161,10 +163,10 @@ class LogRepresentatives:
             events = Events(**{name: mine[name] for name in ("item_ids", "times", "labels", "watch_time", "duration")})
             history, chunk = LifelongHistory(self.items, self.config), self.config.chunk
             first, tokens = 0, []
-            for number in range(1, len(events) // chunk + 1):
-                history.append(events.take(slice((number - 1) * chunk, number * chunk)))
-                if not history.is_flat:
+            for number in range(len(events) // chunk):  # of chunks in the tree when one more has come
+                history.append(events.take(slice(number * chunk, (number + 1) * chunk)))
+                if not history.clusters.is_flat:
                     first = first or number
-                    tokens.append(tokens_of(history.representatives()))
+                    tokens.append(tokens_of(history.clustered()))
             self._of_user[user] = _Checkpoints(first, tokens)
         return self._of_user[user]

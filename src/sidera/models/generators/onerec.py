@@ -96,7 +96,7 @@ class OneRec(RequestGenerator):
         # of the whole history, kept up in the store and as of every request in training.
         lifelong: Literal["history", "representatives"] = later("history")
         max_representatives: int = later(2000)
-        lifelong_chunk: int = later(500)  # events that enter their clusters together
+        lifelong_chunk: int = later(250)  # events that enter their clusters together
 
         def __post_init__(self) -> None:
             for name in ("max_history", "lifelong_layers", "encoder_layers", "decoder_layers"):
