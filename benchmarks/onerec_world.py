@@ -1,6 +1,6 @@
 """Claim `onerec_world`: every OneRec model beats SASRec and popularity on true utility, in every world.
 
-    python benchmarks/onerec_world.py [--quick] [--seeds 0 1 2] [--ablations]
+    python benchmarks/onerec_world.py [--quick] [--seeds 0 1 2] [--ablations] [--vectors]
 
 The simulated world in its default configuration; SASRec is set up at its best (chosen on validation rows among eight
 settings, trained to the end of its schedule) and reads the long views, the OneRec models read every exposure with its
@@ -35,6 +35,7 @@ ABLATIONS = {
     "onerec: no positive": Arm("world/onerec.toml", ("model.positive_length=0",)),
     "onerec: no lifelong": Arm("world/onerec.toml", ("model.num_lifelong_queries=0",)),
 }
+RAW, ALIGNED = "onerec_v2: raw vectors", "onerec_v2: aligned vectors"
 QUICK = ("fit.epochs=3", "fit.max_steps=120", "eval.valid_rows=300")
 SEEDS = (0, 1, 2)
 
@@ -49,6 +50,11 @@ def main() -> None:
     if options.ablations:
         whole = {label: ONEREC[label] for label in ("onerec_v2", "onerec")}
         details["ablations in world 0"] = one_world(0, {**whole, **ABLATIONS}, tuple(whole), options.quick, "ablations")
+    if options.vectors:
+        details["vectors"] = {
+            str(seed): one_world(seed, vector_arms(seed), ("onerec_v2", RAW), options.quick, "vectors")
+            for seed in seeds
+        }
     value = {
         label: {
             against: [world[f"against {against}, %"][label]["utility"] for world in worlds.values()]
@@ -67,6 +73,30 @@ def main() -> None:
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="worlds")
     parser.add_argument("--ablations", action="store_true", help="in world 0, without pathways and with experts too")
+    parser.add_argument("--vectors", action="store_true", help="in every world, codes from raw and aligned vectors too")
+
+
+def vector_arms(seed: int) -> dict[str, Arm]:
+    """OneRec-V2 with the codes of its recipe, of texts alone, and of aligned vectors; draws the world's pictures."""
+    from sidera.sim.config import world_config
+    from sidera.sim.images import write_images
+    from sidera.sim.world import World
+
+    images = world_log("easy", seed).parent / "images"
+    if not images.exists():
+        write_images(World.build(world_config("easy"), seed), images)
+    aligned = (
+        'catalog.vectors=["aligned"]',
+        'catalog.align.inputs=["words", "categories", "numbers", "cover", "frames"]',
+        'catalog.align.category_fields=["creator", "tags"]',
+        'catalog.align.number_fields=["duration", "content"]',
+        f'catalog.align.image_folder="{images}"',
+    )
+    return {
+        "onerec_v2": ONEREC["onerec_v2"],
+        RAW: Arm("world/onerec_v2.toml", ('catalog.vectors=["tfidf"]',)),
+        ALIGNED: Arm("world/onerec_v2.toml", aligned),
+    }
 
 
 def one_world(
