@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import sys
@@ -107,11 +108,11 @@ def finish(
     script = Path(sys.argv[0])
     record = {
         "name": name,
-        "value": value,
+        "value": plain(value),
         "bar": bar,
         "pass": bool(passed),
         "context": {
-            **context,
+            **plain(context),
             "quick": quick,
             "machine": machine(),
             "command": " ".join(["python", f"{script.parent.name}/{script.name}", *sys.argv[1:]]),
@@ -120,10 +121,19 @@ def finish(
     }
     if not quick:
         RESULTS.mkdir(exist_ok=True)
-        full = {**record, "details": dict(details or {})}
-        (RESULTS / f"{name}.json").write_text(json.dumps(full, indent=2) + "\n")
-    print(json.dumps(record), flush=True)
+        full = {**record, "details": plain(dict(details or {}))}
+        (RESULTS / f"{name}.json").write_text(json.dumps(full, indent=2, allow_nan=False) + "\n")
+    print(json.dumps(record, allow_nan=False), flush=True)
     return record
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: numbers that are undefined or without bound become null."""
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cpu_model() -> str:

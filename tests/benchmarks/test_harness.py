@@ -37,6 +37,15 @@ def test_last_line_is_the_claim_and_quick_runs_leave_the_result(harness, tmp_pat
     assert json.loads((tmp_path / "claim.json").read_text())["details"] == {"rounds": [1, 2]}
 
 
+def test_what_json_cannot_hold_is_null(harness, tmp_path, capsys):
+    value = {"share": [float("nan"), 0.5], "worst": (float("inf"), 2)}
+    harness.finish("claim", value, None, False, {}, quick=False, details={"deep": [{"x": float("-inf")}]})
+    expected = {"share": [None, 0.5], "worst": [None, 2]}
+    assert json.loads(capsys.readouterr().out)["value"] == expected
+    whole = json.loads((tmp_path / "claim.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert (whole["value"], whole["details"]) == (expected, {"deep": [{"x": None}]})
+
+
 def test_rounds_interleave_and_the_first_is_not_counted(harness):
     calls = []
     seconds = harness.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3)
