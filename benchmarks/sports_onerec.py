@@ -1,4 +1,4 @@
-"""Claim `sports_onerec`: OneRec-V2 on Amazon Sports with Beauty's recipe, beside SASRec. Reported, no bar.
+"""Claim `sports_onerec`: the OneRec models on Amazon Sports with Beauty's recipes, beside SASRec. Reported, no bar.
 
     python benchmarks/sports_onerec.py [--quick] [--seeds N]
 
@@ -11,10 +11,11 @@ from accuracy import Claim, Contestant, run_claim
 
 CLAIM = Claim(
     name="sports_onerec",
-    title="Amazon Sports: OneRec-V2",
+    title="Amazon Sports: the OneRec models",
     data="amazon2014_sports",
     contestants=(
         Contestant("OneRec-V2", "beauty/onerec_v2.toml", seeds=(0,)),
+        Contestant("OneRec, technical report", "beauty/onerec.toml", seeds=(0,)),
         Contestant("SASRec sampled softmax, tied", "sports/sasrec.toml", seeds=(0,)),
     ),
     claimed="OneRec-V2",
