@@ -97,7 +97,8 @@ def evaluate_seed(
         overrides += quick_overrides
         overrides.append(f"catalog.vectors={[kind.replace('text', 'tfidf') for kind in kinds]}")
     recipe = Recipe.read(ROOT / "recipes" / contestant.recipe, overrides)
-    folder = f"{contestant.recipe.removesuffix('.toml')}/{contestant.label}-{seed}".replace(" ", "_")
+    stem = contestant.recipe.removesuffix(".toml")
+    folder = f"{data.name}/{recipe.data.split}/{stem}/{contestant.label}-{seed}".replace(" ", "_")
     out = Path(os.environ.get("SIDERA_BENCH_RUNS", ROOT / "runs" / "bench")) / ("quick" if quick else "full") / folder
     found = run(recipe, data, out)
     assert found is not None, "benchmark recipes have no piece limit"
