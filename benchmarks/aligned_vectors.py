@@ -2,19 +2,24 @@
 
     python benchmarks/aligned_vectors.py [--quick]
 
-Simulated world `easy` with pictures, several world seeds; training is what was clicked in the first four fifths of each
-log, judged is the last tenth. All vectors have 256 dims. *Raw* puts unimodal vectors side by side (TF-IDF of the texts,
-principal components of the covers' pixels, the content numbers); *aligned* is ``[catalog.align]`` over the same items:
-words, categories, numbers, cover, frames. Three measures, all paired by user over the users of all worlds:
+Two places, three measures, paired by user:
 
-* co-click@10: of the 10 nearest items of a clicked item, the share that the same user clicked too in the window;
-* recall@10 and @50 of a small OneRec-V2 that knows items by their codes alone (``item_input = "sid"``), 2 x 64 codes;
+* *Amazon Beauty* (leave-one-out, test rows). Raw: MiniLM vectors of title, brand and categories. Aligned:
+  ``[catalog.align]`` over the same texts, their words, brands and categories. Three training seeds of the generator.
+* *Simulated world* `easy` with pictures, three worlds; training is what was clicked in the first four fifths of each
+  log, judged is the last tenth. Raw: unimodal vectors side by side (TF-IDF of the texts, principal components of the
+  covers' pixels, the content numbers); aligned: words, categories, numbers, cover, frames. All of 256 dims. *True
+  topics*, which no log tells, show as vectors what any vectors could gain there: why recall in the world has no bar.
+
+* co-click@10: of the 10 nearest items of a judged item, the share that the same user clicked too (world: in the
+  window; Beauty: ever before);
+* recall@10 and @50 of a small OneRec-V2 that knows items by their codes alone (``item_input = "sid"``);
 * retrieved@10 and @50: recall of the items nearest to the mean of a user's newest 10 clicks, items of the history left
   out. Nothing is trained on the vectors there: it is retrieval by them alone. Shown beside the claim, not part of it.
 
-Also shown: text alone, pictures alone, aligned without pictures, and behaviour vectors (which have no answer for items
-that nobody clicked yet). Worlds, encoders and generators are kept under ``runs/bench`` and reused, so a stopped run
-goes on. Settings were chosen on another world (seed 7; docs/log.md).
+Also shown in the world: text alone, pictures alone, aligned without pictures, and behaviour vectors (which have no
+answer for items that nobody clicked yet). Worlds, encoders and generators are kept under ``runs/bench`` and reused, so
+a stopped run goes on. Settings were chosen on Beauty's validation rows and on another world (seed 7; docs/log.md).
 """
 
 from __future__ import annotations
@@ -31,26 +36,47 @@ from harness import arguments, finish, single_thread, tuned_allocator
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = Path(os.environ.get("SIDERA_BENCH_RUNS", ROOT / "runs" / "bench")) / "aligned_vectors"
-WORLD_SEEDS = (0, 1, 2)
-DATA = {"positive": "click", "split": "temporal"}
+WORLD_SEEDS, BEAUTY_SEEDS = (0, 1, 2), (0, 1, 2)
+BEAUTY = ROOT.parent / "shared" / "data" / "amazon2014_beauty"
+DATA: dict[str, Any] = {"positive": "click", "split": "temporal"}
 DIM = 256
-INPUTS = {
+INPUTS: dict[str, Any] = {
     "inputs": ("words", "categories", "numbers", "cover", "frames"),
     "category_fields": ("creator", "tags"),
     "number_fields": ("duration", "content"),
 }
-NO_PICTURES = ("words", "categories", "numbers")
-CODES = {"num_levels": 2, "codebook_size": 64, "balanced": True, "collision": "greedy"}
-MODEL = {
-    "name": "onerec_v2", "max_history": 32, "short_term": 32, "width": 32, "num_layers": 2, "num_heads": 2,
-    "num_kv_groups": 2, "ff_width": 64, "dropout": 0.1, "item_input": "sid",
+BEAUTY_ALIGN: dict[str, Any] = {
+    "inputs": ("text", "words", "categories"), "category_fields": ("brand", "categories"), "steps": 1200,
+    "batch_size": 1024,
 }  # fmt: skip
-FIT = {"epochs": 4, "batch_size": 256, "lr": 3e-3, "patience": 0, "eval_every_epochs": 0, "eval_every_steps": 0}
-EVAL = {"ks": [10, 50], "beam": 50, "wide_beam": 64, "seen": ["keep"], "max_rows": 4000, "latency_rows": 0,
-        "free_rows": 0, "samples": 0, "valid_rows": 1, "bootstrap": 10}  # fmt: skip
-TRAINED = ("raw", "text", "aligned", "aligned without pictures")  # on these the generator is trained
+NO_PICTURES = ("words", "categories", "numbers")
+ITEMS_BY_CODES = {"name": "onerec_v2", "max_history": 32, "short_term": 32, "dropout": 0.1, "item_input": "sid"}
+FIT: dict[str, Any] = {"batch_size": 256, "lr": 3e-3, "patience": 0, "eval_every_epochs": 0, "eval_every_steps": 0}
+EVAL: dict[str, Any] = {
+    "ks": [10, 50], "beam": 50, "wide_beam": 64, "seen": ["keep"], "latency_rows": 0, "free_rows": 0, "samples": 0,
+    "valid_rows": 1, "bootstrap": 10,
+}  # fmt: skip
+IN_WORLD: dict[str, Any] = {
+    "data": DATA,
+    "catalog": {"num_levels": 2, "codebook_size": 64, "balanced": True, "collision": "greedy"},
+    "model": {**ITEMS_BY_CODES, "width": 32, "num_layers": 2, "num_heads": 2, "num_kv_groups": 2, "ff_width": 64},
+    "fit": {**FIT, "epochs": 4},
+    "eval": EVAL,
+}
+ON_BEAUTY: dict[str, Any] = {
+    "data": {},
+    "catalog": {"num_levels": 3, "codebook_size": 256, "balanced": True, "collision": "greedy"},
+    "model": {**ITEMS_BY_CODES, "width": 64, "num_layers": 3, "num_heads": 4, "num_kv_groups": 4, "ff_width": 128,
+              "dropout": 0.2, "code_std": 1.0},
+    "fit": {**FIT, "epochs": 6, "lr": 2e-3, "betas": [0.9, 0.98], "weight_decay": 0.01},
+    "eval": EVAL,
+}  # fmt: skip
+TRUTH = "true topics"
+TRAINED = ("raw", "text", "aligned", "aligned without pictures", TRUTH)  # on these the world's generator is trained
 RETRIEVER_CLICKS = 10
-BAR = {f"aligned - raw, {measure}": "interval above 0" for measure in ("co-click@10", "recall@10", "recall@50")}
+MEASURES = ("co-click@10", "recall@10", "recall@50")
+BAR = {f"{place}: aligned - raw, {measure}": "interval above 0"
+       for place, measure in (*(("Beauty", measure) for measure in MEASURES), ("world", "co-click@10"))}  # fmt: skip
 
 
 def vectors_of(view: Any, images: Path, align: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
@@ -74,7 +100,7 @@ def vectors_of(view: Any, images: Path, align: dict[str, Any], folder: Path) -> 
     raw = fuse([text, pixels @ directions[:, : DIM - sum(widths)], content], [1.0, 1.0, 1.0])
     found = {"raw": raw, "text": text, "pictures": pixels @ directions[:, :DIM]}
     found["behaviour"] = behaviour_vectors(view.dataset, view.split, CatalogConfig(vector_dim=DIM))
-    minutes = {}
+    minutes: dict[str, float] = {}
     for name, inputs in (("aligned", INPUTS["inputs"]), ("aligned without pictures", NO_PICTURES)):
         pictured = str(images) if inputs is not NO_PICTURES else None
         section = AlignConfig(**{**INPUTS, **align, "inputs": inputs, "image_folder": pictured})
@@ -84,18 +110,49 @@ def vectors_of(view: Any, images: Path, align: dict[str, Any], folder: Path) -> 
     return found, minutes
 
 
-def co_clicks(vectors: Any, rows: Any, num_neighbours: int = 10) -> np.ndarray:
-    """(R,) for each clicked item of the window: of its nearest items the share that its user clicked there too."""
+def true_topics(world: Any, item_keys: Any) -> Any:
+    """(N, topics + sub-topics) what the world mixes an item from: weights of its topics, and its sub-topic."""
+    import torch
+
+    items, config = world.items, world.config
+    ids = np.array([int(key[1:]) for key in item_keys])  # "v0000012" is item 12
+    topics = np.zeros((len(ids), config.num_topics), dtype=np.float32)
+    np.add.at(topics, (np.arange(len(ids)), items.topic[ids]), items.main_weight[ids])
+    np.add.at(topics, (np.arange(len(ids)), items.second_topic[ids]), items.second_weight[ids])
+    details = np.zeros((len(ids), config.num_topics * config.num_subtopics), dtype=np.float32)
+    details[np.arange(len(ids)), items.subtopic[ids]] = items.main_weight[ids] / 2
+    return torch.from_numpy(np.concatenate([topics, details], 1))
+
+
+def co_clicks(vectors: Any, rows: Any, clicked: np.ndarray, num_neighbours: int = 10) -> np.ndarray:
+    """(R,) of the items nearest to each row's target the share that its user clicked: ``clicked`` (U, N) by user."""
     import torch
 
     unit = torch.nn.functional.normalize(vectors.float(), dim=1)
-    similarity = unit @ unit.T
-    similarity.fill_diagonal_(-2)
-    nearest = similarity.topk(num_neighbours).indices.numpy()  # (N, 10)
-    users, numbers = np.unique(rows.user_ids, return_inverse=True)
-    clicked = np.zeros((len(users), len(vectors)), dtype=bool)
-    clicked[numbers, rows.target_ids] = True
+    nearest = np.empty((len(unit), num_neighbours), dtype=np.int64)
+    for ids in torch.arange(len(unit)).split(2048):
+        similarity = unit[ids] @ unit.T
+        similarity[torch.arange(len(ids)), ids] = -2
+        nearest[ids] = similarity.topk(num_neighbours).indices
+    numbers = np.unique(rows.user_ids, return_inverse=True)[1]
     return clicked[numbers[:, None], nearest[rows.target_ids]].mean(1)
+
+
+def clicked_in_window(rows: Any, num_items: int) -> np.ndarray:
+    """(U, N) what each user of the rows clicked in them."""
+    users, numbers = np.unique(rows.user_ids, return_inverse=True)
+    clicked = np.zeros((len(users), num_items), dtype=bool)
+    clicked[numbers, rows.target_ids] = True
+    return clicked
+
+
+def clicked_before(rows: Any, dataset: Any) -> np.ndarray:
+    """(U, N) what is in the histories of each user of the rows."""
+    users, numbers = np.unique(rows.user_ids, return_inverse=True)
+    clicked = np.zeros((len(users), dataset.num_items), dtype=bool)
+    for number, start, end in zip(numbers, rows.starts, rows.ends, strict=True):
+        clicked[number, dataset.item_ids[start:end]] = True
+    return clicked
 
 
 def retriever_hits(vectors: Any, dataset: Any, rows: Any) -> dict[str, np.ndarray]:
@@ -113,23 +170,28 @@ def retriever_hits(vectors: Any, dataset: Any, rows: Any) -> dict[str, np.ndarra
     return {f"retrieved@{k}": (ranks < k).astype(np.float64) for k in EVAL["ks"]}
 
 
-def generator_hits(vectors: Any, view: Any, data: Path, out: Path, fit: dict[str, Any], evaluation: dict[str, Any]):
+def generator_hits(
+    vectors: Any, view: Any, data: Path, out: Path, sections: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """recall@k -> (R,) 1 where the target is in the generator's list of k, and (R,) the user of each row."""
     from sidera.catalog.vectors_file import save_vectors
     from sidera.train.recipe import Recipe
     from sidera.train.stages import run
 
-    out.mkdir(exist_ok=True)
+    out.mkdir(exist_ok=True, parents=True)
     save_vectors(out / "vectors.safetensors", view.dataset.item_keys, vectors)
-    catalog = {**CODES, "vectors": ["file"], "vectors_file": str(out / "vectors.safetensors")}
-    sections = {"data": DATA, "catalog": catalog, "model": MODEL, "fit": fit, "eval": evaluation}
-    result = run(Recipe.parse(sections), data, out / "run", say=lambda _: None)
+    catalog = {**sections["catalog"], "vectors": ["file"], "vectors_file": str(out / "vectors.safetensors")}
+    result = run(Recipe.parse({**sections, "catalog": catalog}), data, out / "run", say=lambda _: None)
     assert result is not None, "nothing here limits a piece"
     hits = {}
     for k in EVAL["ks"]:
         places = result.target_ranks("keep", k).rank  # from 1; 0: not in the list
         hits[f"recall@{k}"] = (places > 0).astype(np.float64)
     return hits, result.user_numbers
+
+
+def changed(sections: dict[str, Any], **changes: dict[str, Any]) -> dict[str, Any]:
+    return {name: {**section, **changes.get(name, {})} for name, section in sections.items()}
 
 
 def measure_world(seed: int, quick: bool, folder: Path) -> dict[str, Any]:
@@ -151,28 +213,71 @@ def measure_world(seed: int, quick: bool, folder: Path) -> dict[str, Any]:
         simulate(config, 800 if quick else 4000, 6 if quick else 10, data, seed=seed)
         write_images(world, images)
     view = make_views(load_dataset(data, DataConfig(**DATA)), DataConfig(**DATA))[1]
-    align = {"batch_size": 128, "steps": 50} if quick else {}
-    vectors, minutes = vectors_of(view, images, align, folder)
-    rows = view.split.test
-    result: dict[str, Any] = {
-        "seed": seed,
-        "clicks": view.dataset.num_events,
-        "rows": len(rows),
-        "users": rows.user_ids,
+    vectors, minutes = vectors_of(view, images, {"batch_size": 128, "steps": 50} if quick else {}, folder)
+    vectors[TRUTH] = true_topics(world, view.dataset.item_keys)
+    result = untrained_measures(view, vectors, clicked_in_window(view.split.test, view.dataset.num_items))
+    sections = changed(IN_WORLD, fit={"epochs": 1}, eval={"max_rows": 300}) if quick else IN_WORLD
+    for place, name in enumerate(("raw", "aligned") if quick else TRAINED):
+        hits, result["ranked_users"] = generator_hits(
+            vectors[name], view, data, folder / f"generator-{place}", sections
+        )
+        for measure, values in hits.items():
+            result.setdefault(measure, {})[name] = values
+    return result | {"seed": seed, "align_cpu_minutes": minutes, "covers_per_second": round(speed)}
+
+
+def measure_beauty(seeds: tuple[int, ...], quick: bool, folder: Path) -> dict[str, Any]:
+    """As :func:`measure_world`; hits are means over the generator's training seeds."""
+    from sidera.artifacts import read_manifest
+    from sidera.catalog.align import aligned_vectors
+    from sidera.catalog.config import AlignConfig, CatalogConfig
+    from sidera.catalog.content import item_texts, text_vectors, tfidf_vectors
+    from sidera.data.config import DataConfig, load_dataset, make_views
+
+    if not BEAUTY.is_dir():
+        raise SystemExit(f"{BEAUTY} is absent: this claim needs the public data folder beside the checkout")
+    view = make_views(load_dataset(BEAUTY, DataConfig()), DataConfig())[1]
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = item_texts(view.dataset.items)
+    hurried: dict[str, Any] = {"inputs": ("words", "categories"), "steps": 40, "batch_size": 256, "caption_weight": 0.0}
+    section = AlignConfig(**{**BEAUTY_ALIGN, **(hurried if quick else {})})
+    config = CatalogConfig(vectors=("aligned",), align=section)
+    vectors = {
+        "raw": tfidf_vectors(texts, 128) if quick else text_vectors(texts),
+        "aligned": aligned_vectors(view.dataset, view.split, config, folder / "encoder")[0],
     }
-    result["co-click@10"] = {name: co_clicks(values, rows) for name, values in vectors.items()}
+    minutes = {"aligned": read_manifest(folder / "encoder", "item_encoder").info["report"]["cpu_minutes"]}
+    result = untrained_measures(view, vectors, clicked_before(view.split.test, view.dataset))
+    few: dict[str, Any] = {
+        "catalog": {"balanced": False, "codebook_size": 64},
+        "fit": {"max_steps": 40},
+        "eval": {"max_rows": 300},
+    }
+    by_seed: dict[str, dict[str, list[np.ndarray]]] = {f"recall@{k}": {} for k in EVAL["ks"]}
+    for seed in seeds:
+        sections = changed(changed(ON_BEAUTY, fit={"seed": seed}), **(few if quick else {}))
+        for name, values in vectors.items():
+            out = folder / f"generator-{name}-{seed}"
+            hits, result["ranked_users"] = generator_hits(values, view, BEAUTY, out, sections)
+            for measure, found in hits.items():
+                by_seed[measure].setdefault(name, []).append(found)
+    for measure, by_name in by_seed.items():
+        result[measure] = {name: np.mean(found, axis=0) for name, found in by_name.items()}
+        result[f"{measure} by seed"] = {
+            name: [round(float(hits.mean()), 5) for hits in found] for name, found in by_name.items()
+        }
+    return result | {"seed": None, "align_cpu_minutes": minutes, "covers_per_second": None}
+
+
+def untrained_measures(view: Any, vectors: dict[str, Any], clicked: np.ndarray) -> dict[str, Any]:
+    """co-click@10 and retrieved@k of every contestant, by row of the test."""
+    rows = view.split.test
+    result: dict[str, Any] = {"clicks": view.dataset.num_events, "rows": len(rows), "users": rows.user_ids}
+    result["co-click@10"] = {name: co_clicks(values, rows, clicked) for name, values in vectors.items()}
     for name, values in vectors.items():
         for measure, hits in retriever_hits(values, view.dataset, rows).items():
             result.setdefault(measure, {})[name] = hits
     result["dims"] = {name: values.shape[1] for name, values in vectors.items()}
-    fit = {**FIT, "epochs": 1} if quick else FIT
-    evaluation = {**EVAL, "max_rows": 300} if quick else EVAL
-    for place, name in enumerate(("raw", "aligned") if quick else TRAINED):
-        out = folder / f"generator-{place}"
-        hits, result["ranked_users"] = generator_hits(vectors[name], view, data, out, fit, evaluation)
-        for measure, values in hits.items():
-            result.setdefault(measure, {})[name] = values
-    result |= {"align_cpu_minutes": minutes, "covers_per_second": round(speed)}
     return result
 
 
@@ -191,38 +296,49 @@ def paired(worlds: list[dict[str, Any]], measure: str, first: str, second: str) 
     return {**kept, "by_world": by_world, "rows": len(ours), "users": len(np.unique(users))}
 
 
+def all_of(places: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """Means, paired tests and what else there is to know of some worlds, or of Beauty."""
+    measures = (*MEASURES, "retrieved@10", "retrieved@50")
+    means = {
+        measure: {
+            name: round(float(np.mean([place[measure][name].mean() for place in places])), 5)
+            for name in places[0][measure]
+        }
+        for measure in measures
+    }
+    pairs = (("aligned", "raw"), ("aligned", "aligned without pictures"), ("aligned", "text"), (TRUTH, "raw"))
+    tests = {
+        f"{first} - {second}, {measure}": paired(places, measure, first, second)
+        for measure in measures
+        for first, second in pairs
+        if {first, second} <= places[0][measure].keys()
+    }
+    known = ("seed", "clicks", "rows", "dims", "align_cpu_minutes", "covers_per_second")
+    seeds = ("recall@10 by seed", "recall@50 by seed")
+    return means, tests, [{name: place[name] for name in (*known, *seeds) if name in place} for place in places]
+
+
 def main() -> None:
     tuned_allocator()
     options = arguments(__doc__)
     single_thread()
-    worlds = []
-    for seed in WORLD_SEEDS[:1] if options.quick else WORLD_SEEDS:
-        worlds.append(measure_world(seed, options.quick, RUNS / ("quick" if options.quick else "full") / str(seed)))
-    measures = ("co-click@10", "recall@10", "recall@50", "retrieved@10", "retrieved@50")
-    means = {
-        measure: {
-            name: round(float(np.mean([world[measure][name].mean() for world in worlds])), 5)
-            for name in worlds[0][measure]
-        }
-        for measure in measures
-    }
-    tests = {
-        f"{first} - {second}, {measure}": paired(worlds, measure, first, second)
-        for measure in measures
-        for first, second in (("aligned", "raw"), ("aligned", "aligned without pictures"), ("aligned", "text"))
-        if {first, second} <= worlds[0][measure].keys()
-    }
-    value = {name: [tests[name][part] for part in ("difference", "low", "high")] for name in BAR}
-    passed = all(low > 0 for _, low, _ in value.values())
-    context = {"world": "easy", "world_seeds": [world["seed"] for world in worlds], "means": means}
-    details = {
-        "tests": tests,
-        "worlds": [
-            {name: world[name] for name in ("seed", "clicks", "rows", "dims", "align_cpu_minutes", "covers_per_second")}
-            for world in worlds
-        ],
-        "settings": {"align": INPUTS, "codes": CODES, "model": MODEL, "fit": FIT, "eval": EVAL},
-    }
+    runs, count = RUNS / ("quick" if options.quick else "full"), 1 if options.quick else None
+    beauty = measure_beauty(BEAUTY_SEEDS[:count], options.quick, runs / "beauty")
+    worlds = [measure_world(seed, options.quick, runs / str(seed)) for seed in WORLD_SEEDS[:count]]
+    value: dict[str, Any] = {}
+    details: dict[str, Any] = {}
+    context: dict[str, Any] = {"world": "easy", "world_seeds": list(WORLD_SEEDS[:count])}
+    for place, measured in (("Beauty", [beauty]), ("world", worlds)):
+        means, tests, known = all_of(measured)
+        for name, test in tests.items():
+            if name.startswith("aligned - raw") and "retrieved" not in name:
+                value[f"{place}: {name}"] = [test[part] for part in ("difference", "low", "high")]
+        context[f"means, {place}"] = means
+        details[place] = {"tests": tests, "of": known}
+    passed = all(value[name][1] > 0 for name in BAR)
+    details["settings"] = {
+        "align": {"Beauty": BEAUTY_ALIGN, "world": INPUTS}, "generator": {"Beauty": ON_BEAUTY, "world": IN_WORLD}
+    }  # fmt: skip
     finish("aligned_vectors", value, BAR, passed, context, quick=options.quick, details=details)
 
 
