@@ -6,7 +6,9 @@ from pathlib import Path
 
 from harness import RESULTS
 
-TABLES = ("beauty_generator", "beauty_sasrec", "beauty_tiger", "beauty_temporal", "sports")
+TABLES = (
+    "beauty_generator", "beauty_onerec", "beauty_sasrec", "beauty_tiger", "beauty_temporal", "sports", "sports_onerec",
+)  # fmt: skip
 
 
 def main() -> None:
