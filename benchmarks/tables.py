@@ -11,12 +11,16 @@ TABLES = (
 )  # fmt: skip
 
 
+def result_files() -> list[Path]:
+    """The result files that the README's table shows, in its order."""
+    return [RESULTS / f"{name}.json" for name in TABLES]
+
+
 def main() -> None:
     from sidera.eval.tables import update_document
 
-    files = [RESULTS / f"{name}.json" for name in TABLES if (RESULTS / f"{name}.json").is_file()]
     readme = Path(__file__).resolve().parents[1] / "README.md"
-    print("README.md was current" if update_document(readme, files) else "README.md updated")
+    print("README.md was current" if update_document(readme, result_files()) else "README.md updated")
 
 
 if __name__ == "__main__":

@@ -125,9 +125,7 @@ def test_the_online_test_serves_those_who_taught_nobody(aligned: Path) -> None:
     assert not any(online.lost.values())
 
 
-def test_a_second_call_reuses_everything(
-    aligned: Path, log: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_call_reuses_everything(aligned: Path, log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in aligned.rglob("weights*")}
     recipe = write_recipe(log.parent, SECTION)
     arguments = ["align", str(recipe), "--data", str(log), "--out", str(aligned), "--no-online"]
@@ -180,9 +178,7 @@ def test_a_second_round_learns_from_what_the_first_one_showed(aligned: Path, log
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_start_that_cannot_be_is_refused_before_anything_is_trained(
-    aligned: Path, log: Path, tmp_path: Path
-) -> None:
+def test_a_start_that_cannot_be_is_refused_before_anything_is_trained(aligned: Path, log: Path, tmp_path: Path) -> None:
     recipe, out = AlignRecipe.read(write_recipe(tmp_path, SECTION)), tmp_path / "run"
     simulate(world_config("easy", {**SMALL, "num_items": 200}), 60, 3, tmp_path / "other", seed=1)
     with pytest.raises(InputError, match=r"answers 300 items that are not the 200 of 'world-.*trained on this log"):

@@ -51,9 +51,7 @@ def slow_sample(world: World, count: int, mode: str, temperature: float, seed: i
 @settings(max_examples=25, deadline=None)
 @given(worlds(), st.integers(1, 6), st.sampled_from(["masked", "free"]), st.sampled_from([0.5, 1.0]))
 def test_it_draws_what_the_slow_reference_draws(world: World, count: int, mode: str, temperature: float) -> None:
-    found = sample(
-        world.generator, world.batch, world.trie, count=count, mode=mode, temperature=temperature, seed=3
-    )
+    found = sample(world.generator, world.batch, world.trie, count=count, mode=mode, temperature=temperature, seed=3)
     slow = slow_sample(world, count, mode, temperature, 3)
     assert found.sids.tolist() == slow.sids.tolist()
     assert found.leaf_ids.tolist() == slow.leaf_ids.tolist()
