@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [--quick] [--work FOLDER]
 
-A log of the `easy` world is written and `sidera scale recipes/world/scaling.toml` is run on it: six sizes, each row
+A log of the `easy` world is written and `sidera scale recipes/world/scaling.toml` is run on it: seven sizes, each row
 seen once. With ``--work`` a run that was stopped goes on where it was. A quick run fits the committed runs again (fits
 and bootstrap are recomputed, nothing is read from the old fit), and trains two tiny sizes on a tiny log.
 """
@@ -21,8 +21,8 @@ from harness import RESULTS, arguments, finish, single_thread, tuned_allocator
 
 SEED = 0
 BAR = {"error": 0.02}
-USERS, DAYS, ROWS = 16_000, 10, 90_000
-SIZES = ("16x2", "24x2", "32x3", "48x3", "64x4", "96x5")
+USERS, DAYS, ROWS = 36_000, 10, 240_000
+SIZES = ("16x2", "24x2", "32x3", "48x3", "64x4", "96x5", "128x6")
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "world" / "scaling.toml"
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "scaling.png"
 ONE_THREAD = ["fit.num_threads=1"]
@@ -42,7 +42,7 @@ def full(work: Path) -> tuple[Any, dict[str, Any]]:
     from sidera.train.scale import ScaleOptions, scale
 
     write_log(work / "log", USERS, DAYS)
-    options = ScaleOptions(SIZES, seeds=2, repeated=1, rows=ROWS, lr_factors=(1.0, 2.0, 4.0))
+    options = ScaleOptions(SIZES, seeds=2, repeated=2, rows=ROWS, lr_factors=(1.0, 2.0, 4.0, 8.0))
     result = scale(Recipe.read(RECIPE, ONE_THREAD), work / "log", work / "run", options)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(work / "run" / "scaling.png", PICTURE)

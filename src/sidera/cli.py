@@ -394,7 +394,8 @@ def _add_scale(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--seeds", type=int, default=1, help="trainings of every size")
     parser.add_argument("--repeated", type=int, help="only so many of the smallest sizes get several seeds (else all)")
     parser.add_argument("--rows", type=int, help="newest training rows that are used (else all)")
-    parser.add_argument("--lr-factors", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="tried on the rate's rule")
+    factors = [0.5, 1.0, 2.0, 4.0]
+    parser.add_argument("--lr-factors", type=float, nargs="+", default=factors, help="tried on the rate's rule")
     parser.add_argument("--cpu-hours", type=float, default=6.0, help="a longer plan is refused; hours of the device")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a recipe key")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

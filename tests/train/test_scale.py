@@ -16,7 +16,7 @@ from sidera.eval.scaling_page import read_runs
 from sidera.sim.config import world_config
 from sidera.sim.simulate import simulate
 from sidera.train.recipe import Recipe
-from sidera.train.scale import ScaleOptions, lr_rule, one_pass, open_stream, sized
+from sidera.train.scale import ScaleOptions, factor_at, lr_rule, one_pass, open_stream, sized
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "world" / "scaling.toml"
 QUICK = ["catalog.codebook_size=8", "model.max_history=8", "model.short_term=8", "fit.warmup_steps=5"]
@@ -46,7 +46,7 @@ def test_scale_from_the_shell_and_again(log: Path, tmp_path: Path, capsys: pytes
     out = tmp_path / "out"
     assert main(arguments(log, out)) == 0
     said = capsys.readouterr().out
-    assert said.count("trial") == 4  # two sizes, two factors
+    assert said.count("trial") == 6  # three sizes, two factors
     assert "32x2 (N = " in said
     record = json.loads((out / "scaling.json").read_text())
     runs = read_runs(out / "scaling.json")
@@ -115,6 +115,15 @@ def test_sizes_keep_head_width_and_ratio() -> None:
     assert (config.width, config.num_layers, config.num_heads, config.num_kv_groups) == (128, 6, 16, 8)
     assert (config.ff_width, config.expert_width) == (256, 64)
     assert lr_rule(5e-4, int(0.1e9), int(8e9)) == pytest.approx(5.59e-5, rel=1e-3)  # OneRec-V2, table 3
+
+
+def test_rates_follow_a_slope_between_the_sizes_that_were_tried() -> None:
+    best = {1_000: 4.0, 100_000: 1.0}
+    assert factor_at(1_000, best) == pytest.approx(4.0)
+    assert factor_at(10_000, best) == pytest.approx(2.0)
+    assert factor_at(10, best) == pytest.approx(4.0)
+    assert factor_at(10**7, best) == pytest.approx(1.0)
+    assert factor_at(5, {7: 2.0}) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(

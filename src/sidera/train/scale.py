@@ -60,7 +60,7 @@ class ScaleOptions:
     seeds: int = 1  # trainings of every size
     repeated: int | None = None  # only so many of the smallest sizes get several seeds; None: all
     rows: int | None = None  # newest training rows that are used; None: all
-    lr_factors: tuple[float, ...] = (0.5, 1.0, 2.0)  # tried on the rule's rate at two sizes; one: no trial
+    lr_factors: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)  # tried on the rule's rate at three sizes; one: no trial
     cpu_hours: float = 6.0  # more than this is refused before it starts
 
     def __post_init__(self) -> None:
@@ -117,8 +117,8 @@ def scale(
     by_size = sorted(zip(options.sizes, sizes, models, strict=True), key=lambda row: count_parameters(row[2]).dense)
     _refuse_too_long([(name, model) for name, _, model in by_size], stream, recipe, options, device, say)
     anchor = count_parameters(build_model(recipe.model_name, recipe.model_config, stream.catalog)).dense
-    trials = [by_size[0], by_size[len(by_size) // 2]]
-    factor, tried = choose_factor([(name, size) for name, size, _ in trials], anchor, stream, out, options, device, say)
+    trials = [by_size[place] for place in trial_places(len(by_size))]
+    factors, tried = choose_factors([row[:2] for row in trials], anchor, stream, out, options, device, say)
     context = {
         "rows": stream.train.num_rows,
         "targets": len(stream.train.target_places),
@@ -126,13 +126,14 @@ def scale(
         "recipe": recipe.sections(),
         "data": stream.prepared.digest,
         "device": device,
-        "lr_factor": factor,
+        "lr_factors": factors,
         "lr_trials": tried,
     }
     runs, facts = [], []
     for place, (name, size, model) in enumerate(by_size):
         for seed in range(options.seeds_of(place)):
-            lr = factor * lr_rule(recipe.fit.lr, anchor, count_parameters(model).dense)
+            parameters = count_parameters(model).dense
+            lr = factor_at(parameters, factors) * lr_rule(recipe.fit.lr, anchor, parameters)
             run, fact = one_run(name, size, lr, seed, stream, out, device, say)
             runs.append(run)
             facts.append(fact)
@@ -250,7 +251,7 @@ def one_pass(config: FitConfig, lr: float, seed: int, steps: int) -> FitConfig:
     )  # fmt: skip
 
 
-def choose_factor(
+def choose_factors(
     trials: Sequence[tuple[str, Recipe]],
     anchor: int,
     stream: Stream,
@@ -258,32 +259,45 @@ def choose_factor(
     options: ScaleOptions,
     device: str,
     say: Say,
-) -> tuple[float, list[dict[str, Any]]]:
-    """The factor on the rule's rate with the least validation loss, summed over two sizes, after a quarter stream."""
-    if len(options.lr_factors) == 1:
-        return options.lr_factors[0], []
+) -> tuple[dict[int, float], list[dict[str, Any]]]:
+    """(parameters -> the factor on the rule's rate with the least validation loss after a quarter of the stream, all
+    that was tried)."""
     tried: list[dict[str, Any]] = []
-    for factor, (name, recipe) in itertools.product(options.lr_factors, trials):
-        model = build_model(recipe.model_name, recipe.model_config, stream.catalog)
-        lr = factor * lr_rule(recipe.fit.lr, anchor, count_parameters(model).dense)
-        steps = max(1, int(TRIAL_SHARE * stream.train.num_batches() / recipe.fit.accumulate))
-        config = replace(one_pass(recipe.fit, lr, 0, steps), max_steps=steps, eval_every_steps=0)
-        folder = out / "fit" / f"trial-{name}-{factor:g}"
-        result = fit(
-            model,
-            stream.train,
-            config,
-            folder,
-            evaluate=lambda model: {"loss": mean_loss(model, stream.valid, device)},
-            device=device,
-            identity={"stream": stream.digest},
-        )
-        tried.append({"name": name, "factor": factor, "lr": lr, "valid_loss": result.best_metrics["loss"]})
-        say(f"scale: trial {name}, lr {lr:.2e} ({factor:g} x the rule): validation {tried[-1]['valid_loss']:.4f}")
-    totals = dict.fromkeys(options.lr_factors, 0.0)
-    for row in tried:
-        totals[row["factor"]] += row["valid_loss"]
-    return min(totals, key=lambda factor: totals[factor]), tried
+    best: dict[int, float] = {}
+    for name, recipe in trials:
+        losses: dict[float, float] = {}
+        parameters = count_parameters(build_model(recipe.model_name, recipe.model_config, stream.catalog)).dense
+        for factor in options.lr_factors if len(options.lr_factors) > 1 else ():
+            lr = factor * lr_rule(recipe.fit.lr, anchor, parameters)
+            steps = max(1, int(TRIAL_SHARE * stream.train.num_batches() / recipe.fit.accumulate))
+            result = fit(
+                build_model(recipe.model_name, recipe.model_config, stream.catalog),
+                stream.train,
+                replace(one_pass(recipe.fit, lr, 0, steps), max_steps=steps, eval_every_steps=0),
+                out / "fit" / f"trial-{name}-{factor:g}",
+                evaluate=lambda model: {"loss": mean_loss(model, stream.valid, device)},
+                device=device,
+                identity={"stream": stream.digest},
+            )
+            losses[factor] = result.best_metrics["loss"]
+            tried.append({"name": name, "factor": factor, "lr": lr, "valid_loss": losses[factor]})
+            say(f"scale: trial {name}, lr {lr:.2e} ({factor:g} x the rule): validation {losses[factor]:.4f}")
+        best[parameters] = min(losses, key=lambda factor: losses[factor]) if losses else options.lr_factors[0]
+        if len(losses) > 2 and best[parameters] in (min(losses), max(losses)):
+            say(f"scale: {name} is best at the edge of --lr-factors ({best[parameters]:g}); its loss may be too high")
+    return best, tried
+
+
+def trial_places(sizes: int) -> tuple[int, int, int]:
+    """Sizes, counted from the smallest, at which factors are tried: the largest is foretold by those below it."""
+    return 0, sizes // 2, sizes - 2
+
+
+def factor_at(parameters: int, best: dict[int, float]) -> float:
+    """The factor of a size: log-log between the sizes that were tried, and as at the nearest of them beyond."""
+    sizes = sorted(best)
+    logs = np.interp(np.log(parameters), np.log(sizes), np.log([best[size] for size in sizes]))
+    return float(np.exp(logs))
 
 
 @torch.no_grad()
@@ -351,7 +365,8 @@ def _refuse_too_long(
         if device != "cpu":
             torch.cuda.synchronize()
         seconds = (clock() - started) / len(batches) * stream.train.num_batches()
-        hours += options.seeds_of(place) * seconds / 3600
+        trials = TRIAL_SHARE * len(options.lr_factors) if place in trial_places(len(models)) else 0
+        hours += (options.seeds_of(place) + trials) * seconds / 3600
         model.zero_grad(set_to_none=True)
         model.to("cpu")
     say(f"scale: about {hours:.2f} hours for {len(models)} sizes")
