@@ -8,6 +8,7 @@ worlds are listed one by one, because they differ more from each other than arms
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 USERS, DAYS = 4000, 10
 AUDIENCE, TEST_DAYS = 1000, 3
+QUICK = ("fit.epochs=3", "fit.max_steps=120", "eval.valid_rows=300")
 METRICS = ("utility", "watch_time", "session_length", "returned_1", "dislikes", "cold_share", "topic_diversity")
 
 
@@ -81,6 +83,40 @@ def online(
         print(f"  {name} {seed} {label}: utility {found[label].mean('utility'):.2f}"
               f" ({time.process_time() - start:.0f} CPU-s)", flush=True)  # fmt: skip
     return found
+
+
+def serve_arms(seed: int, arms: Mapping[str, Arm], against: Sequence[str], quick: bool, kept_as: str) -> dict[str, Any]:
+    """Train what is missing and let every arm serve in the default world; kept, and reused for equal models.
+
+    Random, popular and true best items serve beside the main arms, of which SASRec is one.
+    """
+    from sidera import artifacts
+    from sidera.artifacts import write_text
+    from sidera.engine.recommender import Recommender
+    from sidera.eval.online import RecommenderPolicy
+    from sidera.sim.policies import OraclePolicy, PopularityPolicy, RandomPolicy
+
+    data = world_log("easy", seed)
+    runs = {label: train_arm(label, arm, data, seed, QUICK if quick else ()) for label, arm in arms.items()}
+    models = {label: artifacts.read_manifest(run / "model", "model").digest for label, run in runs.items()}
+    audience = 200 if quick else AUDIENCE
+    kept = data.parent / f"{kept_as}-{audience}.json"
+    if kept.is_file() and (record := json.loads(kept.read_text()))["models"] == models:
+        return record["outcome"]
+    opened = {label: Recommender.load(run) for label, run in runs.items()}
+    policies: dict[str, Any] = {
+        label: lambda world, one=model: RecommenderPolicy(one, world) for label, model in opened.items()
+    }
+    if "sasrec" in opened:
+        policies["random"] = lambda world: RandomPolicy(world.config.num_items)
+        policies["popularity"] = lambda world: PopularityPolicy(opened["sasrec"].catalog.popularity)
+        policies["oracle"] = lambda world: OraclePolicy("utility")
+    found = online("easy", seed, policies, audience)
+    outcome: dict[str, Any] = {"means": levels(found)}
+    for reference in against:
+        outcome[f"against {reference}, %"] = differences(found, reference)
+    write_text(kept, json.dumps({"models": models, "outcome": outcome}, indent=1))
+    return outcome
 
 
 def differences(found: Mapping[str, Any], reference: str) -> dict[str, dict[str, list[float]]]:
