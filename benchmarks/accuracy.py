@@ -12,9 +12,10 @@ The trials behind the recipes (chosen on validation rows) are listed in ``result
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,18 @@ class Claim:
     quick_overrides: Sequence[str] = ()  # of --quick, behind QUICK: for models that need a smaller share of a minute
 
 
-def run_claim(claim: Claim, doc: str | None) -> None:
-    """Train and measure what is missing, write ``results/NAME.json``, print the claim's line."""
-    options = arguments(doc, lambda parser: parser.add_argument("--seeds", type=int, help="only so many seeds"))
+def run_claim(claim: Claim, doc: str | None, flags: Callable[[argparse.ArgumentParser], object] | None = None) -> None:
+    """Train and measure what is missing, write ``results/NAME.json``, print the claim's line.
+
+    ``flags`` adds the options that the caller has read already, so that they are known here and in the command kept.
+    """
+
+    def all_flags(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--seeds", type=int, help="only so many seeds")
+        if flags is not None:
+            flags(parser)
+
+    options = arguments(doc, all_flags)
     single_thread()
     data = DATA / claim.data
     if not data.is_dir():

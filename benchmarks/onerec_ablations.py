@@ -3,8 +3,9 @@
     python benchmarks/onerec_ablations.py [--quick] [--seeds 0 1 2]
 
 Each arm is a recipe of ``onerec_world`` with one pathway switched off, with eight experts in the decoder, or (v1, whose
-recipe has eight) without them, trained on the same log and compared with the whole model in the online test. The mean over worlds is of these worlds and these
-trainings: one training seed a world, so what differs between two trainings of one arm is in the differences.
+recipe has eight) without them, trained on the same log and compared with the whole model in the online test. The mean
+over worlds is of these worlds and these trainings: one training seed a world, so what differs between two trainings of
+one arm is in the differences.
 """
 
 from __future__ import annotations
