@@ -25,7 +25,7 @@ from harness import arguments, finish, single_thread
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 SEEDS = (0, 1, 2)
-QUICK = {
+QUICK: dict[str, dict[str, Any]] = {
     "fit": {"max_minutes": 0.65, "clock": "cpu", "eval_every_epochs": 0, "precision": "f32"},
     "eval": {"max_rows": 1000, "valid_rows": 500, "latency_rows": 0, "free_rows": 0, "bootstrap": 200},
 }

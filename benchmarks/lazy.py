@@ -151,7 +151,7 @@ def counted_gflops(lazy_ff: int, codebook_size: int, targets: float) -> dict[str
 
     layers = ENCODER_LAYERS + DECODER_LAYERS
     shared: dict[str, Any] = {"width": WIDTH, "head_width": WIDTH // HEADS, "codebook_size": codebook_size}
-    halves = {"encoder_layers": ENCODER_LAYERS, "decoder_layers": DECODER_LAYERS}
+    halves: dict[str, Any] = {"encoder_layers": ENCODER_LAYERS, "decoder_layers": DECODER_LAYERS}
     built = {
         "encoder-decoder": Architecture("encoder_decoder", ff_width=ENCODER_FF, **halves, **shared),
         "lazy decoder": Architecture("lazy", ff_width=lazy_ff, decoder_layers=layers, **shared),
@@ -235,7 +235,7 @@ def main() -> None:
     ratios = [run.ratio for run in runs.values()]
     sizes = {name: parameters(trainer.model) for name, trainer in first.trainers.items()}
     apart = abs(sizes["lazy decoder"] / sizes["encoder-decoder"] - 1)
-    value = {
+    value: dict[str, Any] = {
         "times_cheaper": round(first.seconds["encoder-decoder"] / first.seconds["lazy decoder"], 2),
         "loss_ratio": round(statistics.mean(ratios), 4),
         "loss_ratio_interval": interval(ratios),

@@ -14,6 +14,7 @@ histories of MovieLens-1M with a tenth of the tokens.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +68,12 @@ def cost(vectors: Any, ids: Any, times: Any, num_updates: int) -> dict[str, Any]
         if place % every == 0:  # interleaved: the same history, from scratch
             fresh = LifelongHistory(table, config, SEED)
             kept = history.events()
-            again.append(cpu_ms(lambda fresh=fresh, kept=kept: (fresh.append(kept), fresh.representatives())))
+
+            def rebuild(fresh: LifelongHistory = fresh, kept: Events = kept) -> None:
+                fresh.append(kept)
+                fresh.representatives()
+
+            again.append(cpu_ms(rebuild))
     depth = history.tree.depth()
     steps = np.percentile(updates, [50, 99, 100]).round(3).tolist()
     return {
@@ -129,7 +135,7 @@ def lengths(table: Any, ids: Any, times: Any, config: Any) -> dict[str, Any]:
             continue
         history = LifelongHistory(table, config, SEED)
         events = Events.of(ids[:size], times[:size])
-        spent = cpu_ms(lambda history=history, events=events: history.append(events))
+        spent = cpu_ms(functools.partial(history.append, events))
         tokens = len(history.representatives())
         rows[str(size)] = {"tokens": tokens, "build_ms": round(spent, 1), "megabytes": round(history.nbytes / 1e6, 2)}
     return rows

@@ -193,8 +193,8 @@ def measure(name: str, repetitions: int) -> dict[str, Any]:
         }
     estimates = [each.dr for each in unsupported]
     result["cold items chosen"] = {
-        "truth": cold, "mean of dr": float(np.mean([entry.value for entry in estimates])),  # type: ignore[union-attr]
-        "dr covered": sum(entry.low <= cold <= entry.high for entry in estimates),  # type: ignore[union-attr]
+        "truth": cold, "mean of dr": float(np.mean([entry.value for entry in estimates])),
+        "dr covered": sum(entry.low <= cold <= entry.high for entry in estimates),
         "mean weight": float(np.mean([each.covered for each in unsupported])),
     }  # fmt: skip
     return result

@@ -76,7 +76,7 @@ def ladder(name: str, seed: int, folder: Path, quick: bool) -> dict[str, Any]:
     simulate(world.config, 2000 if quick else 4000, 10, folder / "log", seed)
     _, recommender = train(Recipe.read(RECIPE), folder / "log", folder / "run", say=lambda text: None)
     assert recommender is not None, "the recipe has no piece limit"
-    arms = {
+    arms: dict[str, Any] = {
         "logger": "logger",
         "random": "random",
         "popularity": "popularity",
@@ -160,7 +160,7 @@ def unlike_pairs(quick: bool) -> dict[str, float]:
     world = World.build(world_config("easy"), 0)
     audience = prepare(world, np.arange(300 if quick else 2000), log_days=5)
     number = world.config.num_items
-    policies = {
+    policies: dict[str, tuple[Any, Any]] = {
         "random, one seed | another": (RandomPolicy(number, 1), RandomPolicy(number, 2)),
         "logger | random": (LoggerPolicy(), RandomPolicy(number)),
         "oracle, noise of one seed | another": (OraclePolicy("utility", 0.5), OraclePolicy("utility", 0.5, seed=1)),

@@ -116,6 +116,8 @@ def main() -> None:
 
     options = arguments(__doc__, flags)
     single_thread()
+    details: dict[str, Any]
+    tiny: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         work = options.work or Path(name)
         if options.quick:
@@ -124,7 +126,7 @@ def main() -> None:
             trained = all(math.isfinite(loss) and loss < math.log(16) for loss in tiny)  # better than a uniform guess
         else:
             result, details = full(work)
-            tiny, trained = [], True
+            trained = True
     found = result.prediction
     value = {
         "error": round(found.error, 5),

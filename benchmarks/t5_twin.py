@@ -19,8 +19,9 @@ def as_t5(model: Tiger, **settings: Any) -> Any:
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = model.config
+    configured: Any = T5Config  # takes keys of its parent class, which its own signature does not list
     t5 = T5ForConditionalGeneration(
-        T5Config(
+        configured(
             vocab_size=model.embedding.num_embeddings,
             d_model=config.width,
             d_kv=config.head_width,
@@ -43,11 +44,11 @@ def as_t5(model: Tiger, **settings: Any) -> Any:
 
 def _t5_state(model: Tiger) -> dict[str, Tensor]:
     state: dict[str, Any] = {"shared.weight": model.embedding.weight}
-    for side, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
+    stacks: dict[str, Any] = {"encoder": model.encoder, "decoder": model.decoder}
+    for side, stack in stacks.items():
         state[f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = stack.bias.table.weight
         state[f"{side}.final_layer_norm.weight"] = stack.norm.weight
         for index, layer in enumerate(stack.layers):
-            layer: Any
             block, attention, forward = f"{side}.block.{index}.layer", layer.attention, layer.feed_forward
             sublayers = [("SelfAttention", attention, attention.qkv.weight.chunk(3))]
             if side == "decoder":

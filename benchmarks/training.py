@@ -60,7 +60,7 @@ def make_batches(num_batches: int, num_items: int, bucketed: bool) -> tuple[list
     for index in rng.permutation(num_batches):
         offsets = np.concatenate([[0], np.cumsum(rows[index])])
         items, targets = rng.integers(num_items, size=offsets[-1]), rng.integers(num_items, size=BATCH_SIZE)
-        batches.append(Batch(*map(torch.from_numpy, (items, offsets, targets))))
+        batches.append(Batch(torch.from_numpy(items), torch.from_numpy(offsets), torch.from_numpy(targets)))
     return batches, {"lengths": source, "mean_items": round(float(lengths.mean()), 2)}
 
 

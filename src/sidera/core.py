@@ -207,7 +207,8 @@ class Loss:
 class Context(Protocol):
     """What a request costs once: the encoded histories, shared by every beam and candidate. Private to its model."""
 
-    num_histories: int
+    @property
+    def num_histories(self) -> int: ...
 
     @property
     def nbytes(self) -> int: ...
@@ -223,7 +224,7 @@ class StepOutput:
 
 @runtime_checkable
 class Generator(Protocol):
-    """Writes semantic IDs code by code."""
+    """Writes semantic IDs code by code. ``context`` of the other methods is what :meth:`context` of the same model gave."""
 
     codebook_id: str  # the Catalog identity that the codes belong to
     level_sizes: tuple[int, ...]  # K of each level
@@ -232,11 +233,11 @@ class Generator(Protocol):
 
     def context(self, batch: Batch) -> Context: ...
 
-    def new_cache(self, context: Context, width: int) -> Any:
+    def new_cache(self, context: Any, width: int) -> Any:
         """Buffers for one beam search of at most ``width`` beams per history, allocated once."""
 
     def step(
-        self, context: Context, cache: Any, level: int, codes: Tensor | None, parents: Tensor | None
+        self, context: Any, cache: Any, level: int, codes: Tensor | None, parents: Tensor | None
     ) -> StepOutput:
         """Scores for the code at ``level``.
 
@@ -244,10 +245,10 @@ class Generator(Protocol):
         code each beam chose at ``level - 1`` and ``parents`` (B, W) the beam of the previous step that it grew from.
         """
 
-    def log_probs(self, context: Context, sids: Tensor) -> Tensor:
+    def log_probs(self, context: Any, sids: Tensor) -> Tensor:
         """Log-probability of every code of given semantic IDs, with gradient. sids (B, G, L) -> (B, G, L)."""
 
-    def code_logits(self, context: Context, sids: Tensor) -> Sequence[Tensor]:
+    def code_logits(self, context: Any, sids: Tensor) -> Sequence[Tensor]:
         """What ``step`` would score after each prefix of given semantic IDs, all levels at once, with gradient.
 
         sids (B, G, L) -> L of (B, G, K_level), up to a constant a row; -inf for a code that the model cannot write.
@@ -265,7 +266,7 @@ class SessionGenerator(Generator, Protocol):
     session_length: int  # m
     list_beam: int  # lists that a search keeps side by side
 
-    def log_probs_lists(self, context: Context, sids: Tensor) -> Tensor:
+    def log_probs_lists(self, context: Any, sids: Tensor) -> Tensor:
         """Log-probability of every code of given lists, with gradient. sids (B, G, m, L) -> (B, G, m, L); any list
         length up to ``session_length``. The sum over (m, L) is log p(list)."""
 
