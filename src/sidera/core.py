@@ -224,7 +224,7 @@ class StepOutput:
 
 @runtime_checkable
 class Generator(Protocol):
-    """Writes semantic IDs code by code. ``context`` of the other methods is what :meth:`context` of the same model gave."""
+    """Writes semantic IDs code by code. A method's ``context`` is what :meth:`context` of the same model gave."""
 
     codebook_id: str  # the Catalog identity that the codes belong to
     level_sizes: tuple[int, ...]  # K of each level
@@ -236,9 +236,7 @@ class Generator(Protocol):
     def new_cache(self, context: Any, width: int) -> Any:
         """Buffers for one beam search of at most ``width`` beams per history, allocated once."""
 
-    def step(
-        self, context: Any, cache: Any, level: int, codes: Tensor | None, parents: Tensor | None
-    ) -> StepOutput:
+    def step(self, context: Any, cache: Any, level: int, codes: Tensor | None, parents: Tensor | None) -> StepOutput:
         """Scores for the code at ``level``.
 
         At level 0 ``codes`` and ``parents`` are None and the output has W = 1. Afterwards ``codes`` (B, W) holds the

@@ -7,6 +7,7 @@ threads, best of several. A training beside other work on the same machine gets 
 
 from __future__ import annotations
 
+import platform
 import time
 from functools import cache
 
@@ -14,6 +15,13 @@ import torch
 
 SECONDS = 0.15  # spent on the measurement, after one product that warms up
 SIDE = {"cpu": 1024, "cuda": 8192}
+
+
+def emulates_bf16(device: torch.device | str) -> bool:
+    """Whether products in bf16 are slower here than in f32: an x86 CPU with neither AVX512-BF16 nor AMX."""
+    if torch.device(device).type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    return not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def measured_tflops(device: torch.device, precision: str = "f32") -> float:

@@ -34,6 +34,7 @@ from sidera.fit import distributed
 from sidera.fit.checkpoint import FOLDER
 from sidera.fit.log import mean_mfu, terminal_bar
 from sidera.fit.loop import FitResult, fit
+from sidera.fit.peak import emulates_bf16
 from sidera.models import MODELS, build_model
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.train.recipe import Recipe
@@ -154,6 +155,8 @@ def train_stage(
     model = build_model(recipe.model_name, recipe.model_config, catalog, recipe.fit.seed)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"train: {recipe.model_name}, {num_parameters:,} parameters")
+    if recipe.fit.precision == "bf16" and emulates_bf16(device):
+        say("train: this CPU has no bf16 arithmetic and emulates it, several times slower; --set fit.precision=f32")
     recommender = Recommender(model, catalog, model_section=recipe.model_section, beam=recipe.eval.beam, device=device)
     training: dict[str, Any] = {"parameters": num_parameters}
     if isinstance(model, ItemKNN):
