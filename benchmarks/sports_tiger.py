@@ -1,6 +1,6 @@
 """Claim `sports_tiger`: TIGER on Amazon Sports as `beauty_tiger` says. Reported, no bar.
 
-python benchmarks/sports_tiger.py [--quick] [--minutes 120]
+python benchmarks/sports_tiger.py [--quick] [--minutes 120] [--epochs N]
 """
 
 from __future__ import annotations
