@@ -2,10 +2,10 @@
 
     python benchmarks/beauty_tiger.py [--quick] [--minutes 120] [--epochs N]
 
-On the CPU the budget is processor time of one thread and there is no bar: the figure says how far it got. ``--epochs``
-lets the schedule end inside of the budget instead of cutting the recipe's 200 epochs. The figure is read from 4,000 test
-rows there (a beam search costs TIGER about 12 CPU-ms a row), without @50, and trained in f32 where the CPU would only
-emulate the recipe's bf16. `sports_tiger` is the same on Amazon Sports.
+On the CPU the budget is processor time of one thread and there is no bar: the figure says how far it got.
+``--epochs`` lets the schedule end inside of the budget instead of cutting the recipe's 200 epochs. The figure is read
+from 4,000 test rows there (a beam search costs TIGER about 12 CPU-ms a row), without @50, and trained in f32 where the
+CPU would only emulate the recipe's bf16. `sports_tiger` is the same on Amazon Sports.
 """
 
 from __future__ import annotations
