@@ -8,6 +8,7 @@ from harness import RESULTS
 
 TABLES = (
     "beauty_generator", "beauty_onerec", "beauty_sasrec", "beauty_tiger", "beauty_temporal", "sports", "sports_onerec",
+    "sports_tiger",
 )  # fmt: skip
 
 
