@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sidera.core import InputError
+from sidera.nn import code_decoder
 from sidera.nn.code_decoder import (
     CodeDecoder,
     DecoderCache,
@@ -50,6 +51,29 @@ def test_attention_between_places_is_causal_attention() -> None:
         torch.testing.assert_close(*outputs)
         for ours, theirs in zip(*gradients, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("counts", [[2, 1, 4], [0, 3, 1], [2, 2, 2], [3, 0, 0]])
+@pytest.mark.parametrize("shared", [False, True])
+def test_few_queries_written_out_are_the_fused_attention(
+    counts: list[int], shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients, whatever order the histories were taken in; layers may share keys and values."""
+    torch.manual_seed(0)
+    decoder = CodeDecoder(SIZE, LEVELS)
+    pairs, mask = inputs(SIZE)
+    if shared:
+        pairs = [(pairs[0][0], pairs[0][0])] * SIZE.num_layers
+    leaves = list({id(part): part.requires_grad_() for pair in pairs for part in pair}.values())
+    streams, sids = Streams.of(torch.tensor([0, *counts]).cumsum(0)), some_sids(sum(counts))
+    found = []
+    for limit in (code_decoder.FEW_QUERIES, 0):
+        monkeypatch.setattr(code_decoder, "FEW_QUERIES", limit)
+        log_p = decoder.log_probs(sids, pairs, mask, streams)
+        gradients = torch.autograd.grad(log_p.sin().sum(), [*leaves, *decoder.parameters()], materialize_grads=True)
+        found.append([log_p, *gradients])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("counts", [[2, 1, 4], [0, 3, 1], [2, 2, 2], [1, 1, 1]])

@@ -8,9 +8,10 @@ layer. Query heads share ``num_kv_groups`` heads of keys and values (grouped-que
 ``moe_from`` on are mixtures of experts.
 
 All targets of a request look at the same keys and values: nothing of the context is copied per target or per beam.
-Streams are jagged (:class:`Streams`): requests with one target do not pay for a neighbour's five; only the queries of
-the cross-attention are padded. Inside a stream of three or four places attention is plain arithmetic, which on the CPU
-beats a kernel made for long rows (:func:`places_attention`).
+Streams are jagged (:class:`Streams`): requests with one target do not pay for a neighbour's five; only a GPU, or many
+beams, have the queries of the cross-attention padded. On the CPU, training takes requests in the order of their numbers
+of targets and writes the products of its few queries out (``ops/few_queries.py``), and inside a stream of three or four
+places attention is plain arithmetic: both beat kernels made for long rows (:func:`places_attention`).
 
 Shape legend: B histories · G most targets or beams of one · M streams: targets or beams of all · P places of a
 stream · S context tokens · D width · H query heads · R groups of keys and values · E dims of a head · K codes of a
@@ -20,7 +21,7 @@ level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -30,8 +31,10 @@ from torch import Tensor, nn
 from sidera.config import check_value
 from sidera.nn.dropout import Dropout
 from sidera.nn.moe import Gate, MoE, SwiGLU
+from sidera.ops.few_queries import Run, few_queries_attention
 
 FEW_PLACES = 8  # where writing out all pairs is cheaper than a call per head
+FEW_QUERIES = 24  # of a history and group, for which the same holds in the cross-attention's training
 KeysValues = tuple[Tensor, Tensor]  # (B, R, S, E) each
 
 
@@ -42,6 +45,7 @@ class Streams:
     num_histories: int
     most: int  # G: streams of the history that has most
     places: Tensor | None = None  # (M,) place in a (B, G) table; None: M = B * G, every history has ``most``
+    runs: tuple[Run, ...] = ()  # (histories, streams of each) in order, where few queries ask; else nothing
 
     @classmethod
     def of(cls, offsets: Tensor) -> Streams:
@@ -54,6 +58,20 @@ class Streams:
         begins = torch.arange(histories, device=offsets.device) * most - offsets[:-1]
         places = torch.repeat_interleave(begins, counts, output_size=total) + torch.arange(total, device=offsets.device)
         return cls(histories, most, places)
+
+    def sorted(self) -> tuple[Streams, Tensor | None, Tensor | None]:
+        """The same with ``runs``, its histories by rising number of streams: and of each new history, (B,), and each
+        new stream, (M,), where it was; None and None where nothing moves."""
+        if self.places is None:
+            return replace(self, runs=((self.num_histories, self.most),)), None, None
+        of = self.places // self.most  # (M,) history of a stream
+        counts = torch.bincount(of, minlength=self.num_histories)
+        histories = counts.argsort(stable=True)
+        rank = torch.empty_like(histories)
+        rank[histories] = torch.arange(len(rank))
+        each, how_many = counts.unique(return_counts=True)
+        runs = tuple(zip(how_many.tolist(), each.tolist(), strict=True))
+        return Streams(self.num_histories, self.most, runs=runs), histories, rank[of].argsort(stable=True)
 
     def spread(self, x: Tensor) -> Tensor:
         """(M, ...) -> (B, G, ...), zero where a history has no such stream."""
@@ -159,6 +177,10 @@ class DecoderLayer(nn.Module):
         places, batch, most = x.shape[1], streams.num_histories, streams.most
         groups, dim = self.size.num_kv_groups, self.size.head_width
         per_group = self.size.num_heads // groups
+        if streams.runs:
+            q = self.query(x).view(-1, groups, per_group, dim)
+            runs = [(histories, each * places) for histories, each in streams.runs]
+            return self.cross_out(few_queries_attention(q, *kv, mask, runs).view(x.shape))
         q = streams.spread(self.query(x)).view(batch, most * places, groups, per_group, dim)
         q = q.permute(0, 2, 3, 1, 4).reshape(batch, groups, per_group * most * places, dim)
         out = F.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=mask[:, None, None, :])
@@ -169,6 +191,16 @@ class DecoderLayer(nn.Module):
         """(M, P, H, E) each."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.size.num_heads, self.size.head_width)).unbind(2)
         return q, k, v
+
+
+def _select(kvs: Sequence[KeysValues], histories: Tensor) -> list[KeysValues]:
+    """Keys and values of ``histories``; what layers share stays shared."""
+    chosen: dict[int, Tensor] = {}
+    for pair in kvs:
+        for part in pair:
+            if id(part) not in chosen:
+                chosen[id(part)] = part.index_select(0, histories)
+    return [(chosen[id(keys)], chosen[id(values)]) for keys, values in kvs]
 
 
 def places_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -236,9 +268,21 @@ class CodeDecoder(nn.Module):
 
     def forward(self, x: Tensor, kvs: Sequence[KeysValues], mask: Tensor, streams: Streams) -> Tensor:
         """Inputs (M, P, D), keys and values of every layer, mask (B, S) -> states (M, P, D)."""
+        moved: Tensor | None = None
+        if self._few_queries(x, kvs, streams):
+            streams, histories, moved = streams.sorted()
+            if histories is not None and moved is not None:
+                x, mask = x.index_select(0, moved), mask.index_select(0, histories)
+                kvs = _select(kvs, histories)
         for layer, kv in zip(self.layers, kvs, strict=True):
             x = layer(x, kv, mask, streams)
-        return x
+        return x if moved is None else torch.zeros_like(x).index_copy(0, moved, x)
+
+    def _few_queries(self, x: Tensor, kvs: Sequence[KeysValues], streams: Streams) -> bool:
+        """Whether writing the cross-attention out is possible and cheaper than the fused kernel."""
+        queries = streams.most * x.shape[1] * (self.size.num_heads // self.size.num_kv_groups)
+        plain = x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return plain and torch.is_grad_enabled() and kvs[0][0].requires_grad and 0 < queries <= FEW_QUERIES
 
     def logits(self, states: Tensor, level: int) -> Tensor:
         """(..., D) states of the place that writes ``level`` -> (..., K)."""

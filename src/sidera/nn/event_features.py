@@ -88,7 +88,7 @@ class EventFeatures(nn.Module):
         num_numbers += int(self.has_watch_time and self.has_duration)  # the share watched
         self.num_numbers = num_numbers
         total = width + side_width * (len(self.fields) + 2) + num_numbers
-        self.mix = nn.Sequential(nn.Linear(total, 2 * width), nn.LeakyReLU(), nn.Linear(2 * width, width))
+        self.mix = nn.Sequential(nn.Linear(total, 2 * width), nn.LeakyReLU(inplace=True), nn.Linear(2 * width, width))
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)

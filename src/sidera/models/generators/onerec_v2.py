@@ -57,7 +57,8 @@ class ContextProcessor(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(M, D) -> (M, C * R * E): normalised chunks side by side."""
         parts = self.project(tokens).view(-1, self.chunks, self.size.num_kv_groups, self.size.head_width).unbind(1)
-        return torch.cat([norm(part).flatten(1) for norm, part in zip(self.norms, parts, strict=True)], dim=1)
+        chunks = [norm(part).flatten(1) for norm, part in zip(self.norms, parts, strict=True)]
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
 
     def pairs(self, table: Tensor) -> list[KeysValues]:
         """(B, S, C * R * E) -> num_pairs of ((B, R, S, E), (B, R, S, E))."""
