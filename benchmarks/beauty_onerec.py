@@ -20,7 +20,7 @@ CLAIM = Claim(
         Contestant("SASRec sampled softmax, tied", "beauty/sasrec.toml", seeds=(0,)),
     ),
     claimed="OneRec-V2",
-    quick_overrides=("fit.max_minutes=0.3", "eval.max_rows=400", "eval.valid_rows=400"),
+    quick_overrides=("fit.max_minutes=0.2", "eval.max_rows=200", "eval.valid_rows=200", "catalog.balanced=false"),
 )
 
 if __name__ == "__main__":

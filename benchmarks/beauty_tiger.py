@@ -45,7 +45,9 @@ def run_tiger(name: str, title: str, data: str, recipe: str, bars: Mapping[str, 
     budget = f"{given.epochs} epochs" if given.epochs else f"{given.minutes:g} CPU-minutes"
     label = "TIGER" if on_gpu else f"TIGER, {budget}"
     contestant = Contestant(label, recipe, () if on_gpu else limits, seeds=(0, 1, 2) if on_gpu else (0,))
-    run_claim(Claim(name, title, data, (contestant,), claimed=label, bars=bars if on_gpu else {}), doc, flags)
+    quick = ("fit.max_minutes=0.3", "eval.max_rows=300", "eval.valid_rows=300")
+    bars = bars if on_gpu else {}
+    run_claim(Claim(name, title, data, (contestant,), claimed=label, bars=bars, quick_overrides=quick), doc, flags)
 
 
 if __name__ == "__main__":
