@@ -66,12 +66,15 @@ def test_few_queries_written_out_are_the_fused_attention(
         pairs = [(pairs[0][0], pairs[0][0])] * SIZE.num_layers
     leaves = list({id(part): part.requires_grad_() for pair in pairs for part in pair}.values())
     streams, sids = Streams.of(torch.tensor([0, *counts]).cumsum(0)), some_sids(sum(counts))
-    found = []
+    found, calls = [], []
+    written_out = code_decoder.few_queries_attention
+    monkeypatch.setattr(code_decoder, "few_queries_attention", lambda *given: calls.append(1) or written_out(*given))
     for limit in (code_decoder.FEW_QUERIES, 0):
         monkeypatch.setattr(code_decoder, "FEW_QUERIES", limit)
         log_p = decoder.log_probs(sids, pairs, mask, streams)
         gradients = torch.autograd.grad(log_p.sin().sum(), [*leaves, *decoder.parameters()], materialize_grads=True)
         found.append([log_p, *gradients])
+        assert len(calls) == SIZE.num_layers  # by the first of the two only
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 

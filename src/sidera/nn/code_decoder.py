@@ -276,7 +276,7 @@ class CodeDecoder(nn.Module):
                 kvs = _select(kvs, histories)
         for layer, kv in zip(self.layers, kvs, strict=True):
             x = layer(x, kv, mask, streams)
-        return x if moved is None else torch.zeros_like(x).index_copy(0, moved, x)
+        return x if moved is None else x.index_select(0, moved.argsort())
 
     def _few_queries(self, x: Tensor, kvs: Sequence[KeysValues], streams: Streams) -> bool:
         """Whether writing the cross-attention out is possible and cheaper than the fused kernel."""
