@@ -1,0 +1,61 @@
+"""The ``sidera`` command: one verb a function, a file for each group of verbs.
+
+Heavy libraries are imported inside the verbs, so that ``sidera --help`` answers at once. What is wrong with the input
+is one line on standard error and exit code 2; Ctrl-C is exit code 130 and leaves whole artifacts or none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from sidera import __version__
+from sidera.cli import answering, logs, training, world
+from sidera.cli.parsing import Parser
+from sidera.core import InputError
+from sidera.ops.allocator import keep_memory
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    keep_memory()
+    try:
+        arguments.verb_function(arguments)
+    except InputError as error:
+        print(f"sidera {arguments.verb}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # a full disk, no permission: the artifact that was there is still there
+        place = f": {error.filename}" if error.filename else ""
+        fix = "free space or choose another folder, and give the same command again; what was saved before is kept"
+        print(f"sidera {arguments.verb}: {error.strerror or error}{place}; fix: {fix}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"sidera {arguments.verb}: stopped; finished stages are kept, the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every verb with its flags, units and defaults."""
+    parser = Parser(
+        prog="sidera", description="Generative recommendation: from behaviour logs to a served list of items."
+    )
+    parser.add_argument("--version", action="version", version=f"sidera {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    logs.add_import(verbs)
+    training.add_run(verbs)
+    training.add_stages(verbs)
+    training.add_scale(verbs)
+    training.add_align(verbs)
+    answering.add_recommend(verbs)
+    answering.add_serve(verbs)
+    world.add_simulate(verbs)
+    world.add_ab(verbs)
+    world.add_demo(verbs)
+    return parser

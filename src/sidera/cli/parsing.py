@@ -1,0 +1,49 @@
+"""What the verbs share: the parser that says what is wrong in one line, and the flags of a recipe."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from sidera.train.recipe import Recipe
+
+Arguments = argparse.Namespace
+Verbs = argparse._SubParsersAction  # argparse has no public name for it
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other message does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; fix: see `{self.prog} --help`\n")
+
+
+def add_verb(verbs: Verbs, name: str, function: object, text: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.set_defaults(verb_function=function)
+    return parser
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="TOML file, e.g. recipes/beauty/generator.toml")
+    parser.add_argument("--data", required=True, help="data folder: an imported one or a known public set")
+    parser.add_argument("--out", required=True, help="run folder to write")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a recipe key")
+    parser.add_argument("--max-minutes", type=float, help="budget of the whole training, minutes (else the recipe's)")
+    parser.add_argument("--piece-minutes", type=float, help="stop this call after so many minutes, to be continued")
+    parser.add_argument("--seed", type=int, help="seed of weights, order and dropout (else the recipe's)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+
+
+def read_recipe(arguments: Arguments) -> Recipe:
+    from sidera.engine.recommender import check_device
+    from sidera.train.recipe import Recipe
+
+    check_device(arguments.device)
+    overrides = list(arguments.set)
+    for flag, key in (("max_minutes", "fit.max_minutes"), ("piece_minutes", "fit.piece_minutes"), ("seed", "fit.seed")):
+        value = getattr(arguments, flag, None)
+        if value is not None:
+            overrides.append(f"{key}={value}")
+    return Recipe.read(arguments.recipe, overrides)

@@ -1,0 +1,158 @@
+"""The verbs that train and measure: ``run``, its stages alone, ``compare``, ``scale`` and ``align``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sidera.cli.parsing import Arguments, Verbs, add_recipe_flags, add_verb, read_recipe
+from sidera.core import InputError
+
+
+def run_verb(arguments: Arguments) -> None:
+    """Catalog, training, evaluation and report; finished stages are reused."""
+    from sidera.eval.report import write_report
+    from sidera.fit import distributed
+    from sidera.train.stages import run
+
+    with distributed.group(arguments.device) as device:
+        result = run(read_recipe(arguments), arguments.data, arguments.out, device=device)
+    if result is not None:
+        page = write_report(Path(arguments.out), Path(arguments.out) / "report.html")
+        print(f"report: {page}\nnext:   sidera serve {arguments.out} --port 8000")
+
+
+def catalog_verb(arguments: Arguments) -> None:
+    """Only the Catalog."""
+    from sidera.train.stages import catalog_stage, prepare
+
+    recipe = read_recipe(arguments)
+    prepared = prepare(recipe, arguments.data)
+    recipe.save(Path(arguments.out))
+    catalog = catalog_stage(recipe, prepared, Path(arguments.out))
+    print(json.dumps(catalog.report, indent=2, default=str))
+
+
+def train_verb(arguments: Arguments) -> None:
+    """Catalog and model."""
+    from sidera.fit import distributed
+    from sidera.train.stages import train
+
+    with distributed.group(arguments.device) as device:
+        train(read_recipe(arguments), arguments.data, arguments.out, device=device)
+
+
+def evaluate_verb(arguments: Arguments) -> None:
+    """Measure a trained run again, on test or validation rows."""
+    from sidera.engine.recommender import Recommender
+    from sidera.train.recipe import Recipe
+    from sidera.train.stages import evaluate_stage, prepare
+
+    recipe = Recipe.of_run(arguments.run, arguments.set)
+    prepared = prepare(recipe, arguments.data)
+    recommender = Recommender.load(arguments.run, device=arguments.device)
+    evaluate_stage(recipe, prepared, recommender, Path(arguments.run), arguments.rows)
+
+
+def compare_verb(arguments: Arguments) -> None:
+    """Paired differences between two evaluated runs."""
+    from sidera.eval.compare import compare
+    from sidera.eval.evaluation import load_evaluation
+
+    first, second = (load_evaluation(Path(run) / "evaluation") for run in (arguments.a, arguments.b))
+    print(compare(first, second).to_text())
+
+
+def scale_verb(arguments: Arguments) -> None:
+    """One recipe in several sizes, trained once over the same rows, and the law that their losses follow."""
+    from sidera.train.scale import SIZES, ScaleOptions, scale
+
+    options = ScaleOptions(
+        sizes=tuple(arguments.sizes or SIZES),
+        seeds=arguments.seeds,
+        repeated=arguments.repeated,
+        rows=arguments.rows,
+        lr_factors=tuple(arguments.lr_factors),
+        cpu_hours=arguments.cpu_hours,
+    )
+    scale(read_recipe(arguments), arguments.data, arguments.out, options, device=arguments.device)
+
+
+def align_verb(arguments: Arguments) -> None:
+    """Pretrained policy, reward, controls and arms, the online test where the log is simulated, and the page."""
+    from sidera.align.recipe import AlignRecipe
+    from sidera.align.run import ALIGN, align_recipe
+    from sidera.engine.recommender import check_device
+    from sidera.eval.alignment_online import is_simulated, serve_policies, usual_arms
+    from sidera.eval.alignment_page import write_alignment_page
+    from sidera.eval.online import to_text
+
+    check_device(arguments.device)
+    if arguments.users < 2 or arguments.days < 1:
+        raise InputError(f"--users {arguments.users} --days {arguments.days}", allowed="2 users or more, 1 day or more")
+    recipe = AlignRecipe.read(arguments.recipe, arguments.set)
+    found = align_recipe(
+        recipe, arguments.data, arguments.out, start=arguments.start, exposures=arguments.exposures,
+        device=arguments.device,
+    )  # fmt: skip
+    record, out, online = found.record, Path(arguments.out), None
+    if is_simulated(arguments.data) and not arguments.no_online:
+        reranked = [name for name in ("pretrained", record["recommended"]) if name in found.runs]
+        online = serve_policies(
+            usual_arms(found.runs, reranked), found.audience, arguments.data, record["reference"],
+            users=arguments.users, days=arguments.days, device=arguments.device, say=print,
+        )  # fmt: skip
+        online.save(out / ALIGN / "online.json")
+        print(f"\n{to_text(online)}")
+    page = write_alignment_page(record, online, out / ALIGN / "alignment.html")
+    print(f"\nreport: {page}\nnext:   sidera serve {found.runs[record['recommended']]} --port 8000")
+
+
+def add_run(verbs: Verbs) -> None:
+    add_recipe_flags(add_verb(verbs, "run", run_verb, "catalog, train, evaluate, report; finished stages are reused"))
+
+
+def add_stages(verbs: Verbs) -> None:
+    add_recipe_flags(add_verb(verbs, "catalog", catalog_verb, "semantic IDs for the items, and their quality report"))
+    add_recipe_flags(add_verb(verbs, "train", train_verb, "catalog and model, without the evaluation"))
+    parser = add_verb(verbs, "evaluate", evaluate_verb, "measure a trained run: recall, NDCG, slices, latency")
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--data", required=True, help="the data folder it was trained on")
+    parser.add_argument("--rows", choices=("test", "valid"), default="test", help="rows of the split to measure on")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override, e.g. eval.beam=100"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser = add_verb(verbs, "compare", compare_verb, "paired differences between two evaluated runs")
+    parser.add_argument("a", help="run folder")
+    parser.add_argument("b", help="run folder")
+
+
+def add_scale(verbs: Verbs) -> None:
+    parser = add_verb(verbs, "scale", scale_verb, "train one recipe in several sizes and fit the scaling law")
+    parser.add_argument("recipe", help="TOML file, e.g. recipes/world/scaling.toml")
+    parser.add_argument("--data", required=True, help="data folder with times and requests, e.g. a simulated log")
+    parser.add_argument("--out", required=True, help="folder to write; finished sizes in it are reused")
+    parser.add_argument("--sizes", nargs="+", metavar="WIDTHxLAYERS", help="5 or more (else 16x2 to 128x6, seven)")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of every size")
+    parser.add_argument("--repeated", type=int, help="only so many of the smallest sizes get several seeds (else all)")
+    parser.add_argument("--rows", type=int, help="newest training rows that are used (else all)")
+    factors = [0.5, 1.0, 2.0, 4.0]
+    parser.add_argument("--lr-factors", type=float, nargs="+", default=factors, help="tried on the rate's rule")
+    parser.add_argument("--cpu-hours", type=float, default=6.0, help="a longer plan is refused; hours of the device")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a recipe key")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+
+
+def add_align(verbs: Verbs) -> None:
+    parser = add_verb(verbs, "align", align_verb, "align a pretrained generator with rewards, beside its controls")
+    parser.add_argument("recipe", help="TOML file with [align], e.g. recipes/world/align.toml")
+    parser.add_argument("--data", required=True, help="data folder with feedback, e.g. a simulated log")
+    parser.add_argument("--out", required=True, help="run folder to write; a pretrained model in it is reused")
+    parser.add_argument("--start", metavar="RUN", help="run folder of the policy to start from; else one is pretrained")
+    parser.add_argument("--exposures", metavar="LOG", help="exposure log that the reward learns from too")
+    parser.add_argument("--users", type=int, default=1000, help="users served in the online test, at most")
+    parser.add_argument("--days", type=int, default=3, help="days of the online test")
+    parser.add_argument("--no-online", action="store_true", help="no online test, though the log is simulated")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a recipe key")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
