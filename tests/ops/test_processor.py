@@ -76,9 +76,7 @@ def gradients() -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("how", FAKES)
 @pytest.mark.parametrize("name", SPECIAL)
-def test_the_plain_body_answers_what_the_special_one_does(
-    name: str, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_plain_body_answers_what_the_special_one_does(name: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = [*products(), *gradients()]

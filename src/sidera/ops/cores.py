@@ -49,7 +49,7 @@ def _groups(root: Path) -> Iterator[Path]:
     """Folders of the groups that limit this process: its own and those around it, in every CPU hierarchy."""
     paths: dict[str, str] = {}  # kind of hierarchy -> path of this process's group
     for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, path = ([*line.split(":", 2), "", ""])[:3]
         if not controllers:
             paths["cgroup2"] = path
         elif "cpu" in controllers.split(","):
