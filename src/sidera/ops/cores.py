@@ -127,7 +127,7 @@ def _loaded_libraries(count: int) -> Iterator[None]:
             torch.set_num_threads(count)
         if "numpy" in sys.modules or "sklearn" in sys.modules:
             with contextlib.suppress(ImportError):  # comes with scikit-learn; without it numpy keeps its pool
-                from threadpoolctl import threadpool_limits
+                from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
                 told.enter_context(threadpool_limits(count))
         yield
