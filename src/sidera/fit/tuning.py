@@ -29,6 +29,7 @@ from sidera.fit.config import FitConfig
 from sidera.fit.schedule import make_optimizer
 from sidera.fit.seeding import seed_everything
 from sidera.fit.state import Clock, TrainState
+from sidera.ops.cores import fixed_threads
 from sidera.ops.processor import PAYS, Precision, resolve_precision
 from sidera.ops.threads import ROUNDS, Choice, choose_threads, in_turns, num_threads, usable_threads
 
@@ -52,11 +53,11 @@ def settle(
 ) -> str:
     """Settle precision and threads into ``state``, set the threads, and return what is to be said of it.
 
-    What a resumed ``state`` holds is repeated; only threads that the recipe names go before it. The seconds that timing
-    takes are part of the training, but of no step's rate.
+    What a resumed ``state`` holds is repeated; only threads that recipe or command line name go before it. The seconds
+    that timing takes are part of the training, but of no step's rate.
     """
     if state.num_threads:
-        threads = config.num_threads or state.num_threads
+        threads = config.num_threads or fixed_threads() or state.num_threads
         torch.set_num_threads(threads)
         return f"{state.precision}, threads: {threads}" + (", as before" if threads == state.num_threads else "")
     state.precision, choice, line = _settle(model, source, config, state, device, total_steps)
@@ -73,8 +74,9 @@ def _settle(
     precision, limit = resolve_precision(config.precision, device), usable_threads()
     alone = distributed.world_size() == 1
     neighbours = 1 if alone else int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
-    choice = Choice(config.num_threads or max(1, limit // neighbours), max(limit, config.num_threads))
-    times_threads = alone and device.type == "cpu" and not config.num_threads and limit > 1
+    asked = config.num_threads or fixed_threads()
+    choice = Choice(asked or max(1, limit // neighbours), max(limit, asked))
+    times_threads = alone and device.type == "cpu" and not asked and limit > 1
     times_precision = alone and config.precision == "auto" and precision == "bf16"
     if not times_threads and not times_precision:
         return precision, choice, f"{precision}, {choice.describe()}"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 # Threads that wait go to sleep instead of spinning: libgomp (torch, scikit-learn), then Intel's OpenMP.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+_fixed = 0  # see fixed_threads
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -92,6 +93,11 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
+def fixed_threads() -> int:
+    """Threads that whoever runs this process has asked for (``--threads``); 0: nobody has, they may be chosen."""
+    return _fixed
+
+
 @contextlib.contextmanager
 def library_threads(count: int = 0) -> Iterator[None]:
     """Inside, numeric libraries wait passively and take ``count`` threads; 0: as many as :func:`available_cores`.
@@ -104,12 +110,15 @@ def library_threads(count: int = 0) -> Iterator[None]:
         wanted |= dict.fromkeys(POOLS, str(count or available_cores()))
     if not count:
         wanted = {name: value for name, value in wanted.items() if name not in os.environ}
-    before = {name: os.environ.get(name) for name in wanted}
+    global _fixed
+    before, fixed_before = {name: os.environ.get(name) for name in wanted}, _fixed
     os.environ.update(wanted)
+    _fixed = count
     try:
         with _loaded_libraries(count) if count else contextlib.nullcontext():
             yield
     finally:
+        _fixed = fixed_before
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

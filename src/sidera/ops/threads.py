@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sidera.ops.cores import available_cores
+from sidera.ops.cores import available_cores, fixed_threads
 
 CLEARLY = 1.2  # twice the threads have to be so many times faster
 ROUNDS = 5  # timed calls of short work; fewer of long work
@@ -42,6 +42,11 @@ class Choice:
 def usable_threads() -> int:
     """Threads that work may be spread over: the cores of this process, or fewer where torch was told so."""
     return max(1, min(available_cores(), torch.get_num_threads()))
+
+
+def given_threads(otherwise: int) -> int:
+    """Threads for work that is not timed: those that were asked for, else ``otherwise``, within what is usable."""
+    return fixed_threads() or min(otherwise, usable_threads())
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ from sidera.fit.loop import FitResult, fit
 from sidera.models import MODELS, build_model
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.ops.processor import emulates_bf16
+from sidera.ops.threads import given_threads, num_threads, usable_threads
 from sidera.train.recipe import Recipe
 
 Say = Callable[[str], None]
@@ -116,9 +117,10 @@ def _catalog(recipe: Recipe, prepared: Prepared, path: Path, wanted: str, say: S
         say(f"catalog: reused ({path})")
         return Catalog.load(path)
     view = prepared.positives
-    catalog, report = build_catalog(
-        view.dataset, view.split, recipe.catalog, view.schema, encoder_path=path.parent / "item_encoder"
-    )
+    with num_threads(given_threads(usable_threads())):
+        catalog, report = build_catalog(
+            view.dataset, view.split, recipe.catalog, view.schema, encoder_path=path.parent / "item_encoder"
+        )
     catalog.save(
         path,
         artifact_digest=wanted,
@@ -325,6 +327,8 @@ def evaluation_lines(result: Evaluation) -> str:
         f"evaluate: {protocol['which']} rows of {protocol['dataset']} ({protocol['split']}), {protocol['rows']:,} rows,"
         " full ranking, item-level hits"
     ]
+    if ranking := result.latency.get("ranking"):
+        lines.append(f"  {ranking}")
     for seen, metrics in result.metrics.items():
         cells = (
             f"{name} {estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
