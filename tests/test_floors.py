@@ -40,6 +40,7 @@ FLAGS = {
     "train": ["recipe", *RECIPE_FLAGS],
     "evaluate": ["run", "--data", "--rows", "--set", "--device"],
     "compare": ["a", "b"],
+    "report": ["runs", "--out"],
     "scale": [
         "recipe",
         "--data",

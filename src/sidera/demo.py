@@ -19,9 +19,9 @@ from sidera.engine.recommender import Recommender
 from sidera.eval.compare import compare
 from sidera.eval.evaluation import Evaluation
 from sidera.eval.online import online_test, to_text
-from sidera.eval.online_page import write_online_page
 from sidera.eval.recommender_policy import RecommenderPolicy
-from sidera.eval.report import write_report
+from sidera.pages.online import write_online_page
+from sidera.pages.run import write_report
 from sidera.sim.config import world_config
 from sidera.sim.simulate import simulate
 from sidera.sim.world import World

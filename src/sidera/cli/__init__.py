@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from sidera import __version__
-from sidera.cli import answering, logs, training, world
+from sidera.cli import answering, logs, reporting, training, world
 from sidera.cli.parsing import Parser
 from sidera.core import InputError
 from sidera.ops.allocator import keep_memory
@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     logs.add_import(verbs)
     training.add_run(verbs)
     training.add_stages(verbs)
+    reporting.add_report(verbs)
     training.add_scale(verbs)
     training.add_align(verbs)
     answering.add_recommend(verbs)

@@ -11,8 +11,8 @@ from sidera.core import InputError
 
 def run_verb(arguments: Arguments) -> None:
     """Catalog, training, evaluation and report; finished stages are reused."""
-    from sidera.eval.report import write_report
     from sidera.fit import distributed
+    from sidera.pages.run import write_report
     from sidera.train.stages import run
 
     with distributed.group(arguments.device) as device:
@@ -65,6 +65,8 @@ def compare_verb(arguments: Arguments) -> None:
 
 def scale_verb(arguments: Arguments) -> None:
     """One recipe in several sizes, trained once over the same rows, and the law that their losses follow."""
+    from sidera.eval.scaling_record import JSON, read_record
+    from sidera.pages.scaling import write_scaling_page
     from sidera.train.scale import SIZES, ScaleOptions, scale
 
     options = ScaleOptions(
@@ -76,6 +78,8 @@ def scale_verb(arguments: Arguments) -> None:
         cpu_hours=arguments.cpu_hours,
     )
     scale(read_recipe(arguments), arguments.data, arguments.out, options, device=arguments.device)
+    page = write_scaling_page(read_record(Path(arguments.out) / JSON), Path(arguments.out))
+    print(f"report: {page}")
 
 
 def align_verb(arguments: Arguments) -> None:
@@ -84,8 +88,8 @@ def align_verb(arguments: Arguments) -> None:
     from sidera.align.run import ALIGN, align_recipe
     from sidera.engine.recommender import check_device
     from sidera.eval.alignment_online import is_simulated, serve_policies, usual_arms
-    from sidera.eval.alignment_page import write_alignment_page
     from sidera.eval.online import to_text
+    from sidera.pages.alignment import write_alignment_page
 
     check_device(arguments.device)
     if arguments.users < 2 or arguments.days < 1:

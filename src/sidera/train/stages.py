@@ -13,20 +13,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from sidera import artifacts
 from sidera.catalog.build import build_catalog, catalog_digest
 from sidera.catalog.catalog import Catalog
-from sidera.config import digest
+from sidera.config import digest, written
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences, PrefixRows, Reader, RequestRows
 from sidera.data.config import View, load_dataset, make_views
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
 from sidera.data.sessions import SessionRows
-from sidera.data.split import Split, train_item_ids
+from sidera.data.split import Split, train_sequences
 from sidera.engine.recommender import Recommender
 from sidera.eval.evaluate import evaluate, quick_metrics
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
@@ -37,6 +36,7 @@ from sidera.fit.loop import FitResult, fit
 from sidera.fit.peak import emulates_bf16
 from sidera.models import MODELS, build_model
 from sidera.models.retrievers.item_knn import ItemKNN
+from sidera.train.baselines import baselines
 from sidera.train.recipe import Recipe
 
 Say = Callable[[str], None]
@@ -160,7 +160,7 @@ def train_stage(
     recommender = Recommender(model, catalog, model_section=recipe.model_section, beam=recipe.eval.beam, device=device)
     training: dict[str, Any] = {"parameters": num_parameters}
     if isinstance(model, ItemKNN):
-        model.count(*training_sequences(prepared))
+        model.count(*train_sequences(prepared.dataset, prepared.split))
     elif (source := batch_source(recipe, prepared, model, recommender.reader(prepared.dataset))) is not None:
         result = fit(
             model,
@@ -233,10 +233,11 @@ def evaluate_stage(
         recommender.catalog.codebook_id,
         recommender.catalog.items_version,
     ]  # what may be answered may have changed
-    wanted = digest([model_digest, prepared.digest, items, asdict(recipe.eval), which])
+    measured = {key: value for key, value in written(recipe.eval).items() if key != "baselines"}  # they lie beside it
+    wanted = digest([model_digest, prepared.digest, items, measured, which])
     if artifacts.is_current(path, "evaluation", wanted):
         say(f"evaluate: reused ({path})")
-        return load_evaluation(path)
+        return _with_baselines(load_evaluation(path), recipe, prepared, recommender, path, which, say)
     info = {"seed": recipe.fit.seed, "model": recipe.model_section, "training": manifest.info["training"]}
     with rows_bar("evaluate") as progress:
         result = evaluate(
@@ -251,6 +252,21 @@ def evaluate_stage(
         )
     save_evaluation(result, path, digest=wanted, parents={"model": model_digest})
     say(evaluation_lines(result))
+    return _with_baselines(result, recipe, prepared, recommender, path, which, say)
+
+
+def _with_baselines(
+    result: Evaluation,
+    recipe: Recipe,
+    prepared: Prepared,
+    recommender: Recommender,
+    path: Path,
+    which: Literal["valid", "test"],
+    say: Say,
+) -> Evaluation:
+    """The result as it is; popularity and item-kNN are measured on its rows and left beside it."""
+    if recipe.eval.baselines:
+        baselines(recipe.model_name, prepared.positives, recommender.catalog, recipe.eval, path, which, say)
     return result
 
 
@@ -298,13 +314,6 @@ def batch_source(
         return None
     history = recipe.model_config.max_history
     return kind(prepared.dataset, prepared.split, history, recipe.fit.batch_size, seed=recipe.fit.seed)
-
-
-def training_sequences(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
-    """(item ids, offsets) of every user's training events."""
-    lengths = prepared.split.train_ends - prepared.dataset.offsets[:-1]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return train_item_ids(prepared.dataset, prepared.split), offsets
 
 
 def _training_line(result: FitResult, mfu: float | None) -> str:
