@@ -25,6 +25,7 @@ from sidera.catalog.report import quality_report, transition_shares
 from sidera.catalog.rq_kmeans import RQCodebooks, fit_rq_kmeans
 from sidera.catalog.vectors_file import check_finite, read_vectors
 from sidera.config import digest
+from sidera.console import working
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
@@ -48,9 +49,11 @@ def build_catalog(
         raise InputError("the data set holds no item", fix="import a log with at least one event")
     popularity = item_popularity(dataset, split)
     noticed: dict[str, Any] = {}
-    vectors, num_borrowed = item_vectors(dataset, split, config, encoder_path, noticed)
+    with working(f"catalog: vectors of {dataset.num_items:,} items"):
+        vectors, num_borrowed = item_vectors(dataset, split, config, encoder_path, noticed)
     check_finite(vectors, dataset.item_keys, "item vectors")
-    codebooks, codes = quantize(vectors, config)
+    with working(f"catalog: clustering {dataset.num_items:,} items"):
+        codebooks, codes = quantize(vectors, config)
     resolved = resolve(config.collision, codes, vectors, codebooks, popularity)
     report = quality_report(vectors, codebooks, codes, resolved, config.seed)
     report["vector_blocks"] = list(used_blocks(dataset, config))

