@@ -11,19 +11,24 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sidera import __version__
-from sidera.cli import answering, logs, reporting, training, world
+from sidera import __version__, console
+from sidera.cli import answering, logs, reference, reporting, training, world
 from sidera.cli.parsing import Parser
 from sidera.core import InputError
 from sidera.ops.allocator import keep_memory
+from sidera.recipes import find_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     arguments = build_parser().parse_args(argv)
     keep_memory()
+    level = console.QUIET if arguments.quiet else console.VERBOSE if arguments.verbose else console.NORMAL
+    console.configure(level, arguments.json)
     try:
-        arguments.verb_function(arguments)
+        if getattr(arguments, "recipe", None):  # before torch is imported: a wrong name is answered at once
+            arguments.recipe = find_recipe(arguments.recipe)
+        console.finish(arguments.verb, arguments.verb_function(arguments))
     except InputError as error:
         print(f"sidera {arguments.verb}: {error}", file=sys.stderr)
         return 2
@@ -49,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sidera {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     logs.add_import(verbs)
+    reference.add_recipes(verbs)
     training.add_run(verbs)
     training.add_stages(verbs)
     reporting.add_report(verbs)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from sidera import console
 from sidera.cli.parsing import Arguments, Verbs, add_verb
 from sidera.core import InputError
 
 
-def report_verb(arguments: Arguments) -> None:
+def report_verb(arguments: Arguments) -> dict[str, Any]:
     """The page about evaluated runs, side by side."""
     from sidera.pages.run import write_report
 
@@ -20,7 +22,8 @@ def report_verb(arguments: Arguments) -> None:
     out = Path(arguments.out or ("report.html" if several else Path(arguments.runs[0]) / "report.html"))
     if out.suffix != ".html":
         raise InputError(f"--out {arguments.out!r} is no page", allowed="a path that ends in .html")
-    print(f"report: {write_report(arguments.runs, out)}")
+    console.result(f"report: {write_report(arguments.runs, out)}")
+    return {"runs": arguments.runs, "report": out}
 
 
 def add_report(verbs: Verbs) -> None:

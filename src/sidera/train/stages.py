@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from sidera import artifacts
+from sidera import artifacts, console
 from sidera.catalog.build import build_catalog, catalog_digest
 from sidera.catalog.catalog import Catalog
 from sidera.config import digest, written
@@ -27,11 +27,12 @@ from sidera.data.features import FeatureSchema
 from sidera.data.sessions import SessionRows
 from sidera.data.split import Split, train_sequences
 from sidera.engine.recommender import Recommender
+from sidera.eval.bootstrap import Estimate
 from sidera.eval.evaluate import evaluate, quick_metrics
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
 from sidera.fit import distributed
 from sidera.fit.checkpoint import FOLDER
-from sidera.fit.log import mean_mfu, terminal_bar
+from sidera.fit.log import mean_mfu
 from sidera.fit.loop import FitResult, fit
 from sidera.fit.peak import emulates_bf16
 from sidera.models import MODELS, build_model
@@ -43,25 +44,16 @@ Say = Callable[[str], None]
 
 
 def say_once(text: str) -> None:
-    """Print, but in one process of a ``torchrun`` only."""
+    """A note, but in one process of a ``torchrun`` only."""
     if distributed.rank() == 0:
-        print(text, flush=True)
+        console.say(text)
 
 
 @contextlib.contextmanager
-def rows_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Yields what takes (rows done, rows in all) and draws a bar; None where there is no terminal to draw on."""
-    bar = terminal_bar(desc=what, unit="row")
-    if bar is None:
-        yield None
-        return
-
-    def advance(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-
-    with bar:
-        yield advance
+def rows_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields what takes (rows done, rows in all): a bar on a terminal, a line now and then elsewhere."""
+    with console.Progress(what, unit="row") as progress:
+        yield progress.to
 
 
 @dataclass(frozen=True)
@@ -251,7 +243,6 @@ def evaluate_stage(
             progress=progress,
         )
     save_evaluation(result, path, digest=wanted, parents={"model": model_digest})
-    say(evaluation_lines(result))
     return _with_baselines(result, recipe, prepared, recommender, path, which, say)
 
 
@@ -331,11 +322,15 @@ def evaluation_lines(result: Evaluation) -> str:
         f"evaluate: {protocol['which']} rows of {protocol['dataset']} ({protocol['split']}), {protocol['rows']:,} rows,"
         " full ranking, item-level hits"
     ]
-    for seen, metrics in result.metrics.items():
-        cells = (
-            f"{name} {estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
-            for name, estimate in metrics.items()
-            if name.startswith(("recall", "ndcg")) and "expected" not in name
-        )
-        lines.append(f"  seen={seen}: " + ", ".join(cells))
-    return "\n".join(lines)
+    names = [name for name in next(iter(result.metrics.values())) if name.startswith(("recall", "ndcg"))]
+    rows = [
+        (name, *(cell for seen in result.metrics for cell in estimate_cells(result.metrics[seen][name])))
+        for name in names
+    ]
+    header = ["metric", *(cell for seen in result.metrics for cell in (f"seen={seen}", "95 % interval"))]
+    return "\n".join([*lines, console.table(header, rows, indent="  ")])
+
+
+def estimate_cells(estimate: Estimate) -> tuple[str, str]:
+    """Value and 95 % interval, as tables show them."""
+    return f"{estimate.value:.4f}", f"[{estimate.low:.4f}, {estimate.high:.4f}]"
