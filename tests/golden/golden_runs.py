@@ -37,7 +37,7 @@ from sidera.config import load_recipe
 from sidera.core import Batch
 from sidera.data.config import View, load_dataset, make_views
 from sidera.data.dataset import Dataset
-from sidera.data.split import item_popularity
+from sidera.data.split import item_popularity, train_sequences
 from sidera.data.tiny import tiny_log
 from sidera.engine.recommender import Recommender
 from sidera.fit.loop import fit
@@ -46,7 +46,7 @@ from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.sim.config import world_config
 from sidera.sim.simulate import simulate
 from sidera.train.recipe import Recipe
-from sidera.train.stages import Prepared, batch_source, training_sequences
+from sidera.train.stages import Prepared, batch_source
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = Path(__file__).with_name("golden.json")
@@ -88,7 +88,7 @@ def _run(recipe: Recipe, prepared: Prepared, catalog: Catalog) -> dict[str, Any]
     losses: list[float] = []
     said = hashlib.sha256()
     if isinstance(model, ItemKNN):
-        model.count(*training_sequences(prepared))
+        model.count(*train_sequences(prepared.dataset, prepared.split))
     elif source is not None:
         for batch in islice(source.batches(epoch=0), 3):
             for row in rows_said(batch, catalog):

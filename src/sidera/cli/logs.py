@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from sidera import console
 from sidera.cli.parsing import Arguments, Verbs, add_verb
 
 
-def import_verb(arguments: Arguments) -> None:
+def import_verb(arguments: Arguments) -> dict[str, Any]:
     """Read a log and write it as a canonical data folder."""
     from dataclasses import replace
 
@@ -19,9 +22,16 @@ def import_verb(arguments: Arguments) -> None:
     if arguments.strict:
         mapping = replace(mapping, strict_items=True)
     dataset = import_log(arguments.events, arguments.out, arguments.items, arguments.users, mapping)
-    print(
+    console.say(
         f"{arguments.out}: {dataset.num_events:,} events of {dataset.num_users:,} users on {dataset.num_items:,} items"
     )
+    return {
+        "out": arguments.out,
+        "events": dataset.num_events,
+        "users": dataset.num_users,
+        "items": dataset.num_items,
+        "notes": dict(dataset.notes),
+    }
 
 
 def add_import(verbs: Verbs) -> None:
