@@ -21,6 +21,7 @@ from sidera.data.dataset import Dataset, read_parquet
 from sidera.data.schema import build_dataset, with_text
 
 Adapter = Callable[[Path, float | None, Sequence[str]], Dataset]
+NO_GENRES = "(no genres listed)"
 GENERATED_TEXT = ("idgenrec_text_id", "gram_keywords")
 
 
@@ -77,6 +78,7 @@ def read_movielens(folder: Path, min_rating: float | None, text_fields: Sequence
     events = events.rename_columns({"timestamp": "time"})
     events = events.filter(pc.greater_equal(events["rating"], 4.0 if min_rating is None else min_rating))
     items = _columns(folder, "items", {"item_id": "key"}, ("title", "genres"), ("year", "release_date", "tags"))
+    items = items.set_column(items.column_names.index("genres"), "genres", _genres(items["genres"]))
     items = items.filter(pc.is_in(items["key"], value_set=pc.unique(events["item"]).cast(items["key"].type)))
     users = None
     if (folder / "users.parquet").exists():
@@ -138,6 +140,12 @@ def _schema(path: Path) -> pa.Schema:
         raise InputError(f"{str(path.parent)!r} has no {path.name}", fix="check the path and the adapter") from None
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"cannot read {path}: {error}", fix="fetch or write the file again") from None
+
+
+def _genres(column: pa.ChunkedArray) -> pa.Array:
+    """Genres as lists; what MovieLens writes for none is none."""
+    lists = [[name for name in names or [] if name != NO_GENRES] for names in column.to_pylist()]
+    return pa.array(lists, type=pa.list_(pa.string()))
 
 
 def _no_ratings(folder: Path, min_rating: float | None) -> None:
