@@ -75,7 +75,7 @@ def amazon2018(name: str, folder: Path) -> list[Path]:
     for row in rows(name, "items"):
         meta = {
             "category": row["categories"] or [],
-            "description": [row["description"]] if row["description"] else [],
+            "description": [html.escape(row["description"])] if row["description"] else [],
             "title": html.escape(row["title"] or ""),
             "brand": row["brand"] or "",
             "asin": str(row["item_idx"]),

@@ -16,10 +16,9 @@ def plain(value: Any) -> str | None:
     """A text without HTML entities and tags; None where nothing is left, or where it is a page's script."""
     if not isinstance(value, str):
         return None
-    text = html.unescape(value)
-    if _SCRIPT.search(text):
+    if _SCRIPT.search(value):
         return None
-    return _TAG.sub("", text).strip() or None
+    return html.unescape(_TAG.sub("", value)).strip() or None  # tags first: an escaped "<" is a letter of the text
 
 
 def joined(value: Any) -> str | None:
@@ -29,16 +28,15 @@ def joined(value: Any) -> str | None:
 
 
 def names(values: Any) -> list[str]:
-    """The texts of a list, each once, in order."""
-    found = [name for name in map(plain, values if isinstance(values, list) else [values]) if name]
-    return list(dict.fromkeys(found))
+    """The texts of a list that hold something."""
+    return [name for name in map(plain, values if isinstance(values, list) else [values]) if name]
 
 
 def path_names(paths: Any) -> list[str]:
     """The names of several paths (root, branch, ..., leaf) without their roots, each once, in order."""
     if not isinstance(paths, list):
         return []
-    return names([name for path in paths if isinstance(path, list) for name in path[1:]])
+    return list(dict.fromkeys(names([name for path in paths if isinstance(path, list) for name in path[1:]])))
 
 
 def drop_rare(rows: Sequence[dict[str, Any]], least: int) -> None:
