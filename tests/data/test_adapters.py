@@ -242,8 +242,8 @@ def test_bad_folders_and_names_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no adapter knows .*holds nothing.*allowed: canonical, amazon, amazon2014"):
         load_dataset(tmp_path / "empty")
-    with pytest.raises(InputError, match=r"adapter = 'amazon' is not known; allowed: auto, canonical"):
-        load_dataset(tmp_path / "empty", DataConfig(adapter="amazon"))
+    with pytest.raises(InputError, match=r"adapter = 'shop' is not known; allowed: auto, canonical"):
+        load_dataset(tmp_path / "empty", DataConfig(adapter="shop"))
     with pytest.raises(ArtifactError, match="no dataset at"):
         load_dataset(tmp_path / "empty", DataConfig(adapter="canonical"))
     for name in ("amazon2014", "amazon2018", "movielens"):

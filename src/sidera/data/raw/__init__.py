@@ -11,11 +11,15 @@ from pathlib import Path
 
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
-from sidera.data.raw import amazon, movielens
+from sidera.data.raw import amazon, ctr, kuairand, lastfm, movielens, steam, taobao, yelp
 from sidera.data.raw.conversion import Conversion, Options, RawFormat
 from sidera.data.raw.files import RawFiles
 
-RAW_FORMATS: dict[str, RawFormat] = {**amazon.FORMATS, **movielens.FORMATS}
+RAW_FORMATS: dict[str, RawFormat] = {
+    name: found
+    for family in (amazon, movielens, yelp, steam, lastfm, taobao, kuairand, ctr)
+    for name, found in family.FORMATS.items()
+}
 
 
 def raw_format(name: str) -> RawFormat:

@@ -11,6 +11,8 @@ itself may crash on lines that are nested deeply.
 from __future__ import annotations
 
 import ast
+import csv
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -183,6 +185,28 @@ def rows(
             if "Empty" in reason:
                 raise InputError(f"{file.label} is empty", allowed="at least one row") from None
             raise InputError(f"cannot read {file.label}: {reason}", fix="check that it is of this format") from None
+    tally.check()
+
+
+def quoted_rows(file: RawFile, tally: Tally, wanted: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Rows of a UTF-8 CSV with a header whose values may stand between quotes, one at a time; for tables of content."""
+    with file.open() as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
+        reader = csv.DictReader(text)
+        try:
+            missing = [name for name in wanted if name not in (reader.fieldnames or ())]
+            if missing:
+                raise InputError(f"{file.label} has no column {missing[0]!r}", allowed=f"a header: {', '.join(wanted)}")
+            for row in reader:
+                tally.read += 1
+                if row[wanted[0]] and None not in [row[name] for name in wanted]:
+                    yield {name: row[name] for name in wanted}
+                else:
+                    tally.leave_out(reader.line_num, "too few columns")
+        except csv.Error as error:
+            raise InputError(f"cannot read {file.label}, line {reader.line_num}: {error}") from None
+        finally:
+            text.detach()  # the stream is closed by its owner
     tally.check()
 
 

@@ -8,20 +8,17 @@ Never read: ``tags.csv`` and the genome (written by users, also after the moment
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from sidera.core import InputError
 from sidera.data.dataset import Dataset
 from sidera.data.raw.conversion import Conversion, Options, RawFormat, item_table
 from sidera.data.raw.events import EventLog, RawEvents
 from sidera.data.raw.files import RawFile
-from sidera.data.raw.lines import decoded, filled, lines, numbers, rows
+from sidera.data.raw.lines import decoded, filled, lines, numbers, quoted_rows, rows
 
 GENRES = (  # the flags of u.item, in their order
     *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"),
@@ -88,19 +85,8 @@ def _films_dat(work: Conversion, file: RawFile) -> Iterator[dict[str, Any]]:
 
 
 def _films_csv(work: Conversion, file: RawFile) -> Iterator[dict[str, Any]]:
-    with file.open() as stream:
-        reader = csv.DictReader(io.StringIO(decoded(stream.read()), newline=""))
-        missing = {"movieId", "title", "genres"} - set(reader.fieldnames or ())
-        if missing:
-            raise InputError(f"{file.label} has no column {sorted(missing)[0]!r}", allowed="movieId,title,genres")
-        tally = work.tally(file)
-        for row in reader:
-            tally.read += 1
-            if row["movieId"] and row["title"] is not None and row["genres"] is not None:
-                yield {"key": row["movieId"], "title": row["title"] or None, "genres": _split(row["genres"])}
-            else:
-                tally.leave_out(reader.line_num, "too few columns")
-        tally.check()
+    for row in quoted_rows(file, work.tally(file), ("movieId", "title", "genres")):
+        yield {"key": row["movieId"], "title": row["title"] or None, "genres": _split(row["genres"])}
 
 
 def _users(work: Conversion, kind: str) -> pa.Table | None:
