@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
+from sidera.artifacts import check_replaceable
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
 from sidera.data.raw import amazon, ctr, kuairand, lastfm, movielens, steam, taobao, yelp
@@ -41,3 +42,10 @@ def convert(
     found = raw_format(name)
     work = Conversion(dataset_name or name, RawFiles(paths), options or found.options)
     return found.read(work)
+
+
+def writable(out: str | Path) -> None:
+    """InputError, before hours of reading, when ``out`` is something that a data set may not replace."""
+    if Path(out).is_dir() and not any(Path(out).iterdir()):
+        return
+    check_replaceable(Path(out))
