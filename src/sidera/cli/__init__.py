@@ -56,6 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sidera {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     logs.add_import(verbs)
+    logs.add_fetch(verbs)
+    logs.add_convert(verbs)
     reference.add_recipes(verbs)
     training.add_run(verbs)
     training.add_stages(verbs)

@@ -81,7 +81,7 @@ def prepare(recipe: Recipe, data: str | Path, say: Say = say_once) -> Prepared:
     if MODELS[recipe.model_name].trains_on == "exposures":
         answering = ", ".join(name for name, kind in MODELS.items() if kind.trains_on != "exposures")
         raise InputError(f"[model] name = {recipe.model_name!r} ranks candidates and finds none", allowed=answering)
-    everything, positives = make_views(load_dataset(data, recipe.data), recipe.data)
+    everything, positives = make_views(load_dataset(data, recipe.data, say), recipe.data)
     view = everything if getattr(MODELS[recipe.model_name], "reads_feedback", False) else positives
     dataset, split = view.dataset, view.split
     say(
