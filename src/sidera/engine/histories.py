@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidera.artifacts import write_text
+from sidera.bounds import read_json
 from sidera.catalog.catalog import Catalog
 from sidera.config import parse_section
 from sidera.core import ArtifactError, Batch, InputError, Lifelong
@@ -188,8 +189,8 @@ def open_behaviour(
 def _kept_as(path: Path) -> LifelongConfig:
     """How an existing store keeps histories: good for every model that does not ask for more."""
     try:
-        values = json.loads((path / "store.json").read_text())["config"]["lifelong"]
-    except (ValueError, KeyError, TypeError):
+        values = read_json(path / "store.json")["config"]["lifelong"]
+    except (OSError, ValueError, KeyError, TypeError):
         raise ArtifactError(f"{path / 'store.json'} is damaged", fix="restore it from a backup") from None
     return parse_section(LifelongConfig, values, "[lifelong]")
 
@@ -201,8 +202,9 @@ def _check_schema(path: Path, catalog: Catalog) -> None:
         write_text(file, json.dumps(ours) + "\n")
         return
     try:
-        theirs = json.loads(file.read_text())
-    except ValueError:
+        theirs = read_json(file)
+        theirs["columns"] = [str(name) for name in theirs["columns"]]
+    except (OSError, ValueError, KeyError, TypeError):
         raise ArtifactError(f"{file} is damaged", fix="restore it from a backup") from None
     if theirs != ours:
         raise InputError(

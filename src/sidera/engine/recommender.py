@@ -10,7 +10,6 @@ A history in which the catalogue knows nothing is answered by popularity, and th
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import uuid
@@ -24,7 +23,9 @@ import torch
 from torch import Tensor
 
 from sidera import artifacts
+from sidera.bounds import read_json
 from sidera.catalog.catalog import Catalog
+from sidera.config import MAX_RECIPE_BYTES
 from sidera.core import (
     ArtifactError,
     Batch,
@@ -49,12 +50,14 @@ from sidera.engine.quota import Quota
 from sidera.engine.requests import ReadHistory, RequestReader, jagged
 from sidera.engine.reranker import Reranker
 from sidera.engine.rollouts import RolloutMode, roll_out, sid_log_probs
-from sidera.engine.weights import check_weights
-from sidera.models import build_model, parse_model
+from sidera.loading import open_artifact
+from sidera.models.saved import saved_model
+from sidera.ops.weights import check_weights
 from sidera.store.lifelong import LifelongConfig
 from sidera.store.log_events import LogRepresentatives
 
-DEFAULT_BEAM = 50  # beams of a generator where no recipe says otherwise
+DEFAULT_BEAM = 50  # beams of a generator that was not opened from a run folder
+MAX_BEAM = 10_000
 RUN_RECIPE = "recipe.json"  # the recipe that a run folder was made with
 MAX_BATCH = 256  # histories answered in one pass; bounds memory, not results
 
@@ -450,25 +453,13 @@ class Recommender:
         if not path.is_dir():
             raise ArtifactError(f"no run folder at {str(path)!r}", fix="give a folder that `sidera run` wrote")
         catalog = catalog or Catalog.load(path / "catalog")
-        manifest = artifacts.verify(path / "model", "model")
-        try:
-            codebook_id, num_known = manifest.info["codebook_id"], int(manifest.info["num_items"])
-            section = manifest.recipe["model"]
-        except (KeyError, TypeError, ValueError):
-            raise ArtifactError(f"{path / 'model'} has an incomplete manifest", fix="train it again") from None
-        catalog.check_codebook(codebook_id)
-        name, config = parse_model(section)
-        model = build_model(name, config, catalog.at_training(num_known))
-        tensors = artifacts.load_tensors(path / "model")
-        try:
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            first = str(error).splitlines()[-1].strip()
-            raise ArtifactError(f"{path / 'model'} does not fit its recipe: {first}", fix="train it again") from None
-        beam = beam or beam_of_run(path)
+        opened = open_artifact(path / "model", "model")
+        model, section, num_known = saved_model(opened, catalog)
+        if beam is None:
+            beam = beam_of_run(path) if isinstance(model, Generator) else DEFAULT_BEAM  # a scorer searches nothing
         return cls(
             model, catalog, model_section=section, beam=beam, device=device, num_known=num_known,
-            version=manifest.digest,
+            version=opened.manifest.digest,
         )  # fmt: skip
 
 
@@ -484,14 +475,20 @@ def without_repeats(candidates: Tensor, left_out: tuple[Tensor, Tensor] | None) 
 
 
 def beam_of_run(path: Path) -> int:
-    """The beam that the run's evaluation used: what is measured is what is served."""
+    """The beam that the run's evaluation used: what is measured is what is served. ArtifactError where none is said."""
     file = path / RUN_RECIPE
     try:
-        return int(json.loads(file.read_text())["eval"]["beam"])
+        beam = read_json(file, MAX_RECIPE_BYTES)["eval"]["beam"]
     except FileNotFoundError:
-        return DEFAULT_BEAM
-    except (ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{file} is damaged", fix="run the recipe again") from None
+        raise ArtifactError(
+            f"{path} has no {RUN_RECIPE}, which says how wide its beam was when it was measured",
+            fix=f"put {RUN_RECIPE} of the run beside model/ and catalog/, or give beam to Recommender.load",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError):
+        beam = None
+    if type(beam) is not int or not 1 <= beam <= MAX_BEAM:
+        raise ArtifactError(f"{file} is damaged: no [eval] beam from 1 to {MAX_BEAM:,}", fix="run the recipe again")
+    return beam
 
 
 def check_device(device: str) -> None:

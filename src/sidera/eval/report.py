@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sidera.artifacts import MANIFEST, write_text
+from sidera.artifacts import MANIFEST, MAX_MANIFEST_BYTES, write_text
+from sidera.bounds import read_json
 from sidera.catalog.catalog import Catalog
-from sidera.core import InputError
+from sidera.core import ArtifactError, InputError
 from sidera.eval import plots
 from sidera.eval.compare import SAME
 from sidera.eval.evaluation import KIND, Evaluation, load_evaluation
@@ -67,7 +68,11 @@ def read_run(run_dir: str | Path) -> RunFolder:
         folder = manifest.parent
         if any(part.startswith(".") for part in folder.relative_to(path).parts):
             continue  # an artifact being written, or the remains of one
-        kind = json.loads(manifest.read_text(encoding="utf-8")).get("kind")
+        try:
+            record = read_json(manifest, MAX_MANIFEST_BYTES)
+            kind = record.get("kind") if isinstance(record, dict) else None
+        except (OSError, ValueError):
+            raise ArtifactError(f"{manifest} is damaged", fix="make it again, or move it away") from None
         if kind == KIND:
             found.append((load_evaluation(folder), folder.parent))
         elif kind == "catalog":
