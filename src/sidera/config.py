@@ -26,6 +26,20 @@ from sidera.core import InputError
 Section = TypeVar("Section")
 LARGEST = 2**53  # of a whole number: every one below is exact as a float, and times a thousand still fits 64 bits
 MAX_RECIPE_BYTES = 2**20
+# What a whole number may be at most, by its key, where memory or time follows it: a slip of the finger must not take
+# the machine. Whether a model fits this machine is another question, asked when it is built (``models.build_model``).
+MOST = {
+    **dict.fromkeys(("width", "head_width", "hidden", "tower_width", "num_learned", "num_experts"), 2**16),
+    **dict.fromkeys(("num_layers", "encoder_layers", "decoder_layers", "lifelong_layers", "ff_multiple"), 1000),
+    **dict.fromkeys(("num_heads", "num_kv_groups", "num_kernels", "num_queries", "num_shared", "image_size"), 4096),
+    **dict.fromkeys(("max_history", "short_term", "positive_length", "num_lifelong_queries", "ff_width"), 2**20),
+    **dict.fromkeys(("expert_width", "item_numbers", "num_negatives", "batch_size", "accumulate"), 2**20),
+    **dict.fromkeys(("beam", "wide_beam", "list_beam", "window", "max_words", "max_categories", "samples"), 2**16),
+    **dict.fromkeys(("neighbours", "recent", "vocabulary", "max_user_items", "max_item_users"), 2**24),
+    **dict.fromkeys(("bootstrap", "latency_rows", "caption_items", "requests", "ntp_batch"), 2**20),
+    "num_user_tokens": 2**31 - 1,
+    "num_threads": 4096,
+}
 SECTIONS = ("data", "catalog", "model", "fit", "eval", "align", "rewards")
 
 
@@ -115,6 +129,14 @@ def check_value(where: str, name: str, value: Any, good: bool, allowed: str) -> 
     """InputError naming the key and its value, unless ``good``; for ``__post_init__`` of section dataclasses."""
     if not good:
         raise InputError(f"{where} {name} = {shown(value)} is out of range", allowed=allowed)
+
+
+def check_counts(where: str, section: Any, *names: str, low: int = 1) -> None:
+    """InputError unless these keys of a section hold whole numbers from ``low`` to what ``MOST`` says."""
+    for name in names:
+        value, high = getattr(section, name), MOST.get(name, LARGEST)
+        good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        check_value(where, name, value, good, f"whole numbers from {low} to {high:,}")
 
 
 def digest(value: Any) -> str:

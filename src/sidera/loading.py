@@ -61,7 +61,8 @@ class Opened:
         except ArtifactError:
             raise
         except InputError as error:
-            raise self.damaged(str(error)) from error
+            allowed = f", allowed: {error.allowed}" if error.allowed else ""
+            raise self.damaged(error.problem + allowed) from error  # its fix is for who wrote a recipe
         except (
             ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, SafetensorError,
             TypeError, ValueError, pa.ArrowException, struct.error,

@@ -29,7 +29,7 @@ from sidera.loading import open_artifact
 from sidera.nn.picture_encoder import PictureEncoder
 from sidera.nn.qformer import QFormer
 from sidera.nn.transformer import CausalEncoder
-from sidera.ops.budget import Budget, building_bytes
+from sidera.ops.budget import budget_of
 from sidera.ops.jagged import jagged_layout
 from sidera.ops.weights import put_weights
 
@@ -166,7 +166,7 @@ def load_item_encoder(path: str | Path) -> ItemEncoder:
     tensors = opened.tensors()
     with opened.believed():
         reader = ContentReader.from_json(opened.json("reader.json", dict))
-        with Budget(building_bytes(tensors)):
+        with budget_of(tensors):
             encoder = ItemEncoder(reader, _shapes_only(reader, tensors))
         put_weights(encoder, tensors, opened.damaged)
     return encoder.eval()

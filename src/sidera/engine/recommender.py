@@ -25,7 +25,7 @@ from torch import Tensor
 from sidera import artifacts
 from sidera.bounds import read_json
 from sidera.catalog.catalog import Catalog
-from sidera.config import MAX_RECIPE_BYTES
+from sidera.config import MAX_RECIPE_BYTES, MOST
 from sidera.core import (
     ArtifactError,
     Batch,
@@ -57,7 +57,6 @@ from sidera.store.lifelong import LifelongConfig
 from sidera.store.log_events import LogRepresentatives
 
 DEFAULT_BEAM = 50  # beams of a generator that was not opened from a run folder
-MAX_BEAM = 10_000
 RUN_RECIPE = "recipe.json"  # the recipe that a run folder was made with
 MAX_BATCH = 256  # histories answered in one pass; bounds memory, not results
 
@@ -486,8 +485,9 @@ def beam_of_run(path: Path) -> int:
         ) from None
     except (OSError, ValueError, KeyError, TypeError):
         beam = None
-    if type(beam) is not int or not 1 <= beam <= MAX_BEAM:
-        raise ArtifactError(f"{file} is damaged: no [eval] beam from 1 to {MAX_BEAM:,}", fix="run the recipe again")
+    most = MOST["beam"]
+    if type(beam) is not int or not 1 <= beam <= most:
+        raise ArtifactError(f"{file} is damaged: no [eval] beam from 1 to {most:,}", fix="run the recipe again")
     return beam
 
 

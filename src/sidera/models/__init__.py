@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sidera.bounds import gib, total_memory
+from sidera.bounds import total_memory
 from sidera.catalog.catalog import Catalog
 from sidera.config import closest, parse_section
 from sidera.core import InputError
@@ -57,15 +57,15 @@ def parse_model(section: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def build_model(
-    name: str, config: Any, catalog: Catalog, seed: int = 0, max_bytes: int | None = None
+    name: str, config: Any, catalog: Catalog, seed: int = 0, budget: Budget | None = None
 ) -> torch.nn.Module:
     """A freshly initialised model; the same seed gives the same weights.
 
-    InputError, before the memory is touched, when it would take more than ``max_bytes``, by default all of this
-    machine's memory.
+    InputError, before the memory is touched, when it would take more than ``budget``, by default all of this machine's
+    memory.
     """
-    limit = max_bytes or total_memory() or 2**63 - 1
-    with torch.random.fork_rng(), Budget(limit):
+    budget = budget or Budget(total_memory() or 2**63 - 1)
+    with torch.random.fork_rng(), budget:
         torch.manual_seed(seed)
         try:
             return MODELS[name](config, catalog)
@@ -74,7 +74,7 @@ def build_model(
             key = max(numbers, key=lambda key: numbers[key])
             raise InputError(
                 f"[model] {name} with {key} = {numbers[key]:,} over {catalog.num_items:,} items takes"
-                f" {gib(error.needed)} or more",
-                allowed=f"{gib(limit)}",
+                f" {error.needed}",
+                allowed=error.limit,
                 fix=f"--set model.{key}=SMALLER, and less of {', '.join(sorted(set(numbers) & SIZES - {key})) or key}",
             ) from None

@@ -9,7 +9,7 @@ import torch
 from sidera.catalog.catalog import Catalog
 from sidera.loading import Opened
 from sidera.models import build_model, parse_model
-from sidera.ops.budget import building_bytes
+from sidera.ops.budget import budget_of
 from sidera.ops.weights import put_weights
 
 
@@ -29,6 +29,6 @@ def saved_model(opened: Opened, catalog: Catalog) -> tuple[torch.nn.Module, dict
     with opened.believed():
         name, config = parse_model(section)
         known = catalog.at_training(num_known)
-        model = build_model(name, config, known, max_bytes=building_bytes(tensors))
+        model = build_model(name, config, known, budget=budget_of(tensors))
     put_weights(model, tensors, opened.damaged)
     return model, section, num_known

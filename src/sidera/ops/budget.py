@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sidera.bounds import total_memory
+from sidera.bounds import gib, total_memory
 
 FACTORIES = frozenset(
     {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.eye, torch.randint}
@@ -28,26 +28,22 @@ LEAST = 64 * 2**20  # bytes that any model may take
 MORE = 4  # times its weights: what a constructor makes beside them, and weights that were stored in half
 
 
-def building_bytes(weights: Mapping[str, Tensor]) -> int:
-    """What building a model of these weights may take, whatever its configuration says."""
-    wanted = max(LEAST, MORE * sum(tensor.nbytes for tensor in weights.values()))
-    return min(wanted, total_memory() or wanted)
-
-
 class TooLarge(ValueError):
-    """What was asked for, in bytes, is beyond the budget."""
+    """What was asked for is beyond the budget."""
 
-    def __init__(self, needed: int, limit: int) -> None:
+    def __init__(self, needed: str, limit: str) -> None:
         self.needed, self.limit = needed, limit
-        super().__init__(f"{needed:,} bytes or more, the limit is {limit:,}")
+        super().__init__(f"it takes {needed}, allowed: {limit}")
 
 
 class Budget(TorchFunctionMode):
     """Inside ``with``, torch's factories raise :class:`TooLarge` once they were asked for more than ``limit`` bytes."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, most_tensors: int = 10_000_000) -> None:
+        """``limit`` in bytes; ``most_tensors`` stops a network of endless small layers too."""
         super().__init__()
         self.limit, self.used = limit, 0
+        self.most_tensors = self.tensors_left = most_tensors
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
@@ -56,8 +52,11 @@ class Budget(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in FACTORIES:
             self.used += self._size(func, args, kwargs)
+            self.tensors_left -= 1
             if self.used > self.limit:
-                raise TooLarge(self.used, self.limit)
+                raise TooLarge(f"{gib(self.used)} or more", gib(self.limit))
+            if self.tensors_left < 0:
+                raise TooLarge(f"more than {self.most_tensors:,} tensors", f"{self.most_tensors:,}")
         return func(*args, **kwargs)
 
     def _size(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
@@ -66,5 +65,11 @@ class Budget(TorchFunctionMode):
             return func(*args, **{**plain, "device": "meta"}).nbytes
         except (RuntimeError, TypeError) as error:  # more bytes than 64 bits can count
             if "overflow" in str(error).lower():
-                raise TooLarge(2**63, self.limit) from None
+                raise TooLarge("more bytes than 64 bits can count", gib(self.limit)) from None
             return 0  # the real call fails as well, and says why
+
+
+def budget_of(weights: Mapping[str, Tensor]) -> Budget:
+    """What building a model of these weights may take, whatever its configuration says."""
+    wanted = max(LEAST, MORE * sum(tensor.nbytes for tensor in weights.values()))
+    return Budget(min(wanted, total_memory() or wanted), MORE * len(weights) + 100)
