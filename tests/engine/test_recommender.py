@@ -176,10 +176,12 @@ def test_late_items_can_stand_in_a_history(trained_run: Path, recommender: Recom
     grown = Recommender.load(trained_run, catalog=catalog)
     (answer,) = grown.recommend([[KEYS[3], KEYS[7], "late0"]], k=3)
     assert answer.item_keys[0] == after(7)
-    assert answer.unknown == ()
+    assert (answer.unknown, answer.unread) == ((), ("late0",))
     assert answer.items_version == recommender.catalog.items_version + 1
-    (cold,) = grown.recommend([["late1"]], k=3)
+    (cold,) = grown.recommend([["late1", "nowhere", "late0", "late1"]], k=3)
     assert cold.cold_start
+    assert (cold.unknown, cold.unread) == (("nowhere",), ("late1", "late0"))
+    assert recommender.recommend([[KEYS[3]]])[0].unread == ()
     (refined,) = grown.recommend([Request((KEYS[7], "late0"), k=50, filter_seen=True, exclude=("late1",))])
     assert not {"late0", "late1", KEYS[7]} & set(refined.item_keys)
     assert set(KEYS) - {KEYS[7]} == set(refined.item_keys)

@@ -26,6 +26,8 @@ def recommend_verb(arguments: Arguments) -> None:
     )
     if answer.unknown:
         print(f"not in the catalogue, left out: {', '.join(answer.unknown)}", file=sys.stderr)
+    if answer.unread:
+        print(f"newer than the model, left out: {', '.join(answer.unread)}", file=sys.stderr)
     if answer.cold_start:
         print("nothing of the history is known: the most popular items follow", file=sys.stderr)
     if len(answer.item_keys) < arguments.k:

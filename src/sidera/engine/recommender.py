@@ -68,8 +68,14 @@ class Ranked:
     item_ids: Tensor  # (B, k) int64
     scores: Tensor  # (B, k) float32
     leaf_ids: Tensor | None  # (B, k) int64: equal for items that share a semantic ID; None for scorers and lists
-    version: str = ""  # of the weights that ranked
+    version: str = ""  # of the weights that found the items
     items_version: int = 0  # of the catalogue that they ranked
+    reranker: str = ""  # version of the reranker that ordered them; "": none
+
+    @property
+    def policy(self) -> str:
+        """Names who answered: the weights, and the reranker behind a "+" where there was one. Never parsed."""
+        return f"{self.version}+{self.reranker}" if self.reranker else self.version
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class _RankedRow:
 
     item_ids: list[int]
     scores: list[float]
-    version: str
+    policy: str
     items_version: int
 
 
@@ -188,7 +194,7 @@ class Recommender:
             left_out = _join(exclude, (batch.item_ids, batch.offsets)) if filter_seen else exclude
             candidates = without_repeats(torch.cat((candidates, drawn), dim=1), left_out)
         ids, scores = reranker.order(newest(batch, self.max_history), candidates, k)
-        return Ranked(ids, scores, None, f"{found.version}+{reranker.version}", found.items_version)
+        return Ranked(ids, scores, None, found.version, found.items_version, reranker.version)
 
     def _rank(
         self, batch: Batch, k: int, catalog: Catalog, beam: int | None, filter_seen: bool,
@@ -309,6 +315,7 @@ class Recommender:
         """Answer histories of item keys, oldest first; at most as many items as the catalogue holds.
 
         ``unknown = "report"`` leaves unknown keys out and names them in the answer; ``"refuse"`` raises InputError.
+        Items of the catalogue that came after the training are left out too, and named as ``unread``.
         A list of :class:`Request` carries its own k and filters. A request that names a ``user`` and no history is
         answered from the behaviour store; a user who is not known there by the most popular items, and the answer says
         so (``unknown_user``, ``cold_start``). Where ``exposures`` is set, answers to requests that name a user are
@@ -345,7 +352,8 @@ class Recommender:
                     f"the catalogue holds no item {history.unknown[0]!r}",
                     allowed=f"one of its {self.catalog.num_items} item ids",
                 )
-            left_out.append(self.catalog.ids_of(request.exclude).tolist() + history.seen_ids)
+            known = self.catalog.ids_by_key  # what the catalogue does not hold is not answered anyway
+            left_out.append([known[key] for key in request.exclude if key in known] + history.seen_ids)
             histories.append(history)
         warm = [place for place, history in enumerate(histories) if history.item_ids]
         groups: dict[int, list[int]] = {}  # by beam width: a large k must not change its neighbours' answers
@@ -358,8 +366,8 @@ class Recommender:
             batch = reader.batch([histories[place] for place in places])
             found = self.rank(batch, k, exclude=jagged([left_out[place] for place in places]))
             for place, item_ids, scores in zip(places, found.item_ids.tolist(), found.scores.tolist(), strict=True):
-                by_place[place] = _RankedRow(item_ids, scores, found.version, found.items_version)
-            names |= self._log(requests, places, batch, found.item_ids, found.version, found.items_version)
+                by_place[place] = _RankedRow(item_ids, scores, found.policy, found.items_version)
+            names |= self._log(requests, places, batch, found)
         answers = [
             self._recommendation(request, by_place.get(place), left_out[place], histories[place])
             for place, request in enumerate(requests)
@@ -370,20 +378,20 @@ class Recommender:
                 Batch(torch.zeros(0, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)),
             )
             shown = torch.tensor([answer.item_ids], dtype=torch.int64)
-            names |= self._log(requests, [place], nothing, shown, answer.policy_version, answer.items_version)
+            by_popularity = Ranked(shown, shown.float(), None, answer.policy_version, answer.items_version)
+            names |= self._log(requests, [place], nothing, by_popularity)
         return [replace(answer, request=names.get(place, "")) for place, answer in enumerate(answers)]
 
     def _log(
-        self, requests: Sequence[Request], places: Sequence[int], batch: Batch, item_ids: Tensor, policy: str,
-        items_version: int,
-    ) -> dict[int, str]:  # fmt: skip
+        self, requests: Sequence[Request], places: Sequence[int], batch: Batch, ranked: Ranked
+    ) -> dict[int, str]:
         """Write the answers of those of ``places`` (rows of ``batch``) whose request names a user; -> their names."""
         rows = [row for row, place in enumerate(places) if requests[place].user is not None]
         if self.exposures is None or not rows:
             return {}
         mine = [requests[places[row]] for row in rows]
         wanted = torch.tensor([request.k for request in mine])[:, None]
-        shown = item_ids.cpu()[rows]
+        shown = ranked.item_ids.cpu()[rows]
         shown = shown.masked_fill(torch.arange(shown.shape[1]) >= wanted, -1)
         names = {places[row]: uuid.uuid4().hex for row in rows}
         now = int(time.time())
@@ -392,7 +400,7 @@ class Recommender:
                 self, batch.rows(torch.tensor(rows)), shown, requests=list(names.values()),
                 users=[str(request.user) for request in mine],
                 times=[now if request.as_of is None else request.as_of for request in mine],
-                policy=policy, items_version=items_version,
+                weights=ranked.version, policy=ranked.policy, items_version=ranked.items_version,
             )
         )  # fmt: skip
         return names
@@ -416,8 +424,9 @@ class Recommender:
             titles=tuple(self.catalog.titles[item] for item in item_ids),
             cold_start=ranked is None,
             unknown=history.unknown,
+            unread=history.unread,
             items_version=self.catalog.items_version if ranked is None else ranked.items_version,
-            policy_version=self.version if ranked is None else ranked.version,
+            policy_version=self.version if ranked is None else ranked.policy,
             codebook_id=self.catalog.codebook_id,
             unknown_user=history.unknown_user,
         )

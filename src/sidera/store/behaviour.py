@@ -189,9 +189,12 @@ class BehaviourStore:
 
     def _shard(self, user: str) -> tuple[_Shard, bytes]:
         shards = self._open_shards()
-        key = user.encode() if isinstance(user, str) else b""
+        key = b""
+        if isinstance(user, str):
+            with contextlib.suppress(UnicodeEncodeError):  # half a character
+                key = user.encode()
         if not 0 < len(key) < 2**16:
-            raise InputError(f"user key {user!r:.80} cannot be used", allowed="text of 1 to 65,535 bytes")
+            raise InputError(f"user key {shown(user)} cannot be used", allowed="text of 1 to 65,535 bytes")
         return shards[zlib.crc32(key) % len(shards)], key
 
     def _check_same_store(self) -> None:
