@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sidera.config import check_value
+from sidera.config import check_counts, check_value
 from sidera.core import InputError
 
 VECTOR_KINDS = ("text", "tfidf", "behaviour", "file", "aligned")
@@ -66,11 +66,12 @@ class AlignConfig:
             "category_fields", ("categories" in self.inputs) == bool(self.category_fields), "with the input categories"
         )
         check("number_fields", ("numbers" in self.inputs) == bool(self.number_fields), "with the input numbers")
-        for name in ("max_words", "max_categories", "vocabulary", "width", "num_queries", "num_layers", "num_heads",
-                     "recent", "neighbours", "max_user_items", "max_item_users", "steps", "image_size"):  # fmt: skip
-            check(name, getattr(self, name) >= 1, "a whole number >= 1")
-        check("batch_size", self.batch_size >= 2, "2 or more: the others of a batch are the negatives")
-        check("caption_items", self.caption_items >= 0, "0 or more")
+        check_counts(
+            "[catalog.align]", self, "max_words", "max_categories", "vocabulary", "width", "num_queries", "num_layers",
+            "num_heads", "recent", "neighbours", "max_user_items", "max_item_users", "steps", "image_size",
+        )  # fmt: skip
+        check_counts("[catalog.align]", self, "batch_size", low=2)  # the others of a batch are the negatives
+        check_counts("[catalog.align]", self, "caption_items", "seed", low=0)
         check("num_heads", self.width % self.num_heads == 0, f"a divisor of width ({self.width})")
         for name in ("dropout", "token_dropout"):
             check(name, 0 <= getattr(self, name) < 1, "0 <= x < 1")
@@ -129,6 +130,7 @@ class CatalogConfig:
         _check_range("codebook_size", self.codebook_size, 0, MAX_CODES)
         _check_range("vector_dim", self.vector_dim, 1, 4096)
         _check_range("iterations", self.iterations, 1, 1000)
+        check_counts("[catalog]", self, "seed", low=0)
         _check_range("window", self.window, 1, 1000)
         _check_range("singular_power", self.singular_power, 0.0, 2.0)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sidera.config import later
+from sidera.config import check_counts, later
 from sidera.core import InputError
 
 Seen = Literal["keep", "filter"]
@@ -39,12 +39,8 @@ class EvalConfig:
             raise InputError(f"[eval] ks = {list(self.ks)}", allowed="ascending whole numbers, 1 or more, at least one")
         if not self.seen or len(set(self.seen)) != len(self.seen) or not set(self.seen) <= {"keep", "filter"}:
             raise InputError(f"[eval] seen = {list(self.seen)}", allowed='"keep", "filter" or both, each once')
-        for name in ("batch_size", "bootstrap", "beam", "wide_beam"):
-            if getattr(self, name) < 1:
-                raise InputError(f"[eval] {name} = {getattr(self, name)}", allowed="1 or more")
-        for name in ("free_rows", "latency_rows", "samples"):
-            if getattr(self, name) < 0:
-                raise InputError(f"[eval] {name} = {getattr(self, name)}", allowed="0 or more")
+        check_counts("[eval]", self, "batch_size", "bootstrap", "beam", "wide_beam")
+        check_counts("[eval]", self, "free_rows", "latency_rows", "samples", "seed", low=0)
         for name in ("max_rows", "valid_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:

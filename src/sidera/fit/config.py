@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sidera.config import check_value
+from sidera.config import check_counts, check_value
 
 # Changing one of these between two pieces of a training leaves its result as it was (num_threads: up to rounding).
 FREE_TO_CHANGE = ("piece_minutes", "checkpoint_minutes", "num_threads", "tensorboard", "peak_tflops")
@@ -50,19 +50,10 @@ class FitConfig:
     peak_tflops: float = 0.0  # peak of one device, TFLOP/s, that the MFU is measured against; 0: of a measured product
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "log_every"):
-            self._check(name, getattr(self, name) >= 1, "a whole number >= 1")
+        check_counts("[fit]", self, "epochs", "batch_size", "accumulate", "log_every")
         self._check("max_steps", self.max_steps is None or self.max_steps >= 1, "a whole number >= 1, or leave it out")
-        for name in (
-            "min_steps",
-            "patience",
-            "warmup_steps",
-            "eval_every_epochs",
-            "eval_every_steps",
-            "num_threads",
-            "seed",
-        ):
-            self._check(name, getattr(self, name) >= 0, "a whole number >= 0")
+        check_counts("[fit]", self, "min_steps", "patience", "warmup_steps", "num_threads", "seed", low=0)
+        check_counts("[fit]", self, "eval_every_epochs", "eval_every_steps", low=0)
         for name in ("max_minutes", "piece_minutes"):
             value = getattr(self, name)
             self._check(name, value is None or (value > 0 and math.isfinite(value)), "minutes > 0, or leave it out")

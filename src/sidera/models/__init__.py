@@ -10,10 +10,12 @@ training sequences) or "nothing".
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from sidera.bounds import total_memory
 from sidera.catalog.catalog import Catalog
 from sidera.config import closest, parse_section
 from sidera.core import InputError
@@ -26,6 +28,7 @@ from sidera.models.rankers.pscore import PScore
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.models.retrievers.popularity import Popularity
 from sidera.models.retrievers.sasrec import SASRec
+from sidera.ops.budget import Budget, TooLarge
 
 MODELS: dict[str, Any] = {
     "popularity": Popularity,
@@ -38,6 +41,7 @@ MODELS: dict[str, Any] = {
     "onerec_v2": OneRecV2,
     "pscore": PScore,
 }
+SIZES = {"width", "num_layers", "ff_width", "ff_multiple", "num_experts", "neighbours"}  # what weights grow with
 
 
 def parse_model(section: Mapping[str, Any]) -> tuple[str, Any]:
@@ -52,8 +56,25 @@ def parse_model(section: Mapping[str, Any]) -> tuple[str, Any]:
     return name, parse_section(MODELS[name].Config, values, "[model]")
 
 
-def build_model(name: str, config: Any, catalog: Catalog, seed: int = 0) -> torch.nn.Module:
-    """A freshly initialised model; the same seed gives the same weights."""
-    with torch.random.fork_rng():
+def build_model(
+    name: str, config: Any, catalog: Catalog, seed: int = 0, budget: Budget | None = None
+) -> torch.nn.Module:
+    """A freshly initialised model; the same seed gives the same weights.
+
+    InputError, before the memory is touched, when it would take more than ``budget``, by default all of this machine's
+    memory.
+    """
+    budget = budget or Budget(total_memory() or 2**63 - 1)
+    with torch.random.fork_rng(), budget:
         torch.manual_seed(seed)
-        return MODELS[name](config, catalog)
+        try:
+            return MODELS[name](config, catalog)
+        except TooLarge as error:
+            numbers = {key: value for key, value in asdict(config).items() if type(value) is int}
+            key = max(numbers, key=lambda key: numbers[key])
+            raise InputError(
+                f"[model] {name} with {key} = {numbers[key]:,} over {catalog.num_items:,} items takes"
+                f" {error.needed}",
+                allowed=error.limit,
+                fix=f"--set model.{key}=SMALLER, and less of {', '.join(sorted(set(numbers) & SIZES - {key})) or key}",
+            ) from None

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sidera.artifacts import write_text
+from sidera.bounds import read_json
 from sidera.catalog.config import CatalogConfig
-from sidera.config import load_recipe, parse_section, written
+from sidera.config import MAX_RECIPE_BYTES, load_recipe, parse_section, written
 from sidera.core import ArtifactError
 from sidera.data.config import DataConfig
 from sidera.engine.recommender import RUN_RECIPE
@@ -71,10 +72,10 @@ class Recipe:
         """The recipe that a run folder was made with."""
         path = Path(run) / RUN_RECIPE
         try:
-            sections = json.loads(path.read_text())
+            sections = read_json(path, MAX_RECIPE_BYTES)
         except FileNotFoundError:
             raise ArtifactError(f"{str(run)!r} is no run folder", fix="give a folder that `sidera run` wrote") from None
-        except ValueError:
+        except (OSError, ValueError):
             sections = None
         if not isinstance(sections, dict):
             raise ArtifactError(f"{path} is damaged", fix="run the recipe again")

@@ -39,6 +39,7 @@ from sidera.eval.scaling_record import save_record, scaling_record
 from sidera.fit.config import FitConfig
 from sidera.fit.log import METRICS
 from sidera.fit.loop import fit
+from sidera.loading import open_artifact
 from sidera.models import MODELS, build_model
 from sidera.nn.counters import count_parameters
 from sidera.train.recipe import Recipe
@@ -201,9 +202,11 @@ def one_run(
     path = out / "sizes" / f"{name}-s{seed}"
     wanted = digest([stream.digest, recipe.model_section, config.identity(), BLOCKS])
     if artifacts.is_current(path, KIND, wanted):
-        record = json.loads((path / "run.json").read_text())
+        opened = open_artifact(path, KIND)
+        record = opened.json("run.json", dict)
         say(f"scale: {name} seed {seed} reused ({path})")
-        return SizeRun.from_json(record["run"]), record["facts"]
+        with opened.believed():
+            return SizeRun.from_json(record["run"]), opened.typed(record, "facts", dict)
     model = build_model(recipe.model_name, recipe.model_config, stream.catalog, seed)
     result = fit(
         model,

@@ -34,6 +34,7 @@ from sidera.fit import distributed
 from sidera.fit.checkpoint import FOLDER
 from sidera.fit.log import mean_mfu
 from sidera.fit.loop import FitResult, fit
+from sidera.loading import open_artifact
 from sidera.models import MODELS, build_model
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.ops.processor import emulates_bf16
@@ -218,9 +219,14 @@ def evaluate_stage(
     InputError when the model was trained on other data or another split: it may have seen what it would be asked.
     """
     path = out / ("evaluation" if which == "test" else f"evaluation-{which}")
-    manifest = artifacts.read_manifest(out / "model", "model")
-    model_digest = manifest.digest
-    if manifest.parents.get("data", prepared.digest) != prepared.digest:
+    opened = open_artifact(out / "model", "model")
+    model_digest, seen = opened.manifest.digest, opened.manifest.parents.get("data")
+    if seen is None:
+        raise InputError(
+            f"the model in {out} does not say which data it was trained on: it may know the answers",
+            fix="train or align it again, into a new folder",
+        )
+    if seen != prepared.digest:
         raise InputError(
             f"the model in {out} was trained on other data or another split than {prepared.dataset.name}"
             f" ({prepared.split.name}): it may know the answers",
@@ -235,7 +241,7 @@ def evaluate_stage(
     if artifacts.is_current(path, "evaluation", wanted):
         say(f"evaluate: reused ({path})")
         return _with_baselines(load_evaluation(path), recipe, prepared, recommender, path, which, say)
-    info = {"seed": recipe.fit.seed, "model": recipe.model_section, "training": manifest.info["training"]}
+    info = {"seed": recipe.fit.seed, "model": recipe.model_section, "training": opened.info("training", dict)}
     with rows_bar("evaluate") as progress:
         result = evaluate(
             recommender,
