@@ -96,21 +96,22 @@ def finish(
     name: str,
     value: Any,
     bar: Any,
-    passed: bool,
+    passed: bool | None,
     context: Mapping[str, Any],
     quick: bool,
     details: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Print the claim's JSON line; a full run also writes it, with ``details``, to ``results/NAME.json``.
 
-    ``context`` holds what the script chose (seed, sizes); machine, versions, command and date are added here.
+    ``passed`` is None where there is nothing to pass. ``context`` holds what the script chose (seed, sizes); machine,
+    versions, command and date are added here.
     """
     script = Path(sys.argv[0])
     record = {
         "name": name,
         "value": plain(value),
         "bar": bar,
-        "pass": bool(passed),
+        "pass": None if passed is None else bool(passed),
         "context": {
             **plain(context),
             "quick": quick,
