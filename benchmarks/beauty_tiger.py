@@ -4,8 +4,8 @@
 
 On the CPU the budget is processor time of one thread and there is no bar: the figure says how far it got.
 ``--epochs`` lets the schedule end inside of the budget instead of cutting the recipe's 200 epochs. The figure is read
-from 4,000 test rows there (a beam search costs TIGER about 12 CPU-ms a row), without @50, and trained in f32 where the
-CPU would only emulate the recipe's bf16. `sports_tiger` is the same on Amazon Sports.
+from 4,000 test rows there (a beam search costs TIGER about 12 CPU-ms a row), without @50. `sports_tiger` is the same on
+Amazon Sports.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ BARS = {"keep/recall@10": 0.058, "keep/ndcg@10": 0.031}
 def run_tiger(name: str, title: str, data: str, recipe: str, bars: Mapping[str, float], doc: str | None) -> None:
     """The paper's recipe on one data set; ``--minutes`` of the command line limit it on a CPU."""
     import torch
-
-    from sidera.fit.peak import emulates_bf16
 
     def flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--minutes", type=float, default=120.0, help="processor time of the training on a CPU")
@@ -40,8 +38,6 @@ def run_tiger(name: str, title: str, data: str, recipe: str, bars: Mapping[str, 
     )
     if given.epochs:
         limits += (f"fit.epochs={given.epochs}",)
-    if emulates_bf16("cpu"):
-        limits += ('fit.precision="f32"',)
     budget = f"{given.epochs} epochs" if given.epochs else f"{given.minutes:g} CPU-minutes"
     label = "TIGER" if on_gpu else f"TIGER, {budget}"
     contestant = Contestant(label, recipe, () if on_gpu else limits, seeds=(0, 1, 2) if on_gpu else (0,))

@@ -17,7 +17,7 @@ from sidera.train.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
-RECIPE_FLAGS = ["--data", "--out", "--set", "--max-minutes", "--piece-minutes", "--seed", "--device"]
+RECIPE_FLAGS = ["--data", "--out", "--set", "--max-minutes", "--piece-minutes", "--seed", "--device", "--threads"]
 AB_FLAGS = ["--config", "--set", "--seed", "--users", "--days", "--log-days", "--timeout", "--no-brackets", "--out"]
 AB_FLAGS += ["--device"]
 
@@ -38,7 +38,7 @@ FLAGS = {
     "run": ["recipe", *RECIPE_FLAGS],
     "catalog": ["recipe", *RECIPE_FLAGS],
     "train": ["recipe", *RECIPE_FLAGS],
-    "evaluate": ["run", "--data", "--rows", "--set", "--device"],
+    "evaluate": ["run", "--data", "--rows", "--set", "--device", "--threads"],
     "compare": ["a", "b"],
     "scale": [
         "recipe",
@@ -52,6 +52,7 @@ FLAGS = {
         "--cpu-hours",
         "--set",
         "--device",
+        "--threads",
     ],
     "align": [
         "recipe",
@@ -64,8 +65,9 @@ FLAGS = {
         "--no-online",
         "--set",
         "--device",
+        "--threads",
     ],
-    "recommend": ["run", "--history", "-k", "--filter-seen", "--unknown"],
+    "recommend": ["run", "--history", "-k", "--filter-seen", "--unknown", "--threads"],
     "serve": [
         "run",
         "--host",
@@ -77,6 +79,7 @@ FLAGS = {
         "--rerank-from",
         "--cold-share",
         "--device",
+        "--threads",
     ],
     "simulate": ["--config", "--set", "--seed", "--users", "--days", "--out"],
     "ab": ["a", "b", "more", *AB_FLAGS],

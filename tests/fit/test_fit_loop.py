@@ -18,7 +18,9 @@ from sidera.fit import Diverged, FitConfig, FitResult, Interrupted, fit, seed_ev
 from sidera.fit.log import mean_mfu
 from sidera.fit.peak import measured_tflops
 
-FAST = FitConfig(epochs=12, lr=0.03, warmup_steps=5, monitor="accuracy", log_every=1, checkpoint_minutes=60)
+FAST = FitConfig(
+    epochs=12, lr=0.03, warmup_steps=5, monitor="accuracy", log_every=1, checkpoint_minutes=60, precision="f32"
+)
 
 
 def train(run_dir: Path, config: FitConfig = FAST, source: RingSource | None = None, **keys: Any) -> FitResult:

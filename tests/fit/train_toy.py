@@ -15,6 +15,7 @@ from sidera.fit import FitConfig, FitResult, distributed, fit, seed_everything
 
 def train_toy(run_dir: Path, *, dropout: float = 0.0, source: Any = None, **keys: Any) -> FitResult:
     settings = {"epochs": 6, "lr": 0.03, "warmup_steps": 5, "monitor": "accuracy", "log_every": 1, **keys}
+    settings.setdefault("precision", "f32")  # sums are compared to 1e-5 with those of other processes
     seed_everything(5)
     return fit(Toy(dropout), RingSource(**(source or {})), FitConfig(**settings), run_dir, evaluate=accuracy)
 

@@ -8,7 +8,6 @@ import pytest
 
 from sidera.data.tiny import tiny_log
 from sidera.engine.recommender import Recommender
-from sidera.fit import peak
 from sidera.train import stages
 from sidera.train.recipe import Recipe
 from sidera.train.stages import evaluate_stage, prepare, run, train
@@ -47,16 +46,4 @@ def test_bf16_that_a_cpu_only_emulates_is_said(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(stages, "emulates_bf16", lambda device, answer=emulated: answer)
         said: list[str] = []
         train(bare, tmp_path / "data", tmp_path / f"run-{emulated}", say=said.append)
-        assert any("fit.precision=f32" in line for line in said) == emulated
-
-
-def test_emulated_bf16_is_about_cpus_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peak.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(peak.torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    monkeypatch.setattr(peak.torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert peak.emulates_bf16("cpu")
-    assert not peak.emulates_bf16("cuda")
-    monkeypatch.setattr(peak.torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert not peak.emulates_bf16("cpu")
-    monkeypatch.setattr(peak.platform, "machine", lambda: "arm64")
-    assert not peak.emulates_bf16("cpu")
+        assert any("fit.precision=auto" in line for line in said) == emulated

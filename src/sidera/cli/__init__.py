@@ -16,6 +16,7 @@ from sidera.cli import answering, logs, training, world
 from sidera.cli.parsing import Parser
 from sidera.core import InputError
 from sidera.ops.allocator import keep_memory
+from sidera.ops.cores import library_threads
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     keep_memory()
     try:
-        arguments.verb_function(arguments)
+        with library_threads(getattr(arguments, "threads", 0)):  # before a verb loads them
+            arguments.verb_function(arguments)
     except InputError as error:
         print(f"sidera {arguments.verb}: {error}", file=sys.stderr)
         return 2

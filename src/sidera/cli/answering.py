@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sidera.cli.parsing import Arguments, Verbs, add_verb
+from sidera.cli.parsing import Arguments, Verbs, add_threads_flag, add_verb
 from sidera.core import InputError
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def add_recommend(verbs: Verbs) -> None:
     parser.add_argument(
         "--unknown", choices=("report", "refuse"), default="refuse", help="unknown ids: leave out and name, or refuse"
     )
+    add_threads_flag(parser, default=1)
 
 
 def add_serve(verbs: Verbs) -> None:
@@ -117,3 +118,4 @@ def add_serve(verbs: Verbs) -> None:
     )
     parser.add_argument("--cold-share", type=float, default=0.0, help="share of slots for items that no log showed")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    add_threads_flag(parser, default=1)  # an answer takes milliseconds: two threads mostly wait for each other

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from sidera.train.recipe import Recipe
 
+MAX_THREADS = 1024
 Arguments = argparse.Namespace
 Verbs = argparse._SubParsersAction  # argparse has no public name for it
 
@@ -25,6 +26,18 @@ def add_verb(verbs: Verbs, name: str, function: object, text: str) -> argparse.A
     return parser
 
 
+def add_threads_flag(parser: argparse.ArgumentParser, default: int = 0) -> None:
+    """``--threads``: the verb runs on so many; 0 leaves it to the cores and, where work is long, to what is timed."""
+    found = "all cores" if default else "found by timing, within cores and CPU quota"
+    parser.add_argument("--threads", type=_threads, default=default, metavar="N", help=f"on the CPU; 0: {found}")
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal() or int(text) > MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads; allowed: 0 to {MAX_THREADS}")
+    return int(text)
+
+
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="TOML file, e.g. recipes/beauty/generator.toml")
     parser.add_argument("--data", required=True, help="data folder: an imported one or a known public set")
@@ -34,6 +47,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--piece-minutes", type=float, help="stop this call after so many minutes, to be continued")
     parser.add_argument("--seed", type=int, help="seed of weights, order and dropout (else the recipe's)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    add_threads_flag(parser)
 
 
 def read_recipe(arguments: Arguments) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sidera.cli.parsing import Arguments, Verbs, add_recipe_flags, add_verb, read_recipe
+from sidera.cli.parsing import Arguments, Verbs, add_recipe_flags, add_threads_flag, add_verb, read_recipe
 from sidera.core import InputError
 
 
@@ -123,6 +123,7 @@ def add_stages(verbs: Verbs) -> None:
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override, e.g. eval.beam=100"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    add_threads_flag(parser)
     parser = add_verb(verbs, "compare", compare_verb, "paired differences between two evaluated runs")
     parser.add_argument("a", help="run folder")
     parser.add_argument("b", help="run folder")
@@ -142,6 +143,7 @@ def add_scale(verbs: Verbs) -> None:
     parser.add_argument("--cpu-hours", type=float, default=6.0, help="a longer plan is refused; hours of the device")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a recipe key")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    add_threads_flag(parser)
 
 
 def add_align(verbs: Verbs) -> None:
@@ -156,3 +158,4 @@ def add_align(verbs: Verbs) -> None:
     parser.add_argument("--no-online", action="store_true", help="no online test, though the log is simulated")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a recipe key")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    add_threads_flag(parser)

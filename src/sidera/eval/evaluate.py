@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from sidera.catalog.catalog import Catalog
 from sidera.data.dataset import Dataset
@@ -42,9 +41,11 @@ from sidera.eval.ranking import (
     num_lists,
     questions,
     rank_lists,
+    ranking_threads,
     sample_rows,
     to_numpy,
 )
+from sidera.ops.threads import given_threads, num_threads
 
 Which = Literal["valid", "test"]
 
@@ -70,8 +71,11 @@ def evaluate(
     head = PopularitySlices.of(popularity)
     found: dict[str, dict[int, Lists]] = {}
     clock = Clock(total=len(rows) * len(config.seen) * num_lists(recommender, config), progress=progress)
-    for seen in config.seen:
-        found[seen] = rank_lists(recommender, dataset, rows, config, seen, clock)
+    choice = ranking_threads(recommender, dataset, rows, config)
+    with num_threads(choice.threads):
+        for seen in config.seen:
+            found[seen] = rank_lists(recommender, dataset, rows, config, seen, clock)
+        legality = _legality(recommender, dataset, rows, config)
     measured = {seen: _all_metrics(lists, config) for seen, lists in found.items()}
     flat = {f"{seen}/{key}": values for seen, part in measured.items() for key, values in part.items()}
     estimates = intervals(flat, rows.user_ids, resamples=config.bootstrap, seed=config.seed)
@@ -83,8 +87,12 @@ def evaluate(
             seen: _list_metrics(lists, config, recommender.catalog, head, popularity) for seen, lists in found.items()
         },
         slices={seen: _slices(part, rows, popularity, head, config) for seen, part in measured.items()},
-        latency={**clock.throughput(), **_latency(recommender, dataset, rows, config)},
-        legality=_legality(recommender, dataset, rows, config),
+        latency={
+            **clock.throughput(),
+            "ranking": choice.describe("batch"),
+            **_latency(recommender, dataset, rows, config),
+        },
+        legality=legality,
         samples=_samples(found[config.seen[0]], dataset, rows, config),
         ranks=_rank_table(found, dataset, rows),
         info=dict(info or {}),
@@ -179,14 +187,16 @@ def _latency(recommender: Ranker, dataset: Dataset, rows: EvalRows, config: Eval
     for batch in requests[:3]:  # first calls allocate buffers and compile kernels
         recommender.rank(batch, config.main_k, beam=config.beam, filter_seen=False)
     cpu_ms, wall_ms = [], []
-    for batch in requests:
-        cpu, wall = time.process_time(), time.perf_counter()
-        to_numpy(recommender.rank(batch, config.main_k, beam=config.beam, filter_seen=False).item_ids)
-        cpu_ms.append(1000 * (time.process_time() - cpu))
-        wall_ms.append(1000 * (time.perf_counter() - wall))
+    threads = given_threads(1)  # as the server answers
+    with num_threads(threads):
+        for batch in requests:
+            cpu, wall = time.process_time(), time.perf_counter()
+            to_numpy(recommender.rank(batch, config.main_k, beam=config.beam, filter_seen=False).item_ids)
+            cpu_ms.append(1000 * (time.process_time() - cpu))
+            wall_ms.append(1000 * (time.perf_counter() - wall))
     return {
         "requests": len(requests),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         **{
             f"{name}_p{q}": float(np.percentile(ms, q))
             for name, ms in (("cpu_ms", cpu_ms), ("wall_ms", wall_ms))

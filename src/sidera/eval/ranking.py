@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +24,10 @@ from sidera.data.dataset import Dataset
 from sidera.data.split import EvalRows
 from sidera.eval.config import EvalConfig
 from sidera.eval.metrics import TargetRanks, exposure_counts, target_ranks
+from sidera.ops.cores import fixed_threads
+from sidera.ops.threads import Choice, choose_threads, given_threads, usable_threads
 
+MANY_BATCHES = 20  # of questions, from which it pays to time threads
 Progress = Callable[[int, int], None]  # rows ranked so far, rows in all
 
 
@@ -172,6 +176,20 @@ def _rank_list(
         lists.top_ids[index] = item_ids[:, :top]
     clock.end_of_list()
     return lists
+
+
+def ranking_threads(recommender: Any, dataset: Dataset, rows: EvalRows, config: EvalConfig) -> Choice:
+    """Threads to rank all rows with: two batches are timed where there are many, else an answer has one thread."""
+    limit, lists = usable_threads(), num_lists(recommender, config) * len(config.seen)
+    few = len(rows) * lists < MANY_BATCHES * config.batch_size
+    if fixed_threads() or few or limit == 1 or getattr(recommender, "device", "cpu") != "cpu":
+        return Choice(given_threads(1), limit)
+    batches = [batch for _, batch in islice(questions(recommender, dataset, rows, config.batch_size), 2)]
+
+    def rank(number: int) -> None:
+        recommender.rank(batches[number % 2], config.ks[-1], beam=config.beam, filter_seen=False)
+
+    return choose_threads(rank, limit, rounds=2)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class FitConfig:
     warmup_steps: int = 100  # optimizer steps of linear rise from 0 to lr
     min_lr_ratio: float = 0.05  # learning rate at the end / lr; the floor of "inverse_sqrt"
     clip_norm: float = 1.0  # gradients of a larger global norm are scaled down to it; 0: no clipping
-    precision: Literal["f32", "bf16"] = "f32"  # "bf16": autocast for matrix products, weights and updates stay f32
+    precision: Literal["auto", "f32", "bf16"] = "auto"  # of matrix products (autocast); "auto": what is faster here
     seed: int = 0  # of dropout and sampled negatives; the order of the data has the data source's own seed
     eval_every_epochs: int = 1  # epochs between evaluations; 0: only by steps and at the end
     eval_every_steps: int = 0  # optimizer steps between evaluations; 0: only by epochs and at the end
@@ -43,7 +43,7 @@ class FitConfig:
     max_minutes: float | None = None  # budget of the whole training, minutes of `clock`; default: none
     piece_minutes: float | None = None  # wall minutes after which this call stops, to be continued; default: none
     clock: Literal["wall", "cpu"] = "wall"  # what max_minutes counts; "cpu": processor time of all threads of rank 0
-    num_threads: int = 0  # threads of a CPU operation; 0: as the process has it
+    num_threads: int = 0  # threads of a CPU operation; 0: found by timing a few steps
     checkpoint_minutes: float = 3.0  # wall minutes between checkpoints: what a crash can cost; 0: after every step
     log_every: int = 20  # optimizer steps averaged into one line of metrics.jsonl
     tensorboard: bool = False  # True: also write TensorBoard events (needs the extra `track`)

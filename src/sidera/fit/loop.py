@@ -17,7 +17,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, is_dataclass
 from itertools import islice
 from pathlib import Path
@@ -44,6 +43,8 @@ from sidera.fit.schedule import learning_rate, make_optimizer
 from sidera.fit.seeding import EVALUATION, seed_everything
 from sidera.fit.signals import Interrupted, StopNow, StopSignals
 from sidera.fit.state import Clock, FitResult, TrainState
+from sidera.fit.tuning import autocast, settle
+from sidera.ops.threads import num_threads
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
@@ -75,12 +76,14 @@ def fit(
     device: str = "cpu",
     identity: Mapping[str, Any] | None = None,
     on_progress: Callable[[Mapping[str, Any]], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> FitResult:
     """Train ``model`` in place; afterwards it holds its best weights (by ``config.monitor``; the last without it).
 
     ``run_dir`` receives ``checkpoint/`` and ``metrics.jsonl``. With ``resume`` a checkpoint found there is continued:
     at once when it is a finished one. ``identity`` is whatever else decides the result (recipe, catalogue digest): a
-    checkpoint with another one is refused. ``on_progress`` gets every line of the log.
+    checkpoint with another one is refused. ``on_progress`` gets every line of the log, ``say`` the precision and the
+    number of threads that were settled.
 
     Raises ``Interrupted`` (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when the step is done and saved; ``Diverged``
     when the loss is no longer finite.
@@ -96,15 +99,9 @@ def fit(
         if not resume:
             shutil.rmtree(checkpoint, ignore_errors=True)
     distributed.barrier()
-    threads = torch.get_num_threads()
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    try:
-        with StopSignals() as signals:
-            run = _Run(model, source, config, run_dir, evaluate, device, identity or {}, signals)
-            return run.go(on_progress)
-    finally:
-        torch.set_num_threads(threads)
+    with num_threads(0), StopSignals() as signals:
+        run = _Run(model, source, config, run_dir, evaluate, device, identity or {}, signals)
+        return run.go(on_progress, say)
 
 
 class _Run:
@@ -154,10 +151,15 @@ class _Run:
             raise InputError("there is nothing to train on: the data gives no batch", fix="use a larger log")
         return steps
 
-    def go(self, on_progress: Callable[[Mapping[str, Any]], None] | None) -> FitResult:
+    def go(
+        self, on_progress: Callable[[Mapping[str, Any]], None] | None, say: Callable[[str], None] | None
+    ) -> FitResult:
         """Steps and evaluations until the training is finished or this call has to pause."""
         if self.state.finished:
             return self._result(self.state.finished)
+        settled = settle(self.model, self.source, self.config, self.state, self.clock, self.device, self.total_steps)
+        if say is not None:
+            say(f"train: {settled}")
         if self.rank == 0:
             self.log = TrainingLog(
                 self.run_dir, self.config, self.state.log_bytes, self.state.step, self.total_steps, on_progress
@@ -212,7 +214,7 @@ class _Run:
         if self.log is not None:
             self.log.advance()
             if state.window.steps >= config.log_every or state.ending:
-                self.log.write("train", state.close_window(lr, self._peak_tflops()))
+                self.log.write("train", state.close_window(lr, self._peak_tflops))
         if any(row[1] for row in rows):
             self.pause = "interrupted"
         elif config.piece_minutes is not None and in_call >= 60 * config.piece_minutes:
@@ -234,7 +236,7 @@ class _Run:
         for number, batch in enumerate(pulled):
             seed_everything(self.config.seed, self.state.step, number, self.rank)
             with self.parallel_loss.keep_local(is_last=number == len(pulled) - 1):
-                with self._autocast():
+                with autocast(self.device, self.state.precision):
                     total, parts = self.parallel_loss(batch.to(self.device))
                 # DistributedDataParallel averages over ranks: undo its division
                 (total.float() * (self.world_size / targets)).backward()
@@ -242,22 +244,16 @@ class _Run:
             self.state.window.add_parts(parts, 1 / len(pulled))
         return summed.item() / targets
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.config.precision == "f32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
     def _work(self, pulled: list[Batch]) -> tuple[float, float]:
         """Events and, where the model counts them, floating-point operations of this rank's batches."""
         count_flops = getattr(self.model, "flops_per_batch", None)
         flops = sum(float(count_flops(batch)) for batch in pulled) if count_flops else 0.0
         return float(sum(batch.item_ids.numel() for batch in pulled)), flops
 
-    def _peak_tflops(self) -> float:
-        """What the MFU is measured against, all ranks together; 0 where the model does not count its FLOPs."""
-        if not hasattr(self.model, "flops_per_batch"):
-            return 0.0
-        return (self.config.peak_tflops or measured_tflops(self.device, self.config.precision)) * self.world_size
+    def _peak_tflops(self, reached: float) -> float:
+        """What the MFU is measured against, all ranks together; a measured peak is never below what was reached."""
+        ranks = self.world_size
+        return ranks * (self.config.peak_tflops or measured_tflops(self.device, self.state.precision, reached / ranks))
 
     def _advance(self, num_batches: int, time_share: float) -> None:
         """Move the position; decide whether the training ends here and whether to evaluate."""
@@ -383,6 +379,8 @@ class _Run:
             finished=bool(state.finished),
             cpu_seconds=state.cpu_seconds,
             wall_seconds=state.wall_seconds,
+            precision=state.precision,
+            num_threads=state.num_threads,
         )
 
 

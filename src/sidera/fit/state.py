@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -81,6 +81,8 @@ class TrainState:
     log_bytes: int = 0
     ending: str = ""  # why it ends once the last evaluation is made
     finished: str = ""  # why the whole training ended; "" while it has not
+    precision: str = ""  # in which the steps run, and on how many threads: settled before the first (fit/tuning.py)
+    num_threads: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -93,8 +95,11 @@ class TrainState:
         """What ``max_minutes`` counts."""
         return self.cpu_seconds if config.clock == "cpu" else self.wall_seconds
 
-    def close_window(self, lr: float, peak_tflops: float) -> dict[str, Any]:
-        """Means over the open window as a line for the log; a new window is opened."""
+    def close_window(self, lr: float, peak_tflops: Callable[[float], float]) -> dict[str, Any]:
+        """Means over the open window as a line for the log; a new window is opened.
+
+        ``peak_tflops`` takes the rate that was reached and gives the peak that it is a share of, TFLOP/s both.
+        """
         window, steps = self.window, self.window.steps
         seconds = max(self.wall_seconds - window.wall_start, 1e-9)
         record = {
@@ -109,8 +114,7 @@ class TrainState:
         }
         if window.flops:
             record["tflops"] = window.flops / seconds / 1e12
-            if peak_tflops:
-                record["mfu"] = record["tflops"] / peak_tflops
+            record["mfu"] = record["tflops"] / peak_tflops(record["tflops"])
         self.window = Window(wall_start=self.wall_seconds)
         return record
 
@@ -141,3 +145,5 @@ class FitResult:
     finished: bool  # False after "piece_minutes": call fit again with the same arguments
     cpu_seconds: float  # processor time of rank 0, evaluations included
     wall_seconds: float
+    precision: str = ""  # of the steps: "f32" or "bf16"
+    num_threads: int = 0  # of the steps

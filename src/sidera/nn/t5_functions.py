@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sidera.nn.dropout import apply_mask, keep_mask, rounded_rate
 from sidera.nn.product import product
+from sidera.ops.processor import softmax_backward, threshold_backward
 
 EPSILON = 1e-6
 
@@ -125,9 +126,7 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, up, down, hidden = ctx.saved_tensors
-        grad_hidden = torch.ops.aten.threshold_backward(
-            torch.mm(grads[0], down), hidden, 0
-        )  # zero: inactive or dropped
+        grad_hidden = threshold_backward(torch.mm(grads[0], down), hidden)  # zero: inactive or dropped
         return torch.mm(grad_hidden, up), torch.mm(grad_hidden.t(), x), torch.mm(grads[0].t(), hidden), None
 
 
@@ -197,7 +196,7 @@ class _PackedAttention(torch.autograd.Function):
             grad_weights = torch.bmm(grad_out, v.transpose(1, 2)).to(weights.dtype)  # (R*H, Sq, Sk)
             if kept is not None:
                 grad_weights = apply_mask(grad_weights, kept, 1 / (1 - rounded_rate(ctx.rate)))
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            grad_scores = softmax_backward(grad_weights, weights)
             if grad_bias is not None:
                 shape = (query_group.num_rows, num_heads, query_group.length, key_group.length)
                 grad_bias[:, : shape[2], : shape[3]] += grad_scores.view(shape).sum(0)

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sidera.ops.processor import softmax_backward
+
 Run = tuple[int, int]  # so many histories in a row, so many queries of each
 
 
@@ -62,7 +64,7 @@ class _FewQueries(torch.autograd.Function):
         for (histories, queries, each), weight in zip(_slices(ctx.runs), weights, strict=True):
             keys, values = k[histories].flatten(0, 1), v[histories].flatten(0, 1)
             rows, dout = _by_group(scaled[queries], each), _by_group(grads[0][queries], each)
-            dscores = torch._softmax_backward_data(torch.bmm(dout, values.mT), weight, -1, weight.dtype)
+            dscores = softmax_backward(torch.bmm(dout, values.mT), weight)
             dq[queries] = _by_query(torch.bmm(dscores, keys), k.shape[1], each)
             into = dk[histories].flatten(0, 1)
             if dv is None:  # both gradients go to the same tensor: one product of twice the length

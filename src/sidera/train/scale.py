@@ -247,6 +247,7 @@ def one_pass(config: FitConfig, lr: float, seed: int, steps: int) -> FitConfig:
     return replace(
         config, lr=lr, seed=seed, epochs=1, min_steps=0, max_steps=None, max_minutes=None, piece_minutes=None,
         schedule="inverse_sqrt", patience=0, monitor="loss", eval_every_epochs=0,
+        precision="f32" if config.precision == "auto" else config.precision,  # sizes are compared: one for all
         eval_every_steps=max(1, steps // config.accumulate // POINTS),
     )  # fmt: skip
 

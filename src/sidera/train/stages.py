@@ -34,9 +34,10 @@ from sidera.fit import distributed
 from sidera.fit.checkpoint import FOLDER
 from sidera.fit.log import mean_mfu, terminal_bar
 from sidera.fit.loop import FitResult, fit
-from sidera.fit.peak import emulates_bf16
 from sidera.models import MODELS, build_model
 from sidera.models.retrievers.item_knn import ItemKNN
+from sidera.ops.processor import emulates_bf16
+from sidera.ops.threads import given_threads, num_threads, usable_threads
 from sidera.train.recipe import Recipe
 
 Say = Callable[[str], None]
@@ -116,9 +117,10 @@ def _catalog(recipe: Recipe, prepared: Prepared, path: Path, wanted: str, say: S
         say(f"catalog: reused ({path})")
         return Catalog.load(path)
     view = prepared.positives
-    catalog, report = build_catalog(
-        view.dataset, view.split, recipe.catalog, view.schema, encoder_path=path.parent / "item_encoder"
-    )
+    with num_threads(given_threads(usable_threads())):
+        catalog, report = build_catalog(
+            view.dataset, view.split, recipe.catalog, view.schema, encoder_path=path.parent / "item_encoder"
+        )
     catalog.save(
         path,
         artifact_digest=wanted,
@@ -156,7 +158,7 @@ def train_stage(
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"train: {recipe.model_name}, {num_parameters:,} parameters")
     if recipe.fit.precision == "bf16" and emulates_bf16(device):
-        say("train: this CPU has no bf16 arithmetic and emulates it, several times slower; --set fit.precision=f32")
+        say("train: this device has no bf16 arithmetic and emulates it, several times slower; --set fit.precision=auto")
     recommender = Recommender(model, catalog, model_section=recipe.model_section, beam=recipe.eval.beam, device=device)
     training: dict[str, Any] = {"parameters": num_parameters}
     if isinstance(model, ItemKNN):
@@ -170,6 +172,7 @@ def train_stage(
             evaluate=lambda _: validate(recommender, prepared, recipe),
             device=device,
             identity={"catalog": catalog_id} | ({"split": prepared.digest} if prepared.split.cut_times else {}),
+            say=say,
         )
         mfu = mean_mfu(out / "fit")
         say(_training_line(result, mfu))
@@ -183,6 +186,8 @@ def train_stage(
             "cpu_minutes": round(result.cpu_seconds / 60, 2),
             "wall_minutes": round(result.wall_seconds / 60, 2),
             "stopped_because": result.stopped_because,
+            "precision": result.precision,
+            "num_threads": result.num_threads,
             "mfu": None if mfu is None else round(mfu, 4),
         }
     model.eval()
@@ -322,6 +327,8 @@ def evaluation_lines(result: Evaluation) -> str:
         f"evaluate: {protocol['which']} rows of {protocol['dataset']} ({protocol['split']}), {protocol['rows']:,} rows,"
         " full ranking, item-level hits"
     ]
+    if ranking := result.latency.get("ranking"):
+        lines.append(f"  {ranking}")
     for seen, metrics in result.metrics.items():
         cells = (
             f"{name} {estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
