@@ -123,7 +123,7 @@ def finish(
     if not quick:
         RESULTS.mkdir(exist_ok=True)
         full = {**record, "details": plain(dict(details or {}))}
-        (RESULTS / f"{name}.json").write_text(json.dumps(full, indent=2, allow_nan=False) + "\n")
+        (RESULTS / f"{name}.json").write_text(json.dumps(full, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     print(json.dumps(record, allow_nan=False), flush=True)
     return record
 
@@ -139,7 +139,7 @@ def plain(value: Any) -> Any:
 
 def _cpu_model() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or "unknown"
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -46,7 +46,7 @@ def full(work: Path) -> tuple[Any, dict[str, Any]]:
     result = scale(Recipe.read(RECIPE, ONE_THREAD), work / "log", work / "run", options)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(work / "run" / "scaling.png", PICTURE)
-    return result, json.loads((work / "run" / "scaling.json").read_text())
+    return result, json.loads((work / "run" / "scaling.json").read_text(encoding="utf-8"))
 
 
 def published_counts() -> list[dict[str, Any]]:
@@ -91,7 +91,7 @@ def refit() -> Any:
     """The laws from the runs that were committed."""
     from sidera.eval.scaling import SizeRun, fit_scaling
 
-    runs = json.loads((RESULTS / "scaling.json").read_text())["details"]["runs"]
+    runs = json.loads((RESULTS / "scaling.json").read_text(encoding="utf-8"))["details"]["runs"]
     return fit_scaling([SizeRun.from_json(run) for run in runs])
 
 

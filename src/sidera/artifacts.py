@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sidera.core import ArtifactError, InputError
+from sidera.disk import sync
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -67,7 +68,7 @@ def writing(path: str | Path, manifest: Manifest) -> Iterator[Path]:
         write_text(staging / MANIFEST, json.dumps({**record, "seal": _seal(record)}, indent=2, sort_keys=True) + "\n")
         staging.chmod(0o755)  # mkdtemp makes private folders; an artifact is to be read
         for place in (*inner, staging):
-            _to_disk(place)  # before the renames, which may reach it first
+            sync(place)  # before the renames, which may reach it first
         _swap(staging, path)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(f"cannot write {path}: {error}") from error
@@ -81,7 +82,7 @@ def read_manifest(path: str | Path, kind: str) -> Manifest:
     _recover(path)
     anew = f"make the {kind} again"
     try:
-        record = json.loads((path / MANIFEST).read_text())
+        record = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         version, found_kind = record["format_version"], record["kind"]
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"no {kind} at {str(path)!r}", fix="check the path, or make it with `sidera run`") from None
@@ -119,7 +120,7 @@ def write_text(path: str | Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -181,7 +182,7 @@ def check_replaceable(path: str | Path) -> None:
     if not path.is_dir():
         raise InputError(f"{str(path)!r} is a file and would be replaced", fix="give the path of a new folder")
     try:
-        record = json.loads((path / MANIFEST).read_text())
+        record = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         own = {*record["files"], MANIFEST}
     except ValueError:
         return  # an artifact whose manifest was cut off
@@ -225,7 +226,7 @@ def _swap(staging: Path, path: Path) -> None:
         except OSError as error:  # a reader looked between the two renames and put the old one back
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-    _to_disk(path.parent)
+    sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -234,14 +235,6 @@ def _recover(path: Path) -> None:
     old = _old(path)
     if not path.exists() and old.exists():
         os.replace(old, path)
-
-
-def _to_disk(place: Path) -> None:
-    handle = os.open(place, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _seal(record: Mapping[str, Any]) -> str:

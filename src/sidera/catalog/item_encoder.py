@@ -162,7 +162,7 @@ def load_item_encoder(path: str | Path) -> ItemEncoder:
     """ArtifactError when a file is missing, truncated, edited, or does not fit."""
     path = Path(path)
     verify(path, KIND)
-    reader = ContentReader.from_json(json.loads((path / "reader.json").read_text()))
+    reader = ContentReader.from_json(json.loads((path / "reader.json").read_text(encoding="utf-8")))
     tensors = load_tensors(path)
     encoder = ItemEncoder(reader, _shapes_only(reader, tensors))
     try:

@@ -67,8 +67,8 @@ def load(path: str | Path) -> dict[str, Any]:
         "removed": np.array(items["removed"].to_pylist(), dtype=bool),
         "popularity": np.array(items["popularity"].to_pylist(), dtype=np.int64),
         "titles": items["title"].to_pylist(),
-        "report": json.loads((path / "report.json").read_text()),
-        "schema": FeatureSchema.from_json(json.loads((path / "schema.json").read_text())),
+        "report": json.loads((path / "report.json").read_text(encoding="utf-8")),
+        "schema": FeatureSchema.from_json(json.loads((path / "schema.json").read_text(encoding="utf-8"))),
         "categories": {
             name.removeprefix(CATEGORY): items[name].to_numpy().astype(np.int64)
             for name in items.column_names

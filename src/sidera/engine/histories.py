@@ -188,7 +188,7 @@ def open_behaviour(
 def _kept_as(path: Path) -> LifelongConfig:
     """How an existing store keeps histories: good for every model that does not ask for more."""
     try:
-        values = json.loads((path / "store.json").read_text())["config"]["lifelong"]
+        values = json.loads((path / "store.json").read_text(encoding="utf-8"))["config"]["lifelong"]
     except (ValueError, KeyError, TypeError):
         raise ArtifactError(f"{path / 'store.json'} is damaged", fix="restore it from a backup") from None
     return parse_section(LifelongConfig, values, "[lifelong]")
@@ -201,7 +201,7 @@ def _check_schema(path: Path, catalog: Catalog) -> None:
         write_text(file, json.dumps(ours) + "\n")
         return
     try:
-        theirs = json.loads(file.read_text())
+        theirs = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         raise ArtifactError(f"{file} is damaged", fix="restore it from a backup") from None
     if theirs != ours:

@@ -487,7 +487,7 @@ def beam_of_run(path: Path) -> int:
     """The beam that the run's evaluation used: what is measured is what is served."""
     file = path / RUN_RECIPE
     try:
-        return int(json.loads(file.read_text())["eval"]["beam"])
+        return int(json.loads(file.read_text(encoding="utf-8"))["eval"]["beam"])
     except FileNotFoundError:
         return DEFAULT_BEAM
     except (ValueError, KeyError, TypeError):

@@ -39,7 +39,7 @@ def write_scaling(
 def read_runs(path: str | Path) -> list[SizeRun]:
     """The runs of a ``scaling.json``."""
     try:
-        return [SizeRun.from_json(values) for values in json.loads(Path(path).read_text())["runs"]]
+        return [SizeRun.from_json(values) for values in json.loads(Path(path).read_text(encoding="utf-8"))["runs"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} holds no runs: {error}", fix="write it anew with `sidera scale`") from None
 

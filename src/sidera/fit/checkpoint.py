@@ -41,7 +41,8 @@ def save_checkpoint(
     try:
         with writing(path, Manifest(kind=KIND, digest=digest(identity), info={"step": state["step"]})) as folder:
             write_shards(folder, tensors)
-            (folder / "state.json").write_text(json.dumps({"state": state, "identity": identity}, indent=1))
+            text = json.dumps({"state": state, "identity": identity}, indent=1)
+            (folder / "state.json").write_text(text, encoding="utf-8")
     except OSError as error:
         older = f"the one of step {_step_of(path)} is still whole" if path.exists() else "there is no older one"
         raise ArtifactError(
@@ -58,7 +59,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[dict[str, 
     except ArtifactError as error:
         raise ArtifactError(error.problem, allowed=error.allowed, fix=anew) from error
     try:
-        record = json.loads((path / "state.json").read_text())
+        record = json.loads((path / "state.json").read_text(encoding="utf-8"))
         theirs, state = record["identity"], record["state"]
         _refuse_other(path, theirs, json.loads(json.dumps(identity)))
         return read_shards(path), state
@@ -100,12 +101,12 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], data_bytes: int = 
         index[name] = {"shape": list(tensor.shape), "parts": parts}
     if shard:
         save_file(shard, folder / f"part-{number:05d}.safetensors")
-    (folder / "index.json").write_text(json.dumps(index))
+    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def read_shards(folder: Path) -> dict[str, Tensor]:
     """The inverse of :func:`write_shards`."""
-    index = json.loads((folder / "index.json").read_text())
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     wanted: dict[int, list[tuple[str, int]]] = {}
     for name, entry in index.items():
         for position, number in enumerate(entry["parts"]):

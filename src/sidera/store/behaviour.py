@@ -16,7 +16,6 @@ not in it, the new log is there before the snapshot is, and old logs go last; a 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import struct
 import threading
@@ -33,6 +32,7 @@ import torch
 from sidera import artifacts
 from sidera.config import check_value, digest, written
 from sidera.core import ArtifactError, InputError
+from sidera.disk import try_lock
 from sidera.store.events import COLUMNS, DTYPES, MAX_LABELS, Events, ItemTable
 from sidera.store.lifelong import LifelongConfig, LifelongHistory, Representatives
 from sidera.store.record_log import RecordLog, cut, read_records
@@ -79,12 +79,10 @@ class BehaviourStore:
         self._nobody = LifelongHistory(items, self.config.lifelong, seed)  # checks the seed, answers for the unknown
         self.torn_bytes = 0  # of a record that a crash left half written, never acknowledged, cut off at opening
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock_file = (self.path / "LOCK").open("a")
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        self._lock_file = (self.path / "LOCK").open("a", encoding="utf-8")
+        if not try_lock(self._lock_file):
             self._lock_file.close()
-            raise InputError(f"store {str(path)!r} is open already", fix="close it where it is open") from None
+            raise InputError(f"store {str(path)!r} is open already", fix="close it where it is open")
         self.background = ThreadPoolExecutor(1, "sidera-clusters")  # waiting chunks of long histories
         self._shards: list[_Shard] = []
         try:
@@ -204,7 +202,7 @@ class BehaviourStore:
             artifacts.write_text(file, json.dumps(wanted, indent=2) + "\n")
             return
         try:
-            found = json.loads(file.read_text())
+            found = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             raise ArtifactError(f"{file} is damaged", fix="restore it from a backup") from None
         for name, value in wanted.items():

@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 
 from sidera.artifacts import write_text
 from sidera.core import ArtifactError, CatalogMismatch, InputError
+from sidera.disk import sync
 
 FORMAT = 1
 HEADER = "exposures.json"
@@ -203,7 +204,7 @@ class ExposureLog:
         temporary = self.path / f".{kind}-{os.getpid()}-{os.urandom(4).hex()}.parquet"
         try:
             pq.write_table(table, temporary, compression="zstd")
-            _sync(temporary)
+            sync(temporary)
             number = len(self._parts(kind))
             while True:
                 try:
@@ -211,7 +212,7 @@ class ExposureLog:
                     break
                 except FileExistsError:
                     number += 1
-            _sync(self.path)
+            sync(self.path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -269,15 +270,7 @@ def _places(table: pa.Table) -> list[tuple[str, int]]:
 
 def _header(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         return {name: found[name] for name in ("format", "codebook_id", "num_levels")}
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} is damaged", fix="restore it from another copy") from error
-
-
-def _sync(place: Path) -> None:
-    handle = os.open(place, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -70,7 +70,7 @@ class Recipe:
         """The recipe that a run folder was made with."""
         path = Path(run) / RUN_RECIPE
         try:
-            sections = json.loads(path.read_text())
+            sections = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ArtifactError(f"{str(run)!r} is no run folder", fix="give a folder that `sidera run` wrote") from None
         except ValueError:
