@@ -128,6 +128,16 @@ def finish(
     return record
 
 
+NEEDS_BF16 = "needs a processor with bf16"  # said in place of a figure that another processor only emulates
+
+
+def has_bf16() -> bool:
+    """Whether this processor computes in bf16 rather than emulating it, several times slower."""
+    from sidera.ops.processor import emulates_bf16
+
+    return not emulates_bf16("cpu")
+
+
 def plain(value: Any) -> Any:
     """``value`` as JSON can hold it: numbers that are undefined or without bound become null."""
     if isinstance(value, Mapping):
