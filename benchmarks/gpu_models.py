@@ -110,7 +110,7 @@ class World:
         )
 
 
-def build(name: str, world: World, **changes: Any) -> torch.nn.Module:
+def build(name: str, world: World, **changes: Any) -> Any:
     return build_model(*parse_model({"name": name, **changes}), world.catalog, 0)
 
 
@@ -129,7 +129,7 @@ def autocast(device: str, precision: str) -> Any:
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def curve(model: torch.nn.Module, batches: list[Batch], device: str, precision: str) -> list[float]:
+def curve(model: Any, batches: list[Batch], device: str, precision: str) -> list[float]:
     """Mean loss of each step of AdamW over ``batches``."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     model.train()
@@ -148,7 +148,7 @@ def curve(model: torch.nn.Module, batches: list[Batch], device: str, precision: 
     return losses
 
 
-def gradient_distance(model: torch.nn.Module, batch: Batch, device: str) -> float:
+def gradient_distance(model: Any, batch: Batch, device: str) -> float:
     """Largest difference between the gradients of one loss here and on ``device``, over the largest gradient."""
     twin = copy.deepcopy(model).to(device).eval()
     grads = []
@@ -286,7 +286,7 @@ def large_catalogue(device: str, tiny: bool, seconds: float) -> dict[str, Any]:
     trie = CodeTrie.build(codes, (side,) * 3)
     catalog: Any = SimpleNamespace(codes=codes, level_sizes=(side,) * 3, codebook_id="benchmark")
     changes = {"width": 32, "num_heads": 2, "head_width": 16, "num_layers": 1, "ff_width": 64} if tiny else {}
-    model = build_model(*parse_model({"name": "tiger", **changes}), catalog, 0).to(device).eval()
+    model: Any = build_model(*parse_model({"name": "tiger", **changes}), catalog, 0).to(device).eval()
     found: dict[str, Any] = {}
     for size in (1, 16):
         items = torch.from_numpy(rng.integers(0, num_items, 20 * size))
