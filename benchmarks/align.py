@@ -84,14 +84,14 @@ def cell(name: str, seed: int, training_seed: int, quick: bool) -> dict[str, Any
     others += [("aggressive", arm) for arm in arms if arm.startswith("pretrained+rerank beam")]
     versions = {policy: version_of(run) for policy, run in found.runs.items()} | {"served": list(arms)}
     kept = out / "align" / "cell.json"
-    if kept.is_file() and (record := json.loads(kept.read_text()))["versions"] == versions:
+    if kept.is_file() and (record := json.loads(kept.read_text(encoding="utf-8")))["versions"] == versions:
         return record
     online = serve_policies(arms, found.audience, data, "sft", users=60 if quick else None, pairs=others, say=print)
     online.save(out / "align" / "online.json")
     write_alignment_page(found.record, online, out / "align" / "alignment.html")
     record = {"world": name, "seed": seed, "training_seed": training_seed, "versions": versions}
     record |= figures(found.record, online, arms)
-    kept.write_text(json.dumps(record, indent=1) + "\n")
+    kept.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 

@@ -132,6 +132,16 @@ def finish(
     return record
 
 
+NEEDS_BF16 = "needs a processor with bf16"  # said in place of a figure that another processor only emulates
+
+
+def has_bf16() -> bool:
+    """Whether this processor computes in bf16 rather than emulating it, several times slower."""
+    from sidera.ops.processor import emulates_bf16
+
+    return not emulates_bf16("cpu")
+
+
 def plain(value: Any) -> Any:
     """``value`` as JSON can hold it: numbers that are undefined or without bound become null."""
     if isinstance(value, Mapping):
@@ -143,7 +153,7 @@ def plain(value: Any) -> Any:
 
 def _cpu_model() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or "unknown"
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -101,7 +101,7 @@ def serve_arms(seed: int, arms: Mapping[str, Arm], against: Sequence[str], quick
     models = {label: artifacts.read_manifest(run / "model", "model").digest for label, run in runs.items()}
     audience = 200 if quick else AUDIENCE
     kept = data.parent / f"{kept_as}-{audience}.json"
-    if kept.is_file() and (record := json.loads(kept.read_text()))["models"] == models:
+    if kept.is_file() and (record := json.loads(kept.read_text(encoding="utf-8")))["models"] == models:
         return record["outcome"]
     opened = {label: Recommender.load(run) for label, run in runs.items()}
     policies: dict[str, Any] = {

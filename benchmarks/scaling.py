@@ -95,7 +95,7 @@ def refit() -> Any:
     """The laws from the runs that were committed."""
     from sidera.eval.scaling import SizeRun, fit_scaling
 
-    runs = json.loads((RESULTS / "scaling.json").read_text())["details"]["runs"]
+    runs = json.loads((RESULTS / "scaling.json").read_text(encoding="utf-8"))["details"]["runs"]
     return fit_scaling([SizeRun.from_json(run) for run in runs])
 
 

@@ -265,7 +265,7 @@ def ladder() -> None:
     file = RESULTS / "online_test.json"
     if not file.is_file():
         return
-    found = json.loads(file.read_text())["details"]["ladders"]
+    found = json.loads(file.read_text(encoding="utf-8"))["details"]["ladders"]
     figure, sides = panels(2, 5.2)
     for axes, world in zip(sides, ("easy", "hard"), strict=True):
         for place, one in enumerate(entry for entry in found if entry["world"] == world):

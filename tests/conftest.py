@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# A shell's background job starts with Ctrl-C ignored, which training respects, and its children inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHECKERBOARD_RECIPE = {
     "data": {},

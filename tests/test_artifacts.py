@@ -178,7 +178,7 @@ def test_every_file_is_on_the_disk_before_its_folder_takes_the_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
-    rename, to_disk = os.replace, artifacts._to_disk
+    rename, to_disk = os.replace, artifacts.sync
 
     def noted(place: Path) -> None:
         steps.append(place.name)
@@ -189,7 +189,7 @@ def test_every_file_is_on_the_disk_before_its_folder_takes_the_place(
             steps.append("renamed")
         rename(source, target)
 
-    monkeypatch.setattr(artifacts, "_to_disk", noted)
+    monkeypatch.setattr(artifacts, "sync", noted)
     monkeypatch.setattr(os, "replace", renamed)
     save(tmp_path / "note")
     folder = steps[steps.index("renamed") - 1]

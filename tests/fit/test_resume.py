@@ -34,7 +34,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         command = [sys.executable, str(SCRIPT), str(folder / name), json.dumps([settings])]
         running[name] = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     for name, process in running.items():
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while _last_step(folder / name / "0") < _hang_step(name):
             assert process.poll() is None, f"{name} ended by itself"
             assert time.monotonic() < deadline, f"{name} does not come to its step"

@@ -114,7 +114,7 @@ class _Run:
         self.file: TextIO | None = None
         if self.run_dir is not None:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            self.file = (self.run_dir / "metrics.jsonl").open("w")
+            self.file = (self.run_dir / "metrics.jsonl").open("w", encoding="utf-8")
 
     def _check(self, ntp: BatchSource | None, requests: BatchSource | None) -> None:
         if self.engine.model is self.policy:

@@ -50,7 +50,7 @@ def save_picture_encoder(encoder: PictureEncoder, image_size: int, folder: str |
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model_type": OWN, "width": encoder.width, "channels": encoder.channels, "image_size": image_size}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(
         {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / "model.safetensors"
     )
@@ -60,7 +60,7 @@ def load_picture_encoder(folder: str | Path) -> FrozenEncoder:
     """InputError when the folder, its config or a tensor is missing or does not fit."""
     folder = Path(folder)
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
             f"no picture encoder at {str(folder)!r}: config.json is missing",
@@ -128,7 +128,7 @@ def _of_transformers(folder: Path, config: dict[str, Any]) -> FrozenEncoder:
 
 def _normalisation(folder: Path) -> tuple[Tensor, Tensor]:
     try:
-        values = json.loads((folder / "preprocessor_config.json").read_text())
+        values = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         values = {}
     return torch.tensor(values.get("image_mean", [0.5] * 3)), torch.tensor(values.get("image_std", [0.5] * 3))

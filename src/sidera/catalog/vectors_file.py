@@ -54,7 +54,7 @@ def save_vectors(
     """Write ``path`` (.safetensors) and its ``.keys.json``; ``half`` stores float16."""
     path = Path(path)
     save_file({"vectors": (vectors.half() if half else vectors.float()).contiguous()}, path)
-    _keys_path(path).write_text(json.dumps([str(key) for key in item_keys]))
+    _keys_path(path).write_text(json.dumps([str(key) for key in item_keys]), encoding="utf-8")
 
 
 def check_finite(vectors: Tensor, item_keys: Sequence[str] | np.ndarray, source: str) -> None:
@@ -97,7 +97,7 @@ def _holds_numbers(kind: pa.DataType) -> bool:
 def _read_safetensors(path: Path) -> tuple[list[str], Tensor]:
     try:
         vectors = load_file(path)["vectors"]
-        keys = [str(key) for key in json.loads(_keys_path(path).read_text())]
+        keys = [str(key) for key in json.loads(_keys_path(path).read_text(encoding="utf-8"))]
     except FileNotFoundError:
         raise InputError(
             f"no keys file {str(_keys_path(path))!r} beside {path.name}", fix="write the keys as JSON"

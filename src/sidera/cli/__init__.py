@@ -7,6 +7,7 @@ is one line on standard error and exit code 2; Ctrl-C is exit code 130 and leave
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from sidera.recipes import find_recipe
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
+    show_all_letters()
     arguments = build_parser().parse_args(argv)
     keep_memory()
     level = console.QUIET if arguments.quiet else console.VERBOSE if arguments.verbose else console.NORMAL
@@ -46,6 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sidera {arguments.verb}: stopped; finished stages are kept, the same command goes on", file=sys.stderr)
         return 130
     return 0
+
+
+def show_all_letters() -> None:
+    """Letters that the terminal's encoding lacks are printed escaped: a title must not end an answer."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -66,7 +66,7 @@ class OnlineTest:
     def load(cls, path: str | Path) -> OnlineTest:
         """Read what :meth:`save` wrote; ArtifactError when it cannot be read."""
         try:
-            record = json.loads(Path(path).read_text())
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
             differences, pairs = (
                 {
                     name: {metric: Difference(**values) for metric, values in metrics.items()}

@@ -42,7 +42,8 @@ def save_checkpoint(
     try:
         with writing(path, Manifest(kind=KIND, digest=digest(identity), info={"step": state["step"]})) as folder:
             write_shards(folder, tensors)
-            (folder / "state.json").write_text(json.dumps({"state": state, "identity": identity}, indent=1))
+            text = json.dumps({"state": state, "identity": identity}, indent=1)
+            (folder / "state.json").write_text(text, encoding="utf-8")
     except OSError as error:
         older = f"the one of step {_step_of(path)} is still whole" if path.exists() else "there is no older one"
         raise ArtifactError(
@@ -97,7 +98,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], data_bytes: int = 
         index[name] = {"shape": list(tensor.shape), "parts": parts}
     if shard:
         save_file(shard, folder / f"part-{number:05d}.safetensors")
-    (folder / "index.json").write_text(json.dumps(index))
+    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def read_shards(opened: Opened) -> dict[str, Tensor]:

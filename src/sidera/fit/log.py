@@ -83,7 +83,7 @@ class TrainingLog:
 def mean_mfu(run_dir: Path) -> float | None:
     """Mean share of the peak over the training lines of ``metrics.jsonl``; None for models that count no FLOPs."""
     path = run_dir / METRICS
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     found = [record["mfu"] for record in map(json.loads, lines) if "mfu" in record]
     return sum(found) / len(found) if found else None
 

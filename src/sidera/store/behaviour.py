@@ -16,7 +16,6 @@ not in it, the new log is there before the snapshot is, and old logs go last; a 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import struct
 import threading
@@ -32,6 +31,7 @@ from sidera import artifacts
 from sidera.bounds import read_json, shown
 from sidera.config import check_value, digest, written
 from sidera.core import ArtifactError, InputError
+from sidera.disk import try_lock
 from sidera.loading import open_artifact
 from sidera.store.events import COLUMNS, DTYPES, MAX_LABELS, Events, ItemTable
 from sidera.store.lifelong import LifelongConfig, LifelongHistory, Representatives
@@ -79,12 +79,10 @@ class BehaviourStore:
         self._nobody = LifelongHistory(items, self.config.lifelong, seed)  # checks the seed, answers for the unknown
         self.torn_bytes = 0  # of a record that a crash left half written, never acknowledged, cut off at opening
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock_file = (self.path / "LOCK").open("a")
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        self._lock_file = (self.path / "LOCK").open("a", encoding="utf-8")
+        if not try_lock(self._lock_file):
             self._lock_file.close()
-            raise InputError(f"store {str(path)!r} is open already", fix="close it where it is open") from None
+            raise InputError(f"store {str(path)!r} is open already", fix="close it where it is open")
         self.background = ThreadPoolExecutor(1, "sidera-clusters")  # waiting chunks of long histories
         self._shards: list[_Shard] = []
         try:

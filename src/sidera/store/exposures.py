@@ -36,6 +36,7 @@ import pyarrow.parquet as pq
 from sidera.artifacts import write_text
 from sidera.bounds import read_json
 from sidera.core import ArtifactError, CatalogMismatch, InputError
+from sidera.disk import sync
 
 FORMAT = 1
 HEADER = "exposures.json"
@@ -204,7 +205,7 @@ class ExposureLog:
         temporary = self.path / f".{kind}-{os.getpid()}-{os.urandom(4).hex()}.parquet"
         try:
             pq.write_table(table, temporary, compression="zstd")
-            _sync(temporary)
+            sync(temporary)
             number = len(self._parts(kind))
             while True:
                 try:
@@ -212,7 +213,7 @@ class ExposureLog:
                     break
                 except FileExistsError:
                     number += 1
-            _sync(self.path)
+            sync(self.path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -274,11 +275,3 @@ def _header(path: Path) -> dict[str, Any]:
         return {name: found[name] for name in ("format", "codebook_id", "num_levels")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} is damaged", fix="restore it from another copy") from error
-
-
-def _sync(place: Path) -> None:
-    handle = os.open(place, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

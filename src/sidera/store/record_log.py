@@ -16,6 +16,8 @@ import zlib
 from pathlib import Path
 
 from sidera.core import ArtifactError
+from sidera.disk import open_to_append
+from sidera.disk import sync as sync_place
 
 MAGIC = b"SDR1"
 HEADER = struct.Struct("<4sBIII")  # magic, kind, payload bytes, crc of the payload, crc of what stands before
@@ -28,14 +30,10 @@ class RecordLog:
     def __init__(self, path: Path, sync: bool) -> None:
         new = not path.exists()
         self.path, self.sync = path, sync
-        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._handle = open_to_append(path)
         self._broken = False
         if new and sync:
-            directory = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)  # the name of the file, too
-            finally:
-                os.close(directory)
+            sync_place(path.parent)  # the name of the file, too
 
     def append(self, kind: int, payload: bytes) -> None:
         """Write one record; OSError, and the file as before, when the disk does not take it."""

@@ -237,7 +237,7 @@ def one_run(
     }  # fmt: skip
     manifest = artifacts.Manifest(KIND, wanted, recipe={"model": recipe.model_section, "fit": config.identity()})
     with artifacts.writing(path, manifest) as folder:
-        (folder / "run.json").write_text(json.dumps({"run": run.to_json(), "facts": facts}, indent=1))
+        (folder / "run.json").write_text(json.dumps({"run": run.to_json(), "facts": facts}, indent=1), encoding="utf-8")
     say(
         f"scale: {name} seed {seed}: N = {run.parameters:,}, C = {run.flops:.3g} FLOPs, loss {run.loss:.4f}"
         f" ({facts['cpu_seconds']:.0f} CPU-seconds)"
@@ -335,7 +335,7 @@ def user_losses(model: nn.Module, rows: RequestRows, device: str) -> tuple[np.nd
 
 def progressive_loss(metrics: Path) -> float | None:
     """Mean loss per code of the last quarter's rows, each before it was trained on; None where none was logged."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     found = [(line["step"], line["gen_loss"]) for line in lines if line["event"] == "train" and "gen_loss" in line]
     late = [loss for step, loss in found if step > 0.75 * found[-1][0]]
     return float(np.mean(late)) if late else None
