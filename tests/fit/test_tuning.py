@@ -19,6 +19,7 @@ from sidera.fit import FitConfig, FitResult, distributed, fit, peak, seed_everyt
 from sidera.fit.state import Clock, TrainState
 from sidera.fit.tuning import settle
 from sidera.ops import processor
+from sidera.ops.cores import library_threads
 from sidera.ops.threads import Choice, choose_threads, num_threads, usable_threads
 
 CONFIG = FitConfig(epochs=3, lr=0.03, warmup_steps=5, monitor="accuracy", log_every=1, patience=0)
@@ -168,6 +169,15 @@ def test_threads_of_the_recipe_go_before_the_stored_ones() -> None:
     state, line = settled(replace(CONFIG, num_threads=2), TrainState(precision="f32", num_threads=1))
     assert line == "f32, threads: 2"
     assert state.num_threads == 1  # what the training began with stays on record
+
+
+def test_the_command_line_fixes_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_Trial", None)
+    with library_threads(2):
+        state, line = settled(CONFIG)
+        assert (state.num_threads, line) == (2, "f32, threads: 2 of 2")
+        _, line = settled(CONFIG, TrainState(precision="f32", num_threads=1))
+        assert line == "f32, threads: 2"
 
 
 def test_auto_keeps_bf16_only_where_the_steps_are_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
