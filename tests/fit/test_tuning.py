@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -43,9 +42,23 @@ def settled(config: FitConfig, state: TrainState | None = None, steps: int = 100
     return state, line
 
 
-def sleeping(seconds: dict[int, float]) -> Any:
-    """Work that takes so long on so many threads."""
-    return lambda number: time.sleep(seconds[torch.get_num_threads()])
+class FakeClock:
+    """A clock that only the work moves, so that neighbours of the test do not count."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("sidera.ops.threads.time.perf_counter", lambda: self.now)
+
+    def work(self, seconds: dict[int, float]) -> Any:
+        """Work that takes so long on so many threads; its first call on each takes ten times as long."""
+        warm: set[int] = set()
+
+        def call(number: int) -> None:
+            count = torch.get_num_threads()
+            self.now += seconds[count] * (1 if count in warm else 10)
+            warm.add(count)
+
+        return call
 
 
 @pytest.mark.parametrize(
@@ -59,11 +72,13 @@ def sleeping(seconds: dict[int, float]) -> Any:
         ({1: 0.010}, 1, []),
     ],
 )
-def test_more_threads_have_to_be_clearly_faster(seconds: dict[int, float], chosen: int, tried: list[int]) -> None:
+def test_more_threads_have_to_be_clearly_faster(
+    seconds: dict[int, float], chosen: int, tried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = torch.get_num_threads()
-    choice = choose_threads(sleeping(seconds), max(seconds))
+    choice = choose_threads(FakeClock(monkeypatch).work(seconds), max(seconds))
     assert choice.threads == chosen
-    assert list(choice.seconds) == tried
+    assert choice.seconds == pytest.approx({count: seconds[count] for count in tried})
     assert torch.get_num_threads() == before
 
 
