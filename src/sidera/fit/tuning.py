@@ -58,8 +58,10 @@ def settle(
     """
     if state.num_threads:
         threads = config.num_threads or fixed_threads() or state.num_threads
+        again = ", as before" if threads == state.num_threads else f", {state.num_threads} before"
+        state.num_threads = threads
         torch.set_num_threads(threads)
-        return f"{state.precision}, threads: {threads}" + (", as before" if threads == state.num_threads else "")
+        return f"{state.precision}, threads: {threads}{again}"
     state.precision, choice, line = _settle(model, source, config, state, device, total_steps)
     state.num_threads = choice.threads
     torch.set_num_threads(choice.threads)
