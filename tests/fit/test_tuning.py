@@ -19,6 +19,7 @@ from sidera.fit.state import Clock, TrainState
 from sidera.fit.tuning import settle
 from sidera.ops import processor
 from sidera.ops.cores import library_threads
+from sidera.ops.processor import PAYS
 from sidera.ops.threads import Choice, choose_threads, num_threads, usable_threads
 
 CONFIG = FitConfig(epochs=3, lr=0.03, warmup_steps=5, monitor="accuracy", log_every=1, patience=0)
@@ -197,6 +198,7 @@ def test_the_command_line_fixes_the_threads(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_auto_keeps_bf16_only_where_the_steps_are_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor, "emulates_bf16", lambda device: False)
+    monkeypatch.setattr(tuning, "PAYS", PAYS)
     for bf16, expected in ((0.010, "bf16"), (0.029, "f32"), (0.050, "f32")):
         monkeypatch.setattr(tuning, "in_turns", lambda calls, rounds, bf16=bf16: {"f32": 0.030, "bf16": bf16})
         state, line = settled(CONFIG)
