@@ -288,6 +288,8 @@ def test_compare(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["run", "r.toml", "--data", "d", "--out", "o", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
         (["import", "e.csv", "--out", "o", "--time-unit", "min"], "argument --time-unit: invalid choice: 'min'"),
         (["recommend", "r", "--history", "a", "-k", "ten"], "argument -k: invalid int value: 'ten'"),
+        (["serve", "r", "--threads", "-1"], "argument --threads: '-1' is no number of threads; allowed: 0 to 1024"),
+        (["evaluate", "r", "--data", "d", "--threads", "two"], "'two' is no number of threads"),
     ],
 )
 def test_wrong_flags(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
