@@ -58,7 +58,7 @@ def read_json(path: str | Path, most: int = MAX_JSON_BYTES) -> Any:
 def check_depth(value: Any) -> None:
     """ValueError when lists and dictionaries stand deeper than ``MAX_DEPTH`` inside one another. Recurses nowhere."""
     level: list[Any] = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         inner: list[Any] = []
         for entry in level:
             entries: Iterable[Any] = entry.values() if isinstance(entry, dict) else entry

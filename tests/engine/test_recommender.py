@@ -52,8 +52,17 @@ def test_unknown_items_are_reported_or_refused(recommender: Recommender) -> None
         recommender.recommend([history], unknown="refuse")
     with pytest.raises(InputError, match="unknown = 'guess'; allowed: 'report' or 'refuse'"):
         recommender.recommend([history], unknown="guess")
-    with pytest.raises(InputError, match="the catalogue holds no item 'nothing'"):
-        recommender.recommend([Request((KEYS[3],), exclude=("nothing",))])
+    (free,) = recommender.recommend([Request((KEYS[3],), exclude=("nothing",))], unknown="refuse")
+    assert free.item_keys == recommender.recommend([[KEYS[3]]])[0].item_keys
+
+
+def test_weights_that_overflow_are_named(trained_run: Path) -> None:
+    """Finite weights can be large enough for scores of NaN: no traceback, and no answer of chance."""
+    broken = Recommender.load(trained_run)
+    state = {name: torch.full_like(tensor, 1e38) for name, tensor in broken.model.state_dict().items()}
+    broken.load_weights(state, "large")
+    with pytest.raises(ArtifactError, match="the weights large give scores that are no numbers; fix: train the model"):
+        broken.recommend([[KEYS[3]]])
 
 
 @pytest.mark.parametrize("history", [[], ["nothing", "nobody"]])

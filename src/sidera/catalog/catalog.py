@@ -192,7 +192,7 @@ class Catalog:
     @classmethod
     def load(cls, path: str | Path) -> Catalog:
         """Read an artifact that ``save`` wrote; ArtifactError when it is missing, truncated or edited."""
-        return cls(**storage.load(path))
+        return storage.load(path, cls)
 
 
 def codebook_identity(encoder: Any, codebooks: RQCodebooks, collision: str, codes: np.ndarray) -> str:

@@ -57,8 +57,8 @@ def save(
         write_text(folder / "report.json", json.dumps(dict(catalog.report), indent=2) + "\n")
 
 
-def load(path: str | Path) -> dict[str, Any]:
-    """The Catalog's fields by name; ArtifactError unless codes, codebooks, items and manifest fit one another."""
+def load(path: str | Path, kind: type[Catalog]) -> Catalog:
+    """What :func:`save` wrote; ArtifactError unless codes, codebooks, items and manifest fit one another."""
     opened = open_artifact(path, KIND)
     number = opened.info("num_items", int)
     level_sizes = tuple(opened.info("level_sizes", list))
@@ -73,21 +73,21 @@ def load(path: str | Path) -> dict[str, Any]:
         raise opened.damaged(f"collision = {collision!r}, allowed: {', '.join(COLLISIONS)}")
     with opened.believed():
         codes = _codes(opened, tensors.pop("codes"), number, level_sizes)
-        return {
-            "item_keys": _keys(opened, items["key"]),
-            "codes": codes,
-            "level_sizes": level_sizes,
-            "codebooks": _codebooks(opened, tensors, level_sizes),
-            "collision": collision,
-            "codebook_id": opened.info("codebook_id", str),
-            "items_version": opened.info("items_version", int),
-            "removed": np.array(items["removed"].to_pylist(), dtype=bool),
-            "popularity": np.array(items["popularity"].to_pylist(), dtype=np.int64),
-            "titles": items["title"].to_pylist(),
-            "report": opened.json("report.json", dict),
-            "schema": FeatureSchema.from_json(opened.json("schema.json", dict)),
-            "categories": _categories(opened, items),
-        }
+        return kind(
+            item_keys=_keys(opened, items["key"]),
+            codes=codes,
+            level_sizes=level_sizes,
+            codebooks=_codebooks(opened, tensors, level_sizes),
+            collision=collision,
+            codebook_id=opened.info("codebook_id", str),
+            items_version=opened.info("items_version", int),
+            removed=np.array(items["removed"].to_pylist(), dtype=bool),
+            popularity=np.array(items["popularity"].to_pylist(), dtype=np.int64),
+            titles=items["title"].to_pylist(),
+            report=opened.json("report.json", dict),
+            schema=FeatureSchema.from_json(opened.json("schema.json", dict)),
+            categories=_categories(opened, items),
+        )
 
 
 def _codes(opened: Opened, codes: torch.Tensor, number: int, level_sizes: tuple[int, ...]) -> np.ndarray:

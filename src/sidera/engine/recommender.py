@@ -156,11 +156,15 @@ class Recommender:
             raise InputError(f"k = {k}", allowed="1 or more")
         batch = self._with_lifelong(batch.to(self.device))
         reranker, quota, catalog = self.reranker, self.quota, self.catalog
-        if reranker is None:
-            found = self._rank(batch, k, catalog, beam, filter_seen, exclude)
-        else:
-            found = self._reranked(reranker, batch, k, beam, filter_seen, exclude)
-        return found if quota is None else self._with_quota(quota, found, batch, beam, filter_seen, exclude)
+        try:
+            if reranker is None:
+                found = self._rank(batch, k, catalog, beam, filter_seen, exclude)
+            else:
+                found = self._reranked(reranker, batch, k, beam, filter_seen, exclude)
+            return found if quota is None else self._with_quota(quota, found, batch, beam, filter_seen, exclude)
+        except FloatingPointError as error:  # finite weights may be large enough for it
+            problem = f"the weights {self.version} give scores that are no numbers"
+            raise ArtifactError(problem, fix="train the model again, or load earlier weights") from error
 
     def _with_quota(
         self, quota: Quota, found: Ranked, batch: Batch, beam: int | None, filter_seen: bool,
@@ -382,9 +386,7 @@ class Recommender:
             names |= self._log(requests, [place], nothing, by_popularity)
         return [replace(answer, request=names.get(place, "")) for place, answer in enumerate(answers)]
 
-    def _log(
-        self, requests: Sequence[Request], places: Sequence[int], batch: Batch, ranked: Ranked
-    ) -> dict[int, str]:
+    def _log(self, requests: Sequence[Request], places: Sequence[int], batch: Batch, ranked: Ranked) -> dict[int, str]:
         """Write the answers of those of ``places`` (rows of ``batch``) whose request names a user; -> their names."""
         rows = [row for row, place in enumerate(places) if requests[place].user is not None]
         if self.exposures is None or not rows:

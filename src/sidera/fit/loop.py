@@ -38,6 +38,7 @@ from sidera.fit.checkpoint import (
 )
 from sidera.fit.config import FitConfig
 from sidera.fit.log import TrainingLog
+from sidera.fit.memory import check_fits
 from sidera.fit.peak import measured_tflops
 from sidera.fit.schedule import learning_rate, make_optimizer
 from sidera.fit.seeding import EVALUATION, seed_everything
@@ -88,6 +89,7 @@ def fit(
     Raises ``Interrupted`` (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when the step is done and saved; ``Diverged``
     when the loss is no longer finite.
     """
+    check_fits(model, device)
     run_dir = Path(run_dir)
     checkpoint = run_dir / FOLDER
     if distributed.rank() == 0:

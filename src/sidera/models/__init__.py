@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sidera.bounds import total_memory
+from sidera.bounds import shown, total_memory
 from sidera.catalog.catalog import Catalog
 from sidera.config import closest, parse_section
 from sidera.core import InputError
@@ -48,10 +48,9 @@ def parse_model(section: Mapping[str, Any]) -> tuple[str, Any]:
     """A recipe's [model] section -> (name, the model's Config)."""
     values = dict(section)
     name = values.pop("name", None)
-    if name not in MODELS:
-        problem = (
-            "[model] lacks name" if name is None else f"[model] name = {name!r} is not known{closest(name, MODELS)}"
-        )
+    if not isinstance(name, str) or name not in MODELS:
+        close = closest(name, MODELS) if isinstance(name, str) else ""
+        problem = "[model] lacks name" if name is None else f"[model] name = {shown(name)} is not known{close}"
         raise InputError(problem, allowed=", ".join(MODELS))
     return name, parse_section(MODELS[name].Config, values, "[model]")
 
@@ -73,8 +72,7 @@ def build_model(
             numbers = {key: value for key, value in asdict(config).items() if type(value) is int}
             key = max(numbers, key=lambda key: numbers[key])
             raise InputError(
-                f"[model] {name} with {key} = {numbers[key]:,} over {catalog.num_items:,} items takes"
-                f" {error.needed}",
+                f"[model] {name} with {key} = {numbers[key]:,} over {catalog.num_items:,} items takes {error.needed}",
                 allowed=error.limit,
                 fix=f"--set model.{key}=SMALLER, and less of {', '.join(sorted(set(numbers) & SIZES - {key})) or key}",
             ) from None
