@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sidera.catalog.align import align_identity, aligned_vectors
 from sidera.catalog.behaviour import behaviour_vectors
-from sidera.catalog.catalog import Catalog, codebook_identity
+from sidera.catalog.catalog import NO_CODES, Catalog, codebook_identity
 from sidera.catalog.cold import borrow_by_words, spread
 from sidera.catalog.collisions import resolve
 from sidera.catalog.config import CatalogConfig
@@ -47,6 +47,8 @@ def build_catalog(
     if dataset.num_items == 0:
         raise InputError("the data set holds no item", fix="import a log with at least one event")
     popularity = item_popularity(dataset, split)
+    if not config.makes_codes:
+        return _without_codes(dataset, split, config, schema, popularity)
     noticed: dict[str, Any] = {}
     vectors, num_borrowed = item_vectors(dataset, split, config, encoder_path, noticed)
     check_finite(vectors, dataset.item_keys, "item vectors")
@@ -59,7 +61,6 @@ def build_catalog(
     report["num_unknown_items"] = int((vectors.abs().sum(1) == 0).sum())  # placed where there was room
     report |= noticed
     report["transition_share"] = transition_shares(resolved.codes, dataset, split)
-    has_titles = "title" in dataset.items.column_names
     catalog = Catalog(
         item_keys=dataset.item_keys.astype(str),
         codes=resolved.codes,
@@ -72,7 +73,7 @@ def build_catalog(
         items_version=1,
         removed=np.zeros(dataset.num_items, bool),
         popularity=popularity,
-        titles=dataset.items["title"].to_pylist() if has_titles else [None] * dataset.num_items,
+        titles=_titles(dataset),
         report=report,
         schema=schema,
         categories=schema.item_categories(dataset.items),
@@ -80,9 +81,49 @@ def build_catalog(
     return catalog, report
 
 
+def _without_codes(
+    dataset: Dataset, split: Split, config: CatalogConfig, schema: FeatureSchema, popularity: np.ndarray
+) -> tuple[Catalog, dict[str, Any]]:
+    """Items with their titles, categories and popularity, for models that score items and read no code."""
+    report = {"num_items": dataset.num_items, "level_sizes": [], "num_cold_items": int((popularity == 0).sum())}
+    codes = np.zeros((dataset.num_items, 0), dtype=np.int32)
+    catalog = Catalog(
+        item_keys=dataset.item_keys.astype(str),
+        codes=codes,
+        level_sizes=(),
+        codebooks=RQCodebooks(()),
+        collision=NO_CODES,
+        codebook_id=codebook_identity(catalog_digest(dataset, split, config, schema), RQCodebooks(()), NO_CODES, codes),
+        items_version=1,
+        removed=np.zeros(dataset.num_items, bool),
+        popularity=popularity,
+        titles=_titles(dataset),
+        report=report,
+        schema=schema,
+        categories=schema.item_categories(dataset.items),
+    )
+    return catalog, report
+
+
+def _titles(dataset: Dataset) -> list[str | None]:
+    if "title" not in dataset.items.column_names:
+        return [None] * dataset.num_items
+    return list(dataset.items["title"].to_pylist())
+
+
 def catalog_digest(dataset: Dataset, split: Split, config: CatalogConfig, schema: FeatureSchema | None = None) -> str:
     """Names the inputs of :func:`build_catalog`: a saved catalogue with this digest can be reused."""
-    recipe = dataclasses.asdict(config)
+    if not config.makes_codes:  # no other key of the section is read then
+        recipe: dict[str, Any] = {"quantizer": "none"}
+    else:
+        recipe = _codes_recipe(dataset, config)
+    train_ends = hashlib.sha256(np.ascontiguousarray(split.train_ends, dtype="<i8").tobytes()).hexdigest()
+    return digest([dataset.digest, split.name, train_ends, recipe, (schema or FeatureSchema()).to_json()])
+
+
+def _codes_recipe(dataset: Dataset, config: CatalogConfig) -> dict[str, Any]:
+    """The section as far as it decides the codes, files by their content."""
+    recipe = {**dataclasses.asdict(config), "quantizer": "rq_kmeans"}
     if config.vectors_file is not None:  # what is in the file counts, not where it lies
         vectors = read_vectors(config.vectors_file, dataset.item_keys)
         recipe["vectors_file"] = hashlib.sha256(vectors.numpy().tobytes()).hexdigest()
@@ -90,8 +131,7 @@ def catalog_digest(dataset: Dataset, split: Split, config: CatalogConfig, schema
         recipe["align"] = align_identity(config.align)
     else:
         del recipe["align"]
-    train_ends = hashlib.sha256(np.ascontiguousarray(split.train_ends, dtype="<i8").tobytes()).hexdigest()
-    return digest([dataset.digest, split.name, train_ends, recipe, (schema or FeatureSchema()).to_json()])
+    return recipe
 
 
 def item_vectors(

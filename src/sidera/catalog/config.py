@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sidera.config import check_value
@@ -90,7 +90,8 @@ class CatalogConfig:
     vectors_file: str | None = None  # for the block "file": .parquet (key + list column) or .safetensors (+ keys .json)
     text_fields: tuple[str, ...] = ()  # item columns to read; empty: those of title, brand, categories, text present
     vector_dim: int = 128  # dims of the SVD blocks (tfidf, behaviour)
-    quantizer: Literal["rq_kmeans"] = "rq_kmeans"
+    quantizer: Literal["auto", "rq_kmeans", "none"] = "auto"
+    # "auto": rq_kmeans where the model reads codes; "none": the catalogue holds items alone, and no code is made
     num_levels: int = 3  # of the quantizer; extra_digit adds one
     codebook_size: int = 256  # codes a level; 0: chosen from the number of items
     balanced: bool = False  # every code of a level names at most ceil(N / codebook_size) items
@@ -119,8 +120,8 @@ class CatalogConfig:
                 f"[catalog] vectors = {list(self.vectors)!r} and vectors_file = {self.vectors_file!r} do not fit",
                 fix='name the file in vectors_file and "file" in vectors, or neither',
             )
-        if self.quantizer != "rq_kmeans":
-            raise InputError(f"[catalog] quantizer = {self.quantizer!r} is not known", allowed="rq_kmeans")
+        if self.quantizer not in ("auto", "rq_kmeans", "none"):
+            raise InputError(f"[catalog] quantizer = {self.quantizer!r} is not known", allowed="auto, rq_kmeans, none")
         if self.collision not in ("extra_digit", "greedy", "share"):
             raise InputError(
                 f"[catalog] collision = {self.collision!r} is not known", allowed="extra_digit, greedy, share"
@@ -131,6 +132,15 @@ class CatalogConfig:
         _check_range("iterations", self.iterations, 1, 1000)
         _check_range("window", self.window, 1, 1000)
         _check_range("singular_power", self.singular_power, 0.0, 2.0)
+
+    @property
+    def makes_codes(self) -> bool:
+        """False: the catalogue holds items and no codes. "auto" makes them; a model that reads none turns it off."""
+        return self.quantizer != "none"
+
+    def for_model(self, reads_codes: bool) -> CatalogConfig:
+        """This section with "auto" decided: no quantizer for a model that reads no codes."""
+        return self if self.quantizer != "auto" else replace(self, quantizer="rq_kmeans" if reads_codes else "none")
 
     @property
     def weights(self) -> tuple[float, ...]:

@@ -226,7 +226,7 @@ def _slices(evaluations: Sequence[Evaluation]) -> str:
 
 def _codes(catalogs: Mapping[str, Catalog]) -> str:
     """One plot for each codebook: models of one run often share it."""
-    distinct = {catalog.codebook_id: (label, catalog) for label, catalog in catalogs.items()}
+    distinct = {catalog.codebook_id: (label, catalog) for label, catalog in catalogs.items() if catalog.has_codes}
     figures, facts = [], []
     for label, catalog in distinct.values():
         title = "Code usage" if len(distinct) == 1 else f"Code usage: {label}"
@@ -238,7 +238,7 @@ def _codes(catalogs: Mapping[str, Catalog]) -> str:
             f"codebook {catalog.codebook_id}, items version {catalog.items_version}"
         )
         facts.append(_fact_table(catalog.report) + f"<p class='note'>{html.escape(fact)}</p>")
-    return _figures(figures, "No catalogue in this run folder.", "".join(facts))
+    return _figures(figures, "No catalogue with codes in this run folder: the models score items.", "".join(facts))
 
 
 def _fact_table(report: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ import torch
 from sidera import artifacts
 from sidera.catalog.build import build_catalog, catalog_digest
 from sidera.catalog.catalog import Catalog
+from sidera.catalog.config import CatalogConfig
 from sidera.config import digest
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences, PrefixRows, Reader, RequestRows
@@ -35,7 +36,7 @@ from sidera.fit.checkpoint import FOLDER
 from sidera.fit.log import mean_mfu, terminal_bar
 from sidera.fit.loop import FitResult, fit
 from sidera.fit.peak import emulates_bf16
-from sidera.models import MODELS, build_model
+from sidera.models import MODELS, build_model, reads_codes
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.train.recipe import Recipe
 
@@ -100,33 +101,36 @@ def prepare(recipe: Recipe, data: str | Path, say: Say = say_once) -> Prepared:
 
 
 def catalog_stage(recipe: Recipe, prepared: Prepared, out: Path, say: Say = say_once) -> Catalog:
-    """Semantic IDs for the dataset's items -> ``out/catalog``."""
-    view = prepared.positives
-    path, wanted = out / "catalog", catalog_digest(view.dataset, view.split, recipe.catalog, view.schema)
+    """The dataset's items, with semantic IDs where the model reads them -> ``out/catalog``."""
+    view, config = prepared.positives, recipe.catalog.for_model(reads_codes(recipe.model_name))
+    path, wanted = out / "catalog", catalog_digest(view.dataset, view.split, config, view.schema)
     if distributed.rank() > 0:  # one process of a torchrun builds it, the others read it
         distributed.barrier()
         return Catalog.load(path)
-    catalog = _catalog(recipe, prepared, path, wanted, say)
+    catalog = _catalog(config, prepared, path, wanted, say)
     distributed.barrier()
     return catalog
 
 
-def _catalog(recipe: Recipe, prepared: Prepared, path: Path, wanted: str, say: Say) -> Catalog:
+def _catalog(config: CatalogConfig, prepared: Prepared, path: Path, wanted: str, say: Say) -> Catalog:
     if artifacts.is_current(path, "catalog", wanted):
         say(f"catalog: reused ({path})")
         return Catalog.load(path)
     view = prepared.positives
     catalog, report = build_catalog(
-        view.dataset, view.split, recipe.catalog, view.schema, encoder_path=path.parent / "item_encoder"
+        view.dataset, view.split, config, view.schema, encoder_path=path.parent / "item_encoder"
     )
     catalog.save(
         path,
         artifact_digest=wanted,
         parents={"data": prepared.digest},
-        recipe={"catalog": asdict(recipe.catalog)},
+        recipe={"catalog": asdict(config)},
     )
-    say(f"catalog: {catalog.num_items:,} items on {' x '.join(map(str, catalog.level_sizes))} codes, {path}")
-    say(f"  made from {' + '.join(report['vector_blocks'])}")
+    if catalog.has_codes:
+        say(f"catalog: {catalog.num_items:,} items on {' x '.join(map(str, catalog.level_sizes))} codes, {path}")
+        say(f"  made from {' + '.join(report['vector_blocks'])}")
+    else:
+        say(f"catalog: {catalog.num_items:,} items, no codes: the model reads none, {path}")
     for name in ("collision_rate", "neighbour_overlap@10"):
         if name in report:
             say(f"  {name} = {report[name]:.3f}")

@@ -23,6 +23,7 @@ class Popularity(nn.Module):
             check_value("[model]", "max_history", self.max_history, self.max_history >= 1, "a whole number >= 1")
 
     trains_on = "nothing"
+    reads_codes = False
     counts: Tensor  # (N,)
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
