@@ -38,8 +38,8 @@ FLAGS = {
     "run": ["recipe", *RECIPE_FLAGS],
     "catalog": ["recipe", *RECIPE_FLAGS],
     "train": ["recipe", *RECIPE_FLAGS],
-    "evaluate": ["run", "--data", "--rows", "--set", "--device"],
-    "compare": ["a", "b"],
+    "evaluate": ["run", "--data", "--rows", "--set", "--name", "--device"],
+    "compare": ["a", "b", "--name"],
     "scale": [
         "recipe",
         "--data",

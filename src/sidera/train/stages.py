@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,18 +30,24 @@ from sidera.data.features import FeatureSchema
 from sidera.data.sessions import SessionRows
 from sidera.data.split import Split, train_item_ids
 from sidera.engine.recommender import Recommender
-from sidera.eval.evaluate import evaluate, quick_metrics
+from sidera.eval.evaluate import evaluate
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
+from sidera.eval.naming import evaluation_path
 from sidera.fit import distributed
 from sidera.fit.checkpoint import FOLDER
+from sidera.fit.config import FitConfig
 from sidera.fit.log import mean_mfu, terminal_bar
 from sidera.fit.loop import FitResult, fit
 from sidera.fit.peak import emulates_bf16
 from sidera.models import MODELS, build_model, reads_codes
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.train.recipe import Recipe
+from sidera.train.run_lock import one_writer
+from sidera.train.validation import FILE as VALIDATION
+from sidera.train.validation import Validation
 
 Say = Callable[[str], None]
+LEAST_TRAINED = 0.1  # of a budget that the catalogue used up
 
 
 def say_once(text: str) -> None:
@@ -100,6 +107,7 @@ def prepare(recipe: Recipe, data: str | Path, say: Say = say_once) -> Prepared:
     return Prepared(dataset, split, view.schema, positives)
 
 
+@one_writer
 def catalog_stage(recipe: Recipe, prepared: Prepared, out: Path, say: Say = say_once) -> Catalog:
     """The dataset's items, with semantic IDs where the model reads them -> ``out/catalog``."""
     view, config = prepared.positives, recipe.catalog.for_model(reads_codes(recipe.model_name))
@@ -116,11 +124,13 @@ def _catalog(config: CatalogConfig, prepared: Prepared, path: Path, wanted: str,
     if artifacts.is_current(path, "catalog", wanted):
         say(f"catalog: reused ({path})")
         return Catalog.load(path)
-    view = prepared.positives
+    view, begun = prepared.positives, (time.perf_counter(), time.process_time())
     catalog, report = build_catalog(
         view.dataset, view.split, config, view.schema, encoder_path=path.parent / "item_encoder"
     )
-    catalog.save(
+    passed = time.perf_counter() - begun[0], time.process_time() - begun[1]
+    report["build_seconds"] = {"wall": round(passed[0], 2), "cpu": round(passed[1], 2)}  # [fit] max_minutes counts them
+    replace(catalog, report=report).save(
         path,
         artifact_digest=wanted,
         parents={"data": prepared.digest},
@@ -137,6 +147,7 @@ def _catalog(config: CatalogConfig, prepared: Prepared, path: Path, wanted: str,
     return Catalog.load(path)
 
 
+@one_writer
 def train_stage(
     recipe: Recipe,
     prepared: Prepared,
@@ -166,14 +177,20 @@ def train_stage(
     if isinstance(model, ItemKNN):
         model.count(*training_sequences(prepared))
     elif (source := batch_source(recipe, prepared, model, recommender.reader(prepared.dataset))) is not None:
+        validation = Validation(
+            recommender, prepared.dataset, prepared.split.valid, recipe.eval, folder=out / "fit", say=say,
+            filter_too="filter" in recipe.fit.monitor,
+            identity=digest([*inputs, recipe.model_section, recipe.fit.resumable()]),
+        )  # fmt: skip
         result = fit(
             model,
             source,
             recipe.fit,
             out / "fit",
-            evaluate=lambda _: validate(recommender, prepared, recipe),
+            evaluate=validation,
             device=device,
             identity={"catalog": catalog_id} | ({"split": prepared.digest} if prepared.split.cut_times else {}),
+            spent_seconds=_spent(catalog, recipe.fit, say),
         )
         mfu = mean_mfu(out / "fit")
         say(_training_line(result, mfu))
@@ -194,24 +211,27 @@ def train_stage(
     if distributed.rank() == 0:
         parents = {"catalog": catalog_id, "data": prepared.digest}
         recommender.save_model(path, digest=wanted, parents=parents, training=training)
+        (out / "fit" / VALIDATION).unlink(missing_ok=True)
         shutil.rmtree(out / "fit" / FOLDER, ignore_errors=True)  # or the next recipe in this folder would be refused
     distributed.barrier()
     return recommender
 
 
-def validate(recommender: Recommender, prepared: Prepared, recipe: Recipe) -> Mapping[str, float]:
-    """The figures that choose the best epoch: validation rows only."""
-    return quick_metrics(
-        recommender,
-        prepared.dataset,
-        prepared.split.valid,
-        beam=recipe.eval.beam,
-        max_rows=recipe.eval.valid_rows,
-        filter_too="filter" in recipe.fit.monitor,
-        seed=recipe.eval.seed,
-    )
+def _spent(catalog: Catalog, config: FitConfig, say: Say) -> float:
+    """Seconds of [fit] max_minutes that the catalogue took, also one that is reused; a tenth is left to train in."""
+    if config.max_minutes is None:
+        return 0.0
+    seconds = float(catalog.report.get("build_seconds", {}).get(config.clock, 0.0))
+    most = LEAST_TRAINED * 60 * config.max_minutes
+    if seconds > 60 * config.max_minutes - most:
+        say(
+            f"train: the catalogue took {seconds / 60:.1f} of the {config.max_minutes:g} minutes of [fit] max_minutes;"
+            f" {most / 60:.1f} minutes of training follow all the same"
+        )
+    return min(seconds, 60 * config.max_minutes - most)
 
 
+@one_writer
 def evaluate_stage(
     recipe: Recipe,
     prepared: Prepared,
@@ -219,12 +239,15 @@ def evaluate_stage(
     out: Path,
     which: Literal["valid", "test"] = "test",
     say: Say = say_once,
+    *,
+    name: str = "",
 ) -> Evaluation:
-    """Measure on the rows of ``which`` -> ``out/evaluation`` (test) or ``out/evaluation-valid``.
+    """Measure on the rows of ``which`` -> ``out/evaluation`` (test) or ``out/evaluation-valid``, or under a name.
 
+    ``name`` puts it into ``out/evaluation-NAME``. ``out/evaluation`` is the official one, of the recipe's own settings.
     InputError when the model was trained on other data or another split: it may have seen what it would be asked.
     """
-    path = out / ("evaluation" if which == "test" else f"evaluation-{which}")
+    path = evaluation_path(out, name or ("" if which == "test" else which))
     manifest = artifacts.read_manifest(out / "model", "model")
     model_digest = manifest.digest
     if manifest.parents.get("data", prepared.digest) != prepared.digest:
@@ -241,6 +264,8 @@ def evaluate_stage(
     if artifacts.is_current(path, "evaluation", wanted):
         say(f"evaluate: reused ({path})")
         return load_evaluation(path)
+    if name and path.exists():
+        say(f"evaluate: {path.name} was made of another model or with other settings and is made anew")
     info = {"seed": recipe.fit.seed, "model": recipe.model_section, "training": manifest.info["training"]}
     with rows_bar("evaluate") as progress:
         result = evaluate(
@@ -258,6 +283,7 @@ def evaluate_stage(
     return result
 
 
+@one_writer
 def train(
     recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "cpu", say: Say = say_once
 ) -> tuple[Prepared, Recommender | None]:
@@ -270,6 +296,7 @@ def train(
     return prepared, train_stage(recipe, prepared, catalog, out, device=device, say=say)
 
 
+@one_writer
 def run(
     recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "cpu", say: Say = say_once
 ) -> Evaluation | None:
