@@ -247,6 +247,8 @@ def evaluate_stage(
     ``name`` puts it into ``out/evaluation-NAME``. ``out/evaluation`` is the official one, of the recipe's own settings.
     InputError when the model was trained on other data or another split: it may have seen what it would be asked.
     """
+    if name == "valid" and which != "valid":
+        raise InputError("the name 'valid' is that of the validation rows' evaluation", fix="give another --name")
     path = evaluation_path(out, name or ("" if which == "test" else which))
     manifest = artifacts.read_manifest(out / "model", "model")
     model_digest = manifest.digest
