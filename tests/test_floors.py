@@ -51,8 +51,8 @@ FLAGS = {
     "run": ["recipe", *RECIPE_FLAGS],
     "catalog": ["recipe", *RECIPE_FLAGS],
     "train": ["recipe", *RECIPE_FLAGS],
-    "evaluate": ["run", "--data", "--rows", "--set", "--device", "--threads"],
-    "compare": ["a", "b"],
+    "evaluate": ["run", "--data", "--rows", "--set", "--name", "--device", "--threads"],
+    "compare": ["a", "b", "--name"],
     "report": ["runs", "--out"],
     "scale": [
         "recipe",

@@ -53,6 +53,7 @@ from sidera.engine.reranker import FOLDER, KIND, load_ranker, save_ranker
 from sidera.models.rankers.pscore import PScore
 from sidera.store.exposures import ExposureLog, events_of
 from sidera.train.ranker import FIT, RANKER_SHARES, fit_ranker
+from sidera.train.run_lock import one_writer
 from sidera.train.stages import Say, say_once, train
 
 JUDGE = "judge"
@@ -87,6 +88,7 @@ class _Setting:
     say: Say
 
 
+@one_writer
 def align_recipe(
     recipe: AlignRecipe, data: str | Path, out: str | Path, *, start: str | Path | None = None,
     exposures: str | Path | None = None, device: str = "cpu", say: Say = say_once,

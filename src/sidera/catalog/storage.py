@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from sidera.artifacts import Manifest, write_text, writing
 from sidera.bounds import gib, total_memory
+from sidera.catalog.config import NO_CODES
 from sidera.catalog.rq_kmeans import RQCodebooks
 from sidera.data.features import FeatureSchema
 from sidera.loading import Opened, open_artifact
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 KIND = "catalog"
 CATEGORY = "category:"  # columns of items.parquet
 COLUMNS = {"key": pa.string(), "title": pa.string(), "popularity": pa.int64(), "removed": pa.bool_()}
-COLLISIONS = ("extra_digit", "greedy", "share")
+COLLISIONS = ("extra_digit", "greedy", "share", NO_CODES)
 MAX_LEVELS = 64
 MAX_CODES = 2**24  # of a level
 
@@ -62,15 +63,17 @@ def load(path: str | Path, kind: type[Catalog]) -> Catalog:
     opened = open_artifact(path, KIND)
     number = opened.info("num_items", int)
     level_sizes = tuple(opened.info("level_sizes", list))
-    if not 1 <= len(level_sizes) <= MAX_LEVELS or not all(
-        isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= MAX_CODES for size in level_sizes
-    ):
-        raise opened.damaged(f"level_sizes are not 1 to {MAX_LEVELS} numbers from 1 to {MAX_CODES:,}")
-    items = opened.table("items.parquet", number, COLUMNS)
-    tensors = opened.tensor_file("codes.safetensors")
     collision = opened.info("collision", str)
     if collision not in COLLISIONS:
         raise opened.damaged(f"collision = {collision!r}, allowed: {', '.join(COLLISIONS)}")
+    if (collision == NO_CODES) != (not level_sizes):
+        raise opened.damaged(f"collision = {collision!r} on {len(level_sizes)} levels")
+    if len(level_sizes) > MAX_LEVELS or not all(
+        isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= MAX_CODES for size in level_sizes
+    ):
+        raise opened.damaged(f"level_sizes are not at most {MAX_LEVELS} numbers from 1 to {MAX_CODES:,}")
+    items = opened.table("items.parquet", number, COLUMNS)
+    tensors = opened.tensor_file("codes.safetensors")
     with opened.believed():
         codes = _codes(opened, tensors.pop("codes"), number, level_sizes)
         return kind(
@@ -105,7 +108,9 @@ def _codebooks(opened: Opened, tensors: dict[str, torch.Tensor], level_sizes: tu
     """The vectors of the first levels: a last digit that only tells items apart has none."""
     codebooks = RQCodebooks.from_state(tensors)
     shapes = [tuple(level.shape) for level in codebooks.levels]
-    if set(tensors) != set(codebooks.state()) or not 1 <= len(shapes) <= len(level_sizes):
+    if set(tensors) != set(codebooks.state()) or not (
+        len(shapes) <= len(level_sizes) and bool(shapes) == bool(level_sizes)
+    ):
         raise opened.damaged(f"it has {len(shapes)} codebooks for {len(level_sizes)} levels")
     for place, level in enumerate(codebooks.levels):
         if level.dtype != torch.float32 or shapes[place] != (level_sizes[place], *shapes[0][1:]) or level.ndim != 2:

@@ -4,7 +4,8 @@ Every class is built as ``Model(config, catalog)`` with its frozen dataclass ``M
 which batches its ``loss`` takes: "positions" (packed, a target per event), "prefixes" (a target per history),
 "requests" (a request's targets per history; such a class also says ``reads_feedback = True``), "sessions" (likewise,
 the targets being a list in order), "exposures" (all that a request showed: rankers), "counts" (filled once from the
-training sequences) or "nothing".
+training sequences) or "nothing". A class that reads no semantic IDs says ``reads_codes = False``: its catalogue needs
+none, and none are made unless the recipe asks for them.
 """
 
 from __future__ import annotations
@@ -55,14 +56,21 @@ def parse_model(section: Mapping[str, Any]) -> tuple[str, Any]:
     return name, parse_section(MODELS[name].Config, values, "[model]")
 
 
+def reads_codes(name: str) -> bool:
+    """Whether this model needs a catalogue with semantic IDs."""
+    return bool(getattr(MODELS[name], "reads_codes", True))
+
+
 def build_model(
     name: str, config: Any, catalog: Catalog, seed: int = 0, budget: Budget | None = None
 ) -> torch.nn.Module:
     """A freshly initialised model; the same seed gives the same weights.
 
-    InputError, before the memory is touched, when it would take more than ``budget``, by default all of this machine's
-    memory.
+    InputError when the model reads semantic IDs and the catalogue has none, and, before the memory is touched, when it
+    would take more than ``budget``, by default all of this machine's memory.
     """
+    if reads_codes(name) and not catalog.level_sizes:
+        catalog.check_codes(f"[model] name = {name!r}")
     budget = budget or Budget(total_memory() or 2**63 - 1)
     with torch.random.fork_rng(), budget:
         torch.manual_seed(seed)

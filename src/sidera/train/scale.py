@@ -43,6 +43,7 @@ from sidera.loading import open_artifact
 from sidera.models import MODELS, build_model
 from sidera.nn.counters import count_parameters
 from sidera.train.recipe import Recipe
+from sidera.train.run_lock import one_writer
 from sidera.train.stages import Prepared, Say, catalog_stage, prepare, say_once
 
 SIZES = ("16x2", "24x2", "32x3", "48x3", "64x4", "96x5", "128x6")
@@ -100,6 +101,7 @@ class Stream:
         return digest([self.catalog.codebook_id, self.train.digest, self.valid.digest, self.test.digest])
 
 
+@one_writer
 def scale(
     recipe: Recipe,
     data: str | Path,

@@ -38,6 +38,7 @@ class ItemKNN(nn.Module):
                 check_value("[model]", name, value, 0 <= value < float("inf"), "a finite number >= 0")
 
     trains_on = "counts"
+    reads_codes = False
     neighbour_ids: Tensor  # (N, neighbours)
     similarity: Tensor  # (N, neighbours), 0 where there are fewer
 

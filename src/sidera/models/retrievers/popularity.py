@@ -23,6 +23,7 @@ class Popularity(nn.Module):
             check_counts("[model]", self, "max_history")
 
     trains_on = "nothing"
+    reads_codes = False
     counts: Tensor  # (N,)
 
     def __init__(self, config: Config, catalog: Catalog) -> None:

@@ -52,6 +52,7 @@ class SASRec(nn.Module):
                 raise InputError(f"[model] width = {self.width} is not a multiple of num_heads = {self.num_heads}")
 
     trains_on = "positions"
+    reads_codes = False
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
