@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from sidera import __version__
 from sidera.core import InputError
 
 BLOCK = 1 << 18  # bytes read at a time
@@ -115,7 +114,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 def _attempt(url: str, stream: IO[bytes], part: Path, say: Say, patience: Patience) -> None:
     """One request; returns when the file is whole, raises _Retry when it is not."""
     have, version = stream.seek(0, os.SEEK_END), _version_of(part, url)
-    headers = {"User-Agent": f"sidera/{__version__}", "Accept-Encoding": "identity"}
+    headers = {"User-Agent": "sidera", "Accept-Encoding": "identity"}
     if have and version:
         headers |= {"Range": f"bytes={have}-", "If-Range": version}
     try:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from web import Proxy, Site, running, serving
+from bad_web import Proxy, Site, running, serving
 
 from sidera.cli import main
 from sidera.core import InputError
@@ -281,3 +281,22 @@ def test_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=r"did you mean .*amazon2014-toys-and-games"):
         published("Toys")
     assert main(["fetch"]) == 2
+
+
+def test_what_was_fetched_is_converted_as_the_command_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The lock beside the files, and what an earlier, broken call left there, are no data."""
+    review = {"reviewerID": "A1", "asin": "B1", "overall": 5.0, "unixReviewTime": 1_400_000_000}
+    mirror, out = tmp_path / "mirror", tmp_path / "raw"
+    mirror.mkdir()
+    (mirror / "reviews_Beauty_5.json.gz").write_bytes(gzip.compress(json.dumps(review).encode()))
+    (mirror / "meta_Beauty.json.gz").write_bytes(gzip.compress(b"{'asin': 'B1', 'title': 'Soap'}"))
+    command = ["fetch", "amazon2014-beauty", "--accept-licence", "--from", str(mirror), "--out", str(out)]
+    assert main(command) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == f"next: `sidera convert amazon2014 {out} --out data/amazon2014-beauty`"
+    (out / "reviews_Beauty_5.json.gz.part").write_bytes(b"half")
+    (out / "reviews_Beauty_5.json.gz.part.json").write_text("{}")
+    typed = said.removeprefix("next: `sidera ").rstrip("`").split()
+    typed[typed.index("--out") + 1] = str(tmp_path / "beauty")
+    assert main([*typed, "--core", "0"]) == 0
+    assert capsys.readouterr().out.strip().endswith("1 events of 1 users on 1 items")

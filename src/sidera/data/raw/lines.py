@@ -33,7 +33,9 @@ MAX_LITERAL = 1 << 21  # characters of a Python-literal line
 MAX_DEPTH = 32
 EARLY = 10_000  # lines after which a file of another kind is given up
 
-_STRING = re.compile(r"[uUbB]?'(?:[^'\\]|\\.)*'|[uUbB]?\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+_ATOM = re.compile(  # a text or a number
+    r"""[uU]?'(?:[^'\\]|\\.)*'|[uU]?"(?:[^"\\]|\\.)*"|\d+(?:\.\d*)?(?:[eE][+-]?\d+)?""", re.DOTALL
+)
 _BARE = re.compile(r"[\s\w{}\[\](),:.+\-]*")
 _WORD = re.compile(r"[^\W\d]\w*")
 _BRACKET = re.compile(r"[\[\](){}]")
@@ -127,7 +129,7 @@ def parse_literal(text: str) -> Any:
     """The value of a Python literal (dict, list, text, number, None, True, False); ValueError for anything else."""
     if len(text) > MAX_LITERAL:
         raise ValueError(f"longer than {MAX_LITERAL:,} characters")
-    bare = _STRING.sub(" 0 ", text)
+    bare = _ATOM.sub(" 0 ", text)
     if not _BARE.fullmatch(bare) or not set(_WORD.findall(bare)) <= WORDS or _SIGNS.search(bare):
         raise ValueError("neither JSON nor a Python literal")
     depth = deepest = 0
