@@ -70,6 +70,16 @@ def test_a_later_command_goes_on_too(tmp_path: Path) -> None:
     assert left(tmp_path) == ["file.bin"]
 
 
+def test_a_call_that_ended_before_the_last_step_fetches_nothing_again(tmp_path: Path) -> None:
+    with serving(Site(CONTENT)) as site:
+        get(site, tmp_path).rename(tmp_path / "file.bin.part")
+        memo = {"url": f"{site.address}/file.bin", "version": site.tag}
+        (tmp_path / "file.bin.part.json").write_text(json.dumps(memo))
+        assert get(site, tmp_path).read_bytes() == CONTENT
+    assert site.asked[-1]["range"] == "bytes=1024000-"
+    assert left(tmp_path) == ["file.bin"]
+
+
 @pytest.mark.parametrize("then", ["no ranges", "changed"])
 def test_a_server_without_ranges_or_with_another_file_sends_it_from_the_beginning(tmp_path: Path, then: str) -> None:
     with serving(Site(CONTENT, "cut", then, "well")) as site:
@@ -114,6 +124,7 @@ def test_what_cannot_be_had_is_one_line(tmp_path: Path, manner: str, named: str)
     with serving(Site(CONTENT, manner)) as site, pytest.raises(InputError, match=named) as error:
         get(site, tmp_path)
     assert "\n" not in str(error.value)
+    assert not any(path.stat().st_size for path in tmp_path.iterdir() if manner not in ("short", "wrong part"))
     assert not (tmp_path / "file.bin").exists()
 
 
@@ -155,6 +166,10 @@ def test_a_page_in_place_of_an_archive_is_refused(tmp_path: Path) -> None:
     with serving(Site(CONTENT, "page")) as site:
         with pytest.raises(InputError, match=r"gives is no \.gz file .*an account"):
             get(site, tmp_path, "reviews.json.gz")
+        with pytest.raises(InputError, match=r"gives is no \.zip file"):
+            small_set(site, tmp_path / "set")
+        assert left(tmp_path) == ["set"]
+        assert left(tmp_path / "set") == []
         site.content, site.manners = gzip.compress(b"{}"), ["well"]
         assert gzip.decompress(get(site, tmp_path, "reviews.json.gz").read_bytes()) == b"{}"
 

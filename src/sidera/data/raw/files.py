@@ -19,7 +19,7 @@ from typing import IO, cast
 
 from sidera.core import InputError
 
-NO_DATA = ("fetch.lock.json", "*.part", "*.part.json", "*.new")  # what `sidera fetch` keeps beside the files
+NO_DATA = ("fetch.lock.json", "*.part", "*.part.json")  # what `sidera fetch` keeps beside the files
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, RuntimeError)
 
