@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sidera.eval.report import write_report
 
 from sidera.catalog import build
 from sidera.catalog.build import build_catalog, catalog_digest
@@ -18,6 +17,7 @@ from sidera.data.tiny import tiny_log
 from sidera.engine.histories import open_behaviour
 from sidera.engine.recommender import Recommender
 from sidera.models import MODELS, build_model, reads_codes
+from sidera.pages.run import write_report
 from sidera.train.recipe import Recipe
 from sidera.train.stages import catalog_stage, prepare, run, train
 
