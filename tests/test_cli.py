@@ -31,7 +31,7 @@ from sidera.store.exposures import ExposureLog
 from sidera.train.stages import rows_bar
 
 VERBS = ("import", "run", "catalog", "train", "evaluate", "compare", "scale", "recommend", "serve", "simulate", "ab",
-         "demo", "recipes")  # fmt: skip
+         "demo", "recipes", "keys")  # fmt: skip
 RECIPE = """
 [catalog]
 vectors = ["behaviour"]

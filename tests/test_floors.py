@@ -82,7 +82,8 @@ FLAGS = {
     "simulate": ["--config", "--set", "--seed", "--users", "--days", "--out"],
     "ab": ["a", "b", "more", *AB_FLAGS],
     "demo": ["--data", "--out"],
-    "recipes": ["--show", "--write"],
+    "recipes": ["--show", "--write", "--commented"],
+    "keys": ["what", "--toml"],
 }
 EVERY_VERB = ["-q", "-v", "--json"]
 

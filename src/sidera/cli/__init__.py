@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from sidera import __version__, console
-from sidera.cli import answering, logs, reference, reporting, training, world
+from sidera.cli import answering, keys, logs, reference, reporting, training, world
 from sidera.cli.parsing import Parser
 from sidera.core import InputError
 from sidera.ops.allocator import keep_memory
@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     logs.add_import(verbs)
     reference.add_recipes(verbs)
+    keys.add_keys(verbs)
     training.add_run(verbs)
     training.add_stages(verbs)
     reporting.add_report(verbs)

@@ -20,6 +20,7 @@ from sidera.data.split import Split, check_leaks, leave_one_out, temporal
 class DataConfig:
     adapter: str = "auto"  # auto, or a name of ADAPTERS
     split: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    # each user's last two events are asked for, or the log is cut at two moments
     valid_share: float = 0.1  # temporal: share of all events in the validation window
     test_share: float = 0.1  # temporal: share of all events in the test window
     min_rating: float | None = None  # keep events rated at least this; None: the adapter's custom (MovieLens 4)
