@@ -84,6 +84,7 @@ FLAGS = {
     "demo": ["--data", "--out"],
     "recipes": ["--show", "--write", "--commented"],
     "keys": ["what", "--toml"],
+    "completion": ["shell"],
 }
 EVERY_VERB = ["-q", "-v", "--json"]
 

@@ -21,7 +21,7 @@ PINNED = Path(__file__).parent / "keys.txt"
 
 def lines() -> list[str]:
     """``section.key type`` of everything."""
-    return [f"{name}.{key.name}: {key.type}" for name, cls in section_classes().items() for key in keys_of(cls)]
+    return [f"{name}.{key.name}: {key.kind}" for name, cls in section_classes().items() for key in keys_of(cls)]
 
 
 @pytest.mark.parametrize("name", section_classes())

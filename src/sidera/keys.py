@@ -26,7 +26,7 @@ from typing import Any
 @dataclass(frozen=True)
 class Key:
     name: str
-    type: str  # "whole number", "number or nothing", "cosine | linear", ...
+    kind: str  # "whole number", "number or nothing", "cosine | linear", ...
     default: Any  # MISSING where it has to be given
     comment: str
     section: type | None = None  # the dataclass of a section inside the section, such as [catalog.align]
@@ -96,7 +96,8 @@ def commented_toml(name: str, cls: type, written: Mapping[str, Any], first: Mapp
     ``first``: lines of the section that are no keys of the class, such as the name of a model. Reading the text back
     gives ``written``, and taking the marks of the comments away changes nothing either.
     """
-    lines, inner, written = [f"[{name}]"], [], dict(written)
+    lines, written = [f"[{name}]"], dict(written)
+    inner: list[str] = []
     lines += [f"{key} = {toml(value)}" for key, value in (first or {}).items()]
     for key in keys_of(cls):
         if key.section is not None:

@@ -42,7 +42,7 @@ def keys_verb(arguments: Arguments) -> dict[str, Any]:
             f"no section, model or key is called {what!r}{closest(what, known)}", allowed=", ".join(classes)
         )
     for place, (name, keys) in enumerate(chosen):
-        rows = [(key.name, key.type, key.default_text, key.comment) for key in keys]
+        rows = [(key.name, key.kind, key.default_text, key.comment) for key in keys]
         table = console.table(("key", "type", "default", "what it is"), rows, left=4)
         console.result(("\n" if place else "") + f"{title(name)}\n{table}")
     console.say("\none section: sidera keys fit   one model: sidera keys tiger   one key: sidera keys fit.lr")
@@ -54,7 +54,7 @@ def keys_verb(arguments: Arguments) -> dict[str, Any]:
                 "keys": [
                     {
                         "key": key.name,
-                        "type": key.type,
+                        "type": key.kind,
                         "default": None if key.default_text == "(must be given)" else key.default,
                         "required": key.default_text == "(must be given)",
                         "comment": key.comment,
