@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all lint api claims golden clean
+.PHONY: setup demo test test-all lint api claims golden wheel clean
 setup: $(VENV)/.ready
 
 # torch is asked for as a range with an upper bound: an open range takes a CUDA build of several gigabytes.
@@ -37,5 +37,10 @@ claims: setup  # which committed figures were measured with other code than toda
 golden: setup  # record anew what every recipe does in twenty steps, and say what changed
 	$(BIN)/python tests/golden/golden_runs.py --write
 
+# dist/ receives the source distribution and the wheel that is built from it; the recipes travel inside (setup.py).
+wheel: setup
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,27 +1,84 @@
-"""Write the README's results table from the committed result files: ``python benchmarks/tables.py``."""
+"""Write what the documents show of the committed result files: ``python benchmarks/tables.py``.
+
+The tables of docs/results.md, the chart and the cost table of the README. Nobody types a number into them.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from harness import RESULTS
 
+ROOT = Path(__file__).resolve().parents[1]
 TABLES = (
     "beauty_generator", "beauty_onerec", "beauty_sasrec", "beauty_tiger", "beauty_temporal", "sports", "sports_onerec",
     "sports_tiger",
 )  # fmt: skip
+CHART = ROOT / "docs" / "pictures" / "beauty.svg"
+SHOWN = (("beauty_generator", ("sidera generator", "SASRec sampled softmax, tied")),
+         ("beauty_onerec", ("OneRec, technical report", "OneRec-V2")),
+         ("beauty_generator", ("item-kNN", "popularity")))  # fmt: skip
+SHORT = {"sidera generator": "sidera's generator", "SASRec sampled softmax, tied": "SASRec",
+         "OneRec, technical report": "OneRec"}  # fmt: skip
+COSTS = (("Amazon Beauty", "beauty_generator"), ("Amazon Beauty", "beauty_onerec"), ("Amazon Sports", "sports"))
 
 
 def result_files() -> list[Path]:
-    """The result files that the README's table shows, in its order."""
+    """The result files that docs/results.md shows, in its order."""
     return [RESULTS / f"{name}.json" for name in TABLES]
 
 
-def main() -> None:
-    from sidera.eval.tables import update_document
+def rows_of(name: str) -> dict[str, list[dict[str, Any]]]:
+    """model -> its runs, one a seed."""
+    record = json.loads((RESULTS / f"{name}.json").read_text())
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in record.get("details", record)["rows"]:
+        found.setdefault(row["model"], []).append(row)
+    return found
 
-    readme = Path(__file__).resolve().parents[1] / "README.md"
-    print("README.md was current" if update_document(readme, result_files()) else "README.md updated")
+
+def draw(path: Path) -> Path:
+    """Recall@10 on Beauty in both seen modes: means over seeds, the mean of their 95 % intervals over users."""
+    from sidera.pages.charts import dots
+    from sidera.pages.standalone import write_svg
+
+    figures = []
+    for seen, words in (("keep", "seen items kept"), ("filter", "seen items left out")):
+        rows = []
+        for name, models in SHOWN:
+            found = rows_of(name)
+            for model in models:
+                metrics = [row["metrics"][seen]["recall@10"] for row in found[model]]
+                value, low, high = (sum(one[end] for one in metrics) / len(metrics) for end in ("value", "low", "high"))
+                rows.append((SHORT.get(model, model), (value, low, high), model == "sidera generator"))
+        figures.append(dots(f"Amazon Beauty: Recall@10, {words}", "22,363 users, 95 % intervals", rows, zero=True))
+    return write_svg(figures, path)
+
+
+def costs() -> str:
+    """Markdown: size and training time of what the tables show, one thread."""
+    lines = ["| model | data | users × items | parameters | training, CPU-minutes |", "|---|---|---:|---:|---:|"]
+    for data, name in COSTS:
+        record = json.loads((RESULTS / f"{name}.json").read_text())
+        protocol = record["details"]["protocol"]
+        size = f"{protocol['rows_in_split']:,} × {protocol['num_items']:,}"
+        for model, runs in rows_of(name).items():
+            trainings = [run["info"]["training"] for run in runs]
+            if "cpu_minutes" not in trainings[0] or (name == "beauty_onerec" and "SASRec" in model):
+                continue
+            minutes = sum(one["cpu_minutes"] for one in trainings) / len(trainings)
+            lines.append(f"| {model} | {data} | {size} | {trainings[0]['parameters']:,} | {minutes:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    from sidera.eval.tables import put_between, update_document
+
+    update_document(ROOT / "docs" / "results.md", result_files())
+    put_between(ROOT / "README.md", "costs", costs())
+    print(f"docs/results.md, README.md and {draw(CHART).relative_to(ROOT)} are current")
 
 
 if __name__ == "__main__":

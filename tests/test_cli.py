@@ -31,7 +31,7 @@ from sidera.store.exposures import ExposureLog
 from sidera.train.stages import rows_bar
 
 VERBS = ("import", "run", "catalog", "train", "evaluate", "compare", "scale", "recommend", "serve", "simulate", "ab",
-         "demo", "recipes")  # fmt: skip
+         "demo", "recipes", "keys", "completion")  # fmt: skip
 RECIPE = """
 [catalog]
 vectors = ["behaviour"]
@@ -137,7 +137,19 @@ def test_help_names_units_and_defaults(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert sidera("--version") == 0
-    assert re.fullmatch(r"sidera \d+\.\d+\.\d+\n", capsys.readouterr().out)
+    line = r"sidera \d+\.\d+\.\d+( \([0-9a-f]{7,40}\+?\))?, Python 3\.\d+\.\S+, torch \d+\.\d+\S*\n"
+    assert re.fullmatch(line, capsys.readouterr().out)
+
+
+def test_version_imports_no_torch_unless_asked_for_more() -> None:
+    code = (
+        "import sys, sidera.cli\ntry: sidera.cli.main(sys.argv[1:])\nexcept SystemExit: print('torch' in sys.modules)"
+    )
+    for flags, expected in ((["--version"], "False"), (["--version", "-v"], "True")):
+        found = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, check=True)
+        assert found.stdout.splitlines()[-1] == expected
+    assert re.search(r"^pyarrow \d+", found.stdout, re.MULTILINE)
+    assert re.search(r"^processor \S+, CUDA \S+", found.stdout, re.MULTILINE)
 
 
 # -- the whole way -----------------------------------------------------------------------------------------------------

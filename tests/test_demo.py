@@ -15,11 +15,9 @@ from sidera.sim.config import world_config
 def test_the_demo_writes_both_pages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipes = demo.world_recipes()
-    for sections in recipes.values():
-        sections["fit"] = {**sections["fit"], "epochs": 1}
-        sections["eval"] = {"max_rows": 50, "valid_rows": 50, "latency_rows": 2, "bootstrap": 10, "free_rows": 5}
-    recipes["onerec_v2"]["catalog"] = {**demo.CODES, "codebook_size": 8, "vector_dim": 8}
+    sizes = {"max_rows": 50, "valid_rows": 50, "latency_rows": 2, "bootstrap": 10, "free_rows": 5}
+    quick = [f"eval.{key}={value}" for key, value in sizes.items()]
+    recipes = demo.world_recipes([*quick, "fit.epochs=1", "catalog.codebook_size=8", "catalog.vector_dim=8"])
     monkeypatch.setattr(demo, "world_recipes", lambda: recipes)
     monkeypatch.setattr(demo, "WORLD", {"num_items": 150, "num_creators": 20, "num_candidates": 20})
     for name, value in (("USERS", 80), ("DAYS", 3), ("AUDIENCE", 20), ("TEST_DAYS", 2)):
@@ -29,9 +27,11 @@ def test_the_demo_writes_both_pages(
     assert "done in" in text
     page = (tmp_path / "demo" / "report.html").read_text()
     online = (tmp_path / "demo" / "online.html").read_text()
-    for name in recipes:
-        assert name in page
-        assert name in online
+    assert list(recipes) == ["popularity", "item_knn", "sasrec", "generator", "onerec_v2"]
+    for title in ("popularity", "item-kNN", "SASRec", "generator", "OneRec-V2"):
+        assert f">{title}</th>" in page
+        assert f">{title}</t" in online  # of the picture, or of the table
+    assert " of 100 next items in its first ten" in text
     record = json.loads((tmp_path / "demo" / "online.json").read_text())
     assert record["reference"] == "sasrec"
     assert not any(record["lost"].values())
@@ -42,5 +42,13 @@ def test_the_demo_writes_both_pages(
 
 def test_the_demo_world_is_small_and_every_recipe_asks_the_same_rows() -> None:
     assert world_config("easy", demo.WORLD).num_items <= 3000
-    positives = {sections["data"]["positive"] for sections in demo.world_recipes().values()}
-    assert positives == {"long_view"}
+    for recipe in demo.world_recipes().values():
+        assert recipe.data.positive == "long_view"
+        assert (recipe.eval.max_rows, recipe.eval.seed) == (1000, 0)
+
+
+def test_on_a_data_folder_the_recipes_follow_the_number_of_items() -> None:
+    small, large = demo.data_recipes(500), demo.data_recipes(50_000)
+    assert set(small) - set(large) == {"tiger"}
+    assert small["sasrec"].fit.epochs > large["sasrec"].fit.epochs
+    assert large["popularity"].eval.max_rows == 5000

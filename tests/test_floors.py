@@ -98,7 +98,9 @@ FLAGS = {
     "simulate": ["--config", "--set", "--seed", "--users", "--days", "--out"],
     "ab": ["a", "b", "more", *AB_FLAGS],
     "demo": ["--data", "--out"],
-    "recipes": ["--show", "--write"],
+    "recipes": ["--show", "--write", "--commented"],
+    "keys": ["what", "--toml"],
+    "completion": ["shell"],
 }
 EVERY_VERB = ["-q", "-v", "--json"]
 

@@ -1,4 +1,4 @@
-"""The README's commands run as they stand, its Python too, and its table is the one that the result files give."""
+"""The README's commands run as they stand, its Python too, and its figures are those of the result files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidera.cli import main
-from sidera.eval.tables import update_document
+from sidera.eval.tables import put_between, update_document
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,7 +35,7 @@ def test_commands_and_python_run_as_written(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(workplace)
-    assert len(commands()) >= 5
+    assert len(commands()) == 3  # what the README promises
     for command in commands():
         program, *arguments = shlex.split(command)
         assert program == "sidera"
@@ -47,15 +47,21 @@ def test_commands_and_python_run_as_written(
     assert "cup-" in capsys.readouterr().out
 
 
-def test_results_table_is_that_of_the_result_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_shown_is_that_of_the_result_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # the list of tables is the script's own
-    files = importlib.import_module("tables").result_files()
-    assert len(files) >= 7
-    assert update_document(ROOT / "README.md", files, check=True)
+    tables = importlib.import_module("tables")
+    assert len(tables.result_files()) >= 7
+    assert update_document(ROOT / "docs" / "results.md", tables.result_files(), check=True)
+    assert put_between(ROOT / "README.md", "costs", tables.costs(), check=True)
+    assert tables.draw(tmp_path / "beauty.svg").read_text() == tables.CHART.read_text()
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
 
 
 def test_every_file_to_read_exists() -> None:
-    section = README.split("## Read these files in this order")[1].split("\n## ")[0]
+    section = README.split("## Read the code in this order")[1].split("\n## ")[0]
     folder = ROOT / "src" / "sidera"
     named = re.findall(r"`([\w/]+\.py)`", section)
     assert len(named) >= 8

@@ -35,9 +35,11 @@ class _Settings:
 _settings = _Settings()
 
 
-def configure(level: int = NORMAL, as_json: bool = False) -> None:
-    """What ``-q``, ``-v`` and ``--json`` ask for; holds for the process until it is called again."""
+def configure(level: int = NORMAL, as_json: bool = False) -> tuple[int, bool]:
+    """What ``-q``, ``-v`` and ``--json`` ask for; holds for the process until it is called again. -> what held."""
+    before = (_settings.level, _settings.as_json)
     _settings.level, _settings.as_json = level, as_json
+    return before
 
 
 def is_verbose() -> bool:

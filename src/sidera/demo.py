@@ -2,15 +2,15 @@
 
 Without data a small simulated app is logged first, and the trained models then serve its users beside policies that
 bracket the scale: what was learnt from the log is judged by what it does to people. With a data folder the same small
-recipes run on that, and there is nobody to serve. The recipes here are the shop-window ones: few epochs, sampled
-evaluation rows. Those behind the published numbers are under recipes/.
+recipes run on that, and there is nobody to serve. The recipes, ``recipes/demo/`` and ``recipes/demo_data/``, are for
+the shop window: few epochs, sampled evaluation rows. Those behind the published numbers lie beside them.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,32 +21,24 @@ from sidera.eval.compare import compare
 from sidera.eval.evaluation import Evaluation
 from sidera.eval.online import online_test, to_text
 from sidera.eval.recommender_policy import RecommenderPolicy
+from sidera.pages.headline import headline
 from sidera.pages.online import write_online_page
 from sidera.pages.run import write_report
+from sidera.pages.runs import read_runs
+from sidera.recipes import find_recipe
 from sidera.sim.config import world_config
 from sidera.sim.simulate import simulate
 from sidera.sim.world import World
 from sidera.train.recipe import Recipe
 from sidera.train.stages import evaluation_lines, run
 
-SMALL = 2000  # items
+SMALL = 2000  # items of a data folder, at most, for TIGER to join and for trainings in small batches
+LARGE = ("fit.epochs=10", "fit.batch_size=128", "fit.eval_every_epochs=5", "eval.max_rows=5000")
 WORLD = {"num_items": 1000, "num_creators": 100}  # of the easy world, so that minutes are enough to learn it
 USERS, DAYS = 3000, 8  # of its log
 AUDIENCE, TEST_DAYS = 300, 3  # of its online test
-TREE = {
-    "vectors": ["behaviour"],
-    "num_levels": 1,
-    "codebook_size": 0,
-    "balanced": True,
-    "collision": "extra_digit",
-}
-CODES = {
-    "vectors": ["tfidf", "behaviour"],
-    "num_levels": 3,
-    "codebook_size": 32,
-    "balanced": True,
-    "collision": "greedy",
-}
+IN_WORLD = ("popularity", "item_knn", "sasrec", "generator", "onerec_v2")
+ON_DATA = ("popularity", "item_knn", "sasrec", "generator")
 
 
 def demo(data: str | None, out: Path) -> list[Path]:
@@ -59,11 +51,11 @@ def demo(data: str | None, out: Path) -> list[Path]:
         data = str(out / "data")
         counts = simulate(world.config, USERS, DAYS, data, world.seed)
         console.say(f"no data given: {counts['num_events']:,} exposures of a simulated app are in {data}")
-    recipes = demo_recipes(load_dataset(data).num_items) if world is None else world_recipes()
+    recipes = data_recipes(load_dataset(data).num_items) if world is None else world_recipes()
     results: dict[str, Evaluation] = {}
-    for name, sections in recipes.items():
+    for name, recipe in recipes.items():
         console.say(f"\n== {name}")
-        result = run(Recipe.parse(sections), data, out / name)
+        result = run(recipe, data, out / name)
         assert result is not None, "demo recipes have no piece limit"
         console.result(evaluation_lines(result))
         results[name] = result
@@ -71,6 +63,8 @@ def demo(data: str | None, out: Path) -> list[Path]:
     console.result(f"\n== {first} against sasrec, paired\n{compare(results[first], results['sasrec']).to_text()}")
     console.result(f"\n{results_lines(results)}")
     pages = [write_report(out, out / "report.html")]
+    found = headline(read_runs([out]).groups()[0])
+    console.say(f"\n{' '.join((found.first, *found.rest))}\nreport: {pages[0]}")
     if world is not None:
         pages.append(demo_online(world, list(recipes), out))
     history = ",".join(example_history(data))
@@ -92,55 +86,17 @@ def demo_online(world: World, names: list[str], out: Path) -> Path:
     return write_online_page(result, out / "online.html", title="Demo: online test")
 
 
-def world_recipes() -> dict[str, dict[str, dict[str, Any]]]:
-    """Sections of the recipes for the simulated log, all over its long views and so with the same test rows."""
-    data = {"positive": "long_view"}
-    fit = {"epochs": 20, "batch_size": 128, "lr": 2e-3, "betas": [0.9, 0.98], "weight_decay": 0.1}
-    fit |= {"eval_every_epochs": 1, "patience": 4}
-    onerec_fit = {**fit, "epochs": 6, "batch_size": 256, "weight_decay": 0.01, "patience": 2}
-    evaluation = {"max_rows": 1000, "valid_rows": 500, "latency_rows": 100}
-    votes = {"max_history": 50, "half_life": 20.0, "window": 30, "backward": 1.0, "shrink": 5.0}
-    sasrec = {"name": "sasrec", "max_history": 50, "loss": "full", "output": "tied", "dropout": 0.6}
-    onerec = {"name": "onerec_v2", "max_history": 64, "short_term": 32, "width": 48, "num_layers": 2, "num_heads": 2}
-    onerec |= {"num_kv_groups": 2, "ff_width": 96, "dropout": 0.2}
-    models: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
-        "popularity": ({"name": "popularity"}, TREE, fit),
-        "item_knn": ({"name": "item_knn", **votes}, TREE, fit),
-        "sasrec": (sasrec, TREE, fit),
-        "onerec_v2": (onerec, CODES, onerec_fit),
-    }
-    return {
-        name: {"data": data, "catalog": catalog, "model": model, "fit": fitting, "eval": evaluation}
-        for name, (model, catalog, fitting) in models.items()
-    }
+def world_recipes(overrides: Sequence[str] = ()) -> dict[str, Recipe]:
+    """``recipes/demo/``: for the simulated log, all over its long views and so with the same test rows."""
+    return {name: Recipe.read(find_recipe(f"demo/{name}"), overrides) for name in IN_WORLD}
 
 
-def demo_recipes(num_items: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """Sections of the demo's recipes, sized by the catalogue. TIGER joins on small data only: it wants time."""
-    small = num_items <= SMALL
-    fit = {"epochs": 30 if small else 10, "batch_size": 64 if small else 128, "lr": 2e-3, "betas": [0.9, 0.98]}
-    fit |= {"eval_every_epochs": 3 if small else 5, "weight_decay": 0.0}
-    evaluation = {"max_rows": None if small else 5000, "valid_rows": 2000}
-    sasrec = {"name": "sasrec", "max_history": 50, "dropout": 0.3, "num_negatives": min(1024, num_items)}
-    models: dict[str, dict[str, Any]] = {
-        "popularity": {"name": "popularity"},
-        "item_knn": {"name": "item_knn"},
-        "sasrec": sasrec,
-        "generator": {"name": "sidera", "max_history": 50, "dropout": 0.3 if small else 0.5},
-    }
-    recipes = {
-        name: {"data": {}, "catalog": TREE, "model": model, "fit": fit, "eval": evaluation}
-        for name, model in models.items()
-    }
-    if small:
-        recipes["tiger"] = {
-            "data": {},
-            "catalog": {"vectors": ["tfidf"], "num_levels": 2, "codebook_size": 0, "collision": "extra_digit"},
-            "model": {"name": "tiger", "width": 64, "num_layers": 2, "num_heads": 4, "head_width": 16, "ff_width": 256},
-            "fit": {"epochs": 8, "batch_size": 128, "lr": 2e-3, "warmup_steps": 50, "eval_every_epochs": 2},
-            "eval": evaluation,
-        }
-    return recipes
+def data_recipes(num_items: int) -> dict[str, Recipe]:
+    """``recipes/demo_data/``, shorter trainings for many items. TIGER joins on small data only: it wants time."""
+    if num_items <= SMALL:
+        return {name: Recipe.read(find_recipe(f"demo_data/{name}")) for name in (*ON_DATA, "tiger")}
+    more = {"generator": (*LARGE, "model.dropout=0.5")}
+    return {name: Recipe.read(find_recipe(f"demo_data/{name}"), more.get(name, LARGE)) for name in ON_DATA}
 
 
 def results_lines(results: dict[str, Evaluation]) -> str:

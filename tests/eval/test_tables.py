@@ -11,8 +11,9 @@ from sidera.data.dataset import Dataset
 from sidera.data.split import Split
 from sidera.eval.config import EvalConfig
 from sidera.eval.evaluate import evaluate
-from sidera.eval.tables import BEGIN, END, protocol_line, result_file, results_table, update_document
+from sidera.eval.tables import protocol_line, result_file, results_table, update_document
 
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 CONFIG = EvalConfig(ks=(5, 10), bootstrap=20, latency_rows=0, free_rows=0, samples=0)
 
 

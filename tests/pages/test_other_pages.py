@@ -69,6 +69,8 @@ def test_alignment_page(tmp_path: Path) -> None:
         check_page(text)
         assert "given up: recall@50 on long view: -0.0200 ± 0.0100; coverage, t = 1: 0.900 to 0.500" in text
         assert "a gate closed" in text
+        judges = text[text.index("<h2>Every judge") : text.index("<h2>Frontier")]
+        assert judges.count('class="best"') == 1  # the one difference whose interval leaves 0 out
         assert ("Served users" in text) == (test is not None)
 
 

@@ -19,7 +19,7 @@ class AlignConfig:
     steps: int = 300  # optimizer steps
     ntp: Literal["safe", "aggressive"] = "safe"  # weight of the next-token loss beside the method: 1 or 0.3
     ntp_weight: float | None = None  # another weight than `ntp` names; 0: no next-token loss
-    method_weight: float = 1.0
+    method_weight: float = 1.0  # of the method's loss beside the next-token loss
     requests: int = 32  # requests of a step that the method works on; the next-token batch has its own size
     ntp_batch: int = 128  # histories of a step's next-token batch
     group: int = 32  # rollouts of each request
@@ -36,10 +36,10 @@ class AlignConfig:
     positive: str = "long_view"  # logged feedback: this label without `negative` is worth +1
     negative: str = "dislike"  # logged feedback: this label is worth -1
     lr: float = 3e-4  # AdamW, constant
-    weight_decay: float = 0.01
+    weight_decay: float = 0.01  # decoupled decay, on matrices only
     clip_norm: float = 1.0  # gradients of a larger global norm are scaled down to it; 0: no clipping
     check_every: int = 50  # steps between looks at the diagnostics and gates
-    seed: int = 0
+    seed: int = 0  # of draws, batches and dropout
 
     def __post_init__(self) -> None:
         check_counts("[align]", self, "steps", "requests", "ntp_batch", "snapshot_every", "rejected", "check_every")

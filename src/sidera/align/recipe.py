@@ -41,7 +41,7 @@ class RewardsConfig:
     outcomes: tuple[str, ...] = ()  # more objectives of the session: stays, returns
     epochs: int = 4  # at most, over the exposures of its users
     rules: tuple[dict[str, Any], ...] = ()  # business rules: align/rules.py
-    seed: int = 0
+    seed: int = 0  # of the P-Score's weights and batches
 
     def __post_init__(self) -> None:
         check_value("[rewards]", "epochs", self.epochs, self.epochs >= 1, "a whole number >= 1")

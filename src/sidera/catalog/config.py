@@ -32,9 +32,9 @@ class AlignConfig:
     max_categories: int = 8  # of an item
     vocabulary: int = 8192  # most frequent words, and categories, that get a vector
     width: int = 64  # dims of a token and of a query; the vector has num_queries x width
-    num_queries: int = 4
-    num_layers: int = 2
-    num_heads: int = 4
+    num_queries: int = 4  # learned queries that an item's tokens are read with
+    num_layers: int = 2  # blocks of the encoder
+    num_heads: int = 4  # heads of attention; they divide width
     dropout: float = 0.1  # share of units dropped
     token_dropout: float = 0.1  # share of tokens hidden while training
     temperature: float = 0.05  # of the contrastive loss
@@ -44,13 +44,13 @@ class AlignConfig:
     user_share: float = 0.5  # of the pairs are user-to-item, the rest item-to-item
     recent: int = 20  # user-to-item: earlier positives of the user among which the nearest is looked for
     neighbours: int = 10  # item-to-item: nearest by Swing that count as pairs
-    swing_alpha: float = 1.0
+    swing_alpha: float = 1.0  # Swing: weakens pairs whose users share much else
     max_user_items: int = 100  # Swing: newest items of a user that count
     max_item_users: int = 200  # Swing: users of an item that count, drawn by the seed
     steps: int = 1200  # optimizer steps; 300 of 256 pairs are too few to keep what a user wants (docs/log.md)
     batch_size: int = 1024  # pairs a step
-    lr: float = 2e-3
-    seed: int = 0
+    lr: float = 2e-3  # learning rate of AdamW
+    seed: int = 0  # of weights, pairs and dropout
 
     def __post_init__(self) -> None:
         def check(name: str, good: bool, allowed: str) -> None:
@@ -86,21 +86,22 @@ class AlignConfig:
 class CatalogConfig:
     """How items get their semantic IDs. Sizes count codes, dims and iterations; nothing here has a unit."""
 
-    vectors: tuple[str, ...] = ("text",)  # blocks that are fused: text | tfidf | behaviour | file | aligned
+    vectors: tuple[str, ...] = ("text",)  # blocks that are fused: text | tfidf | behaviour | file | aligned;
     # "text?" and "tfidf?" are left out, and that is reported, when no item has a text; "text?" becomes "tfidf" where
     # the sentence encoder is not installed or would take longer than text_minutes
     vector_weights: tuple[float, ...] = ()  # one per block; empty: all 1
     vectors_file: str | None = None  # for the block "file": .parquet (key + list column) or .safetensors (+ keys .json)
     text_fields: tuple[str, ...] = ()  # item columns to read; empty: those of title, brand, categories, text present
     vector_dim: int = 128  # dims of the SVD blocks (tfidf, behaviour)
-    quantizer: Literal["auto", "rq_kmeans", "none"] = "auto"
+    quantizer: Literal["auto", "rq_kmeans", "none"] = "auto"  # how vectors become codes;
     # "auto": rq_kmeans where the model reads codes; "none": the catalogue holds items alone, and no code is made
     num_levels: int = 3  # of the quantizer; extra_digit adds one
     codebook_size: int = 256  # codes a level; 0: chosen from the number of items
     balanced: bool = False  # every code of a level names at most ceil(N / codebook_size) items
     collision: Literal["extra_digit", "greedy", "share"] = "extra_digit"
+    # items of one tuple of codes: a further digit, the nearest free tuple, or shared
     iterations: int = 25  # of Lloyd's algorithm
-    seed: int = 0
+    seed: int = 0  # of the clustering and the SVD
     window: int = 5  # behaviour: pairs at most so many events apart count
     singular_power: float = 1.0  # behaviour: vectors = singular vectors x singular values ** power
     align: AlignConfig = field(default_factory=AlignConfig)  # aligned

@@ -28,8 +28,8 @@ RUN = re.compile(rf"[{UNSPACED}]+")
 WORD = re.compile(rf"[^\W{UNSPACED}]{{2,}}")
 # English words that say nothing of an item; what else is frequent weighs little by its document frequency
 FUNCTION_WORDS = """an and are as at be been but by can did do does for from had has have he her his if in into is it
-its me my no not of off on or our out over she so than that the their them then there these they this those to too under
-up us very was we were what when where which while who whose why will with would you your"""
+its me my no not of off on or our out over she so than that the their them then there these they this those to too
+under up us very was we were what when where which while who whose why will with would you your"""
 STOPPED = frozenset(FUNCTION_WORDS.split())
 SWEEPS = 7  # of the subspace iteration
 SPARE = 16  # directions beyond those asked for, which make the last ones asked for exact

@@ -12,9 +12,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sidera import __version__, console
-from sidera.cli import answering, logs, reference, reporting, training, world
+from sidera import console
+from sidera.cli import answering, completion, keys, logs, reference, reporting, training, world
 from sidera.cli.parsing import Parser
+from sidera.cli.versions import ShowVersion
 from sidera.core import InputError
 from sidera.ops.allocator import keep_memory
 from sidera.ops.cores import library_threads
@@ -62,12 +63,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="sidera", description="Generative recommendation: from behaviour logs to a served list of items."
     )
-    parser.add_argument("--version", action="version", version=f"sidera {__version__}")
+    parser.add_argument("--version", action=ShowVersion, help="versions of sidera, Python and torch; -v: all of them")
+    parser.add_argument("-v", action="store_true", dest="all_versions", help="with --version: every dependency too")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     logs.add_import(verbs)
     logs.add_fetch(verbs)
     logs.add_convert(verbs)
     reference.add_recipes(verbs)
+    keys.add_keys(verbs)
+    completion.add_completion(verbs)
     training.add_run(verbs)
     training.add_stages(verbs)
     reporting.add_report(verbs)

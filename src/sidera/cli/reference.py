@@ -1,4 +1,4 @@
-"""The verbs that tell what there is: ``recipes`` and ``keys``. They import nothing heavy."""
+"""The verb ``recipes``: what comes with sidera, listed, printed, copied. It imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def recipes_verb(arguments: Arguments) -> dict[str, Any]:
         return {"name": arguments.show, "text": text}
     if arguments.write:
         name, path = arguments.write
-        return {"name": name, "path": str(write_recipe(name, Path(path)))}
+        return {"name": name, "path": str(write_recipe(name, Path(path), arguments.commented))}
+    if arguments.commented:
+        raise InputError("--commented belongs to --write", fix="sidera recipes --write NAME PATH --commented")
     cards = [read_card(name) for name in recipe_names()]
     rows = [
         (card.short_name, card.verb, card.data, card.text + (f" {card.cost}" if card.cost else "")) for card in cards
@@ -34,12 +36,13 @@ def recipes_verb(arguments: Arguments) -> dict[str, Any]:
     return {"recipes": [{key: getattr(card, key) for key in keys} for card in cards]}
 
 
-def write_recipe(name: str, path: Path) -> Path:
-    """A copy of a recipe at ``path``; what is there already is not replaced."""
+def write_recipe(name: str, path: Path, commented: bool = False) -> Path:
+    """A copy of a recipe at ``path``, ``commented``: with every key; what is there already is not replaced."""
     from sidera.artifacts import write_text
+    from sidera.cli.keys import whole_recipe
     from sidera.recipes import recipe_text
 
-    text = recipe_text(name)
+    text = whole_recipe(name) if commented else recipe_text(name)
     if path.is_dir():
         path = path / f"{Path(name).stem}.toml"
     if path.suffix != ".toml":
@@ -56,3 +59,4 @@ def add_recipes(verbs: Verbs) -> None:
     parser = add_verb(verbs, "recipes", recipes_verb, text)
     parser.add_argument("--show", metavar="NAME", help="print this recipe")
     parser.add_argument("--write", nargs=2, metavar=("NAME", "PATH"), help="write a copy of a recipe to a .toml file")
+    parser.add_argument("--commented", action="store_true", help="with --write: every key, defaults as comments")

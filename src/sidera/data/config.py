@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,19 +13,26 @@ from sidera.config import check_value
 from sidera.core import InputError
 from sidera.data.adapters import ADAPTERS, describe, detect
 from sidera.data.dataset import Dataset
-from sidera.data.features import FeatureSchema, fit_schema, with_long_view
+from sidera.data.features import LONG_VIEW, FeatureSchema, fit_schema, with_long_view
 from sidera.data.split import Split, check_leaks, leave_one_out, temporal
+
+AUTO = "auto"
+# What [data] positive = "auto" looks for. A purchase says more than a look, and a look that lasted more than a click.
+POSITIVES = ("positive", "purchase", "is_purchase", LONG_VIEW, "is_long_view", "click", "is_click", "clicked", "like")
+POSITIVES += ("is_like", "liked")
 
 
 @dataclass(frozen=True)
 class DataConfig:
     adapter: str = "auto"  # auto, or a name of ADAPTERS
     split: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    # each user's last two events are asked for, or the log is cut at two moments
     valid_share: float = 0.1  # temporal: share of all events in the validation window
     test_share: float = 0.1  # temporal: share of all events in the test window
     min_rating: float | None = None  # keep events rated at least this; None: the adapter's custom (MovieLens 4)
     text_fields: tuple[str, ...] = ()  # item columns that make up the text; empty: the adapter's custom
     positive: str = ""  # feedback column whose true events are worth recommending ("click", "long_view"); "": all
+    # "auto": the first of POSITIVES that the log has, else all
     long_view_quantile: float = 0.65  # long_view: watched longer than this share of views of like duration
     item_fields: tuple[str, ...] = ()  # item columns read as categories; empty: creator, brand, tags, ... where present
     # Columns that others generated (idgenrec_text_id, gram_keywords) are read only when text_fields names them.
@@ -60,6 +67,8 @@ class View:
 def make_views(dataset: Dataset, config: DataConfig | None = None) -> tuple[View, View]:
     """-> (every event with its feedback, positive events only); both ask the same questions."""
     config = config or DataConfig()
+    if config.positive == AUTO:
+        config = replace(config, positive=usual_positive(dataset))
     quantile = config.long_view_quantile
     check_value("[data]", "long_view_quantile", quantile, 0 < quantile < 1, "a share inside 0..1")
     known_mask = _before_questions(dataset, config)
@@ -75,6 +84,19 @@ def make_views(dataset: Dataset, config: DataConfig | None = None) -> tuple[View
     kept, kept_split = dataset.keep(positive_mask), split.keep(positive_mask)
     check_leaks(kept, kept_split)
     return View(dataset, split, schema), View(kept, kept_split, schema)
+
+
+def usual_positive(dataset: Dataset) -> str:
+    """The mark that says best what is worth recommending again: the first of POSITIVES that is true somewhere, "" where
+    the log has none of them."""
+    can_derive = {"watch_time", "duration"} <= dataset.feedback.keys()
+    for name in POSITIVES:
+        values = dataset.feedback.get(name)
+        if values is None and name == LONG_VIEW and can_derive:
+            return name
+        if values is not None and values.dtype == bool and values.any():
+            return name
+    return ""
 
 
 def _before_questions(dataset: Dataset, config: DataConfig) -> np.ndarray:

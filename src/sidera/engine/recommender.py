@@ -47,7 +47,7 @@ from sidera.decode.session import rank_by_lists
 from sidera.engine.exposures import ExposureWriter, exposure_columns
 from sidera.engine.histories import Behaviour, item_table, lifelong_of_batch
 from sidera.engine.quota import Quota
-from sidera.engine.requests import ReadHistory, RequestReader, jagged
+from sidera.engine.requests import ReadHistory, RequestReader, jagged, requests_of
 from sidera.engine.reranker import Reranker
 from sidera.engine.rollouts import RolloutMode, roll_out, sid_log_probs
 from sidera.loading import open_artifact
@@ -310,13 +310,15 @@ class Recommender:
 
     def recommend(
         self,
-        histories: Sequence[Sequence[str] | Request],
+        histories: Sequence[Sequence[str | int] | Request],
         k: int = 10,
         *,
         filter_seen: bool = False,
         unknown: str = "report",
     ) -> list[Recommendation]:
         """Answer histories of item keys, oldest first; at most as many items as the catalogue holds.
+
+        Whole numbers are keys too: 3 is the item "3". Anything else that is no text is refused.
 
         ``unknown = "report"`` leaves unknown keys out and names them in the answer; ``"refuse"`` raises InputError.
         Items of the catalogue that came after the training are left out too, and named as ``unread``.
@@ -327,15 +329,7 @@ class Recommender:
         """
         if unknown not in ("report", "refuse"):
             raise InputError(f"unknown = {unknown!r}", allowed="'report' or 'refuse'")
-        for entry in (histories, *histories):
-            if isinstance(entry, str):
-                raise InputError(
-                    f"the history {entry[:40]!r} is a text", allowed="a list of item ids", fix=f"[[{entry[:40]!r}]]"
-                )
-        requests = [
-            entry if isinstance(entry, Request) else Request(tuple(entry), k=k, filter_seen=filter_seen)
-            for entry in histories
-        ]
+        requests = requests_of(histories, k, filter_seen)
         answers: list[Recommendation] = []
         for start in range(0, len(requests), MAX_BATCH):
             answers += self._answer(requests[start : start + MAX_BATCH], refuse=unknown == "refuse")

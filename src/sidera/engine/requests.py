@@ -10,8 +10,9 @@ Shape legend: n events of one history.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,6 +141,47 @@ class RequestReader:
             unknown=missing,
             unread=tuple(str(self.catalog.item_keys[item]) for item in late),
         )
+
+
+def requests_of(entries: Iterable[Any], k: int, filter_seen: bool) -> list[Request]:
+    """Histories of keys, or requests, as requests whose keys are texts; InputError for what is neither."""
+    if isinstance(entries, str | bytes):
+        raise InputError(
+            f"the history {entries[:40]!r} is a text", allowed="a list of item ids", fix=f"[[{entries!r}]]"
+        )
+    requests = []
+    for entry in entries:
+        if isinstance(entry, Request):
+            requests.append(
+                replace(entry, history=keys_of_items(entry.history), exclude=keys_of_items(entry.exclude, "excluded"))
+            )
+            continue
+        if isinstance(entry, str | bytes) or not isinstance(entry, Iterable):
+            kind = "text" if isinstance(entry, str | bytes) else type(entry).__name__
+            shown = repr(entry)[:40]
+            raise InputError(f"the history {shown} is a {kind}", allowed="a list of item ids", fix=f"[[{shown}]]")
+        requests.append(Request(keys_of_items(entry), k=k, filter_seen=filter_seen))
+    return requests
+
+
+def keys_of_items(values: Iterable[Any], what: str = "history") -> tuple[str, ...]:
+    """Keys as the catalogue has them. Trap: a number that is looked up among texts is never found, and a history of
+    which nothing is known is answered by popularity."""
+    return tuple(key if type(key) is str else _key_of(key, what) for key in values)
+
+
+def _key_of(value: Any, what: str) -> str:
+    if isinstance(value, str):  # numpy's texts
+        return str(value)
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        fix = f"{int(value)}, or {str(int(value))!r}"
+    else:
+        fix = "give the ids as texts"
+    raise InputError(
+        f"item {value!r} of the {what} is a {type(value).__name__}", allowed="texts, whole numbers", fix=fix
+    )
 
 
 def jagged(lists: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

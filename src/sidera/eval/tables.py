@@ -20,7 +20,6 @@ from sidera.core import InputError
 from sidera.eval.compare import check_comparable
 from sidera.eval.evaluation import Evaluation
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 SPREAD = "± is the standard deviation over seeds where there are several, else half of the 95 % interval over users."
 COLUMNS = (("keep", "recall@10"), ("keep", "ndcg@10"), ("filter", "recall@10"), ("filter", "ndcg@10"))
 
@@ -82,22 +81,27 @@ def protocol_line(*protocols: Mapping[str, Any]) -> str:
 
 
 def update_document(document: str | Path, result_files: Sequence[str | Path], *, check: bool = False) -> bool:
-    """Put the table between the markers of ``document``; True when it was current already.
+    """Put the table between the markers of ``document``; True when it was current already."""
+    return put_between(document, "results", results_table(result_files), check=check)
+
+
+def put_between(document: str | Path, name: str, text: str, *, check: bool = False) -> bool:
+    """Put ``text`` between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``; True when it was there already.
 
     ``check`` writes nothing: a test calls it so that a document cannot disagree with the results.
     """
-    document = Path(document)
+    document, begin, end = Path(document), f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     try:
-        text = document.read_text(encoding="utf-8")
+        found = document.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot read {str(document)!r}: {error.strerror}") from None
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise InputError(f"{document} has no place for the table", fix=f"add the lines {BEGIN} and {END}, once each")
-    table = f"{BEGIN}\n{results_table(result_files)}\n{END}"
-    updated = re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: table, text, flags=re.DOTALL)
-    if updated != text and not check:
+    if found.count(begin) != 1 or found.count(end) != 1 or found.index(begin) > found.index(end):
+        raise InputError(f"{document} has no place for the table", fix=f"add the lines {begin} and {end}, once each")
+    block = f"{begin}\n{text}\n{end}"
+    updated = re.sub(f"{re.escape(begin)}.*{re.escape(end)}", lambda _: block, found, flags=re.DOTALL)
+    if updated != found and not check:
         write_text(document, updated)
-    return updated == text
+    return updated == found
 
 
 def _read(file: Path) -> dict[str, Any]:

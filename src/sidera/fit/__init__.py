@@ -1,4 +1,13 @@
-"""Training: :func:`fit` and its settings. Knows modules and batches, nothing of recommending. See docs/training.md."""
+"""Training: :func:`fit` and its settings. Knows modules and batches, nothing of recommending. See docs/training.md.
+
+Called as a function, ``sidera.fit(data, "generator")``, this room is :func:`sidera.front.fit`, the whole way from data
+to a trained recommender: the two share a name, and a package's attribute is its room once that is imported.
+"""
+
+import importlib
+import sys
+import types
+from typing import Any
 
 from sidera.fit.config import FitConfig
 from sidera.fit.loop import BatchSource, Diverged, fit
@@ -16,3 +25,11 @@ __all__ = [
     "seed_everything",
     "step_generator",
 ]
+
+
+class _Room(types.ModuleType):
+    def __call__(self, *arguments: Any, **settings: Any) -> Any:
+        return importlib.import_module("sidera.front").fit(*arguments, **settings)
+
+
+sys.modules[__name__].__class__ = _Room

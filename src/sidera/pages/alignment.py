@@ -107,7 +107,7 @@ def _judges(record: Mapping[str, Any]) -> dict[str, Any]:
             cells.append({
                 "text": number(float(one["figures"][name]), 3) if name in one["figures"] else "–",
                 "small": f"{gap[0]:+.4f} ± {gap[1]:.4f}" if gap is not None else "",
-                "clear": gap is not None and abs(gap[0]) > gap[1],
+                "set_off": gap is not None and abs(gap[0]) > gap[1],
             })  # fmt: skip
         rows.append((policy, cells))
     test = record["policies"][reference]["figures"]

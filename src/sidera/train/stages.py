@@ -23,7 +23,7 @@ from sidera.catalog.config import CatalogConfig
 from sidera.config import digest, written
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences, PrefixRows, Reader, RequestRows
-from sidera.data.config import View, load_dataset, make_views
+from sidera.data.config import AUTO, View, load_dataset, make_views
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
 from sidera.data.sessions import SessionRows
@@ -98,6 +98,8 @@ def prepare(recipe: Recipe, data: str | Path, say: Say = say_once) -> Prepared:
         f" {dataset.num_events:,} events; {split.name},"
         f" {len(split.valid):,} validation and {len(split.test):,} test rows"
     )
+    if recipe.data.positive == AUTO:
+        say(f"  positive events: {view.schema.positive or 'all'}")
     return Prepared(dataset, split, view.schema, positives)
 
 

@@ -76,26 +76,26 @@ class OneRec(RequestGenerator):
         positive_length: int = 256  # newest positive events that are read; 0: pathway off
         num_lifelong_queries: int = 16  # what events older than the short-term ones become (report: 128); 0: off
         lifelong_layers: int = 2  # of the QFormer
-        width: int = 128
-        encoder_layers: int = 2
-        decoder_layers: int = 2
-        num_heads: int = 4
+        width: int = 128  # dims of a token
+        encoder_layers: int = 2  # blocks of the encoder
+        decoder_layers: int = 2  # blocks of the decoder
+        num_heads: int = 4  # heads of attention; they divide width
         num_kv_groups: int = 4  # heads of keys and values that the decoder reads (GQA)
-        ff_width: int = 256
+        ff_width: int = 256  # dims inside a feed-forward
         dropout: float = 0.1  # share of units dropped
         item_input: Literal["id", "sid", "both"] = "both"  # how an event's item is read
         num_experts: int = 0  # 0: dense
-        num_active: int = 2
-        num_shared: int = 0
-        expert_width: int = 128
+        num_active: int = 2  # experts that a token is sent to
+        num_shared: int = 0  # experts beside these that every token is sent to
+        expert_width: int = 128  # dims inside an expert
         moe_from: int = 0  # first decoder layer with experts
         encoder_experts: bool = False  # experts in the encoder too (report: from 2.6 B parameters on)
         balance_rate: float = 1e-3  # step of the experts' biases
         code_std: float = 0.0  # of the codes' input vectors at the start; 0: width^-0.5, which what is read drowns
-        # What the lifelong pathway reads: the newest max_history events (less the short-term ones), or representatives
-        # of the whole history, kept up in the store and as of every request in training.
         lifelong: Literal["history", "representatives"] = later("history")
-        max_representatives: int = later(2000)
+        # what the lifelong pathway reads: the newest max_history events (less the short-term ones), or representatives
+        # of the whole history, kept up in the store and as of every request in training
+        max_representatives: int = later(2000)  # of a history, at most
         lifelong_chunk: int = later(250)  # events that enter their clusters together
 
         def __post_init__(self) -> None:

@@ -76,19 +76,19 @@ class OneRecV2(RequestGenerator):
     class Config:
         max_history: int = 256  # newest events read
         short_term: int = 128  # of these so many are read whatever they are, older ones only when positive
-        width: int = 128
-        num_layers: int = 4
-        num_heads: int = 4
+        width: int = 128  # dims of a token
+        num_layers: int = 4  # blocks after each other
+        num_heads: int = 4  # heads of attention; they divide width
         num_kv_groups: int = 4  # heads of keys and values (GQA)
-        ff_width: int = 256
+        ff_width: int = 256  # dims inside a feed-forward
         dropout: float = 0.1  # share of units dropped
         kv_sharing: int = 1  # L_kv: pairs of keys and values for all layers
         separate_values: bool = False  # S_kv = 2; False: keys serve as values
         item_input: Literal["id", "sid", "both"] = "both"  # how an event's item is read
         num_experts: int = 0  # 0: dense
-        num_active: int = 3
-        num_shared: int = 1
-        expert_width: int = 128
+        num_active: int = 3  # experts that a token is sent to
+        num_shared: int = 1  # experts beside these that every token is sent to
+        expert_width: int = 128  # dims inside an expert
         moe_from: int = 1  # first layer with experts (paper: the third block)
         balance_rate: float = 1e-3  # step of the experts' biases
         code_std: float = 0.0  # of the codes' input vectors at the start; 0: width^-0.5, which what is read drowns

@@ -69,9 +69,9 @@ class SideraGenerator(nn.Module):
     @dataclass(frozen=True)
     class Config:
         max_history: int = 50  # events read of a history
-        width: int = 64
-        num_layers: int = 2
-        num_heads: int = 2
+        width: int = 64  # dims of a token
+        num_layers: int = 2  # blocks after each other
+        num_heads: int = 2  # heads of attention; they divide width
         ff_multiple: int = 2  # feed-forward width / width
         dropout: float = 0.5  # share of units dropped
         leaf: Literal["tied", "untied", "sum"] = "tied"  # leaf vector: item's input vector, an own one, or both added

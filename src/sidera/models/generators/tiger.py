@@ -49,11 +49,11 @@ class Tiger(nn.Module):
     @dataclass(frozen=True)
     class Config:
         max_history: int = 20  # newest items read of a history
-        width: int = 128
+        width: int = 128  # dims of a token
         num_layers: int = 4  # of the encoder, and of the decoder
-        num_heads: int = 6
-        head_width: int = 64
-        ff_width: int = 1024
+        num_heads: int = 6  # heads of attention
+        head_width: int = 64  # dims of a head of attention
+        ff_width: int = 1024  # dims inside a feed-forward
         dropout: float = 0.1  # share of units dropped
         normalize: Literal["level", "vocabulary"] = "level"  # softmax over a level's codes, or over all tokens as T5
         num_user_tokens: int = 0  # tokens that user ids are hashed to (paper: 2000); 0: the model reads no user id

@@ -82,12 +82,12 @@ class PScore(nn.Module):
     @dataclass(frozen=True)
     class Config:
         max_history: int = 100  # newest exposures read
-        width: int = 32
+        width: int = 32  # dims of a token
         num_kernels: int = 4  # learned weightings of the past under which exposures are counted
         num_learned: int = 4  # numbers drawn from each event (item and feedback together) that are summed like labels
-        num_heads: int = 2
-        hidden: int = 64
-        tower_width: int = 16
+        num_heads: int = 2  # heads of attention; they divide width
+        hidden: int = 64  # dims inside the shared layer
+        tower_width: int = 16  # dims inside an objective's tower
         dropout: float = 0.1  # share of units dropped
         item_numbers: int = 0  # numbers known of each item (``data.features.item_numbers``)
         outcomes: tuple[str, ...] = ()  # objectives of the session (``data.outcomes``: stays, returns)

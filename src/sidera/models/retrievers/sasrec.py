@@ -32,14 +32,16 @@ class SASRec(nn.Module):
     @dataclass(frozen=True)
     class Config:
         max_history: int = 50  # events read of a history
-        width: int = 64
-        num_layers: int = 2
-        num_heads: int = 2
+        width: int = 64  # dims of a token
+        num_layers: int = 2  # blocks after each other
+        num_heads: int = 2  # heads of attention; they divide width
         ff_multiple: int = 2  # feed-forward width / width
         dropout: float = 0.5  # share of units dropped
         loss: Literal["bce", "sampled", "full"] = "sampled"
+        # bce: one negative a target; sampled: softmax over num_negatives; full: over all items
         num_negatives: int = 1024  # shared by a batch ("sampled"); "bce" draws one per target
         output: Literal["tied", "untied", "sum"] = "tied"
+        # scores come from the item's input vector, from an own one, or from both added
         label_smoothing: float = 0.0  # share of probability spread over the other candidates
 
         def __post_init__(self) -> None:
