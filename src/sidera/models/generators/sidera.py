@@ -112,6 +112,12 @@ class SideraGenerator(nn.Module):
         self._folded: Tensor | None = None  # leaf vectors in leaf order, for answering
         self._folded_of: list[tuple[int, int]] = []  # the weights that they were made of
 
+    def train(self, mode: bool = True) -> SideraGenerator:
+        """Switching modes drops the folded leaves: the fused AdamW writes weights without counting their version up, so
+        what was folded at one validation would be taken for current at the next."""
+        self._folded = None
+        return super().train(mode)
+
     # -- the tree ------------------------------------------------------------------------------------------------
 
     def _build_tree(self, codes_NL: np.ndarray) -> None:
