@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all lint clean
+.PHONY: setup demo test test-all lint api claims golden clean
 setup: $(VENV)/.ready
 
 # torch is asked for as a range with an upper bound: an open range takes a CUDA build of several gigabytes.
@@ -26,6 +26,16 @@ lint: setup
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell src docs benchmarks/*.py *.md
+
+api: setup  # API reference, from the docstrings
+	$(BIN)/pdoc --docformat google -o build/api sidera
+
+claims: setup  # which committed figures were measured with other code than today's
+	$(BIN)/python benchmarks/claims.py
+
+golden: setup  # record anew what every recipe does in twenty steps, and say what changed
+	$(BIN)/python tests/golden/golden_runs.py --write
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -60,7 +60,7 @@ def cell(name: str, seed: int, training_seed: int, quick: bool) -> dict[str, Any
     from sidera.align.run import align_recipe
     from sidera.engine.serving import Serving
     from sidera.eval.alignment_online import serve_policies, usual_arms
-    from sidera.eval.alignment_page import write_alignment_page
+    from sidera.pages.alignment import write_alignment_page
 
     data = world_log(name, seed, **(QUICK_LOG if quick else {}))
     out = bench_folder() / f"{name}-{seed}" / f"align-{training_seed}{'-quick' if quick else ''}"

@@ -29,6 +29,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from claims import provenance
+
 RESULTS = Path(__file__).parent / "results"
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),  # never mmap a temporary
@@ -103,15 +105,16 @@ def finish(
 ) -> dict[str, Any]:
     """Print the claim's JSON line; a full run also writes it, with ``details``, to ``results/NAME.json``.
 
-    ``passed`` is None where there is nothing to pass. ``context`` holds what the script chose (seed, sizes); machine,
-    versions, command and date are added here.
+    ``context`` holds what the script chose (seed, sizes); machine, versions, command and date are added here. Without
+    a bar nothing is passed: ``pass`` is null. A result file also says at which commit, and with which code, it was
+    measured: ``benchmarks/claims.py`` tells when that code has changed.
     """
     script = Path(sys.argv[0])
     record = {
         "name": name,
         "value": plain(value),
         "bar": bar,
-        "pass": None if passed is None else bool(passed),
+        "pass": None if bar is None or passed is None else bool(passed),
         "context": {
             **plain(context),
             "quick": quick,
@@ -122,8 +125,9 @@ def finish(
     }
     if not quick:
         RESULTS.mkdir(exist_ok=True)
-        full = {**record, "details": plain(dict(details or {}))}
-        (RESULTS / f"{name}.json").write_text(json.dumps(full, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        full = {**record, "provenance": provenance(script), "details": plain(dict(details or {}))}
+        text = json.dumps(full, indent=2, allow_nan=False) + "\n"
+        (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
     print(json.dumps(record, allow_nan=False), flush=True)
     return record
 

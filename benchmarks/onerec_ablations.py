@@ -43,7 +43,7 @@ def main() -> None:
         value[label] = {"worlds": found, "mean": mean_of(found)}
     metric = "true utility against the whole model, % +- half of the 95 % interval, paired by user"
     context = {"world": "easy", "seeds": list(worlds), "metric": metric}
-    finish("onerec_ablations", value, None, True, context, options.quick, {"worlds": worlds})
+    finish("onerec_ablations", value, None, None, context, options.quick, {"worlds": worlds})
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

@@ -35,7 +35,7 @@ def main() -> None:
         for world, one in found.items()
     }
     context = {"worlds": list(found), "metric": "true utility, % +- half of the 95 % interval, paired by user"}
-    finish("refresh", value, None, True, context, options.quick, {"worlds": found})
+    finish("refresh", value, None, None, context, options.quick, {"worlds": found})
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

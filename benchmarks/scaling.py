@@ -24,7 +24,7 @@ BAR = {"error": 0.02}
 USERS, DAYS, ROWS = 36_000, 10, 240_000
 SIZES = ("16x2", "24x2", "32x3", "48x3", "64x4", "96x5", "128x6")
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "world" / "scaling.toml"
-PICTURE = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "scaling.png"
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "scaling.svg"
 ONE_THREAD = ["fit.num_threads=1"]
 
 
@@ -38,6 +38,8 @@ def write_log(folder: Path, users: int, days: int) -> int:
 
 def full(work: Path) -> tuple[Any, dict[str, Any]]:
     """Log, runs and fits -> the fits, and what is kept of the runs."""
+    from sidera.eval.scaling_record import JSON, read_record
+    from sidera.pages.scaling import SVG, write_scaling_page
     from sidera.train.recipe import Recipe
     from sidera.train.scale import ScaleOptions, scale
 
@@ -45,8 +47,10 @@ def full(work: Path) -> tuple[Any, dict[str, Any]]:
     options = ScaleOptions(SIZES, seeds=2, repeated=2, rows=ROWS, lr_factors=(1.0, 2.0, 4.0, 8.0))
     result = scale(Recipe.read(RECIPE, ONE_THREAD), work / "log", work / "run", options)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(work / "run" / "scaling.png", PICTURE)
-    return result, json.loads((work / "run" / "scaling.json").read_text(encoding="utf-8"))
+    record = read_record(work / "run" / JSON)
+    write_scaling_page(record, work / "run")
+    shutil.copy(work / "run" / SVG, PICTURE)
+    return result, record
 
 
 def published_counts() -> list[dict[str, Any]]:
@@ -135,7 +139,7 @@ def main() -> None:
         "observed": round(found.observed, 4),
     }
     context = {"seed": SEED, "users": USERS, "days": DAYS, "rows": ROWS, "smoke_losses": tiny}
-    details = {"picture": "docs/pictures/scaling.png", "counts": published_counts(), **details}
+    details = {"picture": "docs/pictures/scaling.svg", "counts": published_counts(), **details}
     finish("scaling", value, BAR, trained and found.error <= BAR["error"], context, options.quick, details)
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from harness import RESULTS, single_thread
-from sidera.eval.plots import COLORS
 from sidera.sim.config import world_config
 from sidera.sim.feedback import affinity, click_logit, satisfaction_mean
 from sidera.sim.online import Audience, prepare
@@ -23,6 +22,7 @@ from sidera.sim.portable import sigmoid
 from sidera.sim.searches import NUM_FORMS
 from sidera.sim.world import World
 
+COLORS = ("#2b5fc9", "#e07b24", "#2e9e6b", "#a4489c", "#7a7f87", "#c43d3d")
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 LOG_DAYS = 30
 

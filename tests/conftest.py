@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from sidera.fit import tuning
 
 torch.set_num_threads(1)
 # A shell's background job starts with Ctrl-C ignored, which training respects, and its children inherit it.
@@ -19,6 +23,14 @@ CHECKERBOARD_RECIPE = {
     "fit": {"epochs": 6, "batch_size": 16, "lr": 1e-2, "warmup_steps": 5, "patience": 0},
     "eval": {"bootstrap": 20, "latency_rows": 2, "free_rows": 10, "samples": 2},
 }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def auto_is_f32() -> Iterator[None]:
+    """What ``precision = "auto"`` takes depends on a processor's speed; here no bf16 is fast enough for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "PAYS", math.inf)
+        yield
 
 
 @pytest.fixture(scope="session")

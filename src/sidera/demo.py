@@ -14,19 +14,20 @@ from typing import Any
 
 import torch
 
+from sidera import console
 from sidera.data.config import load_dataset
 from sidera.engine.recommender import Recommender
 from sidera.eval.compare import compare
 from sidera.eval.evaluation import Evaluation
 from sidera.eval.online import online_test, to_text
-from sidera.eval.online_page import write_online_page
 from sidera.eval.recommender_policy import RecommenderPolicy
-from sidera.eval.report import write_report
+from sidera.pages.online import write_online_page
+from sidera.pages.run import write_report
 from sidera.sim.config import world_config
 from sidera.sim.simulate import simulate
 from sidera.sim.world import World
 from sidera.train.recipe import Recipe
-from sidera.train.stages import run
+from sidera.train.stages import evaluation_lines, run
 
 SMALL = 2000  # items
 WORLD = {"num_items": 1000, "num_creators": 100}  # of the easy world, so that minutes are enough to learn it
@@ -48,7 +49,7 @@ CODES = {
 }
 
 
-def demo(data: str | None, out: Path) -> None:
+def demo(data: str | None, out: Path) -> list[Path]:
     """Run every demo recipe and say how to serve the best of them."""
     begun = time.perf_counter()
     torch.set_num_threads(1)  # steps of milliseconds: more threads mostly wait for each other, badly on a busy machine
@@ -57,35 +58,37 @@ def demo(data: str | None, out: Path) -> None:
         world = World.build(world_config("easy", WORLD), seed=0)
         data = str(out / "data")
         counts = simulate(world.config, USERS, DAYS, data, world.seed)
-        print(f"no data given: {counts['num_events']:,} exposures of a simulated app are in {data}")
+        console.say(f"no data given: {counts['num_events']:,} exposures of a simulated app are in {data}")
     recipes = demo_recipes(load_dataset(data).num_items) if world is None else world_recipes()
     results: dict[str, Evaluation] = {}
     for name, sections in recipes.items():
-        print(f"\n== {name}")
+        console.say(f"\n== {name}")
         result = run(Recipe.parse(sections), data, out / name)
         assert result is not None, "demo recipes have no piece limit"
+        console.result(evaluation_lines(result))
         results[name] = result
     first = "generator" if world is None else "onerec_v2"
-    print(f"\n== {first} against sasrec, paired\n{compare(results[first], results['sasrec']).to_text()}")
-    print(f"\n{results_lines(results)}")
+    console.result(f"\n== {first} against sasrec, paired\n{compare(results[first], results['sasrec']).to_text()}")
+    console.result(f"\n{results_lines(results)}")
     pages = [write_report(out, out / "report.html")]
     if world is not None:
         pages.append(demo_online(world, list(recipes), out))
     history = ",".join(example_history(data))
-    print(f"\ndone in {time.perf_counter() - begun:.0f} s; pages: {', '.join(map(str, pages))}")
-    print(f"ask:    sidera recommend {out / first} --history {history} -k 5")
-    print(f"serve:  sidera serve {out / first} --port 8000")
+    console.say(f"\ndone in {time.perf_counter() - begun:.0f} s; pages: {', '.join(map(str, pages))}")
+    console.say(f"ask:    sidera recommend {out / first} --history {history} -k 5")
+    console.say(f"serve:  sidera serve {out / first} --port 8000")
+    return pages
 
 
 def demo_online(world: World, names: list[str], out: Path) -> Path:
     """The trained models and the bracketing policies serve the same users; SASRec is what they are compared with."""
-    print("\n== online test")
+    console.say("\n== online test")
     models = {name: RecommenderPolicy(Recommender.load(out / name), world) for name in names if name != "popularity"}
     result = online_test(
-        models, world, users=AUDIENCE, days=TEST_DAYS, log_days=DAYS, reference="sasrec", timeout=600, say=print
+        models, world, users=AUDIENCE, days=TEST_DAYS, log_days=DAYS, reference="sasrec", timeout=600, say=console.say
     )
     result.save(out / "online.json")
-    print(f"\n{to_text(result)}")
+    console.result(f"\n{to_text(result)}")
     return write_online_page(result, out / "online.html", title="Demo: online test")
 
 

@@ -18,6 +18,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "harness.py"
 def harness(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("harness_under_test", SCRIPT)
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/claim.py", "--quick"])
@@ -34,7 +35,15 @@ def test_last_line_is_the_claim_and_quick_runs_leave_the_result(harness, tmp_pat
     assert not list(tmp_path.iterdir())
 
     harness.finish("claim", 1.5, 2.0, True, {"seed": 3}, quick=False, details={"rounds": [1, 2]})
-    assert json.loads((tmp_path / "claim.json").read_text())["details"] == {"rounds": [1, 2]}
+    whole = json.loads((tmp_path / "claim.json").read_text())
+    assert whole["details"] == {"rounds": [1, 2]}
+    assert set(whole["provenance"]) == {"commit", "uncommitted_changes", "code"}
+
+
+def test_without_a_bar_nothing_is_passed(harness, capsys):
+    for bar, passed, said in ((None, True, None), (None, False, None), (2.0, None, None), (2.0, False, False)):
+        harness.finish("claim", 1.5, bar, passed, {}, quick=True)
+        assert json.loads(capsys.readouterr().out)["pass"] is said
 
 
 def test_what_json_cannot_hold_is_null(harness, tmp_path, capsys):

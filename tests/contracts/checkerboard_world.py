@@ -23,12 +23,12 @@ from sidera.data.config import View
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
 from sidera.data.sessions import SessionRows
-from sidera.data.split import Split, leave_one_out
+from sidera.data.split import Split, leave_one_out, train_sequences
 from sidera.data.tiny import checkerboard, checkerboard_next
 from sidera.engine.recommender import Recommender
 from sidera.models import MODELS, build_model, parse_model
 from sidera.train.recipe import Recipe
-from sidera.train.stages import Prepared, training_sequences
+from sidera.train.stages import Prepared
 
 SMALL: dict[str, dict[str, Any]] = {
     "popularity": {},
@@ -137,7 +137,7 @@ def trained(name: str) -> Trained:
     source = batches(name, model)
     losses: list[float] = []
     if source is None and hasattr(model, "count"):
-        model.count(*training_sequences(world().prepared))
+        model.count(*train_sequences(world().prepared.dataset, world().prepared.split))
     elif source is not None:
         losses = take_steps(model, source, NUM_STEPS)
     model.eval()

@@ -24,6 +24,10 @@ from checkerboard_world import (
 from sidera.core import CatalogMismatch, Generator, Request, Scorer
 from sidera.data.batches import PackedSequences
 from sidera.engine.recommender import Recommender
+from sidera.fit import FitConfig, tuning
+from sidera.fit.state import Clock, TrainState
+from sidera.fit.tuning import settle
+from sidera.ops.threads import num_threads
 
 NUM_ITEMS = 24
 # Popularity gives everybody the same list, and on the checkerboard the right answer depends on the last item alone.
@@ -78,6 +82,21 @@ def test_loss_is_a_sum_over_targets(name: str) -> None:
     whole, parts = model.loss(batch), [model.loss(first), model.loss(second)]
     assert whole.count == sum(part.count for part in parts) == batch.target_ids.numel()
     torch.testing.assert_close(whole.total, parts[0].total + parts[1].total, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if batches(name, build(name)) is not None])
+def test_timing_its_steps_leaves_it_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads are found on a copy: weights, buffers (experts that are balanced) and mode stay as they were."""
+    monkeypatch.setattr(tuning, "usable_threads", lambda: 2)
+    model = build(name).eval()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    source = batches(name, model, batch_size=8)
+    config, state = FitConfig(precision="f32"), TrainState()
+    with num_threads(0):
+        settle(model, source, config, state, Clock(), torch.device("cpu"), total_steps=2)
+    assert state.num_threads in (1, 2)
+    assert not model.training
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ALL)

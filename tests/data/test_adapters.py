@@ -22,9 +22,9 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
 
 FIGURES = {  # users, items, events as in the README of the data
-    "amazon2014_beauty": ("amazon2014", 22_363, 12_101, 198_502),
-    "amazon2014_sports": ("amazon2014", 35_598, 18_357, 296_337),
-    "amazon2018_scientific": ("amazon2018", 8_317, 4_344, 58_492),
+    "amazon2014_beauty": ("amazon", 22_363, 12_101, 198_502),
+    "amazon2014_sports": ("amazon", 35_598, 18_357, 296_337),
+    "amazon2018_scientific": ("amazon", 8_317, 4_344, 58_492),
     "ml-1m": ("movielens", 5_398, 3_522, 518_897),
     "ml-100k": ("movielens", 942, 1_447, 55_375),
     "ml-latest-small-2016": ("movielens", 671, 6_170, 51_568),
@@ -130,6 +130,82 @@ def test_position_is_the_tie_rule_of_a_day(tmp_path: Path) -> None:
     assert dataset.items.column_names == ["key", "title", "text"]
 
 
+TEXTS = {
+    "title": ["Castle", "Robot", "Kite"],
+    "brand": ["Bricks", None, "Fly"],
+    "categories": [["Building"], ["Figures", "Robots"], []],
+    "description": ["Of 300 parts.", "It walks.", None],
+}
+CASTLE = "Castle. Brand: Bricks. Categories: Building. Of 300 parts"
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("user_id", "item_id", "user_idx", "item_idx", "position", "timestamp"),
+        ("user_id", "item_id", "user_idx", "item_idx", "position"),
+        ("user_id", "item_id", "timestamp"),
+        ("user_id", "item_id", "timestamp", "rating"),
+        ("user_idx", "item_idx", "position", "timestamp"),
+        ("user_idx", "item_idx", "position"),
+        ("user_id", "item_idx", "position", "split"),
+    ],
+)
+@pytest.mark.parametrize("lists", [True, False])
+def test_amazon_layouts_get_their_text_whatever_their_year(
+    tmp_path: Path, columns: tuple[str, ...], lists: bool
+) -> None:
+    """Toys: text columns beside the ids of one release and the order of another; categories also as plain text."""
+    every = {
+        "user_id": ["A1", "A1", "A2"],
+        "item_id": ["B1", "B2", "B3"],
+        "user_idx": [1, 1, 2],
+        "item_idx": [1, 2, 3],
+        "position": [0, 1, 0],
+        "timestamp": [86_400, 86_400, 86_400],
+        "rating": [5.0, 2.0, 4.0],
+        "split": ["train", "valid", "train"],
+    }
+    folder = interactions(tmp_path / "toys", **{name: every[name] for name in columns})
+    texts = dict(TEXTS) if lists else {**TEXTS, "categories": ["Building", "Figures, Robots", ""]}
+    if "split" in columns:
+        texts["gram_keywords"] = [["a"], ["b"], ["c"]]
+    pq.write_table(pa.table({"item_id": every["item_id"], "item_idx": [1, 2, 3], **texts}), folder / "items.parquet")
+    said: list[str] = []
+    dataset = load_dataset(folder, say=said.append)
+    assert dataset.items["text"].to_pylist() == [
+        CASTLE,
+        "Robot. Categories: Figures, Robots. It walks",
+        "Kite. Brand: Fly",
+    ]
+    assert dataset.item_keys.tolist() == (["B1", "B2", "B3"] if "item_id" in columns else ["1", "2", "3"])
+    assert "items_without_content" not in dataset.notes
+    assert dataset.time_kind == ("seconds" if "timestamp" in columns else "order")
+    (line,) = said
+    assert "read as Amazon" in line
+    assert "text of title, brand, categories, description" in line
+    if "rating" in columns:
+        assert load_dataset(folder, DataConfig(min_rating=3)).num_events == 2
+
+
+def test_a_ready_text_is_read_and_other_texts_are_named(tmp_path: Path) -> None:
+    folder = interactions(tmp_path / "toys", user_id=["u"], item_id=["a"], position=[0])
+    pq.write_table(pa.table({"item_id": ["a"], "text": ["All of it"], "blurb": ["no"]}), folder / "items.parquet")
+    said: list[str] = []
+    assert load_dataset(folder, say=said.append).items["text"].to_pylist() == ["All of it"]
+    assert said[0].endswith("text of text; not read: blurb")
+
+
+def test_feedback_that_is_left_out_is_named(tmp_path: Path) -> None:
+    folder = interactions(tmp_path / "videos", user_id=[1], item_id=[2], timestamp=[3], is_click=[1])
+    with pytest.raises(InputError, match="no adapter knows"):  # without an items table
+        load_dataset(folder)
+    pq.write_table(pa.table({"item_id": [2], "title": ["Cat"]}), folder / "items.parquet")
+    said: list[str] = []
+    load_dataset(folder, say=said.append)
+    assert said[0].endswith("text of title; not read: is_click")
+
+
 def test_movielens_like(tmp_path: Path) -> None:
     folder = interactions(
         tmp_path / "films",
@@ -166,10 +242,10 @@ def test_bad_folders_and_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no data folder at"):
         load_dataset(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no adapter knows .*holds nothing.*allowed: canonical, amazon2014"):
+    with pytest.raises(InputError, match=r"no adapter knows .*holds nothing.*allowed: canonical, amazon, amazon2014"):
         load_dataset(tmp_path / "empty")
-    with pytest.raises(InputError, match=r"adapter = 'amazon' is not known; allowed: auto, canonical"):
-        load_dataset(tmp_path / "empty", DataConfig(adapter="amazon"))
+    with pytest.raises(InputError, match=r"adapter = 'shop' is not known; allowed: auto, canonical"):
+        load_dataset(tmp_path / "empty", DataConfig(adapter="shop"))
     with pytest.raises(ArtifactError, match="no dataset at"):
         load_dataset(tmp_path / "empty", DataConfig(adapter="canonical"))
     for name in ("amazon2014", "amazon2018", "movielens"):

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ring_world import fake, make_dataset
 
 from sidera import artifacts
@@ -15,10 +17,12 @@ from sidera.config import parse_section
 from sidera.core import ArtifactError, InputError
 from sidera.data.dataset import Dataset
 from sidera.data.split import EvalRows, Split, leave_one_out, temporal
+from sidera.eval import ranking
 from sidera.eval.config import EvalConfig
 from sidera.eval.evaluate import evaluate, quick_metrics
 from sidera.eval.evaluation import load_evaluation, save_evaluation
 from sidera.eval.ranking import check_items
+from sidera.ops.threads import Choice
 
 CONFIG = EvalConfig(ks=(2, 10, 20), beam=16, wide_beam=24, batch_size=7, bootstrap=50, latency_rows=4, free_rows=9)
 
@@ -44,6 +48,35 @@ def test_every_row_equals_its_own_slow_ranking(dataset: Dataset, split: Split) -
         assert found.value("recall@10", seen) == pytest.approx(((expected > 0) & (expected <= 10)).mean())
         assert found.value("mrr@20", seen) == pytest.approx(np.mean([1 / p if p else 0 for p in places]))
     assert found.value("recall@10", "keep") != found.value("recall@10", "filter")
+
+
+@pytest.mark.parametrize(("many", "faster"), [(1, 1), (1, 2), (1000, 1)])
+def test_threads_are_timed_where_there_are_many_batches(
+    many: int, faster: int, dataset: Dataset, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figures are those of an evaluation that was told its threads, and the process has its own again."""
+    told = evaluate(fake(dataset, hint=0.3), dataset, split, "test", CONFIG)
+    before, used = torch.get_num_threads(), list[int]()
+    monkeypatch.setattr(ranking, "MANY_BATCHES", many)
+    monkeypatch.setattr(ranking, "usable_threads", lambda: 2)
+
+    def choose(call: Any, limit: int, rounds: int) -> Choice:
+        for number in range(rounds + 1):
+            call(number)
+        return Choice(faster, limit, {1: 0.02, 2: 0.02 / faster})
+
+    monkeypatch.setattr(ranking, "choose_threads", choose)
+    recommender = fake(dataset, hint=0.3)
+    rank = recommender.rank
+    monkeypatch.setattr(recommender, "rank", lambda *a, **k: (used.append(torch.get_num_threads()), rank(*a, **k))[1])
+    found = evaluate(recommender, dataset, split, "test", CONFIG)
+    assert found.ranks.equals(told.ranks)
+    assert torch.get_num_threads() == before
+    timed = "(1 thread" in found.latency["ranking"]
+    assert timed == (many == 1)
+    assert found.latency["ranking"].startswith(f"threads: {faster} of 2")
+    assert max(used) == max(faster, before)
+    assert found.latency["threads"] == used[-1] == 1  # single requests are timed as the server answers them
 
 
 def test_the_recommender_never_sees_a_target(dataset: Dataset, split: Split) -> None:
@@ -176,7 +209,7 @@ def test_nothing_heavy_is_needed_to_measure() -> None:
         "import sys\n"
         "for name in ('matplotlib', 'sklearn', 'scipy', 'fastapi', 'tensorboard', 'sentence_transformers'):\n"
         "    sys.modules[name] = None\n"
-        "import sidera.eval.evaluate, sidera.eval.compare, sidera.eval.report, sidera.eval.tables\n"
+        "import sidera.eval.evaluate, sidera.eval.compare, sidera.eval.tables, sidera.pages.run\n"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

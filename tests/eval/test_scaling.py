@@ -11,7 +11,7 @@ import pytest
 
 from sidera.core import ArtifactError, InputError
 from sidera.eval.scaling import PowerLaw, SizeRun, compute_frontier, fit_log_line, fit_power_law, fit_scaling
-from sidera.eval.scaling_page import read_runs, write_scaling
+from sidera.eval.scaling_record import read_runs, save_record, scaling_record
 
 SIZES = np.array([20_000, 40_000, 80_000, 160_000, 320_000, 640_000, 1_300_000])
 LAW = PowerLaw(E=2.4, A=30.0, a=0.4)
@@ -119,17 +119,14 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         fit_scaling([*runs[:-1], replace(runs[-1], counts=tuple([41] * 50))])
 
 
-def test_page_and_runs(tmp_path: Path) -> None:
+def test_record_and_runs(tmp_path: Path) -> None:
     runs = runs_of(LAW)
     result = fit_scaling(runs, resamples=10)
     facts = [{"name": run.name, "seed": 0, "lr": 1e-3, "cpu_seconds": 1.0} for run in runs]
-    files = write_scaling(result, runs, facts, {"rows": 10, "slice_targets": 5}, tmp_path)
-    assert [file.name for file in files] == ["scaling.json", "scaling.png", "scaling.html"]
-    assert read_runs(files[0]) == runs
-    record = json.loads(files[0].read_text())
+    file = save_record(scaling_record(result, runs, facts, {"rows": 10, "slice_targets": 5}), tmp_path)
+    assert read_runs(file) == runs
+    record = json.loads(file.read_text())
     assert record["fit"]["prediction"]["error"] == result.prediction.error
-    assert f"{result.prediction.observed:.4f}" in files[2].read_text()
-    assert files[1].read_bytes().startswith(b"\x89PNG")
-    files[0].write_text('{"runs": [{}]}')
+    file.write_text('{"runs": [{}]}')
     with pytest.raises(ArtifactError, match="holds no runs"):
-        read_runs(files[0])
+        read_runs(file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,8 @@ from sidera.fit import FitConfig, FitResult, distributed, fit, peak, seed_everyt
 from sidera.fit.state import Clock, TrainState
 from sidera.fit.tuning import settle
 from sidera.ops import processor
+from sidera.ops.cores import library_threads
+from sidera.ops.processor import PAYS
 from sidera.ops.threads import Choice, choose_threads, num_threads, usable_threads
 
 CONFIG = FitConfig(epochs=3, lr=0.03, warmup_steps=5, monitor="accuracy", log_every=1, patience=0)
@@ -38,13 +39,27 @@ def settled(config: FitConfig, state: TrainState | None = None, steps: int = 100
     state = state or TrainState()
     with num_threads(0):
         line = settle(Toy(), RingSource(), config, state, Clock(), torch.device("cpu"), steps)
-        assert torch.get_num_threads() == state.num_threads or config.num_threads
+        assert torch.get_num_threads() == state.num_threads
     return state, line
 
 
-def sleeping(seconds: dict[int, float]) -> Any:
-    """Work that takes so long on so many threads."""
-    return lambda number: time.sleep(seconds[torch.get_num_threads()])
+class FakeClock:
+    """A clock that only the work moves, so that neighbours of the test do not count."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("sidera.ops.threads.time.perf_counter", lambda: self.now)
+
+    def work(self, seconds: dict[int, float]) -> Any:
+        """Work that takes so long on so many threads; its first call on each takes ten times as long."""
+        warm: set[int] = set()
+
+        def call(number: int) -> None:
+            count = torch.get_num_threads()
+            self.now += seconds[count] * (1 if count in warm else 10)
+            warm.add(count)
+
+        return call
 
 
 @pytest.mark.parametrize(
@@ -58,11 +73,13 @@ def sleeping(seconds: dict[int, float]) -> Any:
         ({1: 0.010}, 1, []),
     ],
 )
-def test_more_threads_have_to_be_clearly_faster(seconds: dict[int, float], chosen: int, tried: list[int]) -> None:
+def test_more_threads_have_to_be_clearly_faster(
+    seconds: dict[int, float], chosen: int, tried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = torch.get_num_threads()
-    choice = choose_threads(sleeping(seconds), max(seconds))
+    choice = choose_threads(FakeClock(monkeypatch).work(seconds), max(seconds))
     assert choice.threads == chosen
-    assert list(choice.seconds) == tried
+    assert choice.seconds == pytest.approx({count: seconds[count] for count in tried})
     assert torch.get_num_threads() == before
 
 
@@ -166,12 +183,22 @@ def test_a_resumed_training_repeats_what_was_settled(tmp_path: Path, monkeypatch
 
 def test_threads_of_the_recipe_go_before_the_stored_ones() -> None:
     state, line = settled(replace(CONFIG, num_threads=2), TrainState(precision="f32", num_threads=1))
-    assert line == "f32, threads: 2"
-    assert state.num_threads == 1  # what the training began with stays on record
+    assert line == "f32, threads: 2, 1 before"
+    assert state.num_threads == 2  # which the next piece repeats
+
+
+def test_the_command_line_fixes_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_Trial", None)
+    with library_threads(2):
+        state, line = settled(CONFIG)
+        assert (state.num_threads, line) == (2, "f32, threads: 2 of 2")
+        _, line = settled(CONFIG, TrainState(precision="f32", num_threads=1))
+        assert line == "f32, threads: 2, 1 before"
 
 
 def test_auto_keeps_bf16_only_where_the_steps_are_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor, "emulates_bf16", lambda device: False)
+    monkeypatch.setattr(tuning, "PAYS", PAYS)
     for bf16, expected in ((0.010, "bf16"), (0.029, "f32"), (0.050, "f32")):
         monkeypatch.setattr(tuning, "in_turns", lambda calls, rounds, bf16=bf16: {"f32": 0.030, "bf16": bf16})
         state, line = settled(CONFIG)

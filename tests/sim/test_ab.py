@@ -18,7 +18,7 @@ from small_world import SMALL, small_world
 from sidera.cli import main
 from sidera.core import ArtifactError, InputError
 from sidera.eval.online import BRACKETS, OnlineTest, online_test, read_arms, to_text
-from sidera.eval.online_page import SHOWN, write_online_page
+from sidera.pages.online import SHOWN, write_online_page
 from sidera.sim.online import METRICS
 from sidera.sim.policies import OraclePolicy, RandomPolicy
 from sidera.sim.requests import Requests
@@ -80,6 +80,7 @@ def test_the_page_shows_every_metric_and_arm_and_names_the_troubles(result: Onli
     assert "A &lt;test&gt;" in page
     assert "<script" not in page
     assert not re.search(r'(src|href)="http', page)
+    assert 'class="headline">oracle' not in page  # what knows the truth is no arm to be proud of
 
 
 def test_a_hanging_arm_ends_in_time_and_the_others_are_measured() -> None:

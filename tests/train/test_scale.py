@@ -12,7 +12,7 @@ import pytest
 from sidera.cli import main
 from sidera.core import InputError
 from sidera.data.batches import RequestRows
-from sidera.eval.scaling_page import read_runs
+from sidera.eval.scaling_record import read_runs
 from sidera.sim.config import world_config
 from sidera.sim.simulate import simulate
 from sidera.train.recipe import Recipe

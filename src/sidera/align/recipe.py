@@ -26,6 +26,7 @@ from sidera.align.methods import METHODS, method_of
 from sidera.align.rules import Rule, parse_rules
 from sidera.config import check_value, closest, load_recipe, parse_section
 from sidera.core import InputError
+from sidera.recipes import find_recipe
 from sidera.train.recipe import Recipe
 
 CONTROLS = ("sft", "long_view_sft", "rsft")
@@ -62,8 +63,8 @@ class AlignRecipe:
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> AlignRecipe:
-        """From a TOML file, with ``section.key=value`` overrides."""
-        return cls.parse(load_recipe(path, overrides))
+        """From a TOML file, or a name of ``sidera recipes``, with ``section.key=value`` overrides."""
+        return cls.parse(load_recipe(find_recipe(path), overrides))
 
     @classmethod
     def parse(cls, sections: Mapping[str, Mapping[str, Any]]) -> AlignRecipe:

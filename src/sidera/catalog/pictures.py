@@ -2,8 +2,8 @@
 
 KEY is the item's key, percent-encoded where a file name could not hold it; .png, .jpg, .jpeg and .webp are read. A
 picture of any size and colour kind is made square RGB of one size. A picture that cannot be read is named, with its
-item's key and the reason, and counted; the item goes without, like items that have none. Pillow (it comes with
-matplotlib) is imported only here and only when pictures are asked for.
+item's key and the reason, and counted; the item goes without, like items that have none. Pillow (extra
+``pictures``) is imported only here and only when pictures are asked for.
 
 Shape legend: N items · P pictures of an item · S side in pixels.
 """

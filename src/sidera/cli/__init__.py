@@ -12,12 +12,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sidera import __version__
-from sidera.cli import answering, logs, training, world
+from sidera import __version__, console
+from sidera.cli import answering, logs, reference, reporting, training, world
 from sidera.cli.parsing import Parser
 from sidera.core import InputError
 from sidera.ops.allocator import keep_memory
 from sidera.ops.cores import library_threads
+from sidera.recipes import find_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,9 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_all_letters()
     arguments = build_parser().parse_args(argv)
     keep_memory()
+    level = console.QUIET if arguments.quiet else console.VERBOSE if arguments.verbose else console.NORMAL
+    console.configure(level, arguments.json)
     try:
+        if getattr(arguments, "recipe", None):  # before torch is imported: a wrong name is answered at once
+            arguments.recipe = find_recipe(arguments.recipe)
         with library_threads(getattr(arguments, "threads", 0)):  # before a verb loads them
-            arguments.verb_function(arguments)
+            console.finish(arguments.verb, arguments.verb_function(arguments))
     except InputError as error:
         print(f"sidera {arguments.verb}: {error}", file=sys.stderr)
         return 2
@@ -60,8 +65,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sidera {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     logs.add_import(verbs)
+    logs.add_fetch(verbs)
+    logs.add_convert(verbs)
+    reference.add_recipes(verbs)
     training.add_run(verbs)
     training.add_stages(verbs)
+    reporting.add_report(verbs)
     training.add_scale(verbs)
     training.add_align(verbs)
     answering.add_recommend(verbs)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from sidera import console
 from sidera.cli.parsing import Arguments, Verbs, add_threads_flag, add_verb
 from sidera.core import InputError
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sidera.engine.recommender import Recommender
 
 
-def recommend_verb(arguments: Arguments) -> None:
+def recommend_verb(arguments: Arguments) -> dict[str, Any]:
     """Answer one history on the command line."""
     from sidera.engine.recommender import Recommender
 
@@ -25,13 +25,20 @@ def recommend_verb(arguments: Arguments) -> None:
         [history], arguments.k, filter_seen=arguments.filter_seen, unknown=arguments.unknown
     )
     if answer.unknown:
-        print(f"not in the catalogue, left out: {', '.join(answer.unknown)}", file=sys.stderr)
+        console.warn(f"not in the catalogue, left out: {', '.join(answer.unknown)}")
     if answer.cold_start:
-        print("nothing of the history is known: the most popular items follow", file=sys.stderr)
+        console.warn("nothing of the history is known: the most popular items follow")
     if len(answer.item_keys) < arguments.k:
-        print(f"only {len(answer.item_keys)} items can be answered (k = {arguments.k})", file=sys.stderr)
-    for key, score, title in zip(answer.item_keys, answer.scores, answer.titles, strict=True):
-        print(f"{key}\t{score:.4f}\t{title or ''}")
+        console.warn(f"only {len(answer.item_keys)} items can be answered (k = {arguments.k})")
+    found = list(zip(answer.item_keys, answer.scores, answer.titles, strict=True))
+    for key, score, title in found:
+        console.result(f"{key}\t{score:.4f}\t{title or ''}")
+    return {
+        "items": [{"item": key, "score": score, "title": title} for key, score, title in found],
+        "cold_start": answer.cold_start,
+        "unknown": answer.unknown,
+        "policy_version": answer.policy_version,
+    }
 
 
 def serve_verb(arguments: Arguments) -> None:
@@ -58,10 +65,9 @@ def serve_verb(arguments: Arguments) -> None:
             catalog = recommender.catalog
             log = ExposureLog.open(arguments.exposures, codebook_id=catalog.codebook_id, num_levels=catalog.num_levels)
             recommender.exposures = opened.enter_context(ExposureWriter(log))
-        print(
+        console.say(
             f"serving {arguments.run} on http://{arguments.host}:{arguments.port} (POST /v1/recommend, page /docs);"
-            " Ctrl-C stops",
-            flush=True,
+            " Ctrl-C stops"
         )
         with contextlib.suppress(KeyboardInterrupt):  # the way to stop it, no failure
             serve(recommender, arguments.host, arguments.port)
@@ -83,7 +89,7 @@ def _open_store(recommender: Recommender, arguments: Arguments) -> Behaviour:
     except BaseException:
         behaviour.close()
         raise
-    print(f"store: {arguments.store}, {behaviour.store.num_users:,} users", flush=True)
+    console.say(f"store: {arguments.store}, {behaviour.store.num_users:,} users")
     return behaviour
 
 

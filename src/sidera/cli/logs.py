@@ -1,11 +1,17 @@
-"""The verbs that bring data in: ``import``."""
+"""The verbs that bring data in: ``import``, ``fetch``, ``convert``."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from sidera import console
 from sidera.cli.parsing import Arguments, Verbs, add_verb
 
+if TYPE_CHECKING:
+    from sidera.data.dataset import Dataset
 
-def import_verb(arguments: Arguments) -> None:
+
+def import_verb(arguments: Arguments) -> dict[str, Any]:
     """Read a log and write it as a canonical data folder."""
     from dataclasses import replace
 
@@ -19,9 +25,14 @@ def import_verb(arguments: Arguments) -> None:
     if arguments.strict:
         mapping = replace(mapping, strict_items=True)
     dataset = import_log(arguments.events, arguments.out, arguments.items, arguments.users, mapping)
-    print(
-        f"{arguments.out}: {dataset.num_events:,} events of {dataset.num_users:,} users on {dataset.num_items:,} items"
-    )
+    return _wrote(dataset, arguments.out)
+
+
+def _wrote(dataset: Dataset, out: str) -> dict[str, Any]:
+    """Say what a data folder holds; what ``--json`` prints of it."""
+    console.say(f"{out}: {dataset.num_events:,} events of {dataset.num_users:,} users on {dataset.num_items:,} items")
+    counts = {"events": dataset.num_events, "users": dataset.num_users, "items": dataset.num_items}
+    return {"out": out, **counts, "notes": dict(dataset.notes)}
 
 
 def add_import(verbs: Verbs) -> None:
@@ -36,3 +47,78 @@ def add_import(verbs: Verbs) -> None:
     parser.add_argument("--time-unit", choices=("s", "ms"), help="unit of the time column (else the mapping's, or s)")
     parser.add_argument("--mapping", help="TOML file that maps columns: docs/data.md")
     parser.add_argument("--strict", action="store_true", help="refuse events whose item is not in --items")
+
+
+def fetch_verb(arguments: Arguments) -> dict[str, Any] | None:
+    """Get the raw files of a published data set."""
+    import sys
+
+    from sidera.core import InputError
+    from sidera.data.fetch import convert_command, fetch, listing
+    from sidera.data.published import Published, published
+
+    def accept(found: Published) -> bool:
+        if arguments.accept_licence or not sys.stdin.isatty():
+            return bool(arguments.accept_licence)
+        return input("Do you accept these terms? [y/N] ").strip().lower() in ("y", "yes")
+
+    if arguments.list:
+        console.result(listing())
+        return None
+    if not arguments.name:
+        raise InputError("which data set?", fix="`sidera fetch NAME`; `sidera fetch --list` names them")
+    out = arguments.out or f"data/raw/{arguments.name}"
+    given = {"source": arguments.source, "lock": arguments.lock, "repin": arguments.repin}
+    fetch(arguments.name, out, accept=accept, say=console.say, **given)
+    command = convert_command(published(arguments.name), out)
+    console.say(f"next: {command}")
+    return {"name": arguments.name, "out": out, "next": command}
+
+
+def add_fetch(verbs: Verbs) -> None:
+    parser = add_verb(verbs, "fetch", fetch_verb, "get the raw files of a published data set (docs/public_data.md)")
+    parser.add_argument("name", nargs="?", help="data set, e.g. amazon2014-beauty or ml-1m")
+    parser.add_argument("--list", action="store_true", help="name every data set")
+    parser.add_argument("--out", help="folder to write (else data/raw/NAME)")
+    parser.add_argument("--accept-licence", action="store_true", help="the terms shown are read and accepted")
+    parser.add_argument("--from", dest="source", default="", help="folder or address with the same files: a mirror")
+    parser.add_argument("--lock", default="", help="file that pins digests (else fetch.lock.json in the folder)")
+    parser.add_argument("--repin", action="store_true", help="fetch again and pin what comes")
+
+
+def convert_verb(arguments: Arguments) -> dict[str, Any]:
+    """Make a data folder of the raw files of a published data set."""
+    from dataclasses import replace
+    from pathlib import Path
+
+    from sidera.data.raw import convert, raw_format, writable
+
+    options = raw_format(arguments.format).options
+    names = ("core", "min_rating", "dedupe", "since", "until", "rare", "max_bad")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    writable(arguments.out)
+    dataset = convert(
+        arguments.format, arguments.files, replace(options, **given), dataset_name=Path(arguments.out).resolve().name
+    )
+    dataset.save(arguments.out)
+    for name, value in dataset.notes.items():
+        console.say(f"{name.replace('_', ' ')}: {value if isinstance(value, (dict, list)) else f'{value:,}'}")
+    return _wrote(dataset, arguments.out)
+
+
+def add_convert(verbs: Verbs) -> None:
+    parser = add_verb(verbs, "convert", convert_verb, "make a data folder of published raw files (docs/public_data.md)")
+    parser.add_argument(
+        "format", help="amazon2014, amazon2018, amazon2023, movielens, yelp, steam, lastfm, taobao, ..."
+    )
+    parser.add_argument("files", nargs="+", help="files, folders or archives as published")
+    parser.add_argument("--out", required=True, help="data folder to write")
+    parser.add_argument(
+        "--core", type=int, help="keep users and items with so many events, repeatedly (else the format's)"
+    )
+    parser.add_argument("--min-rating", type=float, help="keep events rated at least this (else the format's)")
+    parser.add_argument("--dedupe", choices=("none", "exact", "pairs"), help="repeats to leave out (else the format's)")
+    parser.add_argument("--since", help="leave out events before this day, e.g. 2019-01-01")
+    parser.add_argument("--until", help="leave out events from this day on")
+    parser.add_argument("--rare", type=int, help="leave out brands and categories of fewer items (else the format's)")
+    parser.add_argument("--max-bad", type=float, help="share of lines that may be beyond understanding (else 0.01)")

@@ -23,6 +23,10 @@ class Parser(argparse.ArgumentParser):
 def add_verb(verbs: Verbs, name: str, function: object, text: str) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.set_defaults(verb_function=function)
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="only what was asked for, and what is wrong")
+    loudness.add_argument("-v", "--verbose", action="store_true", help="more detail, and a line for every logged step")
+    parser.add_argument("--json", action="store_true", help="last line of the output: one JSON object (docs/cli.md)")
     return parser
 
 
@@ -39,7 +43,7 @@ def _threads(text: str) -> int:
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="TOML file, e.g. recipes/beauty/generator.toml")
+    parser.add_argument("recipe", help="name (see `sidera recipes`) or TOML file, e.g. generator")
     parser.add_argument("--data", required=True, help="data folder: an imported one or a known public set")
     parser.add_argument("--out", required=True, help="run folder to write")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a recipe key")

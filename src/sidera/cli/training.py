@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from sidera import console
 from sidera.cli.parsing import Arguments, Verbs, add_recipe_flags, add_threads_flag, add_verb, read_recipe
 from sidera.core import InputError
 
+if TYPE_CHECKING:
+    from sidera.eval.evaluation import Evaluation
 
-def run_verb(arguments: Arguments) -> None:
+Answer = dict[str, Any]
+
+
+def run_verb(arguments: Arguments) -> Answer:
     """Catalog, training, evaluation and report; finished stages are reused."""
-    from sidera.eval.report import write_report
     from sidera.fit import distributed
-    from sidera.train.stages import run
+    from sidera.pages.run import write_report
+    from sidera.train.stages import evaluation_lines, run
 
     with distributed.group(arguments.device) as device:
         result = run(read_recipe(arguments), arguments.data, arguments.out, device=device)
-    if result is not None:
-        page = write_report(Path(arguments.out), Path(arguments.out) / "report.html")
-        print(f"report: {page}\nnext:   sidera serve {arguments.out} --port 8000")
+    if result is None:
+        return {"out": arguments.out, "finished": False}
+    console.result(evaluation_lines(result))
+    page = write_report(Path(arguments.out), Path(arguments.out) / "report.html")
+    console.say(f"report: {page}\nnext:   sidera serve {arguments.out} --port 8000")
+    return {"out": arguments.out, "finished": True, "report": page, **measured(result)}
 
 
-def catalog_verb(arguments: Arguments) -> None:
+def catalog_verb(arguments: Arguments) -> Answer:
     """Only the Catalog."""
     from sidera.train.stages import catalog_stage, prepare
 
@@ -30,41 +41,50 @@ def catalog_verb(arguments: Arguments) -> None:
     prepared = prepare(recipe, arguments.data)
     recipe.save(Path(arguments.out))
     catalog = catalog_stage(recipe, prepared, Path(arguments.out))
-    print(json.dumps(catalog.report, indent=2, default=str))
+    console.result(report_table(catalog.report))
+    return {"out": arguments.out, "items": catalog.num_items, "levels": catalog.level_sizes, "report": catalog.report}
 
 
-def train_verb(arguments: Arguments) -> None:
+def train_verb(arguments: Arguments) -> Answer:
     """Catalog and model."""
     from sidera.fit import distributed
     from sidera.train.stages import train
 
     with distributed.group(arguments.device) as device:
-        train(read_recipe(arguments), arguments.data, arguments.out, device=device)
+        _, recommender = train(read_recipe(arguments), arguments.data, arguments.out, device=device)
+    return {"out": arguments.out, "finished": recommender is not None}
 
 
-def evaluate_verb(arguments: Arguments) -> None:
+def evaluate_verb(arguments: Arguments) -> Answer:
     """Measure a trained run again, on test or validation rows."""
     from sidera.engine.recommender import Recommender
     from sidera.train.recipe import Recipe
-    from sidera.train.stages import evaluate_stage, prepare
+    from sidera.train.stages import evaluate_stage, evaluation_lines, prepare
 
     recipe = Recipe.of_run(arguments.run, arguments.set)
     prepared = prepare(recipe, arguments.data)
     recommender = Recommender.load(arguments.run, device=arguments.device)
-    evaluate_stage(recipe, prepared, recommender, Path(arguments.run), arguments.rows)
+    result = evaluate_stage(recipe, prepared, recommender, Path(arguments.run), arguments.rows)
+    console.result(evaluation_lines(result))
+    return {"run": arguments.run, **measured(result)}
 
 
-def compare_verb(arguments: Arguments) -> None:
+def compare_verb(arguments: Arguments) -> Answer:
     """Paired differences between two evaluated runs."""
     from sidera.eval.compare import compare
     from sidera.eval.evaluation import load_evaluation
 
     first, second = (load_evaluation(Path(run) / "evaluation") for run in (arguments.a, arguments.b))
-    print(compare(first, second).to_text())
+    found = compare(first, second)
+    console.result(found.to_text())
+    tests = [{"seen": seen, "metric": metric, **asdict(test)} for (seen, metric), test in found.tests.items()]
+    return {"a": arguments.a, "b": arguments.b, "protocol": found.protocol, "tests": tests, "notes": found.notes}
 
 
-def scale_verb(arguments: Arguments) -> None:
+def scale_verb(arguments: Arguments) -> Answer:
     """One recipe in several sizes, trained once over the same rows, and the law that their losses follow."""
+    from sidera.eval.scaling_record import JSON, read_record
+    from sidera.pages.scaling import write_scaling_page
     from sidera.train.scale import SIZES, ScaleOptions, scale
 
     options = ScaleOptions(
@@ -75,17 +95,20 @@ def scale_verb(arguments: Arguments) -> None:
         lr_factors=tuple(arguments.lr_factors),
         cpu_hours=arguments.cpu_hours,
     )
-    scale(read_recipe(arguments), arguments.data, arguments.out, options, device=arguments.device)
+    result = scale(read_recipe(arguments), arguments.data, arguments.out, options, device=arguments.device)
+    page = write_scaling_page(read_record(Path(arguments.out) / JSON), Path(arguments.out))
+    console.result(f"report: {page}")
+    return {"out": arguments.out, "report": str(page), "summary": result.prediction.summary(), **result.to_json()}
 
 
-def align_verb(arguments: Arguments) -> None:
+def align_verb(arguments: Arguments) -> Answer:
     """Pretrained policy, reward, controls and arms, the online test where the log is simulated, and the page."""
     from sidera.align.recipe import AlignRecipe
     from sidera.align.run import ALIGN, align_recipe
     from sidera.engine.recommender import check_device
     from sidera.eval.alignment_online import is_simulated, serve_policies, usual_arms
-    from sidera.eval.alignment_page import write_alignment_page
     from sidera.eval.online import to_text
+    from sidera.pages.alignment import write_alignment_page
 
     check_device(arguments.device)
     if arguments.users < 2 or arguments.days < 1:
@@ -100,12 +123,34 @@ def align_verb(arguments: Arguments) -> None:
         reranked = [name for name in ("pretrained", record["recommended"]) if name in found.runs]
         online = serve_policies(
             usual_arms(found.runs, reranked), found.audience, arguments.data, record["reference"],
-            users=arguments.users, days=arguments.days, device=arguments.device, say=print,
+            users=arguments.users, days=arguments.days, device=arguments.device, say=console.say,
         )  # fmt: skip
         online.save(out / ALIGN / "online.json")
-        print(f"\n{to_text(online)}")
+        console.result(f"\n{to_text(online)}")
     page = write_alignment_page(record, online, out / ALIGN / "alignment.html")
-    print(f"\nreport: {page}\nnext:   sidera serve {found.runs[record['recommended']]} --port 8000")
+    best = record["recommended"]
+    console.say(f"\nreport: {page}\nnext:   sidera serve {found.runs[best]} --port 8000")
+    return {"out": arguments.out, "recommended": best, "runs": dict(found.runs), "report": page}
+
+
+def measured(result: Evaluation) -> Answer:
+    """An evaluation as ``--json`` gives it: what was measured on which rows, every figure with its interval."""
+    figures = {
+        seen: {name: {"value": one.value, "low": one.low, "high": one.high} for name, one in metrics.items()}
+        for seen, metrics in result.metrics.items()
+    }
+    return {"model": result.name, "protocol": dict(result.protocol), "metrics": figures}
+
+
+def report_table(report: Mapping[str, Any]) -> str:
+    """The quality report of a catalogue: one figure a row, lists on one line."""
+    rows = []
+    for name, value in report.items():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        for below, one in inner:
+            text = ", ".join(map(console.cell, one)) if isinstance(one, list | tuple) else console.cell(one)
+            rows.append((f"{name}.{below}" if below else name, text if len(text) <= 60 else f"{text[:57]}..."))
+    return console.table(("catalogue", ""), rows)
 
 
 def add_run(verbs: Verbs) -> None:
@@ -131,7 +176,7 @@ def add_stages(verbs: Verbs) -> None:
 
 def add_scale(verbs: Verbs) -> None:
     parser = add_verb(verbs, "scale", scale_verb, "train one recipe in several sizes and fit the scaling law")
-    parser.add_argument("recipe", help="TOML file, e.g. recipes/world/scaling.toml")
+    parser.add_argument("recipe", help="name or TOML file, e.g. world/scaling")
     parser.add_argument("--data", required=True, help="data folder with times and requests, e.g. a simulated log")
     parser.add_argument("--out", required=True, help="folder to write; finished sizes in it are reused")
     parser.add_argument("--sizes", nargs="+", metavar="WIDTHxLAYERS", help="5 or more (else 16x2 to 128x6, seven)")
@@ -148,7 +193,7 @@ def add_scale(verbs: Verbs) -> None:
 
 def add_align(verbs: Verbs) -> None:
     parser = add_verb(verbs, "align", align_verb, "align a pretrained generator with rewards, beside its controls")
-    parser.add_argument("recipe", help="TOML file with [align], e.g. recipes/world/align.toml")
+    parser.add_argument("recipe", help="name or TOML file with [align], e.g. world/align")
     parser.add_argument("--data", required=True, help="data folder with feedback, e.g. a simulated log")
     parser.add_argument("--out", required=True, help="run folder to write; a pretrained model in it is reused")
     parser.add_argument("--start", metavar="RUN", help="run folder of the policy to start from; else one is pretrained")

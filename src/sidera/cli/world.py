@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+from sidera import console
 from sidera.cli.parsing import Arguments, Verbs, add_verb
 from sidera.core import InputError
 
 
-def simulate_verb(arguments: Arguments) -> None:
+def simulate_verb(arguments: Arguments) -> dict[str, Any]:
     """Let users live in a simulated world and write its log."""
     from sidera.sim.simulate import simulate
     from sidera.sim.source import world_source
@@ -17,17 +19,18 @@ def simulate_verb(arguments: Arguments) -> None:
     source = world_source(arguments.config, arguments.set)
     seed = arguments.seed if arguments.seed is not None else source.seed or 0
     counts = simulate(source.config, arguments.users, arguments.days, arguments.out, seed)
-    print(
+    console.say(
         f"{arguments.out}: {counts['num_events']:,} exposures of {counts['num_users']:,} users on"
         f" {counts['num_items']:,} items, {counts['num_searches']:,} searches\n"
-        f"next:   sidera run recipes/world/sasrec.toml --data {arguments.out} --out runs/sasrec"
+        f"next:   sidera run world/sasrec --data {arguments.out} --out runs/sasrec"
     )
+    return {"out": arguments.out, "seed": seed, **counts}
 
 
-def ab_verb(arguments: Arguments) -> None:
+def ab_verb(arguments: Arguments) -> dict[str, Any]:
     """Online test of two or more arms in a simulated world."""
     from sidera.eval.online import online_test, read_arms, to_text
-    from sidera.eval.online_page import write_online_page
+    from sidera.pages.online import write_online_page
     from sidera.sim.source import world_source
     from sidera.sim.world import World
 
@@ -43,18 +46,21 @@ def ab_verb(arguments: Arguments) -> None:
         raise InputError(f"--out {arguments.out!r} is no page", allowed="a path that ends in .html")
     result = online_test(
         arms, world, users=arguments.users, days=arguments.days, log_days=log_days, timeout=arguments.timeout,
-        brackets=not arguments.no_brackets, say=lambda line: print(line, flush=True),
+        brackets=not arguments.no_brackets, say=console.say,
     )  # fmt: skip
     result.save(page.with_suffix(".json"))
     write_online_page(result, page, title=f"Online test: {', '.join(arms)}")
-    print(f"\n{to_text(result)}\n\nreport: {page}\nnumbers: {page.with_suffix('.json')}")
+    console.result(f"\n{to_text(result)}")
+    console.say(f"\nreport: {page}\nnumbers: {page.with_suffix('.json')}")
+    return {"report": page, "numbers": page.with_suffix(".json"), "arms": list(arms)}
 
 
-def demo_verb(arguments: Arguments) -> None:
+def demo_verb(arguments: Arguments) -> dict[str, Any]:
     """The whole way on a small simulated app, or on a data folder."""
     from sidera.demo import demo
 
-    demo(arguments.data, Path(arguments.out))
+    pages = demo(arguments.data, Path(arguments.out))
+    return {"out": arguments.out, "pages": pages}
 
 
 def _add_world_flags(parser: argparse.ArgumentParser) -> None:

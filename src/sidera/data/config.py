@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ import numpy as np
 
 from sidera.config import check_value
 from sidera.core import InputError
-from sidera.data.adapters import ADAPTERS, detect
+from sidera.data.adapters import ADAPTERS, describe, detect
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema, fit_schema, with_long_view
 from sidera.data.split import Split, check_leaks, leave_one_out, temporal
@@ -30,8 +31,10 @@ class DataConfig:
     # Columns that others generated (idgenrec_text_id, gram_keywords) are read only when text_fields names them.
 
 
-def load_dataset(path: str | Path, config: DataConfig | None = None) -> Dataset:
-    """Read a folder through the adapter that the config names, or that its files call for."""
+def load_dataset(
+    path: str | Path, config: DataConfig | None = None, say: Callable[[str], None] | None = None
+) -> Dataset:
+    """Read a folder through the adapter that the config names, or that its files call for; ``say`` hears which."""
     config = config or DataConfig()
     folder = Path(path)
     if not folder.is_dir():
@@ -39,7 +42,10 @@ def load_dataset(path: str | Path, config: DataConfig | None = None) -> Dataset:
     adapter = detect(folder) if config.adapter == "auto" else config.adapter
     if adapter not in ADAPTERS:
         raise InputError(f"[data] adapter = {adapter!r} is not known", allowed=", ".join(["auto", *ADAPTERS]))
-    return ADAPTERS[adapter](folder, config.min_rating, config.text_fields)
+    dataset = ADAPTERS[adapter](folder, config.min_rating, config.text_fields)
+    if say is not None:
+        say(describe(folder, adapter))
+    return dataset
 
 
 @dataclass(frozen=True)

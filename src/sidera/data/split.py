@@ -146,6 +146,12 @@ def train_item_ids(dataset: Dataset, split: Split) -> np.ndarray:
     return dataset.item_ids[position < split.train_ends[dataset.event_users]]
 
 
+def train_sequences(dataset: Dataset, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """(item ids, offsets (U + 1,)) of every user's training events."""
+    lengths = split.train_ends - dataset.offsets[:-1]
+    return train_item_ids(dataset, split), np.concatenate([[0], np.cumsum(lengths)])
+
+
 def item_popularity(dataset: Dataset, split: Split) -> np.ndarray:
     """(N,) int64: training events per item."""
     return np.bincount(train_item_ids(dataset, split), minlength=dataset.num_items).astype(np.int64)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sidera.console import table
 from sidera.core import InputError
 from sidera.eval.bootstrap import PairedTest, paired_test
 from sidera.eval.evaluation import Evaluation, load_evaluation
@@ -37,17 +38,14 @@ class Comparison:
         ]
         lines += [f"note: {note}" for note in self.notes]
         header = ("seen", "metric", "A", "B", "A - B", "95 % interval", "p boot", "p perm", "better A/B")
-        rows: list[Sequence[str]] = [header]
+        rows: list[Sequence[str]] = []
         for (seen, metric), test in self.tests.items():
             interval = f"[{test.low:+.4f}, {test.high:+.4f}]"
             mark = " *" if test.significant else ""
             values = (f"{test.first:.4f}", f"{test.second:.4f}", f"{test.difference:+.4f}{mark}", interval)
             tests = (_p(test.p_bootstrap), _p(test.p_permutation), f"{test.wins}/{test.losses}")
             rows.append((seen, metric, *values, *tests))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        lines += [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-        ]
+        lines.append(table(header, rows, left=len(header)))
         return "\n".join(
             [*lines, "* both tests below 5 %; many metrics are tested at once: expect one in twenty by chance"]
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sidera.config import later
 from sidera.core import InputError
 
 Seen = Literal["keep", "filter"]
@@ -31,6 +32,7 @@ class EvalConfig:
     free_rows: int = 1000  # rows on which a generator also writes without the trie (legality)
     latency_rows: int = 100  # requests timed one at a time; 0: no timing
     samples: int = 6  # example answers kept for the report
+    baselines: bool = later(True)  # popularity and item-kNN on the same rows, beside a model that was trained
 
     def __post_init__(self) -> None:
         if not self.ks or list(self.ks) != sorted(set(self.ks)) or self.ks[0] < 1:

@@ -1,4 +1,4 @@
-"""What a training says while it runs: ``metrics.jsonl``, TensorBoard events, a bar on a terminal.
+"""What a training says while it runs: ``metrics.jsonl``, TensorBoard events, progress on the screen.
 
 ``metrics.jsonl`` has one line an event (``"event": "train" | "eval"``). A checkpoint records the length of the file,
 and resuming cuts the file there, so that a killed and resumed training leaves the lines of an uninterrupted one.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sidera.console import Progress
 from sidera.core import InputError
 from sidera.fit.config import FitConfig
 
@@ -41,9 +41,8 @@ class TrainingLog:
             raise self._unwritable(error) from error
         self._on_progress = on_progress
         self._events = _tensorboard_writer(run_dir, step) if config.tensorboard else None
-        self._bar = terminal_bar(total=total_steps, initial=step, unit="step")
-        self._watched = ("loss", config.monitor)  # shown beside the bar
-        self._shown: dict[str, Any] = {}
+        self._progress = Progress("train", total_steps, done=step)
+        self._watched = ("loss", config.monitor)  # shown behind the count of steps
 
     def write(self, event: str, record: Mapping[str, Any]) -> None:
         """One line: the event's name, then ``record`` (which has a "step")."""
@@ -58,16 +57,13 @@ class TrainingLog:
             for name, value in record.items():
                 if name != "step" and isinstance(value, int | float):
                     self._events.add_scalar(f"{event}/{name}", value, record["step"])
-        if self._bar is not None:
-            self._shown.update({name: value for name, value in record.items() if name in self._watched})
-            self._bar.set_postfix(self._shown, refresh=False)
+        self._progress.show(**{name: value for name, value in record.items() if name in self._watched})
         if self._on_progress is not None:
             self._on_progress(line)
 
     def advance(self) -> None:
         """One more optimizer step is done."""
-        if self._bar is not None:
-            self._bar.update(1)
+        self._progress.advance()
 
     def sync(self) -> int:
         """Bring the file to the disk; its length in bytes."""
@@ -81,8 +77,7 @@ class TrainingLog:
         self._file.close()
         if self._events is not None:
             self._events.close()
-        if self._bar is not None:
-            self._bar.close()
+        self._progress.close()
 
 
 def mean_mfu(run_dir: Path) -> float | None:
@@ -103,14 +98,3 @@ def _tensorboard_writer(run_dir: Path, step: int) -> Any:
         ) from None
     # purge_step hides events of steps that a killed process took after its last checkpoint
     return SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
-
-
-def terminal_bar(**options: Any) -> Any:
-    """A tqdm bar on standard error, or None: no terminal, or no tqdm. ``options`` are tqdm's (total, desc, unit...)."""
-    if not sys.stderr.isatty():
-        return None
-    try:
-        from tqdm import tqdm
-    except ImportError:  # only decoration
-        return None
-    return tqdm(dynamic_ncols=True, leave=False, **options)

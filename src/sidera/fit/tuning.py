@@ -58,8 +58,10 @@ def settle(
     """
     if state.num_threads:
         threads = config.num_threads or fixed_threads() or state.num_threads
+        again = ", as before" if threads == state.num_threads else f", {state.num_threads} before"
+        state.num_threads = threads
         torch.set_num_threads(threads)
-        return f"{state.precision}, threads: {threads}" + (", as before" if threads == state.num_threads else "")
+        return f"{state.precision}, threads: {threads}{again}"
     state.precision, choice, line = _settle(model, source, config, state, device, total_steps)
     state.num_threads = choice.threads
     torch.set_num_threads(choice.threads)
@@ -81,7 +83,7 @@ def _settle(
     if not times_threads and not times_precision:
         return precision, choice, f"{precision}, {choice.describe()}"
     rounds, aside = ROUNDS if total_steps >= SHORT else 1, ""
-    with _same_random_numbers():
+    with _same_random_numbers(device):
         trial = _Trial(model, list(islice(source.batches(state.epoch, state.batch), rounds + 1)), config, device)
         if times_threads:
             choice = choose_threads(partial(trial.step, precision), limit, rounds)
@@ -129,10 +131,10 @@ class _Trial:
 
 
 @contextmanager
-def _same_random_numbers() -> Iterator[None]:
+def _same_random_numbers(device: torch.device) -> Iterator[None]:
     """The global generators of torch, numpy and Python go on afterwards as if nothing had been drawn."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             yield
         finally:

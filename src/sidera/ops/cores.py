@@ -1,6 +1,6 @@
 """How many cores this process may really use, and how its numeric libraries wait for one another.
 
-torch, numpy and scikit-learn start a thread for every core they see. They see neither the CPU quota of a container nor
+torch and numpy start a thread for every core they see. They see neither the CPU quota of a container nor
 the neighbours on a shared machine, and their threads *spin* while they wait: two threads that share one core spend its
 time on waiting. :func:`available_cores` reads the limits; :func:`library_threads` hands them to the libraries, which
 read the environment once, when they are loaded. So it has to run before torch is imported, and imports nothing itself.
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# Threads that wait go to sleep instead of spinning: libgomp (torch, scikit-learn), then Intel's OpenMP.
+# Threads that wait go to sleep instead of spinning: libgomp (torch), then Intel's OpenMP.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 _fixed = 0  # see fixed_threads
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -135,7 +135,7 @@ def _loaded_libraries(count: int) -> Iterator[None]:
             told.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(count)
         if "numpy" in sys.modules or "sklearn" in sys.modules:
-            with contextlib.suppress(ImportError):  # comes with scikit-learn; without it numpy keeps its pool
+            with contextlib.suppress(ImportError):  # comes with scikit-learn; else numpy keeps its pool
                 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
                 told.enter_context(threadpool_limits(count))

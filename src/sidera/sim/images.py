@@ -68,7 +68,10 @@ def write_images(world: World, folder: str | Path, count: int = FRAMES) -> int:
 
     Keys are percent-encoded where a file name could not hold them. ``count`` 0 writes covers only.
     """
-    from PIL import Image  # comes with matplotlib; nothing else here needs it
+    try:
+        from PIL import Image  # nothing else here needs it
+    except ImportError:
+        raise InputError("pictures need Pillow, which is not installed", fix="pip install pillow") from None
 
     folder, names, written = Path(folder), [quote(key, safe="") for key in world.item_keys()], 0
     for kind in ("cover", "frames")[: 1 + (count > 0)]:

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sidera import artifacts
+from sidera.console import Progress
 from sidera.core import InputError
 from sidera.sim.config import WorldConfig
 from sidera.sim.logging_policy import Logger, Slate
@@ -63,9 +64,10 @@ def simulate(
     out.resolve().parent.mkdir(parents=True, exist_ok=True)
     # the manifest wants a digest of what is written, so the files are written beside the artifact first
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.log-", dir=out.resolve().parent) as scratch:
-        with pq.ParquetWriter(f"{scratch}/events.parquet", SCHEMA, compression="zstd", compression_level=1) as writer:
+        events = pq.ParquetWriter(f"{scratch}/events.parquet", SCHEMA, compression="zstd", compression_level=1)
+        with events as writer, Progress("simulate", users * days, unit="user-day") as progress:
             item_keys = pa.array(world.item_keys())
-            for chunk in _row_groups(_blocks(world, users, days, block, written), item_keys):
+            for chunk in _row_groups(_blocks(world, users, days, block, written, progress), item_keys):
                 writer.write_table(chunk, row_group_size=ROW_GROUP)
         items = world.items_table(days)
         pq.write_table(items, f"{scratch}/items.parquet", compression="zstd")
@@ -129,12 +131,16 @@ class Recorder:
         return result
 
 
-def play_log(world: World, ids: NDArray[np.integer], days: int, noise: int = 0) -> tuple[Users, Recorder]:
+def play_log(
+    world: World, ids: NDArray[np.integer], days: int, noise: int = 0, progress: Progress | None = None
+) -> tuple[Users, Recorder]:
     """Users as the log leaves them after ``days`` days, and what they were shown."""
     users = world.users(ids)
     recorder = Recorder(world, users)
     for day in range(days):
         run_day(world, users, day, noise, logger_choice(world, users, day), recorder, recorder.searches)
+        if progress is not None:
+            progress.advance(len(ids))
     return users, recorder
 
 
@@ -182,10 +188,12 @@ class _Written:
         return sha.hexdigest()[:16]
 
 
-def _blocks(world: World, users: int, days: int, block: int, written: _Written) -> Iterator[dict[str, NDArray]]:
+def _blocks(
+    world: World, users: int, days: int, block: int, written: _Written, progress: Progress
+) -> Iterator[dict[str, NDArray]]:
     for start in range(0, users, block):
         ids = np.arange(start, min(start + block, users))
-        played, recorder = play_log(world, ids, days)
+        played, recorder = play_log(world, ids, days, progress=progress)
         columns = recorder.columns()
         columns["row"] = columns["row"] + start
         written.counts.append(recorder.count)

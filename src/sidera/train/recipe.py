@@ -17,6 +17,7 @@ from sidera.engine.recommender import RUN_RECIPE
 from sidera.eval.config import EvalConfig
 from sidera.fit.config import FitConfig
 from sidera.models import parse_model
+from sidera.recipes import find_recipe
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Recipe:
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-        """From a TOML file, with ``section.key=value`` overrides."""
-        return cls.parse(load_recipe(path, overrides))
+        """From a TOML file, or a name of ``sidera recipes``, with ``section.key=value`` overrides."""
+        return cls.parse(load_recipe(find_recipe(path), overrides))
 
     @classmethod
     def parse(cls, sections: Mapping[str, Mapping[str, Any]]) -> Recipe:

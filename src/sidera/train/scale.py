@@ -35,7 +35,7 @@ from sidera.core import InputError
 from sidera.data.batches import RequestRows
 from sidera.engine.recommender import check_device
 from sidera.eval.scaling import MIN_SIZES, Scaling, SizeRun, fit_scaling
-from sidera.eval.scaling_page import write_scaling
+from sidera.eval.scaling_record import save_record, scaling_record
 from sidera.fit.config import FitConfig
 from sidera.fit.log import METRICS
 from sidera.fit.loop import fit
@@ -108,7 +108,7 @@ def scale(
     device: str = "cpu",
     say: Say = say_once,
 ) -> Scaling:
-    """Train every size, fit the laws, write ``out/scaling.json``, ``.png`` and ``.html``."""
+    """Train every size, fit the laws and write ``out/scaling.json``; the page is made from that."""
     options, out = options or ScaleOptions(), Path(out)
     check_device(device)
     sizes = [sized(recipe, name) for name in options.sizes]
@@ -138,8 +138,8 @@ def scale(
             runs.append(run)
             facts.append(fact)
     result = fit_scaling(runs)
-    files = write_scaling(result, runs, facts, context, out)
-    say(f"scale: {result.prediction.summary()}\nscale: {files[-1]}")
+    file = save_record(scaling_record(result, runs, facts, context), out)
+    say(f"scale: {result.prediction.summary()}\nscale: {file}")
     return result
 
 

@@ -13,56 +13,48 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from sidera import artifacts
+from sidera import artifacts, console
 from sidera.catalog.build import build_catalog, catalog_digest
 from sidera.catalog.catalog import Catalog
-from sidera.config import digest
+from sidera.config import digest, written
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences, PrefixRows, Reader, RequestRows
 from sidera.data.config import View, load_dataset, make_views
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
 from sidera.data.sessions import SessionRows
-from sidera.data.split import Split, train_item_ids
+from sidera.data.split import Split, train_sequences
 from sidera.engine.recommender import Recommender
+from sidera.eval.bootstrap import Estimate
 from sidera.eval.evaluate import evaluate, quick_metrics
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
 from sidera.fit import distributed
 from sidera.fit.checkpoint import FOLDER
-from sidera.fit.log import mean_mfu, terminal_bar
+from sidera.fit.log import mean_mfu
 from sidera.fit.loop import FitResult, fit
 from sidera.models import MODELS, build_model
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.ops.processor import emulates_bf16
 from sidera.ops.threads import given_threads, num_threads, usable_threads
+from sidera.train.baselines import baselines
 from sidera.train.recipe import Recipe
 
 Say = Callable[[str], None]
 
 
 def say_once(text: str) -> None:
-    """Print, but in one process of a ``torchrun`` only."""
+    """A note, but in one process of a ``torchrun`` only."""
     if distributed.rank() == 0:
-        print(text, flush=True)
+        console.say(text)
 
 
 @contextlib.contextmanager
-def rows_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Yields what takes (rows done, rows in all) and draws a bar; None where there is no terminal to draw on."""
-    bar = terminal_bar(desc=what, unit="row")
-    if bar is None:
-        yield None
-        return
-
-    def advance(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-
-    with bar:
-        yield advance
+def rows_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields what takes (rows done, rows in all): a bar on a terminal, a line now and then elsewhere."""
+    with console.Progress(what, unit="row") as progress:
+        yield progress.to
 
 
 @dataclass(frozen=True)
@@ -89,7 +81,7 @@ def prepare(recipe: Recipe, data: str | Path, say: Say = say_once) -> Prepared:
     if MODELS[recipe.model_name].trains_on == "exposures":
         answering = ", ".join(name for name, kind in MODELS.items() if kind.trains_on != "exposures")
         raise InputError(f"[model] name = {recipe.model_name!r} ranks candidates and finds none", allowed=answering)
-    everything, positives = make_views(load_dataset(data, recipe.data), recipe.data)
+    everything, positives = make_views(load_dataset(data, recipe.data, say), recipe.data)
     view = everything if getattr(MODELS[recipe.model_name], "reads_feedback", False) else positives
     dataset, split = view.dataset, view.split
     say(
@@ -162,7 +154,7 @@ def train_stage(
     recommender = Recommender(model, catalog, model_section=recipe.model_section, beam=recipe.eval.beam, device=device)
     training: dict[str, Any] = {"parameters": num_parameters}
     if isinstance(model, ItemKNN):
-        model.count(*training_sequences(prepared))
+        model.count(*train_sequences(prepared.dataset, prepared.split))
     elif (source := batch_source(recipe, prepared, model, recommender.reader(prepared.dataset))) is not None:
         result = fit(
             model,
@@ -238,10 +230,11 @@ def evaluate_stage(
         recommender.catalog.codebook_id,
         recommender.catalog.items_version,
     ]  # what may be answered may have changed
-    wanted = digest([model_digest, prepared.digest, items, asdict(recipe.eval), which])
+    measured = {key: value for key, value in written(recipe.eval).items() if key != "baselines"}  # they lie beside it
+    wanted = digest([model_digest, prepared.digest, items, measured, which])
     if artifacts.is_current(path, "evaluation", wanted):
         say(f"evaluate: reused ({path})")
-        return load_evaluation(path)
+        return _with_baselines(load_evaluation(path), recipe, prepared, recommender, path, which, say)
     info = {"seed": recipe.fit.seed, "model": recipe.model_section, "training": manifest.info["training"]}
     with rows_bar("evaluate") as progress:
         result = evaluate(
@@ -255,7 +248,21 @@ def evaluate_stage(
             progress=progress,
         )
     save_evaluation(result, path, digest=wanted, parents={"model": model_digest})
-    say(evaluation_lines(result))
+    return _with_baselines(result, recipe, prepared, recommender, path, which, say)
+
+
+def _with_baselines(
+    result: Evaluation,
+    recipe: Recipe,
+    prepared: Prepared,
+    recommender: Recommender,
+    path: Path,
+    which: Literal["valid", "test"],
+    say: Say,
+) -> Evaluation:
+    """The result as it is; popularity and item-kNN are measured on its rows and left beside it."""
+    if recipe.eval.baselines:
+        baselines(recipe.model_name, prepared.positives, recommender.catalog, recipe.eval, path, which, say)
     return result
 
 
@@ -305,13 +312,6 @@ def batch_source(
     return kind(prepared.dataset, prepared.split, history, recipe.fit.batch_size, seed=recipe.fit.seed)
 
 
-def training_sequences(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
-    """(item ids, offsets) of every user's training events."""
-    lengths = prepared.split.train_ends - prepared.dataset.offsets[:-1]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return train_item_ids(prepared.dataset, prepared.split), offsets
-
-
 def _training_line(result: FitResult, mfu: float | None) -> str:
     best = ", ".join(f"{name} {value:.4f}" for name, value in result.best_metrics.items())
     return (
@@ -329,11 +329,15 @@ def evaluation_lines(result: Evaluation) -> str:
     ]
     if ranking := result.latency.get("ranking"):
         lines.append(f"  {ranking}")
-    for seen, metrics in result.metrics.items():
-        cells = (
-            f"{name} {estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
-            for name, estimate in metrics.items()
-            if name.startswith(("recall", "ndcg")) and "expected" not in name
-        )
-        lines.append(f"  seen={seen}: " + ", ".join(cells))
-    return "\n".join(lines)
+    names = [name for name in next(iter(result.metrics.values())) if name.startswith(("recall", "ndcg"))]
+    rows = [
+        (name, *(cell for seen in result.metrics for cell in estimate_cells(result.metrics[seen][name])))
+        for name in names
+    ]
+    header = ["metric", *(cell for seen in result.metrics for cell in (f"seen={seen}", "95 % interval"))]
+    return "\n".join([*lines, console.table(header, rows, indent="  ")])
+
+
+def estimate_cells(estimate: Estimate) -> tuple[str, str]:
+    """Value and 95 % interval, as tables show them."""
+    return f"{estimate.value:.4f}", f"[{estimate.low:.4f}, {estimate.high:.4f}]"

@@ -6,17 +6,16 @@ online test. Differences are paired: by row for recall, by user for the online t
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sidera.artifacts import write_text
-from sidera.eval import plots
 from sidera.eval.alignment_online import gap_closed
 from sidera.eval.online import OnlineTest
-from sidera.eval.online_page import differences_table, levels_figures
-from sidera.eval.page import page
+from sidera.pages import charts
+from sidera.pages.charts import Figure
+from sidera.pages.online import differences, levels_figures, levels_note
+from sidera.pages.render import number, write_page
 
 # figure -> (heading, whether less of it than the reference is a loss)
 FIGURES = {
@@ -43,18 +42,24 @@ TOLERATED = 0.9  # of the reference's coverage or legality; below, it counts as 
 
 def write_alignment_page(record: Mapping[str, Any], online: OnlineTest | None, path: str | Path) -> Path:
     """Write the page and return its path."""
-    body = [_section("What came of it", _summary(record, online))]
+    served = None
     if online is not None:
-        body.append(_section("Served users", _online(record, online)))
-    body += [
-        _section("Every judge", _judges(record)),
-        _section("Frontier", _frontier(record, online)),
-        _section("On the way", _curves(record)),
-        _section("The reward", _rankers(record)),
-        _section("Settings", _settings(record)),
-    ]
-    write_text(path, page("Alignment", "".join(body), "sidera align"))
-    return Path(path)
+        costs = {name: f"{value:.2f}" for name, value in online.setting.get("ms_per_answer", {}).items()}
+        served = {"levels": levels_figures(online), "note": levels_note(online), "table": differences(online)}
+        served["costs"] = costs
+    return write_page(
+        path,
+        "alignment.html",
+        title="Alignment",
+        reference=record["reference"],
+        summary=_summary(record, online),
+        served=served,
+        judges=_judges(record),
+        frontier=_frontier(record, online),
+        curves=_curves(record),
+        rankers=record["rankers"],
+        settings=_settings(record),
+    )
 
 
 def given_up(record: Mapping[str, Any], name: str) -> list[str]:
@@ -71,11 +76,7 @@ def given_up(record: Mapping[str, Any], name: str) -> list[str]:
     return lines
 
 
-def _section(heading: str, body: str) -> str:
-    return f"<section><h2>{html.escape(heading)}</h2>{body}</section>"
-
-
-def _summary(record: Mapping[str, Any], online: OnlineTest | None) -> str:
+def _summary(record: Mapping[str, Any], online: OnlineTest | None) -> list[tuple[str, str]]:
     lines = []
     for name, policy in record["policies"].items():
         if policy["role"] != "arm":
@@ -91,49 +92,30 @@ def _summary(record: Mapping[str, Any], online: OnlineTest | None) -> str:
         parts.append("given up: " + "; ".join(lost) if lost else "nothing clearly given up")
         if policy["training"].get("stopped"):
             parts.append(policy["training"]["stopped"])
-        lines.append(f"<li><b>{html.escape(name)}</b>: {html.escape(', '.join(parts))}</li>")
-    note = f"Against {record['reference']}, which was trained for the same steps without a reward."
-    return f"<ul>{''.join(lines)}</ul><p class='note'>{html.escape(note)}</p>"
+        lines.append((name, ", ".join(parts)))
+    return lines
 
 
-def _online(record: Mapping[str, Any], online: OnlineTest) -> str:
-    costs = online.setting.get("ms_per_answer", {})
-    cells = "".join(f"<tr><th scope='row'>{html.escape(n)}</th><td>{v:.2f}</td></tr>" for n, v in costs.items())
-    heading = "<h3>CPU milliseconds of an answer</h3>"
-    table = f"{heading}<table class='facts'><tbody>{cells}</tbody></table>" if cells else ""
-    return levels_figures(online) + differences_table(online) + table
-
-
-def _judges(record: Mapping[str, Any]) -> str:
+def _judges(record: Mapping[str, Any]) -> dict[str, Any]:
     reference = record["reference"]
     names = [name for name in FIGURES if any(name in one["figures"] for one in record["policies"].values())]
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in ("policy", *(FIGURES[name][0] for name in names)))
     rows = []
     for policy, one in record["policies"].items():
         cells = []
         for name in names:
-            cell = f"{one['figures'][name]:.3f}" if name in one["figures"] else "–"
             gap = one["recall_differences"].get(name.removeprefix("recall@50_")) if name.startswith("recall") else None
-            mark = " class='best'" if gap is not None and abs(gap[0]) > gap[1] else ""
-            if gap is not None:
-                cell += f"<small>{gap[0]:+.4f} ± {gap[1]:.4f}</small>"
-            cells.append(f"<td{mark}>{cell}</td>")
-        rows.append(f"<tr><th scope='row'>{html.escape(policy)}</th>{''.join(cells)}</tr>")
+            cells.append({
+                "text": number(float(one["figures"][name]), 3) if name in one["figures"] else "–",
+                "small": f"{gap[0]:+.4f} ± {gap[1]:.4f}" if gap is not None else "",
+                "clear": gap is not None and abs(gap[0]) > gap[1],
+            })  # fmt: skip
+        rows.append((policy, cells))
     test = record["policies"][reference]["figures"]
     counted = ", ".join(f"{int(v):,} {n[5:].replace('_', ' ')}" for n, v in test.items() if n.startswith("rows_"))
-    note = (
-        f"Test rows that no step and no gate looked at ({counted}), full ranking, item-level hits, seen items kept. "
-        f"Small: difference from {reference} with half of its 95 % interval, paired by row, set off where it leaves 0 "
-        "out. Reward and judge: mean p of the ten best items, from the network that rewarded and from one that "
-        "learned from other users."
-    )
-    return (
-        f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        f"<p class='note'>{html.escape(note)}</p>"
-    )
+    return {"head": ["policy", *(FIGURES[name][0] for name in names)], "rows": rows, "counted": counted}
 
 
-def _frontier(record: Mapping[str, Any], online: OnlineTest | None) -> str:
+def _frontier(record: Mapping[str, Any], online: OnlineTest | None) -> Figure:
     """Gain against loss: what each policy has of utility (or of the judge's) and of recall, less the reference."""
     points = {}
     reference = record["reference"]
@@ -147,40 +129,27 @@ def _frontier(record: Mapping[str, Any], online: OnlineTest | None) -> str:
             up = (100 * (one["figures"]["judge"] / base["judge"] - 1), 0.0)
         points[name] = (gap[0], gap[1], *up)
     y_label = "true utility, %" if online is not None else "judge's p, %"
-    plot = plots.frontier("Gain against recall", points, "recall@50 on long views", y_label, reference)
-    note = f"Differences from {reference} with 95 % intervals; up and to the right is better. Recall is of long views."
-    return f"<div class='figures'><figure>{plot}</figure></div><p class='note'>{html.escape(note)}</p>"
+    return charts.frontier("Gain against recall", points, "recall@50 on long views", y_label, reference)
 
 
-def _curves(record: Mapping[str, Any]) -> str:
+def _curves(record: Mapping[str, Any]) -> list[Figure]:
     figures = []
     for key, heading in CURVES.items():
-        lines: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {}  # all: a colour stays a policy's
+        lines: dict[str, charts.Curves] = {}  # all policies: a colour stays a policy's
         for name, one in record["policies"].items():
             training = one["training"]
             start = [(0, training["start"][key])] if key in training.get("start", {}) else []
             points = start + [(check["step"], check[key]) for check in training.get("checks", []) if key in check]
             lines[name] = {"": ([x for x, _ in points], [y for _, y in points])} if points else {}
         if any(lines.values()):
-            figures.append(f"<figure>{plots.curves(heading, lines, 'step', '', markers=True)}</figure>")
-    note = "Measured on validation rows. A rising reward says nothing about what was lost: the gates watch the others."
-    return f"<div class='figures'>{''.join(figures)}</div><p class='note'>{note}</p>"
+            figures.append(charts.curves(heading, lines, "step", "", markers=True))
+    return figures
 
 
-def _rankers(record: Mapping[str, Any]) -> str:
-    cards = []
-    for name, info in record["rankers"].items():
-        aucs = info["aucs"].items()
-        rows = "".join(f"<tr><th scope='row'>{html.escape(task)}</th><td>{value:.3f}</td></tr>" for task, value in aucs)
-        facts = f"{info['users']:,} users, {info['steps']:,} steps, {info['cpu_seconds']:.0f} CPU-seconds"
-        table = f"<table class='facts'><tbody>{rows}</tbody></table>"
-        cards.append(f"<div class='card'><h3>{html.escape(name)} <span>{facts}</span></h3>{table}</div>")
-    note = "AUC on held-out users: every tower for its label, and p for each label. p is no chance of anything."
-    return f"<div class='cards'>{''.join(cards)}</div><p class='note'>{note}</p>"
-
-
-def _settings(record: Mapping[str, Any]) -> str:
-    rows = {f"users who teach {name}": count for name, count in record["users"].items() if name != "audience"}
+def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    rows: dict[str, Any] = {
+        f"users who teach {name}": count for name, count in record["users"].items() if name != "audience"
+    }
     rows["users who are served"] = record["users"]["audience"]
     for name, one in record["policies"].items():
         config = one.get("config", {})
@@ -191,8 +160,4 @@ def _settings(record: Mapping[str, Any]) -> str:
             rows[name] = f"control, {config['steps']} steps, lr {config['lr']}"
         if one["training"]:
             rows[f"{name}, CPU seconds"] = one["training"]["cpu_seconds"]
-    cells = "".join(
-        f"<tr><th scope='row'>{html.escape(str(key))}</th><td>{html.escape(str(value))}</td></tr>"
-        for key, value in rows.items()
-    )
-    return f"<table class='facts'><tbody>{cells}</tbody></table>"
+    return rows

@@ -1,0 +1,38 @@
+"""What pages call models and data sets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+MODELS = {
+    "sidera": "generator",
+    "tiger": "TIGER",
+    "onerec": "OneRec",
+    "onerec_v1": "OneRec v1",
+    "onerec_v2": "OneRec-V2",
+    "sasrec": "SASRec",
+    "item_knn": "item-kNN",
+    "popularity": "popularity",
+}
+
+
+def model_title(name: str) -> str:
+    return MODELS.get(name, name)
+
+
+def data_title(name: str) -> str:
+    """``amazon2014_beauty`` -> ``Amazon Beauty 2014``, ``ml-1m`` -> ``MovieLens 1M``; other names stay as they are."""
+    if found := re.fullmatch(r"amazon(20\d\d)_([a-z0-9_]+)", name):
+        return f"Amazon {found[2].replace('_', ' ').title()} {found[1]}"
+    if found := re.fullmatch(r"ml-(\d+[km]|latest-small)(-\d+)?", name):
+        return f"MovieLens {found[1].upper() if found[1][0].isdigit() else found[1].replace('-', ' ')}"
+    return name
+
+
+def distinct(titles: Sequence[str], folders: Sequence[str]) -> list[str]:
+    """The titles, with the folder behind those that several runs share."""
+    return [
+        f"{title} ({folder})" if titles.count(title) > 1 and folder else title
+        for title, folder in zip(titles, folders, strict=True)
+    ]

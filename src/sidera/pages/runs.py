@@ -1,0 +1,123 @@
+"""What lies in run folders: evaluations with their labels, catalogues, training logs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sidera.artifacts import MANIFEST
+from sidera.catalog.catalog import Catalog
+from sidera.core import InputError
+from sidera.eval.compare import SAME, check_comparable
+from sidera.eval.evaluation import KIND, Evaluation, load_evaluation
+from sidera.pages.names import distinct, model_title
+
+BASELINES = "baselines"  # the folder beside an evaluation with what was measured on its rows
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation and what the page calls it."""
+
+    label: str
+    run: Evaluation
+    folder: Path  # of the run: where its model lies
+    baseline: bool  # measured beside a run, by the run
+
+    @property
+    def trained(self) -> bool:
+        """Not one of the two that only count."""
+        return self.run.name not in ("popularity", "item_knn")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Everything below one or several run folders."""
+
+    measured: list[Measured]  # test first, generators before scorers, baselines last
+    catalogs: dict[str, Catalog]
+    trainings: dict[str, list[dict[str, Any]]]  # label -> lines of metrics.jsonl
+
+    def groups(self) -> list[list[Measured]]:
+        """Those that answered the same questions, together."""
+        found: dict[str, list[Measured]] = {}
+        for one in self.measured:
+            found.setdefault(json.dumps([one.run.protocol[key] for key in SAME]), []).append(one)
+        return list(found.values())
+
+
+def read_runs(paths: Sequence[str | Path]) -> Runs:
+    """Read every evaluation, catalogue and training log below the folders.
+
+    InputError when nothing was evaluated in one of them, and when several were measured on other rows or data.
+    """
+    several = len(paths) > 1
+    found: list[tuple[Evaluation, Path, str, bool]] = []
+    catalogs: dict[str, Catalog] = {}
+    trainings: dict[str, list[dict[str, Any]]] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise InputError(f"no run folder at {str(path)!r}", fix="give a folder that `sidera run` wrote")
+        before = len(found)
+        for manifest in sorted(path.rglob(MANIFEST)):
+            folder = manifest.parent
+            if any(part.startswith(".") for part in folder.relative_to(path).parts):
+                continue  # an artifact being written, or the remains of one
+            kind = json.loads(manifest.read_text(encoding="utf-8")).get("kind")
+            if kind == KIND:
+                baseline = BASELINES in folder.relative_to(path).parts
+                found.append((load_evaluation(folder), folder.parent, _label(folder, path, several), baseline))
+            elif kind == "catalog":
+                catalogs[_label(folder, path, several)] = Catalog.load(folder)
+        if len(found) == before:
+            raise InputError(f"{str(path)!r} holds no evaluation", fix="run `sidera evaluate` on it first")
+        for file in sorted(path.rglob("metrics.jsonl")):
+            trainings[_label(file.parent, path, several)] = _lines(file)
+        if before:
+            first, other = (next(one for one in part if not one[3]) for part in (found, found[before:]))
+            check_comparable(first[0], other[0], [str(paths[0]), str(path)])
+    return Runs(_named(found), catalogs, trainings)
+
+
+def _named(found: list[tuple[Evaluation, Path, str, bool]]) -> list[Measured]:
+    """In order and with distinct labels. An own run of a model takes the place of the baseline of that name."""
+    own = {(one.name, _questions(one)) for one, _, _, baseline in found if not baseline}
+    kept: dict[object, tuple[Evaluation, Path, str, bool]] = {}
+    for place, (one, folder, label, baseline) in enumerate(found):
+        if not baseline:
+            kept[place] = (one, folder, label, baseline)
+        elif (one.name, _questions(one)) not in own:
+            kept.setdefault((one.name, _questions(one)), (one, folder, "", baseline))
+    order = sorted(
+        kept.values(),
+        key=lambda one: (one[0].protocol["which"] != "test", one[3], one[0].protocol["kind"] != "generator",
+                         not _trained(one[0]), one[0].name),
+    )  # fmt: skip
+    titles = [model_title(one.name) for one, _, _, _ in order]
+    labels = [title if baseline else label for title, (_, _, label, baseline) in zip(titles, order, strict=True)]
+    named = distinct(titles, labels)
+    return [
+        Measured(label, run, folder, baseline) for label, (run, folder, _, baseline) in zip(named, order, strict=True)
+    ]
+
+
+def _trained(run: Evaluation) -> bool:
+    return run.name not in ("popularity", "item_knn")
+
+
+def _questions(run: Evaluation) -> str:
+    return json.dumps([run.protocol[key] for key in SAME])
+
+
+def _label(folder: Path, root: Path, several: bool) -> str:
+    """The part of the path that tells runs apart: runs/demo/tiger/train -> tiger, or demo/tiger among several runs."""
+    inside = "/".join(folder.relative_to(root).parts[:-1])
+    name = root.resolve().name
+    return "/".join(part for part in (name if several else "", inside) if part) or name
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]

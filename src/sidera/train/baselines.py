@@ -1,0 +1,77 @@
+"""Popularity and item-kNN beside a trained model, on the same rows -> ``baselines/EVALUATION/NAME``.
+
+Both only count, so they cost seconds where a training costs minutes, and a figure without them says little. A model
+that counts itself gets no companion that costs more than it does: item-kNN gets popularity, popularity gets none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Literal
+
+from sidera import artifacts
+from sidera.catalog.catalog import Catalog
+from sidera.config import digest
+from sidera.data.config import View
+from sidera.data.split import train_sequences
+from sidera.engine.recommender import Recommender
+from sidera.eval.config import EvalConfig
+from sidera.eval.evaluate import evaluate
+from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
+from sidera.models import MODELS, build_model
+from sidera.models.retrievers.item_knn import ItemKNN
+
+FOLDER = "baselines"
+BESIDE = {"popularity": (), "item_knn": ("popularity",)}  # every other model gets both
+
+
+def baselines(
+    model_name: str,
+    view: View,
+    catalog: Catalog,
+    config: EvalConfig,
+    evaluation: Path,
+    which: Literal["valid", "test"],
+    say: Callable[[str], None],
+) -> list[Evaluation]:
+    """Measure what belongs beside the ``evaluation`` of ``model_name``, on ``view``; what is there already is read.
+
+    The artifacts hold accuracies and lists; latency and examples are the run's own.
+    """
+    config = replace(config, latency_rows=0, free_rows=0, samples=0)
+    settings = {key: value for key, value in asdict(config).items() if key not in ("beam", "wide_beam", "batch_size")}
+    cuts = (view.split.train_ends, view.split.valid.ends, view.split.test.ends)
+    asked = [view.dataset.digest, view.split.name, *(array.tolist() for array in cuts)]
+    items = [catalog.item_keys.tolist(), catalog.removed.tolist(), catalog.popularity.tolist()]
+    found = []
+    for name in BESIDE.get(model_name, ("item_knn", "popularity")):
+        path = evaluation.parent / FOLDER / evaluation.name / name
+        wanted = digest([name, digest(asked), digest(items), settings, which])
+        if artifacts.is_current(path, "evaluation", wanted):
+            found.append(load_evaluation(path))
+            continue
+        result = evaluate(recommender_of(name, view, catalog), view.dataset, view.split, which, config, name=name)
+        save_evaluation(result, path, digest=wanted)
+        found.append(result)
+        say(_line(result))
+    return found
+
+
+def recommender_of(name: str, view: View, catalog: Catalog) -> Recommender:
+    """The counting model over the catalogue's items, with its default settings."""
+    model = build_model(name, MODELS[name].Config(), catalog, seed=0)
+    if isinstance(model, ItemKNN):
+        model.count(*train_sequences(view.dataset, view.split))
+    return Recommender(model.eval(), catalog, model_section={"name": name})
+
+
+def _line(result: Evaluation) -> str:
+    cells = []
+    for seen, metrics in result.metrics.items():
+        for name in ("recall@10", "ndcg@10"):
+            if name in metrics:
+                found = metrics[name]
+                cells.append(f"{seen} {name} {found.value:.4f} [{found.low:.4f}, {found.high:.4f}]")
+    return f"  beside, {result.name}: " + (", ".join(cells) or "measured")
