@@ -14,7 +14,6 @@ from sidera import artifacts
 from sidera.artifacts import (
     Manifest,
     is_current,
-    load_tensors,
     read_manifest,
     save_tensors,
     verify,
@@ -22,6 +21,7 @@ from sidera.artifacts import (
     writing,
 )
 from sidera.core import ArtifactError, InputError
+from sidera.loading import open_artifact
 
 NOTE = Manifest("note", "d1", parents={"data": "p"}, recipe={"a": [1, 2]}, info={"n": 3, "by_size": {10: 1, 9: 2}})
 
@@ -280,8 +280,9 @@ def tensors() -> dict[str, torch.Tensor]:
 def test_tensors_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     """Also when nearly every tensor is cut or has a shard of its own."""
     monkeypatch.setattr(artifacts, "SHARD_BYTES", limit + artifacts.HEADER_BYTES)
-    save_tensors(tmp_path, tensors())
-    found = load_tensors(tmp_path)
+    with writing(tmp_path / "a", NOTE) as folder:
+        save_tensors(folder, tensors())
+    found = open_artifact(tmp_path / "a", "note").tensors()
     assert found.keys() == tensors().keys()
     for name, tensor in tensors().items():
         assert found[name].dtype == tensor.dtype
@@ -298,13 +299,15 @@ def test_no_shard_is_larger_than_promised(tmp_path: Path) -> None:
 
 
 def test_damaged_shards_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="holds no weights files"):
-        load_tensors(tmp_path)
-    save_tensors(tmp_path, tensors())
-    (file,) = tmp_path.iterdir()
+    save(tmp_path / "note")
+    with pytest.raises(ArtifactError, match="lists no weights files"):
+        open_artifact(tmp_path / "note", "note").tensors()
+    with writing(tmp_path / "note", NOTE) as folder:
+        save_tensors(folder, tensors())
+    file = tmp_path / "note" / "weights-00000.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(ArtifactError, match=r"weights-00000.safetensors is damaged"):
-        load_tensors(tmp_path)
+    with pytest.raises(ArtifactError, match=r"weights-00000.safetensors is truncated or was edited"):
+        open_artifact(tmp_path / "note", "note").tensors()
 
 
 def test_no_pickle_is_read() -> None:

@@ -123,15 +123,18 @@ def test_every_model_and_the_evaluation_import_bare(tmp_path: Path) -> None:
 
 def test_no_file_outgrows_the_limit(tmp_path: Path) -> None:
     """Weights and checkpoint of a model of 60 MB, under the limits that files pass through."""
-    from sidera.artifacts import SHARD_BYTES, load_tensors, save_tensors
+    from sidera.artifacts import SHARD_BYTES, Manifest, save_tensors, writing
     from sidera.fit.checkpoint import load_checkpoint, save_checkpoint
+    from sidera.loading import open_artifact
 
     tensors = {"item.weight": torch.randn(60_000, 128), "output.weight": torch.randn(60_000, 128)}
     tensors |= {f"layer.{index}": torch.randn(64, 64) for index in range(30)}
-    save_tensors(tmp_path, tensors)
+    with writing(tmp_path / "model", Manifest("model", "d")) as folder:
+        save_tensors(folder, tensors)
     save_checkpoint(tmp_path / "checkpoint", tensors, {"step": 1}, {"model": "large"})
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) > 120e6
     assert max(file.stat().st_size for file in files) <= 15 * 2**20 == SHARD_BYTES
-    for found in (load_tensors(tmp_path), load_checkpoint(tmp_path / "checkpoint", {"model": "large"})[0]):
+    weights = open_artifact(tmp_path / "model", "model").tensors()
+    for found in (weights, load_checkpoint(tmp_path / "checkpoint", {"model": "large"})[0]):
         assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())

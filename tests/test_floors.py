@@ -51,8 +51,8 @@ FLAGS = {
     "run": ["recipe", *RECIPE_FLAGS],
     "catalog": ["recipe", *RECIPE_FLAGS],
     "train": ["recipe", *RECIPE_FLAGS],
-    "evaluate": ["run", "--data", "--rows", "--set", "--device", "--threads"],
-    "compare": ["a", "b"],
+    "evaluate": ["run", "--data", "--rows", "--set", "--name", "--device", "--threads"],
+    "compare": ["a", "b", "--name"],
     "report": ["runs", "--out"],
     "scale": [
         "recipe",
@@ -125,10 +125,10 @@ def test_http_fields_are_frozen() -> None:
 
     asked = ["history", "user", "k", "filter_seen", "exclude", "feedback", "times", "profile", "as_of", "unknown"]
     assert list(RecommendRequest.model_fields) == asked
-    said = ["items", "cold_start", "unknown", "unknown_user", "policy_version", "codebook_id", "items_version"]
-    assert list(RecommendResponse.model_fields) == [*said, "request", "milliseconds"]
-    assert list(EventsRequest.model_fields) == ["user", "items", "times", "feedback", "request", "slots"]
-    assert list(EventsResponse.model_fields) == ["new", "known"]
+    said = ["items", "cold_start", "unknown", "unread", "unknown_user", "policy_version", "codebook_id"]
+    assert list(RecommendResponse.model_fields) == [*said, "items_version", "request", "milliseconds"]
+    assert list(EventsRequest.model_fields) == ["user", "items", "times", "feedback", "unknown", "request", "slots"]
+    assert list(EventsResponse.model_fields) == ["new", "known", "unknown"]
 
 
 def test_recipe_sections_are_frozen() -> None:

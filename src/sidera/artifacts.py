@@ -1,8 +1,9 @@
 """Artifacts: folders of safetensors, Parquet and JSON with a manifest of digests.
 
 A folder is written beside its final place and moved there only when it is complete and on the disk, so a reader sees
-the old artifact or the new one, never half of either; a full disk, Ctrl-C or a power cut leaves the old one. Loading
-checks kind, version and the digest of every file, the manifest's own among them. Nothing here unpickles.
+the old artifact or the new one, never half of either; a full disk, Ctrl-C or a power cut leaves the old one. Here the
+manifest is checked: kind, version, seal, the type of every field, and that the files it lists are plain files of this
+folder. :mod:`sidera.loading` reads what it lists. Nothing here unpickles.
 
 Trap: taking a place means replacing the folder that is there, so only an artifact may be replaced, and only one that
 nobody has put files of their own into.
@@ -15,6 +16,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,11 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from sidera.bounds import parse_json, read_json, read_regular, shown
 from sidera.core import ArtifactError, InputError
 from sidera.disk import sync
 
@@ -34,6 +36,12 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SHARD_BYTES = 15 * 2**20  # files that move through limits on file size
 HEADER_BYTES = 2**16  # of them, kept free for a shard's header
+MAX_MANIFEST_BYTES = 64 * 2**20  # a snapshot's names its users
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*[. ]", re.IGNORECASE)  # names that Windows cannot have
+SHA256 = re.compile("[0-9a-f]{64}")
+FIELDS: dict[str, type] = {
+    "kind": str, "digest": str, "parents": dict, "recipe": dict, "info": dict, "files": dict, "format_version": int,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,9 +71,12 @@ def writing(path: str | Path, manifest: Manifest) -> Iterator[Path]:
     try:
         yield staging
         inner = sorted(staging.rglob("*"))
-        files = {str(file.relative_to(staging)): _sha256(file) for file in inner if file.is_file()}
+        files = {file.relative_to(staging).as_posix(): _sha256(file) for file in inner if file.is_file()}
         record = {**manifest.__dict__, "files": files}
-        write_text(staging / MANIFEST, json.dumps({**record, "seal": _seal(record)}, indent=2, sort_keys=True) + "\n")
+        text = json.dumps({**record, "seal": _seal(record)}, indent=2, sort_keys=True) + "\n"
+        if len(text) > MAX_MANIFEST_BYTES:  # rather than an artifact that nobody can open
+            raise InputError(f"the manifest of {path} takes {len(text):,} bytes", allowed=f"{MAX_MANIFEST_BYTES:,}")
+        write_text(staging / MANIFEST, text)
         staging.chmod(0o755)  # mkdtemp makes private folders; an artifact is to be read
         for place in (*inner, staging):
             sync(place)  # before the renames, which may reach it first
@@ -77,28 +88,60 @@ def writing(path: str | Path, manifest: Manifest) -> Iterator[Path]:
 
 
 def read_manifest(path: str | Path, kind: str) -> Manifest:
-    """The manifest of the artifact at ``path``; ArtifactError when it is missing, broken, or not a ``kind``."""
+    """The manifest of the artifact at ``path``; ArtifactError when it is missing, broken, or not a ``kind``.
+
+    Every field has its type, and every file its plain name and a digest, when this returns.
+    """
     path = Path(path)
     _recover(path)
     anew = f"make the {kind} again"
     try:
-        record = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        record = parse_json(read_regular(path / MANIFEST, MAX_MANIFEST_BYTES))
         version, found_kind = record["format_version"], record["kind"]
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"no {kind} at {str(path)!r}", fix="check the path, or make it with `sidera run`") from None
+    except OSError as error:
+        problem = f"{path / MANIFEST} cannot be read: {error.strerror}"
+        raise ArtifactError(problem, fix="check the permissions") from None
     except (ValueError, TypeError, KeyError):
         raise ArtifactError(f"{path / MANIFEST} is damaged", fix=anew) from None
-    if version != FORMAT_VERSION:  # first: another version may have other keys
-        raise ArtifactError(f"{path} has artifact format {version}", allowed=str(FORMAT_VERSION), fix=anew)
+    if version != FORMAT_VERSION or isinstance(version, bool):  # first: another version may have other keys
+        raise ArtifactError(f"{path} has artifact format {shown(version)}", allowed=str(FORMAT_VERSION), fix=anew)
     if found_kind != kind:
-        raise ArtifactError(f"{path} holds a {found_kind}, not a {kind}", fix=f"give the path of a {kind}")
+        found = shown(found_kind).strip("'")
+        raise ArtifactError(f"{path} holds a {found}, not a {kind}", fix=f"give the path of a {kind}")
     seal = record.pop("seal", None)
     if seal != _seal(record):
         raise ArtifactError(f"{path / MANIFEST} was edited (digest differs)", fix=anew)
+    problem = _wrong_field(record)
+    if problem:
+        raise ArtifactError(f"{path / MANIFEST} is damaged: {problem}", fix=anew)
+    return Manifest(**record)
+
+
+def file_of(path: Path, manifest: Manifest, name: str) -> Path:
+    """The place of a listed file; ArtifactError when it is not listed, not there, no plain file, or a link out of the
+    folder."""
+    anew = f"make the {manifest.kind} again"
+    if name not in manifest.files:
+        raise ArtifactError(f"{manifest.kind} {path} lists no file {name}", fix=anew)
+    place = path / name
+    if not place.is_file():
+        raise ArtifactError(f"{manifest.kind} {path} lacks its file {name}", fix=anew)
+    if not Path(os.path.realpath(place)).is_relative_to(os.path.realpath(path)):
+        raise ArtifactError(f"{place} is a link to a place outside its folder", fix="put the file itself there")
+    return place
+
+
+def kind_at(path: str | Path) -> str | None:
+    """What kind of artifact the folder says it holds, unchecked; ArtifactError when its manifest cannot be read."""
+    manifest = Path(path) / MANIFEST
     try:
-        return Manifest(**record)
-    except TypeError:
-        raise ArtifactError(f"{path / MANIFEST} is damaged", fix=anew) from None
+        record = read_json(manifest, MAX_MANIFEST_BYTES)
+    except (OSError, ValueError):
+        raise ArtifactError(f"{manifest} is damaged", fix="make it again, or move it away") from None
+    kind = record.get("kind") if isinstance(record, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
 def verify(path: str | Path, kind: str) -> Manifest:
@@ -106,9 +149,7 @@ def verify(path: str | Path, kind: str) -> Manifest:
     path = Path(path)
     manifest = read_manifest(path, kind)
     for name, expected in manifest.files.items():
-        file = path / name
-        if not file.is_file():
-            raise ArtifactError(f"{kind} {path} lacks its file {name}", fix=f"make the {kind} again")
+        file = file_of(path, manifest, name)
         if _sha256(file) != expected:
             raise ArtifactError(f"{file} is truncated or was edited (digest differs)", fix=f"make the {kind} again")
     return manifest
@@ -155,25 +196,6 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor], prefix: str = "wei
         save_file(shard, str(folder / f"{prefix}-{index:05d}.safetensors"))
 
 
-def load_tensors(folder: Path, prefix: str = "weights") -> dict[str, Tensor]:
-    """Read what :func:`save_tensors` wrote."""
-    parts: dict[str, dict[int, Tensor]] = {}
-    for file in sorted(folder.glob(f"{prefix}-*.safetensors")):
-        try:
-            shard = load_file(str(file))
-        except (SafetensorError, OSError) as error:
-            raise ArtifactError(f"{file} is damaged: {error}", fix="make the artifact again") from None
-        for part_name, part in shard.items():
-            name, _, index = part_name.partition("#")
-            parts.setdefault(name, {})[int(index or 0)] = part
-    if not parts:
-        raise ArtifactError(f"{folder} holds no {prefix} files", fix="make the artifact again")
-    return {
-        name: found[0] if len(found) == 1 else torch.cat([found[index] for index in sorted(found)])
-        for name, found in parts.items()
-    }
-
-
 def check_replaceable(path: str | Path) -> None:
     """InputError unless ``path`` is free, empty, or an artifact that holds nothing but its own files."""
     path = Path(path)
@@ -182,7 +204,7 @@ def check_replaceable(path: str | Path) -> None:
     if not path.is_dir():
         raise InputError(f"{str(path)!r} is a file and would be replaced", fix="give the path of a new folder")
     try:
-        record = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        record = parse_json(read_regular(path / MANIFEST, MAX_MANIFEST_BYTES))
         own = {*record["files"], MANIFEST}
     except ValueError:
         return  # an artifact whose manifest was cut off
@@ -192,7 +214,7 @@ def check_replaceable(path: str | Path) -> None:
             allowed="a new or empty folder, or an older artifact",
             fix="give another path, or move the folder away",
         ) from None
-    files = (str(file.relative_to(path)) for file in sorted(path.rglob("*")) if file.is_file())
+    files = (file.relative_to(path).as_posix() for file in sorted(path.rglob("*")) if file.is_file())
     foreign = [name for name in files if name not in own and not Path(name).name.startswith(".")]
     if foreign:
         raise InputError(
@@ -208,6 +230,35 @@ def _row_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     rows = max(1, limit * tensor.shape[0] // tensor.nbytes)
     for index, part in enumerate(tensor.split(rows)):
         yield f"{name}#{index}", part
+
+
+def _wrong_field(record: Mapping[str, Any]) -> str:
+    """What is wrong with the fields of a manifest; "" when nothing is."""
+    for name in record:
+        if name not in FIELDS:
+            return f"it has an unknown field {shown(name)}"
+    for name, kind in FIELDS.items():
+        if name not in record:
+            return f"it has no {name}"
+        if not isinstance(record[name], kind):
+            return f"{name} = {shown(record[name])} is no {kind.__name__}"
+    for name, parent in record["parents"].items():
+        if not isinstance(parent, str):
+            return f"parent {name} = {shown(parent)} is no digest"
+    for name, digest in record["files"].items():
+        if not is_plain_name(name):
+            return f"the file name {shown(name)} is not allowed"
+        if not isinstance(digest, str) or not SHA256.fullmatch(digest):
+            return f"the digest {shown(digest)} of file {shown(name)} is none"
+    return ""
+
+
+def is_plain_name(name: str) -> bool:
+    """True for a relative path with forward slashes that stays inside its folder, on every system."""
+    parts = name.split("/")
+    good = all(part and not RESERVED.fullmatch(part) for part in parts)  # "." and ".." end in a dot
+    odd = not name.isprintable() or any(character in '\\:*?"<>|' for character in name)
+    return good and not odd and name != MANIFEST and len(name) <= 1000
 
 
 def _old(path: Path) -> Path:

@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -19,9 +20,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sidera.bounds import MAX_DEPTH, check_depth, read_regular, shown
 from sidera.core import InputError
 
 Section = TypeVar("Section")
+LARGEST = 2**53  # of a whole number: every one below is exact as a float, and times a thousand still fits 64 bits
+MAX_RECIPE_BYTES = 2**20
+# What a whole number may be at most, by its key, where memory or time follows it: a slip of the finger must not take
+# the machine. Whether a model fits this machine is another question, asked when it is built (``models.build_model``).
+MOST = {
+    **dict.fromkeys(("width", "head_width", "hidden", "tower_width", "num_learned", "num_experts"), 2**16),
+    **dict.fromkeys(("num_layers", "encoder_layers", "decoder_layers", "lifelong_layers", "ff_multiple"), 1000),
+    **dict.fromkeys(("num_heads", "num_kv_groups", "num_kernels", "num_queries", "num_shared", "image_size"), 4096),
+    **dict.fromkeys(("max_history", "short_term", "positive_length", "num_lifelong_queries", "ff_width"), 2**20),
+    **dict.fromkeys(("expert_width", "item_numbers", "num_negatives", "batch_size", "accumulate"), 2**20),
+    **dict.fromkeys(("beam", "wide_beam", "list_beam", "window", "max_words", "max_categories", "samples"), 2**16),
+    **dict.fromkeys(("neighbours", "recent", "vocabulary", "max_user_items", "max_item_users"), 2**24),
+    **dict.fromkeys(("bootstrap", "latency_rows", "caption_items", "requests", "ntp_batch"), 2**20),
+    "num_user_tokens": 2**31 - 1,
+    "num_threads": 4096,
+}
 SECTIONS = ("data", "catalog", "model", "fit", "eval", "align", "rewards")
 
 
@@ -29,14 +47,23 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file; InputError when it is missing or malformed."""
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return parse_toml(read_regular(path, MAX_RECIPE_BYTES).decode())
     except FileNotFoundError:
         raise InputError(f"no recipe at {str(path)!r}", fix="give the path of a .toml file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are some
         raise InputError(f"{path} is not valid TOML: {error}", fix="mend the line named") from None
     except OSError as error:
         raise InputError(f"cannot read recipe {str(path)!r}: {error.strerror}") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """ValueError when it is malformed, or lists and tables stand too deep inside one another."""
+    try:
+        values = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels") from None
+    check_depth(values)
+    return values
 
 
 def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
@@ -60,7 +87,8 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         written = {**below, **above}
     for name, section in written.items():
         if name not in SECTIONS:
-            raise InputError(f"{path}: unknown section [{name}]{closest(name, SECTIONS)}", allowed=", ".join(SECTIONS))
+            problem = f"{path}: unknown section [{shown(name)[1:-1]}]{closest(name, SECTIONS)}"
+            raise InputError(problem, allowed=", ".join(SECTIONS))
         if not isinstance(section, Mapping):
             raise InputError(f"{path}: {name!r} must be a section", fix=f"write it as [{name}] with keys below")
     recipe = {name: dict(section) for name, section in written.items()}
@@ -85,7 +113,7 @@ def parse_section(cls: type[Section], values: Mapping[str, Any], where: str) -> 
     filled: dict[str, Any] = {}
     for key, value in values.items():
         if key not in fields:
-            raise InputError(f"{where} has no key {key!r}{closest(key, fields)}", allowed=", ".join(fields))
+            raise InputError(f"{where} has no key {shown(key)}{closest(key, fields)}", allowed=", ".join(fields))
         filled[key] = _typed(value, hints[key], f"{where} {key}")
     missing = [
         name
@@ -100,7 +128,15 @@ def parse_section(cls: type[Section], values: Mapping[str, Any], where: str) -> 
 def check_value(where: str, name: str, value: Any, good: bool, allowed: str) -> None:
     """InputError naming the key and its value, unless ``good``; for ``__post_init__`` of section dataclasses."""
     if not good:
-        raise InputError(f"{where} {name} = {value!r} is out of range", allowed=allowed)
+        raise InputError(f"{where} {name} = {shown(value)} is out of range", allowed=allowed)
+
+
+def check_counts(where: str, section: Any, *names: str, low: int = 1) -> None:
+    """InputError unless these keys of a section hold whole numbers from ``low`` to what ``MOST`` says."""
+    for name in names:
+        value, high = getattr(section, name), MOST.get(name, LARGEST)
+        good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        check_value(where, name, value, good, f"whole numbers from {low} to {high:,}")
 
 
 def digest(value: Any) -> str:
@@ -140,8 +176,8 @@ def closest(name: str, known: Any) -> str:
 def override_value(text: str) -> Any:
     """What a ``--set`` gives: TOML where it is TOML, else plain text."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 
@@ -161,8 +197,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if origin is typing.Literal:
         if value not in arguments:
             options = ", ".join(repr(argument) for argument in arguments)
-            close = closest(str(value), map(str, arguments))
-            raise InputError(f"{where} = {value!r} is not known{close}", allowed=options)
+            close = closest(value, map(str, arguments)) if isinstance(value, str) else ""
+            raise InputError(f"{where} = {shown(value)} is not known{close}", allowed=options)
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
@@ -178,13 +214,19 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return parse_section(hint, value, f"[{where.replace('[', '').replace('] ', '.')}]")  # type: ignore[arg-type]
     if hint is Any:
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+    if isinstance(value, bool) and hint is not bool:
         raise _wrong_type(value, hint, where)
+    if isinstance(value, int) and hint in (int, float) and not -LARGEST <= value <= LARGEST:
+        raise InputError(f"{where} = {shown(value)} is out of range", allowed=f"-{LARGEST} to {LARGEST}")
+    if hint is float and isinstance(value, int):
+        return float(value)
+    if not isinstance(value, hint):
+        raise _wrong_type(value, hint, where)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where} = {value!r} is out of range", allowed="a finite number")
     return value
 
 
 def _wrong_type(value: Any, hint: Any, where: str) -> InputError:
     name = getattr(hint, "__name__", None) if not typing.get_args(hint) else str(hint).replace("typing.", "")
-    return InputError(f"{where} = {value!r} is a {type(value).__name__}", allowed=str(name))
+    return InputError(f"{where} = {shown(value)} is a {type(value).__name__}", allowed=str(name))

@@ -349,7 +349,7 @@ class Request:
     history: tuple[str, ...] = ()  # item keys, oldest first
     k: int = 10  # items wanted
     filter_seen: bool = False  # True: items of the history are not answered again
-    exclude: tuple[str, ...] = ()  # item keys that must not be answered
+    exclude: tuple[str, ...] = ()  # item keys that must not be answered; unknown ones never are
     feedback: Mapping[str, Sequence[float]] = field(default_factory=dict)  # column -> one number per event of history
     times: Sequence[int] | None = None  # unix seconds of each event
     profile: Mapping[str, str] = field(default_factory=dict)  # what is known of the user: region, device, ...
@@ -372,3 +372,4 @@ class Recommendation:
     codebook_id: str = ""  # with items_version: the catalogue that answered
     unknown_user: bool = False  # the request named a user of whom the behaviour store knows nothing (as of then)
     request: str = ""  # names this answer in the exposure log; "": not logged
+    unread: tuple[str, ...] = ()  # keys of the history that came after the training: the model has no row for them

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_world import SECTION, SMALL
 
-from sidera import cli
+from sidera import artifacts, cli
 from sidera.align.recipe import AlignRecipe
 from sidera.align.run import align_recipe
+from sidera.artifacts import read_manifest
 from sidera.core import InputError
 from sidera.data.config import DataConfig, load_dataset, make_views
 from sidera.data.split import user_groups
@@ -123,6 +125,26 @@ def test_the_online_test_serves_those_who_taught_nobody(aligned: Path) -> None:
     assert gap_closed(online, "oracle") == pytest.approx(1)
     assert gap_closed(online, "sft") == 0
     assert not any(online.lost.values())
+
+
+def test_the_leak_guard_holds_for_aligned_policies(
+    aligned: Path, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another split than the pretraining's may ask what the policy has seen; so may data that nobody names."""
+    run = tmp_path / "safe"
+    shutil.copytree(aligned / "align" / "safe", run)
+    parents = read_manifest(run / "model", "model").parents
+    pretrained = read_manifest(aligned / "model", "model")
+    assert parents == {**pretrained.parents, "pretrained": pretrained.digest}
+    asked = ["evaluate", str(run), "--data", str(log), "--rows", "valid", "--set", "eval.max_rows=20"]
+    assert cli.main(asked) == 0
+    assert cli.main([*asked, "--set", "data.split=temporal"]) == 2
+    assert "was trained on other data or another split" in capsys.readouterr().err
+    record = json.loads((run / "model" / "manifest.json").read_text())
+    del record["seal"], record["parents"]["data"]
+    (run / "model" / "manifest.json").write_text(json.dumps({**record, "seal": artifacts._seal(record)}))
+    assert cli.main(asked) == 2
+    assert "does not say which data it was trained on" in capsys.readouterr().err
 
 
 def test_a_second_call_reuses_everything(aligned: Path, log: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sidera.catalog import content
 from sidera.catalog.behaviour import behaviour_vectors, cooccurrence, ppmi, top_eigenpairs
 from sidera.catalog.cold import borrow_by_words, spread
 from sidera.catalog.config import CatalogConfig
@@ -50,26 +49,6 @@ def test_tfidf_puts_alike_texts_together() -> None:
         tfidf_vectors(["", ""], 2)
     with pytest.raises(InputError, match="no word that TF-IDF could use"):
         tfidf_vectors(["the", "?"], 2)
-
-
-def test_text_vectors_are_cached_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SIDERA_CACHE", str(tmp_path))
-    calls: list[list[str]] = []
-
-    def encode(texts: list[str]) -> torch.Tensor:
-        calls.append(list(texts))
-        return torch.eye(len(texts), 384)
-
-    monkeypatch.setattr(content, "_encode_minilm", encode)
-    first = text_vectors(TEXTS)
-    assert torch.equal(text_vectors(list(reversed(TEXTS))), first.flip(0))  # same texts, other order: same cache entry
-    assert calls == [sorted({text for text in TEXTS if text})]
-    assert float(first[2].abs().sum()) == 0
-    (file,) = tmp_path.glob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:50])  # cut off: encoded again
-    assert torch.equal(text_vectors(TEXTS), first)
-    text_vectors(["another"])
-    assert len(calls) == 3
 
 
 def test_missing_text_extra_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidera.catalog import balance, rq_kmeans
 from sidera.catalog import nearest as nearest_module
 from sidera.catalog.balance import balanced_assign
 from sidera.catalog.nearest import nearest
@@ -56,6 +57,59 @@ def test_balanced_assignment_is_near_the_optimum() -> None:
     assignment, _ = balanced_assign(points, centroids, 20)
     assert int(torch.bincount(assignment).max()) == 20
     assert float(costs[torch.arange(600), assignment].sum()) <= 1.02 * optimum
+
+
+@pytest.fixture
+def shortlists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every balanced assignment bargains on shortlists, as large ones do."""
+    monkeypatch.setattr(balance, "WHOLE", 0)
+    monkeypatch.setattr(balance, "SHORTLIST", 12)
+    monkeypatch.setattr(rq_kmeans, "WHOLE", 0)
+
+
+@pytest.mark.usefixtures("shortlists")
+def test_shortlists_are_near_the_optimum_too() -> None:
+    optimize = pytest.importorskip("scipy.optimize")
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        points = torch.randn(600, 8, generator=generator) * torch.rand(600, 1, generator=generator)
+        centroids = points[:30].clone()
+        costs = torch.cdist(points, centroids).square()
+        rows, columns = optimize.linear_sum_assignment(costs.repeat_interleave(20, 1).numpy())
+        optimum = float(costs[rows, columns // 20].sum())
+        cold, prices = balanced_assign(points, centroids, 20)
+        warm, _ = balanced_assign(points, centroids, 20, prices)
+        for assignment in (cold, warm):
+            assert int(torch.bincount(assignment, minlength=30).max()) == 20
+            assert float(costs[torch.arange(600), assignment].sum()) <= 1.02 * optimum
+
+
+@pytest.mark.usefixtures("shortlists")
+def test_shortlists_cannot_hold_many_equal_points_and_they_are_placed_all_the_same() -> None:
+    points = torch.cat([torch.ones(500, 4), torch.randn(100, 4, generator=torch.Generator().manual_seed(0))])
+    codes = fit_rq_kmeans(points, 1, 40, balanced=True, iterations=5, seed=1)[1]
+    assert int(torch.bincount(codes[:, 0]).max()) <= 15
+
+
+def test_a_large_clustering_loses_nothing_by_its_sample_and_its_shortlists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same points whole and in the large way: error within 2 %, nobody above the cap, the same by seed.
+
+    Points without gaps, as item vectors are: on separate blobs single runs of either way differ by several per cent.
+    """
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(6000, 12, generator=generator) * torch.rand(6000, 1, generator=generator)
+
+    def clustered() -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        return kmeans(points, 64, balanced=True, iterations=25, generator=generator)
+
+    whole = clustered()
+    for module, name, value in ((balance, "WHOLE", 0), (rq_kmeans, "WHOLE", 0), (rq_kmeans, "FITTING_SAMPLE", 40)):
+        monkeypatch.setattr(module, name, value)
+    large, again = clustered(), clustered()
+    assert reconstruction_error(points, *large) <= 1.02 * reconstruction_error(points, *whole)
+    assert int(torch.bincount(large[1]).max()) <= 94
+    assert torch.equal(large[1], again[1])
 
 
 @settings(max_examples=30, deadline=None)

@@ -10,7 +10,8 @@ import torch
 
 from sidera.catalog.build import build_catalog, catalog_digest, used_blocks
 from sidera.catalog.config import CatalogConfig
-from sidera.catalog.content import has_text_encoder, item_texts
+from sidera.catalog.content import item_texts
+from sidera.catalog.text_encoder import has_text_encoder
 from sidera.catalog.tfidf import reduced_tfidf, tfidf, truncated_svd, words_of
 from sidera.data.split import leave_one_out
 from sidera.data.tiny import tiny_log

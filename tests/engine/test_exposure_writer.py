@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from align.tiny_world import tiny
-from sidera.core import Batch, InputError
+from sidera.core import Batch, InputError, Request
 from sidera.engine.exposures import ExposureWriter, exposure_columns
+from sidera.engine.histories import KnownHistory
 from sidera.engine.recommender import Recommender
+from sidera.engine.reranker import Reranker
+from sidera.models.rankers.pscore import PScore
 from sidera.store.exposures import ExposureLog
 
 
@@ -24,14 +29,15 @@ def recommender() -> Recommender:
 
 
 def columns_of(
-    one: Recommender, batch: Batch, item_ids: torch.Tensor, policy: str = "one", items_version: int | None = None
+    one: Recommender, batch: Batch, item_ids: torch.Tensor, weights: str = "one", items_version: int | None = None
 ) -> dict[str, list[Any]]:
     names = [f"r{row}" for row in range(len(item_ids))]
     users = [f"u{row}" for row in range(len(item_ids))]
     version = one.catalog.items_version if items_version is None else items_version
     return exposure_columns(
-        one, batch, item_ids, requests=names, users=users, times=[5] * len(names), policy=policy, items_version=version
-    )
+        one, batch, item_ids, requests=names, users=users, times=[5] * len(names), weights=weights, policy="p+q",
+        items_version=version,
+    )  # fmt: skip
 
 
 def rows(request: str = "r", count: int = 2, **more: Any) -> dict[str, list[Any]]:
@@ -62,9 +68,30 @@ def test_probabilities_are_those_of_a_rollout() -> None:
 def test_weights_that_did_not_answer_say_nothing() -> None:
     one, batch = recommender(), tiny().probe(64).batches[0]
     item_ids = one.rank(batch, 3).item_ids
-    assert set(columns_of(one, batch, item_ids, policy="older+reward")["log_prob_0"]) == {None}
-    assert None not in columns_of(one, batch, item_ids, policy="one+reward")["log_prob_0"]
+    assert set(columns_of(one, batch, item_ids, weights="older")["log_prob_0"]) == {None}
+    assert None not in columns_of(one, batch, item_ids)["log_prob_0"]
     assert set(columns_of(one, batch, item_ids, items_version=7)["log_prob_0"]) == {None}
+
+
+@pytest.mark.parametrize("reranked", [False, True])
+def test_a_version_may_hold_a_plus(tmp_path: Path, reranked: bool) -> None:
+    """Nobody takes the name of a policy apart: "2026-11+hotfix" names weights, and "2+b" a reranker."""
+    one = recommender()
+    one.version, schema, times = "2026-11+hotfix", one.catalog.schema, np.arange(3)
+    history = KnownHistory(np.array([1, 2, 3]), times, schema.complete({}, 3), None)
+    one.behaviour = SimpleNamespace(read=lambda *_, **__: history)  # type: ignore[assignment]
+    if reranked:
+        network = PScore(PScore.Config(width=8, hidden=8), one.catalog).eval()
+        one.reranker = Reranker(network, "2+b", num_candidates=8)
+    log = ExposureLog.open(tmp_path, codebook_id=one.catalog.codebook_id, num_levels=3)
+    with ExposureWriter(log) as writer:
+        one.exposures = writer
+        (answer,) = one.recommend([Request(user="ann", k=3)])
+    table = log.read()
+    assert table.num_rows == len(answer.item_ids) == 3
+    assert set(table["policy"].to_pylist()) == {answer.policy_version}
+    assert answer.policy_version == ("2026-11+hotfix+2+b" if reranked else "2026-11+hotfix")
+    assert table["log_prob_0"].null_count == 0
 
 
 def test_an_item_out_of_reach_has_no_probability(tmp_path: Path) -> None:

@@ -117,12 +117,12 @@ def test_a_saved_run_keeps_how_events_are_read(views: tuple[View, View], tmp_pat
     model = recommender("onerec_v2", views)
     model.catalog.save(tmp_path / "catalog")
     model.save_model(tmp_path / "model", digest="x", parents={})
-    loaded = Recommender.load(tmp_path)
+    loaded = Recommender.load(tmp_path, beam=model.beam)
     assert loaded.catalog.schema == model.catalog.schema
     request = request_of(views[0], 2)
     assert loaded.recommend([request])[0].item_ids == model.recommend([request])[0].item_ids
     grown = loaded.catalog.with_items(["new"], torch.zeros(1, loaded.catalog.codebooks.dim))
     assert all(len(values) == grown.num_items for values in grown.categories.values())
-    opened = Recommender.load(tmp_path, catalog=grown)
+    opened = Recommender.load(tmp_path, catalog=grown, beam=model.beam)
     answer = opened.recommend([request_of(views[0], 2, history=("new", *request.history[1:]))])[0]
     assert len(answer.item_ids) == 6  # an item that the model has no row for is passed over, with its feedback

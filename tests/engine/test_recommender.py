@@ -18,7 +18,7 @@ from sidera.artifacts import Manifest, save_tensors, writing
 from sidera.catalog.catalog import Catalog
 from sidera.core import ArtifactError, Batch, InputError, Request
 from sidera.data.tiny import checkerboard_next
-from sidera.engine.recommender import DEFAULT_BEAM, MAX_BATCH, Recommender, check_device, newest
+from sidera.engine.recommender import MAX_BATCH, Recommender, check_device, newest
 from yardstick import yardstick
 
 NUM_ITEMS = 24
@@ -52,8 +52,17 @@ def test_unknown_items_are_reported_or_refused(recommender: Recommender) -> None
         recommender.recommend([history], unknown="refuse")
     with pytest.raises(InputError, match="unknown = 'guess'; allowed: 'report' or 'refuse'"):
         recommender.recommend([history], unknown="guess")
-    with pytest.raises(InputError, match="the catalogue holds no item 'nothing'"):
-        recommender.recommend([Request((KEYS[3],), exclude=("nothing",))])
+    (free,) = recommender.recommend([Request((KEYS[3],), exclude=("nothing",))], unknown="refuse")
+    assert free.item_keys == recommender.recommend([[KEYS[3]]])[0].item_keys
+
+
+def test_weights_that_overflow_are_named(trained_run: Path) -> None:
+    """Finite weights can be large enough for scores of NaN: no traceback, and no answer of chance."""
+    broken = Recommender.load(trained_run)
+    state = {name: torch.full_like(tensor, 1e38) for name, tensor in broken.model.state_dict().items()}
+    broken.load_weights(state, "large")
+    with pytest.raises(ArtifactError, match="the weights large give scores that are no numbers; fix: train the model"):
+        broken.recommend([[KEYS[3]]])
 
 
 @pytest.mark.parametrize("history", [[], ["nothing", "nobody"]])
@@ -178,10 +187,12 @@ def test_late_items_can_stand_in_a_history(trained_run: Path, recommender: Recom
     grown = Recommender.load(trained_run, catalog=catalog)
     (answer,) = grown.recommend([[KEYS[3], KEYS[7], "late0"]], k=3)
     assert answer.item_keys[0] == after(7)
-    assert answer.unknown == ()
+    assert (answer.unknown, answer.unread) == ((), ("late0",))
     assert answer.items_version == recommender.catalog.items_version + 1
-    (cold,) = grown.recommend([["late1"]], k=3)
+    (cold,) = grown.recommend([["late1", "nowhere", "late0", "late1"]], k=3)
     assert cold.cold_start
+    assert (cold.unknown, cold.unread) == (("nowhere",), ("late1", "late0"))
+    assert recommender.recommend([[KEYS[3]]])[0].unread == ()
     (refined,) = grown.recommend([Request((KEYS[7], "late0"), k=50, filter_seen=True, exclude=("late1",))])
     assert not {"late0", "late1", KEYS[7]} & set(refined.item_keys)
     assert set(KEYS) - {KEYS[7]} == set(refined.item_keys)
@@ -252,11 +263,15 @@ def test_the_beam_is_that_of_the_runs_recipe(trained_run: Path, tmp_path: Path) 
     assert Recommender.load(run).beam == sidera.load(str(run)).beam == 7
     assert Recommender.load(run, beam=9).beam == 9
     (run / "recipe.json").unlink()
-    assert Recommender.load(run).beam == DEFAULT_BEAM
-    for damage in ("{", "[]", '{"eval": {"beam": "wide"}}'):
-        (run / "recipe.json").write_text(damage)
-        with pytest.raises(ArtifactError, match=r"recipe.json is damaged; fix: run the recipe again"):
-            Recommender.load(run)
+    with pytest.raises(ArtifactError, match=r"has no recipe.json, which says how wide its beam.*; fix: put recipe"):
+        Recommender.load(run)
+    assert Recommender.load(run, beam=9).beam == 9
+    deep = '{"eval": {"beam": ' + "[" * 100_000 + "]" * 100_000 + "}}"
+    for beam in ("wide", "0", "true", "null", "1e3", "99999999", "9" * 9999):
+        for damage in ("{", "[]", deep, f'{{"eval": {{"beam": {beam}}}}}'):
+            (run / "recipe.json").write_text(damage)
+            with pytest.raises(ArtifactError, match=r"recipe.json is damaged: no \[eval\] beam.*; fix: run the recipe"):
+                Recommender.load(run)
 
 
 def edit_manifest(run: Path, **changes: object) -> None:
@@ -288,8 +303,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "codes cut": (lambda run: (run / "catalog" / "codes.safetensors").write_bytes(b""), "truncated or was edited"),
     "manifest cut": (lambda run: (run / "model" / "manifest.json").write_text('{"kind'), "manifest.json is damaged"),
     "another version": (lambda run: edit_manifest(run, format_version=0), "has artifact format 0; allowed: 1"),
-    "no identities": (lambda run: edit_manifest(run, info={}), "incomplete manifest"),
-    "no recipe": (lambda run: edit_manifest(run, recipe={}), "incomplete manifest"),
+    "no identities": (lambda run: edit_manifest(run, info={}), "it lacks num_items"),
+    "no recipe": (lambda run: edit_manifest(run, recipe={}), "it lacks model"),
     "unknown model": (lambda run: edit_manifest(run, recipe={"model": {"name": "bert"}}), "name = 'bert' is not known"),
     "other sizes": (
         lambda run: edit_manifest(run, recipe={"model": {"name": "sidera", "width": 32}}),

@@ -51,7 +51,7 @@ def test_the_reranker_chooses_among_the_search() -> None:
     best = scores.topk(5, dim=1)
     assert torch.equal(found.item_ids, candidates.gather(1, best.indices))
     torch.testing.assert_close(found.scores, best.values)
-    assert found.version == "one+two"
+    assert (found.version, found.reranker, found.policy) == ("one", "two", "one+two")
     assert not torch.equal(found.item_ids, candidates[:, :5])
 
 

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from torch import nn
 
+from sidera.artifacts import Manifest, writing
 from sidera.core import ArtifactError
 from sidera.fit import checkpoint
 from sidera.fit.checkpoint import (
+    KIND,
     SHARD_BYTES,
     load_checkpoint,
     optimizer_tensors,
@@ -22,9 +24,20 @@ from sidera.fit.checkpoint import (
     tidy,
     write_shards,
 )
+from sidera.loading import open_artifact
 
 IDENTITY = {"fit": {"lr": 0.001, "betas": (0.9, 0.99)}, "model": {"name": "Toy"}}
 TENSORS = {"weights": torch.arange(6.0).view(2, 3)}
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def written_and_read(folder: Path, tensors: Tensors, data_bytes: int = 10**9) -> Tensors:
+    limit = min(data_bytes, SHARD_BYTES - 2**16)
+    with writing(folder / "shards", Manifest(KIND, "d")) as place:
+        write_shards(place, tensors, limit)
+    return read_shards(open_artifact(folder / "shards", KIND))
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -37,8 +50,7 @@ def test_tensors_come_back_however_they_are_cut(
     tmp_path: Path, shapes: list[list[int]], dtype: torch.dtype, data_bytes: int
 ) -> None:
     tensors = {f"t.{n}": torch.randint(0, 100, shape).to(dtype) for n, shape in enumerate(shapes)}
-    write_shards(tmp_path, tensors, data_bytes)
-    back = read_shards(tmp_path)
+    back = written_and_read(tmp_path, tensors, data_bytes)
     assert list(back) == list(tensors)
     for name, tensor in tensors.items():
         assert back[name].dtype == tensor.dtype
@@ -48,17 +60,16 @@ def test_tensors_come_back_however_they_are_cut(
 def test_no_file_passes_the_limit(tmp_path: Path) -> None:
     tensors: dict[str, torch.Tensor] = {f"small.{n}": torch.zeros(3) for n in range(2000)}
     tensors["large"] = torch.randn(5_000_000)  # 20 MB
-    write_shards(tmp_path, tensors)
-    sizes = [file.stat().st_size for file in tmp_path.iterdir()]
+    back = written_and_read(tmp_path, tensors)
+    sizes = [file.stat().st_size for file in (tmp_path / "shards").iterdir() if file.name != "manifest.json"]
     assert len(sizes) == 3
     assert max(sizes) <= SHARD_BYTES
-    assert torch.equal(read_shards(tmp_path)["large"], tensors["large"])
+    assert torch.equal(back["large"], tensors["large"])
 
 
 def test_transposed_and_shared_tensors(tmp_path: Path) -> None:
     weight = torch.randn(4, 7)
-    write_shards(tmp_path, {"a": weight.T, "b": weight})
-    back = read_shards(tmp_path)
+    back = written_and_read(tmp_path, {"a": weight.T, "b": weight})
     assert torch.equal(back["a"], weight.T)
     assert torch.equal(back["b"], weight)
 
@@ -75,10 +86,10 @@ def test_adamw_continues_bit_for_bit(tmp_path: Path) -> None:
     straight, resumed = nn.Linear(5, 3), nn.Linear(5, 3)
     first = torch.optim.AdamW(straight.parameters(), fused=True)
     steps(straight, first, range(3))
-    write_shards(tmp_path, dict(optimizer_tensors(first)))
+    kept = written_and_read(tmp_path, dict(optimizer_tensors(first)))
     resumed.load_state_dict(straight.state_dict())
     second = torch.optim.AdamW(resumed.parameters(), fused=True)
-    restore_optimizer(second, read_shards(tmp_path))
+    restore_optimizer(second, kept)
     steps(straight, first, range(3, 6))
     steps(resumed, second, range(3, 6))
     assert torch.equal(straight.weight, resumed.weight)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from sidera.core import ArtifactError, Batch, InputError, Loss
 from sidera.fit import Diverged, FitConfig, FitResult, Interrupted, fit, seed_everything, step_generator
 from sidera.fit.log import mean_mfu
 from sidera.fit.peak import measured_tflops
+from sidera.fit.state import TrainState
 
 FAST = FitConfig(
     epochs=12, lr=0.03, warmup_steps=5, monitor="accuracy", log_every=1, checkpoint_minutes=60, precision="f32"
@@ -128,6 +130,25 @@ def test_a_time_budget_ends_with_a_low_rate(tmp_path: Path) -> None:
     assert result.wall_seconds >= 0.5
     assert result.steps < 10_000  # of 70,000
     assert lines(tmp_path)[-1]["lr"] == pytest.approx(config.lr * 0.01)
+
+
+def test_a_budget_leaves_time_for_the_evaluation_at_its_end(tmp_path: Path) -> None:
+    state = TrainState(evaluation_seconds=10.0, evaluation_cpu=4.0)
+    assert [state.time_share(FAST, seconds, 60.0) for seconds in (0.0, 25.0, 50.0)] == [0.0, 0.5, 1.0]
+    assert state.time_share(replace(FAST, clock="cpu"), 28.0, 60.0) == 0.5
+    assert state.time_share(FAST, 5.0, 8.0) > 1  # an evaluation longer than the budget leaves half of it for steps
+    assert state.time_share(FAST, 1e9, float("inf")) == 0.0
+
+    def slow(model: nn.Module) -> dict[str, float]:
+        time.sleep(0.2)
+        return accuracy(model)
+
+    train(tmp_path / "warm", replace(FAST, max_steps=1))
+    config = replace(FAST, epochs=10_000, max_minutes=1.5 / 60, eval_every_epochs=0, eval_every_steps=15, patience=0)
+    result = fit(Toy(), RingSource(pause=0.01), config, tmp_path / "run", evaluate=slow, spent_seconds=0.3)
+    assert result.stopped_because == "max_minutes"
+    before_last, last = (entry["step"] for entry in result.history[-2:])
+    assert last - before_last > 1  # no two evaluations with one step between them
 
 
 def test_pieces_take_the_steps_of_one_run(tmp_path: Path) -> None:

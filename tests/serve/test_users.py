@@ -131,8 +131,8 @@ def test_what_was_acknowledged_survives(catalog: Catalog, views: tuple[View, Vie
             client = TestClient(create_app(opened))
             if start is not None:
                 body = body_of(views[0], 0, start, start + 10)
-                assert post(client, "/v1/events", **body) == {"new": 10, "known": 0}
-                assert post(client, "/v1/events", **body) == {"new": 0, "known": 10}
+                assert post(client, "/v1/events", **body) == {"new": 10, "known": 0, "unknown": []}
+                assert post(client, "/v1/events", **body) == {"new": 0, "known": 10, "unknown": []}
             assert client.get("/healthz").json()["users"] == 1
             answers.append(post(client, "/v1/recommend", user="user 0")["items"])
             if start == 10:
@@ -142,14 +142,14 @@ def test_what_was_acknowledged_survives(catalog: Catalog, views: tuple[View, Vie
 
 def test_sent_again_events_are_kept_once(client: TestClient, views: tuple[View, View]) -> None:
     body = body_of(views[0], 0, 0, 6)
-    assert post(client, "/v1/events", **body) == {"new": 6, "known": 0}
+    assert post(client, "/v1/events", **body) == {"new": 6, "known": 0, "unknown": []}
     overlapping = body_of(views[0], 0, 3, 12)
-    assert post(client, "/v1/events", **overlapping) == {"new": 6, "known": 3}
+    assert post(client, "/v1/events", **overlapping) == {"new": 6, "known": 3, "unknown": []}
     last = body_of(views[0], 0, 12, 13)
     twice = {"user": "user 0", **{name: last[name] * 2 for name in ("items", "times")}}
     twice["feedback"] = {name: values * 2 for name, values in last["feedback"].items()}
-    assert post(client, "/v1/events", **twice) == {"new": 1, "known": 1}
-    assert post(client, "/v1/events", user="user 0", items=[], times=[]) == {"new": 0, "known": 0}
+    assert post(client, "/v1/events", **twice) == {"new": 1, "known": 1, "unknown": []}
+    assert post(client, "/v1/events", user="user 0", items=[], times=[]) == {"new": 0, "known": 0, "unknown": []}
 
 
 def test_an_unknown_user_gets_what_is_popular_and_the_answer_says_so(
@@ -177,7 +177,7 @@ def test_an_unknown_user_gets_what_is_popular_and_the_answer_says_so(
         ({"feedback": {"click": [1, 0]}}, "the history has feedback (click) but no"),
         ({"feedback": {"click": [1]}}, "feedback 'click' has 1 values for 2 events"),
         ({"feedback": {"clik": [1, 0]}}, "feedback 'clik' is no column of this catalogue; allowed:"),
-        ({"click": [1, 0]}, "click is no field of the request; allowed: user, items, times, feedback"),
+        ({"click": [1, 0]}, "click is no field of the request; allowed: user, items, times, feedback, unknown"),
         ({"user": ""}, "user: String should have at least 1 character"),
         ({"user": "x" * 70_000}, "text of 1 to 65,535 bytes"),
         ({"user": 7}, "user: Input should be a valid string (got 7)"),

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sidera.config import check_value
+from sidera.config import check_counts, check_value
 from sidera.engine.rollouts import MAX_COUNT, RolloutMode
 from sidera.fit.config import FitConfig
 
@@ -42,8 +42,7 @@ class AlignConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "requests", "ntp_batch", "snapshot_every", "rejected", "check_every"):
-            self._check(name, getattr(self, name) >= 1, "a whole number >= 1")
+        check_counts("[align]", self, "steps", "requests", "ntp_batch", "snapshot_every", "rejected", "check_every")
         self._check("group", 2 <= self.group <= MAX_COUNT, f"2 to {MAX_COUNT}")
         self._check("format_members", 1 <= self.format_members <= MAX_COUNT, f"1 to {MAX_COUNT}")
         for name in ("method_weight", "format_weight", "weight_decay", "clip_norm", "delta"):

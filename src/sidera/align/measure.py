@@ -19,6 +19,7 @@ from sidera import artifacts
 from sidera.align.diagnostics import Probe
 from sidera.align.reading import as_read
 from sidera.engine.recommender import Recommender
+from sidera.loading import open_artifact
 from sidera.models.rankers.pscore import PScore
 
 KIND = "measured"
@@ -43,10 +44,18 @@ class Measured:
 
     @classmethod
     def load(cls, path: Path) -> Measured:
-        figures = artifacts.verify(path, KIND).info["figures"]
-        tensors = {name: tensor.numpy() for name, tensor in artifacts.load_tensors(path).items()}
-        labels = {name[6:]: values for name, values in tensors.items() if name.startswith("label.")}
-        return cls(figures, tensors["hits"], labels)
+        opened = open_artifact(path, KIND)
+        figures = opened.info("figures", dict)
+        for name in figures:
+            opened.typed({name: float(figures[name]) if type(figures[name]) is int else figures[name]}, name, float)
+        tensors = opened.tensors()
+        if "hits" not in tensors or any(mask.dtype != torch.bool or mask.ndim != 1 for mask in tensors.values()):
+            raise opened.damaged("its rows are not marks")
+        if len({len(mask) for mask in tensors.values()}) != 1:
+            raise opened.damaged("its marks are not of the same rows")
+        masks = {name: mask.numpy() for name, mask in tensors.items()}
+        labels = {name[6:]: mask for name, mask in masks.items() if name.startswith("label.")}
+        return cls(figures, masks["hits"], labels)
 
 
 def measure(engine: Recommender, probe: Probe, networks: Mapping[str, PScore]) -> Measured:

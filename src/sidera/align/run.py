@@ -53,6 +53,7 @@ from sidera.engine.reranker import FOLDER, KIND, load_ranker, save_ranker
 from sidera.models.rankers.pscore import PScore
 from sidera.store.exposures import ExposureLog, events_of
 from sidera.train.ranker import FIT, RANKER_SHARES, fit_ranker
+from sidera.train.run_lock import one_writer
 from sidera.train.stages import Say, say_once, train
 
 JUDGE = "judge"
@@ -87,6 +88,7 @@ class _Setting:
     say: Say
 
 
+@one_writer
 def align_recipe(
     recipe: AlignRecipe, data: str | Path, out: str | Path, *, start: str | Path | None = None,
     exposures: str | Path | None = None, device: str = "cpu", say: Say = say_once,
@@ -257,12 +259,15 @@ def arm_stage(name: str, config: AlignConfig, setting: _Setting) -> tuple[Recomm
         "checks": [dict(check) for check in result.checks],
     }
     engine.version = wanted
-    engine.save_model(path / "model", digest=wanted, parents={"pretrained": setting.version}, training=training)
-    shutil.rmtree(path / "fit", ignore_errors=True)
     for part in ("catalog", FOLDER):  # so that the folder can be moved and served alone
         shutil.rmtree(path / part, ignore_errors=True)
         shutil.copytree(out / part, path / part)
     shutil.copyfile(out / RUN_RECIPE, path / RUN_RECIPE)
+    # Last, because it is what says that the folder is done. The data of the pretraining goes along: an evaluation has
+    # to know what a policy may have seen.
+    parents = {**artifacts.read_manifest(out / "model", "model").parents, "pretrained": setting.version}
+    engine.save_model(path / "model", digest=wanted, parents=parents, training=training)
+    shutil.rmtree(path / "fit", ignore_errors=True)
     why = f"; {result.stopped}" if result.stopped else ""
     say(f"{name}: {result.steps} steps, {training['cpu_seconds']:.0f} CPU-seconds{why}")
     return engine, training

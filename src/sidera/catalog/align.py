@@ -30,12 +30,12 @@ from torch import Tensor, nn
 
 from sidera import artifacts
 from sidera.catalog.config import AlignConfig, CatalogConfig
-from sidera.catalog.content import cache_dir
 from sidera.catalog.item_content import PICTURES, ContentReader, ItemContent
 from sidera.catalog.item_encoder import KIND, CaptionDecoder, ItemEncoder, load_item_encoder, save_item_encoder
 from sidera.catalog.pairs import PairBatches, Pairs, mine_pairs
 from sidera.catalog.picture_checkpoint import checkpoint_digest
 from sidera.catalog.pictures import pictures_digest
+from sidera.catalog.text_encoder import cache_dir
 from sidera.config import digest
 from sidera.core import Batch, Loss
 from sidera.data.dataset import Dataset

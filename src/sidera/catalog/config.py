@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from sidera.config import check_value
+from sidera.config import check_counts, check_value, later
 from sidera.core import InputError
 
 VECTOR_KINDS = ("text", "tfidf", "behaviour", "file", "aligned")
 INPUT_KINDS = ("words", "text", "categories", "numbers", "cover", "frames")
 OPTIONAL_KINDS = ("text?", "tfidf?")
 MAX_CODES = 32_767  # codes of a level are stored as int16 in the trie
+NO_CODES = "none"  # the collision policy of a catalogue that has no codes
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,12 @@ class AlignConfig:
             "category_fields", ("categories" in self.inputs) == bool(self.category_fields), "with the input categories"
         )
         check("number_fields", ("numbers" in self.inputs) == bool(self.number_fields), "with the input numbers")
-        for name in ("max_words", "max_categories", "vocabulary", "width", "num_queries", "num_layers", "num_heads",
-                     "recent", "neighbours", "max_user_items", "max_item_users", "steps", "image_size"):  # fmt: skip
-            check(name, getattr(self, name) >= 1, "a whole number >= 1")
-        check("batch_size", self.batch_size >= 2, "2 or more: the others of a batch are the negatives")
-        check("caption_items", self.caption_items >= 0, "0 or more")
+        check_counts(
+            "[catalog.align]", self, "max_words", "max_categories", "vocabulary", "width", "num_queries", "num_layers",
+            "num_heads", "recent", "neighbours", "max_user_items", "max_item_users", "steps", "image_size",
+        )  # fmt: skip
+        check_counts("[catalog.align]", self, "batch_size", low=2)  # the others of a batch are the negatives
+        check_counts("[catalog.align]", self, "caption_items", "seed", low=0)
         check("num_heads", self.width % self.num_heads == 0, f"a divisor of width ({self.width})")
         for name in ("dropout", "token_dropout"):
             check(name, 0 <= getattr(self, name) < 1, "0 <= x < 1")
@@ -85,12 +87,14 @@ class CatalogConfig:
     """How items get their semantic IDs. Sizes count codes, dims and iterations; nothing here has a unit."""
 
     vectors: tuple[str, ...] = ("text",)  # blocks that are fused: text | tfidf | behaviour | file | aligned
-    # "text?" and "tfidf?" are left out, and that is reported, when no item has a text
+    # "text?" and "tfidf?" are left out, and that is reported, when no item has a text; "text?" becomes "tfidf" where
+    # the sentence encoder is not installed or would take longer than text_minutes
     vector_weights: tuple[float, ...] = ()  # one per block; empty: all 1
     vectors_file: str | None = None  # for the block "file": .parquet (key + list column) or .safetensors (+ keys .json)
     text_fields: tuple[str, ...] = ()  # item columns to read; empty: those of title, brand, categories, text present
     vector_dim: int = 128  # dims of the SVD blocks (tfidf, behaviour)
-    quantizer: Literal["rq_kmeans"] = "rq_kmeans"
+    quantizer: Literal["auto", "rq_kmeans", "none"] = "auto"
+    # "auto": rq_kmeans where the model reads codes; "none": the catalogue holds items alone, and no code is made
     num_levels: int = 3  # of the quantizer; extra_digit adds one
     codebook_size: int = 256  # codes a level; 0: chosen from the number of items
     balanced: bool = False  # every code of a level names at most ceil(N / codebook_size) items
@@ -100,6 +104,7 @@ class CatalogConfig:
     window: int = 5  # behaviour: pairs at most so many events apart count
     singular_power: float = 1.0  # behaviour: vectors = singular vectors x singular values ** power
     align: AlignConfig = field(default_factory=AlignConfig)  # aligned
+    text_minutes: float = later(5.0)  # that MiniLM may take over "text?", by the first texts; "text" takes its time
 
     def __post_init__(self) -> None:
         if not self.vectors or len(set(self.vectors)) != len(self.vectors):
@@ -119,8 +124,8 @@ class CatalogConfig:
                 f"[catalog] vectors = {list(self.vectors)!r} and vectors_file = {self.vectors_file!r} do not fit",
                 fix='name the file in vectors_file and "file" in vectors, or neither',
             )
-        if self.quantizer != "rq_kmeans":
-            raise InputError(f"[catalog] quantizer = {self.quantizer!r} is not known", allowed="rq_kmeans")
+        if self.quantizer not in ("auto", "rq_kmeans", "none"):
+            raise InputError(f"[catalog] quantizer = {self.quantizer!r} is not known", allowed="auto, rq_kmeans, none")
         if self.collision not in ("extra_digit", "greedy", "share"):
             raise InputError(
                 f"[catalog] collision = {self.collision!r} is not known", allowed="extra_digit, greedy, share"
@@ -129,8 +134,19 @@ class CatalogConfig:
         _check_range("codebook_size", self.codebook_size, 0, MAX_CODES)
         _check_range("vector_dim", self.vector_dim, 1, 4096)
         _check_range("iterations", self.iterations, 1, 1000)
+        check_counts("[catalog]", self, "seed", low=0)
         _check_range("window", self.window, 1, 1000)
+        _check_range("text_minutes", self.text_minutes, 0.0, 1e6)
         _check_range("singular_power", self.singular_power, 0.0, 2.0)
+
+    @property
+    def makes_codes(self) -> bool:
+        """False: the catalogue holds items and no codes. "auto" makes them; a model that reads none turns it off."""
+        return self.quantizer != "none"
+
+    def for_model(self, reads_codes: bool) -> CatalogConfig:
+        """This section with "auto" decided: no quantizer for a model that reads no codes."""
+        return self if self.quantizer != "auto" else replace(self, quantizer="rq_kmeans" if reads_codes else "none")
 
     @property
     def weights(self) -> tuple[float, ...]:

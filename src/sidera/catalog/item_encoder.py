@@ -23,13 +23,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidera.artifacts import Manifest, load_tensors, save_tensors, verify, write_text, writing
+from sidera.artifacts import Manifest, save_tensors, write_text, writing
 from sidera.catalog.item_content import PICTURES, ContentReader, ItemContent
-from sidera.core import ArtifactError
+from sidera.loading import open_artifact
 from sidera.nn.picture_encoder import PictureEncoder
 from sidera.nn.qformer import QFormer
 from sidera.nn.transformer import CausalEncoder
+from sidera.ops.budget import budget_of
 from sidera.ops.jagged import jagged_layout
+from sidera.ops.weights import put_weights
 
 KIND = "item_encoder"
 ENCODE_BATCH = 512
@@ -160,15 +162,13 @@ def save_item_encoder(encoder: ItemEncoder, path: str | Path, digest: str, repor
 
 def load_item_encoder(path: str | Path) -> ItemEncoder:
     """ArtifactError when a file is missing, truncated, edited, or does not fit."""
-    path = Path(path)
-    verify(path, KIND)
-    reader = ContentReader.from_json(json.loads((path / "reader.json").read_text(encoding="utf-8")))
-    tensors = load_tensors(path)
-    encoder = ItemEncoder(reader, _shapes_only(reader, tensors))
-    try:
-        encoder.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ArtifactError(f"{path} does not fit its own recipe: {error}", fix="make it again") from None
+    opened = open_artifact(path, KIND)
+    tensors = opened.tensors()
+    with opened.believed():
+        reader = ContentReader.from_json(opened.json("reader.json", dict))
+        with budget_of(tensors):
+            encoder = ItemEncoder(reader, _shapes_only(reader, tensors))
+        put_weights(encoder, tensors, opened.damaged)
     return encoder.eval()
 
 

@@ -16,11 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sidera.catalog.balance import balanced_assign
+from sidera.catalog.balance import WHOLE, balanced_assign
 from sidera.catalog.nearest import chunk_rows, nearest
 from sidera.core import InputError
 
 SEEDING_LIMIT = 1024  # k-means++ is quadratic in K: above this many codes the seeds are a plain sample
+SEEDING_POOL = 16384  # points that the seeds are chosen among, at most
+FITTING_SAMPLE = 64  # points per cluster that a large balanced clustering is fitted on before it sees all of them
+LAST_ITERATIONS = 10  # over all points, once the sample has settled the centroids
+SETTLED = 2e-4  # a large balanced clustering whose error fell by less in three iterations is done
 
 
 @dataclass(frozen=True)
@@ -85,12 +89,34 @@ def fit_rq_kmeans(
 def kmeans(
     points: Tensor, num_clusters: int, *, balanced: bool, iterations: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm: (N, D) -> centroids (K, D), assignment (N,)."""
+    """Lloyd's algorithm: (N, D) -> centroids (K, D), assignment (N,).
+
+    A balanced clustering of more than ``balance.WHOLE`` costs settles its centroids on a sample first.
+    """
     centroids = _seed_centroids(points, num_clusters, generator)
-    capacity = -(-points.shape[0] // num_clusters)
+    if not balanced or points.shape[0] * num_clusters <= WHOLE:
+        return _lloyd(points, centroids, balanced, iterations)[:2]
     prices: Tensor | None = None
+    size = FITTING_SAMPLE * num_clusters
+    if points.shape[0] > 2 * size:
+        few = points[torch.randperm(points.shape[0], generator=generator)[:size]]
+        centroids, _, prices = _lloyd(few, centroids, balanced, iterations, settled=SETTLED)
+        iterations = min(iterations, LAST_ITERATIONS)
+    return _lloyd(points, centroids, balanced, iterations, prices, settled=SETTLED)[:2]
+
+
+def _lloyd(
+    points: Tensor,
+    centroids: Tensor,
+    balanced: bool,
+    iterations: int,
+    prices: Tensor | None = None,
+    settled: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """From centroids on: those of the least error, its assignment, and the prices (K,) of the last one."""
+    capacity = -(-points.shape[0] // centroids.shape[0])
     assignment = torch.full((points.shape[0],), -1)
-    best_error, best = float("inf"), (centroids, assignment)
+    best_error, best, errors = float("inf"), (centroids, assignment), list[float]()
     for _ in range(iterations + 1):
         previous = assignment
         if balanced:
@@ -100,10 +126,11 @@ def kmeans(
         error = reconstruction_error(points, centroids, assignment)
         if error < best_error:  # the balanced assignment is approximate: an iteration can make things worse
             best_error, best = error, (centroids, assignment)
-        if torch.equal(assignment, previous):
+        errors.append(best_error)
+        if torch.equal(assignment, previous) or (len(errors) > 3 and errors[-4] - best_error < settled * best_error):
             break
         centroids = _update(points, assignment, centroids)
-    return best
+    return *best, prices
 
 
 def _update(points: Tensor, assignment: Tensor, centroids: Tensor) -> Tensor:
@@ -121,7 +148,8 @@ def _update(points: Tensor, assignment: Tensor, centroids: Tensor) -> Tensor:
 def _seed_centroids(points: Tensor, num_clusters: int, generator: torch.Generator) -> Tensor:
     """k-means++ on a sample: far points are likelier to become seeds."""
     num_points = points.shape[0]
-    sample = torch.randperm(num_points, generator=generator)[: max(64 * num_clusters, 4096)]
+    size = min(max(64 * num_clusters, 4096), max(SEEDING_POOL, num_clusters))
+    sample = torch.randperm(num_points, generator=generator)[:size]
     if num_clusters > SEEDING_LIMIT:
         return points[sample[:num_clusters]].clone()
     pool = points[sample]  # (S, D)

@@ -8,19 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from sidera.artifacts import Manifest, verify, write_text, writing
+from sidera.artifacts import Manifest, write_text, writing
+from sidera.bounds import gib, total_memory
+from sidera.catalog.config import NO_CODES
 from sidera.catalog.rq_kmeans import RQCodebooks
 from sidera.data.features import FeatureSchema
+from sidera.loading import Opened, open_artifact
 
 if TYPE_CHECKING:
     from sidera.catalog.catalog import Catalog
 
 KIND = "catalog"
 CATEGORY = "category:"  # columns of items.parquet
+COLUMNS = {"key": pa.string(), "title": pa.string(), "popularity": pa.int64(), "removed": pa.bool_()}
+COLLISIONS = ("extra_digit", "greedy", "share", NO_CODES)
+MAX_LEVELS = 64
+MAX_CODES = 2**24  # of a level
 
 
 def save(
@@ -50,28 +58,83 @@ def save(
         write_text(folder / "report.json", json.dumps(dict(catalog.report), indent=2) + "\n")
 
 
-def load(path: str | Path) -> dict[str, Any]:
-    """The Catalog's fields by name; every file is checked against the manifest first."""
-    path = Path(path)
-    manifest = verify(path, KIND)
-    tensors = load_file(path / "codes.safetensors")
-    items = pq.read_table(path / "items.parquet")
-    return {
-        "item_keys": np.array(items["key"].to_pylist(), dtype=str),
-        "codes": tensors.pop("codes").numpy(),
-        "level_sizes": tuple(manifest.info["level_sizes"]),
-        "codebooks": RQCodebooks.from_state(tensors),
-        "collision": manifest.info["collision"],
-        "codebook_id": manifest.info["codebook_id"],
-        "items_version": manifest.info["items_version"],
-        "removed": np.array(items["removed"].to_pylist(), dtype=bool),
-        "popularity": np.array(items["popularity"].to_pylist(), dtype=np.int64),
-        "titles": items["title"].to_pylist(),
-        "report": json.loads((path / "report.json").read_text(encoding="utf-8")),
-        "schema": FeatureSchema.from_json(json.loads((path / "schema.json").read_text(encoding="utf-8"))),
-        "categories": {
-            name.removeprefix(CATEGORY): items[name].to_numpy().astype(np.int64)
-            for name in items.column_names
-            if name.startswith(CATEGORY)
-        },
-    }
+def load(path: str | Path, kind: type[Catalog]) -> Catalog:
+    """What :func:`save` wrote; ArtifactError unless codes, codebooks, items and manifest fit one another."""
+    opened = open_artifact(path, KIND)
+    number = opened.info("num_items", int)
+    level_sizes = tuple(opened.info("level_sizes", list))
+    collision = opened.info("collision", str)
+    if collision not in COLLISIONS:
+        raise opened.damaged(f"collision = {collision!r}, allowed: {', '.join(COLLISIONS)}")
+    if (collision == NO_CODES) != (not level_sizes):
+        raise opened.damaged(f"collision = {collision!r} on {len(level_sizes)} levels")
+    if len(level_sizes) > MAX_LEVELS or not all(
+        isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= MAX_CODES for size in level_sizes
+    ):
+        raise opened.damaged(f"level_sizes are not at most {MAX_LEVELS} numbers from 1 to {MAX_CODES:,}")
+    items = opened.table("items.parquet", number, COLUMNS)
+    tensors = opened.tensor_file("codes.safetensors")
+    with opened.believed():
+        codes = _codes(opened, tensors.pop("codes"), number, level_sizes)
+        return kind(
+            item_keys=_keys(opened, items["key"]),
+            codes=codes,
+            level_sizes=level_sizes,
+            codebooks=_codebooks(opened, tensors, level_sizes),
+            collision=collision,
+            codebook_id=opened.info("codebook_id", str),
+            items_version=opened.info("items_version", int),
+            removed=np.array(items["removed"].to_pylist(), dtype=bool),
+            popularity=np.array(items["popularity"].to_pylist(), dtype=np.int64),
+            titles=items["title"].to_pylist(),
+            report=opened.json("report.json", dict),
+            schema=FeatureSchema.from_json(opened.json("schema.json", dict)),
+            categories=_categories(opened, items),
+        )
+
+
+def _codes(opened: Opened, codes: torch.Tensor, number: int, level_sizes: tuple[int, ...]) -> np.ndarray:
+    """(N, L) int32, each of its level."""
+    if codes.dtype != torch.int32 or tuple(codes.shape) != (number, len(level_sizes)):
+        raise opened.damaged(
+            f"codes are {codes.dtype} of shape {tuple(codes.shape)}, the manifest says {(number, len(level_sizes))}"
+        )
+    if number and not bool(((codes >= 0) & (codes < torch.tensor(level_sizes))).all()):
+        raise opened.damaged(f"a code is not one of its level's {level_sizes}")
+    return codes.numpy()
+
+
+def _codebooks(opened: Opened, tensors: dict[str, torch.Tensor], level_sizes: tuple[int, ...]) -> RQCodebooks:
+    """The vectors of the first levels: a last digit that only tells items apart has none."""
+    codebooks = RQCodebooks.from_state(tensors)
+    shapes = [tuple(level.shape) for level in codebooks.levels]
+    if set(tensors) != set(codebooks.state()) or not (
+        len(shapes) <= len(level_sizes) and bool(shapes) == bool(level_sizes)
+    ):
+        raise opened.damaged(f"it has {len(shapes)} codebooks for {len(level_sizes)} levels")
+    for place, level in enumerate(codebooks.levels):
+        if level.dtype != torch.float32 or shapes[place] != (level_sizes[place], *shapes[0][1:]) or level.ndim != 2:
+            raise opened.damaged(f"codebook {place} is {level.dtype} of shape {shapes[place]}")
+    return codebooks
+
+
+def _keys(opened: Opened, column: pa.ChunkedArray) -> np.ndarray:
+    """(N,) text. Every key takes as much memory as the longest."""
+    longest = pc.max(pc.utf8_length(column)).as_py() or 0
+    needed, most = 4 * longest * len(column), total_memory()
+    if most is not None and needed > most:
+        raise opened.damaged(f"an item id has {longest:,} characters: {gib(needed)} in all, here are {gib(most)}")
+    if column.null_count:
+        raise opened.damaged("an item has no id")
+    return np.array(column.to_pylist(), dtype=str)
+
+
+def _categories(opened: Opened, items: pa.Table) -> dict[str, np.ndarray]:
+    found = {}
+    for name in items.column_names:
+        if name.startswith(CATEGORY):
+            values = items[name].to_numpy()
+            if values.dtype.kind not in "iu" or (len(values) and values.min() < 0):
+                raise opened.damaged(f"column {name!r} of items.parquet does not hold whole numbers from 0")
+            found[name.removeprefix(CATEGORY)] = values.astype(np.int64)
+    return found

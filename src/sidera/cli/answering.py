@@ -26,6 +26,8 @@ def recommend_verb(arguments: Arguments) -> dict[str, Any]:
     )
     if answer.unknown:
         console.warn(f"not in the catalogue, left out: {', '.join(answer.unknown)}")
+    if answer.unread:
+        console.warn(f"newer than the model, left out: {', '.join(answer.unread)}")
     if answer.cold_start:
         console.warn("nothing of the history is known: the most popular items follow")
     if len(answer.item_keys) < arguments.k:
@@ -37,6 +39,7 @@ def recommend_verb(arguments: Arguments) -> dict[str, Any]:
         "items": [{"item": key, "score": score, "title": title} for key, score, title in found],
         "cold_start": answer.cold_start,
         "unknown": answer.unknown,
+        "unread": answer.unread,
         "policy_version": answer.policy_version,
     }
 

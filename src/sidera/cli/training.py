@@ -35,12 +35,14 @@ def run_verb(arguments: Arguments) -> Answer:
 
 def catalog_verb(arguments: Arguments) -> Answer:
     """Only the Catalog."""
+    from sidera.train.run_lock import run_lock
     from sidera.train.stages import catalog_stage, prepare
 
     recipe = read_recipe(arguments)
-    prepared = prepare(recipe, arguments.data)
-    recipe.save(Path(arguments.out))
-    catalog = catalog_stage(recipe, prepared, Path(arguments.out))
+    with run_lock(arguments.out):
+        prepared = prepare(recipe, arguments.data)
+        recipe.save(Path(arguments.out))
+        catalog = catalog_stage(recipe, prepared, Path(arguments.out))
     console.result(report_table(catalog.report))
     return {"out": arguments.out, "items": catalog.num_items, "levels": catalog.level_sizes, "report": catalog.report}
 
@@ -58,23 +60,34 @@ def train_verb(arguments: Arguments) -> Answer:
 def evaluate_verb(arguments: Arguments) -> Answer:
     """Measure a trained run again, on test or validation rows."""
     from sidera.engine.recommender import Recommender
+    from sidera.eval.naming import derived_name, evaluation_path
     from sidera.train.recipe import Recipe
     from sidera.train.stages import evaluate_stage, evaluation_lines, prepare
 
     recipe = Recipe.of_run(arguments.run, arguments.set)
+    name = arguments.name
+    if name is None:
+        name = derived_name(Recipe.of_run(arguments.run).sections(), recipe.sections())
+        if name and arguments.rows != "test":
+            name = f"{arguments.rows}+{name}"
+    path = evaluation_path(arguments.run, name)
     prepared = prepare(recipe, arguments.data)
     recommender = Recommender.load(arguments.run, device=arguments.device)
-    result = evaluate_stage(recipe, prepared, recommender, Path(arguments.run), arguments.rows)
+    result = evaluate_stage(recipe, prepared, recommender, Path(arguments.run), arguments.rows, name=name)
     console.result(evaluation_lines(result))
-    return {"run": arguments.run, **measured(result)}
+    if name:
+        console.say(f"kept as: {path} (sidera compare {arguments.run} OTHER --name {name})")
+    return {"run": arguments.run, "evaluation": path, **measured(result)}
 
 
 def compare_verb(arguments: Arguments) -> Answer:
     """Paired differences between two evaluated runs."""
     from sidera.eval.compare import compare
     from sidera.eval.evaluation import load_evaluation
+    from sidera.eval.naming import existing_evaluation
 
-    first, second = (load_evaluation(Path(run) / "evaluation") for run in (arguments.a, arguments.b))
+    runs = (arguments.a, arguments.b)
+    first, second = (load_evaluation(existing_evaluation(run, arguments.name)) for run in runs)
     found = compare(first, second)
     console.result(found.to_text())
     tests = [{"seen": seen, "metric": metric, **asdict(test)} for (seen, metric), test in found.tests.items()]
@@ -167,11 +180,14 @@ def add_stages(verbs: Verbs) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override, e.g. eval.beam=100"
     )
+    named = "keep it as evaluation-NAME (else: the official one, or named by the keys that differ from the recipe)"
+    parser.add_argument("--name", help=named)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     add_threads_flag(parser)
     parser = add_verb(verbs, "compare", compare_verb, "paired differences between two evaluated runs")
     parser.add_argument("a", help="run folder")
     parser.add_argument("b", help="run folder")
+    parser.add_argument("--name", default="", help="compare evaluation-NAME of both (else the official ones)")
 
 
 def add_scale(verbs: Verbs) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sidera import artifacts
+from sidera.bounds import shown
 from sidera.core import ArtifactError
+from sidera.loading import Opened, open_artifact
 
 TimeKind = Literal["seconds", "order"]
 
@@ -122,26 +124,51 @@ class Dataset:
     @classmethod
     def load(cls, path: str | Path) -> Dataset:
         """Read what :meth:`save` wrote; ArtifactError when a file is missing, truncated or edited."""
-        path = Path(path)
-        manifest = artifacts.verify(path, "dataset")
-        events, items, users = (read_parquet(path / f"{name}.parquet") for name in ("events", "items", "users"))
+        opened = open_artifact(path, "dataset")
+        kinds: dict[str, dict[str, pa.DataType]] = {
+            "events": {"user": pa.string(), "item": pa.string(), "time": pa.int64()},
+            "items": {"key": pa.string()},
+            "users": {"key": pa.string()},
+        }
+        events, items, users = (
+            opened.table(f"{name}.parquet", opened.info(f"num_{name}", int), columns) for name, columns in kinds.items()
+        )
+        with opened.believed():
+            return cls._of_tables(opened, events, items, users)
+
+    @classmethod
+    def _of_tables(cls, opened: Opened, events: pa.Table, items: pa.Table, users: pa.Table) -> Dataset:
         item_keys, user_keys = keys_of(items["key"]), keys_of(users["key"])
-        user_ids = positions_of(events["user"], users["key"])
+        user_ids, item_ids = positions_of(events["user"], users["key"]), positions_of(events["item"], items["key"])
+        if (user_ids < 0).any() or (item_ids < 0).any():
+            raise opened.damaged("an event is of a user or an item that is not in its table")
+        if (np.diff(user_ids) < 0).any():
+            raise opened.damaged("the events do not stand user by user")
+        feedback = {n: events[n].to_numpy() for n in events.column_names if n not in ("user", "item", "time")}
+        for column, values in feedback.items():
+            if values.dtype.kind not in "biuf":
+                raise opened.damaged(f"column {column!r} of events.parquet holds no numbers in some row")
+        kind = opened.info("time_kind", str)
+        if kind not in get_args(TimeKind):
+            raise opened.damaged(f"time_kind = {shown(kind)}, allowed: {', '.join(get_args(TimeKind))}")
+        time_kind: TimeKind = "seconds" if kind == "seconds" else "order"
         dataset = cls(
-            name=manifest.info["name"],
+            name=opened.info("name", str),
             item_keys=item_keys,
             user_keys=user_keys,
             offsets=np.searchsorted(user_ids, np.arange(len(user_keys) + 1)).astype(np.int64),
-            item_ids=positions_of(events["item"], items["key"]),
+            item_ids=item_ids,
             times=events["time"].to_numpy().copy(),  # Arrow memory is read-only
-            feedback={n: events[n].to_numpy() for n in events.column_names if n not in ("user", "item", "time")},
+            feedback=feedback,
             items=items,
             users=users,
-            time_kind=manifest.info["time_kind"],
-            notes=manifest.info["notes"],
+            time_kind=time_kind,
+            notes=opened.info("notes", dict),
         )
-        if dataset.digest != manifest.digest:
-            raise ArtifactError(f"dataset {path} does not match its manifest's digest", fix="import the log again")
+        if dataset.digest != opened.manifest.digest:
+            raise ArtifactError(
+                f"dataset {opened.path} does not match its manifest's digest", fix="import the log again"
+            )
         return dataset
 
 

@@ -52,32 +52,61 @@ class Patience:
 PATIENT = Patience()
 
 
-def download(url: str, path: Path, say: Say, patience: Patience = PATIENT) -> None:
-    """Write the file at ``url`` to ``path``; InputError says what stood in the way. What has come is kept for later."""
+def download(
+    url: str, path: Path, say: Say, patience: Patience = PATIENT, accept: Callable[[Path], None] | None = None
+) -> None:
+    """Write the file at ``url`` to ``path``; InputError says what stood in the way. What has come is kept for later.
+
+    ``accept`` sees the whole file before it takes its name; where it raises, the file is thrown away.
+    """
     check_address(url)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    failures, had = 0, -1
-    with _alone(part) as stream:
-        while True:
-            try:
-                _attempt(url, stream, part, say, patience)
-                break
-            except _Retry as problem:
-                size = stream.seek(0, os.SEEK_END)
-                failures = 1 if size > had else failures + 1
-                had = max(had, size)
-                if failures >= patience.tries:
-                    raise InputError(
-                        f"cannot fetch {url}: {problem} ({failures} tries)",
-                        fix=f"give the same command again, it goes on after {size:,} bytes; or use --from MIRROR",
-                    ) from None
-                wait = max(problem.wait, patience.first_wait * 2 ** (failures - 1))
-                say(f"{path.name}: {problem}; trying again in {wait:.0f} s")
-                time.sleep(wait)
-        _check_kind(url, path, stream)
-        os.fsync(stream.fileno())
+    part = part_of(path)
+    try:
+        with _alone(part) as stream:
+            _persist(url, path, part, stream, say, patience)
+            _check_kind(url, path, stream)
+            os.fsync(stream.fileno())
+        if accept is not None:
+            accept(part)
+    except Unwanted:
+        _forget(part)
+        raise
+    except InputError:
+        if part.is_file() and not part.stat().st_size:
+            _forget(part)
+        raise
     os.replace(part, path)
+    _memo(part).unlink(missing_ok=True)
+
+
+def _persist(url: str, path: Path, part: Path, stream: IO[bytes], say: Say, patience: Patience) -> None:
+    failures, had = 0, -1
+    while True:
+        try:
+            _attempt(url, stream, part, say, patience)
+            return
+        except _Retry as problem:
+            size = stream.seek(0, os.SEEK_END)
+            failures = 1 if size > had else failures + 1
+            had = max(had, size)
+            if failures >= patience.tries:
+                raise InputError(
+                    f"cannot fetch {url}: {problem} ({failures} tries)",
+                    fix=f"give the same command again, it goes on after {size:,} bytes; or use --from MIRROR",
+                ) from None
+            wait = max(problem.wait, patience.first_wait * 2 ** (failures - 1))
+            say(f"{path.name}: {problem}; trying again in {wait:.0f} s")
+            time.sleep(wait)
+
+
+def part_of(path: Path) -> Path:
+    """What a file is called until it is whole."""
+    return path.with_name(path.name + ".part")
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
     _memo(part).unlink(missing_ok=True)
 
 
@@ -90,6 +119,10 @@ def check_address(url: str) -> None:
 def sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class Unwanted(InputError):
+    """The whole file is here and is not the one that was wanted: keeping its bytes would not help."""
 
 
 class _Retry(Exception):
@@ -122,6 +155,8 @@ def _attempt(url: str, stream: IO[bytes], part: Path, say: Say, patience: Patien
         answer = _opener().open(urllib.request.Request(url, headers=headers), timeout=patience.timeout)
     except urllib.error.HTTPError as error:
         with error:
+            if error.code == 416 and error.headers.get("Content-Range", "").strip() == f"bytes */{have}":
+                return  # all of it was here already
             _refused(error, url, stream)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         _lost(error, url)
@@ -210,8 +245,7 @@ def _check_kind(url: str, path: Path, stream: IO[bytes]) -> None:
     stream.seek(0)
     start = stream.read(64)
     if magic is not None and not start.startswith(magic):
-        stream.truncate(0)
-        raise InputError(
+        raise Unwanted(
             f"what {url} gives is no {path.suffix} file (it begins with {start[:20]!r})",
             fix="open the address in a browser: the publisher may ask for an account; or give --from ADDRESS",
         )

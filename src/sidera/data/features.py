@@ -75,8 +75,11 @@ class FeatureSchema:
         No column at all means that the history is a list of items somebody chose: they count as positive, with the
         watch time unknown (NaN). A part of the columns is refused: a guess would be read as a fact.
         """
-        given = {name: np.asarray(values, dtype=np.float32) for name, values in feedback.items()}
+        with np.errstate(over="ignore"):  # said below, as an error
+            given = {name: np.asarray(values, dtype=np.float32) for name, values in feedback.items()}
         for name, values in given.items():
+            if np.isinf(values).any():
+                raise InputError(f"feedback {name!r} holds a number beyond 32 bits", allowed="-3.4e38 to 3.4e38")
             if values.shape != (number,):
                 raise InputError(f"feedback {name!r} has {values.size} values for {number} events", allowed="one each")
         if not given:

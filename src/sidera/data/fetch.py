@@ -7,7 +7,6 @@ lock with your project (``--lock FILE``), and everyone who fetches by it gets th
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import shutil
@@ -19,7 +18,7 @@ from typing import Any
 
 from sidera.artifacts import write_text
 from sidera.core import InputError
-from sidera.data.download import PATIENT, SPARE, Patience, check_address, download, sha256
+from sidera.data.download import PATIENT, SPARE, Patience, Unwanted, check_address, download, part_of, sha256
 from sidera.data.published import CATALOGUE, Published, published
 
 LOCK = "fetch.lock.json"
@@ -70,9 +69,7 @@ def fetch(
         address = _address(url, source)
         pin = pins.get(path.name)
         if not _is_here(path, pin, repin, say):
-            arriving = path.with_name(path.name + ".new")
-            _bring(address, arriving, say, patience)
-            _accept_digest(arriving, path, pin, repin, lock_path)
+            _bring(address, path, say, patience, None if repin else pin, lock_path)
         pins[path.name] = Pin(address, path.stat().st_size, sha256(path), _today()) if pin is None or repin else pin
         write_lock(lock_path, pins)
         say(f"{path}: {path.stat().st_size:,} bytes, sha256 {pins[path.name].sha256[:16]}..., pinned in {lock_path}")
@@ -124,19 +121,28 @@ def _address(url: str, source: str) -> str:
     return str(Path(source) / _base(url)) if Path(source).is_dir() else source
 
 
-def _bring(address: str, path: Path, say: Say, patience: Patience) -> None:
+def _bring(address: str, path: Path, say: Say, patience: Patience, pin: Pin | None, lock: Path) -> None:
+    def accept(part: Path) -> None:
+        _check_digest(part, path, pin, lock)
+
     if "://" in address:
-        download(address, path, say, patience)
+        download(address, path, say, patience, accept)
         return
     origin = Path(address)
     if not origin.is_file():
         raise InputError(f"no file at {address!r}", fix="give --from the folder that holds it")
-    free = shutil.disk_usage(path.parent if path.parent.is_dir() else Path.cwd()).free
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
     if origin.stat().st_size + SPARE > free:
         raise InputError(f"{origin.name} needs {origin.stat().st_size:,} bytes, {free:,} are free", fix="free space")
-    path.parent.mkdir(parents=True, exist_ok=True)
     say(f"{origin.name}: copied from {origin.parent}")
-    shutil.copyfile(origin, path)
+    part = part_of(path)
+    try:
+        shutil.copyfile(origin, part)
+        accept(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _is_here(path: Path, pin: Pin | None, repin: bool, say: Say) -> bool:
@@ -150,18 +156,16 @@ def _is_here(path: Path, pin: Pin | None, repin: bool, say: Say) -> bool:
     return False
 
 
-def _accept_digest(arriving: Path, path: Path, pin: Pin | None, repin: bool, lock: Path) -> None:
-    size, digest = arriving.stat().st_size, sha256(arriving)
-    if pin is None or repin or digest == pin.sha256:
-        arriving.replace(path)
+def _check_digest(part: Path, path: Path, pin: Pin | None, lock: Path) -> None:
+    if pin is None:
         return
-    with contextlib.suppress(OSError):
-        arriving.unlink()
-    raise InputError(
-        f"{path.name} is not the file that {lock} pins: sha256 {digest[:16]}..., {size:,} bytes came; pinned on"
-        f" {pin.date} from {pin.url} was {pin.sha256[:16]}..., {pin.bytes:,} bytes",
-        fix="ask the publisher what changed, give a mirror with --from, or take the new file with --repin",
-    )
+    size, digest = part.stat().st_size, sha256(part)
+    if digest != pin.sha256:
+        raise Unwanted(
+            f"{path.name} is not the file that {lock} pins: sha256 {digest[:16]}..., {size:,} bytes came; pinned on"
+            f" {pin.date} from {pin.url} was {pin.sha256[:16]}..., {pin.bytes:,} bytes",
+            fix="ask the publisher what changed, give a mirror with --from, or take the new file with --repin",
+        )
 
 
 def _base(url: str) -> str:

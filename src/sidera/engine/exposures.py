@@ -125,6 +125,7 @@ def exposure_columns(
     requests: Sequence[str],
     users: Sequence[str],
     times: Sequence[int],
+    weights: str,
     policy: str,
     items_version: int,
 ) -> dict[str, list[Any]]:
@@ -133,7 +134,8 @@ def exposure_columns(
     ``log_prob_0``, ...: what the policy gives each code of an item, renormalised inside the trie like a masked rollout;
     null for scorers, for items that no code of the policy reaches, for histories without an event, which are answered
     by popularity, and for all when other weights or another catalogue came since. The propensity is null: what a search
-    answers is no draw. ``policy`` (the weights' version in front of a reranker's) and ``items_version``: who ranked.
+    answers is no draw. ``weights``: version of those that found the items; ``policy``: what the log calls who answered
+    (the weights, and a reranker); ``items_version``: of the catalogue that was ranked.
     """
     catalog, levels = recommender.catalog, recommender.catalog.num_levels
     rows, slots = (part.cpu() for part in torch.nonzero(item_ids >= 0, as_tuple=True))
@@ -144,7 +146,7 @@ def exposure_columns(
         sids = torch.from_numpy(catalog.codes[item_ids.cpu().clamp(min=0)[warm].numpy()]).long()  # (W, k, L)
         found = torch.full((*item_ids.shape, levels), float("nan"))
         found[warm] = recommender.sid_log_probs(batch.rows(warm.to(batch.offsets.device)), sids).float().cpu()
-        if (policy.partition("+")[0], items_version) == (recommender.version, recommender.catalog.items_version):
+        if (weights, items_version) == (recommender.version, recommender.catalog.items_version):
             log_probs = found[rows, slots]
     known = log_probs.isfinite().all(1, keepdim=True).numpy()
     columns: dict[str, list[Any]] = {

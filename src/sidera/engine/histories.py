@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidera.artifacts import write_text
+from sidera.bounds import read_json
 from sidera.catalog.catalog import Catalog
 from sidera.config import parse_section
 from sidera.core import ArtifactError, Batch, InputError, Lifelong
@@ -76,6 +77,15 @@ class KnownHistory:
     tokens: NDArray[Any] | None  # representatives, where they were asked for
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What became of events that were sent."""
+
+    new: int
+    known: int  # of an item and second that the store held already, or that came twice
+    unknown: tuple[str, ...]  # items that the catalogue does not hold, each once: their events were left out
+
+
 class Behaviour:
     """A behaviour store spoken to in the keys and columns of a Catalog. Any number of threads."""
 
@@ -91,13 +101,22 @@ class Behaviour:
         InputError (and nothing is kept) for an item that the catalogue does not hold, a time in the future, a column
         that is missing, unknown to the schema, of another length, or negative seconds.
         """
+        return self.keep(user, item_keys, times, feedback, refuse_unknown=True).new
+
+    def keep(
+        self, user: str, item_keys: Sequence[str], times: Sequence[int], feedback: Mapping[str, Sequence[float]],
+        *, refuse_unknown: bool = False,
+    ) -> Kept:  # fmt: skip
+        """Like :meth:`append`, but events of unknown items are left out and named; InputError where none is left."""
         schema = self.catalog.schema
         when = np.asarray(times)
         if when.shape != (len(item_keys),):
             raise InputError(f"{when.size} times for {len(item_keys)} events", allowed="one each")
         if when.size and when.dtype.kind not in "iu":
             raise InputError(f"times are {when.dtype}", allowed="whole numbers: unix seconds")
-        item_ids = self.catalog.ids_of(item_keys)
+        there = [key in self.catalog.ids_by_key for key in item_keys]
+        kept = [key for key, known in zip(item_keys, there, strict=True) if known]
+        item_ids = self.catalog.ids_of(item_keys if refuse_unknown or not kept else kept)
         latest = int(self.now()) + MAX_AHEAD
         late = np.flatnonzero(when > latest)
         if len(late):
@@ -111,8 +130,10 @@ class Behaviour:
             raise InputError(
                 f"feedback {unknown[0]!r} is no column of this catalogue", allowed=", ".join(schema.columns) or "none"
             )
-        columns = schema.complete(feedback, len(item_keys))
-        return self.store.append(user, events_of(schema, item_ids, when, columns), new_only=True)
+        columns = {name: values[there] for name, values in schema.complete(feedback, len(item_keys)).items()}
+        new = self.store.append(user, events_of(schema, item_ids, when[there], columns), new_only=True)
+        left_out = dict.fromkeys(key for key, known in zip(item_keys, there, strict=True) if not known)
+        return Kept(new, len(kept) - new, tuple(left_out))
 
     def read(self, user: str, as_of: int | None = None, *, representatives: bool = False) -> KnownHistory | None:
         """What a user did before ``as_of`` (None: ever); None for a user of whom nothing is known."""
@@ -188,8 +209,8 @@ def open_behaviour(
 def _kept_as(path: Path) -> LifelongConfig:
     """How an existing store keeps histories: good for every model that does not ask for more."""
     try:
-        values = json.loads((path / "store.json").read_text(encoding="utf-8"))["config"]["lifelong"]
-    except (ValueError, KeyError, TypeError):
+        values = read_json(path / "store.json")["config"]["lifelong"]
+    except (OSError, ValueError, KeyError, TypeError):
         raise ArtifactError(f"{path / 'store.json'} is damaged", fix="restore it from a backup") from None
     return parse_section(LifelongConfig, values, "[lifelong]")
 
@@ -201,8 +222,9 @@ def _check_schema(path: Path, catalog: Catalog) -> None:
         write_text(file, json.dumps(ours) + "\n")
         return
     try:
-        theirs = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+        theirs = read_json(file)
+        theirs["columns"] = [str(name) for name in theirs["columns"]]
+    except (OSError, ValueError, KeyError, TypeError):
         raise ArtifactError(f"{file} is damaged", fix="restore it from a backup") from None
     if theirs != ours:
         raise InputError(

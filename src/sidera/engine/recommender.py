@@ -10,7 +10,6 @@ A history in which the catalogue knows nothing is answered by popularity, and th
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import uuid
@@ -24,7 +23,9 @@ import torch
 from torch import Tensor
 
 from sidera import artifacts
+from sidera.bounds import read_json
 from sidera.catalog.catalog import Catalog
+from sidera.config import MAX_RECIPE_BYTES, MOST
 from sidera.core import (
     ArtifactError,
     Batch,
@@ -49,12 +50,13 @@ from sidera.engine.quota import Quota
 from sidera.engine.requests import ReadHistory, RequestReader, jagged
 from sidera.engine.reranker import Reranker
 from sidera.engine.rollouts import RolloutMode, roll_out, sid_log_probs
-from sidera.engine.weights import check_weights
-from sidera.models import build_model, parse_model
+from sidera.loading import open_artifact
+from sidera.models.saved import saved_model
+from sidera.ops.weights import check_weights
 from sidera.store.lifelong import LifelongConfig
 from sidera.store.log_events import LogRepresentatives
 
-DEFAULT_BEAM = 50  # beams of a generator where no recipe says otherwise
+DEFAULT_BEAM = 50  # beams of a generator that was not opened from a run folder
 RUN_RECIPE = "recipe.json"  # the recipe that a run folder was made with
 MAX_BATCH = 256  # histories answered in one pass; bounds memory, not results
 
@@ -66,8 +68,14 @@ class Ranked:
     item_ids: Tensor  # (B, k) int64
     scores: Tensor  # (B, k) float32
     leaf_ids: Tensor | None  # (B, k) int64: equal for items that share a semantic ID; None for scorers and lists
-    version: str = ""  # of the weights that ranked
+    version: str = ""  # of the weights that found the items
     items_version: int = 0  # of the catalogue that they ranked
+    reranker: str = ""  # version of the reranker that ordered them; "": none
+
+    @property
+    def policy(self) -> str:
+        """Names who answered: the weights, and the reranker behind a "+" where there was one. Never parsed."""
+        return f"{self.version}+{self.reranker}" if self.reranker else self.version
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class _RankedRow:
 
     item_ids: list[int]
     scores: list[float]
-    version: str
+    policy: str
     items_version: int
 
 
@@ -148,11 +156,15 @@ class Recommender:
             raise InputError(f"k = {k}", allowed="1 or more")
         batch = self._with_lifelong(batch.to(self.device))
         reranker, quota, catalog = self.reranker, self.quota, self.catalog
-        if reranker is None:
-            found = self._rank(batch, k, catalog, beam, filter_seen, exclude)
-        else:
-            found = self._reranked(reranker, batch, k, beam, filter_seen, exclude)
-        return found if quota is None else self._with_quota(quota, found, batch, beam, filter_seen, exclude)
+        try:
+            if reranker is None:
+                found = self._rank(batch, k, catalog, beam, filter_seen, exclude)
+            else:
+                found = self._reranked(reranker, batch, k, beam, filter_seen, exclude)
+            return found if quota is None else self._with_quota(quota, found, batch, beam, filter_seen, exclude)
+        except FloatingPointError as error:  # finite weights may be large enough for it
+            problem = f"the weights {self.version} give scores that are no numbers"
+            raise ArtifactError(problem, fix="train the model again, or load earlier weights") from error
 
     def _with_quota(
         self, quota: Quota, found: Ranked, batch: Batch, beam: int | None, filter_seen: bool,
@@ -186,7 +198,7 @@ class Recommender:
             left_out = _join(exclude, (batch.item_ids, batch.offsets)) if filter_seen else exclude
             candidates = without_repeats(torch.cat((candidates, drawn), dim=1), left_out)
         ids, scores = reranker.order(newest(batch, self.max_history), candidates, k)
-        return Ranked(ids, scores, None, f"{found.version}+{reranker.version}", found.items_version)
+        return Ranked(ids, scores, None, found.version, found.items_version, reranker.version)
 
     def _rank(
         self, batch: Batch, k: int, catalog: Catalog, beam: int | None, filter_seen: bool,
@@ -307,6 +319,7 @@ class Recommender:
         """Answer histories of item keys, oldest first; at most as many items as the catalogue holds.
 
         ``unknown = "report"`` leaves unknown keys out and names them in the answer; ``"refuse"`` raises InputError.
+        Items of the catalogue that came after the training are left out too, and named as ``unread``.
         A list of :class:`Request` carries its own k and filters. A request that names a ``user`` and no history is
         answered from the behaviour store; a user who is not known there by the most popular items, and the answer says
         so (``unknown_user``, ``cold_start``). Where ``exposures`` is set, answers to requests that name a user are
@@ -343,7 +356,8 @@ class Recommender:
                     f"the catalogue holds no item {history.unknown[0]!r}",
                     allowed=f"one of its {self.catalog.num_items} item ids",
                 )
-            left_out.append(self.catalog.ids_of(request.exclude).tolist() + history.seen_ids)
+            known = self.catalog.ids_by_key  # what the catalogue does not hold is not answered anyway
+            left_out.append([known[key] for key in request.exclude if key in known] + history.seen_ids)
             histories.append(history)
         warm = [place for place, history in enumerate(histories) if history.item_ids]
         groups: dict[int, list[int]] = {}  # by beam width: a large k must not change its neighbours' answers
@@ -356,8 +370,8 @@ class Recommender:
             batch = reader.batch([histories[place] for place in places])
             found = self.rank(batch, k, exclude=jagged([left_out[place] for place in places]))
             for place, item_ids, scores in zip(places, found.item_ids.tolist(), found.scores.tolist(), strict=True):
-                by_place[place] = _RankedRow(item_ids, scores, found.version, found.items_version)
-            names |= self._log(requests, places, batch, found.item_ids, found.version, found.items_version)
+                by_place[place] = _RankedRow(item_ids, scores, found.policy, found.items_version)
+            names |= self._log(requests, places, batch, found)
         answers = [
             self._recommendation(request, by_place.get(place), left_out[place], histories[place])
             for place, request in enumerate(requests)
@@ -368,20 +382,18 @@ class Recommender:
                 Batch(torch.zeros(0, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)),
             )
             shown = torch.tensor([answer.item_ids], dtype=torch.int64)
-            names |= self._log(requests, [place], nothing, shown, answer.policy_version, answer.items_version)
+            by_popularity = Ranked(shown, shown.float(), None, answer.policy_version, answer.items_version)
+            names |= self._log(requests, [place], nothing, by_popularity)
         return [replace(answer, request=names.get(place, "")) for place, answer in enumerate(answers)]
 
-    def _log(
-        self, requests: Sequence[Request], places: Sequence[int], batch: Batch, item_ids: Tensor, policy: str,
-        items_version: int,
-    ) -> dict[int, str]:  # fmt: skip
+    def _log(self, requests: Sequence[Request], places: Sequence[int], batch: Batch, ranked: Ranked) -> dict[int, str]:
         """Write the answers of those of ``places`` (rows of ``batch``) whose request names a user; -> their names."""
         rows = [row for row, place in enumerate(places) if requests[place].user is not None]
         if self.exposures is None or not rows:
             return {}
         mine = [requests[places[row]] for row in rows]
         wanted = torch.tensor([request.k for request in mine])[:, None]
-        shown = item_ids.cpu()[rows]
+        shown = ranked.item_ids.cpu()[rows]
         shown = shown.masked_fill(torch.arange(shown.shape[1]) >= wanted, -1)
         names = {places[row]: uuid.uuid4().hex for row in rows}
         now = int(time.time())
@@ -390,7 +402,7 @@ class Recommender:
                 self, batch.rows(torch.tensor(rows)), shown, requests=list(names.values()),
                 users=[str(request.user) for request in mine],
                 times=[now if request.as_of is None else request.as_of for request in mine],
-                policy=policy, items_version=items_version,
+                weights=ranked.version, policy=ranked.policy, items_version=ranked.items_version,
             )
         )  # fmt: skip
         return names
@@ -414,8 +426,9 @@ class Recommender:
             titles=tuple(self.catalog.titles[item] for item in item_ids),
             cold_start=ranked is None,
             unknown=history.unknown,
+            unread=history.unread,
             items_version=self.catalog.items_version if ranked is None else ranked.items_version,
-            policy_version=self.version if ranked is None else ranked.version,
+            policy_version=self.version if ranked is None else ranked.policy,
             codebook_id=self.catalog.codebook_id,
             unknown_user=history.unknown_user,
         )
@@ -450,25 +463,13 @@ class Recommender:
         if not path.is_dir():
             raise ArtifactError(f"no run folder at {str(path)!r}", fix="give a folder that `sidera run` wrote")
         catalog = catalog or Catalog.load(path / "catalog")
-        manifest = artifacts.verify(path / "model", "model")
-        try:
-            codebook_id, num_known = manifest.info["codebook_id"], int(manifest.info["num_items"])
-            section = manifest.recipe["model"]
-        except (KeyError, TypeError, ValueError):
-            raise ArtifactError(f"{path / 'model'} has an incomplete manifest", fix="train it again") from None
-        catalog.check_codebook(codebook_id)
-        name, config = parse_model(section)
-        model = build_model(name, config, catalog.at_training(num_known))
-        tensors = artifacts.load_tensors(path / "model")
-        try:
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            first = str(error).splitlines()[-1].strip()
-            raise ArtifactError(f"{path / 'model'} does not fit its recipe: {first}", fix="train it again") from None
-        beam = beam or beam_of_run(path)
+        opened = open_artifact(path / "model", "model")
+        model, section, num_known = saved_model(opened, catalog)
+        if beam is None:
+            beam = beam_of_run(path) if isinstance(model, Generator) else DEFAULT_BEAM  # a scorer searches nothing
         return cls(
             model, catalog, model_section=section, beam=beam, device=device, num_known=num_known,
-            version=manifest.digest,
+            version=opened.manifest.digest,
         )  # fmt: skip
 
 
@@ -484,14 +485,21 @@ def without_repeats(candidates: Tensor, left_out: tuple[Tensor, Tensor] | None) 
 
 
 def beam_of_run(path: Path) -> int:
-    """The beam that the run's evaluation used: what is measured is what is served."""
+    """The beam that the run's evaluation used: what is measured is what is served. ArtifactError where none is said."""
     file = path / RUN_RECIPE
     try:
-        return int(json.loads(file.read_text(encoding="utf-8"))["eval"]["beam"])
+        beam = read_json(file, MAX_RECIPE_BYTES)["eval"]["beam"]
     except FileNotFoundError:
-        return DEFAULT_BEAM
-    except (ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{file} is damaged", fix="run the recipe again") from None
+        raise ArtifactError(
+            f"{path} has no {RUN_RECIPE}, which says how wide its beam was when it was measured",
+            fix=f"put {RUN_RECIPE} of the run beside model/ and catalog/, or give beam to Recommender.load",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError):
+        beam = None
+    most = MOST["beam"]
+    if type(beam) is not int or not 1 <= beam <= most:
+        raise ArtifactError(f"{file} is damaged: no [eval] beam from 1 to {most:,}", fix="run the recipe again")
+    return beam
 
 
 def check_device(device: str) -> None:

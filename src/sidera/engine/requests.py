@@ -1,7 +1,8 @@
 """Requests to batches: what a model reads of a history that a request brings, or that the store has of a user.
 
 Keys become ids, columns are completed as the Catalog's schema says, and what the model cannot read is left out: unknown
-items, items that came after training, and for models that read no feedback all but the positive events. The newest
+items and items that came after training, both named in the answer, and for models that read no feedback all but the
+positive events. The newest
 ``max_history`` of what is left are read, and representatives of all of it where the model asks for these.
 
 Shape legend: n events of one history.
@@ -37,6 +38,7 @@ class ReadHistory:
     as_of: int
     seen_ids: list[int]  # every item of the whole history, where they are not to be answered again
     unknown: tuple[str, ...]  # keys that the catalogue does not hold
+    unread: tuple[str, ...] = ()  # keys that it holds and the model has no row for: they came after the training
     unknown_user: bool = False
 
 
@@ -115,6 +117,7 @@ class RequestReader:
     def _readable(self, request: Request, whole: KnownHistory, missing: tuple[str, ...]) -> ReadHistory:
         schema, item_ids, feedback = self.catalog.schema, whole.item_ids, whole.feedback
         kept = (item_ids >= 0) & (item_ids < self.num_known)
+        late = dict.fromkeys(item_ids[item_ids >= self.num_known].tolist())  # each once, in their order
         if not self.reads_feedback and schema.positive and feedback:
             kept &= feedback[schema.positive] > 0
         places, tokens = np.flatnonzero(kept), whole.tokens
@@ -135,6 +138,7 @@ class RequestReader:
             as_of=newest if request.as_of is None else request.as_of,
             seen_ids=np.unique(item_ids[item_ids >= 0]).tolist() if request.filter_seen else [],
             unknown=missing,
+            unread=tuple(str(self.catalog.item_keys[item]) for item in late),
         )
 
 

@@ -27,8 +27,9 @@ from sidera import artifacts
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
 from sidera.core import ArtifactError, Batch
-from sidera.models import build_model, parse_model
+from sidera.loading import open_artifact
 from sidera.models.rankers.pscore import PScore
+from sidera.models.saved import saved_model
 
 KIND = "ranker"
 FOLDER = "reward"  # of a run folder: the network that rewards, and that reranks when asked to
@@ -83,18 +84,8 @@ def load_ranker(path: str | Path, catalog: Catalog) -> tuple[PScore, str]:
     path = Path(path)
     if not path.is_dir():
         raise ArtifactError(f"no ranker at {str(path)!r}", fix="make one with `sidera align`")
-    manifest = artifacts.verify(path, KIND)
-    try:
-        codebook_id, num_items = manifest.info["codebook_id"], int(manifest.info["num_items"])
-        name, config = parse_model(manifest.recipe["model"])
-    except (KeyError, TypeError, ValueError):
-        raise ArtifactError(f"{path} has an incomplete manifest", fix="train it again") from None
-    catalog.check_codebook(codebook_id)
-    network = build_model(name, config, catalog.at_training(num_items))
-    assert isinstance(network, PScore)
-    try:
-        network.load_state_dict(artifacts.load_tensors(path))
-    except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise ArtifactError(f"{path} does not fit its recipe: {first}", fix="train it again") from None
-    return network.eval(), manifest.digest
+    opened = open_artifact(path, KIND)
+    network, section, _ = saved_model(opened, catalog)
+    if not isinstance(network, PScore):
+        raise opened.damaged(f"it holds {section['name']!r}, which ranks no candidates")
+    return network.eval(), opened.manifest.digest

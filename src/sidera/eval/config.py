@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sidera.config import later
+from sidera.config import check_counts, later
 from sidera.core import InputError
 
 Seen = Literal["keep", "filter"]
@@ -27,7 +27,9 @@ class EvalConfig:
     batch_size: int = 256  # histories ranked at once
     max_rows: int | None = None  # rank a seeded sample of so many rows; None: all of them
     bootstrap: int = 1000  # resamples of users behind each interval
-    valid_rows: int | None = None  # validation rows ranked after each epoch of training; None: all of them
+    # validation rows ranked at each evaluation of a training; None: all of them; "auto": as many as cost a tenth of
+    # the training, by the clock of the first evaluation, the same ones from then on
+    valid_rows: int | Literal["auto"] | None = None
     seed: int = 0  # of the row sample, the resamples and the shown examples
     free_rows: int = 1000  # rows on which a generator also writes without the trie (legality)
     latency_rows: int = 100  # requests timed one at a time; 0: no timing
@@ -39,15 +41,11 @@ class EvalConfig:
             raise InputError(f"[eval] ks = {list(self.ks)}", allowed="ascending whole numbers, 1 or more, at least one")
         if not self.seen or len(set(self.seen)) != len(self.seen) or not set(self.seen) <= {"keep", "filter"}:
             raise InputError(f"[eval] seen = {list(self.seen)}", allowed='"keep", "filter" or both, each once')
-        for name in ("batch_size", "bootstrap", "beam", "wide_beam"):
-            if getattr(self, name) < 1:
-                raise InputError(f"[eval] {name} = {getattr(self, name)}", allowed="1 or more")
-        for name in ("free_rows", "latency_rows", "samples"):
-            if getattr(self, name) < 0:
-                raise InputError(f"[eval] {name} = {getattr(self, name)}", allowed="0 or more")
+        check_counts("[eval]", self, "batch_size", "bootstrap", "beam", "wide_beam")
+        check_counts("[eval]", self, "free_rows", "latency_rows", "samples", "seed", low=0)
         for name in ("max_rows", "valid_rows"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and value != "auto" and value < 1:
                 raise InputError(f"[eval] {name} = {value}", allowed="1 or more", fix="leave it out for all rows")
         for name, ks, beam in (("beam", self.narrow_ks, self.beam), ("wide_beam", self.wide_ks, self.wide_beam)):
             if ks and beam < ks[-1]:

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidera import artifacts
-from sidera.core import ArtifactError, InputError
+from sidera.core import InputError
 from sidera.eval.bootstrap import Estimate
 from sidera.eval.metrics import TargetRanks
+from sidera.loading import open_artifact
 
 KIND = "evaluation"
 
@@ -95,11 +96,10 @@ def save_evaluation(
 
 def load_evaluation(path: str | Path) -> Evaluation:
     """Read the artifact folder, its digests checked."""
-    path = Path(path)
-    artifacts.verify(path, KIND)
-    try:
-        record = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-        ranks = pq.read_table(path / "ranks.parquet")
+    opened = open_artifact(path, KIND)
+    with opened.believed():
+        record = opened.json("metrics.json", dict)
+        ranks = opened.table("ranks.parquet", opened.info("rows", int))
         metrics = {seen: _estimates(found) for seen, found in record["metrics"].items()}
         slices = {
             seen: {
@@ -109,10 +109,11 @@ def load_evaluation(path: str | Path) -> Evaluation:
             for seen, kinds in record["slices"].items()
         }
         rest = {name: record[name] for name in SUMMARY_FIELDS if name not in ("metrics", "slices")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"evaluation {path} cannot be read: {error}", fix="make the evaluation again") from None
-    return Evaluation(metrics=metrics, slices=slices, ranks=ranks, **rest)
+        return Evaluation(metrics=metrics, slices=slices, ranks=ranks, **rest)
 
 
 def _estimates(record: Mapping[str, Mapping[str, float]]) -> dict[str, Estimate]:
+    for name, values in record.items():
+        if not all(type(value) in (int, float) for value in values.values()):
+            raise ValueError(f"{name} is no estimate")
     return {name: Estimate(**values) for name, values in record.items()}

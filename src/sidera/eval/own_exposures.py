@@ -45,8 +45,8 @@ class LoggedPolicy:
             self.asked[user, day] += 1
         columns = exposure_columns(
             recommender, to_batch(requests, recommender), torch.from_numpy(answers), requests=names,
-            users=user_keys(requests.user_ids), times=requests.as_of.tolist(), policy=recommender.version,
-            items_version=recommender.catalog.items_version,
+            users=user_keys(requests.user_ids), times=requests.as_of.tolist(), weights=recommender.version,
+            policy=recommender.version, items_version=recommender.catalog.items_version,
         )  # fmt: skip
         self.writer.shown(columns)
         return answers

@@ -202,7 +202,10 @@ class SharedIds:
 
     @staticmethod
     def of(catalog: Catalog) -> SharedIds:
-        group = np.unique(catalog.codes, axis=0, return_inverse=True)[1].reshape(-1)
+        if catalog.codes.shape[1]:
+            group = np.unique(catalog.codes, axis=0, return_inverse=True)[1].reshape(-1)
+        else:  # every item is its own
+            group = np.arange(catalog.num_items)
         alive = ~catalog.removed
         return SharedIds(group, alive, np.bincount(group[alive], minlength=int(group.max(initial=-1)) + 1))
 

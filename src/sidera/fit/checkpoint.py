@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sidera.artifacts import Manifest, read_manifest, verify, writing
+from sidera.artifacts import Manifest, read_manifest, writing
 from sidera.config import digest
 from sidera.core import ArtifactError
+from sidera.loading import Opened, open_artifact
 
 KIND = "checkpoint"
 FOLDER = "checkpoint"
@@ -55,18 +56,14 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[dict[str, 
     """The tensors (on the CPU) and the state; ArtifactError when damaged or made by another recipe, model or data."""
     anew = f"remove {path} to train anew"
     try:
-        verify(path, KIND)
+        opened = open_artifact(path, KIND)
+        record = opened.json("state.json", dict)
+        theirs, state = opened.typed(record, "identity", dict), opened.typed(record, "state", dict)
+        tensors = read_shards(opened)
     except ArtifactError as error:
         raise ArtifactError(error.problem, allowed=error.allowed, fix=anew) from error
-    try:
-        record = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        theirs, state = record["identity"], record["state"]
-        _refuse_other(path, theirs, json.loads(json.dumps(identity)))
-        return read_shards(path), state
-    except ArtifactError:
-        raise
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ArtifactError(f"checkpoint {path} is damaged: {error}", fix=anew) from error
+    _refuse_other(path, theirs, json.loads(json.dumps(identity)))
+    return tensors, state
 
 
 def tidy(path: Path) -> None:
@@ -104,22 +101,19 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], data_bytes: int = 
     (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
-def read_shards(folder: Path) -> dict[str, Tensor]:
-    """The inverse of :func:`write_shards`."""
-    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    wanted: dict[int, list[tuple[str, int]]] = {}
-    for name, entry in index.items():
-        for position, number in enumerate(entry["parts"]):
-            wanted.setdefault(number, []).append((name, position))
-    pieces: dict[str, dict[int, Tensor]] = {name: {} for name in index}
-    for number, keys in wanted.items():
-        with safe_open(folder / f"part-{number:05d}.safetensors", framework="pt") as shard:
-            for name, position in keys:
-                pieces[name][position] = shard.get_tensor(f"{name}#{position}")
-    return {
-        name: torch.cat([pieces[name][position] for position in range(len(entry["parts"]))]).view(entry["shape"])
-        for name, entry in index.items()
-    }
+def read_shards(opened: Opened) -> dict[str, Tensor]:
+    """The inverse of :func:`write_shards`, from the artifact that it was written into."""
+    index = opened.json("index.json", dict)
+    pieces: dict[str, Tensor] = {}
+    for name in opened.manifest.files:
+        if re.fullmatch(r"part-\d{5,}\.safetensors", name):
+            pieces |= opened.tensor_file(name)
+    found = {}
+    with opened.believed():
+        for name, entry in index.items():
+            parts = range(len(opened.typed(entry, "parts", list)))
+            found[name] = torch.cat([pieces.pop(f"{name}#{part}") for part in parts]).view(entry["shape"])
+    return found
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

@@ -2,7 +2,8 @@
 
 Two time limits that are easy to confuse: ``max_minutes`` is the budget of the *whole* training, over all its pieces,
 and the learning rate runs down to its end within it; ``piece_minutes`` is the limit of *this call*, which stops with an
-unfinished checkpoint and is continued by calling again. Only the first changes the result.
+unfinished checkpoint and is continued by calling again. Only the first changes the result. Between two pieces either
+may change: another budget plans the rest of the training anew, from the time that is gone.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sidera.config import check_value
+from sidera.config import check_counts, check_value
 
 # Changing one of these between two pieces of a training leaves its result as it was (num_threads: up to rounding).
+BUDGET = ("max_minutes", "clock")  # decide the result, and may change all the same: the rest is planned anew
 FREE_TO_CHANGE = ("piece_minutes", "checkpoint_minutes", "num_threads", "tensorboard", "peak_tflops")
 
 
@@ -40,7 +42,7 @@ class FitConfig:
     eval_every_steps: int = 0  # optimizer steps between evaluations; 0: only by epochs and at the end
     patience: int = 5  # evaluations without a better `monitor` that end the training; 0: never
     monitor: str = "ndcg@10"  # validation figure that chooses the best weights; a name ending in "loss" is minimised
-    max_minutes: float | None = None  # budget of the whole training, minutes of `clock`; default: none
+    max_minutes: float | None = None  # budget of catalogue and training, validation counted, minutes of `clock`
     piece_minutes: float | None = None  # wall minutes after which this call stops, to be continued; default: none
     clock: Literal["wall", "cpu"] = "wall"  # what max_minutes counts; "cpu": processor time of all threads of rank 0
     num_threads: int = 0  # threads of a CPU operation; 0: found by timing a few steps
@@ -50,19 +52,10 @@ class FitConfig:
     peak_tflops: float = 0.0  # peak of one device, TFLOP/s, that the MFU is measured against; 0: of a measured product
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "log_every"):
-            self._check(name, getattr(self, name) >= 1, "a whole number >= 1")
+        check_counts("[fit]", self, "epochs", "batch_size", "accumulate", "log_every")
         self._check("max_steps", self.max_steps is None or self.max_steps >= 1, "a whole number >= 1, or leave it out")
-        for name in (
-            "min_steps",
-            "patience",
-            "warmup_steps",
-            "eval_every_epochs",
-            "eval_every_steps",
-            "num_threads",
-            "seed",
-        ):
-            self._check(name, getattr(self, name) >= 0, "a whole number >= 0")
+        check_counts("[fit]", self, "min_steps", "patience", "warmup_steps", "num_threads", "seed", low=0)
+        check_counts("[fit]", self, "eval_every_epochs", "eval_every_steps", low=0)
         for name in ("max_minutes", "piece_minutes"):
             value = getattr(self, name)
             self._check(name, value is None or (value > 0 and math.isfinite(value)), "minutes > 0, or leave it out")
@@ -84,5 +77,9 @@ class FitConfig:
         return self.monitor.endswith("loss")
 
     def identity(self) -> dict[str, Any]:
-        """The keys that decide the result: a checkpoint is continued only under the same ones."""
+        """The keys that decide the result."""
         return {name: value for name, value in asdict(self).items() if name not in FREE_TO_CHANGE}
+
+    def resumable(self) -> dict[str, Any]:
+        """Of these, the ones that a checkpoint is continued under: all but the budget."""
+        return {name: value for name, value in self.identity().items() if name not in BUDGET}

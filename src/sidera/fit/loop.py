@@ -38,6 +38,7 @@ from sidera.fit.checkpoint import (
 )
 from sidera.fit.config import FitConfig
 from sidera.fit.log import TrainingLog
+from sidera.fit.memory import check_fits
 from sidera.fit.peak import measured_tflops
 from sidera.fit.schedule import learning_rate, make_optimizer
 from sidera.fit.seeding import EVALUATION, seed_everything
@@ -77,17 +78,20 @@ def fit(
     identity: Mapping[str, Any] | None = None,
     on_progress: Callable[[Mapping[str, Any]], None] | None = None,
     say: Callable[[str], None] | None = None,
+    spent_seconds: float = 0.0,
 ) -> FitResult:
     """Train ``model`` in place; afterwards it holds its best weights (by ``config.monitor``; the last without it).
 
     ``run_dir`` receives ``checkpoint/`` and ``metrics.jsonl``. With ``resume`` a checkpoint found there is continued:
     at once when it is a finished one. ``identity`` is whatever else decides the result (recipe, catalogue digest): a
     checkpoint with another one is refused. ``on_progress`` gets every line of the log, ``say`` the precision and the
-    number of threads that were settled.
+    number of threads that were settled. ``spent_seconds`` of ``max_minutes`` are gone before the training begins (by
+    ``config.clock``).
 
     Raises ``Interrupted`` (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when the step is done and saved; ``Diverged``
     when the loss is no longer finite.
     """
+    check_fits(model, device)
     run_dir = Path(run_dir)
     checkpoint = run_dir / FOLDER
     if distributed.rank() == 0:
@@ -101,6 +105,7 @@ def fit(
     distributed.barrier()
     with num_threads(0), StopSignals() as signals:
         run = _Run(model, source, config, run_dir, evaluate, device, identity or {}, signals)
+        run.budget -= spent_seconds
         return run.go(on_progress, say)
 
 
@@ -123,7 +128,8 @@ class _Run:
         self.run_dir, self.path, self.device = run_dir, run_dir / FOLDER, torch.device(device)
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self.model = model.to(self.device)
-        self.identity = {"fit": config.identity(), "model": _describe(model), "data": getattr(source, "digest", "")}
+        self.budget = 60 * config.max_minutes if config.max_minutes else math.inf  # seconds, the last evaluation's too
+        self.identity = {"fit": config.resumable(), "model": _describe(model), "data": getattr(source, "digest", "")}
         self.identity |= identity
         self.optimizer = make_optimizer(model, config)
         self.optimizer.zero_grad(set_to_none=True)
@@ -199,7 +205,7 @@ class _Run:
         rows = distributed.gather([loss, wanted, tokens, flops, state.seconds(config), self.clock.in_call()])
         loss = sum(row[0] for row in rows)
         seconds, in_call = rows[0][4], rows[0][5]  # the clock of rank 0 is everyone's
-        time_share = seconds / (60 * config.max_minutes) if config.max_minutes else 0.0
+        time_share = state.time_share(config, seconds, self.budget)
         lr = learning_rate(config, state.step, self.total_steps, time_share)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or math.inf).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -272,7 +278,9 @@ class _Run:
         if self.evaluate is None:
             state.finished = state.ending
         else:
-            state.evaluation_due = bool(by_epoch or by_step or state.ending)
+            # an evaluation before the last must leave time for steps between the two
+            late = (1 - time_share) * self.budget < 2 * state.reserve(config)  # False without a budget: inf
+            state.evaluation_due = bool(state.ending or ((by_epoch or by_step) and not late))
 
     def _diverged(self, loss: float, norm: float) -> Diverged:
         saved = f"checkpoint of step {self.clock.saved_step}: {self.path}" if self.path.exists() else "none was saved"
@@ -291,7 +299,7 @@ class _Run:
         if isinstance(outcome, str):
             self.pause = outcome
             return
-        metrics, state.evaluation_seconds = outcome
+        metrics, state.evaluation_seconds, state.evaluation_cpu = outcome
         state.evaluation_due = False
         if state.judge(metrics, config) and self.rank == 0:
             self.best = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
@@ -303,9 +311,9 @@ class _Run:
         if not state.finished and config.patience and state.num_worse >= config.patience:
             state.finished = "patience"
 
-    def _measure(self) -> tuple[dict[str, float], float] | str:
-        """Figures and seconds, or why this call has to pause before it has them."""
-        config, state, started = self.config, self.state, time.perf_counter()
+    def _measure(self) -> tuple[dict[str, float], float, float] | str:
+        """Figures, wall and processor seconds, or why this call has to pause before it has them."""
+        config, state, started, started_cpu = self.config, self.state, time.perf_counter(), time.process_time()
         assert self.evaluate is not None
         if config.piece_minutes is not None and self.steps_here:
             left = 60 * config.piece_minutes - self.clock.in_call()
@@ -318,7 +326,7 @@ class _Run:
                 metrics = {name: float(value) for name, value in self.evaluate(self.model).items()}
         except StopNow:
             return "interrupted"
-        return metrics, time.perf_counter() - started
+        return metrics, time.perf_counter() - started, time.process_time() - started_cpu
 
     # ---- saving, stopping, continuing ------------------------------------------------------------------------------
 

@@ -76,7 +76,8 @@ class TrainState:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     wall_seconds: float = 0.0  # over all pieces
     cpu_seconds: float = 0.0
-    evaluation_seconds: float = 0.0  # of the last evaluation
+    evaluation_seconds: float = 0.0  # of the last evaluation, wall
+    evaluation_cpu: float = 0.0
     window: Window = field(default_factory=Window)
     log_bytes: int = 0
     ending: str = ""  # why it ends once the last evaluation is made
@@ -94,6 +95,14 @@ class TrainState:
     def seconds(self, config: FitConfig) -> float:
         """What ``max_minutes`` counts."""
         return self.cpu_seconds if config.clock == "cpu" else self.wall_seconds
+
+    def reserve(self, config: FitConfig) -> float:
+        """What of ``max_minutes`` the evaluation at the end will want, by the last one."""
+        return self.evaluation_cpu if config.clock == "cpu" else self.evaluation_seconds
+
+    def time_share(self, config: FitConfig, seconds: float, budget: float) -> float:
+        """Share gone of the time for steps: of ``budget`` seconds (inf: 0) less the evaluation after the last step."""
+        return seconds / max(budget - min(self.reserve(config), budget / 2), 1e-9) if budget < math.inf else 0.0
 
     def close_window(self, lr: float, peak_tflops: Callable[[float], float]) -> dict[str, Any]:
         """Means over the open window as a line for the log; a new window is opened.

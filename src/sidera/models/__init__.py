@@ -4,16 +4,19 @@ Every class is built as ``Model(config, catalog)`` with its frozen dataclass ``M
 which batches its ``loss`` takes: "positions" (packed, a target per event), "prefixes" (a target per history),
 "requests" (a request's targets per history; such a class also says ``reads_feedback = True``), "sessions" (likewise,
 the targets being a list in order), "exposures" (all that a request showed: rankers), "counts" (filled once from the
-training sequences) or "nothing".
+training sequences) or "nothing". A class that reads no semantic IDs says ``reads_codes = False``: its catalogue needs
+none, and none are made unless the recipe asks for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from sidera.bounds import shown, total_memory
 from sidera.catalog.catalog import Catalog
 from sidera.config import closest, parse_section
 from sidera.core import InputError
@@ -26,6 +29,7 @@ from sidera.models.rankers.pscore import PScore
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.models.retrievers.popularity import Popularity
 from sidera.models.retrievers.sasrec import SASRec
+from sidera.ops.budget import Budget, TooLarge
 
 MODELS: dict[str, Any] = {
     "popularity": Popularity,
@@ -38,22 +42,45 @@ MODELS: dict[str, Any] = {
     "onerec_v2": OneRecV2,
     "pscore": PScore,
 }
+SIZES = {"width", "num_layers", "ff_width", "ff_multiple", "num_experts", "neighbours"}  # what weights grow with
 
 
 def parse_model(section: Mapping[str, Any]) -> tuple[str, Any]:
     """A recipe's [model] section -> (name, the model's Config)."""
     values = dict(section)
     name = values.pop("name", None)
-    if name not in MODELS:
-        problem = (
-            "[model] lacks name" if name is None else f"[model] name = {name!r} is not known{closest(name, MODELS)}"
-        )
+    if not isinstance(name, str) or name not in MODELS:
+        close = closest(name, MODELS) if isinstance(name, str) else ""
+        problem = "[model] lacks name" if name is None else f"[model] name = {shown(name)} is not known{close}"
         raise InputError(problem, allowed=", ".join(MODELS))
     return name, parse_section(MODELS[name].Config, values, "[model]")
 
 
-def build_model(name: str, config: Any, catalog: Catalog, seed: int = 0) -> torch.nn.Module:
-    """A freshly initialised model; the same seed gives the same weights."""
-    with torch.random.fork_rng():
+def reads_codes(name: str) -> bool:
+    """Whether this model needs a catalogue with semantic IDs."""
+    return bool(getattr(MODELS[name], "reads_codes", True))
+
+
+def build_model(
+    name: str, config: Any, catalog: Catalog, seed: int = 0, budget: Budget | None = None
+) -> torch.nn.Module:
+    """A freshly initialised model; the same seed gives the same weights.
+
+    InputError when the model reads semantic IDs and the catalogue has none, and, before the memory is touched, when it
+    would take more than ``budget``, by default all of this machine's memory.
+    """
+    if reads_codes(name) and not catalog.level_sizes:
+        catalog.check_codes(f"[model] name = {name!r}")
+    budget = budget or Budget(total_memory() or 2**63 - 1)
+    with torch.random.fork_rng(), budget:
         torch.manual_seed(seed)
-        return MODELS[name](config, catalog)
+        try:
+            return MODELS[name](config, catalog)
+        except TooLarge as error:
+            numbers = {key: value for key, value in asdict(config).items() if type(value) is int}
+            key = max(numbers, key=lambda key: numbers[key])
+            raise InputError(
+                f"[model] {name} with {key} = {numbers[key]:,} over {catalog.num_items:,} items takes {error.needed}",
+                allowed=error.limit,
+                fix=f"--set model.{key}=SMALLER, and less of {', '.join(sorted(set(numbers) & SIZES - {key})) or key}",
+            ) from None

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sidera.config import check_value
+from sidera.config import check_counts, check_value
 
 TRAIN = 6  # FLOPs per weight and token, forward and backward
 PAIR = 12  # FLOPs per (query, key) pair and unit of width, forward and backward
@@ -50,8 +50,7 @@ class Architecture:
     moe_from: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("width", "decoder_layers", "ff_width", "head_width", "levels", "kv_sharing"):
-            check_value("Architecture", name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
+        check_counts("Architecture", self, "width", "decoder_layers", "ff_width", "head_width", "levels", "kv_sharing")
         encodes = self.kind == "encoder_decoder"
         fits, allowed = encodes == (self.encoder_layers > 0), ">= 1 for encoder_decoder, else 0"
         check_value("Architecture", "encoder_layers", self.encoder_layers, fits, allowed)

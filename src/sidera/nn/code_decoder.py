@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidera.config import check_value
+from sidera.config import check_counts, check_value
 from sidera.nn.dropout import Dropout
 from sidera.nn.moe import Gate, MoE, SwiGLU
 from sidera.ops.few_queries import Run, few_queries_attention
@@ -107,8 +107,9 @@ class DecoderSize:
     code_std: float = 0.0  # of the codes' input vectors at the start; 0: width^-0.5
 
     def __post_init__(self) -> None:
-        for name in ("width", "num_layers", "num_heads", "num_kv_groups", "ff_width", "num_active", "expert_width"):
-            check_value("[model]", name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
+        check_counts("[model]", self, "width", "num_layers", "num_heads", "num_kv_groups", "ff_width")
+        check_counts("[model]", self, "num_active", "expert_width")
+        check_counts("[model]", self, "num_experts", "num_shared", "moe_from", low=0)
         heads, groups = self.num_heads, self.num_kv_groups
         check_value("[model]", "num_heads", heads, self.width % heads == 0, f"a divisor of width ({self.width})")
         check_value("[model]", "num_kv_groups", groups, heads % groups == 0, f"a divisor of num_heads ({heads})")

@@ -1,9 +1,9 @@
 """How many cores this process may really use, and how its numeric libraries wait for one another.
 
-torch and numpy start a thread for every core they see. They see neither the CPU quota of a container nor
-the neighbours on a shared machine, and their threads *spin* while they wait: two threads that share one core spend its
-time on waiting. :func:`available_cores` reads the limits; :func:`library_threads` hands them to the libraries, which
-read the environment once, when they are loaded. So it has to run before torch is imported, and imports nothing itself.
+torch and numpy start a thread for every core they see. They see neither the CPU quota of a container nor the neighbours
+on a shared machine, and their threads *spin* while they wait: two threads that share one core spend its time on
+waiting. :func:`available_cores` reads the limits; :func:`library_threads` hands them to the libraries, which read the
+environment once, when they are loaded. So it has to run before torch is imported, and imports nothing itself.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ def _training(trainings: Mapping[str, list[dict[str, Any]]]) -> list[Figure]:
 
 def _catalogs(catalogs: Mapping[str, Catalog]) -> list[dict[str, Any]]:
     """One figure and table for each codebook: models of one run often share it."""
-    distinct = {catalog.codebook_id: (label, catalog) for label, catalog in catalogs.items()}
+    distinct = {catalog.codebook_id: (label, catalog) for label, catalog in catalogs.items() if catalog.has_codes}
     found = []
     for label, catalog in distinct.values():
         title = "Code usage" if len(distinct) == 1 else f"Code usage: {label}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sidera.artifacts import MANIFEST
+from sidera.artifacts import MANIFEST, kind_at
 from sidera.catalog.catalog import Catalog
 from sidera.core import InputError
 from sidera.eval.compare import SAME, check_comparable
@@ -66,7 +66,7 @@ def read_runs(paths: Sequence[str | Path]) -> Runs:
             folder = manifest.parent
             if any(part.startswith(".") for part in folder.relative_to(path).parts):
                 continue  # an artifact being written, or the remains of one
-            kind = json.loads(manifest.read_text(encoding="utf-8")).get("kind")
+            kind = kind_at(folder)
             if kind == KIND:
                 baseline = BASELINES in folder.relative_to(path).parts
                 found.append((load_evaluation(folder), folder.parent, _label(folder, path, several), baseline))

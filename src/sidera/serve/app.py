@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sidera import __version__
@@ -30,7 +30,19 @@ from sidera.engine.recommender import Recommender
 MAX_BODY_BYTES = 32 * 2**20  # a history of a million keys still fits
 MAX_K = 1000
 MAX_EVENTS = 100_000  # of one call
+LARGEST = 3.4e38  # of a number that is kept in 32 bits
+
+
+def whole_characters(text: str) -> str:
+    """A client that cuts a text in the middle of an emoji sends half a character, which no file can hold."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"half a character (a lone surrogate) in {text[:40]!r}")
+    return text
+
+
+Text = Annotated[str, AfterValidator(whole_characters)]  # what is kept; what is only looked up may be anything
 Second = Annotated[int, Field(ge=0, le=2**40)]  # unix time; the year 36,800 is a mistake
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 
 
 class RecommendRequest(BaseModel):
@@ -40,15 +52,18 @@ class RecommendRequest(BaseModel):
     history: list[str] | None = Field(
         None, description="item ids, oldest first; the newest `max_history` of them are read"
     )
-    user: str | None = Field(
+    user: Text | None = Field(
         None,
         description="instead of a history: a user whose events were sent to /v1/events; those before `as_of` are read,"
         " or all",
     )
     k: int = Field(10, ge=1, le=MAX_K, description="items wanted; at most as many as the catalogue holds come back")
     filter_seen: bool = Field(False, description="true: items of the history are not answered again")
-    exclude: list[str] = Field(default_factory=list, description="item ids that must not be answered")
-    feedback: dict[str, list[float]] = Field(
+    exclude: list[str] = Field(
+        default_factory=list,
+        description="item ids that must not be answered; those that the catalogue does not hold never are",
+    )
+    feedback: dict[str, list[Number]] = Field(
         default_factory=dict,
         description="what came of each event of the history, a column each (click, watch_time, ...); all that the model"
         " was trained with, or none: the events then count as chosen",
@@ -75,6 +90,7 @@ class RecommendResponse(BaseModel):
     items: list[Answer]
     cold_start: bool = Field(description="true: nothing in the history is known, the most popular items are answered")
     unknown: list[str] = Field(description="ids of the history that the catalogue does not hold")
+    unread: list[str] = Field(description="ids of the history that are newer than the model, which has not read them")
     unknown_user: bool = Field(description="true: the store has no event of this user (before `as_of`)")
     policy_version: str = Field(description="of the weights that answered; changes when others are loaded")
     codebook_id: str = Field(description="of the catalogue that answered: what its codes mean")
@@ -89,16 +105,20 @@ class EventsRequest(BaseModel):
     """Events of one user, a column each."""
 
     model_config = ConfigDict(extra="forbid")
-    user: str = Field(min_length=1, description="key of the user")
+    user: Text = Field(min_length=1, description="key of the user")
     items: list[str] = Field(max_length=MAX_EVENTS, description="item id of each event")
     times: list[Second] = Field(max_length=MAX_EVENTS, description="unix seconds of each event, not in the future")
-    feedback: dict[str, list[float]] = Field(
+    feedback: dict[str, list[Number]] = Field(
         default_factory=dict,
         description="what came of each event, a column each (click 0 or 1, watch_time in seconds, ...); all that the"
         " model was trained with, or none: the events then count as chosen",
     )
-
-    request: str | None = Field(
+    unknown: Annotated[str, Field(pattern="^(report|refuse)$")] = Field(
+        "report",
+        description="events of items that the catalogue does not hold: 'report' leaves them out and names the items in"
+        " the answer, 'refuse' keeps nothing and answers 422; 422 too where no event is left",
+    )
+    request: Text | None = Field(
         None, min_length=1, description="the answer that showed these items: their feedback is logged beside it"
     )
     slots: list[Annotated[int, Field(ge=0, lt=MAX_K)]] = Field(
@@ -107,10 +127,11 @@ class EventsRequest(BaseModel):
 
 
 class EventsResponse(BaseModel):
-    """The events are on the disk."""
+    """The events are on the disk, but for those of unknown items."""
 
     new: int = Field(description="events kept by this call")
     known: int = Field(description="events of an item and second that the store held already, or that came twice")
+    unknown: list[str] = Field(description="items that the catalogue does not hold: their events were left out")
 
 
 def create_app(recommender: Recommender) -> FastAPI:
@@ -151,7 +172,9 @@ def create_app(recommender: Recommender) -> FastAPI:
             raise InputError("no behaviour store is open", fix="serve with --store FOLDER")
         outcomes = _outcomes(recommender, body)
         try:
-            new = recommender.behaviour.append(body.user, body.items, body.times, body.feedback)
+            kept = recommender.behaviour.keep(
+                body.user, body.items, body.times, body.feedback, refuse_unknown=body.unknown == "refuse"
+            )
         except OSError as error:
             return _error(503, f"the disk does not take the events: {error.strerror or error}; nothing was kept")
         if outcomes and recommender.exposures is not None:
@@ -160,7 +183,7 @@ def create_app(recommender: Recommender) -> FastAPI:
             except OSError as error:
                 why = error.strerror or error
                 return _error(503, f"the disk does not take the exposure log: {why}; the events were kept, send again")
-        return EventsResponse(new=new, known=len(body.items) - new)
+        return EventsResponse(new=kept.new, known=kept.known, unknown=[_sayable(key) for key in kept.unknown])
 
     @app.get("/healthz")
     def healthz() -> dict[str, Any]:
@@ -198,7 +221,8 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        body, more = bytearray(), not announced.isdigit() or int(announced) <= MAX_BODY_BYTES
+        small = len(announced) <= len(str(MAX_BODY_BYTES)) and announced.isdigit() and int(announced) <= MAX_BODY_BYTES
+        body, more = bytearray(), small or not announced.isdigit()
         too_large = not more
         while more:
             message = await receive()
@@ -246,7 +270,8 @@ def _response(answer: Recommendation, milliseconds: float) -> RecommendResponse:
             for key, score, title in zip(answer.item_keys, answer.scores, answer.titles, strict=True)
         ],
         cold_start=answer.cold_start,
-        unknown=list(answer.unknown),
+        unknown=[_sayable(key) for key in answer.unknown],
+        unread=list(answer.unread),
         unknown_user=answer.unknown_user,
         policy_version=answer.policy_version,
         codebook_id=answer.codebook_id,
@@ -254,6 +279,11 @@ def _response(answer: Recommendation, milliseconds: float) -> RecommendResponse:
         request=answer.request or None,
         milliseconds=round(milliseconds, 3),
     )
+
+
+def _sayable(key: str) -> str:
+    """An id that a client sent, as UTF-8 can hold it: half a character is written as its escape."""
+    return key.encode("utf-8", "backslashreplace").decode()
 
 
 def _outcomes(recommender: Recommender, body: EventsRequest) -> dict[str, list[Any]]:

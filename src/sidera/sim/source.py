@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sidera import artifacts
+from sidera.artifacts import MANIFEST
 from sidera.config import closest, override_value, parse_section, read_toml
 from sidera.core import InputError
+from sidera.loading import open_artifact
 from sidera.sim.config import WORLDS, WorldConfig, world_config
 from sidera.sim.world import World, user_keys
+
+MAX_DAYS = 36_525  # a century
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,14 @@ def world_source(spec: str, overrides: Sequence[str] = ()) -> WorldSource:
     if spec in WORLDS:
         return WorldSource(world_config(spec, changes))
     if path.is_dir():
-        manifest = artifacts.read_manifest(path, "dataset")
-        if "world" not in manifest.recipe:
+        opened = open_artifact(path, "dataset")
+        if "world" not in opened.manifest.recipe:
             raise InputError(f"{spec!r} is a data set, but no log of `sidera simulate`", fix="name the world instead")
         if changes:
             raise InputError("--set cannot change the world of a log that is written", fix="simulate another log")
-        config = parse_section(WorldConfig, manifest.recipe["world"], f"{path / artifacts.MANIFEST} world")
-        return WorldSource(config, int(manifest.recipe["seed"]), int(manifest.recipe["days"]))
+        with opened.believed():
+            config = parse_section(WorldConfig, opened.recipe("world", dict), f"{path / MANIFEST} world")
+        return WorldSource(config, opened.recipe("seed", int), opened.recipe("days", int, low=1, high=MAX_DAYS))
     if path.suffix == ".toml" or path.is_file():
         return WorldSource(_from_file(path, changes))
     allowed = f"{', '.join(WORLDS)}, a TOML file with [world], or a folder that `sidera simulate` wrote"

@@ -20,19 +20,19 @@ import json
 import struct
 import threading
 import zlib
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from sidera import artifacts
+from sidera.bounds import read_json, shown
 from sidera.config import check_value, digest, written
 from sidera.core import ArtifactError, InputError
 from sidera.disk import try_lock
+from sidera.loading import open_artifact
 from sidera.store.events import COLUMNS, DTYPES, MAX_LABELS, Events, ItemTable
 from sidera.store.lifelong import LifelongConfig, LifelongHistory, Representatives
 from sidera.store.record_log import RecordLog, cut, read_records
@@ -187,9 +187,12 @@ class BehaviourStore:
 
     def _shard(self, user: str) -> tuple[_Shard, bytes]:
         shards = self._open_shards()
-        key = user.encode() if isinstance(user, str) else b""
+        key = b""
+        if isinstance(user, str):
+            with contextlib.suppress(UnicodeEncodeError):  # half a character
+                key = user.encode()
         if not 0 < len(key) < 2**16:
-            raise InputError(f"user key {user!r:.80} cannot be used", allowed="text of 1 to 65,535 bytes")
+            raise InputError(f"user key {shown(user)} cannot be used", allowed="text of 1 to 65,535 bytes")
         return shards[zlib.crc32(key) % len(shards)], key
 
     def _check_same_store(self) -> None:
@@ -202,12 +205,16 @@ class BehaviourStore:
             artifacts.write_text(file, json.dumps(wanted, indent=2) + "\n")
             return
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            raise ArtifactError(f"{file} is damaged", fix="restore it from a backup") from None
+            found = read_json(file)
+        except (OSError, ValueError):
+            found = None
+        if not isinstance(found, dict):
+            raise ArtifactError(f"{file} is damaged", fix="restore it from a backup")
         for name, value in wanted.items():
             if found.get(name) != value:
-                raise InputError(f"store {str(self.path)!r} was made with {name} = {found.get(name)!r}, not {value!r}")
+                raise InputError(
+                    f"store {str(self.path)!r} was made with {name} = {shown(found.get(name))}, not {value!r}"
+                )
 
 
 class _Shard:
@@ -266,18 +273,23 @@ class _Shard:
         path = self.folder / "snapshot"
         if not path.exists() and not (self.folder / ".snapshot.old").exists():
             return 0
-        info: Mapping[str, Any] = artifacts.verify(path, KIND).info
+        opened = open_artifact(path, KIND)
+        users = opened.info("users", list)
+        if not all(isinstance(user, str) for user in users) or len(set(users)) != len(users):
+            raise opened.damaged("users are not texts, each once")
         states: dict[str, dict[str, torch.Tensor]] = {}
-        for name, tensor in artifacts.load_tensors(path, prefix="users").items():
+        for name, tensor in opened.tensors("users").items():
             number, _, part = name.partition("/")
             states.setdefault(number, {})[part] = tensor
-        for place, user in enumerate(info["users"]):
-            config, background = self.store.config.lifelong, self.store.background
-            self.users[user] = LifelongHistory.from_state(states[str(place)], self.store.items, config, background)
+        with opened.believed():
+            for place, user in enumerate(users):
+                config, background = self.store.config.lifelong, self.store.background
+                self.users[user] = LifelongHistory.from_state(states[str(place)], self.store.items, config, background)
         held = [history.held_items() for history in self.users.values()]
-        if self.store.items.digest(np.concatenate([np.zeros(0, dtype=np.int32), *held])) != info["vectors"]:
+        vectors = self.store.items.digest(np.concatenate([np.zeros(0, dtype=np.int32), *held]))
+        if vectors != opened.info("vectors", str):
             raise ArtifactError(f"{path} was clustered with other vectors", fix="give the item table it was made with")
-        return int(info["first_log"])
+        return opened.info("first_log", int)
 
     def _replay(self, kind: int, payload: bytes) -> None:
         if kind == REBUILD:

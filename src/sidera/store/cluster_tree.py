@@ -33,6 +33,7 @@ from sidera.store.splitting import Floats, half_norms, nearest_centres, num_spli
 from sidera.store.statistics import statistics
 
 ROOT = -1  # the parent of the topmost reference
+MAX_LEAF = 2**24  # above any leaf's number; places are reserved up to it
 NO_PAIR = (2, float("inf"), -1, -1)  # sorts behind every pair
 STATISTICS = ("count", "centre", "nearest", "mean_time", "mean_watch", "mean_duration")  # of every leaf
 Pair = tuple[int, float, int, int]  # 1 if larger than M, Ward cost, the two leaves
@@ -203,6 +204,8 @@ class ClusterTree:
         ends = np.searchsorted(self.ring.leaf[slots], list(self.members), side="right")
         for members, part in zip(self.members.values(), np.split(slots, ends[:-1]), strict=True):
             members.extend(part.tolist())
+        if not 0 <= min(self.members) <= max(self.members) < MAX_LEAF:  # tables as long as the largest number follow
+            raise ValueError(f"a cluster's number is not below {MAX_LEAF:,}")
         self._reserve(max(16, max(self.members) + 1))
         self.dirty = set(self.members)
 

@@ -34,6 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sidera.artifacts import write_text
+from sidera.bounds import read_json
 from sidera.core import ArtifactError, CatalogMismatch, InputError
 from sidera.disk import sync
 
@@ -270,7 +271,7 @@ def _places(table: pa.Table) -> list[tuple[str, int]]:
 
 def _header(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         return {name: found[name] for name in ("format", "codebook_id", "num_levels")}
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} is damaged", fix="restore it from another copy") from error

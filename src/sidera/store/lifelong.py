@@ -39,9 +39,10 @@ from numpy.typing import NDArray
 from sidera import artifacts
 from sidera.config import check_value, later, parse_section, written
 from sidera.core import ArtifactError, InputError
+from sidera.loading import open_artifact
 from sidera.store.cluster_tree import ClusterTree
 from sidera.store.clusters import Clusters
-from sidera.store.events import COLUMNS, EventRing, Events, ItemTable, concatenate
+from sidera.store.events import COLUMNS, DTYPES, EventRing, Events, ItemTable, concatenate
 from sidera.store.statistics import statistics
 
 KIND = "lifelong"
@@ -240,6 +241,7 @@ class LifelongHistory:
     ) -> LifelongHistory:  # fmt: skip
         """The history that :meth:`state` described; it will answer and grow exactly as that one."""
         arrays = {name: tensor.numpy() for name, tensor in state.items()}
+        _check_columns(arrays, "")
         seed, *counters = arrays["counters"].tolist()
         history = cls(items, config, seed, background)
         history.clusters.num_evicted, history.num_late, history.newest_time = counters[:3]
@@ -247,6 +249,7 @@ class LifelongHistory:
         events = Events(**{name: arrays[name] for name in COLUMNS})
         events.check_known(items)
         if config.chunk:
+            _check_columns(arrays, "tail_")
             history.tail = Events(**{name: arrays[f"tail_{name}"] for name in COLUMNS})
             history.tail.check_known(items)
         slots = history.ring.extend(events)
@@ -267,16 +270,17 @@ class LifelongHistory:
     @classmethod
     def load(cls, path: str | Path, items: ItemTable) -> LifelongHistory:
         """Read what :meth:`save` wrote; ArtifactError when it is damaged or was clustered with other vectors."""
-        manifest = artifacts.verify(path, KIND)
-        if manifest.info["width"] != items.width:
+        opened = open_artifact(path, KIND)
+        width = opened.info("width", int)
+        if width != items.width:
             raise ArtifactError(
-                f"{path} was clustered with vectors of width {manifest.info['width']}, the table has {items.width}",
+                f"{path} was clustered with vectors of width {width}, the table has {items.width}",
                 fix="give the table it was made with, or build it again from its events",
             )
-        state = artifacts.load_tensors(Path(path), prefix="history")
-        config = parse_section(LifelongConfig, manifest.recipe["lifelong"], "[lifelong]")
-        history = cls.from_state(state, items, config)
-        if items.digest(history.held_items()) != manifest.digest:
+        with opened.believed():
+            config = parse_section(LifelongConfig, opened.recipe("lifelong", dict), "[lifelong]")
+            history = cls.from_state(opened.tensors("history"), items, config)
+        if items.digest(history.held_items()) != opened.manifest.digest:
             raise ArtifactError(
                 f"{path} was clustered with other vectors of the same width",
                 fix="give the table it was made with, or build it again from its events",
@@ -339,3 +343,11 @@ class LifelongHistory:
             watch_time=watch_time[order].astype(np.float32),
             duration=duration[order].astype(np.float32),
         )
+
+
+def _check_columns(arrays: Mapping[str, NDArray], prefix: str) -> None:
+    """ValueError unless the saved columns of events have their kinds and one length."""
+    for name in COLUMNS:
+        found = arrays[prefix + name]
+        if found.dtype != np.dtype(DTYPES[name]) or found.shape != arrays[prefix + COLUMNS[0]].shape or found.ndim != 1:
+            raise ValueError(f"column {prefix + name} is {found.dtype} of shape {found.shape}")

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from sidera.artifacts import write_text
+from sidera.bounds import read_json
 from sidera.catalog.config import CatalogConfig
-from sidera.config import load_recipe, parse_section, written
-from sidera.core import ArtifactError
+from sidera.config import MAX_RECIPE_BYTES, load_recipe, parse_section, written
+from sidera.core import ArtifactError, InputError
 from sidera.data.config import DataConfig
 from sidera.engine.recommender import RUN_RECIPE
 from sidera.eval.config import EvalConfig
 from sidera.fit.config import FitConfig
-from sidera.models import parse_model
+from sidera.models import parse_model, reads_codes
 from sidera.recipes import find_recipe
 
 
@@ -39,9 +40,15 @@ class Recipe:
     @classmethod
     def parse(cls, sections: Mapping[str, Mapping[str, Any]]) -> Recipe:
         name, model_config = parse_model(sections["model"])
+        catalog = parse_section(CatalogConfig, sections["catalog"], "[catalog]")
+        if reads_codes(name) and not catalog.makes_codes:
+            raise InputError(
+                f"[catalog] quantizer = {catalog.quantizer!r}, but [model] name = {name!r} reads semantic IDs",
+                fix="--set catalog.quantizer=auto",
+            )
         return cls(
             data=parse_section(DataConfig, sections["data"], "[data]"),
-            catalog=parse_section(CatalogConfig, sections["catalog"], "[catalog]"),
+            catalog=catalog,
             model_name=name,
             model_config=model_config,
             fit=parse_section(FitConfig, sections["fit"], "[fit]"),
@@ -71,10 +78,10 @@ class Recipe:
         """The recipe that a run folder was made with."""
         path = Path(run) / RUN_RECIPE
         try:
-            sections = json.loads(path.read_text(encoding="utf-8"))
+            sections = read_json(path, MAX_RECIPE_BYTES)
         except FileNotFoundError:
             raise ArtifactError(f"{str(run)!r} is no run folder", fix="give a folder that `sidera run` wrote") from None
-        except ValueError:
+        except (OSError, ValueError):
             sections = None
         if not isinstance(sections, dict):
             raise ArtifactError(f"{path} is damaged", fix="run the recipe again")

@@ -39,9 +39,11 @@ from sidera.eval.scaling_record import save_record, scaling_record
 from sidera.fit.config import FitConfig
 from sidera.fit.log import METRICS
 from sidera.fit.loop import fit
+from sidera.loading import open_artifact
 from sidera.models import MODELS, build_model
 from sidera.nn.counters import count_parameters
 from sidera.train.recipe import Recipe
+from sidera.train.run_lock import one_writer
 from sidera.train.stages import Prepared, Say, catalog_stage, prepare, say_once
 
 SIZES = ("16x2", "24x2", "32x3", "48x3", "64x4", "96x5", "128x6")
@@ -99,6 +101,7 @@ class Stream:
         return digest([self.catalog.codebook_id, self.train.digest, self.valid.digest, self.test.digest])
 
 
+@one_writer
 def scale(
     recipe: Recipe,
     data: str | Path,
@@ -201,9 +204,11 @@ def one_run(
     path = out / "sizes" / f"{name}-s{seed}"
     wanted = digest([stream.digest, recipe.model_section, config.identity(), BLOCKS])
     if artifacts.is_current(path, KIND, wanted):
-        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        opened = open_artifact(path, KIND)
+        record = opened.json("run.json", dict)
         say(f"scale: {name} seed {seed} reused ({path})")
-        return SizeRun.from_json(record["run"]), record["facts"]
+        with opened.believed():
+            return SizeRun.from_json(record["run"]), opened.typed(record, "facts", dict)
     model = build_model(recipe.model_name, recipe.model_config, stream.catalog, seed)
     result = fit(
         model,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import torch
 from sidera import artifacts, console
 from sidera.catalog.build import build_catalog, catalog_digest
 from sidera.catalog.catalog import Catalog
+from sidera.catalog.config import CatalogConfig
 from sidera.config import digest, written
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences, PrefixRows, Reader, RequestRows
@@ -28,20 +30,27 @@ from sidera.data.sessions import SessionRows
 from sidera.data.split import Split, train_sequences
 from sidera.engine.recommender import Recommender
 from sidera.eval.bootstrap import Estimate
-from sidera.eval.evaluate import evaluate, quick_metrics
+from sidera.eval.evaluate import evaluate
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
+from sidera.eval.naming import evaluation_path
 from sidera.fit import distributed
 from sidera.fit.checkpoint import FOLDER
+from sidera.fit.config import FitConfig
 from sidera.fit.log import mean_mfu
 from sidera.fit.loop import FitResult, fit
-from sidera.models import MODELS, build_model
+from sidera.loading import open_artifact
+from sidera.models import MODELS, build_model, reads_codes
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.ops.processor import emulates_bf16
 from sidera.ops.threads import given_threads, num_threads, usable_threads
 from sidera.train.baselines import baselines
 from sidera.train.recipe import Recipe
+from sidera.train.run_lock import one_writer
+from sidera.train.validation import FILE as VALIDATION
+from sidera.train.validation import Validation
 
 Say = Callable[[str], None]
+LEAST_TRAINED = 0.1  # of a budget that the catalogue used up
 
 
 def say_once(text: str) -> None:
@@ -92,41 +101,48 @@ def prepare(recipe: Recipe, data: str | Path, say: Say = say_once) -> Prepared:
     return Prepared(dataset, split, view.schema, positives)
 
 
+@one_writer
 def catalog_stage(recipe: Recipe, prepared: Prepared, out: Path, say: Say = say_once) -> Catalog:
-    """Semantic IDs for the dataset's items -> ``out/catalog``."""
-    view = prepared.positives
-    path, wanted = out / "catalog", catalog_digest(view.dataset, view.split, recipe.catalog, view.schema)
+    """The dataset's items, with semantic IDs where the model reads them -> ``out/catalog``."""
+    view, config = prepared.positives, recipe.catalog.for_model(reads_codes(recipe.model_name))
+    path, wanted = out / "catalog", catalog_digest(view.dataset, view.split, config, view.schema)
     if distributed.rank() > 0:  # one process of a torchrun builds it, the others read it
         distributed.barrier()
         return Catalog.load(path)
-    catalog = _catalog(recipe, prepared, path, wanted, say)
+    catalog = _catalog(config, prepared, path, wanted, say)
     distributed.barrier()
     return catalog
 
 
-def _catalog(recipe: Recipe, prepared: Prepared, path: Path, wanted: str, say: Say) -> Catalog:
+def _catalog(config: CatalogConfig, prepared: Prepared, path: Path, wanted: str, say: Say) -> Catalog:
     if artifacts.is_current(path, "catalog", wanted):
         say(f"catalog: reused ({path})")
         return Catalog.load(path)
-    view = prepared.positives
+    view, begun = prepared.positives, (time.perf_counter(), time.process_time())
     with num_threads(given_threads(usable_threads())):
         catalog, report = build_catalog(
-            view.dataset, view.split, recipe.catalog, view.schema, encoder_path=path.parent / "item_encoder"
+            view.dataset, view.split, config, view.schema, encoder_path=path.parent / "item_encoder"
         )
-    catalog.save(
+    passed = time.perf_counter() - begun[0], time.process_time() - begun[1]
+    report["build_seconds"] = {"wall": round(passed[0], 2), "cpu": round(passed[1], 2)}  # [fit] max_minutes counts them
+    replace(catalog, report=report).save(
         path,
         artifact_digest=wanted,
         parents={"data": prepared.digest},
-        recipe={"catalog": asdict(recipe.catalog)},
+        recipe={"catalog": asdict(config)},
     )
-    say(f"catalog: {catalog.num_items:,} items on {' x '.join(map(str, catalog.level_sizes))} codes, {path}")
-    say(f"  made from {' + '.join(report['vector_blocks'])}")
+    if catalog.has_codes:
+        say(f"catalog: {catalog.num_items:,} items on {' x '.join(map(str, catalog.level_sizes))} codes, {path}")
+        say(f"  made from {' + '.join(report['vector_blocks'])}")
+    else:
+        say(f"catalog: {catalog.num_items:,} items, no codes: the model reads none, {path}")
     for name in ("collision_rate", "neighbour_overlap@10"):
         if name in report:
             say(f"  {name} = {report[name]:.3f}")
     return Catalog.load(path)
 
 
+@one_writer
 def train_stage(
     recipe: Recipe,
     prepared: Prepared,
@@ -156,15 +172,21 @@ def train_stage(
     if isinstance(model, ItemKNN):
         model.count(*train_sequences(prepared.dataset, prepared.split))
     elif (source := batch_source(recipe, prepared, model, recommender.reader(prepared.dataset))) is not None:
+        validation = Validation(
+            recommender, prepared.dataset, prepared.split.valid, recipe.eval, folder=out / "fit", say=say,
+            filter_too="filter" in recipe.fit.monitor,
+            identity=digest([*inputs, recipe.model_section, recipe.fit.resumable()]),
+        )  # fmt: skip
         result = fit(
             model,
             source,
             recipe.fit,
             out / "fit",
-            evaluate=lambda _: validate(recommender, prepared, recipe),
+            evaluate=validation,
             device=device,
             identity={"catalog": catalog_id} | ({"split": prepared.digest} if prepared.split.cut_times else {}),
             say=say,
+            spent_seconds=_spent(catalog, recipe.fit, say),
         )
         mfu = mean_mfu(out / "fit")
         say(_training_line(result, mfu))
@@ -187,24 +209,27 @@ def train_stage(
     if distributed.rank() == 0:
         parents = {"catalog": catalog_id, "data": prepared.digest}
         recommender.save_model(path, digest=wanted, parents=parents, training=training)
+        (out / "fit" / VALIDATION).unlink(missing_ok=True)
         shutil.rmtree(out / "fit" / FOLDER, ignore_errors=True)  # or the next recipe in this folder would be refused
     distributed.barrier()
     return recommender
 
 
-def validate(recommender: Recommender, prepared: Prepared, recipe: Recipe) -> Mapping[str, float]:
-    """The figures that choose the best epoch: validation rows only."""
-    return quick_metrics(
-        recommender,
-        prepared.dataset,
-        prepared.split.valid,
-        beam=recipe.eval.beam,
-        max_rows=recipe.eval.valid_rows,
-        filter_too="filter" in recipe.fit.monitor,
-        seed=recipe.eval.seed,
-    )
+def _spent(catalog: Catalog, config: FitConfig, say: Say) -> float:
+    """Seconds of [fit] max_minutes that the catalogue took, also one that is reused; a tenth is left to train in."""
+    if config.max_minutes is None:
+        return 0.0
+    seconds = float(catalog.report.get("build_seconds", {}).get(config.clock, 0.0))
+    most = LEAST_TRAINED * 60 * config.max_minutes
+    if seconds > 60 * config.max_minutes - most:
+        say(
+            f"train: the catalogue took {seconds / 60:.1f} of the {config.max_minutes:g} minutes of [fit] max_minutes;"
+            f" {most / 60:.1f} minutes of training follow all the same"
+        )
+    return min(seconds, 60 * config.max_minutes - most)
 
 
+@one_writer
 def evaluate_stage(
     recipe: Recipe,
     prepared: Prepared,
@@ -212,15 +237,25 @@ def evaluate_stage(
     out: Path,
     which: Literal["valid", "test"] = "test",
     say: Say = say_once,
+    *,
+    name: str = "",
 ) -> Evaluation:
-    """Measure on the rows of ``which`` -> ``out/evaluation`` (test) or ``out/evaluation-valid``.
+    """Measure on the rows of ``which`` -> ``out/evaluation`` (test) or ``out/evaluation-valid``, or under a name.
 
+    ``name`` puts it into ``out/evaluation-NAME``. ``out/evaluation`` is the official one, of the recipe's own settings.
     InputError when the model was trained on other data or another split: it may have seen what it would be asked.
     """
-    path = out / ("evaluation" if which == "test" else f"evaluation-{which}")
-    manifest = artifacts.read_manifest(out / "model", "model")
-    model_digest = manifest.digest
-    if manifest.parents.get("data", prepared.digest) != prepared.digest:
+    if name == "valid" and which != "valid":
+        raise InputError("the name 'valid' is that of the validation rows' evaluation", fix="give another --name")
+    path = evaluation_path(out, name or ("" if which == "test" else which))
+    opened = open_artifact(out / "model", "model")
+    model_digest, seen = opened.manifest.digest, opened.manifest.parents.get("data")
+    if seen is None:
+        raise InputError(
+            f"the model in {out} does not say which data it was trained on: it may know the answers",
+            fix="train or align it again, into a new folder",
+        )
+    if seen != prepared.digest:
         raise InputError(
             f"the model in {out} was trained on other data or another split than {prepared.dataset.name}"
             f" ({prepared.split.name}): it may know the answers",
@@ -235,7 +270,9 @@ def evaluate_stage(
     if artifacts.is_current(path, "evaluation", wanted):
         say(f"evaluate: reused ({path})")
         return _with_baselines(load_evaluation(path), recipe, prepared, recommender, path, which, say)
-    info = {"seed": recipe.fit.seed, "model": recipe.model_section, "training": manifest.info["training"]}
+    if name and path.exists():
+        say(f"evaluate: {path.name} was made of another model or with other settings and is made anew")
+    info = {"seed": recipe.fit.seed, "model": recipe.model_section, "training": opened.info("training", dict)}
     with rows_bar("evaluate") as progress:
         result = evaluate(
             recommender,
@@ -266,6 +303,7 @@ def _with_baselines(
     return result
 
 
+@one_writer
 def train(
     recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "cpu", say: Say = say_once
 ) -> tuple[Prepared, Recommender | None]:
@@ -278,6 +316,7 @@ def train(
     return prepared, train_stage(recipe, prepared, catalog, out, device=device, say=say)
 
 
+@one_writer
 def run(
     recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "cpu", say: Say = say_once
 ) -> Evaluation | None:

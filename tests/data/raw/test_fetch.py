@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from web import Proxy, Site, running, serving
+from bad_web import Proxy, Site, running, serving
 
 from sidera.cli import main
 from sidera.core import InputError
@@ -70,6 +70,16 @@ def test_a_later_command_goes_on_too(tmp_path: Path) -> None:
     assert left(tmp_path) == ["file.bin"]
 
 
+def test_a_call_that_ended_before_the_last_step_fetches_nothing_again(tmp_path: Path) -> None:
+    with serving(Site(CONTENT)) as site:
+        get(site, tmp_path).rename(tmp_path / "file.bin.part")
+        memo = {"url": f"{site.address}/file.bin", "version": site.tag}
+        (tmp_path / "file.bin.part.json").write_text(json.dumps(memo))
+        assert get(site, tmp_path).read_bytes() == CONTENT
+    assert site.asked[-1]["range"] == "bytes=1024000-"
+    assert left(tmp_path) == ["file.bin"]
+
+
 @pytest.mark.parametrize("then", ["no ranges", "changed"])
 def test_a_server_without_ranges_or_with_another_file_sends_it_from_the_beginning(tmp_path: Path, then: str) -> None:
     with serving(Site(CONTENT, "cut", then, "well")) as site:
@@ -114,6 +124,7 @@ def test_what_cannot_be_had_is_one_line(tmp_path: Path, manner: str, named: str)
     with serving(Site(CONTENT, manner)) as site, pytest.raises(InputError, match=named) as error:
         get(site, tmp_path)
     assert "\n" not in str(error.value)
+    assert not any(path.stat().st_size for path in tmp_path.iterdir() if manner not in ("short", "wrong part"))
     assert not (tmp_path / "file.bin").exists()
 
 
@@ -155,6 +166,10 @@ def test_a_page_in_place_of_an_archive_is_refused(tmp_path: Path) -> None:
     with serving(Site(CONTENT, "page")) as site:
         with pytest.raises(InputError, match=r"gives is no \.gz file .*an account"):
             get(site, tmp_path, "reviews.json.gz")
+        with pytest.raises(InputError, match=r"gives is no \.zip file"):
+            small_set(site, tmp_path / "set")
+        assert left(tmp_path) == ["set"]
+        assert left(tmp_path / "set") == []
         site.content, site.manners = gzip.compress(b"{}"), ["well"]
         assert gzip.decompress(get(site, tmp_path, "reviews.json.gz").read_bytes()) == b"{}"
 
@@ -281,3 +296,22 @@ def test_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=r"did you mean .*amazon2014-toys-and-games"):
         published("Toys")
     assert main(["fetch"]) == 2
+
+
+def test_what_was_fetched_is_converted_as_the_command_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The lock beside the files, and what an earlier, broken call left there, are no data."""
+    review = {"reviewerID": "A1", "asin": "B1", "overall": 5.0, "unixReviewTime": 1_400_000_000}
+    mirror, out = tmp_path / "mirror", tmp_path / "raw"
+    mirror.mkdir()
+    (mirror / "reviews_Beauty_5.json.gz").write_bytes(gzip.compress(json.dumps(review).encode()))
+    (mirror / "meta_Beauty.json.gz").write_bytes(gzip.compress(b"{'asin': 'B1', 'title': 'Soap'}"))
+    command = ["fetch", "amazon2014-beauty", "--accept-licence", "--from", str(mirror), "--out", str(out)]
+    assert main(command) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == f"next: `sidera convert amazon2014 {out} --out data/amazon2014-beauty`"
+    (out / "reviews_Beauty_5.json.gz.part").write_bytes(b"half")
+    (out / "reviews_Beauty_5.json.gz.part.json").write_text("{}")
+    typed = said.removeprefix("next: `sidera ").rstrip("`").split()
+    typed[typed.index("--out") + 1] = str(tmp_path / "beauty")
+    assert main([*typed, "--core", "0"]) == 0
+    assert capsys.readouterr().out.strip().endswith("1 events of 1 users on 1 items")

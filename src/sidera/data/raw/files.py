@@ -19,6 +19,7 @@ from typing import IO, cast
 
 from sidera.core import InputError
 
+NO_DATA = ("fetch.lock.json", "*.part", "*.part.json")  # what `sidera fetch` keeps beside the files
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, RuntimeError)
 
@@ -55,7 +56,8 @@ class RawFiles:
             if path.is_dir():
                 inner = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
                 for file in inner:
-                    self.files += _members(file)
+                    if not any(fnmatch.fnmatchcase(file.name, pattern) for pattern in NO_DATA):
+                        self.files += _members(file)
             elif path.is_file():
                 self.files += _members(path)
             else:

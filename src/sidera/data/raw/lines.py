@@ -17,7 +17,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,12 +27,15 @@ import pyarrow.csv as pa_csv
 from sidera.core import InputError
 from sidera.data.raw.files import RawFile
 
-MAX_LINE = 1 << 24  # bytes; the longest review is far below
+MAX_LINE = 1 << 22  # bytes; the longest lines of the published files are far below
+BLOCK = 1 << 22  # bytes of a delimited file read at a time
 MAX_LITERAL = 1 << 21  # characters of a Python-literal line
 MAX_DEPTH = 32
 EARLY = 10_000  # lines after which a file of another kind is given up
 
-_STRING = re.compile(r"[uUbB]?'(?:[^'\\]|\\.)*'|[uUbB]?\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+_ATOM = re.compile(  # a text or a number
+    r"""[uU]?'(?:[^'\\]|\\.)*'|[uU]?"(?:[^"\\]|\\.)*"|\d+(?:\.\d*)?(?:[eE][+-]?\d+)?""", re.DOTALL
+)
 _BARE = re.compile(r"[\s\w{}\[\](),:.+\-]*")
 _WORD = re.compile(r"[^\W\d]\w*")
 _BRACKET = re.compile(r"[\[\](){}]")
@@ -126,7 +129,7 @@ def parse_literal(text: str) -> Any:
     """The value of a Python literal (dict, list, text, number, None, True, False); ValueError for anything else."""
     if len(text) > MAX_LITERAL:
         raise ValueError(f"longer than {MAX_LITERAL:,} characters")
-    bare = _STRING.sub(" 0 ", text)
+    bare = _ATOM.sub(" 0 ", text)
     if not _BARE.fullmatch(bare) or not set(_WORD.findall(bare)) <= WORDS or _SIGNS.search(bare):
         raise ValueError("neither JSON nor a Python literal")
     depth = deepest = 0
@@ -142,50 +145,83 @@ def parse_literal(text: str) -> Any:
 
 
 def rows(
-    file: RawFile,
-    tally: Tally,
-    wanted: Sequence[str],
-    names: Sequence[str] | None = None,
-    delimiter: str = ",",
-    block_bytes: int = 1 << 22,
+    file: RawFile, tally: Tally, wanted: Sequence[str], names: Sequence[str] | None = None, delimiter: str = ","
 ) -> Iterator[tuple[int, dict[str, pa.StringArray]]]:
     """(line number of its first row, wanted column -> values as text) of each block of a delimited file without quotes.
 
     ``names``: of all columns where the file has no header. A wanted column that the header lacks is an InputError.
+    The blocks are cut here: pyarrow's own streaming reads ahead in a thread, which may outlive the Python stream.
     """
+    with file.open() as stream:
+        number = 1
+        if names is None:
+            header = decoded(stream.readline(MAX_LINE)).rstrip("\r\n")
+            names, number = [name.strip('"') for name in header.split(delimiter)], 2
+            missing = [name for name in wanted if name not in names]
+            if missing:
+                found = ", ".join(names[:12])[:200]
+                raise InputError(f"{file.label} has no column {missing[0]!r} (its first line: {found})")
+        for block in _blocks(stream, file.label):
+            data = block.removeprefix(b"\xef\xbb\xbf") if number == 1 else block
+            if data.strip():
+                yield number, _parse(data, file, tally, number, wanted, names, delimiter)
+            number += block.count(b"\n")
+    if not tally.read:
+        raise InputError(f"{file.label} is empty", allowed="at least one row")
+    tally.check()
 
+
+def _blocks(stream: IO[bytes], label: str) -> Iterator[bytes]:
+    """Some megabytes at a time, cut at the end of a line."""
+    rest = b""
+    while block := stream.read(BLOCK):
+        data = rest + block
+        cut = data.rfind(b"\n") + 1
+        rest = data[cut:]
+        if cut:
+            yield data[:cut]
+        elif len(rest) > MAX_LINE:
+            raise InputError(
+                f"{label} has a line longer than {MAX_LINE:,} bytes", fix="check that it is of this format"
+            )
+    if rest:
+        yield rest
+
+
+def _parse(
+    data: bytes,
+    file: RawFile,
+    tally: Tally,
+    first: int,
+    wanted: Sequence[str],
+    names: Sequence[str],
+    delimiter: str,
+) -> dict[str, pa.StringArray]:
     def invalid(row: pa_csv.InvalidRow) -> str:
         tally.read += 1
-        number = (row.number or 0) + first
-        tally.leave_out(number, f"{row.actual_columns} columns in place of {row.expected_columns}")
+        place = first - 1 + (row.number or 1)
+        tally.leave_out(place, f"{row.actual_columns} columns in place of {row.expected_columns}")
         return "skip"
 
-    first = 1 if names is not None else 2
-    with file.open() as stream:
-        try:
-            reader = pa_csv.open_csv(
-                pa.PythonFile(stream, mode="r"),
-                read_options=pa_csv.ReadOptions(column_names=names, block_size=block_bytes, use_threads=False),
-                parse_options=pa_csv.ParseOptions(
-                    delimiter=delimiter, quote_char=False, double_quote=False, invalid_row_handler=invalid
-                ),
-                convert_options=pa_csv.ConvertOptions(
-                    include_columns=list(wanted),
-                    column_types=dict.fromkeys(wanted, pa.string()),
-                    strings_can_be_null=False,
-                ),
-            )
-            number = first
-            for batch in reader:
-                tally.read += batch.num_rows
-                yield number, {name: batch.column(name) for name in wanted}
-                number += batch.num_rows
-        except (pa.ArrowException, KeyError, UnicodeDecodeError) as error:
-            reason = str(error).strip("'\"").splitlines()[0]
-            if "Empty" in reason:
-                raise InputError(f"{file.label} is empty", allowed="at least one row") from None
-            raise InputError(f"cannot read {file.label}: {reason}", fix="check that it is of this format") from None
-    tally.check()
+    parsing = pa_csv.ParseOptions(
+        delimiter=delimiter, quote_char=False, double_quote=False, invalid_row_handler=invalid
+    )
+    converting = pa_csv.ConvertOptions(
+        include_columns=list(wanted), column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False
+    )
+    reading = pa_csv.ReadOptions(column_names=names, use_threads=False, block_size=len(data) + 1)
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        data = decoded(data).encode()
+    try:
+        table = pa_csv.read_csv(pa.BufferReader(data), reading, parsing, converting).combine_chunks()
+    except pa.ArrowInvalid as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"cannot read {file.label}: {reason}", fix="check that it is of this format") from None
+    tally.read += table.num_rows
+    empty = pa.array([], type=pa.string())
+    return {name: table[name].chunk(0) if table[name].num_chunks else empty for name in wanted}
 
 
 def quoted_rows(file: RawFile, tally: Tally, wanted: Sequence[str]) -> Iterator[dict[str, str]]:

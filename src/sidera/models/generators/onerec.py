@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
-from sidera.config import check_value, later
+from sidera.config import check_counts, check_value, later
 from sidera.core import Batch, InputError, Lifelong
 from sidera.models.generators.request_generator import (
     RequestContext,
@@ -99,10 +99,8 @@ class OneRec(RequestGenerator):
         lifelong_chunk: int = later(250)  # events that enter their clusters together
 
         def __post_init__(self) -> None:
-            for name in ("max_history", "lifelong_layers", "encoder_layers", "decoder_layers"):
-                check_value("[model]", name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
-            for name in ("short_term", "positive_length", "num_lifelong_queries"):
-                check_value("[model]", name, getattr(self, name), getattr(self, name) >= 0, "a whole number >= 0")
+            check_counts("[model]", self, "max_history", "lifelong_layers", "encoder_layers", "decoder_layers")
+            check_counts("[model]", self, "short_term", "positive_length", "num_lifelong_queries", low=0)
             if self.lifelong == "representatives":
                 good, allowed = self.num_lifelong_queries >= 1, "1 or more with lifelong = 'representatives'"
                 check_value("[model]", "num_lifelong_queries", self.num_lifelong_queries, good, allowed)

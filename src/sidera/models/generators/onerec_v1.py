@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
-from sidera.config import check_value
+from sidera.config import check_counts
 from sidera.core import Batch, InputError, Loss, StepOutput
 from sidera.data.sessions import INTERACTIONS, SessionRules
 from sidera.models.generators.tiger import own_casts
@@ -84,8 +84,7 @@ class OneRecV1(nn.Module):
         combine: Literal["all", "any"] = "all"  # of these rules
 
         def __post_init__(self) -> None:
-            for name in ("max_history", "list_beam"):
-                check_value("[model]", name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
+            check_counts("[model]", self, "max_history", "list_beam")
             self.decoder_size()
             self.session_rules()
 

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
-from sidera.config import check_value
+from sidera.config import check_counts, check_value
 from sidera.core import Batch
 from sidera.models.generators.request_generator import (
     RequestContext,
@@ -94,8 +94,7 @@ class OneRecV2(RequestGenerator):
         code_std: float = 0.0  # of the codes' input vectors at the start; 0: width^-0.5, which what is read drowns
 
         def __post_init__(self) -> None:
-            for name in ("max_history", "short_term", "kv_sharing"):
-                check_value("[model]", name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
+            check_counts("[model]", self, "max_history", "short_term", "kv_sharing")
             fits = self.kv_sharing <= self.num_layers
             check_value("[model]", "kv_sharing", self.kv_sharing, fits, f"at most num_layers ({self.num_layers})")
             self.decoder_size()

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
-from sidera.config import check_value
+from sidera.config import check_counts, check_value
 from sidera.core import Batch, InputError, Loss, StepOutput
 from sidera.nn.counters import TRAINING, matmul_flops
 from sidera.nn.transformer import CausalEncoder
@@ -78,8 +78,7 @@ class SideraGenerator(nn.Module):
         label_smoothing: float = 0.0  # share of probability spread over the siblings
 
         def __post_init__(self) -> None:
-            for name in ("max_history", "width", "num_layers", "num_heads", "ff_multiple"):
-                check_value("[model]", name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
+            check_counts("[model]", self, "max_history", "width", "num_layers", "num_heads", "ff_multiple")
             for name in ("dropout", "label_smoothing"):
                 check_value("[model]", name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 <= x < 1")
             if self.width % self.num_heads:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
-from sidera.config import check_value
+from sidera.config import check_counts, check_value
 from sidera.core import Batch, InputError, Loss, StepOutput
 from sidera.models.generators import tiger_decode
 from sidera.models.generators.tiger_decode import BeamCache, FastWeights, TigerContext
@@ -59,11 +59,9 @@ class Tiger(nn.Module):
         num_user_tokens: int = 0  # tokens that user ids are hashed to (paper: 2000); 0: the model reads no user id
 
         def __post_init__(self) -> None:
-            for name in ("max_history", "width", "num_layers", "num_heads", "head_width", "ff_width"):
-                check_value("[model]", name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
+            check_counts("[model]", self, "max_history", "width", "num_layers", "num_heads", "head_width", "ff_width")
             check_value("[model]", "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= x < 1")
-            tokens = self.num_user_tokens
-            check_value("[model]", "num_user_tokens", tokens, tokens >= 0, "a whole number >= 0")
+            check_counts("[model]", self, "num_user_tokens", low=0)
 
     trains_on = "prefixes"
 

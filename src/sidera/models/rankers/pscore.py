@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
-from sidera.config import check_value
+from sidera.config import check_counts, check_value
 from sidera.core import Batch, InputError, Loss
 from sidera.data.features import MAX_DURATION_LOG2, duration_buckets
 from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
@@ -96,8 +96,7 @@ class PScore(nn.Module):
         weights: dict[str, float] = field(default_factory=dict)  # of objectives in p; others as WEIGHTS says, else 1
 
         def __post_init__(self) -> None:
-            for name in ("max_history", "width", "num_kernels", "num_heads", "hidden", "tower_width"):
-                check_value("[model]", name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
+            check_counts("[model]", self, "max_history", "width", "num_kernels", "num_heads", "hidden", "tower_width")
             check_value("[model]", "num_heads", self.num_heads, self.width % self.num_heads == 0, "a divisor of width")
             for name, weight in self.weights.items():
                 check_value("[model] weights", name, weight, weight >= 0, "0 or more")

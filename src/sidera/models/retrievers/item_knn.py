@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
-from sidera.config import check_value
+from sidera.config import check_counts, check_value
 from sidera.core import Batch, Loss
 
 
@@ -31,14 +31,14 @@ class ItemKNN(nn.Module):
         shrink: float = 1.0  # added to the counts in the cosine's denominator
 
         def __post_init__(self) -> None:
-            for name in ("max_history", "window", "neighbours"):
-                check_value("[model]", name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
+            check_counts("[model]", self, "max_history", "window", "neighbours")
             check_value("[model]", "half_life", self.half_life, 0 < self.half_life < float("inf"), "events > 0")
             for name in ("backward", "shrink"):
                 value = getattr(self, name)
                 check_value("[model]", name, value, 0 <= value < float("inf"), "a finite number >= 0")
 
     trains_on = "counts"
+    reads_codes = False
     neighbour_ids: Tensor  # (N, neighbours)
     similarity: Tensor  # (N, neighbours), 0 where there are fewer
 

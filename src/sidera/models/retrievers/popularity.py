@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
-from sidera.config import check_value
+from sidera.config import check_counts
 from sidera.core import Batch, Loss
 
 
@@ -20,9 +20,10 @@ class Popularity(nn.Module):
         max_history: int = 1  # events read of a history (none matters here)
 
         def __post_init__(self) -> None:
-            check_value("[model]", "max_history", self.max_history, self.max_history >= 1, "a whole number >= 1")
+            check_counts("[model]", self, "max_history")
 
     trains_on = "nothing"
+    reads_codes = False
     counts: Tensor  # (N,)
 
     def __init__(self, config: Config, catalog: Catalog) -> None:

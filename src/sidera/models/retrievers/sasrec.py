@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
-from sidera.config import check_value
+from sidera.config import check_counts, check_value
 from sidera.core import Batch, InputError, Loss
 from sidera.nn.counters import TRAINING
 from sidera.nn.transformer import CausalEncoder
@@ -43,14 +43,16 @@ class SASRec(nn.Module):
         label_smoothing: float = 0.0  # share of probability spread over the other candidates
 
         def __post_init__(self) -> None:
-            for name in ("max_history", "width", "num_layers", "num_heads", "ff_multiple", "num_negatives"):
-                check_value("[model]", name, getattr(self, name), getattr(self, name) >= 1, "a whole number >= 1")
+            check_counts(
+                "[model]", self, "max_history", "width", "num_layers", "num_heads", "ff_multiple", "num_negatives",
+            )  # fmt: skip
             for name in ("dropout", "label_smoothing"):
                 check_value("[model]", name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 <= x < 1")
             if self.width % self.num_heads:
                 raise InputError(f"[model] width = {self.width} is not a multiple of num_heads = {self.num_heads}")
 
     trains_on = "positions"
+    reads_codes = False
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()

@@ -48,6 +48,9 @@ class Handler(BaseHTTPRequestHandler):
         asked = self.headers.get("Range", "")
         if asked and self.headers.get("If-Range") == site.tag and manner != "no ranges":
             begin = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if begin == len(site.content) and manner == "well":
+            self._head(416, 0, Content_Range=f"bytes */{begin}")
+            return
         if manner == "wrong part":
             begin = 1
         body = site.content[begin:]

@@ -1,0 +1,190 @@
+"""Reading artifacts: only the files that the manifest lists, each checked before anything is made of it.
+
+    opened = open_artifact("runs/x/model", "model")
+    section = opened.recipe("model", dict)
+    tensors = opened.tensors("weights")
+
+A file that the manifest does not list is never opened, so one laid beside the others changes no answer. It is not
+refused either: pictures beside a data set and a note beside a model do no harm, and writing over such a folder is
+refused already. What is parsed are the very bytes whose digest was compared; a file that is replaced in between is
+noticed or not seen at all.
+
+A digest shows damage, not intent: whoever rewrites a file can rewrite the manifest. So fields have types and ranges,
+tables their number of rows and kinds of columns, and everything that is wrong is one :class:`ArtifactError` that names
+the artifact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from sidera.artifacts import Manifest, file_of, read_manifest
+from sidera.bounds import MAX_JSON_BYTES, gib, parse_json, read_regular, shown, total_memory
+from sidera.core import ArtifactError, InputError
+
+Kind = TypeVar("Kind")
+LARGEST = 2**63 - 1
+CELL_BYTES = 8  # of one value of a column, at least, once it is in memory
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An artifact whose manifest was read and found good."""
+
+    path: Path
+    manifest: Manifest
+
+    def damaged(self, problem: str) -> ArtifactError:
+        return ArtifactError(f"{self.manifest.kind} {self.path} is damaged: {problem}",
+                             fix=f"make the {self.manifest.kind} again")  # fmt: skip
+
+    @contextlib.contextmanager
+    def believed(self) -> Iterator[None]:
+        """What is made of the artifact's content inside is damaged content where it fails: one ArtifactError."""
+        try:
+            yield
+        except ArtifactError:
+            raise
+        except InputError as error:
+            allowed = f", allowed: {error.allowed}" if error.allowed else ""
+            raise self.damaged(error.problem + allowed) from error  # its fix is for who wrote a recipe
+        except (
+            ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, SafetensorError,
+            TypeError, ValueError, pa.ArrowException, struct.error,
+        ) as error:  # fmt: skip
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise self.damaged(f"{type(error).__name__}: {said}") from error
+
+    # -- the manifest ---------------------------------------------------------------------------------------------
+
+    def info(self, name: str, kind: type[Kind], low: int = 0, high: int = LARGEST) -> Kind:
+        """A field of the manifest's ``info`` of this type; whole numbers from ``low`` to ``high``."""
+        return self.typed(self.manifest.info, name, kind, low, high)
+
+    def recipe(self, name: str, kind: type[Kind], low: int = 0, high: int = LARGEST) -> Kind:
+        """Likewise of the manifest's ``recipe``."""
+        return self.typed(self.manifest.recipe, name, kind, low, high)
+
+    def typed(self, record: Any, name: str, kind: type[Kind], low: int = 0, high: int = LARGEST) -> Kind:
+        """``record[name]``; ArtifactError unless it is there, of this type, and in the range where it is a number."""
+        if not isinstance(record, Mapping) or name not in record:
+            raise self.damaged(f"it lacks {name}")
+        value = record[name]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise self.damaged(f"{name} = {shown(value)} is no {kind.__name__}")
+        if isinstance(value, int) and kind is int and not low <= value <= high:
+            raise self.damaged(f"{name} = {shown(value)}, allowed: {low:,} to {high:,}")
+        return value
+
+    # -- files ----------------------------------------------------------------------------------------------------
+
+    def content(self, name: str, most: int | None = None) -> bytes:
+        """The bytes of a listed file, of which the digest was compared. ``most``: bytes, default: this machine's
+        memory."""
+        file = file_of(self.path, self.manifest, name)
+        try:
+            found = read_regular(file, total_memory() or LARGEST if most is None else most)
+        except ValueError as error:
+            raise self.damaged(f"{name}: {error}") from None
+        except OSError as error:
+            raise ArtifactError(f"{file} cannot be read: {error.strerror}", fix="check the permissions") from None
+        self._compare(name, found)
+        return found
+
+    def json(self, name: str, kind: type[Kind]) -> Kind:
+        """A JSON file that holds a ``dict`` or a ``list``."""
+        with self.believed():
+            value = parse_json(self.content(name, MAX_JSON_BYTES))
+        if not isinstance(value, kind):
+            raise self.damaged(f"{name} holds no {kind.__name__}")
+        return value
+
+    def tensor_file(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one safetensors file. The library checks names, kinds, shapes and places in its header against
+        the file's length before it makes any."""
+        with self.believed():
+            return load(self.content(name))
+
+    def tensors(self, prefix: str = "weights") -> dict[str, Tensor]:
+        """What :func:`sidera.artifacts.save_tensors` wrote."""
+        shard = re.compile(re.escape(prefix) + r"-\d{5,}\.safetensors")
+        parts: dict[str, dict[int, Tensor]] = {}
+        for name in sorted(name for name in self.manifest.files if shard.fullmatch(name)):
+            for part_name, part in self.tensor_file(name).items():
+                tensor_name, _, index = part_name.partition("#")
+                known = parts.setdefault(tensor_name, {})
+                if not (index or "0").isdecimal() or int(index or 0) in known:
+                    raise self.damaged(f"{name} holds {shown(part_name)} once more")
+                known[int(index or 0)] = part
+        if not parts:
+            raise self.damaged(f"it lists no {prefix} files")
+        joined = {}
+        with self.believed():
+            for tensor_name, found in parts.items():
+                if sorted(found) != list(range(len(found))):
+                    raise self.damaged(f"a part of {shown(tensor_name)} is missing")
+                joined[tensor_name] = found[0] if len(found) == 1 else torch.cat([found[i] for i in sorted(found)])
+        return joined
+
+    def table(self, name: str, rows: int | None = None, kinds: Mapping[str, pa.DataType] | None = None) -> pa.Table:
+        """A Parquet file of ``rows`` rows; ArtifactError, before a row is read, when it has another number, more than
+        this machine can hold, or no column of a name in ``kinds`` (of that type, or a dictionary of it)."""
+        file = file_of(self.path, self.manifest, name)
+        with self.believed(), self._mapped(file) as mapped:
+            self._compare(name, mapped)
+            with pq.ParquetFile(pa.BufferReader(pa.py_buffer(mapped))) as parquet:
+                self._check_table(name, parquet, rows, kinds or {})
+                return parquet.read()
+
+    def _check_table(
+        self, name: str, parquet: pq.ParquetFile, rows: int | None, kinds: Mapping[str, pa.DataType]
+    ) -> None:
+        found = parquet.metadata.num_rows
+        if rows is not None and found != rows:
+            raise self.damaged(f"{name} has {found:,} rows, the manifest says {rows:,}")
+        needed, most = CELL_BYTES * max(0, found) * len(parquet.schema_arrow), total_memory()
+        if found < 0 or (most is not None and needed > most):
+            raise self.damaged(f"{name} has {found:,} rows: {gib(needed)} or more, this machine has {gib(most or 0)}")
+        for column, kind in kinds.items():
+            places = parquet.schema_arrow.get_all_field_indices(column)
+            if len(places) != 1:
+                raise self.damaged(f"{name} has {len(places)} columns {column!r}")
+            there = parquet.schema_arrow.field(places[0]).type
+            there = there.value_type if pa.types.is_dictionary(there) else there
+            if there != kind and not (pa.types.is_large_string(there) and pa.types.is_string(kind)):
+                raise self.damaged(f"{name} column {column!r} holds {there}, allowed: {kind}")
+
+    @contextlib.contextmanager
+    def _mapped(self, file: Path) -> Iterator[bytes | mmap.mmap]:
+        """The file as it is now, unread: a large one is not held twice. It stays the same if another takes its name."""
+        with file.open("rb") as handle:
+            if not file.stat().st_size:
+                yield b""
+                return
+            yield mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)  # closed when the last buffer of it is gone
+
+    def _compare(self, name: str, content: bytes | mmap.mmap) -> None:
+        if hashlib.sha256(content).hexdigest() != self.manifest.files[name]:
+            raise ArtifactError(f"{self.path / name} is truncated or was edited (digest differs)",
+                                fix=f"make the {self.manifest.kind} again")  # fmt: skip
+
+
+def open_artifact(path: str | Path, kind: str) -> Opened:
+    """ArtifactError when there is none of that kind at ``path``, or its manifest is not what one must be."""
+    path = Path(path)
+    return Opened(path, read_manifest(path, kind))

@@ -1,0 +1,160 @@
+"""One writer a run folder: a second process that would write into it is refused while the first is at work.
+
+    with run_lock("runs/mine"):
+        ...
+
+    @one_writer  # the same, around a function that writes into its argument ``out``
+    def run(recipe, data, out): ...
+
+The lock is the operating system's (``flock``, on Windows ``msvcrt.locking``) on the file ``.lock`` in the folder, so
+that it ends with its process however that ends. Where a file system has no such locks, the file holds the number of the
+process that made it, and one whose process is gone is taken over. A thread may take its own lock again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import inspect
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, ParamSpec, TypeVar
+
+from sidera.core import InputError
+from sidera.fit import distributed
+
+NAME = ".lock"
+BUSY = {errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_held: dict[str, int] = {}  # real path of a folder that this process has locked -> the thread that did
+
+
+def one_writer(function: Callable[P, R]) -> Callable[P, R]:
+    """Hold the folder ``out`` while the function runs; of a ``torchrun`` the first process does it for all."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def locked(*args: P.args, **kwargs: P.kwargs) -> R:
+        if distributed.rank() > 0:
+            return function(*args, **kwargs)
+        with run_lock(signature.bind(*args, **kwargs).arguments["out"]):
+            return function(*args, **kwargs)
+
+    return locked
+
+
+@contextlib.contextmanager
+def run_lock(folder: str | Path) -> Iterator[None]:
+    """Hold the folder, which is made where it is missing; InputError when another process holds it."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}", fix="choose another one") from error
+    key, me = os.path.realpath(folder), threading.get_ident()
+    if _held.get(key) == me:
+        yield
+        return
+    if key in _held:
+        raise _refusal(folder, os.getpid())
+    with _locked(folder / NAME, folder):
+        _held[key] = me
+        try:
+            yield
+        finally:
+            del _held[key]
+
+
+@contextlib.contextmanager
+def _locked(path: Path, folder: Path) -> Iterator[None]:
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error.strerror}", fix="choose another folder") from error
+    with file:
+        if _take(file):
+            _sign(file)
+            try:
+                yield
+            finally:
+                _sign(file, "")
+                _release(file)
+            return
+        holder = _read(path)
+        if holder is not None and holder != os.getpid() and _is_alive(holder):
+            raise _refusal(folder, holder)
+        _sign(file)
+        try:
+            yield
+        finally:
+            _sign(file, "")
+
+
+def _take(file: IO[str]) -> bool:
+    """True: this process has the lock. False: there are no locks here. InputError: another process has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(0x7FFFFFF0)  # a byte that nobody reads: Windows locks what it locks against reading too
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        return False
+    except OSError as error:
+        if error.errno in BUSY:
+            raise _refusal(Path(file.name).parent, _read(Path(file.name))) from None
+        return False  # ENOLCK, EOPNOTSUPP: some network file systems
+    return True
+
+
+def _release(file: IO[str]) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(0x7FFFFFF0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+    # elsewhere closing the file is enough
+
+
+def _sign(file: IO[str], text: str | None = None) -> None:
+    """Write this process's number, for the message and for file systems without locks."""
+    file.seek(0)
+    file.truncate()
+    file.write(f"{os.getpid()}\n" if text is None else text)
+    file.flush()
+
+
+def _read(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="utf-8").strip())
+    except (OSError, ValueError):
+        return None
+
+
+def _is_alive(process: int) -> bool:
+    if sys.platform == "win32":  # there os.kill ends what it asks after
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _refusal(folder: Path, holder: int | None) -> InputError:
+    who = f"process {holder}" if holder else "another process"
+    return InputError(
+        f"{str(folder)!r} is being written by {who}", fix="wait until it is done, or give another folder with --out"
+    )
