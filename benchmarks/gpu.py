@@ -147,8 +147,8 @@ def one_recipe(run: Run, name: str, precision: str) -> dict[str, Any]:
         result = None
         for piece in (0.0005, None):
             sections["fit"]["piece_minutes"] = piece
-            recipe = Recipe.parse(sections)
-            result = run_recipe(recipe, Path(folder) / "data", Path(folder) / "run", device=run.device, say=str)
+            paths = (Path(folder) / "data", Path(folder) / "run")
+            result = run_recipe(Recipe.parse(sections), *paths, device=run.device, say=lambda _: None)
             calls += 1
         rows = leave_one_out(world).test
         histories = [world.item_ids[end - 4 : end] for end in rows.ends[:60]]

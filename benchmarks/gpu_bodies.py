@@ -54,8 +54,8 @@ def attention_of_histories(device: str, dtype: torch.dtype) -> float:
     layout = jagged_layout(offsets.to(device))
     return max(
         error(
-            lambda q, k, v, c=causal: jagged_attention(q, k, v, layout, causal=c),  # type: ignore[misc]
-            lambda q, k, v, c=causal: looped_attention(q, k, v, offsets, causal=c),  # type: ignore[misc]
+            lambda q, k, v, c=causal: jagged_attention(q, k, v, layout, causal=c),
+            lambda q, k, v, c=causal: looped_attention(q, k, v, offsets, causal=c),
             inputs,
             device,
             dtype,
@@ -98,7 +98,8 @@ def code_decoder(device: str, dtype: torch.dtype) -> float:
             out = decoder.log_probs(sids.to(where), [(keys, values)] * 2, mask.to(where), streams)
         out.float().sum().backward()
         outs.append(out)
-        grads.append([keys.grad, values.grad, *(one.grad for one in decoder.parameters() if one.grad is not None)])
+        with_gradient = (keys, values, *decoder.parameters())
+        grads.append([one.grad for one in with_gradient if one.grad is not None])
     scale = max(float(one.abs().max()) for one in grads[0])
     off = max(float((a.cpu() - b.cpu()).abs().max()) / scale for a, b in zip(grads[1], grads[0], strict=True))
     return max(distance(outs[1], outs[0]), off)
@@ -207,7 +208,7 @@ def experts(device: str, dtype: torch.dtype) -> float:
     worst = 0.0
     for gate in ("sigmoid", "softmax"):
         torch.manual_seed(0)
-        moe = MoE(12, 8, 6, 2, 1, gate)  # type: ignore[arg-type]
+        moe = MoE(12, 8, 6, 2, 1, gate)
         moe.bias.copy_(torch.linspace(-0.2, 0.2, 6))
         x = random(40, 12)
         wanted = _looped_experts(moe.double(), x.double())

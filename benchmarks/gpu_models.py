@@ -90,7 +90,7 @@ class World:
             asked = {"target_ids": np.array([row[0] for row in after])}
         else:
             asked = {"target_ids": np.concatenate(after), "target_offsets": np.arange(num_histories + 1) * targets}
-        tensors: dict[str, Tensor] = {name: torch.from_numpy(values) for name, values in asked.items()}
+        tensors: dict[str, Any] = {name: torch.from_numpy(values) for name, values in asked.items()}
         watched = torch.from_numpy(rng.random(len(items))).float()
         ages = np.concatenate([np.arange(length, 0, -1) for length in lengths]) * 60
         return Batch(

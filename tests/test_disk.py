@@ -125,12 +125,12 @@ def test_the_search_for_encodings_finds_them(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("folder", ["src/sidera"])
-def test_nothing_but_disk_asks_for_one_system_only(folder: str) -> None:
-    """Modules that Windows has not are imported in one place; no process is forked."""
+def test_no_module_needs_what_only_one_system_has(folder: str) -> None:
+    """Nothing that Windows lacks is imported when a module is loaded; no process is forked."""
     lacking = {"fcntl", "resource", "pwd", "grp", "termios", "multiprocessing"}
     found = []
     for file in (ROOT / folder).rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             found += [f"{file.name}: {name}" for name in names if name.partition(".")[0] in lacking]

@@ -80,7 +80,7 @@ def total_memory() -> int | None:
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
-            limit = int((CGROUP / name).read_text())
+            limit = int((CGROUP / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # no control group, or "max"
             continue
         if limit > 0:

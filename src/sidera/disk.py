@@ -22,6 +22,7 @@ def _module(name: str) -> Any:
 
 fcntl, msvcrt = _module("fcntl"), _module("msvcrt")  # each system has one of them
 WINDOWS = os.name == "nt"
+LOCKED_BYTE = 2**30
 
 
 def sync(place: Path) -> None:
@@ -49,8 +50,12 @@ def try_lock(file: IO[Any]) -> bool:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            place = file.tell()
+            file.seek(LOCKED_BYTE)  # Windows lets nobody else read what is locked: a byte far behind the text
+            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            finally:
+                file.seek(place)
     except OSError:
         return False
     return True

@@ -120,7 +120,7 @@ class Broken:
     ("how", "text"),
     [
         ("raises", "the reward raised ZeroDivisionError: no users"),
-        ("shape", r"the reward has shape \(8, 1\)"),
+        ("shape", r"the reward has shape \(\d+, 1\)"),
         ("nan", "the reward of request 2, member 1 is nan"),
     ],
 )
@@ -285,7 +285,7 @@ def test_models_that_read_items_alone_are_aligned_too(name: str) -> None:
     policy = build_model(*parse_model(section), world.catalog, 0)
     engine = engine_for(policy, Recommender(policy, world.catalog, model_section=section))
     source = next_tokens(policy, world.view, 32)
-    config = AlignConfig(steps=30, group=8, check_every=10, lr=5e-3)
+    config = AlignConfig(steps=60, group=8, check_every=10, lr=5e-3)
     result = align(
         policy, engine, config, ntp=source, requests=source, reward=TableReward.of(world.view, FUSED),
         gates=Gates.open(),

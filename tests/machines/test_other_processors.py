@@ -75,8 +75,8 @@ def test_on_an_emulated_haswell(trained_run: Path, here: dict[str, Any]) -> None
 def test_the_test_that_failed_on_avx2_passes_on_an_emulated_haswell() -> None:
     name = TESTS / "models" / "test_tiger.py"
     command = [*EMULATED, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += [f"{name}::test_bfloat16_answers_are_close", f"{name}::test_bfloat16_training_follows_float32"]
+    command += [f"{name}::test_bfloat16_answers_are_close"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     found = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, env=environment, check=False)
     assert found.returncode == 0, found.stdout[-3000:]
-    assert "2 passed" in found.stdout
+    assert "1 passed" in found.stdout

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sidera.core import InputError
+from sidera.disk import try_lock
 
 BLOCK = 1 << 18  # bytes read at a time
 SPARE = 1 << 24  # bytes of the disk left free
@@ -258,13 +259,13 @@ def _remember(part: Path, url: str, headers: Any) -> None:
     version = headers.get("ETag") or ""
     if not version or version.startswith("W/"):  # a weak tag is not allowed in If-Range
         version = headers.get("Last-Modified") or ""
-    _memo(part).write_text(json.dumps({"url": url, "version": version}))
+    _memo(part).write_text(json.dumps({"url": url, "version": version}), encoding="utf-8")
 
 
 def _version_of(part: Path, url: str) -> str:
     """The version that the bytes at hand are of; "" when it is not known."""
     try:
-        memo = json.loads(_memo(part).read_text())
+        memo = json.loads(_memo(part).read_text(encoding="utf-8"))
         return str(memo["version"]) if memo["url"] == url else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""
@@ -276,14 +277,8 @@ def _alone(part: Path) -> Iterator[IO[bytes]]:
     with part.open("a+b") as made:
         made.flush()
     with part.open("r+b") as stream:
-        try:
-            import fcntl
-
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows: two at once are not kept apart there
-            pass
-        except OSError:
-            raise InputError(f"{part} is being fetched by another process", fix="wait for it") from None
+        if not try_lock(stream):
+            raise InputError(f"{part} is being fetched by another process", fix="wait for it")
         yield stream
 
 

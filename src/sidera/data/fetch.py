@@ -97,7 +97,7 @@ def convert_command(found: Published, out: str | Path) -> str:
 def read_lock(path: Path) -> dict[str, Pin]:
     """Pins by file name; none where there is no lock yet."""
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         return {str(name): Pin(**entry) for name, entry in record["files"].items()}
     except FileNotFoundError:
         return {}

@@ -84,7 +84,7 @@ class Validation:
     def _kept(self) -> int | None:
         """What an earlier piece of this training chose."""
         try:
-            record = json.loads(self.path.read_text())
+            record = json.loads(self.path.read_text(encoding="utf-8"))
             number = int(record["rows"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
