@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 KIND = "catalog"
 CATEGORY = "category:"  # columns of items.parquet
 COLUMNS = {"key": pa.string(), "title": pa.string(), "popularity": pa.int64(), "removed": pa.bool_()}
-COLLISIONS = ("extra_digit", "greedy", "share")
+COLLISIONS = ("extra_digit", "greedy", "share", "none")  # "none": a catalogue without codes, for scorers
 MAX_LEVELS = 64
 MAX_CODES = 2**24  # of a level
 
@@ -61,14 +61,14 @@ def load(path: str | Path, kind: type[Catalog]) -> Catalog:
     """What :func:`save` wrote; ArtifactError unless codes, codebooks, items and manifest fit one another."""
     opened = open_artifact(path, KIND)
     number = opened.info("num_items", int)
-    level_sizes = tuple(opened.info("level_sizes", list))
-    if not 1 <= len(level_sizes) <= MAX_LEVELS or not all(
+    level_sizes, collision = tuple(opened.info("level_sizes", list)), opened.info("collision", str)
+    fewest = 0 if collision == "none" else 1
+    if not fewest <= len(level_sizes) <= MAX_LEVELS * fewest or not all(
         isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= MAX_CODES for size in level_sizes
     ):
-        raise opened.damaged(f"level_sizes are not 1 to {MAX_LEVELS} numbers from 1 to {MAX_CODES:,}")
+        raise opened.damaged(f"level_sizes are not {fewest} to {MAX_LEVELS * fewest} numbers from 1 to {MAX_CODES:,}")
     items = opened.table("items.parquet", number, COLUMNS)
     tensors = opened.tensor_file("codes.safetensors")
-    collision = opened.info("collision", str)
     if collision not in COLLISIONS:
         raise opened.damaged(f"collision = {collision!r}, allowed: {', '.join(COLLISIONS)}")
     with opened.believed():
@@ -105,7 +105,7 @@ def _codebooks(opened: Opened, tensors: dict[str, torch.Tensor], level_sizes: tu
     """The vectors of the first levels: a last digit that only tells items apart has none."""
     codebooks = RQCodebooks.from_state(tensors)
     shapes = [tuple(level.shape) for level in codebooks.levels]
-    if set(tensors) != set(codebooks.state()) or not 1 <= len(shapes) <= len(level_sizes):
+    if set(tensors) != set(codebooks.state()) or not min(1, len(level_sizes)) <= len(shapes) <= len(level_sizes):
         raise opened.damaged(f"it has {len(shapes)} codebooks for {len(level_sizes)} levels")
     for place, level in enumerate(codebooks.levels):
         if level.dtype != torch.float32 or shapes[place] != (level_sizes[place], *shapes[0][1:]) or level.ndim != 2:
