@@ -30,8 +30,7 @@ from sidera.models import MODELS
 from sidera.store.exposures import ExposureLog
 from sidera.train.stages import rows_bar
 
-VERBS = ("import", "run", "catalog", "train", "evaluate", "compare", "scale", "recommend", "serve", "simulate", "ab",
-         "demo", "recipes", "keys", "completion")  # fmt: skip
+VERBS = tuple(build_parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr,arg-type]
 RECIPE = """
 [catalog]
 vectors = ["behaviour"]

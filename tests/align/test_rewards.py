@@ -6,7 +6,7 @@ import pytest
 import torch
 from reward_world import Numbers, asked
 
-from sidera.align.rewards import FormatReward, NetworkReward, RewardBatch, Rewards, Together
+from sidera.align.rewards import NetworkReward, RewardBatch, Rewards, Together
 from sidera.core import InputError
 
 GROUP = [[0, 1, 2, -1], [3, 4, 5, 5]]
@@ -20,13 +20,21 @@ class Constant:
         return Rewards(torch.full(question.item_ids.shape, self.value))
 
 
+class Legal:
+    """1 for codes that name an item."""
+
+    def __call__(self, question: RewardBatch) -> Rewards:
+        legal = (question.item_ids >= 0).float()
+        return Rewards(legal, {"legal": legal})
+
+
 class Raises:
     def __call__(self, question: RewardBatch) -> Rewards:
         raise KeyError("no such table")
 
 
 def test_a_sum_reports_what_it_is_made_of() -> None:
-    reward = Together({"number": (2.0, Numbers()), "format": (0.5, FormatReward())})
+    reward = Together({"number": (2.0, Numbers()), "format": (0.5, Legal())})
     found = reward(asked(GROUP))
     expected = 2 * torch.tensor([[1, 2, 3, 0], [4, 5, 6, 6.0]]) + 0.5 * torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1.0]])
     torch.testing.assert_close(found.total, expected)
@@ -69,10 +77,6 @@ def test_a_reward_that_differs_once_starts_anew() -> None:
     with pytest.raises(InputError, match="the same number for 3 steps"):
         together(asked(GROUP))
     assert reward.calls == 6  # three steps after the one that differed
-
-
-def test_format_tells_what_is_an_item() -> None:
-    assert FormatReward()(asked(GROUP)).total.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
 
 
 def test_no_reward_at_all() -> None:

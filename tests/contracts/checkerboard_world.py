@@ -1,14 +1,14 @@
 """Every model of MODELS, trained for seconds on the checkerboard, where the right answer is known.
 
-A model that joins MODELS needs no line here unless its default configuration is too large for a test: then its small
-one stands in SMALL.
+A model that joins MODELS needs no line here: its batches are those that `sidera run` would make for it. Where its
+default configuration is too large for a test, a small one stands in SMALL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,13 @@ from sidera.data.batches import PackedSequences, PrefixRows, RequestRows
 from sidera.data.config import View
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
-from sidera.data.sessions import SessionRows
 from sidera.data.split import Split, leave_one_out, train_sequences
 from sidera.data.tiny import checkerboard, checkerboard_next
 from sidera.engine.recommender import Recommender
+from sidera.fit.config import FitConfig
 from sidera.models import MODELS, build_model, parse_model
 from sidera.train.recipe import Recipe
-from sidera.train.stages import Prepared
+from sidera.train.stages import Prepared, batch_source
 
 SMALL: dict[str, dict[str, Any]] = {
     "popularity": {},
@@ -167,19 +167,10 @@ def take_steps(model: torch.nn.Module, source: Any, num_steps: int) -> list[floa
 def batches(
     name: str, model: torch.nn.Module, batch_size: int = 64
 ) -> PackedSequences | PrefixRows | RequestRows | None:
-    """What the model trains on; None where it takes no steps."""
-    if model.trains_on == "requests":
-        history = model.config.max_history  # type: ignore[union-attr]
-        return RequestRows(world().dataset, world().split, FeatureSchema(), history, batch_size)
-    if model.trains_on == "sessions":
-        rows = (world().dataset, world().split, FeatureSchema(), model.config.max_history, batch_size)
-        return SessionRows(*rows, rules=model.config.session_rules())
-    kinds: Mapping[str, Any] = {"positions": PackedSequences, "prefixes": PrefixRows}
-    kind = kinds.get(str(model.trains_on))
-    if kind is None:
-        return None
-    config: Any = model.config
-    return kind(world().dataset, world().split, config.max_history, batch_size)
+    """What the model trains on, as the training stage makes it; None where it takes no steps."""
+    recipe: Any = SimpleNamespace(model_config=model.config, fit=FitConfig(batch_size=batch_size))
+    view = View(world().dataset, world().split, FeatureSchema())
+    return batch_source(recipe, Prepared(view.dataset, view.split, view.schema, view), model)
 
 
 def recommender(name: str, model: torch.nn.Module, catalog: Catalog | None = None) -> Recommender:

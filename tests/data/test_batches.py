@@ -10,12 +10,11 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidera.core import Batch, InputError
-from sidera.data.batches import PackedSequences, PrefixRows, eval_batches, histories_batch
+from sidera.data.batches import PackedSequences, PrefixRows, eval_batches
 from sidera.data.dataset import Dataset
 from sidera.data.schema import build_dataset
 from sidera.data.split import EvalRows, Split, leave_one_out
@@ -219,14 +218,6 @@ def test_a_history_of_a_million_events_costs_its_newest_ones() -> None:
     # in training the same user is cut into windows, none of its targets lost
     source = PackedSequences(dataset, leave_one_out(dataset), 50, 1024)
     assert sum(batch.item_ids.numel() for batch in source.batches(0)) == num - 2
-
-
-def test_histories_batch_keeps_the_newest() -> None:
-    batch = histories_batch([[1, 2, 3], [], np.array([7])], max_history=2)
-    assert batch.item_ids.tolist() == [2, 3, 7]
-    assert batch.offsets.tolist() == [0, 2, 2, 3]
-    assert batch.item_ids.dtype == batch.offsets.dtype == torch.int64
-    assert histories_batch([], 5).num_histories == 0
 
 
 @pytest.mark.parametrize("source_class", SOURCES)

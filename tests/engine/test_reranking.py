@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from align.tiny_world import tiny
 from sidera import artifacts
@@ -97,6 +99,23 @@ def test_a_saved_ranker_answers_alike_and_is_bound_to_its_catalogue(tmp_path: Pa
         load_ranker(tmp_path / "reward", replace(catalog, codebook_id="another"))
     with pytest.raises(ArtifactError, match="no ranker at"):
         load_ranker(tmp_path / "none", catalog)
+
+
+def test_a_ranker_is_read_as_its_manifest_lists_and_its_weights_imply(tmp_path: Path) -> None:
+    ranker, batch, catalog, path = network(), questions(), tiny().catalog, tmp_path / "reward"
+    save_ranker(ranker, path, catalog, digest="d1", parents={}, info={})
+    others = {name: tensor + 1 for name, tensor in ranker.state_dict().items() if tensor.is_floating_point()}
+    save_file(others, path / "weights-99999.safetensors")
+    assert torch.equal(load_ranker(path, catalog)[0].item_scores(batch), ranker.item_scores(batch))
+    written = json.loads((path / "manifest.json").read_text())
+    for key, value in (("width", 10**7), ("hidden", 2**16), ("item_numbers", 3), ("name", "sasrec")):
+        record = json.loads(json.dumps(written))
+        record["recipe"]["model"][key] = value
+        del record["seal"]
+        (path / "manifest.json").write_text(json.dumps({**record, "seal": artifacts._seal(record)}))
+        with pytest.raises(ArtifactError, match=r"ranker .* is damaged: ") as caught:
+            load_ranker(path, catalog)
+        assert "\n" not in str(caught.value)
 
 
 def cold_quota(share: float) -> Quota:

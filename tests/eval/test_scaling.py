@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sidera.core import ArtifactError, InputError
-from sidera.eval.scaling import PowerLaw, SizeRun, compute_frontier, fit_log_line, fit_power_law, fit_scaling
+from sidera.eval.scaling import PowerLaw, SizeRun, compute_frontier, fit_power_law, fit_scaling
 from sidera.eval.scaling_record import read_runs, save_record, scaling_record
 
 SIZES = np.array([20_000, 40_000, 80_000, 160_000, 320_000, 640_000, 1_300_000])
@@ -59,11 +59,6 @@ def test_one_bad_run_does_not_bend_the_curve() -> None:
 def test_losses_that_do_not_fall_give_a_flat_law() -> None:
     found = fit_power_law(SIZES, 2.0 + 0.01 * np.arange(7))
     assert found(1e4) == pytest.approx(found(1e7), rel=1e-6)
-
-
-def test_log_line() -> None:
-    intercept, slope = fit_log_line(SIZES, 5 - 0.1 * np.log(SIZES))
-    assert (intercept, slope) == (pytest.approx(5), pytest.approx(-0.1))
 
 
 def test_largest_run_is_foretold_and_its_loss_not_looked_at() -> None:

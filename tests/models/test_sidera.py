@@ -94,20 +94,6 @@ def test_codes_of_no_item_have_no_probability() -> None:
     assert (log_p == float("-inf")).all()
 
 
-def test_later_items_are_named() -> None:
-    catalog = small_catalog(NUM_ITEMS)
-    model = make(catalog)
-    taken = {tuple(codes) for codes in catalog.codes.tolist()}
-    free = next(sid for sid in np.ndindex(4, 3, 2) if sid not in taken)
-    grown = replace(
-        catalog,
-        codes=np.concatenate([catalog.codes, [free]]).astype(np.int32),
-        popularity=np.append(catalog.popularity, 0),
-    )
-    assert model.unservable(catalog) == []  # type: ignore[arg-type]
-    assert model.unservable(grown) == ["i12"]  # type: ignore[arg-type]
-
-
 def test_shared_semantic_ids_are_refused() -> None:
     catalog = small_catalog(NUM_ITEMS)
     codes = catalog.codes.copy()

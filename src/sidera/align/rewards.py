@@ -77,18 +77,6 @@ class NetworkReward:
         return Rewards(total, parts)
 
 
-class FormatReward:
-    """1 for codes that name an item, 0 for others: says something only of free rollouts.
-
-    Trap (2506.13695, 4.2.3): learn from *random* members of the group. The most probable ones are legal soon, and what
-    the rest writes is then never corrected. ``objectives.format_advantages`` draws them.
-    """
-
-    def __call__(self, asked: RewardBatch) -> Rewards:
-        legal = (asked.item_ids >= 0).float()
-        return Rewards(legal, {"legal": legal})
-
-
 class Together:
     """A weighted sum of named rewards, each of them checked."""
 

@@ -16,7 +16,7 @@ so no process is left without rows at the end of an epoch.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
@@ -296,14 +296,6 @@ def eval_batches(
         index = order[low : low + batch_size]
         targets = rows.target_ids[index]
         yield index, _batch(dataset, rows.user_ids[index], starts[index], rows.ends[index], targets, len(index), reader)
-
-
-def histories_batch(histories: Sequence[np.ndarray | Sequence[int]], max_history: int) -> Batch:
-    """A Batch to answer: dense item ids of each history, oldest first; the newest ``max_history`` are kept."""
-    newest = [np.asarray(history[-max_history:], dtype=np.int64) for history in histories]
-    offsets = np.concatenate([[0], np.cumsum([len(history) for history in newest], dtype=np.int64)])
-    item_ids = np.concatenate([np.empty(0, np.int64), *newest])
-    return Batch(torch.from_numpy(item_ids), torch.from_numpy(offsets.astype(np.int64)))
 
 
 def _batch(

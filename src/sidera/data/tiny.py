@@ -1,4 +1,4 @@
-"""Generated logs: a small shop for the demo, and a checkerboard whose right answer is known.
+"""Generated logs for tests and benchmarks: a small shop, and a checkerboard whose right answer is known.
 
 ``tiny_log``: items belong to topics and are titled with topic words; a user has one or two tastes and mostly moves on
 to one of the three items that tend to follow the last one, so that reading the sequence pays and popularity does not.

@@ -1,7 +1,7 @@
 """A trained recommender as a policy of the simulated app: requests in, item numbers out.
 
 ``to_batch`` is the one place where a request of the app becomes what a model reads; it has to agree with how training
-and evaluation read the log (tests/eval/test_online.py holds them together).
+and evaluation read the log (tests/sim/test_recommender_policy.py holds them together).
 """
 
 from __future__ import annotations

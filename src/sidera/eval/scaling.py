@@ -81,13 +81,6 @@ def fit_power_law(x: Sequence[float] | Array, losses: Sequence[float] | Array) -
     return PowerLaw(float(E[0]), float(A[0]), float(a[0]))
 
 
-def fit_log_line(x: Sequence[float] | Array, losses: Sequence[float] | Array) -> tuple[float, float]:
-    """(intercept, slope) of ``intercept + slope * ln x`` by least squares."""
-    x, losses = _checked(x, losses)
-    slope, intercept = np.polyfit(np.log(x), losses, 1)
-    return float(intercept), float(slope)
-
-
 @dataclass(frozen=True)
 class Prediction:
     """The largest run, foretold by the others."""
@@ -127,7 +120,6 @@ class Scaling:
     prediction: Prediction
     frontier: tuple[tuple[float, float, str], ...]  # (FLOPs, loss, size) of the best points for their compute
     compute_law: Mapping[str, Estimate]  # E, A, a of L(C)
-    compute_line: Mapping[str, Estimate]  # intercept, slope of L(ln C)
     seed_spread: float | None  # standard deviation of the loss over seeds of one size; None: one seed each
 
     def to_json(self) -> dict[str, Any]:
@@ -164,14 +156,13 @@ def fit_scaling(runs: Sequence[SizeRun], resamples: int = 500, seed: int = 0) ->
         gap=_estimate(foretold / observed - 1),
     )
     several = [np.var(found, ddof=1) for found in of_size.values() if len(found) > 1]
-    points, compute_law, compute_line = _along_frontier(runs, min(resamples, 200), seed)
+    points, compute_law = _along_frontier(runs, min(resamples, 200), seed)
     return Scaling(
         law=whole,
         held_out=_estimates(fitted),
         prediction=prediction,
         frontier=points,
         compute_law=compute_law,
-        compute_line=compute_line,
         seed_spread=float(np.sqrt(np.mean(several))) if several else None,
     )
 
@@ -189,11 +180,11 @@ def compute_frontier(runs: Sequence[SizeRun]) -> tuple[tuple[float, float, str],
 
 def _along_frontier(
     runs: Sequence[SizeRun], resamples: int, seed: int
-) -> tuple[tuple[tuple[float, float, str], ...], dict[str, Estimate], dict[str, Estimate]]:
+) -> tuple[tuple[tuple[float, float, str], ...], dict[str, Estimate]]:
     """The frontier, and L(C) on it with intervals from redrawn runs."""
     points = compute_frontier(runs)
     rng = np.random.default_rng((seed, 1))
-    laws, lines = [], []
+    laws = []
     for number in range(resamples + 1):
         drawn = rng.integers(len(runs), size=len(runs)) if number else np.arange(len(runs))
         found = points if number == 0 else compute_frontier([runs[place] for place in drawn])
@@ -202,13 +193,7 @@ def _along_frontier(
         x, y = [flops for flops, _, _ in found], [loss for _, loss, _ in found]
         law = fit_power_law(x, y)
         laws.append((law.E, law.A, law.a))
-        lines.append(fit_log_line(x, y))
-    intercept, slope = np.array(lines).T
-    return (
-        points,
-        _estimates(tuple(np.array(laws).T)),
-        {"intercept": _estimate(intercept), "slope": _estimate(slope)},
-    )
+    return points, _estimates(tuple(np.array(laws).T))
 
 
 def _resampled(runs: Sequence[SizeRun], resamples: int, seed: int) -> tuple[Array, Array]:

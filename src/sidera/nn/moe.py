@@ -118,12 +118,3 @@ def balance_experts(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, MoE):
             module.balance()
-
-
-def expert_loads(model: nn.Module) -> dict[str, list[float]]:
-    """Load of every expert relative to uniform (1 = its fair share), by module name."""
-    return {
-        name: (module.load * module.num_experts).tolist()
-        for name, module in model.named_modules()
-        if isinstance(module, MoE)
-    }

@@ -46,6 +46,7 @@ class StoreConfig:
     """What a store keeps and where; fixed when it is made."""
 
     num_shards: int = 8
+    # The next three say what :meth:`BehaviourStore.read` gives; a Recommender asks for whole histories and reads none.
     num_short: int = 20  # newest events
     num_positive: int = 256  # newest events with one of the labels below
     positive_labels: int = MAX_LABELS  # bits of the labels that make an event a positive one; default: any

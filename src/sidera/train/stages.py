@@ -93,10 +93,12 @@ def prepare(recipe: Recipe, data: str | Path, say: Say = say_once) -> Prepared:
     everything, positives = make_views(load_dataset(data, recipe.data, say), recipe.data)
     view = everything if getattr(MODELS[recipe.model_name], "reads_feedback", False) else positives
     dataset, split = view.dataset, view.split
+    unasked = sum(split.num_without_history)
     say(
         f"data: {dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items,"
         f" {dataset.num_events:,} events; {split.name},"
         f" {len(split.valid):,} validation and {len(split.test):,} test rows"
+        + (f" ({unasked:,} first events of users make none)" if unasked else "")
     )
     if recipe.data.positive == AUTO:
         say(f"  positive events: {view.schema.positive or 'all'}")
@@ -346,9 +348,9 @@ def batch_source(
             prepared.dataset, prepared.split, prepared.schema, history, size, seed=recipe.fit.seed, rules=rules
         )
     kinds: dict[str, type[PackedSequences] | type[PrefixRows]] = {"positions": PackedSequences, "prefixes": PrefixRows}
-    kind = kinds.get(str(model.trains_on))
-    if kind is None:
+    if model.trains_on in ("counts", "nothing"):
         return None
+    kind = kinds[str(model.trains_on)]  # a model with batches of its own has to say here how they are made
     history = recipe.model_config.max_history
     return kind(prepared.dataset, prepared.split, history, recipe.fit.batch_size, seed=recipe.fit.seed)
 

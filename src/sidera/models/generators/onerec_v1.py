@@ -48,8 +48,6 @@ class ListContext:
     mask: Tensor  # (B, S) True = a token
     num_histories: int
 
-    can_extend = False  # the encoder reads in both directions
-
     @property
     def nbytes(self) -> int:
         return sum(part.numel() * part.element_size() for pair in self.pairs for part in pair)

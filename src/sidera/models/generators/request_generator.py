@@ -33,8 +33,6 @@ class RequestContext:
     mask: Tensor  # (B, S) True = a token
     num_histories: int
 
-    can_extend = False  # a new event changes every other one's age and place, and in an encoder its states
-
     @property
     def nbytes(self) -> int:
         tensors = {id(part): part for pair in self.pairs for part in pair}  # shared keys and values count once

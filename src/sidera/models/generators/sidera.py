@@ -11,8 +11,8 @@ The decoder also sees, for every child, whether and how often the history has be
 In a shop where nobody buys twice they become strongly negative at the leaves, where people repeat they do not, so what
 is "seen" need not be guessed by a filter (the idea of RepeatNet, arXiv 1812.02646, reduced to a bias).
 
-Items that came after training have no leaf vector: they keep log-probability -inf until the model is trained again and
-:meth:`unservable` names them.
+Items that came after training have no leaf vector: they keep log-probability -inf until the model is trained again.
+Where such an item stands in a history the answer names it (``Recommendation.unread``).
 
 Shape legend: T tokens · B histories · S longest history · R rows (tokens, or histories x beams) · W beams ·
 G candidates · L levels · K codes of a level · C children · D width.
@@ -298,18 +298,6 @@ class SideraGenerator(nn.Module):
             found.append(table.scatter(2, child_codes, log_p)[:, :, :-1])
             nodes = self._child(level, nodes, sids[:, :, level])
         return found
-
-    def unservable(self, catalog: Catalog) -> list[str]:
-        """Keys of items that this model cannot write: they came after its training."""
-        paths = torch.as_tensor(np.asarray(catalog.codes), dtype=torch.int64)[None]  # (1, N, L)
-        nodes = torch.zeros_like(paths[:, :, 0])
-        known = torch.ones_like(nodes, dtype=torch.bool)
-        for level in range(len(self.level_sizes)):
-            keys = getattr(self, f"keys_{level}").cpu()
-            wanted = nodes * self.level_sizes[level] + paths[:, :, level]
-            nodes = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-            known &= keys[nodes] == wanted
-        return [str(key) for key, ok in zip(catalog.item_keys, known[0].tolist(), strict=True) if not ok]
 
     def _child(self, level: int, nodes: Tensor, codes: Tensor) -> Tensor:
         """The child of each node under a code; an arbitrary node where there is none (its beam is dead already)."""

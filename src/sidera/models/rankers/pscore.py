@@ -68,8 +68,6 @@ class PScoreContext:
     attended: tuple[Tensor, Tensor, Tensor]
     num_histories: int
 
-    can_extend = False  # a new event moves every other one's place and age
-
     @property
     def nbytes(self) -> int:
         tensors = (self.items, self.user, self.event_ids, self.weighted, self.sums, *self.attended)
