@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidera.core import InputError
+from sidera.decode import select
 from sidera.decode.dense import dense_search, top_items
 
 
@@ -73,3 +74,20 @@ def test_bad_input_is_named():
         dense_search(torch.zeros(1, 1, 2), torch.zeros(3, 2), 0)
     with pytest.raises(InputError, match="exclude names 2 histories; allowed: 1"):
         top_items(torch.zeros(1, 3), 1, exclude=(torch.tensor([0]), torch.tensor([0, 1, 1])))
+
+
+@pytest.mark.parametrize("columns", [4, 4096])
+def test_of_many_equal_scores_the_leftmost_are_taken_wherever_they_stand(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a stable sort, with ties at the start, at the end, everywhere and nowhere."""
+    monkeypatch.setattr(select, "TIE_COLUMNS", columns)
+    generator = torch.Generator().manual_seed(0)
+    for distinct in (1, 2, 5, 1000):
+        scores = torch.randint(distinct, (7, 200), generator=generator).float()
+        scores[0, :150] = -torch.inf
+        scores[1] = torch.arange(200.0)
+        scores[2, :199] = 9999.0
+        for k in (1, 3, 50, 199, 200):
+            expected = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+            assert torch.equal(select.best_first(scores, k), expected)

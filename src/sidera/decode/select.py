@@ -9,24 +9,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+TIE_COLUMNS = 1024  # in which the leftmost equal scores are looked for first
+
 
 def best_positions(scores: Tensor, k: int) -> Tensor:
     """(B, M) -> (B, k) positions of the k highest scores, *ascending by position*; of equal scores the leftmost.
 
     k is at most M. A NaN raises: it would otherwise pass for the highest score.
     """
-    num_rows = scores.shape[0]
-    top = scores.topk(k, dim=1, sorted=False).values  # (B, k)
-    threshold = top.amin(dim=1, keepdim=True)  # (B, 1); NaN if any is NaN, and topk puts NaN first
+    num_rows, num_scores = scores.shape
+    top = scores.topk(min(k + 1, num_scores), dim=1).values  # (B, k+1)
+    threshold = top[:, :k].amin(dim=1, keepdim=True)  # (B, 1); NaN if any is NaN, and topk puts NaN first
     if threshold.isnan().any():
         raise FloatingPointError("scores hold NaN: the model's weights or inputs are broken")
-    keep_mask = scores >= threshold  # (B, M)
-    positions = keep_mask.nonzero()  # (at least B k, 2), row by row
-    if positions.shape[0] != num_rows * k:  # more equal scores at the threshold than places left
-        above_mask, tied_mask = scores > threshold, scores == threshold
-        free = k - above_mask.sum(dim=1, keepdim=True)  # (B, 1)
-        positions = (above_mask | (tied_mask & (tied_mask.cumsum(dim=1) <= free))).nonzero()
-    return positions[:, 1].view(num_rows, k)
+    if k < num_scores and bool((top[:, k:] == threshold).any()):  # more equal scores than places left
+        keep_mask = _with_leftmost_ties(scores, threshold, k)
+    else:
+        keep_mask = scores >= threshold  # (B, M)
+    return keep_mask.nonzero()[:, 1].view(num_rows, k)  # row by row
+
+
+def _with_leftmost_ties(scores: Tensor, threshold: Tensor, k: int) -> Tensor:
+    """(B, M) mask of k scores a row: all above the threshold (B, 1), and the leftmost of those that equal it.
+
+    Many equal scores, such as the zeros of sparse similarities, have their leftmost near the start: only as many
+    columns are counted as the row that needs most of them has to see.
+    """
+    keep_mask = scores > threshold
+    free = k - keep_mask.sum(dim=1, keepdim=True)  # (B, 1)
+    width = min(scores.shape[1], TIE_COLUMNS)
+    while True:
+        tied_mask = scores[:, :width] == threshold
+        rank = tied_mask.cumsum(dim=1, dtype=torch.int32)
+        if width == scores.shape[1] or bool((rank[:, -1:] >= free).all()):
+            break
+        width = min(scores.shape[1], 8 * width)
+    keep_mask[:, :width] |= tied_mask & (rank <= free)
+    return keep_mask
 
 
 def best_first(scores: Tensor, k: int) -> Tensor:

@@ -223,7 +223,8 @@ class Recommender:
                 found = beam_search(generator, batch, catalog.trie, width=width, num_results=k, exclude=left_out)
                 return Ranked(found.item_ids, found.scores, found.leaf_ids, self.version, catalog.items_version)
             scores, version = cast(Scorer, self.model).item_scores(batch).float(), self.version
-        alive_mask = torch.from_numpy(~catalog.removed[: scores.shape[1]]).to(self.device)
+        removed = catalog.removed[: scores.shape[1]]
+        alive_mask = torch.from_numpy(~removed).to(self.device) if removed.any() else None
         item_ids, best_scores = top_items(scores, k, exclude=left_out, alive=alive_mask)
         return Ranked(item_ids, best_scores, None, version, catalog.items_version)
 

@@ -66,7 +66,7 @@ class ItemKNN(nn.Module):
         left, right = pairs // num_items, pairs % num_items
         events = np.bincount(item_ids, minlength=num_items) + self.config.shrink
         similarity = together_weight / np.sqrt(events[left] * events[right])
-        order = np.lexsort((right, -similarity, left))  # best first inside each left item; ties by id
+        order = np.lexsort((-similarity, left))  # best first inside each left item; ties stay in order of right
         left, right, similarity = left[order], right[order], similarity[order]
         rank = np.arange(len(left)) - np.searchsorted(left, left)
         kept = rank < width
