@@ -26,6 +26,7 @@ from sidera.core import InputError
 from sidera.data.dataset import Dataset
 
 LONG_VIEW = "long_view"
+POSITIVE = "positive"  # a mark of this name says which events of a log count, unless the recipe names another label
 ITEM_FIELDS = ("creator", "brand", "tags", "categories", "genres")  # read where an items table has them
 BOOKKEEPING = ("propensity", "uniform", "request", "slot", "session")  # of the log, no reaction of the user
 MAX_PROFILE_VALUES = 1000  # a column with more values names people, not kinds of people
