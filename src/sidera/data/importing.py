@@ -24,7 +24,7 @@ from sidera.artifacts import read_manifest
 from sidera.core import ArtifactError, InputError
 from sidera.data.dataset import Dataset
 from sidera.data.intake.bad_rows import BadRows
-from sidera.data.intake.columns import ITEM_NAMES, ITEM_ROLES, LOG_ROLES, USER_NAMES, Choice, choose, plain_name
+from sidera.data.intake.columns import ITEM_NAMES, ITEM_ROLES, LOG_ROLES, USER_NAMES, Choice, choose
 from sidera.data.intake.events import EventBlocks, Left, as_marks
 from sidera.data.intake.keys import text_keys
 from sidera.data.intake.kinds import apply_kinds, apply_rating
@@ -238,14 +238,14 @@ def _read_other(
     names = [name for name in table.column_names if name]
     if called in names and "key" not in mapped and "key" not in names:
         mapped = {**mapped, "key": called}
-    choice = choose(where, names, mapped, {role: known for role, known in roles.items() if role != "key" or "key" not in mapped})
+    choice = choose(where, names, mapped, roles)
     if "key" not in choice.sources:
         raise InputError(
             f"the {where} has no column 'key' (found: {', '.join(names)})",
             fix=f"name it in a --mapping file: [{what[:-1]}_columns] key = \"COLUMN\"",
         )
     report.notes += said + choice.said
-    columns = {**choice.sources, **{plain_name(name): name for name in choice.kept.values()}}
+    columns = {**choice.sources, **choice.kept}
     report.files += [source.name for source in sources]
     described = [ours if ours == source else f"{ours} ← {source}" for ours, source in columns.items()]
     lost = [name for name in table.column_names if name not in columns.values()]

@@ -148,7 +148,8 @@ def _string_keys(table: pa.Table, names: Sequence[str], what: str) -> pa.Table:
             )
         column = table[name]
         text = pa.chunked_array([_dictionary(text_keys(chunk, name, what)) for chunk in column.chunks], dictionary_kind())
-        text = text.unify_dictionaries()
+        if text.num_chunks > 1:
+            text = text.unify_dictionaries()
         row = 0
         for chunk in text.chunks:
             missing = empty_keys(chunk)

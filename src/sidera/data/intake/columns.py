@@ -72,7 +72,8 @@ def choose(
 ) -> Choice:
     """Find each role's column among ``names``; what a mapping names is taken as it is, InputError when it is missing."""
     names = [name for name in names if name]
-    choice = Choice(dict(mapping), mapped=frozenset(mapping))
+    named = {ours: theirs for ours, theirs in mapping.items() if ours in roles}
+    choice = Choice(named, {ours: mapping[ours] for ours in mapping if ours not in roles}, mapped=frozenset(mapping))
     for ours, theirs in mapping.items():
         if theirs not in names:
             close = difflib.get_close_matches(theirs, names, n=1)
@@ -86,11 +87,12 @@ def choose(
         if theirs is not None:
             choice.sources[ours] = theirs
             taken.add(theirs)
-    used = {*choice.sources, *choice.sources.values()}
     for name in names:
-        if name not in used and plain_name(name) not in choice.sources:
+        if name in taken:
+            continue
+        if plain_name(name) not in choice.sources and plain_name(name) not in choice.kept:
             choice.kept[plain_name(name)] = name
-        elif name not in choice.sources.values():
+        else:
             choice.said.append(f"column {name!r} is left out: another column is read under that name")
     return choice
 

@@ -102,7 +102,7 @@ class EventBlocks:
         for name in ("user", "item", "event"):
             if name in self.blocks[0]:
                 whole = pa.chunked_array([block.pop(name) for block in self.blocks], dictionary_kind())
-                columns[name] = whole.unify_dictionaries()
+                columns[name] = one_dictionary(whole)
         unit, said = "", ""
         if "time" in self.choice.sources:
             for block in self.blocks:
@@ -178,6 +178,17 @@ def as_marks(events: pa.Table) -> pa.Table:
         if (ends["min"], ends["max"]) == (0, 1):
             events = events.set_column(place, name, column.cast(pa.bool_()))
     return events
+
+
+def one_dictionary(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    """A chunked dictionary column in one piece."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    whole = column.unify_dictionaries()
+    if not whole.num_chunks:
+        return pa.array([], dictionary_kind())
+    indices = pa.concat_arrays([chunk.indices for chunk in whole.chunks])
+    return pa.DictionaryArray.from_arrays(indices, whole.chunk(0).dictionary)
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:

@@ -22,6 +22,7 @@ from sidera.core import InputError
 from sidera.data.intake.sources import Source
 
 BLOCK = 4 << 20  # bytes
+SHORT = 64 << 10  # bytes: shorter lines are not measured
 MAX_LINE = 32 << 20  # bytes of the longest line that is read
 MARKS = (  # longest first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8"),
@@ -89,19 +90,21 @@ def survey(source: Source, encoding: str = "") -> TextFile:
 
 
 def _longest_line(block: bytes, longest: int, current: int) -> tuple[int, int]:
-    """-> (longest whole line so far, length of the unfinished last one); exact enough to size a parser's blocks."""
-    first, last = block.find(b"\n"), block.rfind(b"\n")
+    """-> (bytes of the longest whole line so far, at least :data:`SHORT`; bytes of the unfinished last one)."""
+    first = block.find(b"\n")
     if first < 0:
         return longest, current + len(block)
-    longest = max(longest, current + first)
+    longest = max(longest, current + first, SHORT)
     place = first
-    while last - place > longest:  # a longer line may begin here: look where it would have to end
-        end = block.rfind(b"\n", place + 1, place + longest + 2)
+    while place + SHORT < len(block):  # stride over whole lines as long as they are short
+        end = block.rfind(b"\n", place + 1, place + SHORT + 1)
         if end < 0:
-            end = block.find(b"\n", place + longest + 1)
+            end = block.find(b"\n", place + SHORT + 1)
+            if end < 0:
+                break
             longest = max(longest, end - place - 1)
         place = end
-    return longest, len(block) - last - 1
+    return longest, len(block) - block.rfind(b"\n") - 1
 
 
 def _find_encoding(source: Source) -> tuple[str, str]:
