@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,11 @@ from sidera.data.schema import with_text
 
 MINILM = "all-MiniLM-L6-v2"
 BATCH_SIZE = 64
+_WORD = re.compile(r"(?u)\b\w\w+\b")
+_SPACELESS = re.compile(  # Thai, Lao, Tibetan, Burmese, Khmer, kana, Han (and its extensions)
+    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\uff66-\uff9f\U00020000-\U0003134f]+"
+)
 
 
 def item_texts(items: pa.Table, fields: Sequence[str] = ()) -> list[str]:
@@ -45,7 +51,10 @@ def text_vectors(texts: Sequence[str]) -> Tensor:
 
 
 def tfidf_vectors(texts: Sequence[str], dim: int, seed: int = 0) -> Tensor:
-    """(N,) -> (N, dim) unit rows: TF-IDF over words, then truncated SVD (latent semantic analysis)."""
+    """(N,) -> (N, dim) unit rows: TF-IDF over words, then truncated SVD (latent semantic analysis).
+
+    Where some text is in a script without spaces, letters and pairs of letters of it are words too.
+    """
     known = _require_texts(texts, "tfidf")
     try:
         from sklearn.decomposition import TruncatedSVD
@@ -56,7 +65,8 @@ def tfidf_vectors(texts: Sequence[str], dim: int, seed: int = 0) -> Tensor:
         ) from None
     unique = sorted(set(known))
     try:
-        matrix = TfidfVectorizer(sublinear_tf=True, stop_words="english").fit_transform(unique)
+        words = {"analyzer": spaceless_words} if any(map(_SPACELESS.search, unique)) else {"stop_words": "english"}
+        matrix = TfidfVectorizer(sublinear_tf=True, **words).fit_transform(unique)
     except ValueError:
         raise InputError(
             "the item texts hold no word that TF-IDF could use", fix="check [catalog] text_fields"
@@ -64,6 +74,22 @@ def tfidf_vectors(texts: Sequence[str], dim: int, seed: int = 0) -> Tensor:
     width = min(dim, *matrix.shape)
     reduced = TruncatedSVD(width, random_state=seed).fit_transform(matrix) if width > 1 else matrix.toarray()[:, :1]
     return _rows_of(texts, unique, _unit_rows(torch.from_numpy(np.ascontiguousarray(reduced, dtype=np.float32))))
+
+
+def spaceless_words(text: str) -> list[str]:
+    """Words as scikit-learn finds them, and of runs in scripts without spaces every letter and every pair of them.
+
+    A title of Chinese letters is one word otherwise, and shares it with no other title. Pairs of letters are what
+    search engines index such text by (the CJK bigram analyser of Lucene).
+    """
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    text = text.lower()
+    found = [word for word in _WORD.findall(_SPACELESS.sub(" ", text)) if word not in ENGLISH_STOP_WORDS]
+    for run in _SPACELESS.findall(text):
+        found += run
+        found += map("".join, zip(run, run[1:], strict=False))
+    return found
 
 
 def fuse(blocks: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -20,7 +20,17 @@ def import_verb(arguments: Arguments) -> None:
     if arguments.event_column:
         given["event"] = arguments.event_column
     changes: dict[str, object] = {"columns": {**mapping.columns, **given}}
-    said = ("time_unit", "time_format", "order", "delimiter", "encoding", "format", "min_rating", "max_bad", "max_bytes")
+    said = (
+        "time_unit",
+        "time_format",
+        "order",
+        "delimiter",
+        "encoding",
+        "format",
+        "min_rating",
+        "max_bad",
+        "max_bytes",
+    )
     changes |= {name: getattr(arguments, name) for name in said if getattr(arguments, name) is not None}
     changes |= {name: True for name in ("strict_items", "drop_duplicates") if getattr(arguments, name)}
     if arguments.keep:

@@ -132,7 +132,9 @@ def _read_events(
             unrolling = unrolling or words
             if blocks is None:
                 names = table.column_names
-                blocks = EventBlocks(_choose(source, names, mapping), bad, TimeColumn(mapping.time_unit, mapping.time_format))
+                blocks = EventBlocks(
+                    _choose(source, names, mapping), bad, TimeColumn(mapping.time_unit, mapping.time_format)
+                )
             elif own_names is None:
                 check_same_columns(names, table.column_names, sources, source)
             own_names = table.column_names
@@ -233,7 +235,12 @@ def _read_other(
     said: list[str] = []
     where = f"{what} file {sources[0].name}"
     roles = {"key": ("key", called, *keys, "id"), **(ITEM_ROLES if what == "items" else {})}
-    theirs = {name for role, names in {**roles, "text": ("text",)}.items() for name in names if role in ("key", *TEXT_FIELDS, "text")}
+    theirs = {
+        name
+        for role, names in {**roles, "text": ("text",)}.items()
+        for name in names
+        if role in ("key", *TEXT_FIELDS, "text")
+    }
     table = read_table(sources, mapping, where, said, [*mapped.values(), *theirs, *TEXT_FIELDS, called])
     names = [name for name in table.column_names if name]
     if called in names and "key" not in mapped and "key" not in names:
@@ -242,7 +249,7 @@ def _read_other(
     if "key" not in choice.sources:
         raise InputError(
             f"the {where} has no column 'key' (found: {', '.join(names)})",
-            fix=f"name it in a --mapping file: [{what[:-1]}_columns] key = \"COLUMN\"",
+            fix=f'name it in a --mapping file: [{what[:-1]}_columns] key = "COLUMN"',
         )
     report.notes += said + choice.said
     columns = {**choice.sources, **choice.kept}

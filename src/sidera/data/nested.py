@@ -86,7 +86,8 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 def _flattened(values: list[Any]) -> pa.Array:
     return pa.array(
-        [None if value is None else list(dict.fromkeys(texts_of(value))) for value in values], type=pa.list_(pa.string())
+        [None if value is None else list(dict.fromkeys(texts_of(value))) for value in values],
+        type=pa.list_(pa.string()),
     )
 
 

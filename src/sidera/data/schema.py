@@ -147,7 +147,9 @@ def _string_keys(table: pa.Table, names: Sequence[str], what: str) -> pa.Table:
                 fix=f"say which column it is (--{name} COLUMN)",
             )
         column = table[name]
-        text = pa.chunked_array([_dictionary(text_keys(chunk, name, what)) for chunk in column.chunks], dictionary_kind())
+        text = pa.chunked_array(
+            [_dictionary(text_keys(chunk, name, what)) for chunk in column.chunks], dictionary_kind()
+        )
         if text.num_chunks > 1:
             text = text.unify_dictionaries()
         row = 0
@@ -196,7 +198,9 @@ def _numbers(events: pa.Table, name: str, per_second: int = 1) -> np.ndarray:
     if pa.types.is_temporal(column.type) and not pa.types.is_time(column.type):
         column = pc.cast(column, pa.timestamp("us"), safe=False).cast(pa.int64())
         scale = TIME_UNITS["us"]
-        column = pc.divide(column, scale // per_second) if per_second <= scale else pc.multiply(column, per_second // scale)
+        column = (
+            pc.divide(column, scale // per_second) if per_second <= scale else pc.multiply(column, per_second // scale)
+        )
     elif is_text(column.type):
         column = _parse_numbers(column, name, per_second)
     elif pa.types.is_null(column.type):  # a column without a single value: the message below names its first row

@@ -43,5 +43,7 @@ class BadRows:
         """For the report; "" when nothing was left out."""
         if not self.count:
             return ""
-        kinds = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.reasons.items(), key=lambda one: -one[1]))
+        kinds = ", ".join(
+            f"{reason} {count:,}" for reason, count in sorted(self.reasons.items(), key=lambda one: -one[1])
+        )
         return f"{self.count:,} rows left out ({kinds}): {', '.join(self.examples)}"

@@ -67,9 +67,7 @@ def plain_name(name: str) -> str:
     return _KIND.sub("", name.strip())
 
 
-def choose(
-    what: str, names: Sequence[str], mapping: Mapping[str, str], roles: Mapping[str, Sequence[str]]
-) -> Choice:
+def choose(what: str, names: Sequence[str], mapping: Mapping[str, str], roles: Mapping[str, Sequence[str]]) -> Choice:
     """Find each role's column among ``names``; what a mapping names is taken as it is, InputError when it is missing."""
     names = [name for name in names if name]
     named = {ours: theirs for ours, theirs in mapping.items() if ours in roles}
@@ -100,7 +98,9 @@ def choose(
 def _candidate(what: str, ours: str, known: Sequence[str], names: Sequence[str], choice: Choice) -> str | None:
     if ours in names:
         return ours
-    found: list[tuple[int, str]] = sorted((known.index(squeeze(name)), name) for name in names if squeeze(name) in known)
+    found: list[tuple[int, str]] = sorted(
+        (known.index(squeeze(name)), name) for name in names if squeeze(name) in known
+    )
     if not found:
         return None
     same = [name for place, name in found if place == found[0][0]]
@@ -111,7 +111,9 @@ def _candidate(what: str, ours: str, known: Sequence[str], names: Sequence[str],
         )
     others = [name for _, name in found[1:]]
     if others:
-        choice.said.append(f"{ours} is {same[0]!r}, not {', '.join(map(repr, others))} ({flag_of(ours)} says otherwise)")
+        choice.said.append(
+            f"{ours} is {same[0]!r}, not {', '.join(map(repr, others))} ({flag_of(ours)} says otherwise)"
+        )
     return same[0]
 
 

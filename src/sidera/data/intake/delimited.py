@@ -45,7 +45,11 @@ class Dialect:
 
 
 def find_dialect(
-    text: TextFile, delimiter: str = "", header: bool = True, column_names: Sequence[str] = (), known: Sequence[str] = ()
+    text: TextFile,
+    delimiter: str = "",
+    header: bool = True,
+    column_names: Sequence[str] = (),
+    known: Sequence[str] = (),
 ) -> Dialect:
     """``known``: column names that speak for a delimiter that shows them, squeezed as ``columns.squeeze`` does."""
     path = text.source.path
@@ -136,7 +140,9 @@ def read_delimited(text: TextFile, dialect: Dialect, bad: BadRows) -> Iterator[t
         stream.close()
 
 
-def open_delimited(source: Source, encoding: str, delimiter: str, header: bool, names: Sequence[str], known: Sequence[str]) -> tuple[TextFile, Dialect]:
+def open_delimited(
+    source: Source, encoding: str, delimiter: str, header: bool, names: Sequence[str], known: Sequence[str]
+) -> tuple[TextFile, Dialect]:
     text = survey(source, encoding)
     return text, find_dialect(text, delimiter, header, names, known)
 
@@ -208,8 +214,10 @@ def _check_names(file: str, names: Sequence[str]) -> None:
 
 
 def _proposal(number: int) -> str:
-    return ",".join(("user", "item", "rating", "time", *["_"] * number)[:number]) if number > 3 else (
-        "user,item,time" if number == 3 else "user,item"
+    return (
+        ",".join(("user", "item", "rating", "time", *["_"] * number)[:number])
+        if number > 3
+        else ("user,item,time" if number == 3 else "user,item")
     )
 
 
@@ -231,7 +239,9 @@ class _Replacing(io.RawIOBase):
         while not self.ready:
             block = next(self.blocks, b"")
             if STAND_IN.encode() in block:
-                raise OSError(f"it holds the control character 0x{ord(STAND_IN):02x} beside {self.delimiter.decode()!r}")
+                raise OSError(
+                    f"it holds the control character 0x{ord(STAND_IN):02x} beside {self.delimiter.decode()!r}"
+                )
             content = self.rest + block
             cut = len(content) if not block else content.rfind(b"\n") + 1
             self.rest, content = content[cut:], content[:cut]

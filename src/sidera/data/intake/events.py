@@ -213,7 +213,9 @@ def _as_marks(column: pa.Array) -> pa.Array | None:
 def _joined(parts: list[pa.Array]) -> pa.ChunkedArray:
     kinds = {part.type for part in parts}
     if len(kinds) > 1:  # whole numbers in one block, fractions or gaps in another; true beside 1
-        parts = [(part.cast(pa.int64()) if pa.types.is_boolean(part.type) else part).cast(pa.float64()) for part in parts]
+        parts = [
+            (part.cast(pa.int64()) if pa.types.is_boolean(part.type) else part).cast(pa.float64()) for part in parts
+        ]
     return pa.chunked_array(parts)
 
 

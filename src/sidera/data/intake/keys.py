@@ -49,7 +49,9 @@ def text_keys(column: pa.Array | pa.ChunkedArray, name: str, what: str) -> pa.Ar
         try:
             column = column.cast(pa.decimal128(38, 0))
         except pa.ArrowInvalid:
-            raise InputError(f"column {name!r} of {what} holds {kind} with fractions", allowed="text or integers") from None
+            raise InputError(
+                f"column {name!r} of {what} holds {kind} with fractions", allowed="text or integers"
+            ) from None
     elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         return decoded(column, name, what)
     elif not (pa.types.is_integer(kind) or is_text(kind) or pa.types.is_null(kind)):

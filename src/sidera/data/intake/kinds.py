@@ -97,7 +97,9 @@ def apply_rating(events: pa.Table, min_rating: float | None, column: str) -> tup
             f"{low + 0.75 * (high - low):g} leaves out what was rated lower"
         )
     if "rating" not in events.column_names:
-        raise InputError(f"--min-rating {min_rating:g}, but the log has no rating", fix="say which column it is: --rating")
+        raise InputError(
+            f"--min-rating {min_rating:g}, but the log has no rating", fix="say which column it is: --rating"
+        )
     kept = pc.fill_null(pc.greater_equal(events["rating"], min_rating), False)
     number = int(pc.sum(kept).as_py() or 0)
     if not number:

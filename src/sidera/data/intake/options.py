@@ -1,12 +1,12 @@
 """What an import was told: the flags of ``sidera import``, which a mapping file may hold as well.
 
-    time_unit = "ms"
-    [columns]            # of the log: user, item, time, position, rating, event; others are renamed feedback
-    user = "uid"
-    [item_columns]       # key, title, brand, categories, description, text, ...
-    key = "asin"
-    [keep]               # kinds of event that count, and how much each of them weighs
-    purchase = 3.0
+time_unit = "ms"
+[columns]            # of the log: user, item, time, position, rating, event; others are renamed feedback
+user = "uid"
+[item_columns]       # key, title, brand, categories, description, text, ...
+key = "asin"
+[keep]               # kinds of event that count, and how much each of them weighs
+purchase = 3.0
 """
 
 from __future__ import annotations
@@ -101,6 +101,8 @@ def _check_encoding(name: str) -> None:
     try:
         codec = codecs.lookup(name)
     except LookupError:
-        raise InputError(f"encoding {name!r} is not known", allowed="utf-8, latin-1, utf-16, cp1251, gbk, ...") from None
+        raise InputError(
+            f"encoding {name!r} is not known", allowed="utf-8, latin-1, utf-16, cp1251, gbk, ..."
+        ) from None
     if not getattr(codec, "_is_text_encoding", True):
         raise InputError(f"encoding {name!r} is not one of text", allowed="utf-8, latin-1, utf-16, cp1251, gbk, ...")

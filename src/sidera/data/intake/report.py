@@ -68,10 +68,16 @@ class ImportReport:
             out.append(f"bad rows   {self.bad_rows}")
         one = f"{self.per_user['share_with_1']:.0%} of users have one event"
         out.append(f"per user   median {self.per_user['median']:g} events, at most {self.per_user['max']:,.0f}; {one}")
-        done = "left out (one of each is kept)" if self.duplicates_dropped else "kept (--drop-duplicates leaves them out)"
-        out.append(f"repeats    {self.duplicates:,} events repeat a user, item and second{'; ' + done if self.duplicates else ''}")
+        done = (
+            "left out (one of each is kept)" if self.duplicates_dropped else "kept (--drop-duplicates leaves them out)"
+        )
+        out.append(
+            f"repeats    {self.duplicates:,} events repeat a user, item and second{'; ' + done if self.duplicates else ''}"
+        )
         if self.items_found is not None:
-            out.append(f"join       {self.items_found:,} of {self.items_named:,} items of the log are in the items table")
+            out.append(
+                f"join       {self.items_found:,} of {self.items_named:,} items of the log are in the items table"
+            )
         share = self.items_with_text / max(1, self.num_items)
         out.append(f"text       {self.items_with_text:,} of {self.num_items:,} items have text ({share:.0%})")
         return out + [f"{'first rows' if not place else '':10} {row}" for place, row in enumerate(self.first_rows)]
@@ -92,7 +98,9 @@ def measure(report: ImportReport, dataset: Dataset, duplicates: int) -> None:
     }
     if dataset.time_kind == "seconds":
         report.period = (moment(int(dataset.times.min())), moment(int(dataset.times.max())))
-    texts = dataset.items["text"] if "text" in dataset.items.column_names else pa.chunked_array([pa.array([], pa.string())])
+    texts = (
+        dataset.items["text"] if "text" in dataset.items.column_names else pa.chunked_array([pa.array([], pa.string())])
+    )
     if is_text(texts.type):
         report.items_with_text = int(pc.sum(pc.greater(pc.utf8_length(pc.fill_null(texts, "")), 0)).as_py() or 0)
 
@@ -112,7 +120,9 @@ def first_rows(events: pa.Table, unit: str) -> list[str]:
         if "time" in row:
             time = row.pop("time")
             words.append(f"time {moment(time // 10**6) if unit == 'us' else time}")
-        found.append(", ".join([*words, *(f"{name} {value!r}" for name, value in row.items() if value is not None)])[:300])
+        found.append(
+            ", ".join([*words, *(f"{name} {value!r}" for name, value in row.items() if value is not None)])[:300]
+        )
     return found
 
 
@@ -140,7 +150,11 @@ def join_warning(log_keys: list[str], table_keys: list[str], found: int, named: 
     if found >= 0.5 * named or not named:
         return ""
     ours, theirs = log_keys[:3], table_keys[:3]
-    how = f"no item of the log ({named:,} of {named:,} are missing)" if not found else f"only {found:,} of {named:,} items"
+    how = (
+        f"no item of the log ({named:,} of {named:,} are missing)"
+        if not found
+        else f"only {found:,} of {named:,} items"
+    )
     return (
         f"{how} {'is' if not found else 'are'} in the items table: the log says {', '.join(map(repr, ours))}, "
         f"the table {', '.join(map(repr, theirs))}{_cause(log_keys, set(table_keys))}"

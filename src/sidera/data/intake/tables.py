@@ -76,7 +76,9 @@ def read_table(
             parts.append(_plain_block(table, source, what))
             rows += table.num_rows
         said += [f"{source.name}: {words}" for words in reading.said]
-        check_same_columns(parts[0].column_names if parts else [], parts[-1].column_names if parts else [], sources, source)
+        check_same_columns(
+            parts[0].column_names if parts else [], parts[-1].column_names if parts else [], sources, source
+        )
     if not rows and not bad.count:
         raise InputError(f"{sources[0].path} is empty", allowed="at least one row")
     bad.check(rows + bad.count, options.max_bad)
@@ -114,7 +116,9 @@ def _plain_block(table: pa.Table, source: Source, what: str) -> pa.Table:
 
 
 def _column(parts: Sequence[pa.Table], name: str) -> pa.ChunkedArray:
-    columns = [part[name] if name in part.column_names else pa.chunked_array([pa.nulls(part.num_rows)]) for part in parts]
+    columns = [
+        part[name] if name in part.column_names else pa.chunked_array([pa.nulls(part.num_rows)]) for part in parts
+    ]
     kinds = {column.type for column in columns if not pa.types.is_null(column.type)}
     if len(kinds) > 1:
         numbers = all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds)
@@ -138,7 +142,9 @@ def _typed(column: pa.ChunkedArray, text: bool) -> pa.ChunkedArray:
         return column.cast(pa.string())
     if not is_text(column.type) or text:
         return column
-    filled = pc.if_else(pc.is_in(column, value_set=pa.array(["", "NA", "NaN", "nan", "null"], type=column.type)), None, column)
+    filled = pc.if_else(
+        pc.is_in(column, value_set=pa.array(["", "NA", "NaN", "nan", "null"], type=column.type)), None, column
+    )
     if filled.null_count == len(filled):
         return column
     padded = pc.any(pc.match_substring_regex(filled, r"^0\d")).as_py()  # zip codes: leading zeros are part of the value

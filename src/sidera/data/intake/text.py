@@ -183,7 +183,7 @@ def _unpacked(source: Source) -> Iterator[bytes]:
         with _opened(source) as file:
             while block := file.read(BLOCK):
                 size += len(block)
-                if source.compression and size > budget or source.max_bytes and size > source.max_bytes:
+                if (source.compression and size > budget) or (source.max_bytes and size > source.max_bytes):
                     raise source.swollen(f"over {size:,} bytes")
                 yield block
     except PACKED_ERRORS as error:

@@ -29,7 +29,9 @@ FIRST_SECOND, LAST_SECOND = 1e8, 1e11  # 1973 and 5138: numbers outside were not
 DAYS = (7_000, 40_000)  # since 1970 that are taken for days: 1989 to 2079
 NOTHING = np.iinfo(np.int64).min  # a row without a readable time
 ISO = r"^\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d([.,]\d{1,9})?)?)?(Z|[+-]\d\d:\d\d)?$"
-SLASHED = re.compile(r"^\s*(\d{1,2})[/.-](\d{1,2})[/.-](\d{4})(?:,?[ T]+(\d{1,2}):(\d\d)(?::(\d\d)(?:\.\d+)?)?\s*([AaPp][Mm])?)?\s*$")
+SLASHED = re.compile(
+    r"^\s*(\d{1,2})[/.-](\d{1,2})[/.-](\d{4})(?:,?[ T]+(\d{1,2}):(\d\d)(?::(\d\d)(?:\.\d+)?)?\s*([AaPp][Mm])?)?\s*$"
+)
 EPOCH = datetime.datetime(1970, 1, 1)
 DayFirst = Literal["day", "month"]
 
@@ -52,9 +54,16 @@ class TimeColumn:
         kind = column.type
         if pa.types.is_temporal(kind) and not pa.types.is_time(kind) and not pa.types.is_duration(kind):
             self.is_text = True
-            return self._micros(column.cast(pa.timestamp("us", tz=getattr(kind, "tz", None)), safe=False).cast(pa.int64()))
+            return self._micros(
+                column.cast(pa.timestamp("us", tz=getattr(kind, "tz", None)), safe=False).cast(pa.int64())
+            )
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)):
+            if not (
+                pa.types.is_integer(kind)
+                or pa.types.is_floating(kind)
+                or pa.types.is_decimal(kind)
+                or pa.types.is_null(kind)
+            ):
                 raise InputError(f"the time column holds {kind}", allowed="numbers, dates, timestamps or text of them")
             return self._numbers(numbers_of(column)[0])
         if self.format:
@@ -193,7 +202,9 @@ def _read_slashed(rows: np.ndarray, texts: dict[str, int]) -> tuple[np.ndarray, 
         day, month = (match[1], match[2]) if day_first else (match[2], match[1])
         hour = int(match[4] or 0) % (12 if match[7] else 24) + 12 * ((match[7] or "").lower() == "pm")
         try:
-            moment = datetime.datetime(int(match[3]), int(month), int(day), hour, int(match[5] or 0), int(match[6] or 0))
+            moment = datetime.datetime(
+                int(match[3]), int(month), int(day), hour, int(match[5] or 0), int(match[6] or 0)
+            )
         except ValueError:
             continue
         micros[place] = _micros_of(moment)
@@ -265,9 +276,9 @@ def _scaled(values: np.ndarray, good: np.ndarray, unit: str) -> np.ndarray:
 
 def _as_dates(values: np.ndarray, good: np.ndarray, low: int, high: int) -> np.ndarray | None:
     """Microseconds of numbers written YYYYMMDD or YYYYMMDDhhmmss; None when they are not all such."""
-    if 19000101 <= low and high <= 21001231:
+    if low >= 19000101 and high <= 21001231:
         scale = 1
-    elif 19000101000000 <= low and high <= 21001231235959:
+    elif low >= 19000101000000 and high <= 21001231235959:
         scale = 1_000_000
     else:
         return None
