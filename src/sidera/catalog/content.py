@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -85,10 +86,15 @@ def spaceless_words(text: str) -> list[str]:
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
     text = text.lower()
-    found = [word for word in _WORD.findall(_SPACELESS.sub(" ", text)) if word not in ENGLISH_STOP_WORDS]
+    words = [word for word in _WORD.findall(_SPACELESS.sub(" ", text)) if word not in ENGLISH_STOP_WORDS]
+    return words + letter_pairs(text)
+
+
+def letter_pairs(text: str) -> list[str]:
+    """The letters, and pairs of neighbouring letters, of every run in a script without spaces."""
+    found: list[str] = []
     for run in _SPACELESS.findall(text):
-        found += run
-        found += map("".join, zip(run, run[1:], strict=False))
+        found += [*run, *map("".join, pairwise(run))]
     return found
 
 

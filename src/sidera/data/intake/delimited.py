@@ -61,7 +61,7 @@ def find_dialect(
         said.append(f"delimiter {found!r} (found)")
     if lines[0].count(found) >= MAX_COLUMNS:
         raise InputError(
-            f"{path} has {lines[0].count(found) + 1:,} columns",
+            f"{path} has over {MAX_COLUMNS:,} columns",
             allowed=f"up to {MAX_COLUMNS:,}",
             fix="check --delimiter, or write the events as rows",
         )
@@ -138,13 +138,6 @@ def read_delimited(text: TextFile, dialect: Dialect, bad: BadRows) -> Iterator[t
         raise InputError(f"cannot read {path}: {reason}", fix="check --delimiter and --encoding") from None
     finally:
         stream.close()
-
-
-def open_delimited(
-    source: Source, encoding: str, delimiter: str, header: bool, names: Sequence[str], known: Sequence[str]
-) -> tuple[TextFile, Dialect]:
-    text = survey(source, encoding)
-    return text, find_dialect(text, delimiter, header, names, known)
 
 
 def _quoting(text: TextFile, delimiter: str) -> Quoting:
