@@ -131,7 +131,9 @@ def main() -> None:
             hostile[name] = {"bytes": path.stat().st_size, **imported(path, place / "never")}
             hostile[name]["one_line"] = bool(hostile[name]["said"]) and "\n" not in hostile[name]["said"].strip()
             path.unlink()
-    refused = all(one["code"] == 0 and one["one_line"] and one["peak_mib"] <= BAR["peak_mib"] for one in hostile.values())
+    refused = all(
+        one["code"] == 0 and one["one_line"] and one["peak_mib"] <= BAR["peak_mib"] for one in hostile.values()
+    )
     value = {
         **{name: found.get(name) for name in ("events", "wall_s", "cpu_s", "peak_mib")},
         "hostile_refused": sum(one["code"] == 0 and one["one_line"] for one in hostile.values()),

@@ -130,7 +130,9 @@ def test_a_header_with_one_name_twice_is_refused(name: str) -> None:
 
 
 def test_more_names_that_stand_twice(tmp_path: Path) -> None:
-    twice = pa.table([pa.array(["u"]), pa.array(["i"]), pa.array([1]), pa.array([2])], names=["user", "item", "time", "time"])
+    twice = pa.table(
+        [pa.array(["u"]), pa.array(["i"]), pa.array([1]), pa.array([2])], names=["user", "item", "time", "time"]
+    )
     pq.write_table(twice, tmp_path / "log.parquet")
     (tmp_path / "log.tsv").write_text("user\titem\titem\ttime\nu\ta\tb\t1\n")
     (tmp_path / "log.csv").write_text("user;item;time;;\nu;a;1;2;3\n")
@@ -292,7 +294,13 @@ def test_western_letters_are_read_and_said() -> None:
 
 @pytest.mark.parametrize(
     ("encoding", "told"),
-    [("utf-16", {}), ("utf-16-le", {}), ("utf-8-sig", {}), ("cp1251", {"encoding": "cp1251"}), ("gbk", {"encoding": "gbk"})],
+    [
+        ("utf-16", {}),
+        ("utf-16-le", {}),
+        ("utf-8-sig", {}),
+        ("cp1251", {"encoding": "cp1251"}),
+        ("gbk", {"encoding": "gbk"}),
+    ],
 )
 def test_encodings(tmp_path: Path, encoding: str, told: dict[str, Any]) -> None:
     title = {"gbk": "红色陶瓷"}.get(encoding, "Чай")
@@ -414,7 +422,9 @@ def test_more_forms_of_categories(tmp_path: Path, value: Any) -> None:
 def test_weird_ids_are_ids(tmp_path: Path) -> None:
     dataset = import_log(CASES / "ok_weird_ids/events.csv", tmp_path / "out")
     assert dataset.num_events == 70
-    assert {"null", "NaN", "-1", "a,b", "new\nline", 'quo"te', "caf\u00e9", "cafe\u0301", " lead"} <= set(dataset.item_keys)
+    assert {"null", "NaN", "-1", "a,b", "new\nline", 'quo"te', "caf\u00e9", "cafe\u0301", " lead"} <= set(
+        dataset.item_keys
+    )
     assert load_dataset(tmp_path / "out").digest == dataset.digest
     dataset, _ = read("ok_zero_twins/events.csv")
     assert (dataset.num_items, dataset.num_users) == (3, 2)
@@ -462,11 +472,20 @@ def test_sessions_are_unrolled(name: str) -> None:
 
 
 def test_more_nested_logs(tmp_path: Path) -> None:
-    users = [{"user": f"u{n}", "item": [r["item"] for r in ROWS[n * 5 : n * 5 + 5]], "time": [1, 2, 3, 4, 5]} for n in range(4)]
+    users = [
+        {"user": f"u{n}", "item": [r["item"] for r in ROWS[n * 5 : n * 5 + 5]], "time": [1, 2, 3, 4, 5]}
+        for n in range(4)
+    ]
     dataset, report = read(lines(tmp_path / "log.jsonl", [{**user, "country": "fr", "tags": ["x"]} for user in users]))
     assert dataset.num_events == 20
     assert "tags" in said(report)
-    events = [{"user_id": user["user"], "log": [{"item_id": i, "timestamp": t} for i, t in zip(user["item"], user["time"], strict=True)]} for user in users]
+    events = [
+        {
+            "user_id": user["user"],
+            "log": [{"item_id": i, "timestamp": t} for i, t in zip(user["item"], user["time"], strict=True)],
+        }
+        for user in users
+    ]
     pq.write_table(pa.Table.from_pylist(events), tmp_path / "log.parquet")
     assert read(tmp_path / "log.parquet")[0].num_events == 20
     with pytest.raises(InputError, match="differ in length"):
@@ -531,14 +550,21 @@ def test_titles_without_spaces_share_their_letters() -> None:
         vectors = tfidf_vectors(item_texts(dataset.items), CatalogConfig().vector_dim)
         kinds = [key[:2] for key in dataset.item_keys]
         nearest = (vectors @ vectors.T).fill_diagonal_(-1).topk(9).indices
-        shares[language] = np.mean([[kinds[other] == kinds[row] for other in near] for row, near in enumerate(nearest.tolist())])
+        shares[language] = np.mean(
+            [[kinds[other] == kinds[row] for other in near] for row, near in enumerate(nearest.tolist())]
+        )
     assert shares["zh"] >= 0.95
     assert shares["en"] >= 0.95
 
 
 @pytest.mark.parametrize(
     "titles",
-    [["赤いお茶", "青いお茶", "靴下"], ["เสื้อสีแดง", "เสื้อสีฟ้า", "รองเท้า"], ["紅茶 cup", "緑茶 cup", "くつ"], ["ﾃﾚﾋﾞ", "ﾃﾚﾋﾞ台", "いす"]],
+    [
+        ["赤いお茶", "青いお茶", "靴下"],
+        ["เสื้อสีแดง", "เสื้อสีฟ้า", "รองเท้า"],
+        ["紅茶 cup", "緑茶 cup", "くつ"],
+        ["ﾃﾚﾋﾞ", "ﾃﾚﾋﾞ台", "いす"],
+    ],
 )
 def test_more_scripts_without_spaces(titles: list[str]) -> None:
     from sidera.catalog.content import tfidf_vectors

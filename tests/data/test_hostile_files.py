@@ -38,7 +38,10 @@ sys.exit(code)
 def imported(path: Path, out: Path, *more: Path) -> tuple[int, str, int]:
     """-> (exit code, what was said, peak MiB)."""
     done = subprocess.run(
-        [sys.executable, "-c", IMPORT, str(path), str(out), *map(str, more)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", IMPORT, str(path), str(out), *map(str, more)],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode in (0, 2), done.stderr[-2000:]
     *words, peak = done.stdout.splitlines()
@@ -120,7 +123,9 @@ def long_line(path: Path) -> None:
 
 
 def long_key(path: Path) -> None:
-    path.write_text("user,item,time\n" + "".join(f"u{n},i{n},1700000000\n" for n in range(500)) + "u" * 30_000 + ",a,1700000000\n")
+    path.write_text(
+        "user,item,time\n" + "".join(f"u{n},i{n},1700000000\n" for n in range(500)) + "u" * 30_000 + ",a,1700000000\n"
+    )
 
 
 def half_a_character(path: Path) -> None:
@@ -220,7 +225,9 @@ def test_text_that_is_repeated_is_held_once(tmp_path: Path) -> None:
     log.write_text("user,item,time\nu,0,1700000000\n")
     indices = pa.array(np.zeros(10_000, dtype=np.int32))
     titles = pa.DictionaryArray.from_arrays(indices, pa.array(["x" * 1_000_000]))
-    pq.write_table(pa.table({"item": pa.array(range(10_000)).cast(pa.string()), "title": titles}), tmp_path / "items.parquet")
+    pq.write_table(
+        pa.table({"item": pa.array(range(10_000)).cast(pa.string()), "title": titles}), tmp_path / "items.parquet"
+    )
     with pytest.raises(InputError, match=r"items\.parquet .* swells to .* bytes of text in column 'title'"):
         import_log(log, tmp_path / "out", tmp_path / "items.parquet")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -16,8 +18,6 @@ from sidera.engine.recommender import Recommender
 from sidera.eval.config import EvalConfig
 from sidera.eval.evaluate import evaluate
 from sidera.models.retrievers.popularity import Popularity
-
-from pathlib import Path
 
 CASES = Path(__file__).parents[1] / "data" / "cases" / "ties"
 

@@ -5,7 +5,7 @@
 
 The steps are files of ``intake/``: ``sources`` (which files), ``text``, ``delimited``, ``json_rows`` and ``parquet``
 (blocks of rows), ``unroll`` (events inside rows), ``columns`` (which column is which), ``events``, ``times`` and
-``numbers`` (values, judged one by one), ``kinds`` (which events count), ``report``. Then ``schema.build_dataset`` sorts.
+``numbers`` (values, judged one by one), ``kinds`` (which events count), ``report``. ``schema.build_dataset`` sorts.
 
 Trap: key columns are read as text from CSV. As numbers, "0012" and "12" would become one item.
 """
@@ -110,7 +110,7 @@ def read_log(
     measure(report, dataset, number)
     if number > 0.1 * len(again) and not mapping.drop_duplicates:
         report.warnings.append(
-            f"{number:,} of {len(again):,} events repeat a user, item and second exactly, as if the log was sent again: "
+            f"{number:,} of {len(again):,} events repeat a user, item and second, as if the log was sent again: "
             "evaluation would measure copying; fix: --drop-duplicates"
         )
     return dataset, report

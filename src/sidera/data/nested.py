@@ -1,7 +1,7 @@
 """Content columns in the forms that catalogues of the world have, made plain: text, or lists of text.
 
-``categories``, ``genres`` and ``tags`` come as ``"Action|Comedy"``, as literals inside text (``"['a', 'b']"``, JSON), as
-lists of paths (``[["Toys", "Puzzles"], ["Gifts"]]``, Amazon 2014) or of objects (``[{"id": 1, "name": "Drama"}]``, TMDB).
+``categories``, ``genres`` and ``tags`` come as ``"Action|Comedy"``, as literals inside text (``"['a', 'b']"``, JSON),
+as lists of paths (``[["Toys", "Puzzles"], ["Gifts"]]``, Amazon 2014) or of objects (``[{"id": 1, "name": "Drama"}]``).
 They become one list of distinct texts, in order: the first path's first entry stays the first, which is the category
 that models read. Of an object its name counts.
 """

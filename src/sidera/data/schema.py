@@ -175,8 +175,8 @@ def _order_values(events: pa.Table, time_unit: str) -> tuple[np.ndarray, TimeKin
         if "position" not in events.column_names:
             raise InputError(
                 f"events have no column 'time' (found: {', '.join(events.column_names)})",
-                fix="say which column it is (--time COLUMN), which holds the order (--position COLUMN), or that the rows "
-                "stand in order (--order rows)",
+                fix="say which column it is (--time COLUMN), which holds the order (--position COLUMN), or that the "
+                "rows stand in order (--order rows)",
             )
         return _numbers(events, "position"), "order"
     time = _numbers(events, "time", TIME_UNITS[time_unit])

@@ -32,9 +32,7 @@ class BadRows:
         if not self.count or self.count <= max_share * num_rows:
             return
         raise InputError(
-            f"{self.count:,} of {num_rows:,} rows of the {self.what} cannot be used: {'; '.join(self.examples)}".replace(
-                "; ", ", "
-            ),
+            f"{self.count:,} of {num_rows:,} rows of the {self.what} cannot be used: {', '.join(self.examples)}",
             allowed=f"{max_share:.1%} of the rows (--max-bad)",
             fix="mend them, or pass a larger --max-bad to leave them out",
         )

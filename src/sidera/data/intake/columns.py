@@ -39,8 +39,10 @@ LOG_ROLES: dict[str, tuple[str, ...]] = {
     "rating": RATING_NAMES,
 }
 ITEM_ROLES: dict[str, tuple[str, ...]] = {
-    "title": ("title", "name", "producttitle", "productname", "itemname", "itemtitle", "movietitle", "booktitle")
-    + ("prodname", "trackname", "headline"),
+    "title": (
+        *("title", "name", "producttitle", "productname", "itemname", "itemtitle", "movietitle", "booktitle"),
+        *("prodname", "trackname", "headline"),
+    ),
     "brand": ("brand", "brandname", "manufacturer"),
     "categories": ("categories", "category", "genres", "genre", "categoryname", "class"),
     "description": ("description", "desc", "itemdescription", "productdescription", "overview"),
@@ -68,7 +70,7 @@ def plain_name(name: str) -> str:
 
 
 def choose(what: str, names: Sequence[str], mapping: Mapping[str, str], roles: Mapping[str, Sequence[str]]) -> Choice:
-    """Find each role's column among ``names``; what a mapping names is taken as it is, InputError when it is missing."""
+    """Find each role's column among ``names``; what a mapping names is taken, InputError when it is missing."""
     names = [name for name in names if name]
     named = {ours: theirs for ours, theirs in mapping.items() if ours in roles}
     choice = Choice(named, {ours: mapping[ours] for ours in mapping if ours not in roles}, mapped=frozenset(mapping))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -22,8 +22,7 @@ from sidera.core import InputError
 from sidera.data.intake.bad_rows import BadRows
 from sidera.data.intake.options import LEFT_OUT
 from sidera.data.intake.quotes import Quoting, judge_quotes
-from sidera.data.intake.sources import Source
-from sidera.data.intake.text import TextFile, survey
+from sidera.data.intake.text import TextFile
 
 BLOCK = 8 << 20  # bytes parsed at once
 MAX_COLUMNS = 10_000
@@ -80,7 +79,7 @@ def find_dialect(
                 fix="name all of them in order, '_' for one that is left out",
             )
         header = header and bool({*map(str.lower, first)} & {name.lower() for name in names if name})
-    elif not header or _no_header(names, lines, found, quoting.holds):
+    elif not header or (_squeezed(names).isdisjoint(known) and _no_header(names, lines, found, quoting.holds)):
         raise InputError(
             f"{path} has no header that names its columns (first line: {_short(lines[0])})",
             fix=f"name them in order, '_' for one that is left out: --columns {_proposal(len(first))}",
@@ -158,7 +157,11 @@ def _quoting(text: TextFile, delimiter: str) -> Quoting:
     return quoting
 
 
-def _find_delimiter(lines: Sequence[str], suffixes: Sequence[str], known: Sequence[str]) -> str:
+def _squeezed(names: Sequence[str]) -> set[str]:
+    return {re.sub(r"[^a-z0-9]", "", name.lower().split(":")[0]) for name in names}
+
+
+def _find_delimiter(lines: Sequence[str], suffixes: Sequence[str], known: Collection[str]) -> str:
     best, best_rank = "", (-1.0, -1, -1)
     for place, candidate in enumerate(DELIMITERS):
         if candidate not in lines[0]:
@@ -166,8 +169,7 @@ def _find_delimiter(lines: Sequence[str], suffixes: Sequence[str], known: Sequen
         counts = [len(_fields(line, candidate, len(candidate) == 1)) for line in lines]
         even = sum(count == counts[0] for count in counts) / len(counts)
         fields = _fields(lines[0], candidate, len(candidate) == 1)
-        names = sum(re.sub(r"[^a-z0-9]", "", field.lower().split(":")[0]) in known for field in fields)
-        rank = (float(even >= 0.8), names, -place)
+        rank = (float(even >= 0.8), len(_squeezed(fields) & set(known)), -place)
         if rank > best_rank:
             best, best_rank = candidate, rank
     if not best:

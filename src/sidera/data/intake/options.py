@@ -105,4 +105,4 @@ def _check_encoding(name: str) -> None:
             f"encoding {name!r} is not known", allowed="utf-8, latin-1, utf-16, cp1251, gbk, ..."
         ) from None
     if not getattr(codec, "_is_text_encoding", True):
-        raise InputError(f"encoding {name!r} is not one of text", allowed="utf-8, latin-1, utf-16, cp1251, gbk, ...")
+        raise InputError(f"encoding {name!r} is not one of text", allowed="utf-8, latin-1, cp1251, gbk, ...")

@@ -71,9 +71,8 @@ class ImportReport:
         done = (
             "left out (one of each is kept)" if self.duplicates_dropped else "kept (--drop-duplicates leaves them out)"
         )
-        out.append(
-            f"repeats    {self.duplicates:,} events repeat a user, item and second{'; ' + done if self.duplicates else ''}"
-        )
+        done = f"; {done}" if self.duplicates else ""
+        out.append(f"repeats    {self.duplicates:,} events repeat a user, item and second{done}")
         if self.items_found is not None:
             out.append(
                 f"join       {self.items_found:,} of {self.items_named:,} items of the log are in the items table"

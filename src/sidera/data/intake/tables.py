@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from sidera.data.intake.keys import decoded, is_text
 from sidera.data.intake.options import ImportMapping
 from sidera.data.intake.parquet import decoded_bytes, is_bytes, read_parquet_blocks
 from sidera.data.intake.sources import Source
-from sidera.data.intake.text import survey
+from sidera.data.intake.text import TextFile, survey
 
 KNOWN = frozenset((*USER_NAMES, *ITEM_NAMES, *(name for names in LOG_ROLES.values() for name in names)))
 KNOWN |= frozenset((*(name for names in ITEM_ROLES.values() for name in names), "key", "id"))
@@ -35,7 +35,7 @@ class Reading:
 def read_blocks(
     source: Source, options: ImportMapping, bad: BadRows, reading: Reading, of_log: bool = True
 ) -> Iterator[tuple[pa.Table, int]]:
-    """-> (a block of a file's rows with its own column names; the line or row of the first, 0 where lines are not rows)."""
+    """-> (a block of a file's rows under its own names; the line or row of the first, 0 where lines are not rows)."""
     if source.kind == "parquet":
         yield from _with_given(read_parquet_blocks(source), source)
         return
@@ -51,8 +51,8 @@ def read_blocks(
         yield from _with_given(read_json(text, bad), source)
 
 
-def dialect_of(text: object, options: ImportMapping) -> Dialect:
-    return find_dialect(text, options.delimiter, options.header, options.column_names, KNOWN)  # type: ignore[arg-type]
+def dialect_of(text: TextFile, options: ImportMapping) -> Dialect:
+    return find_dialect(text, options.delimiter, options.header, options.column_names, KNOWN)
 
 
 def _with_given(blocks: Iterator[tuple[pa.Table, int]], source: Source) -> Iterator[tuple[pa.Table, int]]:
@@ -65,7 +65,7 @@ def _with_given(blocks: Iterator[tuple[pa.Table, int]], source: Source) -> Itera
 
 
 def read_table(
-    sources: Sequence[Source], options: ImportMapping, what: str, said: list[str], text_columns: Sequence[str]
+    sources: Sequence[Source], options: ImportMapping, what: str, said: list[str], text_columns: Collection[str]
 ) -> pa.Table:
     """All rows of some files. ``text_columns`` (theirs) stay text whatever they hold: keys, titles."""
     bad = BadRows(what)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import datetime
 import re
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +32,6 @@ SLASHED = re.compile(
     r"^\s*(\d{1,2})[/.-](\d{1,2})[/.-](\d{4})(?:,?[ T]+(\d{1,2}):(\d\d)(?::(\d\d)(?:\.\d+)?)?\s*([AaPp][Mm])?)?\s*$"
 )
 EPOCH = datetime.datetime(1970, 1, 1)
-DayFirst = Literal["day", "month"]
 
 
 class TimeColumn:
@@ -125,7 +123,7 @@ class TimeColumn:
             raise InputError(
                 f"time {self.example!r} is neither a number nor an ISO date",
                 allowed="unix times, or dates like 2014-03-01 or 2014-03-01 12:30:00",
-                fix="say how it is written: --time-format '%%d %%b %%Y'".replace("%%", "%"),
+                fix="say how it is written: --time-format '%d %b %Y'",
             )
         block = rows[pc.fill_null(encoded.indices, len(encoded.dictionary)).to_numpy()]
         self.slashed.append(block)
