@@ -27,8 +27,10 @@ TIME_NAMES = (
     *("time", "timestamp", "ts", "datetime", "date", "eventtime", "eventtimestamp", "unixreviewtime", "unixtime"),
     *("createdat", "createdtime", "timems", "timestampms", "tdat", "clicktime", "viewtime", "sorttimestamp"),
 )
-EVENT_NAMES = ("event", "eventtype", "eventname", "action", "actiontype", "behavior", "behaviour", "behaviortype")
-EVENT_NAMES += ("behaviourtype", "interaction", "interactiontype", "feedbacktype", "type")
+EVENT_NAMES = (
+    *("event", "eventtype", "eventname", "action", "actiontype", "behavior", "behaviour", "behaviortype"),
+    *("behaviourtype", "interaction", "interactiontype", "feedbacktype", "type"),
+)
 RATING_NAMES = ("rating", "ratings", "stars", "star", "starrating", "score", "overall", "bookrating", "reviewscore")
 LOG_ROLES: dict[str, tuple[str, ...]] = {
     "user": USER_NAMES,
@@ -83,10 +85,10 @@ def choose(what: str, names: Sequence[str], mapping: Mapping[str, str], roles: M
     for ours, known in roles.items():
         if ours in mapping:
             continue
-        theirs = _candidate(what, ours, known, [name for name in names if name not in taken], choice)
-        if theirs is not None:
-            choice.sources[ours] = theirs
-            taken.add(theirs)
+        found = _candidate(what, ours, known, [name for name in names if name not in taken], choice)
+        if found is not None:
+            choice.sources[ours] = found
+            taken.add(found)
     for name in names:
         if name in taken:
             continue

@@ -13,7 +13,7 @@ import io
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -48,7 +48,7 @@ def find_dialect(
     delimiter: str = "",
     header: bool = True,
     column_names: Sequence[str] = (),
-    known: Sequence[str] = (),
+    known: Collection[str] = (),
 ) -> Dialect:
     """``known``: column names that speak for a delimiter that shows them, squeezed as ``columns.squeeze`` does."""
     path = text.source.path
@@ -103,7 +103,7 @@ def read_delimited(text: TextFile, dialect: Dialect, bad: BadRows) -> Iterator[t
         return "skip"
 
     many = len(dialect.delimiter) > 1
-    stream: BinaryIO = _Replacing(text, dialect.delimiter) if many else text.open()
+    stream: Any = _Replacing(text, dialect.delimiter) if many else text.open()
     try:
         reader = pa_csv.open_csv(
             stream,
