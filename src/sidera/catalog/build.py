@@ -61,7 +61,7 @@ def build_catalog(
     report["transition_share"] = transition_shares(resolved.codes, dataset, split)
     has_titles = "title" in dataset.items.column_names
     catalog = Catalog(
-        item_keys=dataset.item_keys.astype(str),
+        item_keys=dataset.item_keys.astype(object),
         codes=resolved.codes,
         level_sizes=resolved.level_sizes,
         codebooks=codebooks,

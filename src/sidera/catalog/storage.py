@@ -57,7 +57,7 @@ def load(path: str | Path) -> dict[str, Any]:
     tensors = load_file(path / "codes.safetensors")
     items = pq.read_table(path / "items.parquet")
     return {
-        "item_keys": np.array(items["key"].to_pylist(), dtype=str),
+        "item_keys": np.array(items["key"].to_pylist(), dtype=object),
         "codes": tensors.pop("codes").numpy(),
         "level_sizes": tuple(manifest.info["level_sizes"]),
         "codebooks": RQCodebooks.from_state(tensors),
