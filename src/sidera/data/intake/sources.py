@@ -23,7 +23,6 @@ SWELL = 100  # times its own size that a file may swell to: text compresses 3 to
 FREE_BYTES = 256 << 20  # that every file may swell to
 ENDINGS = {
     ".parquet": "parquet",
-    ".pq": "parquet",
     ".csv": "csv",
     ".tsv": "csv",
     ".txt": "csv",
@@ -35,6 +34,7 @@ ENDINGS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",
+    ".pq": "parquet",
 }
 COMPRESSED = (".gz", ".bz2", ".zst")
 MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst"}
