@@ -341,7 +341,7 @@ def test_wrong_flags(arguments: list[str], named: str, capsys: pytest.CaptureFix
         ("import {}/absent.csv --out {}/o", "no file at .*absent.csv"),
         ("import {}/event.csv --out {}/o", "no file at .*event.csv' .did you mean 'events.csv'"),
         ("import {}/events.csv --out {}/o --item sku", "no column 'sku' to read as item; allowed: user_id, asin, when"),
-        ("import {}/events.csv --out {}/o", "has no column 'item' .found: user_id, asin, when.; fix: say which"),
+        ("import {}/events.csv --out {}/o", "has no column 'time' .found: user_id, asin, when.; fix: say which"),
         ("import {}/recipe.toml --out {}/o", "unknown ending '.toml'; allowed: .parquet, .csv"),
         ("import {}/events.csv --out {}/o --item asin --mapping {}/recipe.toml", "has no key"),
     ],

@@ -65,7 +65,7 @@ def build_catalog(
     report |= noticed
     report["transition_share"] = transition_shares(resolved.codes, dataset, split)
     catalog = Catalog(
-        item_keys=dataset.item_keys.astype(str),
+        item_keys=dataset.item_keys.astype(object),
         codes=resolved.codes,
         level_sizes=resolved.level_sizes,
         codebooks=codebooks,

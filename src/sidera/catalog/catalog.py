@@ -32,7 +32,7 @@ from sidera.ops.trie import CodeTrie
 class Catalog:
     """Items with their semantic IDs; make one with :func:`sidera.catalog.build.build_catalog` or ``load``."""
 
-    item_keys: np.ndarray  # (N,) str
+    item_keys: np.ndarray  # (N,) object of str: an array of fixed width would cost the longest key N times
     codes: np.ndarray  # (N, L) int32; L = 0: no codes, for models that score items
     level_sizes: tuple[int, ...]
     codebooks: RQCodebooks
@@ -166,7 +166,7 @@ class Catalog:
         new = self.schema.item_categories(table) if table is not None else {}
         return replace(
             self,
-            item_keys=np.concatenate([self.item_keys.astype(object), np.array(keys, dtype=object)]).astype(str),
+            item_keys=np.concatenate([self.item_keys.astype(object), np.array(keys, dtype=object)]),
             codes=np.concatenate([self.codes, codes]),
             removed=np.concatenate([self.removed, np.zeros(count, bool)]),
             popularity=np.concatenate([self.popularity, np.zeros(count, np.int64)]),

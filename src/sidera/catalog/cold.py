@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sidera.catalog.tfidf import letter_pairs
+
 NUM_NEIGHBOURS = 5
 WORD = re.compile(r"\w+")
 CHUNK = 256  # cold items compared at once
@@ -57,7 +59,7 @@ def spread(codes: np.ndarray, unknown: np.ndarray, codebook_size: int) -> np.nda
 
 def _word_matrix(texts: Sequence[str]) -> Tensor:
     """Unit rows of inverse document frequencies, one column a word that two texts share."""
-    bags = [set(WORD.findall(text.lower())) for text in texts]
+    bags = [{*WORD.findall(text.lower()), *letter_pairs(text.lower())} for text in texts]
     frequency = Counter(word for bag in bags for word in bag)
     column_of = {word: column for column, word in enumerate(sorted(w for w, count in frequency.items() if count > 1))}
     rows, columns, values = [], [], []

@@ -32,7 +32,10 @@ def text_vectors(texts: Sequence[str], minutes: float | None = None) -> Tensor:
 
 
 def tfidf_vectors(texts: Sequence[str], dim: int, seed: int = 0) -> Tensor:
-    """(N,) -> (N, dim) unit rows: TF-IDF over words, then truncated SVD (latent semantic analysis)."""
+    """(N,) -> (N, dim) unit rows: TF-IDF over words, then truncated SVD (latent semantic analysis).
+
+    Of scripts without spaces between words, letters and pairs of letters are words too.
+    """
     known = _require_texts(texts, "tfidf")
     unique = sorted(set(known))
     reduced = reduced_tfidf(unique, dim, seed)

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 
 from sidera.artifacts import Manifest, write_text, writing
-from sidera.bounds import gib, total_memory
 from sidera.catalog.config import NO_CODES
 from sidera.catalog.rq_kmeans import RQCodebooks
 from sidera.data.features import FeatureSchema
@@ -119,14 +117,10 @@ def _codebooks(opened: Opened, tensors: dict[str, torch.Tensor], level_sizes: tu
 
 
 def _keys(opened: Opened, column: pa.ChunkedArray) -> np.ndarray:
-    """(N,) text. Every key takes as much memory as the longest."""
-    longest = pc.max(pc.utf8_length(column)).as_py() or 0
-    needed, most = 4 * longest * len(column), total_memory()
-    if most is not None and needed > most:
-        raise opened.damaged(f"an item id has {longest:,} characters: {gib(needed)} in all, here are {gib(most)}")
+    """(N,) object of str."""
     if column.null_count:
         raise opened.damaged("an item has no id")
-    return np.array(column.to_pylist(), dtype=str)
+    return np.array(column.to_pylist(), dtype=object)
 
 
 def _categories(opened: Opened, items: pa.Table) -> dict[str, np.ndarray]:

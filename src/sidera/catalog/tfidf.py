@@ -15,14 +15,15 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Scripts without spaces between words: Thai, Lao, Myanmar, Khmer, kana, Han with its extensions.
+# Scripts without spaces between words: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han with its extensions.
 UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 RUN = re.compile(rf"[{UNSPACED}]+")
 WORD = re.compile(rf"[^\W{UNSPACED}]{{2,}}")
@@ -38,9 +39,17 @@ SPARE = 16  # directions beyond those asked for, which make the last ones asked 
 def words_of(text: str) -> list[str]:
     """Words of two letters or more in lower case; of scripts without spaces every letter and pair of neighbours."""
     text = text.lower()
-    found = [word for word in WORD.findall(text) if word not in STOPPED]
+    return [word for word in WORD.findall(text) if word not in STOPPED] + letter_pairs(text)
+
+
+def letter_pairs(text: str) -> list[str]:
+    """The letters, and the pairs of neighbouring letters, of every run in a script without spaces.
+
+    Pairs of letters are what search engines index such text by.
+    """
+    found: list[str] = []
     for run in RUN.findall(text):
-        found += [*run, *(run[place : place + 2] for place in range(len(run) - 1))]
+        found += [*run, *map("".join, pairwise(run))]
     return found
 
 

@@ -13,13 +13,15 @@ from sidera.config import check_value
 from sidera.core import InputError
 from sidera.data.adapters import ADAPTERS, describe, detect
 from sidera.data.dataset import Dataset
-from sidera.data.features import LONG_VIEW, FeatureSchema, fit_schema, with_long_view
+from sidera.data.features import LONG_VIEW, POSITIVE, FeatureSchema, fit_schema, with_long_view
 from sidera.data.split import Split, check_leaks, leave_one_out, temporal
 
 AUTO = "auto"
 # What [data] positive = "auto" looks for. A purchase says more than a look, and a look that lasted more than a click.
-POSITIVES = ("positive", "purchase", "is_purchase", LONG_VIEW, "is_long_view", "click", "is_click", "clicked", "like")
-POSITIVES += ("is_like", "liked")
+POSITIVES: tuple[str, ...] = (
+    POSITIVE, "purchase", "is_purchase", LONG_VIEW, "is_long_view", "click", "is_click", "clicked", "like", "is_like",
+    "liked",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class DataConfig:
     test_share: float = 0.1  # temporal: share of all events in the test window
     min_rating: float | None = None  # keep events rated at least this; None: the adapter's custom (MovieLens 4)
     text_fields: tuple[str, ...] = ()  # item columns that make up the text; empty: the adapter's custom
-    positive: str = ""  # feedback column whose true events are worth recommending ("click", "long_view"); "": all
-    # "auto": the first of POSITIVES that the log has, else all
+    positive: str = ""  # feedback column whose true events are worth recommending ("click", "long_view"); "": all,
+    # or those of the log's own mark "positive" (`sidera import --keep view=0,...`); "auto": the mark that says most
     long_view_quantile: float = 0.65  # long_view: watched longer than this share of views of like duration
     item_fields: tuple[str, ...] = ()  # item columns read as categories; empty: creator, brand, tags, ... where present
     # Columns that others generated (idgenrec_text_id, gram_keywords) are read only when text_fields names them.
@@ -71,15 +73,15 @@ def make_views(dataset: Dataset, config: DataConfig | None = None) -> tuple[View
         config = replace(config, positive=usual_positive(dataset))
     quantile = config.long_view_quantile
     check_value("[data]", "long_view_quantile", quantile, 0 < quantile < 1, "a share inside 0..1")
-    known_mask = _before_questions(dataset, config)
-    schema = fit_schema(dataset, config.positive, known_mask, quantile, config.item_fields)
+    positive = config.positive or (POSITIVE if _is_mark(dataset, POSITIVE) else "")
+    schema = _fitted(dataset, config, positive)
     dataset = with_long_view(dataset, schema)
-    if not config.positive:
+    if not positive:
         view = View(dataset, make_split(dataset, config), schema)
         return view, view
-    positive_mask = dataset.feedback[config.positive].astype(bool)
+    positive_mask = dataset.feedback[positive].astype(bool)
     if not positive_mask.any():
-        raise InputError(f"no event of {dataset.name!r} is positive ([data] positive = {config.positive!r})")
+        raise InputError(f"no event of {dataset.name!r} is positive ([data] positive = {positive!r})")
     split = make_split(dataset, config, positive_mask)
     kept, kept_split = dataset.keep(positive_mask), split.keep(positive_mask)
     check_leaks(kept, kept_split)
@@ -99,11 +101,24 @@ def usual_positive(dataset: Dataset) -> str:
     return ""
 
 
-def _before_questions(dataset: Dataset, config: DataConfig) -> np.ndarray:
-    """(E,) events that are in the training part of any split of this kind, whatever turns out to be positive."""
+def _is_mark(dataset: Dataset, name: str) -> bool:
+    return name in dataset.feedback and dataset.feedback[name].dtype == bool
+
+
+def _fitted(dataset: Dataset, config: DataConfig, positive: str) -> FeatureSchema:
+    """The schema, its thresholds learned from events of the train part alone.
+
+    Where long views are themselves the positives, the thresholds decide what is asked, so the train part cannot be
+    known before them: all but a user's last two events are learned from then.
+    """
     if config.split == "temporal" and dataset.time_kind == "seconds":
-        return dataset.times < np.quantile(dataset.times, 1 - config.valid_share - config.test_share)
-    return np.arange(dataset.num_events) < dataset.offsets[dataset.event_users + 1] - 2
+        split = make_split(dataset, config)  # cut by the times of all events, whatever is positive
+    elif positive and _is_mark(dataset, positive):
+        split = make_split(dataset, config, dataset.feedback[positive])
+    else:
+        split = make_split(dataset, replace(config, split="leave_one_out"))
+    known_mask = np.arange(dataset.num_events) < split.train_ends[dataset.event_users]
+    return fit_schema(dataset, positive, known_mask, config.long_view_quantile, config.item_fields)
 
 
 def make_split(dataset: Dataset, config: DataConfig | None = None, positive_mask: np.ndarray | None = None) -> Split:

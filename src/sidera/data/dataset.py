@@ -100,15 +100,20 @@ class Dataset:
         """The same events with one more column (E,)."""
         return replace(self, feedback={**self.feedback, name: values}, source=self.source_digest)
 
-    def save(self, path: str | Path) -> None:
-        """Write the artifact; an older one at ``path`` survives until the new one is whole."""
+    def save(self, path: str | Path, info: Mapping[str, Any] | None = None) -> None:
+        """Write the artifact; an older one at ``path`` survives until the new one is whole.
+
+        ``info`` is kept in the manifest beside names and counts; it is no part of the digest.
+        """
+        rows = (self.event_users.astype(np.int32), self.item_ids.astype(np.int32))
         events = {
-            "user": pa.DictionaryArray.from_arrays(self.event_users, pa.array(self.user_keys, type=pa.string())),
-            "item": pa.DictionaryArray.from_arrays(self.item_ids, pa.array(self.item_keys, type=pa.string())),
+            "user": pa.DictionaryArray.from_arrays(rows[0], pa.array(self.user_keys, type=pa.string())),
+            "item": pa.DictionaryArray.from_arrays(rows[1], pa.array(self.item_keys, type=pa.string())),
             "time": pa.array(self.times),
             **{name: pa.array(values) for name, values in self.feedback.items()},
         }
         info = {
+            **(info or {}),
             "name": self.name,
             "time_kind": self.time_kind,
             "num_users": self.num_users,

@@ -26,6 +26,7 @@ from sidera.core import InputError
 from sidera.data.dataset import Dataset
 
 LONG_VIEW = "long_view"
+POSITIVE = "positive"  # a mark of this name says which events of a log count, unless the recipe names another label
 ITEM_FIELDS = ("creator", "brand", "tags", "categories", "genres")  # read where an items table has them
 BOOKKEEPING = ("propensity", "uniform", "request", "slot", "session")  # of the log, no reaction of the user
 MAX_PROFILE_VALUES = 1000  # a column with more values names people, not kinds of people
@@ -178,7 +179,12 @@ def with_long_view(dataset: Dataset, schema: FeatureSchema) -> Dataset:
 
 
 def long_view_thresholds(watch_time: np.ndarray, duration: np.ndarray, quantile: float) -> tuple[float, ...]:
-    """Seconds per log2 bucket of duration; a bucket without events takes the nearest one that has some."""
+    """Seconds per log2 bucket of duration; a bucket without events takes the nearest one that has some.
+
+    Events whose watch time or duration is not known (NaN) say nothing of either.
+    """
+    known = ~(np.isnan(watch_time) | np.isnan(duration))
+    watch_time, duration = watch_time[known], duration[known]
     if not len(watch_time):
         raise InputError("no training event has a watch time, so long views cannot be told", fix="use another positive")
     buckets = duration_buckets(duration)
@@ -231,9 +237,10 @@ def _seconds(dataset: Dataset, name: str) -> np.ndarray | None:
     if values.dtype == bool:
         raise InputError(f"feedback {name!r} holds true and false", allowed="seconds, 0 or more")
     values = np.asarray(values, dtype=np.float32)
-    if (values < 0).any():
-        row = int((values < 0).argmax())
-        raise InputError(f"{name} {values[row]:g} of event {row} is negative", allowed="seconds, 0 or more")
+    for bad_mask, problem in ((values < 0, "negative"), (np.isinf(values), "endless")):
+        if bad_mask.any():
+            row = int(bad_mask.argmax())
+            raise InputError(f"{name} {values[row]:g} of event {row} is {problem}", allowed="seconds, 0 or more")
     return values
 
 

@@ -32,6 +32,19 @@ def top_items(
 
 
 @torch.inference_mode()
+def target_ties(
+    scores: Tensor, target_ids: Tensor, *, exclude: Jagged | None = None, alive: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(B, N) scores, targets (B,) -> place of the first item that scores as the target does, from 1 (B,), and how many
+    items do (B,); both 0 where the target cannot be answered. What :func:`top_items` leaves out does not count.
+    """
+    scores = _masked(scores, 0, exclude, alive)
+    own = scores.gather(1, target_ids.to(scores.device)[:, None])  # (B, 1)
+    there = (own != NEG_INF).squeeze(1)
+    return ((scores > own).sum(1) + 1) * there, (scores == own).sum(1) * there
+
+
+@torch.inference_mode()
 def dense_search(
     user_vectors: Tensor,
     item_vectors: Tensor,

@@ -156,7 +156,7 @@ class Behaviour:
         """
         if self.store.num_users:
             raise InputError(f"the store knows {self.store.num_users:,} users already", fix="fill an empty folder")
-        schema, item_ids = self.catalog.schema, self.catalog.ids_of(dataset.item_keys.astype(str).tolist())
+        schema, item_ids = self.catalog.schema, self.catalog.ids_of(dataset.item_keys.tolist())
         feedback = {name: values for name, values in dataset.feedback.items() if name in schema.columns}
         columns = schema.complete(feedback, dataset.num_events)
         for user, key in enumerate(dataset.user_keys):

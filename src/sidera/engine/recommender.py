@@ -41,7 +41,7 @@ from sidera.core import (
 from sidera.data.batches import Reader
 from sidera.data.dataset import Dataset
 from sidera.decode.beam import beam_search
-from sidera.decode.dense import top_items
+from sidera.decode.dense import target_ties, top_items
 from sidera.decode.free import free_beam
 from sidera.decode.session import rank_by_lists
 from sidera.engine.exposures import ExposureWriter, exposure_columns
@@ -71,6 +71,7 @@ class Ranked:
     version: str = ""  # of the weights that found the items
     items_version: int = 0  # of the catalogue that they ranked
     reranker: str = ""  # version of the reranker that ordered them; "": none
+    ties: tuple[Tensor, Tensor] | None = None  # of targets that were named: ``decode.dense.target_ties``
 
     @property
     def policy(self) -> str:
@@ -142,6 +143,7 @@ class Recommender:
         beam: int | None = None,
         filter_seen: bool = False,
         exclude: tuple[Tensor, Tensor] | None = None,
+        target_ids: Tensor | None = None,
     ) -> Ranked:
         """The k best items of every history of ``batch`` (each with at least one event).
 
@@ -150,7 +152,7 @@ class Recommender:
         ``exclude`` (jagged item ids and offsets) leaves out others. ``beam`` defaults to the recommender's, and is
         never narrower than k. A model that writes lists answers by :func:`sidera.decode.session.rank_by_lists`.
         Where there is a ``reranker`` it chooses among its candidates, and scores are its own; a ``quota`` then fills
-        its slots.
+        its slots. ``target_ids`` (B,): a scorer also says how many items it scores as it scores these (``ties``).
         """
         if k < 1:
             raise InputError(f"k = {k}", allowed="1 or more")
@@ -158,7 +160,8 @@ class Recommender:
         reranker, quota, catalog = self.reranker, self.quota, self.catalog
         try:
             if reranker is None:
-                found = self._rank(batch, k, catalog, beam, filter_seen, exclude)
+                asked = target_ids if quota is None else None
+                found = self._rank(batch, k, catalog, beam, filter_seen, exclude, asked)
             else:
                 found = self._reranked(reranker, batch, k, beam, filter_seen, exclude)
             return found if quota is None else self._with_quota(quota, found, batch, beam, filter_seen, exclude)
@@ -202,7 +205,7 @@ class Recommender:
 
     def _rank(
         self, batch: Batch, k: int, catalog: Catalog, beam: int | None, filter_seen: bool,
-        exclude: tuple[Tensor, Tensor] | None,
+        exclude: tuple[Tensor, Tensor] | None, target_ids: Tensor | None = None,
     ) -> Ranked:  # fmt: skip
         """What the model alone answers, from the items that ``catalog`` has not removed."""
         if batch.num_histories and int(batch.lengths.min()) == 0:  # the state before it is another history's last
@@ -226,7 +229,8 @@ class Recommender:
         removed = catalog.removed[: scores.shape[1]]
         alive_mask = torch.from_numpy(~removed).to(self.device) if removed.any() else None
         item_ids, best_scores = top_items(scores, k, exclude=left_out, alive=alive_mask)
-        return Ranked(item_ids, best_scores, None, version, catalog.items_version)
+        ties = None if target_ids is None else target_ties(scores, target_ids, exclude=left_out, alive=alive_mask)
+        return Ranked(item_ids, best_scores, None, version, catalog.items_version, ties=ties)
 
     @torch.inference_mode()
     def free_generation(self, batch: Batch, beam: int) -> Tensor:

@@ -1,13 +1,16 @@
 """Ask a recommender for the lists of many rows and boil them down: places of the targets, exposure, the top items.
 
 A generator makes a short list (beam) and a long one (wide_beam); a scorer orders the whole catalogue, so its short list
-is the start of its long one. Ties are found by the catalogue's codes, see ``metrics.py``.
+is the start of its long one. Ties of a generator are found by the catalogue's codes, those of a scorer by equal scores
+(popularity gives many items one score, and the order among them is the catalogue's, which means nothing), see
+``metrics.py``.
 
 R rows · B histories of a batch · k list length · N items.
 """
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -15,6 +18,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sidera.catalog.catalog import Catalog
@@ -66,7 +70,7 @@ def sample_rows(rows: EvalRows, max_rows: int | None, seed: int) -> EvalRows:
 def check_items(catalog: Catalog, dataset: Dataset) -> None:
     """InputError unless the catalogue's first items are the data set's, in its order: ids must mean the same."""
     num = dataset.num_items
-    ours, theirs = catalog.item_keys[:num].astype(str), dataset.item_keys.astype(str)
+    ours, theirs = catalog.item_keys[:num].astype(object), dataset.item_keys  # fixed width would cost the longest key
     if len(ours) == num and (ours == theirs).all():
         return
     at = (
@@ -154,6 +158,7 @@ def _rank_list(
     clock: Clock,
 ) -> Lists:
     sids = SharedIds.of(recommender.catalog)
+    scores_all = recommender.kind == "scorer" and "target_ids" in inspect.signature(recommender.rank).parameters
     top = min(k, config.main_k)
     lists = Lists(
         ranks=TargetRanks.empty(len(rows), k),
@@ -162,12 +167,16 @@ def _rank_list(
     )
     for index, batch in questions(recommender, dataset, rows, config.batch_size):
         cpu, wall = time.process_time(), time.perf_counter()
-        ranked = recommender.rank(batch, k, beam=beam, filter_seen=seen == "filter")
+        targets = rows.target_ids[index]
+        named = {"target_ids": torch.from_numpy(targets)} if scores_all else {}
+        ranked = recommender.rank(batch, k, beam=beam, filter_seen=seen == "filter", **named)
         item_ids = to_numpy(ranked.item_ids)  # (B, k)
         clock.add(len(index), time.process_time() - cpu, time.perf_counter() - wall)
-        targets = rows.target_ids[index]
         if ranked.leaf_ids is None:
             part = target_ranks(item_ids, targets)
+            if named and ranked.ties is not None:  # items of equal score, wherever they stand in the whole catalogue
+                start, size = (to_numpy(part_of).astype(np.int32) for part_of in ranked.ties)
+                part = replace(part, tie_start=np.where(start <= k, start, 0), tie_size=size)
         else:
             sizes = sids.servable(targets, batch if seen == "filter" else None)
             part = target_ranks(item_ids, targets, sids.group[item_ids], sids.group[targets], sizes)
