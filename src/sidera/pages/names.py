@@ -22,12 +22,15 @@ def model_title(name: str) -> str:
 
 
 def data_title(name: str) -> str:
-    """``amazon2014_beauty`` -> ``Amazon Beauty 2014``, ``ml-1m`` -> ``MovieLens 1M``; other names stay as they are."""
+    """``amazon2014_beauty`` -> ``Amazon Beauty 2014``, ``ml-1m`` -> ``MovieLens 1M``.
+
+    ``world-<digest>`` is a ``Simulated app``. Other names stay as they are.
+    """
     if found := re.fullmatch(r"amazon(20\d\d)_([a-z0-9_]+)", name):
         return f"Amazon {found[2].replace('_', ' ').title()} {found[1]}"
     if found := re.fullmatch(r"ml-(\d+[km]|latest-small)(-\d+)?", name):
         return f"MovieLens {found[1].upper() if found[1][0].isdigit() else found[1].replace('-', ' ')}"
-    return name
+    return "Simulated app" if re.fullmatch(r"world-[0-9a-f]{16}", name) else name
 
 
 def distinct(titles: Sequence[str], folders: Sequence[str]) -> list[str]:

@@ -66,7 +66,7 @@ def overview(measured: Sequence[Measured]) -> list[Figure]:
             for one in measured:
                 if metric in one.run.metrics.get(seen, {}):
                     found = one.run.metrics[seen][metric]
-                    rows.append((one.label, (found.value, found.low, found.high), not one.baseline))
+                    rows.append((one.label, (found.value, found.low, found.high), one.trained and not one.baseline))
             figures.append(dots(f"{metric_name(metric)}, history {'kept' if seen == 'keep' else 'left out'}",
                                 "95 % intervals over users", rows, zero=True))  # fmt: skip
     return figures
