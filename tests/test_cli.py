@@ -268,7 +268,7 @@ def test_stages_alone_equal_a_run(place: Path, tmp_path: Path, capsys: pytest.Ca
     assert "catalog: reused" in capsys.readouterr().out
     assert sidera("evaluate", out, "--data", place / "data") == 0
     assert sidera("evaluate", out, "--data", place / "data", "--rows", "valid", "--set", "eval.ks=[1]") == 0
-    assert (out / "evaluation-valid").is_dir()
+    assert (out / "evaluation-valid+ks-1").is_dir()
     for name in ("catalog", "model", "evaluation"):
         ours, theirs = (json.loads((folder / name / "manifest.json").read_text()) for folder in (out, place / "run"))
         assert ours["digest"] == theirs["digest"]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -115,7 +116,7 @@ def test_without_locks_the_number_of_a_living_process_refuses_and_a_dead_one_is_
     (tmp_path / NAME).write_text(f"{gone.pid}\n")
     with run_lock(tmp_path):
         assert (tmp_path / NAME).read_text() == f"{os.getpid()}\n"
-    assert (tmp_path / NAME).read_text() == ""
+    assert not (tmp_path / NAME).exists()
     (tmp_path / NAME).write_text(f"{os.getppid()}\n")
     with pytest.raises(InputError, match=f"process {os.getppid()}"), run_lock(tmp_path):
         pass
@@ -129,6 +130,34 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot make the folder"), run_lock(tmp_path / "file" / "run"):
         pass
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="bad input"), run_lock(tmp_path / "new" / "run"):
+        raise InputError("bad input")
+    assert not (tmp_path / "new" / "run").exists()
+    with run_lock(tmp_path / "run"):
+        (tmp_path / "run" / "result").write_text("")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["result"]
+
+
+def test_a_lock_file_that_its_holder_removed_meanwhile_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = lock_module._take
+    removed: list[Path] = []
+
+    def slow(file: IO[str]) -> bool:
+        found = taken(file)
+        if not removed:
+            removed.append(tmp_path / NAME)
+            removed[0].unlink()
+        return found
+
+    monkeypatch.setattr(lock_module, "_take", slow)
+    with run_lock(tmp_path):
+        assert (tmp_path / NAME).read_text() == f"{os.getpid()}\n"
+    assert removed
 
 
 def test_is_alive_asks_and_ends_nothing() -> None:

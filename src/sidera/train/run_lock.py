@@ -7,8 +7,9 @@
     def run(recipe, data, out): ...
 
 The lock is the operating system's (``flock``, on Windows ``msvcrt.locking``) on the file ``.lock`` in the folder, so
-that it ends with its process however that ends. Where a file system has no such locks, the file holds the number of the
-process that made it, and one whose process is gone is taken over. A thread may take its own lock again.
+that it ends with its process however that ends; the file is removed at the end. Where a file system has no such locks,
+the file holds the number of the process that made it, and one whose process is gone is taken over. A thread may take
+its own lock again.
 """
 
 from __future__ import annotations
@@ -53,47 +54,64 @@ def one_writer(function: Callable[P, R]) -> Callable[P, R]:
 def run_lock(folder: str | Path) -> Iterator[None]:
     """Hold the folder, which is made where it is missing; InputError when another process holds it."""
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror}", fix="choose another one") from error
     key, me = os.path.realpath(folder), threading.get_ident()
     if _held.get(key) == me:
         yield
         return
     if key in _held:
         raise _refusal(folder, os.getpid())
-    with _locked(folder / NAME, folder):
-        _held[key] = me
-        try:
-            yield
-        finally:
-            del _held[key]
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}", fix="choose another one") from error
+    try:
+        with _locked(folder / NAME, folder):
+            _held[key] = me
+            try:
+                yield
+            finally:
+                del _held[key]
+    finally:
+        if made:  # for nothing, where the input was refused before anything was written
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 @contextlib.contextmanager
 def _locked(path: Path, folder: Path) -> Iterator[None]:
-    try:
-        file = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write into {folder}: {error.strerror}", fix="choose another folder") from error
-    with file:
-        if _take(file):
-            _sign(file)
-            try:
-                yield
-            finally:
-                _sign(file, "")
-                _release(file)
-            return
-        holder = _read(path)
-        if holder is not None and holder != os.getpid() and _is_alive(holder):
-            raise _refusal(folder, holder)
+    with _opened(path, folder) as (file, is_locked):
+        if not is_locked:
+            holder = _read(path)
+            if holder is not None and holder != os.getpid() and _is_alive(holder):
+                raise _refusal(folder, holder)
         _sign(file)
         try:
             yield
         finally:
-            _sign(file, "")
+            with contextlib.suppress(OSError):  # Windows removes no open file; the next writer takes it over
+                path.unlink()
+            if is_locked:
+                _release(file)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, folder: Path) -> Iterator[tuple[IO[str], bool]]:
+    """The file at ``path`` and whether it is locked: not where there are no locks."""
+    while True:
+        try:
+            file = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write into {folder}: {error.strerror}", fix="choose another folder") from error
+        with file:
+            is_locked = _take(file)
+            try:
+                is_there = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            except FileNotFoundError:  # its holder was done, and removed it, between our opening and our locking
+                is_there = False
+            if is_there:
+                yield file, is_locked
+                return
 
 
 def _take(file: IO[str]) -> bool:
@@ -126,11 +144,11 @@ def _release(file: IO[str]) -> None:
     # elsewhere closing the file is enough
 
 
-def _sign(file: IO[str], text: str | None = None) -> None:
+def _sign(file: IO[str]) -> None:
     """Write this process's number, for the message and for file systems without locks."""
     file.seek(0)
     file.truncate()
-    file.write(f"{os.getpid()}\n" if text is None else text)
+    file.write(f"{os.getpid()}\n")
     file.flush()
 
 
