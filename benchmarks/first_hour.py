@@ -146,7 +146,7 @@ def install(place: Path) -> Path:
 # them. An editable install of sidera there is out of reach: its .pth file is not read, and the wheel's comes first.
 BORROWED = f"""
 import sys
-sys.path.append({str(Path(metadata.distribution("numpy").locate_file("")))!r})
+sys.path.append({str(Path(str(metadata.distribution("numpy").locate_file(""))))!r})
 """
 
 

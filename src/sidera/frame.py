@@ -123,7 +123,7 @@ class Answers(list[Recommendation]):
             "query": pa.int64(), "rank": pa.int64(), "item": pa.string(), "score": pa.float64(), "title": pa.string(),
             "cold_start": pa.bool_(),
         }  # fmt: skip
-        columns = list(zip(*rows, strict=True)) or [[]] * len(kinds)
+        columns: list[Any] = list(zip(*rows, strict=True)) or [[]] * len(kinds)
         table = pa.table(
             {name: pa.array(column, kind) for (name, kind), column in zip(kinds.items(), columns, strict=True)}
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,7 +138,7 @@ def measured(result: Evaluation) -> Answer:
     return {"model": result.name, "protocol": dict(result.protocol), "metrics": figures}
 
 
-def report_table(report: dict[str, Any]) -> str:
+def report_table(report: Mapping[str, Any]) -> str:
     """The quality report of a catalogue: one figure a row, lists on one line."""
     rows = []
     for name, value in report.items():
