@@ -17,8 +17,10 @@ from sidera.data.split import Split, check_leaks, leave_one_out, temporal
 
 AUTO = "auto"
 # What [data] positive = "auto" looks for. A purchase says more than a look, and a look that lasted more than a click.
-POSITIVES: tuple[str, ...] = ("positive", "purchase", "is_purchase", LONG_VIEW, "is_long_view", "click", "is_click", "clicked", "like")
-POSITIVES += ("is_like", "liked")
+POSITIVES: tuple[str, ...] = (
+    *("positive", "purchase", "is_purchase", LONG_VIEW, "is_long_view", "click", "is_click", "clicked"),
+    *("like", "is_like", "liked"),
+)
 
 
 @dataclass(frozen=True)
