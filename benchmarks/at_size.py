@@ -98,7 +98,7 @@ def _alive(process: int) -> bool:
 def _resident_gib(process: int) -> float:
     """What the process holds now; 0 where the system does not say."""
     try:
-        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+        pages = int(Path(f"/proc/{process}/statm").read_text(encoding="utf-8").split()[1])
     except (OSError, IndexError, ValueError):
         return 0.0
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**30

@@ -95,7 +95,7 @@ def write_log(path: Path) -> dict[str, Any]:
     from sidera.data.tiny import tiny_log
 
     log = tiny_log(USERS, ITEMS, SEED)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["user", "item", "time"])
         for user, item, when in zip(log.event_users, log.item_ids, log.times, strict=True):
@@ -137,8 +137,8 @@ def install(place: Path) -> Path:
         [str(home / "bin" / "pip"), "install", "-q", "--no-deps", "--no-index", str(wheel)],
         **quiet,  # type: ignore[call-overload]
     )
-    (folder / "dependencies.py").write_text(BORROWED)
-    (folder / "dependencies.pth").write_text("import dependencies\n")
+    (folder / "dependencies.py").write_text(BORROWED, encoding="utf-8")
+    (folder / "dependencies.pth").write_text("import dependencies\n", encoding="utf-8")
     return home / "bin" / "sidera"
 
 
@@ -188,7 +188,7 @@ def declared() -> list[str]:
     """The dependencies that pyproject.toml names, without extras."""
     import tomllib
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return [re.split(r"[<>=!~;\[ ]", line, maxsplit=1)[0] for line in project["dependencies"]]
 
 

@@ -68,7 +68,7 @@ def write_log(path: Path, num_events: int) -> None:
 
 
 def deep_json(path: Path, scale: int) -> None:
-    path.write_text('{"user": "u", "item": ' + "[" * scale + "]" * scale + ', "time": 1}\n')
+    path.write_text('{"user": "u", "item": ' + "[" * scale + "]" * scale + ', "time": 1}\n', encoding="utf-8")
 
 
 def gzip_bomb(path: Path, scale: int) -> None:
@@ -80,7 +80,7 @@ def gzip_bomb(path: Path, scale: int) -> None:
 
 
 def many_columns(path: Path, scale: int) -> None:
-    path.write_text("user,item,time," + ",".join(f"c{place}" for place in range(scale)) + "\n")
+    path.write_text("user,item,time," + ",".join(f"c{place}" for place in range(scale)) + "\n", encoding="utf-8")
 
 
 def zero_bytes(path: Path, scale: int) -> None:

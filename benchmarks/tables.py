@@ -32,7 +32,7 @@ def result_files() -> list[Path]:
 
 def rows_of(name: str) -> dict[str, list[dict[str, Any]]]:
     """model -> its runs, one a seed."""
-    record = json.loads((RESULTS / f"{name}.json").read_text())
+    record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     found: dict[str, list[dict[str, Any]]] = {}
     for row in record.get("details", record)["rows"]:
         found.setdefault(row["model"], []).append(row)
@@ -61,7 +61,7 @@ def costs() -> str:
     """Markdown: size and training time of what the tables show, one thread."""
     lines = ["| model | data | users × items | parameters | training, CPU-minutes |", "|---|---|---:|---:|---:|"]
     for data, name in COSTS:
-        record = json.loads((RESULTS / f"{name}.json").read_text())
+        record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         protocol = record["details"]["protocol"]
         size = f"{protocol['rows_in_split']:,} × {protocol['num_items']:,}"
         for model, runs in rows_of(name).items():

@@ -13,7 +13,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +22,12 @@ from sidera.core import InputError, Recommendation
 from sidera.data.dataset import Dataset
 from sidera.data.importing import ImportMapping, import_log
 
-FLAG = re.compile(r"--(user|item|time|rating|position|time-unit)\b(?: (COLUMN|\w+))?")
+SWITCHES = ("drop-duplicates", "strict")
+FLAG = re.compile(
+    r"--(user|item|time|rating|position|time-unit|time-format|order|event-column|keep|min-rating|max-bad"
+    rf"|{'|'.join(SWITCHES)})\b(?: (COLUMN|rows|[\w.=,]+))?"
+)
+ARGUMENTS = {"event-column": "event", "strict": "strict_items"}  # flag -> argument, where the words differ
 
 
 def from_frame(
@@ -33,30 +38,47 @@ def from_frame(
     time: str | None = None,
     rating: str | None = None,
     position: str | None = None,
+    event: str | None = None,
+    keep: Mapping[str, float] | Sequence[str] = (),
+    min_rating: float | None = None,
+    order: Literal["rows"] | None = None,
+    drop_duplicates: bool = False,
+    max_bad: float | None = None,
     items: Any = None,
     users: Any = None,
     item_key: str | None = None,
     user_key: str | None = None,
     time_unit: str | None = None,
+    time_format: str | None = None,
+    strict_items: bool = False,
     text_fields: Sequence[str] = (),
     name: str = "frame",
 ) -> Dataset:
-    """A log, one row an event, as a Dataset. ``user``, ``item``, ``time``, ``rating``, ``position`` name its columns.
+    """A log, one row an event, as a Dataset; ``user``, ``item``, ``time``, ``rating``, ``position``, ``event`` name its
+    columns.
 
     A column that is not named is looked for under its usual names (user, user_id, ...). Every other numeric column is
-    feedback. ``items`` and ``users`` are further frames with one row an item or user, whose key is called
-    ``item_key`` or ``user_key`` (else as in the log). ``time_unit`` is the unit of times that are numbers.
+    feedback. ``event`` says what happened (view, purchase); ``keep`` names the kinds that count, or gives each its
+    weight (0: shown, but no positive). ``min_rating`` leaves lower ratings out, ``order="rows"`` takes the order of the
+    rows where there is no time; ``drop_duplicates``, ``max_bad``, ``strict_items``, ``time_unit``, ``time_format`` are
+    those of ``sidera import`` (docs/data.md). ``items`` and ``users`` are further frames with one row an item or user,
+    whose key is called ``item_key`` or ``user_key`` (else as in the log).
 
     InputError when a column is missing or a value cannot be understood, as ``sidera import`` says it.
     """
-    named = {"user": user, "item": item, "time": time, "rating": rating, "position": position}
-    settings: dict[str, Any] = {"time_unit": time_unit} if time_unit else {}
+    named = {"user": user, "item": item, "time": time, "rating": rating, "position": position, "event": event}
+    asked = {"time_unit": time_unit, "time_format": time_format, "order": order, "min_rating": min_rating,
+             "max_bad": max_bad}  # fmt: skip
+    settings: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    settings["keep"] = dict(keep) if isinstance(keep, Mapping) else dict.fromkeys(keep, 1.0)
     mapping = ImportMapping(
         columns={ours: theirs for ours, theirs in named.items() if theirs is not None},
         item_columns={} if item_key is None else {"key": item_key},
         user_columns={} if user_key is None else {"key": user_key},
         text_fields=tuple(text_fields),
         name=name,
+        drop_duplicates=drop_duplicates,
+        strict_items=strict_items,
         **settings,
     )
     with tempfile.TemporaryDirectory(prefix="sidera-frame-") as folder:
@@ -160,8 +182,11 @@ def _in_python(error: InputError, folder: str) -> InputError:
     """The importer's words with Python's arguments in place of the shell's flags and of the file's name."""
 
     def argument(match: re.Match[str]) -> str:
-        value = match[2] or "COLUMN"
-        return f'{match[1].replace("-", "_")}="{value}"'
+        name = ARGUMENTS.get(match[1], match[1].replace("-", "_"))
+        if match[1] in SWITCHES:
+            return f"{name}=True" + (f" {match[2]}" if match[2] else "")
+        value = match[2] or ("..." if match[1] in ("max-bad", "min-rating", "keep", "time-format") else "COLUMN")
+        return f"{name}={value}" if value == "..." or value[0].isdigit() else f'{name}="{value}"'
 
     parts = [
         FLAG.sub(argument, part).replace(f"{folder}/", "").replace(".parquet", "")

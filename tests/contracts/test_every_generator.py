@@ -8,7 +8,7 @@ import pytest
 import torch
 from checkerboard_world import GENERATORS, batch_of, build, trained, world
 
-from decode.exact import score_all_items
+from sidera.decode.exact import score_all_items
 from sidera.core import InputError
 from sidera.decode.beam import beam_search, normalised
 from sidera.decode.sample import free_log_probs, masked_log_probs, sample

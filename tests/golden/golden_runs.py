@@ -74,7 +74,7 @@ def golden_run(name: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     try:
         recipe = small_recipe(name)
-        prepared = prepared_log(recipe, feedback=name.startswith("world/"))
+        prepared = prepared_log(recipe, feedback=name.startswith("world/") or recipe.data.positive not in ("", "auto"))
         catalog = written_catalog(prepared, recipe)
         return _run(recipe, prepared, catalog)
     finally:
@@ -152,6 +152,8 @@ def written_catalog(prepared: Prepared, recipe: Recipe) -> Catalog:
     """Codes by arithmetic: item i of N on L levels of 8 codes, shuffled once; the code vectors are drawn by numpy."""
     dataset = prepared.dataset
     num_items, size, num_levels = dataset.num_items, 8, max(2, recipe.catalog.num_levels)
+    while size**num_levels < num_items:
+        num_levels += 1
     rng = np.random.default_rng(0)
     flat = rng.permutation(size**num_levels)[:num_items]
     codes = np.stack(np.unravel_index(flat, (size,) * num_levels), axis=1).astype(np.int32)

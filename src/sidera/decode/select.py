@@ -1,6 +1,6 @@
 """Choosing the k best with ties broken by position, which ``torch.topk`` does not promise.
 
-``topk`` finds the k-th value; everything above it is taken, and of what equals it the leftmost. The answer is the same
+``topk`` finds what lies above the k-th value; of what equals it the leftmost are taken. The answer is the same
 on every run, device and batch size.
 """
 
@@ -17,35 +17,31 @@ def best_positions(scores: Tensor, k: int) -> Tensor:
 
     k is at most M. A NaN raises: it would otherwise pass for the highest score.
     """
-    num_rows, num_scores = scores.shape
-    top = scores.topk(min(k + 1, num_scores), dim=1).values  # (B, k+1)
-    threshold = top[:, :k].amin(dim=1, keepdim=True)  # (B, 1); NaN if any is NaN, and topk puts NaN first
-    if threshold.isnan().any():
+    num_scores = scores.shape[1]
+    top, positions = scores.topk(min(k + 1, num_scores), dim=1)  # (B, k+1), best first
+    threshold = top[:, k - 1 : k]  # (B, 1)
+    if top.isnan().any():  # topk puts NaN first
         raise FloatingPointError("scores hold NaN: the model's weights or inputs are broken")
+    positions = positions[:, :k]
     if k < num_scores and bool((top[:, k:] == threshold).any()):  # more equal scores than places left
-        keep_mask = _with_leftmost_ties(scores, threshold, k)
-    else:
-        keep_mask = scores >= threshold  # (B, M)
-    return keep_mask.nonzero()[:, 1].view(num_rows, k)  # row by row
+        free_mask = top[:, :k] == threshold  # (B, k) the last places of each row
+        positions[free_mask] = _leftmost_ties(scores, threshold, free_mask.sum(dim=1, keepdim=True))
+    return positions.sort(dim=1).values
 
 
-def _with_leftmost_ties(scores: Tensor, threshold: Tensor, k: int) -> Tensor:
-    """(B, M) mask of k scores a row: all above the threshold (B, 1), and the leftmost of those that equal it.
+def _leftmost_ties(scores: Tensor, threshold: Tensor, count: Tensor) -> Tensor:
+    """Positions of the leftmost ``count`` (B, 1) scores of each row that equal its threshold (B, 1), row after row.
 
     Many equal scores, such as the zeros of sparse similarities, have their leftmost near the start: only as many
     columns are counted as the row that needs most of them has to see.
     """
-    keep_mask = scores > threshold
-    free = k - keep_mask.sum(dim=1, keepdim=True)  # (B, 1)
     width = min(scores.shape[1], TIE_COLUMNS)
     while True:
         tied_mask = scores[:, :width] == threshold
         rank = tied_mask.cumsum(dim=1, dtype=torch.int32)
-        if width == scores.shape[1] or bool((rank[:, -1:] >= free).all()):
-            break
+        if width == scores.shape[1] or bool((rank[:, -1:] >= count).all()):
+            return (tied_mask & (rank <= count)).nonzero()[:, 1]
         width = min(scores.shape[1], 8 * width)
-    keep_mask[:, :width] |= tied_mask & (rank <= free)
-    return keep_mask
 
 
 def best_first(scores: Tensor, k: int) -> Tensor:

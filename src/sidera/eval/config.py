@@ -27,9 +27,8 @@ class EvalConfig:
     batch_size: int = 256  # histories ranked at once
     max_rows: int | None = None  # rank a seeded sample of so many rows; None: all of them
     bootstrap: int = 1000  # resamples of users behind each interval
-    # validation rows ranked at each evaluation of a training; None: all of them; "auto": as many as cost a tenth of
-    # the training, by the clock of the first evaluation, the same ones from then on
-    valid_rows: int | Literal["auto"] | None = None
+    valid_rows: int | Literal["auto"] | None = None  # validation rows ranked at each evaluation of a training;
+    # None: all; "auto": as many as cost a tenth of the training by the first evaluation's clock, the same from then on
     seed: int = 0  # of the row sample, the resamples and the shown examples
     free_rows: int = 1000  # rows on which a generator also writes without the trie (legality)
     latency_rows: int = 100  # requests timed one at a time; 0: no timing
