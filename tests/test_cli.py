@@ -675,7 +675,8 @@ def test_serve_answers_and_stops_quietly(place: Path, tmp_path: Path) -> None:
         expected = ask("/v1/recommend", history=["item0001", "item0003"], k=3)["items"]
         assert len(expected) == 3
         assert not ask("/v1/recommend", user=str(Dataset.load(place / "data").user_keys[0]))["cold_start"]
-        assert ask("/v1/events", user="new", items=["item0001", "item0003"], times=[5, 9]) == {"new": 2, "known": 0, "unknown": []}
+        told = ask("/v1/events", user="new", items=["item0001", "item0003"], times=[5, 9])
+        assert told == {"new": 2, "known": 0, "unknown": []}
         assert ask("/v1/recommend", user="new", k=3)["items"] == expected
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=240)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from checkerboard_world import GENERATORS, batch_of, build, trained, world
 
-from sidera.decode.exact import score_all_items
 from sidera.core import InputError
 from sidera.decode.beam import beam_search, normalised
+from sidera.decode.exact import score_all_items
 from sidera.decode.sample import free_log_probs, masked_log_probs, sample
 
 HISTORIES = [[3, 7], [1], [0, 4, 8, 12]]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from table_generator import TableGenerator, indices
 from worlds import worlds
 
-from sidera.decode.exact import score_all_items, score_all_leaves
 from sidera.core import Batch, InputError, StepOutput
 from sidera.decode.beam import beam_search
+from sidera.decode.exact import score_all_items, score_all_leaves
 from sidera.ops.trie import CodeTrie
 
 FIELDS = ("item_ids", "leaf_ids", "scores", "sids", "valid_mask")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from table_generator import TableGenerator, indices
 from worlds import World, worlds
 
-from sidera.decode.exact import score_all_leaves
 from sidera.core import InputError
+from sidera.decode.exact import score_all_leaves
 from sidera.decode.sample import Samples, free_log_probs, masked_log_probs, sample
 from sidera.ops.trie import CodeTrie
 
