@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import io
 import os
 from pathlib import Path
@@ -31,7 +32,7 @@ def test_without_fcntl_the_lock_is_that_of_windows(tmp_path: Path, monkeypatch: 
         assert (mode, num_bytes) == (2, 1)
         name = os.readlink(f"/proc/self/fd/{handle}") if os.path.exists("/proc/self/fd") else "LOCK"
         if name in held:
-            raise OSError(36, "Resource deadlock avoided")
+            raise OSError(errno.EDEADLK, "Resource deadlock avoided")
         held.add(name)
 
     monkeypatch.setattr(disk, "fcntl", None)

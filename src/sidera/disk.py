@@ -7,6 +7,7 @@ line ends of whatever is not opened as binary. docs/portability.md says what was
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 from pathlib import Path
@@ -23,6 +24,7 @@ def _module(name: str) -> Any:
 fcntl, msvcrt = _module("fcntl"), _module("msvcrt")  # each system has one of them
 WINDOWS = os.name == "nt"
 LOCKED_BYTE = 2**30
+BUSY = {errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK}  # of a lock that another holds
 
 
 def sync(place: Path) -> None:
@@ -41,21 +43,37 @@ def open_to_append(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
 
 
+class NoLocks(OSError):
+    """The file system has no locks, as some network file systems."""
+
+
 def try_lock(file: IO[Any]) -> bool:
     """Take the lock of an open file without waiting; False when it is taken, by this process or by another.
 
-    It is held until the file is closed or the process ends, however it ends.
+    It is held until the file is closed or the process ends, however it ends. NoLocks where there are none.
     """
     try:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
-            place = file.tell()
-            file.seek(LOCKED_BYTE)  # Windows lets nobody else read what is locked: a byte far behind the text
-            try:
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            finally:
-                file.seek(place)
-    except OSError:
-        return False
+            _lock_byte(file, msvcrt.LK_NBLCK)
+    except OSError as error:
+        if error.errno in BUSY:
+            return False
+        raise NoLocks(error.errno, error.strerror, file.name) from error
     return True
+
+
+def unlock(file: IO[Any]) -> None:
+    """Give the lock back before the file is closed, where closing does not do it at once."""
+    if fcntl is None:
+        _lock_byte(file, msvcrt.LK_UNLCK)
+
+
+def _lock_byte(file: IO[Any], mode: int) -> None:
+    place = file.tell()
+    file.seek(LOCKED_BYTE)  # Windows lets nobody else read what is locked: a byte far behind the text
+    try:
+        msvcrt.locking(file.fileno(), mode, 1)
+    finally:
+        file.seek(place)

@@ -6,7 +6,7 @@
     @one_writer  # the same, around a function that writes into its argument ``out``
     def run(recipe, data, out): ...
 
-The lock is the operating system's (``flock``, on Windows ``msvcrt.locking``) on the file ``.lock`` in the folder, so
+The lock is the operating system's (:mod:`sidera.disk`) on the file ``.lock`` in the folder, so
 that it ends with its process however that ends; the file is removed at the end. Where a file system has no such locks,
 the file holds the number of the process that made it, and one whose process is gone is taken over. A thread may take
 its own lock again.
@@ -15,21 +15,19 @@ its own lock again.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import inspect
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, ParamSpec, TypeVar
 
+from sidera import disk
 from sidera.core import InputError
 from sidera.fit import distributed
 
 NAME = ".lock"
-BUSY = {errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -92,7 +90,7 @@ def _locked(path: Path, folder: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):  # Windows removes no open file; the next writer takes it over
                 path.unlink()
             if is_locked:
-                _release(file)
+                disk.unlock(file)
 
 
 @contextlib.contextmanager
@@ -117,31 +115,11 @@ def _opened(path: Path, folder: Path) -> Iterator[tuple[IO[str], bool]]:
 def _take(file: IO[str]) -> bool:
     """True: this process has the lock. False: there are no locks here. InputError: another process has it."""
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            file.seek(0x7FFFFFF0)  # a byte that nobody reads: Windows locks what it locks against reading too
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
+        if disk.try_lock(file):
+            return True
+    except disk.NoLocks:
         return False
-    except OSError as error:
-        if error.errno in BUSY:
-            raise _refusal(Path(file.name).parent, _read(Path(file.name))) from None
-        return False  # ENOLCK, EOPNOTSUPP: some network file systems
-    return True
-
-
-def _release(file: IO[str]) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        file.seek(0x7FFFFFF0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-    # elsewhere closing the file is enough
+    raise _refusal(Path(file.name).parent, _read(Path(file.name)))
 
 
 def _sign(file: IO[str]) -> None:
@@ -160,7 +138,7 @@ def _read(path: Path) -> int | None:
 
 
 def _is_alive(process: int) -> bool:
-    if sys.platform == "win32":  # there os.kill ends what it asks after
+    if disk.WINDOWS:  # there os.kill ends what it asks after
         return True
     try:
         os.kill(process, 0)
