@@ -32,3 +32,24 @@ def test_kept_memory_is_used_again_without_page_faults() -> None:
         return int(run.stdout)
 
     assert faults("keep_memory()") < 0.6 * faults("True")
+
+
+PIECES = """
+import torch
+from sidera.ops.allocator import keep_memory, release_memory
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+keep_memory()
+pieces = [torch.ones(1_000_000) for _ in range(100)]
+between = torch.ones(1_000_000)
+del pieces
+before = resident()
+assert release_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator's settings are glibc's")
+def test_released_memory_goes_back_to_the_system() -> None:
+    run = subprocess.run([sys.executable, "-c", PIECES], capture_output=True, text=True, check=True)
+    assert int(run.stdout) > 200e6  # of 400 MB that were freed below a piece in use

@@ -45,6 +45,7 @@ from sidera.fit.seeding import EVALUATION, seed_everything
 from sidera.fit.signals import Interrupted, StopNow, StopSignals
 from sidera.fit.state import Clock, FitResult, TrainState
 from sidera.fit.tuning import autocast, settle
+from sidera.ops.allocator import release_memory
 from sidera.ops.threads import num_threads
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -294,7 +295,9 @@ class _Run:
     def _evaluate(self) -> None:
         """Rank 0 evaluates, everyone learns the figures and draws the same conclusions."""
         state, config = self.state, self.config
+        release_memory()
         outcome = distributed.share(self._measure() if self.rank == 0 else None)
+        release_memory()
         self.clock.tick(state)
         if isinstance(outcome, str):
             self.pause = outcome

@@ -41,6 +41,7 @@ from sidera.fit.loop import FitResult, fit
 from sidera.loading import open_artifact
 from sidera.models import MODELS, build_model, reads_codes
 from sidera.models.retrievers.item_knn import ItemKNN
+from sidera.ops.allocator import release_memory
 from sidera.ops.processor import emulates_bf16
 from sidera.ops.threads import given_threads, num_threads, usable_threads
 from sidera.train.baselines import baselines
@@ -277,6 +278,7 @@ def evaluate_stage(
     if name and path.exists():
         say(f"evaluate: {path.name} was made of another model or with other settings and is made anew")
     info = {"seed": recipe.fit.seed, "model": recipe.model_section, "training": opened.info("training", dict)}
+    release_memory()
     with rows_bar("evaluate") as progress:
         result = evaluate(
             recommender,
