@@ -30,8 +30,8 @@ SEEDS, TRAINING_SEEDS = (0, 1, 2), (0, 1)
 METRICS = ("utility", "returned_1", "watch_time", "session_length", "dislikes")
 CANDIDATES = (48, 64)  # of the beams that are reranked in the first cell of each world, for their cost
 COLD_SHARE = 0.015  # of slots, kept for items that the log never showed
-QUICK_LOG = {"users": 600, "days": 5}
-QUICK = ("fit.max_steps=100", "align.steps=20", "align.check_every=20", "rewards.epochs=1", "eval.valid_rows=200")
+QUICK_LOG = {"users": 400, "days": 5}
+QUICK = ("fit.max_steps=50", "align.steps=10", "align.check_every=10", "rewards.epochs=1", "eval.valid_rows=200")
 
 
 def main() -> None:
@@ -86,7 +86,7 @@ def cell(name: str, seed: int, training_seed: int, quick: bool) -> dict[str, Any
     kept = out / "align" / "cell.json"
     if kept.is_file() and (record := json.loads(kept.read_text(encoding="utf-8")))["versions"] == versions:
         return record
-    online = serve_policies(arms, found.audience, data, "sft", users=60 if quick else None, pairs=others, say=print)
+    online = serve_policies(arms, found.audience, data, "sft", users=40 if quick else None, pairs=others, say=print)
     online.save(out / "align" / "online.json")
     write_alignment_page(found.record, online, out / "align" / "alignment.html")
     record = {"world": name, "seed": seed, "training_seed": training_seed, "versions": versions}

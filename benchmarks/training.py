@@ -101,7 +101,7 @@ def main() -> None:
 
     single_thread()
     torch.manual_seed(SEED)
-    num_items, rounds = 12_101, 3 if options.quick else 24
+    num_items, rounds = 12_101, 2 if options.quick else 24
     codes = np.random.default_rng(SEED).integers(256, size=(num_items, 4)).astype(np.int32)
     catalog: Any = SimpleNamespace(codes=codes, level_sizes=LEVEL_SIZES, codebook_id="benchmark")
 
