@@ -31,6 +31,7 @@ from sidera.eval.metrics import TargetRanks, exposure_counts, target_ranks
 from sidera.ops.cores import fixed_threads
 from sidera.ops.threads import Choice, choose_threads, given_threads, usable_threads
 
+MOST_SCORES = 2**23  # held at once: 32 MiB, and a few copies of it
 MANY_BATCHES = 20  # of questions, from which it pays to time threads
 Progress = Callable[[int, int], None]  # rows ranked so far, rows in all
 
@@ -128,7 +129,12 @@ def num_lists(recommender: Ranker, config: EvalConfig) -> int:
 def questions(
     recommender: Any, dataset: Dataset, rows: EvalRows, batch_size: int
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Batches with whole histories and without targets; with feedback where the recommender reads it."""
+    """Batches with whole histories and without targets; with feedback where the recommender reads it.
+
+    A scorer gives every history a score for every item, so over a large catalogue its batches are smaller.
+    """
+    if getattr(recommender, "kind", "") == "scorer":
+        batch_size = max(1, min(batch_size, MOST_SCORES // max(1, recommender.catalog.num_items)))
     longest = max(1, int((rows.ends - rows.starts).max()))
     reader: Reader | None = recommender.reader(dataset) if hasattr(recommender, "reader") else None  # else: item ids
     for index, batch in eval_batches(dataset, rows, longest, batch_size, reader):
