@@ -73,11 +73,40 @@ def costs() -> str:
     return "\n".join(lines)
 
 
+def at_size() -> str:
+    """Markdown: time and memory of whole commands, from the claims that measured them."""
+    lines = ["| what | size | wall, s | CPU, s | memory, GiB |", "|---|---|---:|---:|---:|"]
+    hour = _claim("first_hour")
+    if hour:
+        size = f"{hour['context']['users']} users, {hour['context']['events']:,} events"
+        lines.append(
+            f"| own CSV to the first list, three commands | {size} | {hour['value']['seconds']:.0f} | {hour['value']['cpu_seconds']:.0f} | |"
+        )
+    read = _claim("importing")
+    if read:
+        value = read["value"]
+        lines.append(f"| `sidera import` of a CSV | {value['events']:,} events | {value['wall_s']:.0f} | {value['cpu_s']:.0f}"
+                     f" | {value['peak_mib'] / 1024:.1f} |")  # fmt: skip
+    large = _claim("at_size")
+    if large:
+        size = f"{large['context']['users']:,} users, {large['context']['items']:,} items"
+        for name, one in large["value"].items():
+            lines.append(f"| `any/{name}`, log to the first list | {size} | {one['wall_s']:.0f} | {one['cpu_s']:.0f}"
+                         f" | {one['peak_gib']:.1f} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def _claim(name: str) -> dict[str, Any] | None:
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
 def main() -> None:
     from sidera.eval.tables import put_between, update_document
 
     update_document(ROOT / "docs" / "results.md", result_files())
     put_between(ROOT / "README.md", "costs", costs())
+    put_between(ROOT / "README.md", "size", at_size())
     print(f"docs/results.md, README.md and {draw(CHART).relative_to(ROOT)} are current")
 
 
