@@ -76,23 +76,19 @@ def costs() -> str:
 def at_size() -> str:
     """Markdown: time and memory of whole commands, from the claims that measured them."""
     lines = ["| what | size | wall, s | CPU, s | memory, GiB |", "|---|---|---:|---:|---:|"]
-    hour = _claim("first_hour")
-    if hour:
-        size = f"{hour['context']['users']} users, {hour['context']['events']:,} events"
-        lines.append(
-            f"| own CSV to the first list, three commands | {size} | {hour['value']['seconds']:.0f} | {hour['value']['cpu_seconds']:.0f} | |"
-        )
-    read = _claim("importing")
-    if read:
+    if hour := _claim("first_hour"):
+        value, size = hour["value"], f"{hour['context']['users']} users, {hour['context']['events']:,} events"
+        cost = f"{value['seconds']:.0f} | {value['cpu_seconds']:.0f}"
+        lines.append(f"| own CSV to the first list, three commands | {size} | {cost} | |")
+    if read := _claim("importing"):
         value = read["value"]
-        lines.append(f"| `sidera import` of a CSV | {value['events']:,} events | {value['wall_s']:.0f} | {value['cpu_s']:.0f}"
-                     f" | {value['peak_mib'] / 1024:.1f} |")  # fmt: skip
-    large = _claim("at_size")
-    if large:
+        cost = f"{value['wall_s']:.0f} | {value['cpu_s']:.0f} | {value['peak_mib'] / 1024:.1f}"
+        lines.append(f"| `sidera import` of a CSV | {value['events']:,} events | {cost} |")
+    if large := _claim("at_size"):
         size = f"{large['context']['users']:,} users, {large['context']['items']:,} items"
         for name, one in large["value"].items():
-            lines.append(f"| `any/{name}`, log to the first list | {size} | {one['wall_s']:.0f} | {one['cpu_s']:.0f}"
-                         f" | {one['peak_gib']:.1f} |")  # fmt: skip
+            cost = f"{one['wall_s']:.0f} | {one['cpu_s']:.0f} | {one['peak_gib']:.1f}"
+            lines.append(f"| `any/{name}`, log to the first list | {size} | {cost} |")
     return "\n".join(lines)
 
 
