@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import arguments, finish, machine
+from harness import arguments, finish
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "any"
 BARS = {"popularity": 60.0, "item_knn": 60.0, "generator": 1200.0}  # wall seconds from the log to the first list
@@ -123,7 +123,6 @@ def from_log_to_list(name: str, log: Path, folder: Path, threads: int, quick: bo
         "wall_s": round(run["wall_s"] + answer["wall_s"], 1),
         "cpu_s": round(run["cpu_s"] + answer["cpu_s"], 1),
         "peak_gib": max(run["peak_gib"], answer["peak_gib"]),
-        "said": run["said"],
     }
 
 
@@ -142,14 +141,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="at-size-") as folder:
         for name in options.only:
             found[name] = from_log_to_list(name, log, Path(folder), options.threads, options.quick)
-    said = {name: one.pop("said") for name, one in found.items()}
     passed = all(one["wall_s"] <= BARS[name] and one["peak_gib"] <= GIB for name, one in found.items())
     bar = {name: {"wall_s": BARS[name], "peak_gib": GIB} for name in found}
     items, users, days = SIZES[options.quick]
     context = {"items": items, "users": users, "days": days, "log": log.name, "threads": options.threads}
     finish(
         "at_size", found, bar, passed, context, quick=options.quick or set(options.only) != set(BARS),
-        details={"said": said, "machine": machine()},
     )  # fmt: skip
 
 
