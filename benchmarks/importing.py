@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -129,6 +130,7 @@ def main() -> None:
             path = place / f"{name}{ending}"
             make(path, quick_scale if options.quick else scale)
             hostile[name] = {"bytes": path.stat().st_size, **imported(path, place / "never")}
+            hostile[name]["said"] = hostile[name]["said"].replace(f"{place}{os.sep}", "")
             hostile[name]["one_line"] = bool(hostile[name]["said"]) and "\n" not in hostile[name]["said"].strip()
             path.unlink()
     refused = all(
