@@ -30,7 +30,7 @@ SEEDS, TRAINING_SEEDS = (0, 1, 2), (0, 1)
 METRICS = ("utility", "returned_1", "watch_time", "session_length", "dislikes")
 CANDIDATES = (48, 64)  # of the beams that are reranked in the first cell of each world, for their cost
 COLD_SHARE = 0.015  # of slots, kept for items that the log never showed
-QUICK_LOG = {"users": 400, "days": 5}
+QUICK_LOG = {"users": 250, "days": 4}
 QUICK = ("fit.max_steps=50", "align.steps=10", "align.check_every=10", "rewards.epochs=1", "eval.valid_rows=200")
 
 
