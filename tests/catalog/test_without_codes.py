@@ -132,3 +132,7 @@ def test_the_stage_says_so(data: Path, tmp_path: Path) -> None:
     prepared = prepare(asked, data, said.append)
     catalog_stage(asked, prepared, tmp_path, said.append)
     assert any("no codes" in line for line in said)
+
+
+def test_one_long_key_does_not_widen_all_of_them() -> None:
+    assert codeless().item_keys.dtype == object

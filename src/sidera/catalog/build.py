@@ -64,24 +64,9 @@ def build_catalog(
     report["num_unknown_items"] = int((vectors.abs().sum(1) == 0).sum())  # placed where there was room
     report |= noticed
     report["transition_share"] = transition_shares(resolved.codes, dataset, split)
-    catalog = Catalog(
-        item_keys=dataset.item_keys.astype(object),
-        codes=resolved.codes,
-        level_sizes=resolved.level_sizes,
-        codebooks=codebooks,
-        collision=config.collision,
-        codebook_id=codebook_identity(
-            catalog_digest(dataset, split, config, schema), codebooks, config.collision, resolved.codes
-        ),
-        items_version=1,
-        removed=np.zeros(dataset.num_items, bool),
-        popularity=popularity,
-        titles=_titles(dataset),
-        report=report,
-        schema=schema,
-        categories=schema.item_categories(dataset.items),
-    )
-    return catalog, report
+    inputs = catalog_digest(dataset, split, config, schema)
+    made = (resolved.codes, resolved.level_sizes, codebooks, config.collision)
+    return _assembled(dataset, inputs, schema, popularity, report, *made), report
 
 
 def _without_codes(
@@ -89,14 +74,22 @@ def _without_codes(
 ) -> tuple[Catalog, dict[str, Any]]:
     """Items with their titles, categories and popularity, for models that score items and read no code."""
     report = {"num_items": dataset.num_items, "level_sizes": [], "num_cold_items": int((popularity == 0).sum())}
-    codes = np.zeros((dataset.num_items, 0), dtype=np.int32)
-    catalog = Catalog(
-        item_keys=dataset.item_keys.astype(str),
+    inputs, codes = catalog_digest(dataset, split, config, schema), np.zeros((dataset.num_items, 0), dtype=np.int32)
+    return _assembled(dataset, inputs, schema, popularity, report, codes, (), RQCodebooks(()), NO_CODES), report
+
+
+def _assembled(
+    dataset: Dataset, inputs: str, schema: FeatureSchema, popularity: np.ndarray, report: dict[str, Any],
+    codes: np.ndarray, level_sizes: tuple[int, ...], codebooks: RQCodebooks, collision: str,
+) -> Catalog:  # fmt: skip
+    """The first version of a Catalog; ``inputs`` is the digest of what it was made from."""
+    return Catalog(
+        item_keys=dataset.item_keys.astype(object),
         codes=codes,
-        level_sizes=(),
-        codebooks=RQCodebooks(()),
-        collision=NO_CODES,
-        codebook_id=codebook_identity(catalog_digest(dataset, split, config, schema), RQCodebooks(()), NO_CODES, codes),
+        level_sizes=level_sizes,
+        codebooks=codebooks,
+        collision=collision,
+        codebook_id=codebook_identity(inputs, codebooks, collision, codes),
         items_version=1,
         removed=np.zeros(dataset.num_items, bool),
         popularity=popularity,
@@ -105,7 +98,6 @@ def _without_codes(
         schema=schema,
         categories=schema.item_categories(dataset.items),
     )
-    return catalog, report
 
 
 def _titles(dataset: Dataset) -> list[str | None]:
