@@ -34,9 +34,9 @@ WEAK, LESS_WEAK = 0.5, 0.6  # strengths of two oracles whose true utility differ
 
 def a_a_test(quick: bool) -> dict[str, dict[str, float]]:
     """kind of luck -> metric -> of 100 repetitions, those whose interval holds 0 (counted over 500)."""
+    from sidera.lab.brackets import LoggerPolicy, RandomPolicy
+    from sidera.lab.trial import prepare, run_policy
     from sidera.sim.config import world_config
-    from sidera.sim.online import prepare, run_policy
-    from sidera.sim.policies import LoggerPolicy, RandomPolicy
     from sidera.sim.world import World
 
     size, days, rounds = (60, 3, 1) if quick else (100, 8, 5)
@@ -64,8 +64,8 @@ def _covered(differences: np.ndarray) -> int:
 
 def ladder(name: str, seed: int, folder: Path, quick: bool) -> dict[str, Any]:
     """One world's rungs with their intervals, and whether they stand as they should."""
-    from sidera.eval.online import online_test
-    from sidera.eval.recommender_policy import RecommenderPolicy
+    from sidera.lab.online import online_test
+    from sidera.lab.recommender_policy import RecommenderPolicy
     from sidera.sim.config import world_config
     from sidera.sim.simulate import simulate
     from sidera.sim.world import World
@@ -118,10 +118,10 @@ def ladder(name: str, seed: int, folder: Path, quick: bool) -> dict[str, Any]:
 
 def power(quick: bool) -> dict[str, Any]:
     """Detection of a difference of about 2 %, its cost, and what pairing saves."""
-    from sidera.sim.compare import compare, compare_apart
+    from sidera.lab.brackets import OraclePolicy
+    from sidera.lab.differences import compare, compare_apart
+    from sidera.lab.trial import prepare, run_policy
     from sidera.sim.config import world_config
-    from sidera.sim.online import prepare, run_policy
-    from sidera.sim.policies import OraclePolicy
     from sidera.sim.world import World
 
     groups, size = (3, 1000) if quick else (20, 1500)
@@ -151,10 +151,10 @@ def power(quick: bool) -> dict[str, Any]:
 
 def unlike_pairs(quick: bool) -> dict[str, float]:
     """How many times the users independent arms need, for pairs of policies that show quite different items."""
-    from sidera.sim.compare import compare, compare_apart
+    from sidera.lab.brackets import LoggerPolicy, OraclePolicy, RandomPolicy
+    from sidera.lab.differences import compare, compare_apart
+    from sidera.lab.trial import prepare, run_policy
     from sidera.sim.config import world_config
-    from sidera.sim.online import prepare, run_policy
-    from sidera.sim.policies import LoggerPolicy, OraclePolicy, RandomPolicy
     from sidera.sim.world import World
 
     world = World.build(world_config("easy"), 0)

@@ -19,8 +19,8 @@ from sidera.data.config import load_dataset
 from sidera.engine.recommender import Recommender
 from sidera.eval.compare import compare
 from sidera.eval.evaluation import Evaluation
-from sidera.eval.online import online_test, to_text
-from sidera.eval.recommender_policy import RecommenderPolicy
+from sidera.lab.online import online_test, to_text
+from sidera.lab.recommender_policy import RecommenderPolicy
 from sidera.pages.headline import headline
 from sidera.pages.online import write_online_page
 from sidera.pages.run import write_report

@@ -25,9 +25,9 @@ from sidera.catalog.config import CatalogConfig
 from sidera.core import Batch
 from sidera.data.config import DataConfig, View, load_dataset, make_views
 from sidera.engine.recommender import Recommender
+from sidera.lab.policy import Requests
 from sidera.models import build_model, parse_model
 from sidera.sim.config import world_config
-from sidera.sim.requests import Requests
 from sidera.sim.simulate import simulate
 
 SMALL = {"num_items": 300, "num_topics": 8, "num_creators": 40, "num_candidates": 20, "arrival_days": 5.0}

@@ -10,16 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_world import logged, small_config, small_world
 
 from sidera.core import InputError
 from sidera.data.config import load_dataset
+from sidera.lab.trial import prepare
 from sidera.sim import simulate as simulate_module
 from sidera.sim.logging_policy import Logger
-from sidera.sim.online import prepare
 from sidera.sim.randomness import sub_keys
 from sidera.sim.simulate import FEEDBACK, simulate
 from sidera.sim.users import day_keys
+from small_world import logged, small_config, small_world
 
 
 @pytest.fixture(scope="module")

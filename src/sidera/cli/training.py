@@ -119,8 +119,8 @@ def align_verb(arguments: Arguments) -> Answer:
     from sidera.align.recipe import AlignRecipe
     from sidera.align.run import ALIGN, align_recipe
     from sidera.engine.recommender import check_device
-    from sidera.eval.alignment_online import is_simulated, serve_policies, usual_arms
-    from sidera.eval.online import to_text
+    from sidera.lab.alignment import is_simulated, serve_policies, usual_arms
+    from sidera.lab.online import to_text
     from sidera.pages.alignment import write_alignment_page
 
     check_device(arguments.device)

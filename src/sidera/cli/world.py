@@ -29,7 +29,7 @@ def simulate_verb(arguments: Arguments) -> dict[str, Any]:
 
 def ab_verb(arguments: Arguments) -> dict[str, Any]:
     """Online test of two or more arms in a simulated world."""
-    from sidera.eval.online import online_test, read_arms, to_text
+    from sidera.lab.online import online_test, read_arms, to_text
     from sidera.pages.online import write_online_page
     from sidera.sim.source import world_source
     from sidera.sim.world import World

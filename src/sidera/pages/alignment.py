@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sidera.eval.alignment_online import gap_closed
-from sidera.eval.online import OnlineTest
+from sidera.lab.alignment import gap_closed
+from sidera.lab.online import OnlineTest
 from sidera.pages import charts
 from sidera.pages.charts import Figure
 from sidera.pages.online import differences, levels_figures, levels_note

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidera.eval.online import OnlineTest, troubles
+from sidera.lab.online import OnlineTest, troubles
 from sidera.pages.charts import Figure, dots
 from sidera.pages.names import model_title
 from sidera.pages.render import write_page

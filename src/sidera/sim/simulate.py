@@ -29,10 +29,10 @@ from sidera import artifacts
 from sidera.console import Progress
 from sidera.core import InputError
 from sidera.sim.config import WorldConfig
+from sidera.sim.day import Choose, Exposures, run_day
 from sidera.sim.logging_policy import Logger, Slate
 from sidera.sim.randomness import Bits
 from sidera.sim.searches import SearchLog, searches_table
-from sidera.sim.session import Choose, Exposures, run_day
 from sidera.sim.users import Rows, Users
 from sidera.sim.world import World, user_keys
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from sidera import artifacts
 from sidera.engine.serving import Serving
-from sidera.eval.online import CANDIDATES, RERANKED, Arm, OnlineTest, online_test
-from sidera.eval.recommender_policy import RecommenderPolicy
-from sidera.sim.requests import Requests
+from sidera.lab.online import CANDIDATES, RERANKED, Arm, OnlineTest, online_test
+from sidera.lab.policy import Requests
+from sidera.lab.recommender_policy import RecommenderPolicy
 from sidera.sim.source import logged_world
 
 

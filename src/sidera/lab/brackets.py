@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidera.core import InputError
+from sidera.lab.policy import Requests
 from sidera.sim.feedback import click_logit, satisfaction_mean
 from sidera.sim.items import Ids
 from sidera.sim.logging_policy import Logger
 from sidera.sim.portable import Floats, sigmoid
 from sidera.sim.randomness import Bits, below, bits, bits_table, keys, mix
-from sidera.sim.requests import Requests
 from sidera.sim.users import Rows, Users
 from sidera.sim.world import World
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sidera.lab.trial import Audience, prepare
 from sidera.sim.config import WorldConfig, world_config
-from sidera.sim.online import Audience, prepare
 from sidera.sim.world import World
 
 SMALL = {"num_items": 300, "num_topics": 8, "num_creators": 40, "num_candidates": 20, "arrival_days": 5.0}

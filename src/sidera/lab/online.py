@@ -27,11 +27,11 @@ from sidera.artifacts import write_text
 from sidera.config import closest
 from sidera.core import ArtifactError, InputError
 from sidera.engine.serving import Serving
-from sidera.eval.recommender_policy import RecommenderPolicy
-from sidera.sim.compare import WIDTH, Difference, compare
-from sidera.sim.online import METRICS, Audience, Outcomes, prepare, run_policy
-from sidera.sim.policies import Insider, LoggerPolicy, OraclePolicy, PopularityPolicy, RandomPolicy
-from sidera.sim.requests import Policy
+from sidera.lab.brackets import Insider, LoggerPolicy, OraclePolicy, PopularityPolicy, RandomPolicy
+from sidera.lab.differences import WIDTH, Difference, compare
+from sidera.lab.policy import Policy
+from sidera.lab.recommender_policy import RecommenderPolicy
+from sidera.lab.trial import METRICS, Audience, Outcomes, prepare, run_policy
 from sidera.sim.world import World
 
 BRACKETS = ("random", "popularity", "logger", "oracle")

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from sidera.engine.exposures import ExposureWriter, exposure_columns
 from sidera.engine.recommender import Recommender
-from sidera.eval.recommender_policy import RecommenderPolicy, to_batch
-from sidera.sim.online import prepare, run_policy
-from sidera.sim.requests import Requests
-from sidera.sim.session import Exposures
+from sidera.lab.policy import Requests
+from sidera.lab.recommender_policy import RecommenderPolicy, to_batch
+from sidera.lab.trial import prepare, run_policy
+from sidera.sim.day import Exposures
 from sidera.sim.simulate import SIGNALS
 from sidera.sim.source import logged_world
 from sidera.sim.world import DAY, FIRST_DAY, World, user_keys

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_world import SMALL, small_world
 
 from sidera.cli import main
 from sidera.core import ArtifactError, InputError
-from sidera.eval.online import BRACKETS, OnlineTest, online_test, read_arms, to_text
+from sidera.lab.brackets import OraclePolicy, RandomPolicy
+from sidera.lab.online import BRACKETS, OnlineTest, online_test, read_arms, to_text
+from sidera.lab.policy import Requests
+from sidera.lab.trial import METRICS
 from sidera.pages.online import SHOWN, write_online_page
-from sidera.sim.online import METRICS
-from sidera.sim.policies import OraclePolicy, RandomPolicy
-from sidera.sim.requests import Requests
+from small_world import SMALL, small_world
 
 SETS = [text for key, value in SMALL.items() for text in ("--set", f"world.{key}={value}")]
 

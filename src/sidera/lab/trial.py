@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidera.core import InputError
+from sidera.lab.brackets import Insider
+from sidera.lab.policy import FAULTS, Guarded, Policy, PolicyFailed, Requests
+from sidera.sim.day import Exposures, run_day
 from sidera.sim.items import Ids
 from sidera.sim.logging_policy import Slate
-from sidera.sim.policies import Insider
 from sidera.sim.randomness import Bits
-from sidera.sim.requests import FAULTS, Guarded, Policy, PolicyFailed, Requests
 from sidera.sim.searches import SearchLog, query_texts
-from sidera.sim.session import Exposures, run_day
 from sidera.sim.simulate import SIGNALS, play_log
 from sidera.sim.users import Rows, Users
 from sidera.sim.world import World

@@ -1,7 +1,7 @@
 """A trained recommender as a policy of the simulated app: requests in, item numbers out.
 
 ``to_batch`` is the one place where a request of the app becomes what a model reads; it has to agree with how training
-and evaluation read the log (tests/sim/test_recommender_policy.py holds them together).
+and evaluation read the log (tests/lab/test_recommender_policy.py holds them together).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sidera.core import Batch, InputError
 from sidera.engine.recommender import Recommender
-from sidera.sim.requests import Requests
+from sidera.lab.policy import Requests
 from sidera.sim.text import item_texts
 from sidera.sim.world import World
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_world import small_config
 
 from sidera.catalog.build import build_catalog
 from sidera.catalog.config import CatalogConfig
@@ -15,14 +14,15 @@ from sidera.core import InputError
 from sidera.data.batches import Reader
 from sidera.data.config import DataConfig, View, load_dataset, make_views
 from sidera.engine.recommender import Recommender
-from sidera.eval.recommender_policy import RecommenderPolicy, to_batch
+from sidera.lab.brackets import RandomPolicy
+from sidera.lab.policy import Requests
+from sidera.lab.recommender_policy import RecommenderPolicy, to_batch
+from sidera.lab.trial import prepare, run_policy
 from sidera.models import build_model, parse_model
 from sidera.models.retrievers.item_knn import ItemKNN
-from sidera.sim.online import prepare, run_policy
-from sidera.sim.policies import RandomPolicy
-from sidera.sim.requests import Requests
 from sidera.sim.simulate import simulate
 from sidera.sim.world import World
+from small_world import small_config
 
 DAYS, USERS = 5, 300
 SECTIONS: dict[str, dict[str, Any]] = {

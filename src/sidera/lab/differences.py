@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidera.core import InputError
-from sidera.sim.online import METRICS, Outcomes
+from sidera.lab.trial import METRICS, Outcomes
 
 WIDTH = 1.96  # standard errors on either side
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_world import click_counts, small_world
 
 from sidera.core import InputError
-from sidera.sim.compare import compare, compare_apart, to_text
-from sidera.sim.online import METRICS, Audience, Outcomes, prepare, run_policy
-from sidera.sim.policies import LoggerPolicy, OraclePolicy, PopularityPolicy, RandomPolicy
-from sidera.sim.requests import FAULTS, PolicyFailed, Requests, read_answer
+from sidera.lab.brackets import LoggerPolicy, OraclePolicy, PopularityPolicy, RandomPolicy
+from sidera.lab.differences import compare, compare_apart, to_text
+from sidera.lab.policy import FAULTS, PolicyFailed, Requests, read_answer
+from sidera.lab.trial import METRICS, Audience, Outcomes, prepare, run_policy
 from sidera.sim.world import World
+from small_world import click_counts, small_world
 
 
 @pytest.fixture(scope="module")
