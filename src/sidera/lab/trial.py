@@ -88,9 +88,8 @@ def prepare(world: World, ids: NDArray[np.integer], log_days: int) -> Audience:
     places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     events = {}
     for name in ("item", *HISTORY):
-        values = columns.get(name, np.empty(0))
-        events[name] = np.zeros((users.num_users, max(1, int(counts.max(initial=0)))), dtype=values.dtype)
-        events[name][rows, places] = values
+        events[name] = np.zeros((users.num_users, max(1, int(counts.max()))), dtype=columns[name].dtype)
+        events[name][rows, places] = columns[name]
     return Audience(users, log_days, counts, events, recorder.searches)
 
 
