@@ -182,7 +182,10 @@ def test_a_world_from_a_file(log: Path, tmp_path: Path) -> None:
         ("ab random logger --timeout 0 --out {}/p.html", "timeout = 0.0; allowed: seconds above 0"),
         ("ab random logger --out {}/page", "is no page; allowed: a path that ends in .html"),
         ("ab random logger --config {log} --seed 4 --out {}/p.html", "--seed 4, but .* is a log of seed 5"),
-        ("ab random --out {}/p.html", "the following arguments are required: b"),
+        ("ab --out {}/p.html", "the following arguments are required: ARM"),
+        ("ab random --no-brackets --out {}/p.html", "nothing to compare 'random' with; fix: name another arm"),
+        ("ab random --reranked oracle --out {}/p.html", "no arm 'oracle'.*; allowed: a run folder"),
+        ("ab random --reranked {} --out {}/p.html", "no catalog at"),
     ],
 )  # fmt: skip
 def test_every_bad_input_is_one_line(

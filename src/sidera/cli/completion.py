@@ -18,7 +18,7 @@ from typing import Any
 from sidera import console
 from sidera.cli.parsing import Arguments, Verbs, add_verb
 
-FOLDERS = ("run", "runs", "a", "b", "more", "data", "out", "start", "store", "exposures", "fill")
+FOLDERS = ("run", "runs", "a", "b", "arms", "reranked", "data", "out", "start", "store", "exposures", "fill")
 RECIPES = ("recipe", "show", "write", "toml")
 
 

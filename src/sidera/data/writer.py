@@ -35,7 +35,7 @@ def dataset_writer(
     path: str | Path, name: str, items: pa.Table, feedback: Mapping[str, pa.DataType], *,
     time_kind: TimeKind = "seconds", recipe: Mapping[str, Any] | None = None, digest: str = "",
 ) -> Iterator[DatasetWriter]:  # fmt: skip
-    """Yield a writer; on leaving without an error the artifact appears at ``path``, and an older one survives until then.
+    """Yield a writer; on leaving without an error the artifact is at ``path``, and an older one stands until then.
 
     ``items`` describe the items, row i item i; ``feedback`` names the columns and their types. ``digest``: the data
     set's where it is known already; otherwise it is computed from what was written.
@@ -74,7 +74,7 @@ class DatasetWriter:
         self, users: pa.Table, counts: NDArray[np.int64], item_ids: NDArray[np.integer], times: NDArray[np.int64],
         feedback: Mapping[str, NDArray[Any]],
     ) -> None:  # fmt: skip
-        """The next U users (first column ``key``) with their E events; ``counts`` (U,) sum to E, all others are (E,)."""
+        """The next U users (first column ``key``) with their E events: ``counts`` (U,) sum to E, the others are (E,)."""
         rows = np.repeat(np.arange(self.num_users, self.num_users + users.num_rows), counts)
         columns = {"user": rows, "item": item_ids, "time": times, **{name: feedback[name] for name in self.feedback}}
         self._users.append(users)

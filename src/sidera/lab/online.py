@@ -35,8 +35,8 @@ from sidera.lab.trial import METRICS, Audience, Outcomes, prepare, run_policy
 from sidera.sim.world import World
 
 BRACKETS = ("random", "popularity", "logger", "oracle")
-RERANKED = "+rerank"  # behind a run folder: reranked by its reward's network
-CANDIDATES = 64  # that it chooses among
+RERANKED = "+rerank"  # ends the name of an arm whose answers its reward's network chooses
+CANDIDATES = 64  # that the network chooses among
 POLICIES = "random, popularity, logger, oracle[:utility|watch_time|click[:strength]]"
 Arm = Policy | Insider
 
@@ -138,25 +138,28 @@ def online_test(
     )  # fmt: skip
 
 
-def read_arms(specs: Sequence[str], world: World, device: str = "cpu") -> dict[str, Arm | str]:
-    """name -> arm of what the shell was told: run folders and policies that :func:`bracket` knows."""
+def read_arms(
+    specs: Sequence[str], world: World, device: str = "cpu", reranked: Sequence[str] = ()
+) -> dict[str, Arm | str]:
+    """name -> arm of run folders and of policies that :func:`bracket` knows.
+
+    Each run folder of ``reranked`` is one more arm: its reward's network chooses among its candidates.
+    """
     arms: dict[str, Arm | str] = {}
-    for spec in specs:
-        path = Path(spec.removesuffix(RERANKED))
-        is_policy = spec.split(":")[0] in BRACKETS
-        ending = RERANKED if spec.endswith(RERANKED) else ""
+    for spec, candidates in [*((one, 0) for one in specs), *((one, CANDIDATES) for one in reranked)]:
+        path, ending = Path(spec), RERANKED if candidates else ""
+        is_policy = spec.split(":")[0] in BRACKETS and not candidates
         name = spec if is_policy else path.resolve().name + ending
         if name in arms and not is_policy:
             name = "/".join(path.resolve().parts[-2:]) + ending
         if name in arms:
             raise InputError(f"the arm {name!r} is named twice", fix="name every arm once")
-        if not is_policy and not path.is_dir():
-            allowed = f"a run folder, one{RERANKED}, {POLICIES}"
-            raise InputError(f"no arm {spec!r}{closest(spec, BRACKETS)}", allowed=allowed)
         if is_policy:
             check_bracket(spec)
-        plan = Serving(path, candidates=CANDIDATES if ending else 0)
-        arms[name] = spec if is_policy else RecommenderPolicy(plan.open(device), world)
+        elif not path.is_dir():
+            allowed = "a run folder" if candidates else f"a run folder, {POLICIES}"
+            raise InputError(f"no arm {spec!r}{closest(spec, BRACKETS)}", allowed=allowed)
+        arms[name] = spec if is_policy else RecommenderPolicy(Serving(path, candidates).open(device), world)
     return arms
 
 

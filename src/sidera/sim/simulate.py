@@ -6,8 +6,8 @@ of its items, cold ones included; ``users.parquet`` the profiles; ``searches.par
 data set proper, what users typed. Nothing of the truth (satisfaction, utility, taste,
 quality, clickbait) is written.
 
-Users do not know each other, so blocks of them are played one after the other and handed to the writer of data sets: the
-files are the same whatever the block, and memory holds one block.
+Users do not know each other, so blocks of them are played one after the other and handed to the writer of data sets.
+The files are the same whatever the block, and memory holds one block.
 """
 
 from __future__ import annotations
