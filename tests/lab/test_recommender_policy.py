@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sidera.catalog.build import build_catalog
 from sidera.catalog.config import CatalogConfig
 from sidera.core import InputError
-from sidera.data.batches import Reader
 from sidera.data.config import DataConfig, View, load_dataset, make_views
 from sidera.engine.recommender import Recommender
 from sidera.lab.brackets import RandomPolicy
@@ -89,21 +89,23 @@ def test_feedback_profiles_and_times_are_those_that_training_sees(
     world: World, views: tuple[View, View], recommenders: dict[str, Recommender]
 ) -> None:
     view = views[0]
-    reader = Reader(view.dataset, view.schema)
+    reading = recommenders["onerec_v2"].reading.over(view.dataset)
     requests = asked(world)
     batch = to_batch(requests, recommenders["onerec_v2"])
-    keys = [f"u{user:08d}" for user in requests.user_ids.tolist()]
-    there = [place for place, key in enumerate(keys) if key in set(view.dataset.user_keys)]
-    users = np.array([view.dataset.user_keys.tolist().index(keys[place]) for place in there])
-    events = np.concatenate([np.arange(view.dataset.offsets[user], view.dataset.offsets[user + 1]) for user in users])
-    assert batch.item_ids.tolist() == view.dataset.item_ids[events].tolist()
-    assert batch.events.times is not None
-    assert batch.events.times.tolist() == view.dataset.times[events].tolist()
+    rows_of = {str(key): row for row, key in enumerate(view.dataset.user_keys[:-1])}  # the last one's log has no next
+    pairs = [(row, rows_of.get(f"u{user:08d}", -1)) for row, user in enumerate(requests.user_ids.tolist())]
+    rows, users = np.array([pair for pair in pairs if pair[1] >= 0]).T
+    asking, logged = batch.rows(torch.from_numpy(rows)), reading.rows(users, view.dataset.offsets[users + 1])
+    assert len(rows) > 200
+    assert asking.item_ids.tolist() == logged.item_ids.tolist()
+    assert asking.events.times is not None
+    assert logged.events.times is not None
+    assert asking.events.times.tolist() == logged.events.times.tolist()
     assert set(batch.events.feedback) == set(view.schema.columns)
-    for name, values in reader.events(events).items():
-        assert np.array_equal(batch.events.feedback[name].numpy(), values.numpy()), name
-    for name, values in reader.users(users).items():
-        assert batch.requests.profiles[name][there].tolist() == values.tolist(), name
+    for name, values in logged.events.feedback.items():
+        assert torch.equal(asking.events.feedback[name], values), name
+    for name, values in logged.requests.profiles.items():
+        assert torch.equal(asking.requests.profiles[name], values), name
     assert set(batch.requests.profiles) == {"age_group", "region", "device"}
 
 
