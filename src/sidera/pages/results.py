@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from sidera.eval.bootstrap import intervals
-from sidera.eval.evaluation import Evaluation
+from sidera.eval.evaluation import Evaluation, protocol_line
 from sidera.eval.metrics import row_metrics
-from sidera.eval.tables import protocol_line
 from sidera.pages.charts import Figure, dots
 from sidera.pages.headline import main_k
 from sidera.pages.runs import Measured

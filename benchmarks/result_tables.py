@@ -18,7 +18,7 @@ from typing import Any
 from sidera.artifacts import write_text
 from sidera.core import InputError
 from sidera.eval.compare import check_comparable
-from sidera.eval.evaluation import Evaluation
+from sidera.eval.evaluation import Evaluation, protocol_line
 
 SPREAD = "± is the standard deviation over seeds where there are several, else half of the 95 % interval over users."
 COLUMNS = (("keep", "recall@10"), ("keep", "ndcg@10"), ("filter", "recall@10"), ("filter", "ndcg@10"))
@@ -54,30 +54,6 @@ def results_table(result_files: Sequence[str | Path]) -> str:
             lines.append("| " + " | ".join([model, *cells, str(len(rows))]) + " |")
         blocks.append("\n".join(lines))
     return "\n\n".join([*blocks, SPREAD])
-
-
-def protocol_line(*protocols: Mapping[str, Any]) -> str:
-    """What a reader must know beside an accuracy table, in one line; several runs on the same rows share it."""
-    first = protocols[0]
-    sampled = f" of {first['rows_in_split']:,}" if first["rows"] != first["rows_in_split"] else ""
-    events = sorted({protocol["max_history"] for protocol in protocols}, reverse=True)
-    decoding = [
-        f"beam {made['beam']} for @{'/@'.join(map(str, made['ks']))}" if made["beam"] else "scorers exact"
-        for protocol in protocols
-        for made in protocol["lists"]
-    ]
-    return " · ".join(
-        [
-            first["dataset"],
-            f"{first['split'].replace('_', '-')}, {first['which']}",
-            f"{first['rows']:,}{sampled} rows",
-            f"full ranking over {first['num_items']:,} items",
-            "item-level hits",
-            f"seen = {' and '.join(first['seen'])}",
-            ", ".join(dict.fromkeys(decoding)),
-            f"newest {' or '.join(map(str, events))} events read",
-        ]
-    )
 
 
 def update_document(document: str | Path, result_files: Sequence[str | Path], *, check: bool = False) -> bool:

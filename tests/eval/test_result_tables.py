@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from sidera.data.dataset import Dataset
 from sidera.data.split import Split
 from sidera.eval.config import EvalConfig
 from sidera.eval.evaluate import evaluate
-from sidera.eval.tables import protocol_line, result_file, results_table, update_document
+from sidera.eval.evaluation import protocol_line
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from result_tables import result_file, results_table, update_document
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 CONFIG = EvalConfig(ks=(5, 10), bootstrap=20, latency_rows=0, free_rows=0, samples=0)
