@@ -40,11 +40,11 @@ class Verb:
 def verbs_of(parser: argparse.ArgumentParser) -> list[Verb]:
     (action,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
-    found = []
+    verbs = []
     for name, below in action.choices.items():
         flags = {flag: one for one in below._actions for flag in one.option_strings}
-        found.append(Verb(name, helps[name], flags, [one for one in below._actions if not one.option_strings]))
-    return found
+        verbs.append(Verb(name, helps[name], flags, [one for one in below._actions if not one.option_strings]))
+    return verbs
 
 
 def words_for(action: argparse.Action) -> list[str]:

@@ -166,5 +166,5 @@ def positions_of(column: pa.ChunkedArray, keys: pa.ChunkedArray | pa.Array) -> n
     """(E,) int64: the row of ``keys`` that each value names, -1 where there is none."""
     if pa.types.is_dictionary(column.type):  # parquet keeps the encoding of save(): decode, or the types do not meet
         column = column.cast(pa.string())
-    found = pc.index_in(column.cast(pa.string()), value_set=keys.cast(pa.string()))
-    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    rows = pc.index_in(column.cast(pa.string()), value_set=keys.cast(pa.string()))
+    return pc.fill_null(rows, -1).to_numpy().astype(np.int64)

@@ -27,7 +27,7 @@ from sidera import artifacts
 
 ROW_GROUP = 1 << 19  # events
 TimeKind = Literal["seconds", "order"]
-Parts = Iterable[NDArray[Any]]  # one column, cut anyhow
+Parts = Iterable[NDArray[Any]]  # one column, in parts of any length
 
 
 @contextlib.contextmanager
@@ -74,7 +74,7 @@ class DatasetWriter:
         self, users: pa.Table, counts: NDArray[np.int64], item_ids: NDArray[np.integer], times: NDArray[np.int64],
         feedback: Mapping[str, NDArray[Any]],
     ) -> None:  # fmt: skip
-        """The next U users (first column ``key``) with their E events: ``counts`` (U,) sum to E, the others are (E,)."""
+        """The next U users (first column ``key``) with their E events: ``counts`` (U,) sum to E, the others (E,)."""
         rows = np.repeat(np.arange(self.num_users, self.num_users + users.num_rows), counts)
         columns = {"user": rows, "item": item_ids, "time": times, **{name: feedback[name] for name in self.feedback}}
         self._users.append(users)

@@ -100,7 +100,7 @@ def load_evaluation(path: str | Path) -> Evaluation:
     with opened.believed():
         record = opened.json("metrics.json", dict)
         ranks = opened.table("ranks.parquet", opened.info("rows", int))
-        metrics = {seen: _estimates(found) for seen, found in record["metrics"].items()}
+        metrics = {seen: _estimates(estimates) for seen, estimates in record["metrics"].items()}
         slices = {
             seen: {
                 kind: {name: Slice(part["rows"], _estimates(part["metrics"])) for name, part in parts.items()}

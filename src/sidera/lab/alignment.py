@@ -1,6 +1,6 @@
-"""Aligned policies before the users of the world that their log came from: the judge that cannot be talked to.
+"""The online test of aligned policies: they serve users of the world that their log came from.
 
-Only users who taught neither the reward nor its judge are served. Beside each policy stands its *reranked* self
+Only users of whom neither the reward nor its judge learnt are served. Beside each policy stands its *reranked* self
 (``NAME+rerank``): the reward's network choosing among the policy's own candidates at serving, which costs more CPU time
 an answer and is the comparison that a gain from training has to be seen beside.
 """
@@ -32,10 +32,10 @@ class Timed:
 
     def __call__(self, requests: Requests) -> NDArray[np.int64]:
         begun = time.process_time()
-        found = self.policy(requests)
+        answers = self.policy(requests)
         self.seconds += time.process_time() - begun
         self.answers += requests.num_requests
-        return found
+        return answers
 
     @property
     def milliseconds(self) -> float:

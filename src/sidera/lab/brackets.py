@@ -45,8 +45,8 @@ class RandomPolicy:
         k = min(requests.k, self.num_items)
         own = mix(keys(self.seed, "random", requests.user_ids) ^ requests.as_of.astype(np.uint64))
         edges = np.arange(k + 1, dtype=np.int64) * self.num_items // k
-        places = below(bits_table(own, 1, k), np.diff(edges)) + edges[:-1]
-        return (places + below(bits(own, 0), self.num_items)[:, None]) % self.num_items
+        positions = below(bits_table(own, 1, k), np.diff(edges)) + edges[:-1]
+        return (positions + below(bits(own, 0), self.num_items)[:, None]) % self.num_items
 
 
 class PopularityPolicy:

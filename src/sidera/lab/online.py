@@ -111,11 +111,11 @@ def online_test(
         raise InputError(f"users = {users} gives no interval", allowed="2 or more")
     if reference is not None and reference not in arms:
         raise InputError(f"reference {reference!r} is no arm of the test", allowed=", ".join(arms))
-    wanted = {**arms, **{name: name for name in BRACKETS if brackets and name not in arms}}
-    if not wanted:
+    every_arm = {**arms, **{name: name for name in BRACKETS if brackets and name not in arms}}
+    if not every_arm:
         raise InputError("an online test needs an arm")
     audience = prepare(world, numbers, log_days)
-    policies = {name: bracket(arm, world, audience) if isinstance(arm, str) else arm for name, arm in wanted.items()}
+    policies = {name: bracket(arm, world, audience) if isinstance(arm, str) else arm for name, arm in every_arm.items()}
     outcomes: dict[str, Outcomes] = {}
     cpu_seconds: dict[str, float] = {}
     for name, policy in policies.items():
@@ -128,11 +128,11 @@ def online_test(
         setting={"world": world.digest, "seed": world.seed, "num_items": world.config.num_items, "users": users,
                  "first_user": int(numbers.min()), "log_days": log_days, "days": days},
         reference=first,
-        levels={name: {key: _level(found.metrics[key]) for key in METRICS} for name, found in outcomes.items()},
-        differences={name: compare(outcomes[first], found) for name, found in outcomes.items() if name != first},
-        lost={name: found.lost_share for name, found in outcomes.items()},
-        faults={name: dict(found.faults) for name, found in outcomes.items()},
-        problems={name: list(found.problems) for name, found in outcomes.items()},
+        levels={name: {key: _level(outcome.metrics[key]) for key in METRICS} for name, outcome in outcomes.items()},
+        differences={name: compare(outcomes[first], outcome) for name, outcome in outcomes.items() if name != first},
+        lost={name: outcome.lost_share for name, outcome in outcomes.items()},
+        faults={name: dict(outcome.faults) for name, outcome in outcomes.items()},
+        problems={name: list(outcome.problems) for name, outcome in outcomes.items()},
         cpu_seconds=cpu_seconds,
         pairs={f"{b} less {a}": compare(outcomes[a], outcomes[b]) for a, b in pairs},
     )  # fmt: skip
@@ -190,8 +190,8 @@ def check_bracket(spec: str) -> tuple[str, Any, float]:
 
 def clicks(audience: Audience, num_items: int) -> NDArray[np.int64]:
     """(N,) clicks of each item in the log that the audience lived through."""
-    there = np.arange(audience.events["item"].shape[1])[None] < audience.counts[:, None]
-    return np.bincount(audience.events["item"][there & audience.events["click"].astype(bool)], minlength=num_items)
+    event_mask = np.arange(audience.events["item"].shape[1])[None] < audience.counts[:, None]
+    return np.bincount(audience.events["item"][event_mask & audience.events["click"].astype(bool)], minlength=num_items)
 
 
 def to_text(result: OnlineTest) -> str:
@@ -208,9 +208,9 @@ def to_text(result: OnlineTest) -> str:
         for metric in shown:
             cell = f"{levels[metric][0]:.4g}"
             if arm != result.reference:
-                found = result.differences[arm][metric]
-                mark = "*" if found.clear else " "
-                cell += f" ({100 * found.relative:+.1f} ± {100 * found.relative_half_width:.1f}{mark})"
+                difference = result.differences[arm][metric]
+                mark = "*" if difference.clear else " "
+                cell += f" ({100 * difference.relative:+.1f} ± {100 * difference.relative_half_width:.1f}{mark})"
             cells.append(f"{cell:>26s}")
         lines.append(" ".join([f"{arm:14s}", *cells]))
         lines += [f"  {arm}: {line}" for line in troubles(result, arm)]
@@ -229,9 +229,9 @@ def troubles(result: OnlineTest, arm: str) -> list[str]:
     return lines
 
 
-def _short(found: Outcomes) -> str:
-    lost = f", {100 * found.lost_share:.1f} % of the users lost" if found.lost_share else ""
-    return f"{found.mean('utility'):.2f} utility, {found.mean('watch_time'):,.0f} s watched a user{lost}"
+def _short(outcome: Outcomes) -> str:
+    lost = f", {100 * outcome.lost_share:.1f} % of the users lost" if outcome.lost_share else ""
+    return f"{outcome.mean('utility'):.2f} utility, {outcome.mean('watch_time'):,.0f} s watched a user{lost}"
 
 
 def _level(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -30,7 +30,7 @@ from sidera.store.exposures import ExposureLog
 
 
 class LoggedPolicy:
-    """A policy of the app that writes what it answers, and is told what came of it."""
+    """A policy of the app that writes what it answers, and logs what came of it."""
 
     def __init__(self, policy: RecommenderPolicy, world: World, writer: ExposureWriter) -> None:
         self.policy, self.world, self.writer = policy, world, writer

@@ -43,9 +43,9 @@ class Requests:
 
     def histories(self, signal: str | None = "click") -> list[NDArray[np.int64]]:
         """Item numbers per user, oldest first: those with the signal, or all that were shown."""
-        kept = np.ones(len(self.item_ids), dtype=bool) if signal is None else self.feedback[signal].astype(bool)
-        cuts = np.concatenate([[0], np.cumsum(kept)])[self.offsets[1:-1]]
-        return np.split(self.item_ids[kept], cuts)
+        mask = np.ones(len(self.item_ids), dtype=bool) if signal is None else self.feedback[signal].astype(bool)
+        cuts = np.concatenate([[0], np.cumsum(mask)])[self.offsets[1:-1]]
+        return np.split(self.item_ids[mask], cuts)
 
 
 Policy = Callable[[Requests], "NDArray[Any] | Sequence[Sequence[int]]"]
@@ -93,23 +93,23 @@ class Guarded:
 
 def read_answer(answer: Any, num_users: int, k: int, num_items: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Items and faults; what stands behind the k-th place is not looked at. PolicyFailed when it is no list."""
-    wanted = np.full((num_users, k), -1, dtype=np.int64)  # -1: missing
+    answered = np.full((num_users, k), -1, dtype=np.int64)  # -1: missing
     if isinstance(answer, np.ndarray) and answer.ndim == 2 and answer.dtype.kind in "iu":
         part = answer[:num_users, :k]
-        wanted[: part.shape[0], : part.shape[1]] = np.where(part < num_items, part, num_items)
-        wanted[wanted < -1] = num_items
+        answered[: part.shape[0], : part.shape[1]] = np.where(part < num_items, part, num_items)
+        answered[answered < -1] = num_items
     else:
         for row, items in enumerate(_rows(answer)[:num_users]):
             for slot, item in enumerate(_rows(items)[:k]):
-                wanted[row, slot] = _item_number(item, num_items)
-    missing_mask = wanted == -1
-    unknown_mask = wanted == num_items
+                answered[row, slot] = _item_number(item, num_items)
+    missing_mask = answered == -1
+    unknown_mask = answered == num_items
     earlier_mask = np.tril(np.ones((k, k), dtype=bool), -1)
-    repeats = (wanted[:, :, None] == wanted[:, None, :]) & earlier_mask  # (B, k, k)
+    repeats = (answered[:, :, None] == answered[:, None, :]) & earlier_mask  # (B, k, k)
     duplicate_mask = repeats.any(axis=2) & ~missing_mask & ~unknown_mask
     faults = np.stack([mask.sum(axis=1) for mask in (unknown_mask, duplicate_mask, missing_mask)], axis=1)
     bad_mask = missing_mask | unknown_mask | duplicate_mask
-    return np.where(bad_mask, -1, wanted).astype(np.int32), faults.astype(np.int64)
+    return np.where(bad_mask, -1, answered).astype(np.int32), faults.astype(np.int64)
 
 
 def _rows(value: Any) -> Sequence[Any]:

@@ -1,6 +1,7 @@
 """A trained recommender as a policy of the simulated app: requests in, item numbers out.
 
-``to_batch`` hands the app's requests to the recommender's Reading, which builds the batch as training and evaluation do.
+``to_batch`` hands the app's requests to the recommender's Reading, which builds batches for training and evaluation
+too.
 """
 
 from __future__ import annotations
@@ -81,12 +82,14 @@ def _check_items(recommender: Recommender, world: World) -> None:
         problem = f"the catalogue has {catalog.num_items} items that are not the {len(keys)} of this world"
         raise InputError(problem, fix=fix)
     titles = item_texts(world.items, world.config, world.seed)["title"]
-    different = [key for key, ours, own in zip(keys, catalog.titles, titles, strict=True) if ours not in (None, own)]
+    different = [
+        key for key, title, expected in zip(keys, catalog.titles, titles, strict=True) if title not in (None, expected)
+    ]
     if different:
         raise InputError(f"item {different[0]} has another title in this world: it is of another seed", fix=fix)
 
 
 def _positions(values: NDArray[Any], vocabulary: tuple[str, ...]) -> NDArray[np.int64]:
-    """(B,) 1 + place of each value, 0 for one that training never saw."""
-    numbers = {value: place + 1 for place, value in enumerate(vocabulary)}
+    """(B,) 1 + position of each value, 0 for one that training never saw."""
+    numbers = {value: position + 1 for position, value in enumerate(vocabulary)}
     return np.array([numbers.get(str(value), 0) for value in values], dtype=np.int64)

@@ -85,11 +85,11 @@ def prepare(world: World, ids: NDArray[np.integer], log_days: int) -> Audience:
     counts = recorder.count.copy()
     columns = recorder.columns()
     rows = columns["row"]
-    places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    positions = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     events = {}
     for name in ("item", *HISTORY):
         events[name] = np.zeros((users.num_users, max(1, int(counts.max()))), dtype=columns[name].dtype)
-        events[name][rows, places] = columns[name]
+        events[name][rows, positions] = columns[name]
     return Audience(users, log_days, counts, events, recorder.searches)
 
 
@@ -109,7 +109,7 @@ def run_policy(
 
     ``log_days`` are lived before when ``users`` are mere ids. ``batch_size``: users asked for in one call. ``timeout``:
     seconds that a call may take. Another ``noise`` is another run of luck: for arms that are not to be paired.
-    ``on_exposures`` is told of every slot that was shown, with the ids of its users: what a platform would log.
+    ``on_exposures`` is called with every slot that was shown and the ids of its users: what a platform would log.
     """
     for name, value in (("days", days), ("batch_size", batch_size)):
         if value < 1:
@@ -196,9 +196,9 @@ class _Test:
     def _requests(self, rows: Rows, times: NDArray[np.int64]) -> Requests:
         lengths = self.counts[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         owners = np.repeat(rows, lengths)
-        columns = {name: values[owners, places] for name, values in self.events.items()}
+        columns = {name: values[owners, positions] for name, values in self.events.items()}
         query_offsets, query_times, codes = self.searches.of(rows)
         return Requests(
             user_ids=self.users.ids[rows],
@@ -225,15 +225,15 @@ class _Test:
             self.on_exposures(seen, self.users.ids[rows])
         if self.guarded is None:
             return  # insiders read no history
-        places = self.counts[rows]
+        positions = self.counts[rows]
         room = self.events["item"].shape[1]
-        if int(places.max()) >= room:
+        if int(positions.max()) >= room:
             for name, column in self.events.items():
                 self.events[name] = np.concatenate([column, np.zeros_like(column)], axis=1)
         columns: dict[str, Any] = {name: getattr(feedback, name) for name in (*SIGNALS, "watch_time")}
         columns |= {"item": seen.item_ids, "time": seen.times, "duration": self.world.items.duration[seen.item_ids]}
         for name, values in columns.items():
-            self.events[name][rows, places] = values
+            self.events[name][rows, positions] = values
         self.counts[rows] += 1
 
     def outcomes(self) -> Outcomes:
@@ -255,10 +255,10 @@ class _Test:
             "returned_1": later[:, 0].astype(np.float64) if later.shape[1] else nobody,
             "returned_7": later.any(axis=1).astype(np.float64) if later.shape[1] else nobody,
         }
-        found = {**self.sums, **shares, **returns, "active_days": active_days}
+        values = {**self.sums, **shares, **returns, "active_days": active_days}
         return Outcomes(
             user_ids=self.users.ids,
-            metrics={name: found[name] for name in METRICS},
+            metrics={name: values[name] for name in METRICS},
             faults=dict(zip(FAULTS, self.faults.tolist(), strict=True)),
             lost=self.lost,
             problems=tuple(self.problems),

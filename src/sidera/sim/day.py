@@ -103,11 +103,11 @@ def _one_slot(
         feedback = respond(users, seen_by, chosen, world.items, step_keys[full], config)
         feeling[full] = felt(feedback, config)
         times = clock(day, begin[seen_by], elapsed[seen_by])
-        places = here[full]
+        positions = here[full]
         record(
             Exposures(
-                seen_by, chosen, times, feedback, slate.propensity[places, slot], slate.uniform_mask[places, slot],
-                request, slot, day,
+                seen_by, chosen, times, feedback, slate.propensity[positions, slot],
+                slate.uniform_mask[positions, slot], request, slot, day,
             )
         )  # fmt: skip
         elapsed[seen_by] += feedback.watch_time + PAUSE

@@ -103,8 +103,8 @@ class Recorder:
         result: dict[str, NDArray] = {"row": np.repeat(np.arange(len(self.count)), self.count)}
         for name, kind in {"item": pa.int32(), "time": pa.int64(), **FEEDBACK}.items():
             result[name] = np.empty(int(offsets[-1]), dtype=kind.to_pandas_dtype())
-        for rows, places, columns in self.parts:
-            where = offsets[rows] + places
+        for rows, positions, columns in self.parts:
+            where = offsets[rows] + positions
             for name, values in columns.items():
                 result[name][where] = values
         self.parts.clear()
