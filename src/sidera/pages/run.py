@@ -119,12 +119,12 @@ def _slices(measured: Sequence[Measured]) -> dict[str, Any]:
         for name, part in shown[0].run.slices[seen][kind].items()
         if name not in drawn_slices([one.run for one in shown], seen, kind)
     ]
-    protocol = shown[0].run.protocol
+    first = shown[0].run.protocol
     return {
         "figures": figures,
         "protocol": protocol(shown, seen),
-        "head": protocol["head_min_events"],
-        "tail": protocol["tail_max_events"],
+        "head": first["head_min_events"],
+        "tail": first["tail_max_events"],
         "small": f"Too few rows to draw: {', '.join(small)} for {shown[0].label}." if small else "",
     }
 
