@@ -12,7 +12,6 @@ from sidera.core import InputError
 from sidera.nn import code_decoder
 from sidera.nn.code_decoder import (
     CodeDecoder,
-    DecoderCache,
     DecoderLayer,
     DecoderSize,
     Streams,
@@ -138,7 +137,7 @@ def test_steps_are_the_whole_pass() -> None:
     pairs, mask = inputs(SIZE)
     sids = some_sids(3, 4)
     expected = decoder.log_probs(sids.flatten(0, 1), pairs, mask, Streams(3, 4)).view(3, 4, 3)
-    cache = DecoderCache(width=1)
+    cache = decoder.new_cache(3, 4)
     parents = torch.zeros(3, 4, dtype=torch.int64)
     logits = decoder.step(cache, pairs, mask, 0, None, None).expand(-1, 4, -1)
     for level in range(3):

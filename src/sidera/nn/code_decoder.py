@@ -21,7 +21,7 @@ level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.config import check_counts, check_value
+from sidera.nn.beam_cache import BeamCache
 from sidera.nn.dropout import Dropout
 from sidera.nn.moe import Gate, MoE, SwiGLU
 from sidera.ops.few_queries import Run, few_queries_attention
@@ -145,7 +146,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, size: DecoderSize, index: int) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.index = size, index
         width = size.width
         self.norm_cross, self.norm_self, self.norm_ff = (nn.RMSNorm(width) for _ in range(3))
         self.query, self.cross_out = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
@@ -153,25 +154,21 @@ class DecoderLayer(nn.Module):
         self.ff = feed_forward(size, sparse=index >= size.moe_from)
         self.dropout = Dropout(size.dropout)
 
-    def forward(self, x: Tensor, kv: KeysValues, mask: Tensor, streams: Streams) -> Tensor:
-        """x (M, P, D); mask (B, S) True = attend -> (M, P, D)."""
+    def forward(
+        self, x: Tensor, kv: KeysValues, mask: Tensor, streams: Streams, beams: BeamCache | None = None
+    ) -> Tensor:
+        """x (M, P, D), mask (B, S) True = attend -> (M, P, D). With ``beams``: x (M, 1, D) is the newest position."""
         x = x + self.dropout(self.cross(self.norm_cross(x), kv, mask, streams))
-        q, k, v = self._heads(self.norm_self(x))
-        attended = places_attention(q, k, v)
-        x = x + self.dropout(self.self_out(attended.flatten(2)))
+        qkv = self.qkv(self.norm_self(x))
+        if beams is None:
+            q, k, v = qkv.unflatten(-1, (3, self.size.num_heads, self.size.head_width)).unbind(2)  # (M, P, H, E) each
+            attended = places_attention(q, k, v).flatten(2)
+        else:
+            query, key_value = qkv[:, 0].tensor_split((x.shape[2],), dim=1)
+            query = query * self.size.head_width**-0.5
+            attended = beams.attend(self.index, query, key_value, self.size.num_heads)[:, None]
+        x = x + self.dropout(self.self_out(attended))
         return x + self.dropout(self.ff(self.norm_ff(x)))
-
-    def step(
-        self, x: Tensor, kv: KeysValues, mask: Tensor, streams: Streams, past: KeysValues | None
-    ) -> tuple[Tensor, KeysValues]:
-        """One more place of every stream. x (M, 1, D), past (M, places, H, E) -> the same and the new past."""
-        x = x + self.cross(self.norm_cross(x), kv, mask, streams)
-        q, k, v = self._heads(self.norm_self(x))
-        if past is not None:
-            k, v = torch.cat((past[0], k), dim=1), torch.cat((past[1], v), dim=1)
-        attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        x = x + self.self_out(attended.transpose(1, 2).flatten(2))
-        return x + self.ff(self.norm_ff(x)), (k, v)
 
     def cross(self, x: Tensor, kv: KeysValues, mask: Tensor, streams: Streams) -> Tensor:
         """(M, P, D): all streams of a history ask its one set of keys, heads of a group side by side."""
@@ -187,11 +184,6 @@ class DecoderLayer(nn.Module):
         out = F.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=mask[:, None, None, :])
         out = out.view(batch, groups, per_group, most, places, dim).permute(0, 3, 4, 1, 2, 5)
         return self.cross_out(streams.collect(out.reshape(batch, most, places, -1)))
-
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(M, P, H, E) each."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.size.num_heads, self.size.head_width)).unbind(2)
-        return q, k, v
 
 
 def _select(kvs: Sequence[KeysValues], histories: Tensor) -> list[KeysValues]:
@@ -219,21 +211,6 @@ def fused_places_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The reference of :func:`places_attention`, and the fast way on a GPU."""
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-
-
-@dataclass
-class DecoderCache:
-    """Self-attention keys and values of every layer for the beams of one search."""
-
-    width: int  # beams per history at the last step
-    past: list[KeysValues] = field(default_factory=list)  # per layer (B*W, places, H, E)
-
-    def follow(self, parents: Tensor) -> None:
-        """Let beam w of the next step continue beam ``parents[:, w]`` of the last. parents (B, W')"""
-        rows = torch.arange(len(parents), device=parents.device)[:, None] * self.width + parents
-        flat = rows.flatten()
-        self.past = [(k[flat], v[flat]) for k, v in self.past]
-        self.width = parents.shape[1]
 
 
 class CodeDecoder(nn.Module):
@@ -306,31 +283,32 @@ class CodeDecoder(nn.Module):
         """States (M, L, D) -> per level (M, K) float32."""
         return [self.logits(states[:, level], level).float() for level in range(len(self.level_sizes))]
 
+    def new_cache(self, num_histories: int, width: int) -> BeamCache:
+        """Room for one search of at most ``width`` beams a history."""
+        size = self.size
+        return BeamCache(num_histories, width, self.num_positions, size.num_layers, size.width, like=self.begin)
+
+    @property
+    def num_positions(self) -> int:
+        """P, of the longest stream that is written."""
+        return len(self.level_sizes)
+
+    @torch.no_grad()
     def step(
-        self, cache: DecoderCache, kvs: Sequence[KeysValues], mask: Tensor, level: int, codes: Tensor | None,
+        self, cache: BeamCache, kvs: Sequence[KeysValues], mask: Tensor, level: int, codes: Tensor | None,
         parents: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """Logits (B, W, K) of the next code of every beam; see ``core.Generator.step``."""
-        num_histories = mask.shape[0]
-        if codes is None or parents is None:
-            streams = Streams(num_histories, 1)
-            x = (self.begin + self.level_vectors[0]).expand(num_histories, 1, -1)
+        cache.begin_position(parents)
+        if codes is None:
+            x = (self.begin + self.level_vectors[0]).expand(cache.num_beams, -1)
         else:
-            cache.follow(parents)
-            streams = Streams(num_histories, codes.shape[1])
-            table = cast(nn.Embedding, self.code[level - 1])
-            x = (table(codes.flatten()) + self.level_vectors[level])[:, None]
-        states = self.advance(cache, kvs, mask, streams, x)
-        return self.logits(states[:, 0], level).unflatten(0, (num_histories, streams.most))
+            x = cast(nn.Embedding, self.code[level - 1])(codes.flatten()) + self.level_vectors[level]
+        return self.logits(self.advance(cache, kvs, mask, x), level).unflatten(0, (cache.num_histories, -1))
 
-    def advance(
-        self, cache: DecoderCache, kvs: Sequence[KeysValues], mask: Tensor, streams: Streams, x: Tensor
-    ) -> Tensor:
-        """Inputs (M, 1, D) of the next place of every beam -> states (M, 1, D)."""
-        new: list[KeysValues] = []
-        for index, (module, kv) in enumerate(zip(self.layers, kvs, strict=True)):
-            past = cache.past[index] if cache.past else None
-            x, grown = cast(DecoderLayer, module).step(x, kv, mask, streams, past)
-            new.append(grown)
-        cache.past = new
-        return x
+    def advance(self, cache: BeamCache, kvs: Sequence[KeysValues], mask: Tensor, x: Tensor) -> Tensor:
+        """Inputs (M, D) of the position that every beam writes now -> states (M, D)."""
+        streams, x = Streams(cache.num_histories, cache.num_beams // max(1, cache.num_histories)), x[:, None]
+        for layer, kv in zip(self.layers, kvs, strict=True):
+            x = layer(x, kv, mask, streams, cache)
+        return x[:, 0]

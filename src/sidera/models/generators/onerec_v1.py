@@ -31,10 +31,11 @@ from sidera.config import check_counts
 from sidera.core import Batch, InputError, Loss, StepOutput
 from sidera.data.sessions import INTERACTIONS, SessionRules
 from sidera.models.generators.tiger import own_casts
+from sidera.nn.beam_cache import BeamCache
 from sidera.nn.code_decoder import DecoderSize, KeysValues
 from sidera.nn.counters import TRAINING, attention_flops, causal_pairs, matmul_flops
 from sidera.nn.event_features import EventFeatures, UserFeatures, padded
-from sidera.nn.list_decoder import ListCache, ListDecoder
+from sidera.nn.list_decoder import ListDecoder
 from sidera.nn.moe import balance_experts
 from sidera.nn.t5 import Encoder, T5Size
 from sidera.nn.t5_functions import Group, equal_length_groups
@@ -215,11 +216,11 @@ class OneRecV1(nn.Module):
         tokens = self.item_tokens(batch.item_ids) + vectors[:, None]  # (items, L+1, D)
         return tokens.flatten(0, 1), tokens.shape[1]
 
-    def new_cache(self, context: ListContext, width: int) -> ListCache:
-        return ListCache(width=1)
+    def new_cache(self, context: ListContext, width: int) -> BeamCache:
+        return self.decoder.new_cache(context.num_histories, width)
 
     def step(
-        self, context: ListContext, cache: ListCache, level: int, codes: Tensor | None, parents: Tensor | None
+        self, context: ListContext, cache: BeamCache, level: int, codes: Tensor | None, parents: Tensor | None
     ) -> StepOutput:
         """(B, W, K) logits of the next code; level 0 with codes begins the next item of each list."""
         return StepOutput(self.decoder.step(cache, context.pairs, context.mask, level, codes, parents))

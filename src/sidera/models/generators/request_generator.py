@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
 from sidera.core import Batch, InputError, Loss, StepOutput
-from sidera.nn.code_decoder import CodeDecoder, DecoderCache, DecoderSize, KeysValues, Streams
+from sidera.nn.beam_cache import BeamCache
+from sidera.nn.code_decoder import CodeDecoder, DecoderSize, KeysValues, Streams
 from sidera.nn.counters import attention_flops, matmul_flops
 from sidera.nn.moe import balance_experts
 
@@ -105,11 +106,11 @@ class RequestGenerator(nn.Module, ABC):
         states = self.decoder(inputs, self.keys_values(context), context.mask, streams)
         return [logits.unflatten(0, (histories, each)) for logits in self.decoder.all_logits(states)]
 
-    def new_cache(self, context: RequestContext, width: int) -> DecoderCache:
-        return DecoderCache(width=1)
+    def new_cache(self, context: RequestContext, width: int) -> BeamCache:
+        return self.decoder.new_cache(context.num_histories, width)
 
     def step(
-        self, context: RequestContext, cache: DecoderCache, level: int, codes: Tensor | None, parents: Tensor | None
+        self, context: RequestContext, cache: BeamCache, level: int, codes: Tensor | None, parents: Tensor | None
     ) -> StepOutput:
         """(B, W, K) logits of the next code."""
         return StepOutput(self.decoder.step(cache, self.keys_values(context), context.mask, level, codes, parents))

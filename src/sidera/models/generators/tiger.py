@@ -26,7 +26,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
 from sidera.core import Batch, InputError, Loss, StepOutput
 from sidera.models.generators import tiger_decode
-from sidera.models.generators.tiger_decode import BeamCache, FastWeights, TigerContext
+from sidera.models.generators.tiger_decode import FastWeights, TigerCache, TigerContext
 from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
 from sidera.nn.t5 import Decoder, Encoder, T5Size
 from sidera.nn.t5_functions import Group, equal_length_groups
@@ -193,7 +193,7 @@ class Tiger(nn.Module):
         self._fast_dtype, self._fast_weights = dtype, None
         return self
 
-    def new_cache(self, context: TigerContext, width: int) -> BeamCache:
+    def new_cache(self, context: TigerContext, width: int) -> TigerCache:
         return tiger_decode.new_cache(context.weights or self._current_weights(), context, width)
 
     def _current_weights(self) -> FastWeights:
@@ -212,7 +212,7 @@ class Tiger(nn.Module):
         return self._fast_weights
 
     def step(
-        self, context: TigerContext, cache: BeamCache, level: int, codes: Tensor | None, parents: Tensor | None
+        self, context: TigerContext, cache: TigerCache, level: int, codes: Tensor | None, parents: Tensor | None
     ) -> StepOutput:
         return tiger_decode.step(cache, level, codes, parents)
 
