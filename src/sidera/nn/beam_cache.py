@@ -1,4 +1,4 @@
-"""The one cache of beam search: keys and values stay where they were written, and a beam holds the rows of its ancestors.
+"""The one cache of beam search: keys and values stay where they were written; a beam holds the rows of its ancestors.
 
 A step writes the keys and values of its position once and copies nothing that stands there already. Which beam a beam
 continues is an index: for every earlier position the row in which its ancestor was written. One gather a layer fetches
