@@ -8,10 +8,9 @@ layer. Query heads share ``num_kv_groups`` heads of keys and values (grouped-que
 ``moe_from`` on are mixtures of experts.
 
 All targets of a request look at the same keys and values: nothing of the context is copied per target or per beam.
-Streams are jagged (:class:`Streams`): requests with one target do not pay for a neighbour's five; only a GPU, or many
-beams, have the queries of the cross-attention padded. On the CPU, training takes requests in the order of their numbers
-of targets and writes the products of its few queries out (``ops/few_queries.py``), and inside a stream of three or four
-places attention is plain arithmetic: both beat kernels made for long rows (:func:`places_attention`).
+Streams are jagged (:mod:`sidera.ops.shared_keys`): requests with one target do not pay for a neighbour's five; only a
+GPU, or many beams, have the queries of the cross-attention padded. On the CPU, training takes requests in the order of
+their numbers of targets and writes the products of its few queries out.
 
 Shape legend: B histories · G most targets or beams of one · M streams: targets or beams of all · P places of a
 stream · S context tokens · D width · H query heads · R groups of keys and values · E dims of a head · K codes of a
@@ -21,71 +20,21 @@ level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.config import check_counts, check_value
 from sidera.nn.beam_cache import BeamCache
 from sidera.nn.dropout import Dropout
 from sidera.nn.moe import Gate, MoE, SwiGLU
-from sidera.ops.few_queries import Run, few_queries_attention
+from sidera.ops.attention import attention, equal_layout
+from sidera.ops.shared_keys import Streams, shared_attention
 
-FEW_PLACES = 8  # where writing out all pairs is cheaper than a call per head
 FEW_QUERIES = 24  # of a history and group, for which the same holds in the cross-attention's training
 KeysValues = tuple[Tensor, Tensor]  # (B, R, S, E) each
-
-
-@dataclass(frozen=True)
-class Streams:
-    """Which history each of M streams belongs to; streams of one history are neighbours."""
-
-    num_histories: int
-    most: int  # G: streams of the history that has most
-    places: Tensor | None = None  # (M,) place in a (B, G) table; None: M = B * G, every history has ``most``
-    runs: tuple[Run, ...] = ()  # (histories, streams of each) in order, where few queries ask; else nothing
-
-    @classmethod
-    def of(cls, offsets: Tensor) -> Streams:
-        """History b has streams ``offsets[b]`` to ``offsets[b + 1]``."""
-        counts = offsets.diff()
-        total, histories = int(offsets[-1]), counts.numel()
-        most = int(counts.max()) if histories else 0
-        if total == most * histories:
-            return cls(histories, most)
-        begins = torch.arange(histories, device=offsets.device) * most - offsets[:-1]
-        places = torch.repeat_interleave(begins, counts, output_size=total) + torch.arange(total, device=offsets.device)
-        return cls(histories, most, places)
-
-    def sorted(self) -> tuple[Streams, Tensor | None, Tensor | None]:
-        """The same with ``runs``, its histories by rising number of streams: and of each new history, (B,), and each
-        new stream, (M,), where it was; None and None where nothing moves."""
-        if self.places is None:
-            return replace(self, runs=((self.num_histories, self.most),)), None, None
-        of = self.places // self.most  # (M,) history of a stream
-        counts = torch.bincount(of, minlength=self.num_histories)
-        histories = counts.argsort(stable=True)
-        rank = torch.empty_like(histories)
-        rank[histories] = torch.arange(len(rank))
-        each, how_many = counts.unique(return_counts=True)
-        runs = tuple(zip(how_many.tolist(), each.tolist(), strict=True))
-        return Streams(self.num_histories, self.most, runs=runs), histories, rank[of].argsort(stable=True)
-
-    def spread(self, x: Tensor) -> Tensor:
-        """(M, ...) -> (B, G, ...), zero where a history has no such stream."""
-        shape = (self.num_histories, self.most, *x.shape[1:])
-        if self.places is None:
-            return x.view(shape)
-        empty = x.new_zeros(self.num_histories * self.most, *x.shape[1:])
-        return empty.index_copy(0, self.places, x).view(shape)
-
-    def collect(self, x: Tensor) -> Tensor:
-        """(B, G, ...) -> (M, ...)"""
-        flat = x.flatten(0, 1)
-        return flat if self.places is None else flat.index_select(0, self.places)
 
 
 @dataclass(frozen=True)
@@ -161,8 +110,9 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(self.cross(self.norm_cross(x), kv, mask, streams))
         qkv = self.qkv(self.norm_self(x))
         if beams is None:
-            q, k, v = qkv.unflatten(-1, (3, self.size.num_heads, self.size.head_width)).unbind(2)  # (M, P, H, E) each
-            attended = places_attention(q, k, v).flatten(2)
+            layout = equal_layout(*x.shape[:2])
+            packed = qkv.view(-1, 3, self.size.num_heads, self.size.head_width)  # (M*P, 3, H, E)
+            attended = attention(None, packed, layout, causal=True).view(x.shape)
         else:
             query, key_value = qkv[:, 0].tensor_split((x.shape[2],), dim=1)
             query = query * self.size.head_width**-0.5
@@ -171,19 +121,9 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(self.ff(self.norm_ff(x)))
 
     def cross(self, x: Tensor, kv: KeysValues, mask: Tensor, streams: Streams) -> Tensor:
-        """(M, P, D): all streams of a history ask its one set of keys, heads of a group side by side."""
-        places, batch, most = x.shape[1], streams.num_histories, streams.most
-        groups, dim = self.size.num_kv_groups, self.size.head_width
-        per_group = self.size.num_heads // groups
-        if streams.runs:
-            q = self.query(x).view(-1, groups, per_group, dim)
-            runs = [(histories, each * places) for histories, each in streams.runs]
-            return self.cross_out(few_queries_attention(q, *kv, mask, runs).view(x.shape))
-        q = streams.spread(self.query(x)).view(batch, most * places, groups, per_group, dim)
-        q = q.permute(0, 2, 3, 1, 4).reshape(batch, groups, per_group * most * places, dim)
-        out = F.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=mask[:, None, None, :])
-        out = out.view(batch, groups, per_group, most, places, dim).permute(0, 3, 4, 1, 2, 5)
-        return self.cross_out(streams.collect(out.reshape(batch, most, places, -1)))
+        """(M, P, D): all streams of a history ask its one set of keys."""
+        query = self.query(x).unflatten(-1, (self.size.num_heads, self.size.head_width))
+        return self.cross_out(shared_attention(query, *kv, mask, streams).flatten(2))
 
 
 def _select(kvs: Sequence[KeysValues], histories: Tensor) -> list[KeysValues]:
@@ -194,23 +134,6 @@ def _select(kvs: Sequence[KeysValues], histories: Tensor) -> list[KeysValues]:
             if id(part) not in chosen:
                 chosen[id(part)] = part.index_select(0, histories)
     return [(chosen[id(keys)], chosen[id(values)]) for keys, values in kvs]
-
-
-def places_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention inside streams of a few places: all pairs of places written out. (M, P, H, E) -> the same."""
-    if not q.is_cpu or q.shape[1] > FEW_PLACES:
-        return fused_places_attention(q, k, v)
-    places, dim = q.shape[1], q.shape[3]
-    later_mask = torch.ones(places, places, dtype=torch.bool).triu(1)[:, :, None]  # (P, P, 1)
-    scores = (q[:, :, None] * k[:, None]).sum(-1) * dim**-0.5  # (M, P, P, H)
-    weights = scores.masked_fill(later_mask, float("-inf")).softmax(2)
-    return (weights[..., None] * v[:, None]).sum(2)
-
-
-def fused_places_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The reference of :func:`places_attention`, and the fast way on a GPU."""
-    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
 
 class CodeDecoder(nn.Module):

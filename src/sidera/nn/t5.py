@@ -15,14 +15,14 @@ head · D width · F feed-forward width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from sidera.nn.dropout import dropout, rounded_rate
-from sidera.nn.t5_functions import Group, add_dropped, feed_forward, linear, packed_attention, unit_rms
+from sidera.nn.t5_functions import add_dropped, feed_forward, linear, unit_rms
+from sidera.ops.attention import Layout, attention, equal_layout
+from sidera.ops.dropout import dropout, rounded_rate
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,10 @@ class SelfAttention(nn.Module):
         nn.init.normal_(self.qkv.weight[: size.inner], std=(size.width * size.head_width) ** -0.5)
         self.out = _linear(size.inner, size.width, size.inner**-0.5)
 
-    def forward(self, x: Tensor, groups: Sequence[Group], bias: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, bias: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
         qkv = linear(unit_rms(x, dtype), (self.qkv.weight * self.norm.weight).to(dtype))  # (T, 3*H*E)
-        attended = packed_attention(None, qkv, bias, groups, groups, self.num_heads, rate)
+        qkv = qkv.view(len(x), 3, self.num_heads, -1)
+        attended = attention(None, qkv, layout, bias=bias, scale=1.0, rate=rate).flatten(1)
         return add_dropped(x, linear(attended, self.out.weight.to(dtype)), rate)
 
 
@@ -131,13 +132,12 @@ class CrossAttention(nn.Module):
         self.key_value = _linear(size.width, 2 * size.inner, size.width**-0.5)
         self.out = _linear(size.inner, size.width, size.inner**-0.5)
 
-    def forward(
-        self, x: Tensor, memory: Tensor, groups: Sequence[Group], memory_groups: Sequence[Group], rate: float
-    ) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, layout: Layout, rate: float) -> Tensor:
         dtype = memory.dtype
         query = linear(unit_rms(x, dtype), (self.query.weight * self.norm.weight).to(dtype))  # (Tq, H*E)
         key_value = linear(memory, self.key_value.weight.to(dtype))  # (Tk, 2*H*E)
-        attended = packed_attention(query, key_value, None, groups, memory_groups, self.num_heads, rate)
+        query, key_value = query.view(len(x), self.num_heads, -1), key_value.view(len(memory), 2, self.num_heads, -1)
+        attended = attention(query, key_value, layout, scale=1.0, rate=rate).flatten(1)
         return add_dropped(x, linear(attended, self.out.weight.to(dtype)), rate)
 
 
@@ -146,8 +146,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.attention, self.feed_forward = SelfAttention(size), FeedForward(size)
 
-    def forward(self, x: Tensor, groups: Sequence[Group], bias: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
-        return self.feed_forward(self.attention(x, groups, bias, rate, dtype), rate, dtype)
+    def forward(self, x: Tensor, layout: Layout, bias: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
+        return self.feed_forward(self.attention(x, layout, bias, rate, dtype), rate, dtype)
 
 
 class DecoderLayer(nn.Module):
@@ -166,13 +166,13 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(size) for _ in range(size.num_layers))
         self.norm = RMSNorm(size.width)
 
-    def forward(self, x: Tensor, groups: Sequence[Group], dtype: torch.dtype = torch.float32) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, dtype: torch.dtype = torch.float32) -> Tensor:
         """(T, D) embeddings of packed rows, sorted by length -> (T, D) float32. ``dtype``: of the products."""
         rate = self.rate if self.training else 0.0
-        bias = self.bias(max(group.length for group in groups))
+        bias = self.bias(max(rows.length for rows in layout.keys))
         x = dropout(x, rate)
         for layer in self.layers:
-            x = layer(x, groups, bias, rate, dtype)
+            x = layer(x, layout, bias, rate, dtype)
         return dropout(self.norm(x), rate)
 
 
@@ -191,7 +191,7 @@ class Decoder(nn.Module):
         x: Tensor,
         memory: Tensor,
         length: int,
-        memory_groups: Sequence[Group],
+        memory_layout: Layout,
         num_candidates: int = 1,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
@@ -200,15 +200,12 @@ class Decoder(nn.Module):
         Rows stand in the memory's order; the candidates of a row do not see each other.
         """
         rate = self.rate if self.training else 0.0
-        groups, start = [], 0
-        for memory_group in memory_groups:
-            groups.append(Group(start, memory_group.num_rows, num_candidates * length))
-            start = groups[-1].end
-        bias, rows = self.bias(length), (Group(0, start // length, length),)
+        bias, own = self.bias(length), equal_layout(len(x) // length, length)
+        reading = memory_layout.asked_by(num_candidates * length)
         x, memory = dropout(x, rate), memory.to(dtype)
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
-            x = layer.attention(x, rows, bias, rate, dtype)
-            x = layer.cross(x, memory, groups, memory_groups, rate)
+            x = layer.attention(x, own, bias, rate, dtype)
+            x = layer.cross(x, memory, reading, rate)
             x = layer.feed_forward(x, rate, dtype)
         return dropout(self.norm(x), rate)

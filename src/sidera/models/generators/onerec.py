@@ -50,7 +50,7 @@ from sidera.nn.dropout import Dropout
 from sidera.nn.event_features import EventFeatures, UserFeatures, padded
 from sidera.nn.qformer import QFormer, QFormerLayer
 from sidera.nn.target_attention import half_octaves
-from sidera.ops.jagged import jagged_layout
+from sidera.ops.attention import layout_of
 from sidera.store.lifelong import LifelongConfig
 
 COUNT_BUCKETS = 32  # half octaves of events that a representative stands for: 65,000
@@ -157,7 +157,7 @@ class OneRec(RequestGenerator):
     def context(self, batch: Batch) -> RequestContext:
         """Pathways, encoder, and the keys and values of every decoder layer."""
         tokens, offsets = self.pathways(self.readable(batch))
-        states = self.encoder(self.dropout(tokens), jagged_layout(offsets))  # (M, D)
+        states = self.encoder(self.dropout(tokens), layout_of(offsets))  # (M, D)
         table, mask = padded(self.project(states), offsets)
         shape = (self.config.decoder_layers, 2, self.config.num_kv_groups, self.size.head_width)
         parts = table.unflatten(-1, shape).permute(2, 3, 0, 4, 1, 5)  # (layers, 2, B, R, S, E)

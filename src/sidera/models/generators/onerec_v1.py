@@ -38,7 +38,7 @@ from sidera.nn.event_features import EventFeatures, UserFeatures, padded
 from sidera.nn.list_decoder import ListDecoder
 from sidera.nn.moe import balance_experts
 from sidera.nn.t5 import Encoder, T5Size
-from sidera.nn.t5_functions import Group, equal_length_groups
+from sidera.ops.attention import Layout, sorted_layout
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class OneRecV1(nn.Module):
         tokens, per_item = self.tokens(batch)  # (items * per_item, D)
         with own_casts(front) as dtype:
             rows = _pack(tokens.float(), batch.offsets * per_item, front.float())
-            states = self.encoder(rows.tokens, rows.groups, dtype)
+            states = self.encoder(rows.tokens, rows.layout, dtype)
         table, mask = padded(states, rows.offsets)  # (B, S, D), rows in packed order
         table, mask = table[rows.places], mask[rows.places]
         pairs = [self._heads(module(table)) for module in self.key_values]
@@ -270,7 +270,7 @@ class _PackedRows:
     """Rows of tokens, longest first, one after another."""
 
     tokens: Tensor  # (T, D)
-    groups: tuple[Group, ...]  # rows of equal length
+    layout: Layout
     offsets: Tensor  # (B+1,) of the packed rows
     places: Tensor  # (B,) the packed row of each history
 
@@ -285,6 +285,4 @@ def _pack(tokens: Tensor, offsets: Tensor, front: Tensor) -> _PackedRows:
     rows = torch.repeat_interleave(lengths, output_size=total)  # (T',) packed row of each token
     place = torch.arange(total, device=rows.device) - bounds[rows]  # inside its row; 0: front
     source = torch.where(place == 0, tokens.shape[0] + order[rows], offsets[order][rows] + place - 1)
-    return _PackedRows(
-        torch.cat((tokens, front))[source], equal_length_groups(lengths.tolist()), bounds, order.argsort()
-    )
+    return _PackedRows(torch.cat((tokens, front))[source], sorted_layout(lengths.tolist()), bounds, order.argsort())

@@ -33,7 +33,7 @@ from sidera.config import check_counts, check_value
 from sidera.core import Batch, InputError, Loss, StepOutput
 from sidera.nn.counters import TRAINING, matmul_flops
 from sidera.nn.transformer import CausalEncoder
-from sidera.ops.jagged import JaggedLayout, jagged_layout
+from sidera.ops.attention import Layout, layout_of
 
 NEVER = float("-inf")
 TABLE_SHARE = 16  # beams that ask for a 16th of a level's nodes are answered from a table of all of them
@@ -200,7 +200,7 @@ class SideraGenerator(nn.Module):
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def states(self, batch: Batch, layout: JaggedLayout) -> Tensor:
+    def states(self, batch: Batch, layout: Layout) -> Tensor:
         """(T, D): at each event what the history up to it says."""
         events = self.item(batch.item_ids)
         for level, table in enumerate(self.node_in):
@@ -221,8 +221,8 @@ class SideraGenerator(nn.Module):
         target_paths = self.paths[batch.target_ids]  # (T, L)
         total, parts = batch.item_ids.new_zeros((), dtype=torch.float32), {}
         parents = torch.zeros_like(batch.target_ids)
-        layout = jagged_layout(batch.offsets)
-        visited = self._visited(batch, batch.offsets[layout.rows], layout.positions + 1)  # (T, S, L)
+        layout = layout_of(batch.offsets)
+        visited = self._visited(batch, batch.offsets[layout.row_ids], layout.positions + 1)  # (T, S, L)
         for level, states in enumerate(self._level_states(self.states(batch, layout))):
             logits, _ = self._children_logits(level, states, parents, visited)  # (T, C)
             starts = getattr(self, f"starts_{level}")
@@ -254,7 +254,7 @@ class SideraGenerator(nn.Module):
 
     def context(self, batch: Batch) -> TreeContext:
         """Encode the histories once. Requires at least one event in each."""
-        last = self.states(batch, jagged_layout(batch.offsets))[batch.offsets[1:] - 1]  # (B, D)
+        last = self.states(batch, layout_of(batch.offsets))[batch.offsets[1:] - 1]  # (B, D)
         visited = self._visited(batch, batch.offsets[:-1], batch.lengths)
         return TreeContext(torch.stack(self._level_states(last), dim=1), visited)
 

@@ -29,7 +29,7 @@ from sidera.models.generators import tiger_decode
 from sidera.models.generators.tiger_decode import FastWeights, TigerCache, TigerContext
 from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
 from sidera.nn.t5 import Decoder, Encoder, T5Size
-from sidera.nn.t5_functions import Group, equal_length_groups
+from sidera.ops.attention import Layout, sorted_layout
 
 PAD, BEGIN, FIRST_CODE = 0, 1, 2
 
@@ -39,7 +39,7 @@ class PackedRows:
     """Histories as tokens, longest first, one after another."""
 
     tokens: Tensor  # (T,)
-    groups: tuple[Group, ...]  # rows of equal length
+    layout: Layout
     order: Tensor  # (B,) history of each packed row
 
 
@@ -111,7 +111,7 @@ class Tiger(nn.Module):
         if self.config.num_user_tokens:
             tokens, prefix = self._with_users(tokens, batch, order, ends - lengths), 1
         row_lengths = [length * self.num_levels + prefix for length in lengths.tolist()]
-        return PackedRows(tokens.reshape(-1), equal_length_groups(row_lengths), order)
+        return PackedRows(tokens.reshape(-1), sorted_layout(row_lengths), order)
 
     def _with_users(self, tokens: Tensor, batch: Batch, order: Tensor, starts: Tensor) -> Tensor:
         """A user's token in front of each row. starts (B,): the row's first item."""
@@ -137,10 +137,10 @@ class Tiger(nn.Module):
             )
         with own_casts(self.embedding.weight) as dtype:
             rows = self.packed_rows(batch)
-            memory = self.encoder(self.embedding(rows.tokens), rows.groups, dtype)
+            memory = self.encoder(self.embedding(rows.tokens), rows.layout, dtype)
             written = self.item_tokens[targets[rows.order]]  # (B, L)
             read = F.pad(written[:, :-1], (1, 0), value=BEGIN)  # (B, L)
-            states = self.decoder(self.embedding(read.reshape(-1)), memory, self.num_levels, rows.groups, dtype=dtype)
+            states = self.decoder(self.embedding(read.reshape(-1)), memory, self.num_levels, rows.layout, dtype=dtype)
             per_level = self._level_losses(states.view(-1, self.num_levels, self.config.width).to(dtype), written)
         means = (per_level.detach() / targets.numel()).tolist()
         parts = {f"level_{level}": mean for level, mean in enumerate(means)}
@@ -183,10 +183,10 @@ class Tiger(nn.Module):
         rows = self.packed_rows(batch)
         if self.training or torch.is_grad_enabled():
             with own_casts(self.embedding.weight) as dtype:
-                states = self.encoder(self.embedding(rows.tokens), rows.groups, dtype)
-            return TigerContext(states, rows.groups, rows.order)
+                states = self.encoder(self.embedding(rows.tokens), rows.layout, dtype)
+            return TigerContext(states, rows.layout, rows.order)
         weights = self._current_weights()
-        return TigerContext(tiger_decode.encode(weights, rows.tokens, rows.groups), rows.groups, rows.order, weights)
+        return TigerContext(tiger_decode.encode(weights, rows.tokens, rows.layout), rows.layout, rows.order, weights)
 
     def prepare(self, dtype: torch.dtype = torch.float32) -> Tiger:
         """Choose the number format of answering: bfloat16 is faster and moves scores in the third digit."""
@@ -237,10 +237,10 @@ class Tiger(nn.Module):
         num_histories, num_candidates, num_levels = sids.shape
         tokens = sids + torch.tensor(self.level_starts, device=sids.device)  # (B, G, L)
         read = F.pad(tokens[:, :, :-1], (1, 0), value=BEGIN).reshape(-1)
-        memory, groups, order = context.states, context.groups, context.order
+        memory, layout, order = context.states, context.layout, context.order
         read = read.view(num_histories, -1)[order].view(-1)
         with own_casts(self.embedding.weight) as dtype:
-            states = self.decoder(self.embedding(read), memory, num_levels, groups, num_candidates, dtype).to(dtype)
+            states = self.decoder(self.embedding(read), memory, num_levels, layout, num_candidates, dtype).to(dtype)
             states = states.view(num_histories, num_candidates, num_levels, -1)
             states = torch.empty_like(states).index_copy(0, order, states)
             found = [self._logits(states[:, :, level], level) for level in range(num_levels)]

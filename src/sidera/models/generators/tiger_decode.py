@@ -25,7 +25,8 @@ from sidera.core import StepOutput
 from sidera.nn.beam_cache import BeamCache
 from sidera.nn.product import packed, product
 from sidera.nn.t5 import DecoderLayer, EncoderLayer
-from sidera.nn.t5_functions import EPSILON, Group, packed_attention
+from sidera.nn.t5_functions import EPSILON
+from sidera.ops.attention import Layout, attention
 
 if TYPE_CHECKING:
     from sidera.models.generators.tiger import Tiger
@@ -39,7 +40,7 @@ class TigerContext:
     """The encoder's states of every history, packed longest first."""
 
     states: Tensor  # (T, D)
-    groups: tuple[Group, ...]  # rows of equal length
+    layout: Layout  # of the rows
     order: Tensor  # (B,) history of each packed row
     weights: FastWeights | None = None  # what the states were computed with; None: with the parameters themselves
 
@@ -53,16 +54,17 @@ class TigerContext:
 
     def padded(self) -> tuple[Tensor, Tensor | None]:
         """(B, S, D) states in the order of the batch, and a mask (B, S), True = token; None when all are tokens."""
-        if len(self.groups) == 1:
-            states = self.states.view(self.num_histories, self.groups[0].length, -1)
+        groups = self.layout.keys
+        if len(groups) == 1:
+            states = self.states.view(self.num_histories, groups[0].length, -1)
             return torch.empty_like(states).index_copy_(0, self.order, states), None
-        lengths = torch.tensor([group.length for group in self.groups], device=self.order.device)
-        counts = torch.tensor([group.num_rows for group in self.groups], device=self.order.device)
+        lengths = torch.tensor([group.length for group in groups], device=self.order.device)
+        counts = torch.tensor([group.num_rows for group in groups], device=self.order.device)
         lengths = torch.empty_like(self.order).index_copy_(0, self.order, lengths.repeat_interleave(counts))  # (B,)
-        places = torch.arange(self.groups[0].length, device=lengths.device)
+        places = torch.arange(groups[0].length, device=lengths.device)
         mask = places < lengths[:, None]  # (B, S)
         states = self.states.new_zeros(*mask.shape, self.states.shape[1])
-        for group, rows in zip(self.groups, self.order.split([group.num_rows for group in self.groups]), strict=True):
+        for group, rows in zip(groups, self.order.split([group.num_rows for group in groups]), strict=True):
             states[rows, : group.length] = self.states[group.start : group.end].view(group.num_rows, group.length, -1)
         return states, mask
 
@@ -140,13 +142,14 @@ def _layer(layer: nn.Module, dtype: torch.dtype) -> _Layer:
 
 
 @torch.no_grad()
-def encode(weights: FastWeights, tokens: Tensor, groups: tuple[Group, ...]) -> Tensor:
+def encode(weights: FastWeights, tokens: Tensor, layout: Layout) -> Tensor:
     """(T,) packed tokens -> (T, D) states: what ``Tiger.encoder`` computes."""
     x = weights.embedding.index_select(0, tokens)
     for layer in weights.encoder:
         qkv = product(_normed(x, weights.floor, layer.qkv.dtype), layer.qkv)  # (T, 3*H*E)
-        attended = packed_attention(None, qkv, weights.encoder_bias, groups, groups, weights.num_heads, 0.0)
-        x = x + product(attended, layer.out)
+        qkv = qkv.view(len(x), 3, weights.num_heads, -1)
+        attended = attention(None, qkv, layout, bias=weights.encoder_bias, scale=1.0)
+        x = x + product(attended.flatten(1), layer.out)
         x = x + _fed_forward(x, layer, weights)
     return _normed(x, weights.floor, x.dtype) * weights.encoder_norm
 

@@ -23,7 +23,7 @@ from sidera.config import check_counts, check_value
 from sidera.core import Batch, InputError, Loss
 from sidera.nn.counters import TRAINING
 from sidera.nn.transformer import CausalEncoder
-from sidera.ops.jagged import jagged_layout
+from sidera.ops.attention import layout_of
 
 
 class SASRec(nn.Module):
@@ -84,7 +84,7 @@ class SASRec(nn.Module):
 
     def states(self, batch: Batch) -> Tensor:
         """(T, D): at each event what the history up to it says."""
-        return self.encoder(self.item(batch.item_ids), jagged_layout(batch.offsets))
+        return self.encoder(self.item(batch.item_ids), layout_of(batch.offsets))
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """(B, 1, D)"""
