@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from sidera.core import InputError
 from sidera.nn.beam_cache import BeamCache
-from sidera.nn.code_decoder import CodeDecoder, DecoderSize, KeysValues, Streams
+from sidera.nn.code_decoder import CodeDecoder, DecoderSize, KeysValues
+from sidera.ops.shared_keys import Streams
 
 
 class ListDecoder(CodeDecoder):

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidera.core import StepOutput
 from sidera.nn.beam_cache import BeamCache
 from sidera.nn.product import packed, product
 from sidera.nn.t5 import DecoderLayer, EncoderLayer
 from sidera.nn.t5_functions import EPSILON
 from sidera.ops.attention import Layout, attention
+from sidera.roles import StepOutput
 
 if TYPE_CHECKING:
     from sidera.models.generators.tiger import Tiger
