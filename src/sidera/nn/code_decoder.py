@@ -192,7 +192,16 @@ class CodeDecoder(nn.Module):
 
     def log_probs(self, sids: Tensor, kvs: Sequence[KeysValues], mask: Tensor, streams: Streams) -> Tensor:
         """Log-probability of every code of ``sids`` (M, L) -> (M, L)."""
-        return self.code_log_probs(self(self.embed(sids), kvs, mask, streams), sids)
+        return self.code_log_probs(self(self.inputs(sids), kvs, mask, streams), sids)
+
+    def code_logits(self, sids: Tensor, kvs: Sequence[KeysValues], mask: Tensor) -> list[Tensor]:
+        """Codes (B, G, L) of G candidates of each history -> per level (B, G, K)."""
+        states = self(self.inputs(sids.flatten(0, 1)), kvs, mask, Streams(*sids.shape[:2]))
+        return [logits.unflatten(0, sids.shape[:2]) for logits in self.all_logits(states)]
+
+    def inputs(self, sids: Tensor) -> Tensor:
+        """Codes (M, L) of single items -> inputs (M, L, D)."""
+        return self.embed(sids)
 
     def code_log_probs(self, states: Tensor, sids: Tensor) -> Tensor:
         """States (M, L, D) of the inputs of ``sids`` (M, L) -> (M, L)."""

@@ -55,10 +55,9 @@ class ListDecoder(CodeDecoder):
         states = F.pad(states, (0, 0, 0, 1)).unflatten(1, (length, num_levels + 1))[:, :, :-1]  # (B*G, m, L, D)
         return self.code_log_probs(states.flatten(0, 1), sids.reshape(-1, num_levels)).view_as(sids)
 
-    def first_logits(self, sids: Tensor, kvs: Sequence[KeysValues], mask: Tensor) -> list[Tensor]:
-        """Codes (B, G, L) of single items -> per level (B*G, K)."""
-        inputs = self.embed_lists(sids.flatten(0, 1)[:, None])  # (B*G, L, D)
-        return self.all_logits(self(inputs, kvs, mask, Streams(*sids.shape[:2])))
+    def inputs(self, sids: Tensor) -> Tensor:
+        """Codes (M, L) of the first items of lists -> inputs (M, L, D)."""
+        return self.embed_lists(sids[:, None])
 
     @property
     def num_positions(self) -> int:

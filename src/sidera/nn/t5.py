@@ -15,14 +15,17 @@ head · D width · F feed-forward width.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from sidera.nn.t5_functions import add_dropped, feed_forward, linear, unit_rms
-from sidera.ops.attention import Layout, attention, equal_layout
+from sidera.ops.attention import Layout, attention, equal_layout, sorted_layout
 from sidera.ops.dropout import dropout, rounded_rate
+from sidera.ops.jagged import Jagged
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,37 @@ class T5Size:
     @property
     def inner(self) -> int:
         return self.num_heads * self.head_width
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows of tokens one after another, longest first."""
+
+    tokens: Tensor  # (T, ...)
+    layout: Layout
+    order: Tensor  # (B,) the history of each packed row
+    offsets: Tensor  # (B+1,)
+
+
+def packed_rows(tokens: Tensor, offsets: Tensor, front: Tensor | None = None) -> PackedRows:
+    """Jagged tokens (T, ...), with one more, ``front`` (B, ...), before each row's, sorted by length."""
+    index = Jagged(torch.arange(len(tokens), device=offsets.device), offsets)
+    if front is not None:
+        each = torch.arange(len(offsets), device=offsets.device)
+        index = Jagged(each[:-1] + len(tokens), each).join(index)
+        tokens = torch.cat((tokens, front))
+    order = index.lengths.argsort(descending=True, stable=True)
+    index = index.rows(order)
+    return PackedRows(tokens[index.values], sorted_layout(index.lengths.tolist()), order, index.offsets)
+
+
+@contextmanager
+def own_casts(weight: Tensor) -> Iterator[torch.dtype]:
+    """Autocast off, because the layers cast by themselves; gives the number format that it asked products to have."""
+    kind = weight.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    with torch.autocast(kind, enabled=False):
+        yield dtype
 
 
 class RMSNorm(nn.Module):

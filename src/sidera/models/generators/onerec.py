@@ -43,7 +43,7 @@ from sidera.models.generators.request_generator import (
     RequestGenerator,
     positive_mask,
 )
-from sidera.nn.code_decoder import DecoderSize, KeysValues
+from sidera.nn.code_decoder import CodeDecoder, DecoderSize
 from sidera.nn.context_encoder import ContextEncoder
 from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
 from sidera.nn.dropout import Dropout
@@ -130,7 +130,8 @@ class OneRec(RequestGenerator):
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         size = config.decoder_size()
-        super().__init__(size, catalog)
+        super().__init__(catalog)
+        self.decoder = CodeDecoder(size, self.level_sizes)
         self.config, self.size, self.reads = config, size, config.reads
         self.positive = catalog.schema.positive
         self.events = EventFeatures(catalog, config.width, config.item_input)
@@ -166,10 +167,6 @@ class OneRec(RequestGenerator):
         shape = (self.config.decoder_layers, 2, self.config.num_kv_groups, self.size.head_width)
         parts = table.unflatten(-1, shape).permute(2, 3, 0, 4, 1, 5)  # (layers, 2, B, R, S, E)
         return RequestContext([(k, v) for k, v in parts], mask, batch.num_histories)
-
-    def keys_values(self, context: RequestContext) -> list[KeysValues]:
-        """Each layer has its own."""
-        return context.pairs
 
     def of_pathways(self, batch: Batch) -> Batch:
         """The events that some pathway reads."""

@@ -36,7 +36,7 @@ from sidera.models.generators.request_generator import (
     RequestContext,
     RequestGenerator,
 )
-from sidera.nn.code_decoder import DecoderSize, KeysValues
+from sidera.nn.code_decoder import CodeDecoder, DecoderSize, KeysValues
 from sidera.nn.counters import TRAINING, matmul_flops
 from sidera.nn.dropout import Dropout
 from sidera.nn.event_features import EventFeatures, UserFeatures, padded
@@ -113,7 +113,8 @@ class OneRecV2(RequestGenerator):
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         size = config.decoder_size()
-        super().__init__(size, catalog)
+        super().__init__(catalog)
+        self.decoder = CodeDecoder(size, self.level_sizes)
         self.config, self.reads = config, config.reads
         self.events = EventFeatures(catalog, config.width, config.item_input)
         self.user = UserFeatures(catalog, config.width)

@@ -12,8 +12,6 @@ Shape legend: T tokens or events · B histories · G candidates · L levels · K
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,20 +27,10 @@ from sidera.core import InputError
 from sidera.models.generators import tiger_decode
 from sidera.models.generators.tiger_decode import FastWeights, TigerCache, TigerContext
 from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
-from sidera.nn.t5 import Decoder, Encoder, T5Size
-from sidera.ops.attention import Layout, sorted_layout
+from sidera.nn.t5 import Decoder, Encoder, PackedRows, T5Size, own_casts, packed_rows
 from sidera.roles import Loss, StepOutput
 
 PAD, BEGIN, FIRST_CODE = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class PackedRows:
-    """Histories as tokens, longest first, one after another."""
-
-    tokens: Tensor  # (T,)
-    layout: Layout
-    order: Tensor  # (B,) history of each packed row
 
 
 class Tiger(nn.Module):
@@ -109,31 +97,17 @@ class Tiger(nn.Module):
             raise InputError(
                 "TIGER was given an empty history", allowed="at least one known item", fix="answer it by popularity"
             )
-        order = torch.argsort(lengths, descending=True, stable=True)
-        lengths = lengths[order]
-        ends = lengths.cumsum(0)
-        first = offsets[1:][order] - lengths  # (B,) oldest event that is read
-        events = torch.arange(int(ends[-1]), device=ends.device)
-        events += torch.repeat_interleave(first - ends + lengths, lengths, output_size=events.numel())
-        tokens = self.item_tokens(batch.items.codes)[batch.events.items[events]]  # (items, L)
-        prefix = 0
-        if self.config.num_user_tokens:
-            tokens, prefix = self._with_users(tokens, batch, order, ends - lengths), 1
-        row_lengths = [length * self.num_levels + prefix for length in lengths.tolist()]
-        return PackedRows(tokens.reshape(-1), sorted_layout(row_lengths), order)
+        tokens = self.item_tokens(batch.items.codes)[batch.events.items]  # (T, L)
+        return packed_rows(tokens.flatten(), offsets * self.num_levels, self._user_tokens(batch))
 
-    def _with_users(self, tokens: Tensor, batch: Batch, order: Tensor, starts: Tensor) -> Tensor:
-        """A user's token in front of each row. starts (B,): the row's first item."""
+    def _user_tokens(self, batch: Batch) -> Tensor | None:
+        """(B,) a user's token, which stands in front of the row."""
+        if not self.config.num_user_tokens:
+            return None
         user_ids = batch.requests.user_ids
         if user_ids is None:
             raise InputError("this TIGER reads user ids and the batch has none", fix="train with num_user_tokens = 0")
-        users = self.user_start + user_ids[order] % self.config.num_user_tokens
-        places = starts * self.num_levels + torch.arange(starts.numel(), device=starts.device)
-        out = tokens.new_empty(tokens.numel() + users.numel())
-        code_mask = torch.ones_like(out, dtype=torch.bool)
-        code_mask[places] = False
-        out[places], out[code_mask] = users, tokens.reshape(-1)
-        return out
+        return self.user_start + user_ids % self.config.num_user_tokens
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -259,12 +233,3 @@ class Tiger(nn.Module):
         """Switching modes drops the weights laid out for answering."""
         self._fast_weights = None
         return super().train(mode)
-
-
-@contextmanager
-def own_casts(weight: Tensor) -> Iterator[torch.dtype]:
-    """Autocast off, because the layers cast by themselves; gives the number format that it asked products to have."""
-    kind = weight.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    with torch.autocast(kind, enabled=False):
-        yield dtype
