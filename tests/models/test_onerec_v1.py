@@ -14,6 +14,7 @@ from tests.hand_made import hand_made
 from sidera.batch import Batch
 from sidera.core import InputError
 from sidera.data.features import FeatureSchema
+from sidera.decode.sample import free_log_probs
 from sidera.models import parse_model
 from sidera.models.generators.onerec_v1 import OneRecV1
 from sidera.nn.moe import MoE
@@ -62,7 +63,7 @@ def logits_of(model: OneRecV1, batch: Batch) -> torch.Tensor:
     """(B, N) log-probabilities of all items as the first of a list."""
     sids = model.item_codes[None].expand(batch.num_histories, -1, -1)
     with torch.no_grad():
-        return model.log_probs(model.context(batch), sids).sum(-1)
+        return free_log_probs(model, model.context(batch), sids).sum(-1)
 
 
 @pytest.mark.parametrize("tokens", TOKENS)

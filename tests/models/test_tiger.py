@@ -16,6 +16,8 @@ from torch import Tensor
 
 from sidera.batch import Batch
 from sidera.core import InputError
+from sidera.decode.beam import normalised
+from sidera.decode.sample import free_log_probs
 from sidera.models import parse_model
 from sidera.models.generators.tiger import Tiger
 from sidera.nn import t5_functions as functions
@@ -114,8 +116,7 @@ def test_steps_equal_teacher_forcing(normalize: str, lengths: list[int]) -> None
         codes_now, parents = None, None
         for level, size in enumerate(codes.level_sizes):
             output = model.step(context, cache, level, codes_now, parents)
-            log_norm = output.logits.logsumexp(-1) if output.log_norm is None else output.log_norm
-            log_p = output.logits - log_norm[..., None]  # (B, W, K)
+            log_p = output.logits.log_softmax(-1)  # (B, W, K)
             parents = torch.randint(log_p.shape[1], (num_histories, width), generator=generator)
             codes_now = torch.randint(size, (num_histories, width), generator=generator)
             picked = log_p.gather(1, parents[..., None].expand(-1, -1, size)).gather(2, codes_now[..., None])[..., 0]
@@ -125,15 +126,30 @@ def test_steps_equal_teacher_forcing(normalize: str, lengths: list[int]) -> None
                 along = parents[..., None].expand(-1, -1, level)
                 chosen = torch.cat([chosen.gather(1, along), codes_now[..., None]], -1)
                 total = torch.cat([total.gather(1, along), picked[..., None]], -1)
-        expected = model.log_probs(context, chosen)
+        expected = free_log_probs(model, context, chosen)
     torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("normalize", ["level", "vocabulary"])
+def test_steps_along_the_targets_give_the_loss(normalize: str) -> None:
+    """Each step's own normaliser is that of training: over a level's codes, or over all tokens."""
+    model, batch = spread(make_tiger(normalize=normalize)).eval(), make_batch(LENGTHS)
+    sids = torch.as_tensor(make_codes().codes)[batch.target_ids][:, None].long()  # (B, 1, L)
+    with torch.no_grad():
+        context = model.context(batch)
+        cache, total, parents = model.new_cache(context, 1), torch.zeros(()), torch.zeros(len(sids), 1).long()
+        for level in range(sids.shape[2]):
+            before = (None, None) if level == 0 else (sids[:, :, level - 1], parents)
+            logits, log_norm = normalised(model.step(context, cache, level, *before))
+            total += (logits.gather(2, sids[:, :, level, None])[..., 0] - log_norm).sum()
+        torch.testing.assert_close(-total, model.loss(batch).total, rtol=1e-4, atol=1e-4)
 
 
 def test_log_probs_is_the_loss() -> None:
     model = spread(make_tiger())
     batch = make_batch(LENGTHS)
     sids = torch.as_tensor(make_codes().codes)[batch.target_ids][:, None].long()  # (B, 1, L)
-    log_p = model.log_probs(model.context(batch), sids)
+    log_p = free_log_probs(model, model.context(batch), sids)
     torch.testing.assert_close(-log_p.sum(), model.loss(batch).total, rtol=1e-5, atol=1e-4)
     log_p.sum().backward()
     assert model.encoder.layers[0].attention.qkv.weight.grad.abs().sum() > 0
@@ -142,9 +158,9 @@ def test_log_probs_is_the_loss() -> None:
 def test_log_probs_under_autocast() -> None:
     model, batch = spread(make_tiger()), make_batch(LENGTHS)
     sids = torch.as_tensor(make_codes().codes)[batch.target_ids][:, None].long()
-    exact = model.log_probs(model.context(batch), sids)
+    exact = free_log_probs(model, model.context(batch), sids)
     with torch.autocast("cpu", torch.bfloat16):
-        close = model.log_probs(model.context(batch), sids)
+        close = free_log_probs(model, model.context(batch), sids)
     close.sum().backward()
     assert model.encoder.layers[0].attention.qkv.weight.grad.dtype == torch.float32
     assert 0 < (close - exact).abs().max() < 0.2

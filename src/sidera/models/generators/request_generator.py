@@ -89,13 +89,6 @@ class RequestGenerator(nn.Module, ABC):
         written = matmul_flops(self.decoder.layers, number * levels) + matmul_flops(self.decoder.heads, number)
         return written + size.num_layers * attention_flops(pairs, size.width)
 
-    def log_probs(self, context: RequestContext, sids: Tensor) -> Tensor:
-        """(B, G, L) codes -> (B, G, L) log-probabilities, with gradient."""
-        histories, each, levels = sids.shape
-        streams = Streams(histories, each)
-        found = self.decoder.log_probs(sids.reshape(-1, levels), self.keys_values(context), context.mask, streams)
-        return found.view(sids.shape)
-
     def code_logits(self, context: RequestContext, sids: Tensor) -> list[Tensor]:
         """(B, G, L) codes -> per level (B, G, K), with gradient."""
         return self.decoder.code_logits(sids, self.keys_values(context), context.mask)
@@ -132,10 +125,6 @@ class ListRequestGenerator(RequestGenerator):
         written = matmul_flops(self.decoder.layers, int(positions.sum()))
         written += matmul_flops(self.decoder.heads, targets.num_values)
         return written + size.num_layers * attention_flops(pairs, size.width)
-
-    def log_probs(self, context: RequestContext, sids: Tensor) -> Tensor:
-        """(B, G, L) codes of single items -> (B, G, L), with gradient."""
-        return self.log_probs_lists(context, sids[:, :, None])[:, :, 0]
 
     def log_probs_lists(self, context: RequestContext, sids: Tensor) -> Tensor:
         """(B, G, m, L) codes of lists -> (B, G, m, L), with gradient."""

@@ -285,17 +285,6 @@ class SideraGenerator(nn.Module):
         table.scatter_(2, child_codes, log_p)  # absent children carry the spare code K
         return StepOutput(table[:, :, :-1], table.new_zeros(nodes.shape))
 
-    def log_probs(self, context: TreeContext, sids: Tensor) -> Tensor:
-        """(B, G, L) codes -> (B, G, L) log-probabilities, -inf for codes that no item of the tree has."""
-        nodes = torch.zeros_like(sids[:, :, 0])
-        out = []
-        for level in range(len(self.level_sizes)):
-            log_p, child_codes = self._child_log_probs(context, level, nodes)  # (B, G, C)
-            hit = child_codes == sids[:, :, level, None]
-            out.append(log_p.masked_fill(~hit, NEVER).amax(2))
-            nodes = self._child(level, nodes, sids[:, :, level])
-        return torch.stack(out, dim=2)
-
     def code_logits(self, context: TreeContext, sids: Tensor) -> list[Tensor]:
         """(B, G, L) codes -> per level (B, G, K) log-probabilities, -inf where a prefix has no such child."""
         nodes = torch.zeros_like(sids[:, :, 0])

@@ -195,35 +195,20 @@ class Tiger(nn.Module):
     ) -> StepOutput:
         return tiger_decode.step(cache, level, codes, parents)
 
-    def log_probs(self, context: TigerContext, sids: Tensor) -> Tensor:
-        """Teacher-forced log-probabilities with gradient: (B, G, L) codes -> (B, G, L)."""
-        out = []
-        for level, (start, logits) in enumerate(self._forced_logits(context, sids)):
-            token = sids[:, :, level, None] + (self.level_starts[level] - start)
-            out.append(logits.log_softmax(-1).gather(-1, token).squeeze(-1))
-        return torch.stack(out, dim=-1)
-
     def code_logits(self, context: TigerContext, sids: Tensor) -> list[Tensor]:
         """(B, G, L) codes -> per level (B, G, K), with gradient; only a level's own codes, however it is normalised."""
-        found = []
-        for level, (start, logits) in enumerate(self._forced_logits(context, sids)):
-            first = self.level_starts[level] - start
-            found.append(logits[..., first : first + self.level_sizes[level]])
-        return found
-
-    def _forced_logits(self, context: TigerContext, sids: Tensor) -> list[tuple[int, Tensor]]:
-        """Per level the first token that is scored and the scores (B, G, V) float32 after the codes before it."""
         num_histories, num_candidates, num_levels = sids.shape
-        tokens = sids + torch.tensor(self.level_starts, device=sids.device)  # (B, G, L)
-        read = F.pad(tokens[:, :, :-1], (1, 0), value=BEGIN).reshape(-1)
+        read = F.pad(self.item_tokens(sids)[:, :, :-1], (1, 0), value=BEGIN).reshape(num_histories, -1)
         memory, layout, order = context.states, context.layout, context.order
-        read = read.view(num_histories, -1)[order].view(-1)
         with own_casts(self.embedding.weight) as dtype:
-            states = self.decoder(self.embedding(read), memory, num_levels, layout, num_candidates, dtype).to(dtype)
+            read = self.embedding(read[order].view(-1))
+            states = self.decoder(read, memory, num_levels, layout, num_candidates, dtype).to(dtype)
             states = states.view(num_histories, num_candidates, num_levels, -1)
             states = torch.empty_like(states).index_copy(0, order, states)
-            found = [self._logits(states[:, :, level], level) for level in range(num_levels)]
-        return [(start, logits.float()) for start, logits in found]
+            logits = [self._logits(states[:, :, level], level) for level in range(num_levels)]
+        firsts = [self.level_starts[level] - start for level, (start, _) in enumerate(logits)]
+        sizes = zip(logits, firsts, self.level_sizes, strict=True)
+        return [scores[..., first : first + size].float() for (_, scores), first, size in sizes]
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies start without the weights laid out for answering, which cannot be copied."""
