@@ -95,7 +95,8 @@ def test_samples_have_the_probabilities_that_teacher_forcing_gives(name: str, mo
 def test_probabilities_of_all_items_sum_to_at_most_one(name: str) -> None:
     model = trained(name).model
     with torch.no_grad():
-        log_p = free_log_probs(model, model.context(batch_of(HISTORIES)), all_sids().expand(3, -1, -1)).sum(-1)  # (B, N)
+        context = model.context(batch_of(HISTORIES))
+        log_p = free_log_probs(model, context, all_sids().expand(3, -1, -1)).sum(-1)  # (B, N)
     assert (log_p.exp().sum(1) <= 1 + 1e-4).all()
     if name == "sidera":  # its softmax runs over existing children: no probability leaks to what does not exist
         torch.testing.assert_close(log_p.exp().sum(1), torch.ones(3), rtol=1e-4, atol=1e-4)
