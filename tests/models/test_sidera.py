@@ -132,10 +132,9 @@ def test_leaf_vectors_are_folded_once() -> None:
     sids = sids_of(small_catalog(NUM_ITEMS), torch.arange(NUM_ITEMS))[None]
     with torch.inference_mode():
         free_log_probs(model, model.context(batch), sids)
-        folded = model._folded
+        folded = model._node_vectors(len(model.level_sizes) - 1)
         free_log_probs(model, model.context(batch), sids)
-        assert folded is not None
-        assert model._folded is folded
+        assert model._node_vectors(len(model.level_sizes) - 1) is folded
 
 
 def test_gradients_after_answering() -> None:

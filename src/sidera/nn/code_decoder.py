@@ -20,8 +20,8 @@ level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,12 @@ class DecoderSize:
     @property
     def head_width(self) -> int:
         return self.width // self.num_heads
+
+    @classmethod
+    def of(cls, config: object, **fixed: Any) -> DecoderSize:
+        """The sizes that a model's Config has under the same names; ``fixed``: those that it names otherwise or not."""
+        own = {field.name: getattr(config, field.name) for field in fields(cls) if hasattr(config, field.name)}
+        return cls(**own | fixed)
 
 
 def feed_forward(size: DecoderSize, sparse: bool) -> nn.Module:

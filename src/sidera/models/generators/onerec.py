@@ -116,13 +116,7 @@ class OneRec(RequestGenerator):
             return LifelongConfig(max_representatives=self.max_representatives, chunk=self.lifelong_chunk)
 
         def decoder_size(self) -> DecoderSize:
-            return DecoderSize(
-                width=self.width, num_layers=self.decoder_layers, num_heads=self.num_heads,
-                num_kv_groups=self.num_kv_groups, ff_width=self.ff_width, dropout=self.dropout,
-                num_experts=self.num_experts, num_active=self.num_active, num_shared=self.num_shared,
-                expert_width=self.expert_width, moe_from=self.moe_from, balance_rate=self.balance_rate,
-                code_std=self.code_std,
-            )  # fmt: skip
+            return DecoderSize.of(self, num_layers=self.decoder_layers)
 
         @property
         def reads(self) -> Reads:

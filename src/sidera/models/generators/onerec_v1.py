@@ -73,13 +73,8 @@ class OneRecV1(ListRequestGenerator):
             self.session_rules()
 
         def decoder_size(self) -> DecoderSize:
-            return DecoderSize(
-                width=self.width, num_layers=self.num_layers, num_heads=self.num_heads,
-                num_kv_groups=self.num_heads, ff_width=self.ff_width, dropout=self.dropout,
-                num_experts=self.num_experts, num_active=self.num_active, num_shared=0,
-                expert_width=self.expert_width, moe_from=0, gate="softmax", balance_rate=self.balance_rate,
-                code_std=self.code_std,
-            )  # fmt: skip
+            fixed = {"num_kv_groups": self.num_heads, "num_shared": 0, "moe_from": 0, "gate": "softmax"}
+            return DecoderSize.of(self, **fixed)
 
         def encoder_size(self) -> T5Size:
             return T5Size(

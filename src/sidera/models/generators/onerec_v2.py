@@ -98,13 +98,7 @@ class OneRecV2(RequestGenerator):
             self.decoder_size()
 
         def decoder_size(self) -> DecoderSize:
-            return DecoderSize(
-                width=self.width, num_layers=self.num_layers, num_heads=self.num_heads,
-                num_kv_groups=self.num_kv_groups, ff_width=self.ff_width, dropout=self.dropout,
-                num_experts=self.num_experts, num_active=self.num_active, num_shared=self.num_shared,
-                expert_width=self.expert_width, moe_from=self.moe_from, balance_rate=self.balance_rate,
-                code_std=self.code_std,
-            )  # fmt: skip
+            return DecoderSize.of(self)
 
         @property
         def reads(self) -> Reads:

@@ -33,6 +33,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
 from sidera.core import InputError
 from sidera.nn.counters import TRAINING, matmul_flops
+from sidera.nn.made_of_weights import MadeOfWeights
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.attention import Layout, layout_of
 from sidera.roles import Loss, StepOutput
@@ -115,13 +116,11 @@ class SideraGenerator(nn.Module):
         self.encoder = CausalEncoder(
             width, config.num_layers, config.num_heads, config.ff_multiple * width, config.max_history, config.dropout
         )
-        self._folded: Tensor | None = None  # leaf vectors in leaf order, for answering
-        self._folded_of: list[tuple[int, int]] = []  # the weights that they were made of
+        self._folded = MadeOfWeights[Tensor]()  # leaf vectors in leaf order, for answering
 
     def train(self, mode: bool = True) -> SideraGenerator:
-        """Switching modes drops the folded leaves: the fused AdamW writes weights without counting their version up, so
-        what was folded at one validation would be taken for current at the next."""
-        self._folded = None
+        """Switching modes drops the folded leaves."""
+        self._folded.drop()
         return super().train(mode)
 
     # -- the tree ------------------------------------------------------------------------------------------------
@@ -159,10 +158,7 @@ class SideraGenerator(nn.Module):
         if self.training or torch.is_grad_enabled():  # gradients flow to the tables
             return self._leaf_vectors()
         weights = [self.item.weight] if self.config.leaf == "tied" else [self.item.weight, self.leaf.weight]
-        made_of = [(weight.data_ptr(), weight._version) for weight in weights]
-        if self._folded is None or made_of != self._folded_of:  # new, loaded, moved to a device or written to
-            self._folded, self._folded_of = self._leaf_vectors(), made_of
-        return self._folded
+        return self._folded.get(weights, self._leaf_vectors)
 
     def _leaf_vectors(self) -> Tensor:
         if self.config.leaf == "tied":

@@ -13,7 +13,7 @@ Shape legend: T tokens or events · B histories · G candidates · L levels · K
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,8 +25,9 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
 from sidera.core import InputError
 from sidera.models.generators import tiger_decode
-from sidera.models.generators.tiger_decode import FastWeights, TigerCache, TigerContext
+from sidera.models.generators.tiger_decode import CodeTokens, FastWeights, TigerCache, TigerContext
 from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
+from sidera.nn.made_of_weights import MadeOfWeights
 from sidera.nn.t5 import Decoder, Encoder, PackedRows, T5Size, own_casts, packed_rows
 from sidera.roles import Loss, StepOutput
 
@@ -76,9 +77,8 @@ class Tiger(nn.Module):
         self.register_buffer("starts", torch.tensor(self.level_starts), persistent=False)  # (L,)
         self.starts: Tensor
         self._fast_dtype = torch.float32
-        self._fast_weights: FastWeights | None = None
-        self._parts: tuple[nn.Module, ...] | None = None
-        self._fast_versions: tuple[tuple[int, int], ...] = ()
+        self._fast_weights = MadeOfWeights[FastWeights]()
+        self._parts = tuple(part for part in self.modules() if part._parameters)
 
     @property
     def num_levels(self) -> int:
@@ -158,7 +158,7 @@ class Tiger(nn.Module):
     # -- answering -----------------------------------------------------------------------------------------------
 
     def context(self, batch: Batch) -> TigerContext:
-        """Encode every history once; the encoder reads both ways, so a context cannot be extended."""
+        """Encode every history once; the encoder reads both ways."""
         rows = self.packed_rows(batch)
         if self.training or torch.is_grad_enabled():
             with own_casts(self.embedding.weight) as dtype:
@@ -169,26 +169,24 @@ class Tiger(nn.Module):
 
     def prepare(self, dtype: torch.dtype = torch.float32) -> Tiger:
         """Choose the number format of answering: bfloat16 is faster and moves scores in the third digit."""
-        self._fast_dtype, self._fast_weights = dtype, None
+        self._fast_dtype = dtype
+        self._fast_weights.drop()
         return self
 
     def new_cache(self, context: TigerContext, width: int) -> TigerCache:
         return tiger_decode.new_cache(context.weights or self._current_weights(), context, width)
 
     def _current_weights(self) -> FastWeights:
-        """The weights laid out for answering, made anew when a parameter was replaced or written to."""
-        if self._parts is None:
-            self._parts = tuple(part for part in self.modules() if part._parameters)
-        versions = tuple(  # self.parameters() would take longer than a layer
-            (weight.data_ptr(), weight._version)
-            for part in self._parts
-            for weight in part._parameters.values()
-            if weight is not None
-        )
-        if self._fast_weights is None or versions != self._fast_versions:
-            self._fast_weights = tiger_decode.layout_weights(self, self._fast_dtype)
-            self._fast_versions = versions
-        return self._fast_weights
+        """The weights laid out for answering."""
+        every = (part._parameters.values() for part in self._parts)  # self.parameters() would take longer than a layer
+        weights = (weight for some in every for weight in some if weight is not None)
+        return self._fast_weights.get(weights, self._laid_out)
+
+    def _laid_out(self) -> FastWeights:
+        max_tokens = self.config.max_history * self.num_levels + 1  # + 1: a user's token
+        tokens = CodeTokens(self.level_starts, self.level_sizes, self.config.normalize == "vocabulary")
+        weight = self.embedding.weight
+        return tiger_decode.layout_weights(self.encoder, self.decoder, weight, tokens, max_tokens, self._fast_dtype)
 
     def step(
         self, context: TigerContext, cache: TigerCache, level: int, codes: Tensor | None, parents: Tensor | None
@@ -210,11 +208,7 @@ class Tiger(nn.Module):
         sizes = zip(logits, firsts, self.level_sizes, strict=True)
         return [scores[..., first : first + size].float() for (_, scores), first, size in sizes]
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies start without the weights laid out for answering, which cannot be copied."""
-        return {**self.__dict__, "_fast_weights": None, "_parts": None}
-
     def train(self, mode: bool = True) -> Tiger:
         """Switching modes drops the weights laid out for answering."""
-        self._fast_weights = None
+        self._fast_weights.drop()
         return super().train(mode)

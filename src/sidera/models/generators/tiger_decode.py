@@ -15,7 +15,7 @@ Shape legend: B histories · W beams · L levels · S encoder tokens · H heads 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +23,10 @@ from torch import Tensor, nn
 
 from sidera.nn.beam_cache import BeamCache
 from sidera.nn.product import packed, product
-from sidera.nn.t5 import DecoderLayer, EncoderLayer
+from sidera.nn.t5 import Decoder, DecoderLayer, Encoder, EncoderLayer
 from sidera.nn.t5_functions import EPSILON
 from sidera.ops.attention import Layout, attention
 from sidera.roles import StepOutput
-
-if TYPE_CHECKING:
-    from sidera.models.generators.tiger import Tiger
 
 BEGIN = 1
 ROWS = 64  # of x in a product, about: encoder tokens or beams
@@ -70,6 +67,15 @@ class TigerContext:
 
 
 @dataclass(frozen=True)
+class CodeTokens:
+    """Where the codes of each level stand in the vocabulary."""
+
+    starts: tuple[int, ...]  # first token of each level
+    sizes: tuple[int, ...]
+    over_vocabulary: bool  # scores are normalised over all tokens, not over the level's
+
+
+@dataclass(frozen=True)
 class _Layer:
     """The weights of an encoder's or decoder's layer, as they are multiplied; cross-attention is folded elsewhere."""
 
@@ -94,40 +100,38 @@ class FastWeights:
     bias: Tensor  # (L, L, H) float32: of a query at a level (row), for every earlier level
     floor: Tensor  # () sqrt(D * epsilon), see _normed
     num_heads: int
-    level_starts: tuple[int, ...]
-    level_sizes: tuple[int, ...]
-    over_vocabulary: bool  # scores are normalised over all tokens, not over the level's
+    tokens: CodeTokens
 
 
 @torch.no_grad()
-def layout_weights(model: Tiger, dtype: torch.dtype) -> FastWeights:
-    """Fold and cast a Tiger's parameters; products will run in ``dtype``."""
-    encoder, decoder, config = model.encoder, model.decoder, model.config
-    num_levels, scale = len(model.level_sizes), config.width**0.5
+def layout_weights(
+    encoder: Encoder, decoder: Decoder, embedding: Tensor, tokens: CodeTokens, max_tokens: int, dtype: torch.dtype
+) -> FastWeights:
+    """Fold and cast a Tiger's parameters; products will run in ``dtype``. max_tokens: of a history, at most."""
+    width, num_heads = embedding.shape[1], cast(EncoderLayer, encoder.layers[0]).attention.num_heads
+    num_levels, scale = len(tokens.sizes), width**0.5
     fold_keys, fold_values = [], []
     for layer in decoder.layers:
         assert isinstance(layer, DecoderLayer)
-        cross, by_head = layer.cross, (config.num_heads, config.head_width, config.width)
+        cross, by_head = layer.cross, (num_heads, -1, width)
         query = (cross.query.weight * (cross.norm.weight * scale)).view(by_head)  # (H, E, D)
         key, value = (weight.view(by_head) for weight in cross.key_value.weight.chunk(2))
-        out = cross.out.weight.view(config.width, config.num_heads, config.head_width).permute(1, 2, 0)  # (H, E, D)
+        out = cross.out.weight.view(width, num_heads, -1).permute(1, 2, 0)  # (H, E, D)
         fold_keys.append(query.transpose(1, 2) @ key)  # (H, D, D): state of the decoder x state of the encoder
         fold_values.append((out.transpose(1, 2) @ value).transpose(0, 1))  # (D, H, D)
     return FastWeights(
         encoder=tuple(_layer(layer, dtype) for layer in encoder.layers),
-        encoder_bias=encoder.bias(config.max_history * num_levels + 1),  # + 1: a user's token
+        encoder_bias=encoder.bias(max_tokens),
         encoder_norm=encoder.norm.weight * scale,
         layers=tuple(_layer(layer, dtype) for layer in decoder.layers),
         fold_keys=torch.stack(fold_keys).flatten(0, 2).to(dtype),
         fold_values=torch.stack(fold_values).flatten(0, 2).to(dtype),
-        embedding=model.embedding.weight,
-        head=(model.embedding.weight * decoder.norm.weight).to(dtype),  # T5's D^-0.5 and the norm's D^0.5 cancel
+        embedding=embedding,
+        head=(embedding * decoder.norm.weight).to(dtype),  # T5's D^-0.5 and the norm's D^0.5 cancel
         bias=decoder.bias(num_levels).permute(1, 2, 0).contiguous(),
-        floor=torch.tensor((config.width * EPSILON) ** 0.5, device=model.embedding.weight.device),
-        num_heads=config.num_heads,
-        level_starts=model.level_starts,
-        level_sizes=model.level_sizes,
-        over_vocabulary=config.normalize == "vocabulary",
+        floor=torch.tensor((width * EPSILON) ** 0.5, device=embedding.device),
+        num_heads=num_heads,
+        tokens=tokens,
     )
 
 
@@ -187,7 +191,7 @@ def new_cache(weights: FastWeights, context: TigerContext, width: int) -> TigerC
     absent = None
     if mask is not None:
         absent = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, float("-inf"))[:, None, None]
-    num_levels, inner = len(weights.level_sizes), weights.layers[0].out.shape[1]
+    num_levels, inner = len(weights.tokens.sizes), weights.layers[0].out.shape[1]
     beams = BeamCache(num_histories, width, num_levels, num_layers, inner, like=weights.embedding)
     return TigerCache(weights, keys, values, absent, beams)
 
@@ -199,7 +203,7 @@ def step(cache: TigerCache, level: int, codes: Tensor | None, parents: Tensor | 
     if codes is None:
         x = weights.embedding[BEGIN].repeat(cache.num_histories, 1)  # (B, D)
     else:
-        tokens = (codes + weights.level_starts[level - 1]).view(-1)
+        tokens = (codes + weights.tokens.starts[level - 1]).view(-1)
         x = weights.embedding.index_select(0, tokens)  # (B*W, D)
     cache.beams.begin_position(parents)
     for index, layer in enumerate(weights.layers):
@@ -248,8 +252,8 @@ def _cross_attention(x: Tensor, layer: _Layer, num_heads: int, cache: TigerCache
 
 
 def _scores(states: Tensor, weights: FastWeights, level: int, shape: tuple[int, int]) -> StepOutput:
-    start, size = weights.level_starts[level], weights.level_sizes[level]
-    if not weights.over_vocabulary:
+    start, size = weights.tokens.starts[level], weights.tokens.sizes[level]
+    if not weights.tokens.over_vocabulary:
         return StepOutput(product(states, weights.head[start : start + size]).view(*shape, -1))
     logits = product(states, weights.head).view(*shape, -1)  # (B, W, V)
     return StepOutput(logits[..., start : start + size], logits.float().logsumexp(-1))
