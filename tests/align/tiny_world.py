@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from sidera.align.diagnostics import Probe, make_probe
-from sidera.align.loop import engine_for
+from sidera.align.training import engine_for
 from sidera.align.rewards import RewardBatch, Rewards
 from sidera.align.sources import next_tokens
 from sidera.catalog.build import build_catalog

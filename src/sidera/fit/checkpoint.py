@@ -116,11 +116,6 @@ def read_shards(opened: Opened) -> dict[str, Tensor]:
     return found
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with ``prefix``, without it."""
-    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     """The optimizer's running means and step counts, named ``<parameter number>.<what>``."""
     for number, values in optimizer.state_dict()["state"].items():

@@ -29,20 +29,22 @@ from torch import Tensor, nn
 from sidera.config import digest
 from sidera.core import InputError
 from sidera.fit import distributed
-from sidera.fit.checkpoint import (
-    FOLDER,
-    load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-    tidy,
-    under,
-)
+from sidera.fit.checkpoint import FOLDER, load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint, tidy
 from sidera.fit.config import FitConfig
 from sidera.fit.log import TrainingLog
 from sidera.fit.memory import check_fits
 from sidera.fit.peak import measured_tflops
-from sidera.fit.protocols import BatchSource, Look, Objective, Resumable, TrainingBatch, Watch, model_loss
+from sidera.fit.protocols import (
+    BatchSource,
+    Look,
+    Objective,
+    TrainingBatch,
+    Watch,
+    model_loss,
+    restore,
+    states,
+    under,
+)
 from sidera.fit.schedule import learning_rate, make_optimizer
 from sidera.fit.seeding import EVALUATION, seed_everything
 from sidera.fit.signals import Interrupted, StopNow, StopSignals
@@ -341,10 +343,6 @@ class _Run:
 
     # ---- saving, stopping, continuing ------------------------------------------------------------------------------
 
-    def _resumables(self) -> dict[str, Resumable]:
-        parts = {"objective": self.objective, "watch": self.watch}
-        return {name: part for name, part in parts.items() if isinstance(part, Resumable)}
-
     def _save(self) -> None:
         """Rank 0 writes the checkpoint; of a finished training it holds the final weights alone."""
         state = self.state
@@ -356,10 +354,9 @@ class _Run:
                 parts |= {"model": self.model.state_dict(), "optimizer": dict(optimizer_tensors(self.optimizer))}
             elif not self.best:
                 parts = {"best": self.model.state_dict()}
-            for name, part in self._resumables().items():
-                kept = part.state()
-                parts[name] = {key: value for key, value in kept.items() if isinstance(value, Tensor)}
-                state.memory[name] = {key: value for key, value in kept.items() if not isinstance(value, Tensor)}
+            memory = states({"objective": self.objective, "watch": self.watch})
+            parts["memory"] = {name: value for name, value in memory.items() if isinstance(value, Tensor)}
+            state.memory = {name: value for name, value in memory.items() if name not in parts["memory"]}
             tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
             save_checkpoint(self.path, tensors, state.to_json(), self.identity)
         self.clock.saved(state.step)
@@ -378,8 +375,8 @@ class _Run:
         self.model.load_state_dict(self.best if self.state.finished else under("model/", tensors))
         if not self.state.finished:
             restore_optimizer(self.optimizer, under("optimizer/", tensors))
-        for name, part in self._resumables().items():
-            part.restore({**self.state.memory.get(name, {}), **under(f"{name}/", tensors)})
+        memory = {**self.state.memory, **under("memory/", tensors)}
+        restore({"objective": self.objective, "watch": self.watch}, memory)
         self.clock.saved(self.state.step)
 
     def _stop_here(self) -> FitResult:

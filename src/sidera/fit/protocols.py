@@ -81,3 +81,21 @@ class Resumable(Protocol):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state`` gave."""
+
+
+def states(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the Resumable ones of ``parts`` keep, as "name/key"."""
+    kept = {name: part.state() for name, part in parts.items() if isinstance(part, Resumable)}
+    return {f"{name}/{key}": value for name, state in kept.items() for key, value in state.items()}
+
+
+def restore(parts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Put back what :func:`states` gave."""
+    for name, part in parts.items():
+        if isinstance(part, Resumable):
+            part.restore(under(f"{name}/", state))
+
+
+def under(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values whose names begin with ``prefix``, without it."""
+    return {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}

@@ -92,7 +92,7 @@ class TrainState:
     evaluation_cpu: float = 0.0
     window: Window = field(default_factory=Window)  # since the last line of the log
     since_look: Window = field(default_factory=Window)
-    memory: dict[str, dict[str, Any]] = field(default_factory=dict)  # what objective and watch keep, without tensors
+    memory: dict[str, Any] = field(default_factory=dict)  # what objective and watch keep, without tensors
     log_bytes: int = 0
     ending: str = ""  # why it ends once the last evaluation is made
     finished: str = ""  # why the whole training ended; "" while it has not
