@@ -103,13 +103,16 @@ def align(
                 policy, source, config.fit(), folder, objective=objective, watch=watch, device=engine.device,
                 identity={"align": config.identity(), **(identity or {})}, on_progress=on_progress,
             )  # fmt: skip
-            steps, why, cpu_seconds = result.steps, watch.broken, result.cpu_seconds
-        except Diverged as error:
+            steps, why, cpu_seconds = result.steps, "", result.cpu_seconds
+        except Diverged as error:  # on all ranks alike
             steps, cpu_seconds = error.step, 0.0
             why = f"the loss is {error.loss:.3g} and its gradient has norm {error.norm:.3g}"
+            distributed.share_weights(policy)
         finally:
             policy.eval()
             engine.load_weights(policy.state_dict(), f"{config.method}-{watch.good_step}")
+    watch.restore(distributed.share(watch.state()))  # only rank 0's has looked
+    engine.version, why = f"{config.method}-{watch.good_step}", why or watch.broken
     stopped = f"stopped at step {steps}: {why}; the weights are those of step {watch.good_step}" if why else ""
     return AlignResult(steps, watch.good_step, stopped, watch.start, tuple(watch.checks), cpu_seconds)
 
