@@ -61,9 +61,9 @@ def align_tiny(run_dir: Path, pause: float = 0.0, **settings: Any) -> tuple[Alig
     adapting = Adapting(TableReward.of(world.view, FUSED).table, pause)
     reward = Together({"adapting": (1.0, adapting), "sometimes": (0.1, Sometimes())}, patience=100)
     result = align(
-        policy, engine, config, ntp=next_tokens(policy, world.view, 64, targets=METHODS[config.method].targets),
-        requests=next_tokens(policy, world.view, config.requests, seed=1), reward=reward, probe=world.probe(32),
-        gates=Gates.open(), run_dir=run_dir,
+        policy, engine, config, ntp=next_tokens(policy, world.view, world.catalog.items, 64, targets=METHODS[config.method].targets),
+        requests=next_tokens(policy, world.view, world.catalog.items, config.requests, seed=1), reward=reward,
+        probe=world.probe(32), gates=Gates.open(), run_dir=run_dir,
     )  # fmt: skip
     return result, policy, reward
 

@@ -16,6 +16,8 @@ import torch
 from align_tiny import align_tiny, records
 
 SCRIPT = Path(__file__).parent / "align_tiny.py"
+PATHS = [str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")]  # for tests.hand_made
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, PATHS))}
 CASES: dict[str, dict[str, Any]] = {
     "ecpo": {"method": "ecpo"},
     "dpo, accumulated, bf16": {"method": "dpo", "accumulate": 2, "precision": "bf16", "snapshot_every": 100},
@@ -25,7 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
 def killed(run_dir: Path, settings: dict[str, Any], after: int) -> int:
     """The last step in the log of an alignment that was killed as soon as it had taken ``after`` steps."""
     slow = {**settings, "pause": 0.1, "checkpoint_minutes": 0.35 / 60}
-    process = subprocess.Popen([sys.executable, str(SCRIPT), str(run_dir), json.dumps(slow)])
+    process = subprocess.Popen([sys.executable, str(SCRIPT), str(run_dir), json.dumps(slow)], env=ENVIRONMENT)
     deadline = time.monotonic() + 240
     while last_step(run_dir) < after or not (run_dir / "checkpoint").exists():
         assert process.poll() is None, "it ended by itself"
@@ -70,16 +72,16 @@ def test_two_processes_align_alike(tmp_path: Path) -> None:
     Next tokens alone are not drawn, and there two processes take the steps of one.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for method in ("ecpo", "sft"):
         arguments = [str(tmp_path / method), json.dumps({"method": method, "steps": 4, "check_every": 2})]
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=240, env=environment)
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
         assert done.returncode == 0, done.stderr[-3000:]
         ranks = [json.loads((tmp_path / method / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
         assert ranks[0] == ranks[1]
         assert ranks[0][:2] == [4, 4]
     align_tiny(tmp_path / "one", method="sft", steps=4, check_every=2)
     two, one = ([line for line in records(tmp_path / run) if line["event"] == "train"] for run in ("sft", "one"))
-    for figure in ("loss", "grad_norm"):  # not weights: Adam's first steps follow the sign of what is almost 0
-        assert [line[figure] for line in two] == pytest.approx([line[figure] for line in one], rel=1e-3)
+    for figure in ("loss", "grad_norm"):  # Adam's first steps follow the sign of what is almost 0, so they part soon
+        assert two[0][figure] == pytest.approx(one[0][figure], rel=1e-5)
+        assert [line[figure] for line in two] == pytest.approx([line[figure] for line in one], rel=0.05)
     assert len(two) == 4

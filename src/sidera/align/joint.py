@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from sidera.config import digest
-from sidera.core import Batch, InputError
+from sidera.batch import Batch
+from sidera.core import InputError
 from sidera.fit.protocols import BatchSource
 
 
@@ -35,8 +35,8 @@ class JointBatch:
         return sum(batch.num_histories for batch in self._parts)
 
     @property
-    def item_ids(self) -> Tensor:
-        return torch.cat([batch.item_ids for batch in self._parts])
+    def num_events(self) -> int:
+        return sum(batch.num_events for batch in self._parts)
 
     def to(self, device: torch.device | str) -> JointBatch:
         requests, next_tokens = (batch and batch.to(device) for batch in (self.requests, self.next_tokens))

@@ -32,11 +32,12 @@ from sidera.align.joint import JointBatch, JointSource
 from sidera.align.methods import Method, method_of
 from sidera.align.rewards import Reward
 from sidera.align.step import AlignStep
-from sidera.core import Generator, InputError, Loss
+from sidera.core import InputError
 from sidera.engine.recommender import Recommender
 from sidera.fit import distributed
 from sidera.fit.loop import Diverged, fit
 from sidera.fit.protocols import BatchSource, Look, restore, states, under
+from sidera.roles import Generator, Loss
 
 Record = dict[str, Any]
 

@@ -263,7 +263,7 @@ class _Run:
         """Events and, where the model counts them, floating-point operations of this rank's batches."""
         count_flops = getattr(self.model, "flops_per_batch", None) if self.objective is model_loss else None
         flops = sum(float(count_flops(batch)) for batch in pulled) if count_flops else 0.0
-        return float(sum(batch.item_ids.numel() for batch in pulled)), flops
+        return float(sum(batch.num_events for batch in pulled)), flops
 
     def _peak_tflops(self, reached: float) -> float:
         """What the MFU is measured against, all ranks together; a measured peak is never below what was reached."""

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sidera.core import Loss
+from sidera.roles import Loss
 
 
 class TrainingBatch(Protocol):
-    """What the loop needs of a batch: :class:`sidera.core.Batch` is one, so is what ``align`` makes of two."""
+    """What the loop needs of a batch: :class:`sidera.batch.Batch` is one, so is what ``align`` makes of two."""
 
     @property
     def global_count(self) -> int | None:
@@ -27,8 +27,7 @@ class TrainingBatch(Protocol):
     def num_histories(self) -> int: ...
 
     @property
-    def item_ids(self) -> Tensor:
-        """One entry an event; counted for the log."""
+    def num_events(self) -> int: ...
 
     def to(self, device: torch.device | str) -> Self: ...
 
