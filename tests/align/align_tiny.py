@@ -1,4 +1,4 @@
-"""Aligns the tiny world's policy in a process of its own: ``python align_tiny.py RUN_DIR SETTINGS_JSON``; torchrun too."""
+"""Aligns the tiny world's policy in its own process: ``python align_tiny.py RUN_DIR SETTINGS_JSON``; torchrun too."""
 
 from __future__ import annotations
 
@@ -60,10 +60,11 @@ def align_tiny(run_dir: Path, pause: float = 0.0, **settings: Any) -> tuple[Alig
     config = AlignConfig(**{"steps": 12, "group": 8, "requests": 8, "check_every": 5, "snapshot_every": 3, **settings})
     adapting = Adapting(TableReward.of(world.view, FUSED).table, pause)
     reward = Together({"adapting": (1.0, adapting), "sometimes": (0.1, Sometimes())}, patience=100)
+    read = policy, world.view, world.catalog.items
     result = align(
-        policy, engine, config, ntp=next_tokens(policy, world.view, world.catalog.items, 64, targets=METHODS[config.method].targets),
-        requests=next_tokens(policy, world.view, world.catalog.items, config.requests, seed=1), reward=reward,
-        probe=world.probe(32), gates=Gates.open(), run_dir=run_dir,
+        policy, engine, config, ntp=next_tokens(*read, 64, targets=METHODS[config.method].targets),
+        requests=next_tokens(*read, config.requests, seed=1), reward=reward, probe=world.probe(32),
+        gates=Gates.open(), run_dir=run_dir,
     )  # fmt: skip
     return result, policy, reward
 

@@ -15,12 +15,12 @@ from tiny_world import FUSED, TableReward, tiny
 from sidera.align.config import AlignConfig
 from sidera.align.gates import Gates
 from sidera.align.logged import feedback_advantages, logged_policy_gradient
-from sidera.align.training import AlignResult, align, engine_for
 from sidera.align.methods import METHODS, method_of
 from sidera.align.preference import logged_positives
 from sidera.align.rewards import RewardBatch, Rewards
 from sidera.align.sources import exposures, next_tokens, target_mask
 from sidera.align.step import AlignStep, RewardFailed, drift_figures
+from sidera.align.training import AlignResult, align, engine_for
 from sidera.core import ArtifactError, InputError
 from sidera.engine.recommender import Recommender
 from sidera.models import build_model, parse_model
@@ -38,7 +38,7 @@ def run(
     result = align(
         policy, engine, config,
         ntp=next_tokens(policy, world.view, world.catalog.items, 16, targets=METHODS[method].targets),
-        requests=source(policy, world.view, 8, seed=1),
+        requests=source(policy, world.view, world.catalog.items, 8, seed=1),
         reward=reward or TableReward.of(world.view, FUSED),
         probe=probe,
         gates=Gates.open(),

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sidera.config import digest
 from sidera.batch import Batch
+from sidera.config import digest
 from sidera.core import InputError
 from sidera.fit.protocols import BatchSource
 
@@ -57,16 +57,17 @@ class JointSource:
         return self.length if epoch == 0 else 0
 
     def batches(self, epoch: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[JointBatch]:
-        requests, next_tokens = (
-            source and _repeated(source, start, rank, world_size) for source in (self.requests, self.next_tokens)
-        )
+        requests = _repeated(self.requests, start, rank, world_size)
+        next_tokens = _repeated(self.next_tokens, start, rank, world_size)
         for number in range(start, self.num_batches(epoch)):
-            yield JointBatch(number, requests and next(requests), next_tokens and next(next_tokens))
+            yield JointBatch(number, next(requests), next(next_tokens))
 
 
-def _repeated(source: BatchSource, start: int, rank: int, world_size: int) -> Iterator[Batch]:
-    """Epoch after epoch, without end, from batch ``start`` of all epochs on."""
+def _repeated(source: BatchSource | None, start: int, rank: int, world_size: int) -> Iterator[Batch | None]:
+    """Epoch after epoch, without end, from batch ``start`` of all epochs on; None for ever without a source."""
     epoch = 0
+    while source is None:
+        yield None
     while True:
         count = source.num_batches(epoch)
         if not count:

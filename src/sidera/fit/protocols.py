@@ -1,4 +1,4 @@
-"""What :func:`sidera.fit.fit` is given: batches, an objective that makes a loss of them, a watch that looks at the weights.
+"""What :func:`sidera.fit.fit` is given: batches, an objective that makes a loss of them, a watch of the weights.
 
 An objective or watch that keeps something between steps (a reference model, counters) is :class:`Resumable`: what its
 ``state()`` names goes into the checkpoint, so a training that was killed goes on with it.

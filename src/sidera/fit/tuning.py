@@ -48,8 +48,8 @@ def settle(
     """Settle precision and threads into ``state``, set the threads, and return what is to be said of it.
 
     What a resumed ``state`` holds is repeated; only threads that recipe or command line name go before it. The seconds
-    that timing takes are part of the training, but of no step's rate. ``total_steps`` None: nothing is timed, because the
-    steps are those of an objective that does more than a model's loss.
+    that timing takes are part of the training, but of no step's rate. ``total_steps`` None: nothing is timed, because
+    an objective does more in a step than a model's loss.
     """
     if state.num_threads:
         threads = config.num_threads or fixed_threads() or state.num_threads
