@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,7 +67,7 @@ class AlignStep:
     @cached_property
     def item_codes(self) -> Tensor:
         """(N, L)"""
-        codes = torch.tensor(self.engine.catalog.codes, dtype=torch.int64)
+        codes = torch.tensor(np.asarray(self.engine.catalog.codes), dtype=torch.int64)
         return codes.to(self.batch.item_ids.device)
 
     def seed(self, use: int) -> int:

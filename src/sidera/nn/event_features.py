@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from sidera.core import Batch, InputError
@@ -37,7 +38,7 @@ class ItemSource(Protocol):
     """What is read of a Catalog; this room stands below the catalogue's, so it names the shape and not the class."""
 
     @property
-    def codes(self) -> np.ndarray: ...  # (N, L)
+    def codes(self) -> ArrayLike: ...  # (N, L)
 
     @property
     def level_sizes(self) -> tuple[int, ...]: ...
@@ -46,7 +47,7 @@ class ItemSource(Protocol):
     def num_items(self) -> int: ...
 
     @property
-    def categories(self) -> Mapping[str, np.ndarray]: ...  # field -> (N,)
+    def categories(self) -> Mapping[str, ArrayLike]: ...  # field -> (N,)
 
     @property
     def schema(self) -> Any: ...  # data.features.FeatureSchema

@@ -23,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -122,7 +123,7 @@ class OneRecV1(nn.Module):
         self.events = (
             EventFeatures(catalog, config.width, config.item_input) if config.history_tokens == "item" else None
         )
-        codes = torch.tensor(catalog.codes).long()
+        codes = torch.tensor(np.asarray(catalog.codes)).long()
         self.register_buffer("item_codes", codes, persistent=False)  # (N, L)
         self.item_codes: Tensor
         self.user = UserFeatures(catalog, config.width)
@@ -250,7 +251,7 @@ class ItemCodes(nn.Module):
 
     def __init__(self, catalog: Catalog, width: int) -> None:
         super().__init__()
-        codes = torch.tensor(catalog.codes).long()
+        codes = torch.tensor(np.asarray(catalog.codes)).long()
         starts = torch.tensor([0, *catalog.level_sizes]).cumsum(0)
         self.register_buffer("rows", codes + starts[:-1], persistent=False)  # (N, L)
         self.rows: Tensor

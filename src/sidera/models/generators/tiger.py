@@ -79,7 +79,7 @@ class Tiger(nn.Module):
         self.embedding = nn.Embedding(self.user_start + config.num_user_tokens, config.width)
         nn.init.normal_(self.embedding.weight)
         self.encoder, self.decoder = Encoder(size), Decoder(size)
-        tokens = torch.tensor(catalog.codes, dtype=torch.int64) + torch.tensor(self.level_starts)
+        tokens = torch.tensor(np.asarray(catalog.codes), dtype=torch.int64) + torch.tensor(self.level_starts)
         self.register_buffer("item_tokens", tokens, persistent=False)  # (N, L)
         self.item_tokens: Tensor
         self._fast_dtype = torch.float32
