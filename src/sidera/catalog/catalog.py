@@ -26,6 +26,7 @@ from sidera.catalog.rq_kmeans import RQCodebooks
 from sidera.config import digest
 from sidera.core import CatalogMismatch, InputError
 from sidera.data.features import FeatureSchema
+from sidera.data.items import ItemTable
 from sidera.ops.columns import Column, Marks, Rows, Texts
 from sidera.ops.trie import CodeTrie
 from sidera.ops.trie_edit import with_items, without_items
@@ -113,6 +114,11 @@ class Catalog:
             )
 
     @cached_property
+    def items(self) -> ItemTable:
+        """What batches are told of the items."""
+        return ItemTable(self.codes, self.categories, self.items_version)
+
+    @cached_property
     def serving_order(self) -> np.ndarray:
         """(N,) item ids, most popular first; ties keep the catalogue's order."""
         order = self._behind.order
@@ -130,7 +136,7 @@ class Catalog:
         Coarser than what the codebooks were fitted on, but there for every item that is served, and for ever the same.
         Zeros (N, 1) where there are no codes: nothing is known of the items.
         """
-        return ItemVectors(self)
+        return ItemVectors(self.codes, self.codebooks if self.has_codes else None)
 
     @cached_property
     def trie(self) -> CodeTrie:
@@ -293,18 +299,16 @@ class Catalog:
 class ItemVectors(Rows):
     """(N, D) float32, decoded from the codes of the items that are asked for. Nothing is kept."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        self.catalog = catalog
-        self.width = catalog.codebooks.dim if catalog.has_codes else 1
+    def __init__(self, codes: Column, quantizer: RQCodebooks | None) -> None:
+        self.codes, self.quantizer = codes, quantizer
 
     def take(self, ids: np.ndarray) -> np.ndarray:
-        if not self.catalog.has_codes:
+        if self.quantizer is None:
             return np.zeros((len(ids), 1), dtype=np.float32)
-        codes = torch.from_numpy(self.catalog.codes[ids].astype(np.int64))
-        return self.catalog.codebooks.decode(codes).numpy()
+        return self.quantizer.decode(torch.from_numpy(self.codes[ids].astype(np.int64))).numpy()
 
     def __len__(self) -> int:
-        return self.catalog.num_items
+        return len(self.codes)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         whole = self.take(np.arange(len(self)))
@@ -316,7 +320,7 @@ class ItemVectors(Rows):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self), self.width)
+        return (len(self), 1 if self.quantizer is None else self.quantizer.dim)
 
 
 def codebook_identity(encoder: Any, codebooks: RQCodebooks, collision: str, codes: np.ndarray) -> str:

@@ -110,6 +110,9 @@ class Column(Rows):
             return Column(self.base[:count])
         return Column(self.base, self._tail, count - len(self.base))
 
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key) if len(self._later) else self.base[key]
+
     def take(self, ids: np.ndarray) -> np.ndarray:
         size = len(self.base)
         if not len(self._later) or not len(ids) or ids.max() < size:
