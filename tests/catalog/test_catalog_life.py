@@ -18,10 +18,11 @@ from test_catalog import make_catalog
 from sidera.catalog import placing
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.key_index import KeyIndex, hash_keys
-from sidera.core import InputError, StepOutput
+from sidera.core import InputError
 from sidera.decode.beam import beam_search
 from sidera.ops.columns import Texts
 from sidera.ops.trie import CodeTrie
+from sidera.roles import StepOutput
 
 CHANGES = st.lists(st.tuples(st.sampled_from(["add", "remove", "search", "fork"]), st.integers(0, 10**6)), max_size=25)
 
