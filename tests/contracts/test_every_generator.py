@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from checkerboard_world import GENERATORS, batch_of, build, trained, world
@@ -18,7 +19,7 @@ HISTORIES = [[3, 7], [1], [0, 4, 8, 12]]
 
 def all_sids() -> torch.Tensor:
     """(1, N, L)"""
-    return torch.tensor(world().catalog.codes).long()[None]
+    return torch.tensor(np.asarray(world().catalog.codes)).long()[None]
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -39,7 +40,7 @@ def test_steps_equal_log_probs(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     width = 6
     item_ids = torch.randint(catalog.num_items, (3, width), generator=generator)
-    sids = torch.tensor(catalog.codes).long()[item_ids]  # (B, W, L): what the beams end as
+    sids = torch.tensor(np.asarray(catalog.codes)).long()[item_ids]  # (B, W, L): what the beams end as
     with torch.no_grad():
         context = model.context(batch_of(HISTORIES))
         expected = free_log_probs(model, context, sids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from checkerboard_world import GENERATORS, batch_of, build, trained, world
@@ -22,7 +23,7 @@ def random_lists(num_lists: int, length: int, seed: int = 0) -> tuple[torch.Tens
     """(3, G, m) item ids and (3, G, m, L) codes."""
     generator = torch.Generator().manual_seed(seed)
     items = torch.rand(3, num_lists, world().catalog.num_items, generator=generator).argsort(-1)[..., :length]
-    return items, torch.tensor(world().catalog.codes).long()[items]
+    return items, torch.tensor(np.asarray(world().catalog.codes)).long()[items]
 
 
 @pytest.mark.parametrize("name", LIST_WRITERS)
@@ -120,7 +121,7 @@ def test_a_search_that_prunes_nothing_finds_the_best_list(name: str) -> None:
     catalog = world().catalog
     here = catalog.without([str(key) for item, key in enumerate(catalog.item_keys) if item not in left])
     lists = list(itertools.permutations(left, 2))
-    sids = torch.tensor(catalog.codes).long()[torch.tensor(lists)]
+    sids = torch.tensor(np.asarray(catalog.codes)).long()[torch.tensor(lists)]
     with torch.no_grad():
         context = model.context(batch_of(HISTORIES))
         scores = model.log_probs_lists(context, sids[None].expand(3, -1, -1, -1)).sum((2, 3))  # (B, lists)

@@ -115,7 +115,7 @@ class Behaviour:
             raise InputError(f"{when.size} times for {len(item_keys)} events", allowed="one each")
         if when.size and when.dtype.kind not in "iu":
             raise InputError(f"times are {when.dtype}", allowed="whole numbers: unix seconds")
-        there = [key in self.catalog.ids_by_key for key in item_keys]
+        there = (self.catalog.find_ids(item_keys) >= 0).tolist()
         kept = [key for key, known in zip(item_keys, there, strict=True) if known]
         item_ids = self.catalog.ids_of(item_keys if refuse_unknown or not kept else kept)
         latest = int(self.now()) + MAX_AHEAD

@@ -340,8 +340,8 @@ class Recommender:
                     f"the catalogue holds no item {history.unknown[0]!r}",
                     allowed=f"one of its {self.catalog.num_items} item ids",
                 )
-            known = self.catalog.ids_by_key  # what the catalogue does not hold is not answered anyway
-            left_out.append([known[key] for key in request.exclude if key in known] + history.seen_ids)
+            banned = self.catalog.find_ids(request.exclude)  # what the catalogue does not hold is not answered anyway
+            left_out.append(banned[banned >= 0].tolist() + history.seen_ids)
             histories.append(history)
         warm = [place for place, history in enumerate(histories) if len(history.item_ids)]
         groups: dict[int, list[int]] = {}  # by beam width: a large k must not change its neighbours' answers
