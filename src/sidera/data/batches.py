@@ -129,7 +129,7 @@ class PrefixRows:
 
 
 class LifelongReader(Protocol):
-    """Representatives of whole histories; ``store.log_events`` has one."""
+    """Representatives of whole histories; ``store.log_representatives`` has one."""
 
     identity: str  # what decides its answers, beside the data set
 

@@ -45,7 +45,7 @@ from sidera.decode.dense import target_ties, top_items
 from sidera.decode.free import free_beam
 from sidera.decode.session import rank_by_lists
 from sidera.engine.exposures import ExposureWriter, exposure_columns
-from sidera.engine.histories import Behaviour, item_table, lifelong_of_batch
+from sidera.engine.histories import Behaviour, lifelong_of_batch
 from sidera.engine.quota import Quota
 from sidera.engine.requests import ReadHistory, RequestReader, jagged, requests_of
 from sidera.engine.reranker import Reranker
@@ -54,7 +54,7 @@ from sidera.loading import open_artifact
 from sidera.models.saved import saved_model
 from sidera.ops.weights import check_weights
 from sidera.store.lifelong import LifelongConfig
-from sidera.store.log_events import LogRepresentatives
+from sidera.store.log_representatives import LogRepresentatives
 
 DEFAULT_BEAM = 50  # beams of a generator that was not opened from a run folder
 RUN_RECIPE = "recipe.json"  # the recipe that a run folder was made with
@@ -291,7 +291,7 @@ class Recommender:
             return None
         if self._reader is None or self._read is not dataset:
             schema, config = self.catalog.schema, self.lifelong
-            lifelong = LogRepresentatives(dataset, schema, item_table(self.catalog), config) if config else None
+            lifelong = LogRepresentatives(dataset, schema, self.catalog.item_vectors, config) if config else None
             self._reader, self._read = Reader(dataset, schema, lifelong), dataset
         return self._reader
 

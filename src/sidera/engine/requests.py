@@ -20,9 +20,10 @@ from torch import Tensor
 
 from sidera.catalog.catalog import Catalog
 from sidera.core import Batch, InputError, Request
-from sidera.engine.histories import Behaviour, KnownHistory, item_table
+from sidera.data.representatives import lifelong_of
+from sidera.engine.histories import Behaviour, KnownHistory
 from sidera.store.lifelong import LifelongConfig
-from sidera.store.log_events import lifelong_of, read_whole
+from sidera.store.log_representatives import read_whole
 
 UNKNOWN = -1  # in place of an item that the catalogue does not hold
 
@@ -34,7 +35,7 @@ class ReadHistory:
     item_ids: list[int]  # (n,) readable, oldest first
     times: np.ndarray  # (n,) int64
     feedback: Mapping[str, np.ndarray]  # column -> (n,) float32
-    tokens: np.ndarray | None  # (R,) of dtype store.log_events.TOKEN, where the model reads representatives
+    tokens: np.ndarray | None  # (R,) of dtype data.representatives.TOKEN, where the model reads representatives
     profile: Mapping[str, str]
     as_of: int
     seen_ids: list[int]  # every item of the whole history, where they are not to be answered again
@@ -108,12 +109,12 @@ class RequestReader:
                 f"the request names user {user!r}, but no behaviour store is open",
                 fix="serve with --store FOLDER, or send the history",
             )
-        found = self.behaviour.read(user, request.as_of, representatives=self.lifelong is not None)
+        found = self.behaviour.read(user, request.as_of, lifelong=self.lifelong)
         if found is None or not len(found.item_ids):
             nothing = np.empty(0, dtype=np.int64)
             found = KnownHistory(nothing, nothing, self.catalog.schema.complete({}, 0), None)
             return replace(self._readable(request, found, ()), unknown_user=True)
-        return self._readable(request, found, ())
+        return self._readable(request, found, found.unknown)
 
     def _readable(self, request: Request, whole: KnownHistory, missing: tuple[str, ...]) -> ReadHistory:
         schema, item_ids, feedback = self.catalog.schema, whole.item_ids, whole.feedback
@@ -126,8 +127,8 @@ class RequestReader:
             tokens = tokens[tokens["item_ids"] < self.num_known]
         elif self.lifelong is not None:
             columns = {name: values[places] for name, values in feedback.items()}
-            items = item_table(self.catalog)
-            tokens = read_whole(schema, items, self.lifelong, item_ids[places], whole.times[places], columns)
+            vectors = self.catalog.item_vectors
+            tokens = read_whole(schema, vectors, self.lifelong, item_ids[places], whole.times[places], columns)
         places = places[-self.max_history :]
         newest = int(whole.times[-1]) if len(whole.times) else 0
         return ReadHistory(
