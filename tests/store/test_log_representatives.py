@@ -12,7 +12,8 @@ import pytest
 import torch
 from histories import item_vectors
 
-from sidera.core import InputError, Lifelong
+from sidera.batch import Lifelong
+from sidera.core import InputError
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
 from sidera.data.representatives import label_bits, lifelong_of, unpacked_columns
@@ -49,7 +50,7 @@ def long_log(seed: int = 0) -> Dataset:
 
 
 def equal(a: Lifelong, b: Lifelong) -> bool:
-    pairs = [(getattr(a, name), getattr(b, name)) for name in ("item_ids", "offsets", "counts", "times")]
+    pairs = [(getattr(a, name), getattr(b, name)) for name in ("items", "offsets", "counts", "times")]
     pairs += [(a.feedback[name], b.feedback[name]) for name in SCHEMA.columns]
     return all(torch.equal(x.nan_to_num(-1.0), y.nan_to_num(-1.0)) for x, y in pairs)
 
@@ -103,7 +104,7 @@ def test_a_row_is_what_a_store_says_that_was_told_the_events_before(tmp_path: Pa
                 send(rest)
                 assert equal(lifelong_of(SCHEMA, [view.of("u", int(dataset.times[end]))]), expected)
             view.close()
-        assert equal(found.cut(row, row + 1), expected)
+        assert equal(found.rows(torch.tensor([row])), expected)
         whole = slice(start, end)
         columns = {name: dataset.feedback[name][whole] for name in SCHEMA.columns}
         at_once = read_whole(SCHEMA, items, CONFIG, dataset.item_ids[whole], dataset.times[whole], columns)
@@ -130,7 +131,7 @@ def test_what_comes_later_changes_nothing() -> None:
             feedback={name: mixed(values, other.feedback[name]) for name, values in dataset.feedback.items()},
         )
         found = LogRepresentatives(changed, SCHEMA, items, CONFIG)(np.array([user]), np.array([end]))
-        assert equal(found, expected.cut(row, row + 1))
+        assert equal(found, expected.rows(torch.tensor([row])))
         before = np.array([max(end - 1, int(dataset.offsets[user]) + 1)])
         if before[0] < end:  # the event just before does change them
             assert not equal(found, LogRepresentatives(dataset, SCHEMA, items, CONFIG)(np.array([user]), before))

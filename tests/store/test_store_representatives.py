@@ -1,4 +1,4 @@
-"""Representatives of a store's users: a view that a file keeps, that another catalogue drops, and that loses nothing."""
+"""Representatives of a store's users: a view that a file keeps, that another catalogue drops, that loses nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def opened(path: Path) -> EmbeddedStore:
     return store
 
 
-def view_of(store: EmbeddedStore, path: Path, table: CatalogItems | None = None, **changes: Any) -> StoreRepresentatives:
+def view_of(
+    store: EmbeddedStore, path: Path, table: CatalogItems | None = None, **changes: Any
+) -> StoreRepresentatives:
     config = LifelongConfig(**{**vars(CONFIG), **changes})
     return StoreRepresentatives(store, table or items(), config, path / "view")
 

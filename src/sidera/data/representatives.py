@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sidera.core import InputError, Lifelong
+from sidera.batch import Lifelong
+from sidera.core import InputError
 from sidera.data.features import FeatureSchema
 
 MAX_LABEL_BITS = 31
@@ -65,11 +66,11 @@ def unpacked_columns(
 
 
 def lifelong_of(schema: FeatureSchema, rows: Sequence[NDArray[Any]]) -> Lifelong:
-    """Tokens of each history -> what a Batch carries of them."""
+    """Tokens of each history -> what a Batch carries of them, with dense ids for ``items``."""
     joined = np.concatenate([np.empty(0, dtype=TOKEN), *rows])
     columns = unpacked_columns(schema, joined["labels"], joined["watch_time"], joined["duration"])
     return Lifelong(
-        item_ids=torch.from_numpy(joined["item_ids"].astype(np.int64)),
+        items=torch.from_numpy(joined["item_ids"].astype(np.int64)),
         offsets=torch.from_numpy(np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)),
         counts=torch.from_numpy(joined["counts"].astype(np.int64)),
         times=torch.from_numpy(joined["times"].astype(np.int64)),

@@ -25,10 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidera.artifacts import write_text
+from sidera.batch import Events, Lifelong
 from sidera.bounds import read_json
 from sidera.catalog.catalog import Catalog
 from sidera.config import digest, written
-from sidera.core import ArtifactError, Batch, InputError, Lifelong
+from sidera.core import ArtifactError, InputError
 from sidera.data.dataset import Dataset
 from sidera.data.representatives import lifelong_of, unpacked_columns
 from sidera.store.embedded import EmbeddedStore, StoreConfig
@@ -43,13 +44,14 @@ MAX_AHEAD = 60  # seconds that a sender's clock may be ahead of ours
 VIEWS = "representatives-"  # folders beside the shards, by the digest of how histories are represented
 
 
-def lifelong_of_batch(batch: Batch, catalog: Catalog, config: LifelongConfig) -> Lifelong:
-    """Representatives of the histories of a batch, which must be whole. O(events) for long ones: a store is quicker."""
-    times = np.zeros(batch.item_ids.numel(), np.int64) if batch.times is None else batch.times.cpu().numpy()
-    item_ids, vectors = batch.item_ids.cpu().numpy(), catalog.item_vectors
-    feedback = {name: values.cpu().numpy() for name, values in batch.feedback.items()}
+def lifelong_of_events(events: Events, catalog: Catalog, config: LifelongConfig) -> Lifelong:
+    """Representatives of whole histories, whose ``items`` are dense ids. O(events) for long ones: a store is quicker."""
+    item_ids, vectors = events.items.numpy(), catalog.item_vectors
+    times = np.zeros(len(item_ids), np.int64) if events.times is None else events.times.numpy()
+    feedback = {name: values.numpy() for name, values in events.feedback.items()}
+    feedback = feedback or catalog.schema.complete({}, len(item_ids))  # without any, events count as chosen
     rows = []
-    for start, end in pairwise(batch.offsets.tolist()):
+    for start, end in pairwise(events.offsets.tolist()):
         mine = slice(start, end)
         columns = {name: values[mine] for name, values in feedback.items()}
         rows.append(read_whole(catalog.schema, vectors, config, item_ids[mine], times[mine], columns))

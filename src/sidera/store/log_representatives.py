@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sidera.batch import Lifelong
 from sidera.config import digest
-from sidera.core import Lifelong
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
 from sidera.data.representatives import TOKEN, label_bits, lifelong_of
