@@ -1,4 +1,4 @@
-"""What every HistoryStore does. A store joins STORES and passes; the one in memory shows that the role is no file format.
+"""What every HistoryStore does. A store joins STORES and passes; the one in memory shows that a role is no file format.
 
 The adapter and the representatives are held over every store, too: both only know the role.
 """

@@ -45,7 +45,7 @@ VIEWS = "representatives-"  # folders beside the shards, by the digest of how hi
 
 
 def lifelong_of_events(events: Events, catalog: Catalog, config: LifelongConfig) -> Lifelong:
-    """Representatives of whole histories, whose ``items`` are dense ids. O(events) for long ones: a store is quicker."""
+    """Representatives of whole histories, whose ``items`` are dense ids. O(events) for long ones."""
     item_ids, vectors = events.items.numpy(), catalog.item_vectors
     times = np.zeros(len(item_ids), np.int64) if events.times is None else events.times.numpy()
     feedback = {name: values.numpy() for name, values in events.feedback.items()}

@@ -184,9 +184,7 @@ def concatenate(parts: Sequence[Events]) -> Events:
     return Events(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS})
 
 
-def packed_events(
-    schema: FeatureSchema, item_ids: ArrayLike, times: ArrayLike, feedback: Mapping[str, Any]
-) -> Events:
+def packed_events(schema: FeatureSchema, item_ids: ArrayLike, times: ArrayLike, feedback: Mapping[str, Any]) -> Events:
     """Events with all columns that ``schema`` names (n,), packed as a store keeps them; InputError names bad values."""
     seconds = {name: feedback[name] for name in ("watch_time", "duration") if name in schema.columns}
     unknown = np.full(np.size(np.asarray(item_ids)), np.nan)

@@ -5,8 +5,8 @@
     events = store.history("user-7", as_of=1_700_000_100, n=256)
     item_ids = CatalogIds(store, catalog.ids_by_key).of(events.item_ids)         # -1: not in this catalogue
 
-A store knows items by their keys. It gives every key a number of its own, so an event costs 24 bytes whatever the length
-of its key. Every retrained catalogue numbers its items in another way, and the same store serves all of them. An event
+A store knows items by their keys. It gives every key a number of its own, so an event costs 24 bytes however long its
+key is. Every retrained catalogue numbers its items in another way, and the same store serves all of them. An event
 of an item that no catalogue holds today can be read when one does.
 
 ``store.embedded`` is the store of one machine. ``tests/contracts/test_every_store.py`` holds for every store.
