@@ -77,7 +77,7 @@ def test_verbs_and_flags_that_are_spoken_of_exist() -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "log.md"], ids=identifier)
 def test_files_that_are_named_are_there(page: Path) -> None:
-    """But for docs/log.md, which tells of what is gone."""
+    """But for docs/evidence/log.md, which tells of what is gone."""
     for name in NAMED.findall(page.read_text(encoding="utf-8")):
         if MADE.search(name):
             continue

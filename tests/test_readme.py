@@ -51,7 +51,7 @@ def test_what_is_shown_is_that_of_the_result_files(monkeypatch: pytest.MonkeyPat
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # the list of tables is the script's own
     tables = importlib.import_module("tables")
     assert len(tables.result_files()) >= 7
-    assert update_document(ROOT / "docs" / "results.md", tables.result_files(), check=True)
+    assert update_document(ROOT / "docs" / "evidence" / "results.md", tables.result_files(), check=True)
     assert put_between(ROOT / "README.md", "costs", tables.costs(), check=True)
     assert put_between(ROOT / "README.md", "size", tables.at_size(), check=True)
     assert tables.draw(tmp_path / "beauty.svg").read_text() == tables.CHART.read_text()

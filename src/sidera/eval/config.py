@@ -1,6 +1,6 @@
 """The ``[eval]`` section of a recipe: what is measured, and with which decoding settings.
 
-Decoding settings live here and never in a checkpoint: two models are compared with the same beam. docs/protocol.md says
+Decoding settings live here and never in a checkpoint: two models are compared with the same beam. docs/understand/protocol.md says
 what every number means.
 """
 

@@ -3,7 +3,7 @@
 ``loss = "bce"`` is the paper's (one negative per target); ``"sampled"`` is a softmax over shared uniform negatives with
 the log(N/negatives) correction; ``"full"`` is cross-entropy over the whole catalogue. ``output`` says where the output
 vectors come from: ``"tied"`` to the input table (ranks items of the history first), ``"untied"`` (an own table), or
-``"sum"`` of both. Which of these runs as "SASRec" in a paper changes its recall twofold: docs/models/sasrec.md.
+``"sum"`` of both. Which of these runs as "SASRec" in a paper changes its recall twofold: docs/understand/models/sasrec.md.
 
 Shape legend: T tokens · B histories · N items · D width · M negatives.
 """
@@ -99,7 +99,7 @@ class SASRec(nn.Module):
         target_ids = batch.target_ids
         if target_ids is None or not batch.per_position:
             raise InputError("SASRec trains on one target per event", fix="use PackedSequences batches")
-        states_TD = self.states(batch)  # no dropout here: on the last state it costs a third of NDCG (docs/log.md)
+        states_TD = self.states(batch)  # no dropout here: on the last state it costs a third of NDCG (docs/evidence/log.md)
         vectors_ND = self.item_vectors()
         if self.config.loss == "full":
             logits = states_TD @ vectors_ND.T  # (T, N)
