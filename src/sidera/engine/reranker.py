@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from sidera import artifacts
+from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
-from sidera.core import ArtifactError, Batch
+from sidera.core import ArtifactError
 from sidera.loading import open_artifact
 from sidera.models.rankers.pscore import PScore
 from sidera.models.saved import saved_model
@@ -54,7 +55,7 @@ class Reranker:
         """(B, C) candidates, -1 where none -> the k best of each (B, k) with their scores, -1 and -inf behind."""
         known_mask = (candidates >= 0) & (candidates < self.network.items.num_items)
         asked = candidates.masked_fill(~known_mask, 0)
-        scores = self.network.score(self.network.context(batch), asked)[..., 0].float()
+        scores = self.network.score(self.network.context(batch.newest(self.network.reads.max_events)), asked)[..., 0].float()
         places = torch.arange(candidates.shape[1], device=candidates.device)
         scores = torch.where(known_mask, scores, -1.0 - places)  # p is above 0: items without a row keep their order
         scores = scores.masked_fill(candidates < 0, float("-inf"))
