@@ -38,10 +38,12 @@ def long_histories(folder: Path, seed: int) -> tuple[Any, list[Any], list[Any]]:
     """A catalogue, STEPS training batches in random order, later validation batches; every history has 512 events."""
     import numpy as np
 
+    from sidera.batch import Reads
     from sidera.catalog.build import build_catalog
     from sidera.catalog.config import CatalogConfig
     from sidera.data.batches import RequestRows
     from sidera.data.config import DataConfig, load_dataset, make_views
+    from sidera.data.reading import Reading
     from sidera.sim.config import world_config
     from sidera.sim.simulate import simulate
 
@@ -49,7 +51,8 @@ def long_histories(folder: Path, seed: int) -> tuple[Any, list[Any], list[Any]]:
     every, positives = make_views(load_dataset(folder / "log"), DataConfig(positive="long_view"))
     codes = CatalogConfig(vectors=("tfidf", "behaviour"), num_levels=3, codebook_size=32, balanced=True)
     catalog, _ = build_catalog(positives.dataset, positives.split, codes, every.schema)
-    source = RequestRows(every.dataset, every.split, every.schema, CONTEXT, BATCH_SIZE, order="time")
+    reading = Reading(every.schema, catalog.items, Reads(CONTEXT, "all")).over(every.dataset)
+    source = RequestRows(reading, every.split, BATCH_SIZE, order="time")
     full = []
     for batch in source.batches(0):  # longest first, so the full histories stand in front
         count = int((batch.lengths == CONTEXT).sum())
