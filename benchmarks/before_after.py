@@ -194,9 +194,9 @@ def epoch(recipe: str) -> Work:
         return known[-1]
 
     golden_runs.SMALLER = {}
-    golden_runs.FIT = {**golden_runs.FIT, "batch_size": 64}
+    golden_runs.FIT = {key: value for key, value in golden_runs.FIT.items() if key != "batch_size"}  # the recipe's own
     golden_runs.tiny_log = lambda **sizes: sidera.from_frame(log_columns(8_000, 2_000, 20))
-    golden_runs.simulate = lambda config, users, days, *rest: simulate(config, 300, 6, *rest)
+    golden_runs.simulate = lambda config, users, days, *rest: simulate(config, 600, 8, *rest)
     golden_runs._log.cache_clear()
     golden_runs.written_catalog = remember
     try:
