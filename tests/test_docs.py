@@ -12,6 +12,7 @@ import importlib
 import io
 import re
 import tokenize
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -394,6 +395,24 @@ def test_names_in_code_spans_are_in_the_code(page: Path) -> None:
         elif dotted := re.fullmatch(r"([A-Z]\w+)\.([a-z]\w*)", name):
             wrong += [span] * (dotted[1] not in members() or not has_member(dotted[1], dotted[2]))
     assert not wrong, f"{identifier(page)}: {', '.join(sorted(set(wrong)))}"
+
+
+def test_the_floors_of_the_architecture_are_those_that_are_held() -> None:
+    text = re.sub(r"\s+", " ", read(DOCS / "understand" / "architecture.md"))
+    (said,) = re.findall(r"Floors, lowest first .*?holds them\): (.*?)\. ", text)
+    contracts = tomllib.loads(read(ROOT / "pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    floors = [set(floor.split()) for floor in re.findall(r"`([^`]+)`", said)]
+    assert floors == [set(layer.split(" | ")) for layer in reversed(layers)]
+
+
+def test_every_room_is_in_the_pages_that_list_them() -> None:
+    package = ROOT / "src" / "sidera"
+    rooms = {path.name for path in package.iterdir() if (path / "__init__.py").exists()}
+    architecture, life = (read(DOCS / "understand" / name) for name in ("architecture.md", "life_of_a_request.md"))
+    listed = set(re.findall(r"^  (\w+)/ ", architecture, flags=re.MULTILINE)) | {"recipes"}
+    assert rooms | {"recipes"} == listed
+    assert set(re.findall(r"^\| `(\w+)/` \|", life, flags=re.MULTILINE)) == rooms - {"recipes"}
 
 
 def test_the_checks_find_what_is_wrong() -> None:
