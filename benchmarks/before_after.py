@@ -5,9 +5,9 @@
 The other commit is checked out in a temporary git worktree. Two worker processes, one for each tree, stay alive for the
 whole run; each imports its own tree's package, benchmark scripts and golden helpers, so that each speaks its own tree's
 API. For every measurement the two are asked in turn (A B B A), one thread each, while the other waits. A pair is the
-CPU time of both for the same work in one such round (in half a round with --quick). The value is the median over pairs
-of CPU time at the commit over CPU time of the working tree (above 1: the working tree is faster), with a 95 % interval
-of that median from the order statistics. The bar holds for every median.
+CPU time of both for the same work over one or more such rounds (half a round of slow work with --quick). The value is
+the median over pairs of CPU time at the commit over CPU time of the working tree (above 1: the working tree is faster),
+with a 95 % interval of that median from the order statistics. The bar holds for every median.
 
 Each worker also says what it computed (scores, losses, digests of batches). Where the two trees compute something else
 the measurement fails, because their times cannot be compared.
@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BAR, SEED = 0.95, 0
 PAIRS, QUICK_PAIRS = 15, 5
 LEAST_SECONDS, QUICK_LEAST_SECONDS = 0.4, 0.1  # CPU time of one side of a pair
+VISIT_SECONDS = 0.05  # of one turn: so often the two alternate inside a pair that neighbours on the machine hit both
 PREPARED_BATCHES = 124  # of a training measurement, each used once
 LIMITED = ("training", "lazy")
 ORDER = ("before", "after", "after", "before")
@@ -100,13 +101,13 @@ def decode_generator() -> Work:
 
 
 def training_step() -> Work:
-    """A step of TIGER: 256 rows of Beauty's lengths, bf16 where the processor has it; dropout 0."""
+    """A step of TIGER: 128 rows of Beauty's lengths, bf16 where the processor has it; dropout 0."""
     import torch
 
     import training
     from harness import has_bf16
 
-    training.BEAUTY = Path("/nonexistent")  # both trees draw the same lengths
+    training.BEAUTY, training.BATCH_SIZE = Path("/nonexistent"), 128  # both trees draw the same lengths
     world = tiger_world()
     model = world.model
     codes_asked = "codes" in inspect.signature(training.make_batches).parameters  # older commits ask for their number
@@ -369,7 +370,6 @@ def differs(before: Any, after: Any) -> bool:
 
 def measure(name: str, workers: dict[str, Worker], pairs: int, quick: bool) -> dict[str, Any]:
     """{"ratio", "interval", "before_ms", "after_ms", ...}, or {"error"}; ``workers``: before, after."""
-    least = (QUICK_LEAST_SECONDS if quick else LEAST_SECONDS) / (1 if quick else 2)
     computed = {}
     for side, worker in workers.items():
         answer = worker.ask(f"prepare {name}")
@@ -379,21 +379,26 @@ def measure(name: str, workers: dict[str, Worker], pairs: int, quick: bool) -> d
     if differs(computed["before"], computed["after"]):
         shown = " and ".join(f"{value!s:.200}" for value in computed.values())
         return {"error": f"the trees compute something else: {shown}"}
-    once = [worker.ask("time 1")["seconds"] for worker in workers.values()]
-    calls = max(1, math.ceil(least / max(once[0], 1e-6)))
-    if name in LIMITED:
-        calls = min(calls, (PREPARED_BATCHES - 3) // (2 * pairs))
+    once = workers["before"].ask("time 1")["seconds"]
+    workers["after"].ask("time 1")
+    calls = max(1, math.ceil(VISIT_SECONDS / max(once, 1e-6)))
+    rounds = max(1, round((QUICK_LEAST_SECONDS if quick else LEAST_SECONDS) / (2 * calls * once)))
+    if name in LIMITED and 2 * calls * rounds * pairs + 3 > PREPARED_BATCHES:
+        calls = rounds = 1
+    turns = [ORDER * rounds] * pairs
+    if quick and once > QUICK_LEAST_SECONDS:  # half a round is enough work
+        turns = [ORDER[:2], ORDER[2:]] * pairs
+    per_side = calls * len(turns[0]) // 2
     seconds: dict[str, list[float]] = {side: [] for side in workers}
-    for number in range(pairs):
+    for order in turns[:pairs]:
         spent = dict.fromkeys(workers, 0.0)
-        half = ORDER[:2] if number % 2 == 0 else ORDER[2:]
-        for side in half if quick else ORDER:
+        for side in order:
             answer = workers[side].ask(f"time {calls}")
             if "error" in answer:
                 return {"error": f"{side}: {answer['error']}"}
             spent[side] += answer["seconds"]
         for side, total in spent.items():
-            seconds[side].append(total / (calls if quick else 2 * calls))
+            seconds[side].append(total / per_side)
     ratios = [a / b for a, b in zip(seconds["before"], seconds["after"], strict=True)]
     low, high = interval_of_median(ratios)
     return {
@@ -401,7 +406,7 @@ def measure(name: str, workers: dict[str, Worker], pairs: int, quick: bool) -> d
         "interval": [round(low, 3), round(high, 3)],
         **{f"{side}_ms": round(1e3 * statistics.median(spent), 3) for side, spent in seconds.items()},
         "pairs": pairs,
-        "calls_per_side": calls if quick else 2 * calls,
+        "calls_per_side": per_side,
         "ratios": [round(ratio, 3) for ratio in ratios],
     }
 
