@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from decode import batch_of
 from harness import NEEDS_BF16, arguments, finish, has_bf16, interleaved, single_thread, tuned_allocator
 from t5_twin import as_t5, padded_tokens
 
@@ -53,12 +54,6 @@ def make_batches(num_batches: int, codes: Any, bucketed: bool) -> tuple[list[Any
     """Batches of random items with Beauty's lengths; ``codes`` (N, L). ``bucketed`` cuts the same rows by length."""
     import numpy as np
 
-    from sidera.batch import Reads
-    from sidera.data.features import FeatureSchema
-    from sidera.data.items import ItemTable
-    from sidera.data.reading import Reading, Wanted
-
-    reading = Reading(FeatureSchema(), ItemTable(codes), Reads(MAX_HISTORY))
     rng = np.random.default_rng(SEED)
     lengths, source = history_lengths()
     lengths = rng.choice(lengths, num_batches * BATCH_SIZE, replace=False)
@@ -69,7 +64,7 @@ def make_batches(num_batches: int, codes: Any, bucketed: bool) -> tuple[list[Any
     for index in rng.permutation(num_batches):
         offsets = np.concatenate([[0], np.cumsum(rows[index])])
         items, targets = rng.integers(len(codes), size=offsets[-1]), rng.integers(len(codes), size=BATCH_SIZE)
-        batches.append(reading.batch(items, offsets, wanted=Wanted("history", targets)))
+        batches.append(batch_of(codes, items, offsets, targets))
     return batches, {"lengths": source, "mean_items": round(float(lengths.mean()), 2)}
 
 
