@@ -11,7 +11,7 @@ the event nearest to the centre; time, watch time and duration are means. A QFor
 
 The report does not print M. Here M is ``leaf_size`` for a full history and shrinks with it, so that a user with 5,000
 events has about as many representatives as one with 100,000, not one in fifty; up to ``max_representatives`` events are
-kept as they are. docs/lifelong.md has the figures.
+kept as they are. docs/evidence/lifelong.md has the figures.
 
 With ``chunk`` above 0 events enter the tree by whole chunks, each when the chunk behind it is whole too; until then
 they are tokens of their own. The tokens are then a function of the events and their order alone, whoever appended them
