@@ -18,7 +18,8 @@ from sidera.artifacts import Manifest, save_tensors, writing
 from sidera.catalog.catalog import Catalog
 from sidera.core import ArtifactError, Batch, InputError, Request
 from sidera.data.tiny import checkerboard_next
-from sidera.engine.recommender import MAX_BATCH, Recommender, check_device, newest
+from sidera.engine.recommender import MAX_BATCH, Recommender
+from sidera.engine.snapshot import check_device, newest
 from yardstick import yardstick
 
 NUM_ITEMS = 24
@@ -270,7 +271,7 @@ def test_the_beam_is_that_of_the_runs_recipe(trained_run: Path, tmp_path: Path) 
     for beam in ("wide", "0", "true", "null", "1e3", "99999999", "9" * 9999):
         for damage in ("{", "[]", deep, f'{{"eval": {{"beam": {beam}}}}}'):
             (run / "recipe.json").write_text(damage)
-            with pytest.raises(ArtifactError, match=r"recipe.json is damaged: no \[eval\] beam.*; fix: run the recipe"):
+            with pytest.raises(ArtifactError, match=r"recipe.json is damaged: no \[eval\].*; fix: run the recipe"):
                 Recommender.load(run)
 
 

@@ -6,7 +6,8 @@ A policy that reads items alone is given the positive ones, as it had them in tr
 from __future__ import annotations
 
 from sidera.core import Batch, InputError
-from sidera.engine.recommender import Recommender, newest
+from sidera.engine.recommender import Recommender
+from sidera.engine.snapshot import newest
 
 
 def as_read(batch: Batch, engine: Recommender) -> Batch:

@@ -48,8 +48,9 @@ from sidera.core import InputError
 from sidera.data.config import View, load_dataset, make_views
 from sidera.data.extend import extended
 from sidera.data.split import user_groups
-from sidera.engine.recommender import RUN_RECIPE, Recommender
+from sidera.engine.recommender import Recommender
 from sidera.engine.reranker import FOLDER, KIND, load_ranker, save_ranker
+from sidera.engine.run_folder import RUN_RECIPE
 from sidera.models.rankers.pscore import PScore
 from sidera.store.exposures import ExposureLog, events_of
 from sidera.train.ranker import FIT, RANKER_SHARES, fit_ranker
@@ -258,7 +259,6 @@ def arm_stage(name: str, config: AlignConfig, setting: _Setting) -> tuple[Recomm
         "start": dict(result.start),
         "checks": [dict(check) for check in result.checks],
     }
-    engine.version = wanted
     for part in ("catalog", FOLDER):  # so that the folder can be moved and served alone
         shutil.rmtree(path / part, ignore_errors=True)
         shutil.copytree(out / part, path / part)

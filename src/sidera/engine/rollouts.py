@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sidera.catalog.catalog import Catalog
-from sidera.core import Batch, Generator, InputError, Rollout
+from sidera.core import Batch, Context, Generator, InputError, Rollout
 from sidera.decode.beam import beam_search
 from sidera.decode.sample import SampleMode, free_log_probs, masked_log_probs, sample
 from sidera.ops.trie import CodeTrie
@@ -26,7 +26,7 @@ MAX_COUNT = 512  # semantic IDs of one history
 @torch.inference_mode()
 def roll_out(
     generator: Generator,
-    batch: Batch,
+    context: Context,
     catalog: Catalog,
     count: int,
     mode: RolloutMode,
@@ -37,7 +37,6 @@ def roll_out(
     """``count`` semantic IDs for each history; ``seed`` and ``temperature`` have no say in a beam's choice."""
     if not 1 <= count <= MAX_COUNT:
         raise InputError(f"a rollout of {count} semantic IDs", allowed=f"1 to {MAX_COUNT}")
-    context = generator.context(batch)
     if mode == "beam":
         found = beam_search(generator, context, catalog.trie, width=count, num_results=count)
         sids, item_ids = found.sids, found.item_ids

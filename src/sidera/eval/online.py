@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from sidera.artifacts import write_text
 from sidera.config import closest
 from sidera.core import ArtifactError, InputError
-from sidera.engine.serving import Serving
+from sidera.engine.recommender import Recommender
+from sidera.engine.serving import ServeConfig
 from sidera.eval.recommender_policy import RecommenderPolicy
 from sidera.sim.compare import WIDTH, Difference, compare
 from sidera.sim.online import METRICS, Audience, Outcomes, prepare, run_policy
@@ -155,8 +156,11 @@ def read_arms(specs: Sequence[str], world: World, device: str = "cpu") -> dict[s
             raise InputError(f"no arm {spec!r}{closest(spec, BRACKETS)}", allowed=allowed)
         if is_policy:
             check_bracket(spec)
-        plan = Serving(path, candidates=CANDIDATES if ending else 0)
-        arms[name] = spec if is_policy else RecommenderPolicy(plan.open(device), world)
+        if is_policy:
+            arms[name] = spec
+            continue
+        serve = ServeConfig(rerank=CANDIDATES if ending else 0)
+        arms[name] = RecommenderPolicy(Recommender.load(path, device=device, serve=serve), world)
     return arms
 
 

@@ -49,9 +49,16 @@ RankFn = Callable[..., Any]  # rank(batch, k, *, beam, filter_seen) -> RankedLis
 class Ranker(Protocol):
     """What evaluation needs of ``sidera.engine.recommender.Recommender``."""
 
-    catalog: Catalog
-    kind: str  # "generator" | "scorer"
-    max_history: int  # events that the model reads
+    @property
+    def catalog(self) -> Catalog: ...
+
+    @property
+    def kind(self) -> str:
+        """generator or scorer."""
+
+    @property
+    def max_history(self) -> int:
+        """Events that the model reads."""
 
     def rank(self, batch: Batch, k: int, *, beam: int, filter_seen: bool) -> Any: ...
 
