@@ -266,6 +266,7 @@ def arm_stage(name: str, config: AlignConfig, setting: _Setting) -> tuple[Recomm
     # Last, because it is what says that the folder is done. The data of the pretraining goes along: an evaluation has
     # to know what a policy may have seen.
     parents = {**artifacts.read_manifest(out / "model", "model").parents, "pretrained": setting.version}
+    engine.sign(wanted)
     engine.save_model(path / "model", digest=wanted, parents=parents, training=training)
     shutil.rmtree(path / "fit", ignore_errors=True)
     why = f"; {result.stopped}" if result.stopped else ""

@@ -189,6 +189,11 @@ class Recommender:
         with self._swapping:
             self.snapshot = self.snapshot.with_weights(state, version)
 
+    def sign(self, version: str) -> None:
+        """The same weights under another name, such as the digest that they are saved under."""
+        with self._swapping:
+            self.snapshot = replace(self.snapshot, version=version)
+
     def use_catalog(self, catalog: Catalog) -> None:
         """Answer from a catalogue whose items came and went, from the next call on; the behaviour store follows.
 
@@ -205,13 +210,8 @@ class Recommender:
     def save_model(
         self, path: str | Path, *, digest: str, parents: dict[str, str], training: dict[str, Any] | None = None
     ) -> None:
-        """Write the model artifact; from then on the weights are known by its digest, as if they had been loaded.
-
-        ``training`` is kept beside it: what the training cost and reached.
-        """
-        with self._swapping:
-            save_model(self.snapshot, path, digest, parents, training or {})
-            self.snapshot = replace(self.snapshot, version=digest)
+        """Write the model artifact. ``training`` is kept beside it: what the training cost and reached."""
+        save_model(self.snapshot, path, digest, parents, training or {})
 
     @classmethod
     def load(
