@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sidera.core import Batch, SessionGenerator
+from sidera.batch import Batch
 from sidera.data.features import FeatureSchema
 from sidera.decode.beam import beam_search
 from sidera.decode.session import session_beam_search
 from sidera.models import build_model, parse_model
 from sidera.ops.trie import CodeTrie
+from sidera.roles import SessionGenerator
 
 NOW = 1_700_000_000  # unix seconds
 SCHEMA = FeatureSchema(

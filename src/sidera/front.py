@@ -112,7 +112,7 @@ class Run:
     def _log(self) -> View:
         if self._view is None:
             everything, positives = make_views(load_dataset(self.data, self.recipe.data), self.recipe.data)
-            self._view = everything if self.recommender.reads_feedback else positives
+            self._view = everything if self.recommender.reads.feedback else positives
             self._rows = {str(key): row for row, key in enumerate(self._view.dataset.user_keys)}
         return self._view
 
@@ -125,7 +125,7 @@ class Run:
             raise InputError(f"the data knows no user {user!r}{closest(user, self._rows)}", fix=fix)
         mine = slice(int(dataset.offsets[row]), int(dataset.offsets[row + 1]))
         schema, feedback, profile = self.recommender.catalog.schema, {}, {}
-        if self.recommender.reads_feedback:
+        if self.recommender.reads.feedback:
             feedback = {name: dataset.feedback[name][mine].tolist() for name in schema.columns}
             profile = {
                 name: str(value)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tests.hand_made import hand_made
 
 from sidera.align.diagnostics import Probe, make_probe
 from sidera.align.loop import engine_for
@@ -22,7 +23,6 @@ from sidera.align.sources import next_tokens
 from sidera.catalog.build import build_catalog
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
-from sidera.core import Batch
 from sidera.data.config import DataConfig, View, load_dataset, make_views
 from sidera.engine.recommender import Recommender
 from sidera.models import build_model, parse_model
@@ -51,7 +51,7 @@ class Tiny:
         return policy, engine_for(policy, self.recommender)
 
     def probe(self, rows: int = 128) -> Probe:
-        return make_probe(self.view, SECTION["max_history"], max_rows=rows)
+        return make_probe(self.view, self.catalog.items, SECTION["max_history"], max_rows=rows)
 
 
 @cache
@@ -67,7 +67,7 @@ def tiny(seed: int = 0, ntp_steps: int = NTP_STEPS) -> Tiny:
     )
     catalog, _ = build_catalog(positives.dataset, positives.split, config, positives.schema)
     model = build_model(*parse_model(SECTION), catalog, seed)
-    pretrain(model, next_tokens(model, view, 64, seed), ntp_steps, 5e-3)
+    pretrain(model, next_tokens(model, view, catalog.items, 64, seed), ntp_steps, 5e-3)
     section: dict[str, Any] = dict(SECTION)
     return Tiny(view, catalog, model, Recommender(model, catalog, model_section=section, beam=64))
 
@@ -126,7 +126,7 @@ class Served:
     def __call__(self, requests: Requests) -> list[list[int]]:
         schema, total = self.world.catalog.schema, len(requests.item_ids)
         feedback = schema.complete(dict(requests.feedback), total)
-        batch = Batch(
+        batch = hand_made(
             torch.from_numpy(self.id_of[requests.item_ids]),
             torch.from_numpy(requests.offsets),
             times=torch.from_numpy(requests.times),

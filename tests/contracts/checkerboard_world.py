@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from tests.hand_made import hand_made
 
+from sidera.batch import Batch
 from sidera.catalog.build import build_catalog
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
-from sidera.core import Batch, Generator
 from sidera.data.batches import PackedSequences, PrefixRows, RequestRows
 from sidera.data.config import View
 from sidera.data.dataset import Dataset
@@ -27,6 +28,7 @@ from sidera.data.tiny import checkerboard, checkerboard_next
 from sidera.engine.recommender import Recommender
 from sidera.fit.config import FitConfig
 from sidera.models import MODELS, build_model, parse_model
+from sidera.roles import Generator
 from sidera.train.recipe import Recipe
 from sidera.train.stages import Prepared, batch_source
 
@@ -185,7 +187,7 @@ def full_section(name: str) -> dict[str, Any]:
 
 def batch_of(histories: list[np.ndarray] | list[list[int]]) -> Batch:
     offsets = np.concatenate([[0], np.cumsum([len(history) for history in histories])])
-    return Batch(torch.as_tensor(np.concatenate(histories)).long(), torch.as_tensor(offsets).long())
+    return hand_made(torch.as_tensor(np.concatenate(histories)).long(), torch.as_tensor(offsets).long())
 
 
 # The checkerboard has no feedback, without which a ranker has nothing to learn: theirs is tests/models/test_pscore.py.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.hand_made import read_log
 
 from sidera.core import InputError
-from sidera.data.batches import Reader, RequestRows, request_starts
+from sidera.data.batches import RequestRows, request_starts
 from sidera.data.config import DataConfig, make_views
 from sidera.data.dataset import Dataset
 from sidera.data.features import (
@@ -79,7 +80,7 @@ def test_without_a_positive_label_there_is_one_view() -> None:
 def test_a_request_is_one_row_and_its_items_are_in_no_history() -> None:
     every, _ = make_views(tiny_exposures(), DataConfig(positive="click"))
     dataset, split = every.dataset, every.split
-    source = RequestRows(dataset, split, every.schema, max_history=10, batch_size=5, seed=3)
+    source = RequestRows(read_log(dataset, 10, every.schema), split, batch_size=5, seed=3)
     clicked = np.flatnonzero(dataset.feedback["click"])
     first = request_starts(dataset)
     users = dataset.event_users
@@ -90,19 +91,19 @@ def test_a_request_is_one_row_and_its_items_are_in_no_history() -> None:
     ]
     found = []
     for batch in source.batches(epoch=0):
-        assert batch.target_offsets is not None
-        assert batch.as_of is not None
-        assert batch.times is not None
+        assert batch.targets.offsets is not None
+        assert batch.requests.as_of is not None
+        assert batch.events.times is not None
         assert batch.target_ids is not None
         assert int(batch.lengths.max()) <= 10
         for row in range(batch.num_histories):
-            history = slice(int(batch.offsets[row]), int(batch.offsets[row + 1]))
-            targets = slice(int(batch.target_offsets[row]), int(batch.target_offsets[row + 1]))
-            assert int(batch.times[history].max()) < int(batch.as_of[row])
-            assert batch.target_feedback["click"][targets].all()
-            assert int(batch.as_of[row]) % 240 == 0  # requests begin every four minutes
+            history = slice(int(batch.events.offsets[row]), int(batch.events.offsets[row + 1]))
+            targets = slice(int(batch.targets.offsets[row]), int(batch.targets.offsets[row + 1]))
+            assert int(batch.events.times[history].max()) < int(batch.requests.as_of[row])
+            assert batch.targets.feedback["click"][targets].all()
+            assert int(batch.requests.as_of[row]) % 240 == 0  # requests begin every four minutes
             found += batch.target_ids[targets].tolist()
-            assert (batch.feedback["watch_time"][history] <= batch.feedback["duration"][history]).all()
+            assert (batch.events.feedback["watch_time"][history] <= batch.events.feedback["duration"][history]).all()
     assert sorted(found) == sorted(dataset.item_ids[wanted].tolist())
     counts = [batch.global_count for batch in source.batches(epoch=1)]
     assert sum(count or 0 for count in counts) == len(wanted)
@@ -110,8 +111,8 @@ def test_a_request_is_one_row_and_its_items_are_in_no_history() -> None:
 
 def test_rows_in_time_order_for_streaming() -> None:
     every, _ = make_views(tiny_exposures(), DataConfig(positive="click"))
-    source = RequestRows(every.dataset, every.split, every.schema, 10, 5, order="time")
-    moments = [batch.as_of for batch in source.batches(epoch=0)]
+    source = RequestRows(read_log(every.dataset, 10, every.schema), every.split, 5, order="time")
+    moments = [batch.requests.as_of for batch in source.batches(epoch=0)]
     ends = [int(moment.max()) for moment in moments if moment is not None]
     starts = [int(moment.min()) for moment in moments if moment is not None]
     assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
@@ -156,7 +157,7 @@ def test_bad_columns_are_named() -> None:
         fit_schema(Dataset(**{**dataset.__dict__, "feedback": flags}), "", every)
     schema = fit_schema(dataset, "click", every)
     with pytest.raises(InputError, match="no feedback column 'click'"):
-        Reader(Dataset(**{**dataset.__dict__, "feedback": {}}), schema)
+        read_log(Dataset(**{**dataset.__dict__, "feedback": {}}), 10, schema)
     none = {**dataset.feedback, "click": np.zeros(dataset.num_events, bool)}
     with pytest.raises(InputError, match="no event of 'tiny_exposures' is positive"):
         make_views(Dataset(**{**dataset.__dict__, "feedback": none}), DataConfig(positive="click"))

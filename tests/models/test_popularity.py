@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from small_catalog import small_catalog
+from tests.hand_made import hand_made
 
-from sidera.core import Batch, InputError
+from sidera.core import InputError
 from sidera.models.retrievers.popularity import Popularity
 
 
 def test_scores_are_the_catalogues_counts() -> None:
     catalog = small_catalog()
     model = Popularity(Popularity.Config(), catalog)  # type: ignore[arg-type]
-    scores = model.item_scores(Batch(torch.tensor([1, 2, 3]), torch.tensor([0, 1, 3])))
+    scores = model.item_scores(hand_made(torch.tensor([1, 2, 3]), torch.tensor([0, 1, 3])))
     assert scores.tolist() == [catalog.popularity.tolist()] * 2
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sidera import artifacts
 from sidera.align.diagnostics import Probe
-from sidera.align.reading import as_read
+from sidera.align.step import read_requests
 from sidera.engine.recommender import Recommender
 from sidera.loading import open_artifact
 from sidera.models.rankers.pscore import PScore
@@ -86,7 +86,7 @@ def _mean_score(engine: Recommender, probe: Probe, network: PScore) -> float:
     """Mean p of each row's ten best items."""
     scores: list[Tensor] = []
     for batch in probe.batches:
-        items = engine.rank(as_read(batch, engine), min(TOP, engine.catalog.num_items), filter_seen=True).item_ids
-        answer = network.score(network.context(batch.to(items.device)), items.clamp(min=0))[..., 0]
+        items = engine.rank(read_requests(engine, batch), min(TOP, engine.catalog.num_items), filter_seen=True).item_ids
+        answer = network.score(network.context(batch.newest(network.reads.max_events).to(items.device)), items.clamp(min=0))[..., 0]
         scores.append(answer[items >= 0])
     return float(torch.cat(scores).double().mean())

@@ -21,7 +21,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sidera.core import Batch, InputError
+from sidera.batch import Batch
+from sidera.core import InputError
 from sidera.models.rankers.pscore import PScore
 
 FLAT = 1e-7  # a spread inside every group below this tells no item from another
@@ -69,7 +70,7 @@ class NetworkReward:
         answers = []
         for low in range(0, asked.batch.num_histories, step):
             high = min(low + step, asked.batch.num_histories)
-            context = self.network.context(asked.batch.cut(low, high))
+            context = self.network.context(asked.batch.cut(low, high).newest(self.network.reads.max_events))
             answers.append(self.network.score(context, asked.item_ids[low:high].clamp(min=0)))
         scores = torch.cat(answers).float() * there_mask[..., None]  # (B, G, tasks)
         parts = {name: scores[..., self.network.tasks.index(name)] for name in self.weights}

@@ -242,11 +242,13 @@ def arm_stage(name: str, config: AlignConfig, setting: _Setting) -> tuple[Recomm
     batches = None
     if method.step is not None:
         source = exposures if method.needs_log else requests
-        batches = source(policy, setting.view, config.requests, config.seed + 1)
+        batches = source(policy, setting.view, engine.catalog.items, config.requests, config.seed + 1)
     size = config.ntp_batch
     result = align(
         policy, engine, config,
-        ntp=next_tokens(policy, setting.view, size, config.seed, method.targets) if config.next_token_weight else None,
+        ntp=next_tokens(policy, setting.view, engine.catalog.items, size, config.seed, method.targets)
+        if config.next_token_weight
+        else None,
         requests=batches, reward=setting.reward if method.needs_reward else None, probe=setting.valid,
         run_dir=path / "fit", on_progress=lambda record: _progress(name, record, say),
     )  # fmt: skip
@@ -288,8 +290,9 @@ def _measured(setting: _Setting, name: str, recommender: Recommender, path: Path
 
 def _probes(view: View, pretrained: Recommender) -> tuple[Probe, Probe]:
     """Validation rows for the gates, test rows for the comparison."""
-    history = pretrained.max_history if pretrained.reads_feedback else max(pretrained.max_history, EXPOSURES)
-    return make_probe(view, history), make_probe(view, history, which="test", max_rows=TEST_ROWS)
+    reads, items = pretrained.reading.reads, pretrained.catalog.items
+    history = reads.max_events if reads.feedback else max(reads.max_events, EXPOSURES)
+    return make_probe(view, items, history), make_probe(view, items, history, which="test", max_rows=TEST_ROWS)
 
 
 def _distinct(recipe: AlignRecipe, view: View, say: Say) -> dict[str, AlignConfig]:

@@ -14,51 +14,60 @@ import numpy as np
 from torch import nn
 
 from sidera.align.methods import Targets
+from sidera.batch import Reads
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences, PrefixRows, RequestRows
 from sidera.data.config import View
 from sidera.data.features import LONG_VIEW
+from sidera.data.items import ItemTable
+from sidera.data.reading import Reading
 
-TARGET = "align_target"  # column that marks what a source learns to write
 EXPOSURES = 128  # newest ones of a request that a reward may read where the policy reads positives alone
 MIXED_KINDS: dict[str, Any] = {"positions": PackedSequences, "prefixes": PrefixRows}
 
 
 def next_tokens(
-    model: nn.Module, view: View, batch_size: int, seed: int = 0, targets: Targets = "positive"
+    model: nn.Module, view: View, items: ItemTable, batch_size: int, seed: int = 0, targets: Targets = "positive"
 ) -> PackedSequences | PrefixRows | RequestRows:
     """Training batches of the events that ``targets`` names; ``view`` holds every exposure."""
-    mask = target_mask(view, targets)
-    history = _history(model)
+    mask, reading = target_mask(view, targets), reading_of(model, view, items)
     if model.trains_on == "requests":
-        dataset = view.dataset.with_feedback(TARGET, mask)
-        return RequestRows(dataset, view.split, replace(view.schema, positive=TARGET), history, batch_size, seed)
+        return RequestRows(reading.over(view.dataset), view.split, batch_size, seed, target_mask=mask)
     kind = MIXED_KINDS.get(str(model.trains_on))
     if kind is None:
         raise InputError(f"a model that trains on {model.trains_on} cannot be aligned", allowed="generators")
     source: PackedSequences | PrefixRows = kind(
-        view.dataset.keep(mask), view.split.keep(mask), history, batch_size, seed=seed
+        reading.over(view.dataset.keep(mask)), view.split.keep(mask), batch_size, seed=seed
     )
     return source
 
 
 def requests(
-    model: nn.Module, view: View, batch_size: int, seed: int = 0
+    model: nn.Module, view: View, items: ItemTable, batch_size: int, seed: int = 0
 ) -> PackedSequences | PrefixRows | RequestRows:
     """What a method rolls out for: requests whose histories hold every exposure, so that a reward can read them.
 
-    A model that reads items alone is shown the positive ones (``reading.as_read``); requests with none are left out.
+    A model that reads items alone is shown the positive ones (``step.read_requests``); requests with none are left out.
     """
-    if getattr(model, "reads_feedback", False) or not view.schema.columns:
-        return next_tokens(model, view, batch_size, seed)
-    rows = RequestRows(view.dataset, view.split, view.schema, max(_history(model), EXPOSURES), batch_size, seed)
+    reading = reading_of(model, view, items)
+    if reading.reads.feedback or not view.schema.columns:
+        return next_tokens(model, view, items, batch_size, seed)
+    every = replace(reading, reads=Reads(max(reading.reads.max_events, EXPOSURES), "all"))
+    rows = RequestRows(every.over(view.dataset), view.split, batch_size, seed)
     positive = np.concatenate([[0], np.cumsum(target_mask(view, "positive"))])
     return rows.kept(positive[rows.ends] > positive[rows.starts], "read")
 
 
-def exposures(model: nn.Module, view: View, batch_size: int, seed: int = 0) -> RequestRows:
+def exposures(model: nn.Module, view: View, items: ItemTable, batch_size: int, seed: int = 0) -> RequestRows:
     """Requests with everything that was shown: for learning from logged feedback."""
-    return RequestRows(view.dataset, view.split, replace(view.schema, positive=""), _history(model), batch_size, seed)
+    reading = reading_of(model, view, items).over(view.dataset)
+    return RequestRows(reading, view.split, batch_size, seed, kind="exposure")
+
+
+def reading_of(model: nn.Module, view: View, items: ItemTable) -> Reading:
+    """How the policy reads this log."""
+    reads: Any = model.reads
+    return Reading(view.schema, items, reads)
 
 
 def target_mask(view: View, targets: Targets) -> np.ndarray:
@@ -76,8 +85,3 @@ def target_mask(view: View, targets: Targets) -> np.ndarray:
     watched = np.asarray(dataset.feedback["watch_time"], dtype=np.float32)
     trained = np.arange(dataset.num_events) < view.split.train_ends[dataset.event_users]
     return positive & (watched >= np.median(watched[positive & trained]))
-
-
-def _history(model: nn.Module) -> int:
-    config: Any = model.config
-    return int(config.max_history)

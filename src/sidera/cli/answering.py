@@ -60,6 +60,7 @@ def serve_verb(arguments: Arguments) -> None:
             serve(recommender, arguments.host, arguments.port)
 
 
+
 def add_recommend(verbs: Verbs) -> None:
     parser = add_verb(verbs, "recommend", recommend_verb, "answer one history: item id, score, title")
     parser.add_argument("run", help="run folder")

@@ -22,8 +22,9 @@ from sidera.core import InputError, Recommendation, Request
 from sidera.engine.exposures import ExposureWriter, exposure_columns
 from sidera.engine.histories import Behaviour
 from sidera.engine.pipeline import Candidates, Pipeline, Query
-from sidera.engine.requests import ReadHistory, RequestReader, jagged
+from sidera.engine.requests import ReadHistory, RequestReader
 from sidera.engine.snapshot import Snapshot
+from sidera.ops.jagged import Jagged
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Answerer:
         groups: dict[int, list[int]] = {}  # by beam width: a large k must not change its neighbours' answers
         rows: dict[int, _Row] = {}
         for place, one in enumerate(asked):
-            if one.history.item_ids:
+            if len(one.history.item_ids):
                 groups.setdefault(self.pipeline.width(one.request.k), []).append(place)
             else:
                 rows[place] = self._by_popularity(one)
@@ -72,10 +73,7 @@ class Answerer:
     @cached_property
     def reader(self) -> RequestReader:
         snapshot = self.snapshot
-        return RequestReader(
-            snapshot.catalog, snapshot.num_known, snapshot.max_history, snapshot.reads_feedback, snapshot.lifelong,
-            self.behaviour,
-        )  # fmt: skip
+        return RequestReader(snapshot.catalog, snapshot.num_known, snapshot.reading, self.behaviour)
 
     def _read(self, request: Request, refuse: bool) -> _Asked:
         if request.k < 1:
@@ -96,8 +94,8 @@ class Answerer:
         batch = self.reader.batch([one.history for one in asked]).to(snapshot.device)
         k = min(max(one.request.k for one in asked), snapshot.catalog.num_items)
         logged = any(self._is_logged(one) for one in asked)
-        left_out = jagged([one.left_out for one in asked])
-        found = self.pipeline(Query(snapshot, batch, k, left_out, log_probs=logged))
+        left_out = Jagged.of([one.left_out for one in asked]).to(snapshot.device)
+        found = self.pipeline(Query(snapshot, batch, k, (left_out.values, left_out.offsets), log_probs=logged))
         for place, (ids, scores) in enumerate(zip(found.item_ids.tolist(), found.scores.tolist(), strict=True)):
             kept = [item for item in ids if item >= 0][: asked[place].request.k]
             yield _Row(kept, scores[: len(kept)], found, place)

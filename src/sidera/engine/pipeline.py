@@ -16,12 +16,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sidera.core import ArtifactError, Batch, Context, InputError, SessionGenerator, jagged_rows
+from sidera.batch import Batch
+from sidera.core import ArtifactError, InputError
 from sidera.decode.beam import Jagged, beam_search
 from sidera.decode.dense import target_ties, top_items
 from sidera.decode.sample import masked_log_probs
 from sidera.decode.session import rank_by_lists
 from sidera.engine.snapshot import Snapshot
+from sidera.ops.jagged import jagged_rows
+from sidera.roles import Context, SessionGenerator
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +53,7 @@ class Query:
     snapshot: Snapshot
     batch: Batch  # whole histories, on the snapshot's device
     k: int
-    left_out: Jagged | None = None  # item ids of each history that are not answered
+    left_out: Jagged | None = None  # item ids of each history that are not answered, on the device
     beam: int | None = None  # width of the search; None: the pipeline's
     target_ids: Tensor | None = None  # (B,) of a scorer: how many items score as these do (``Candidates.ties``)
     log_probs: bool = False  # of the codes of what is answered
@@ -69,8 +72,8 @@ class Query:
         """``k`` items for the histories ``rows`` (n,) alone, from another snapshot."""
         left_out = self.left_out
         if left_out is not None:
-            places, offsets = jagged_rows(left_out[1], rows.to(left_out[1].device))
-            left_out = (left_out[0][places], offsets)
+            positions, offsets = jagged_rows(left_out[1], rows)
+            left_out = (left_out[0][positions], offsets)
         return Query(snapshot, self.batch.rows(rows), k, left_out, self.beam)
 
 
@@ -119,8 +122,6 @@ def search(query: Query, number: int) -> Candidates:
     if batch.num_histories and int(batch.lengths.min()) == 0:  # the state before it is another history's last
         raise InputError("an empty history cannot be ranked", allowed="1 event or more", fix="answer by popularity")
     left_out = query.left_out
-    if left_out is not None:
-        left_out = (left_out[0].to(snapshot.device), left_out[1].to(snapshot.device))
     signed: dict[str, Any] = {"version": snapshot.version, "items_version": snapshot.catalog.items_version}
     if not snapshot.generates:
         with snapshot.answering():
@@ -146,10 +147,8 @@ def log_probs_of(query: Query, item_ids: Tensor) -> Tensor:
     snapshot = query.snapshot
     if not snapshot.generates:
         return torch.full((*item_ids.shape, snapshot.catalog.num_levels), float("nan"))
-    codes = torch.from_numpy(snapshot.catalog.codes[item_ids.cpu().clamp(min=0).numpy()]).long()  # (B, C, L)
+    codes = snapshot.catalog.items.codes_of(item_ids.clamp(min=0))  # (B, C, L)
     with snapshot.answering():
-        found = masked_log_probs(
-            snapshot.generator, query.context, codes.to(item_ids.device), snapshot.catalog.trie
-        ).float()
+        found = masked_log_probs(snapshot.generator, query.context, codes, snapshot.catalog.trie).float()
     reached = found.isfinite().all(-1) & (item_ids >= 0)
     return found.masked_fill(~reached[..., None], float("nan"))

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
-from sidera.core import Batch, InputError, Recommendation, Request, Rollout
-from sidera.data.batches import Reader
+from sidera.core import InputError, Recommendation, Request
 from sidera.data.dataset import Dataset
+from sidera.data.reading import LogReading, Reading
 from sidera.decode.beam import Jagged
 from sidera.decode.free import free_beam
 from sidera.engine.answerer import Answerer
@@ -33,7 +34,8 @@ from sidera.engine.rollouts import RolloutMode, roll_out, sid_log_probs
 from sidera.engine.run_folder import beam_of_run, load_snapshot, save_model
 from sidera.engine.serving import Parts, ServeConfig, open_parts
 from sidera.engine.snapshot import Snapshot
-from sidera.store.lifelong import LifelongConfig
+from sidera.ops import jagged
+from sidera.roles import Rollout
 from sidera.store.log_events import LogRepresentatives
 
 DEFAULT_BEAM = 50  # beams of a generator that was not opened from a run folder
@@ -63,7 +65,7 @@ class Recommender:
         self.parts = parts or Parts()
         self.beam = beam
         self._swapping = threading.Lock()  # two swaps at once must not lose one of them
-        self._reader: tuple[Dataset, Reader] | None = None
+        self._log: LogReading | None = None  # of the data set asked for last
 
     # -- on tensors: what evaluation calls ------------------------------------------------------------------------
 
@@ -95,7 +97,7 @@ class Recommender:
             raise InputError(f"k = {k}", allowed="1 or more")
         snapshot, pipeline = self.snapshot, self.pipeline
         batch = batch.to(snapshot.device)
-        left_out = _join(exclude, (batch.item_ids, batch.offsets)) if filter_seen else exclude
+        left_out = _left_out(batch, exclude, filter_seen)
         return pipeline(Query(snapshot, batch, k, left_out, beam, target_ids, log_probs))
 
     @torch.inference_mode()
@@ -135,18 +137,16 @@ class Recommender:
             sids = sids.to(snapshot.device)
             return sid_log_probs(generator, batch, snapshot.catalog.trie, sids, mode, temperature)
 
-    def reader(self, dataset: Dataset) -> Reader | None:
-        """How the model reads this log, for batches of training and evaluation; None where it reads item ids alone.
+    def read_log(self, dataset: Dataset) -> LogReading:
+        """How the model reads this log, for batches of training and evaluation.
 
         Kept for the data set asked for last: representatives of long histories are found once.
         """
-        if not self.reads_feedback:
-            return None
-        if self._reader is None or self._reader[0] is not dataset:
-            schema, config = self.catalog.schema, self.lifelong
-            lifelong = LogRepresentatives(dataset, schema, item_table(self.catalog), config) if config else None
-            self._reader = dataset, Reader(dataset, schema, lifelong)
-        return self._reader[1]
+        if self._log is None or self._log.dataset is not dataset:
+            catalog, config = self.catalog, self.reads.lifelong
+            known = LogRepresentatives(dataset, catalog.schema, item_table(catalog), config) if config else None
+            self._log = self.reading.over(dataset, known)
+        return self._log
 
     # -- on item keys: what people call ---------------------------------------------------------------------------
 
@@ -278,16 +278,12 @@ class Recommender:
         return "generator" if self.snapshot.generates else "scorer"
 
     @property
-    def max_history(self) -> int:
-        return self.snapshot.max_history
+    def reads(self) -> Reads:
+        return self.snapshot.reads
 
     @property
-    def reads_feedback(self) -> bool:
-        return self.snapshot.reads_feedback
-
-    @property
-    def lifelong(self) -> LifelongConfig | None:
-        return self.snapshot.lifelong
+    def reading(self) -> Reading:
+        return self.snapshot.reading
 
     @property
     def behaviour(self) -> Behaviour | None:
@@ -298,11 +294,13 @@ class Recommender:
         return self.parts.exposures
 
 
-def _join(first: Jagged | None, second: Jagged) -> Jagged:
-    """Two jagged lists, row by row."""
-    if first is None:
-        return second
-    rows = torch.cat([torch.repeat_interleave(torch.arange(len(o) - 1), o.diff().cpu()) for _, o in (first, second)])
-    order = torch.argsort(rows, stable=True)
-    values = torch.cat([first[0].cpu(), second[0].cpu()])[order]
-    return values, first[1].cpu() + second[1].cpu()
+def _left_out(batch: Batch, exclude: Jagged | None, filter_seen: bool) -> Jagged | None:
+    """What is not answered: ``exclude``, and in mode ``filter_seen`` every item of the whole histories, on their
+    device."""
+    device = batch.events.offsets.device
+    if not filter_seen:
+        return None if exclude is None else (exclude[0].to(device), exclude[1].to(device))
+    seen = jagged.Jagged(batch.item_ids, batch.events.offsets)
+    if exclude is not None:
+        seen = jagged.Jagged(exclude[0].to(device), exclude[1].to(device)).join(seen)
+    return seen.values, seen.offsets

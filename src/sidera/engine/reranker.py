@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from sidera import artifacts
+from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
-from sidera.core import ArtifactError, Batch
+from sidera.core import ArtifactError
 from sidera.decode.beam import NEG_INF, Jagged
 from sidera.engine.pipeline import Candidates, Query
 from sidera.engine.rollouts import roll_out
-from sidera.engine.snapshot import newest
 from sidera.loading import open_artifact
 from sidera.models.rankers.pscore import PScore
 from sidera.models.saved import saved_model
@@ -65,7 +65,7 @@ class Reranker:
                     snapshot.version,
                 )  # fmt: skip
             ids = without_repeats(torch.cat((ids, drawn.item_ids), dim=1), query.left_out)
-        ids, scores = self.order(newest(snapshot.with_lifelong(query.batch), snapshot.max_history), ids, query.k)
+        ids, scores = self.order(query.batch, ids, query.k)
         return Candidates(ids, scores, candidates.version, candidates.items_version, self.version)
 
     @torch.inference_mode()
@@ -77,7 +77,8 @@ class Reranker:
         """
         none_mask, known_mask = candidates < 0, (candidates >= 0) & (candidates < self.network.items.num_items)
         asked = candidates.masked_fill(~known_mask, 0)
-        scores = self.network.score(self.network.context(batch), asked)[..., 0].float()
+        context = self.network.context(batch.newest(self.network.reads.max_events))
+        scores = self.network.score(context, asked)[..., 0].float()
         by_score = scores.masked_fill(~known_mask, NEG_INF).sort(dim=1, descending=True, stable=True).indices
         groups = (~known_mask).long() + none_mask  # 0: scored, 1: without a row, 2: none
         order = by_score.gather(1, groups.gather(1, by_score).sort(dim=1, stable=True).indices)[:, :k]

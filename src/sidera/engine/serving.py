@@ -78,7 +78,7 @@ def open_parts(run: Path, config: ServeConfig, snapshot: Snapshot) -> Parts:
     with ExitStack() as opened:
         behaviour = writer = None
         if config.store:
-            behaviour = opened.enter_context(open_behaviour(config.store, catalog, snapshot.lifelong))
+            behaviour = opened.enter_context(open_behaviour(config.store, catalog, snapshot.reads.lifelong))
             if config.fill and not behaviour.store.num_users:
                 why, fix = "how its data folder is read", "run the recipe again, or send the events"
                 section = section_of_run(run, "data", why, fix)

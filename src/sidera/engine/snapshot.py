@@ -15,18 +15,20 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
-from sidera.core import Batch, Generator, InputError, Scorer
-from sidera.engine.histories import lifelong_of_batch
+from sidera.core import InputError
+from sidera.data.reading import Reading
+from sidera.engine.histories import lifelong_of_events
 from sidera.ops.weights import check_weights
-from sidera.store.lifelong import LifelongConfig
+from sidera.roles import Generator, Scorer
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,27 +108,19 @@ class Snapshot:
     # -- what the model reads ------------------------------------------------------------------------------------
 
     @property
-    def max_history(self) -> int:
-        return cast(Any, self.model).config.max_history
+    def reads(self) -> Reads:
+        return cast(Any, self.model).reads
 
-    @property
-    def reads_feedback(self) -> bool:
-        return getattr(self.model, "reads_feedback", False)
-
-    @property
-    def lifelong(self) -> LifelongConfig | None:
-        return getattr(self.model, "lifelong_config", None)
-
-    def with_lifelong(self, batch: Batch) -> Batch:
-        """Whole histories, with representatives of them where the model reads these."""
-        if self.lifelong is None or batch.lifelong is not None:
-            return batch
-        found = lifelong_of_batch(batch, self.catalog, self.lifelong)
-        return replace(batch, lifelong=found.to(batch.item_ids.device))
+    @cached_property
+    def reading(self) -> Reading:
+        """How the model reads histories over this catalogue."""
+        catalog, reads = self.catalog, self.reads
+        compress = partial(lifelong_of_events, catalog=catalog, config=reads.lifelong) if reads.lifelong else None
+        return Reading(catalog.schema, catalog.items, reads, compress)
 
     def readable(self, batch: Batch) -> Batch:
-        """What the model reads of whole histories, on its device: the newest events, and representatives of all."""
-        return newest(self.with_lifelong(batch), self.max_history).to(self.device)
+        """What the model reads of whole histories, on its device."""
+        return self.reading.cut(batch.to(self.device))
 
     # -- the catalogue -------------------------------------------------------------------------------------------
 
@@ -155,22 +149,3 @@ def check_device(device: str) -> None:
         raise InputError(f"device {device!r}: this machine or this build of torch has no CUDA", fix="use cpu")
     if named.type == "cuda" and (named.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {device!r} is not here", allowed=f"cuda:0 to cuda:{torch.cuda.device_count() - 1}")
-
-
-def newest(batch: Batch, max_history: int) -> Batch:
-    """The same histories, cut to their newest ``max_history`` events."""
-    lengths = batch.lengths
-    if not lengths.numel() or int(lengths.max()) <= max_history:
-        return batch
-    kept = lengths.clamp(max=max_history)
-    offsets = torch.cat((kept.new_zeros(1), kept.cumsum(0)))
-    shift = torch.repeat_interleave(batch.offsets[1:] - offsets[1:], kept)  # (T',) from new places to old ones
-    places = torch.arange(int(offsets[-1]), device=shift.device) + shift
-    return replace(
-        batch,
-        item_ids=batch.item_ids[places],
-        offsets=offsets,
-        times=batch.times[places] if batch.times is not None else None,
-        feedback={name: values[places] for name, values in batch.feedback.items()},
-        target_ids=None,
-    )

@@ -20,19 +20,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog
-from sidera.core import Batch, InputError
+from sidera.core import InputError
 from sidera.data.batches import RequestRows
 from sidera.data.config import View
 from sidera.data.features import item_numbers
 from sidera.data.outcomes import session_outcomes
-from sidera.data.split import user_groups
+from sidera.data.reading import LogReading, Reading
+from sidera.data.split import Split, user_groups
 from sidera.eval.metrics import auc
 from sidera.fit.config import FitConfig
 from sidera.fit.log import mean_mfu
 from sidera.fit.loop import fit
 from sidera.models import build_model
 from sidera.models.rankers.pscore import PScore
+from sidera.ops.jagged import Jagged
 
 RANKER_SHARES = (0.5, 0.25, 0.25)  # users who teach the P-Score, the judge, and nobody (kept for online tests)
 VALID_SHARE = 0.1  # of a ranker's users choose its best weights
@@ -77,8 +80,9 @@ def fit_ranker(
     if not (user_mask & asked).any() or not (user_mask & ~asked).any():
         raise InputError(f"{int(user_mask.sum())} users are too few to train and choose a ranker", allowed="20 or more")
     outcomes = session_outcomes(dataset, config.outcomes)
-    source = exposures(view, user_mask & ~asked, config.max_history, fit_config.batch_size, seed, outcomes)
-    held_out = list(exposures(view, user_mask & asked, config.max_history, 512, seed, outcomes).batches(0))
+    reading = Reading(view.schema, catalog.items, config.reads).over(dataset)
+    source = exposures(reading, view.split, user_mask & ~asked, fit_config.batch_size, seed, outcomes)
+    held_out = list(exposures(reading, view.split, user_mask & asked, 512, seed, outcomes).batches(0))
     result = fit(
         model, source, replace(fit_config, seed=seed), out, evaluate=lambda network: valid_loss(network, held_out)
     )
@@ -87,18 +91,16 @@ def fit_ranker(
 
 
 def exposures(
-    view: View,
+    reading: LogReading,
+    split: Split,
     user_mask: np.ndarray,
-    max_history: int,
     batch_size: int,
     seed: int = 0,
     outcomes: Mapping[str, np.ndarray] | None = None,
 ) -> RequestRows:
     """Every training exposure of these users as a target of its request."""
-    split = view.split.of_users(view.dataset, user_mask)
-    return RequestRows(
-        view.dataset, split, view.schema, max_history, batch_size, seed, targets="all", outcomes=outcomes
-    )
+    own = split.of_users(reading.dataset, user_mask)
+    return RequestRows(reading, own, batch_size, seed, kind="exposure", outcomes=outcomes)
 
 
 @torch.inference_mode()
@@ -117,15 +119,10 @@ def scored(model: PScore, batches: list[Batch]) -> tuple[np.ndarray, np.ndarray]
     model.eval()
     scores, labels = [], []
     for batch in batches:
-        assert batch.target_ids is not None
-        assert batch.target_offsets is not None
-        lengths = batch.target_offsets.diff()
-        rows = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        columns = torch.arange(len(rows)) - batch.target_offsets[:-1][rows]
-        candidates = torch.zeros(len(lengths), int(lengths.max()), dtype=torch.int64)
-        candidates[rows, columns] = batch.target_ids
-        scores.append(model.score(model.context(batch), candidates)[rows, columns])
-        labels.append(model.label_table(batch.target_feedback))
+        targets = batch.targets_of("exposure")
+        candidates, mask = Jagged(batch.target_ids, targets.offsets).pad()
+        scores.append(model.score(model.context(batch), candidates)[mask])
+        labels.append(model.label_table(targets.feedback))
     return torch.cat(scores).numpy(), torch.cat(labels).numpy()
 
 

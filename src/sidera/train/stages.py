@@ -22,10 +22,11 @@ from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
 from sidera.config import digest, written
 from sidera.core import InputError
-from sidera.data.batches import PackedSequences, PrefixRows, Reader, RequestRows
+from sidera.data.batches import PackedSequences, PrefixRows, RequestRows
 from sidera.data.config import AUTO, View, load_dataset, make_views
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
+from sidera.data.reading import LogReading
 from sidera.data.sessions import SessionRows
 from sidera.data.split import Split, train_sequences
 from sidera.engine.recommender import Recommender
@@ -92,7 +93,7 @@ def prepare(recipe: Recipe, data: str | Path, say: Say = say_once) -> Prepared:
         answering = ", ".join(name for name, kind in MODELS.items() if kind.trains_on != "exposures")
         raise InputError(f"[model] name = {recipe.model_name!r} ranks candidates and finds none", allowed=answering)
     everything, positives = make_views(load_dataset(data, recipe.data, say), recipe.data)
-    view = everything if getattr(MODELS[recipe.model_name], "reads_feedback", False) else positives
+    view = everything if recipe.model_config.reads.feedback else positives
     dataset, split = view.dataset, view.split
     unasked = sum(split.num_without_history)
     say(
@@ -178,7 +179,7 @@ def train_stage(
     training: dict[str, Any] = {"parameters": num_parameters}
     if isinstance(model, ItemKNN):
         model.count(*train_sequences(prepared.dataset, prepared.split))
-    elif (source := batch_source(recipe, prepared, model, recommender.reader(prepared.dataset))) is not None:
+    elif (source := batch_source(recipe, prepared, model, recommender.read_log(prepared.dataset))) is not None:
         validation = Validation(
             recommender, prepared.dataset, prepared.split.valid, recipe.eval, folder=out / "fit", say=say,
             filter_too="filter" in recipe.fit.monitor,
@@ -335,27 +336,19 @@ def run(
 
 
 def batch_source(
-    recipe: Recipe, prepared: Prepared, model: torch.nn.Module, reader: Reader | None = None
-) -> PackedSequences | PrefixRows | RequestRows | None:
-    """The training batches that the model's loss takes; ``reader``: how it reads the log (``Recommender.reader``)."""
-    if model.trains_on == "requests":
-        history, size = recipe.model_config.max_history, recipe.fit.batch_size
-        return RequestRows(
-            prepared.dataset, prepared.split, prepared.schema, history, size, seed=recipe.fit.seed,
-            lifelong=reader.lifelong if reader else None,
-        )  # fmt: skip
+    recipe: Recipe, prepared: Prepared, model: torch.nn.Module, reading: LogReading
+) -> PackedSequences | PrefixRows | RequestRows | SessionRows | None:
+    """The training batches that the model's loss takes; ``reading``: how it reads the log (``Recommender.read_log``)."""
+    size, seed = recipe.fit.batch_size, recipe.fit.seed
     if model.trains_on == "sessions":
-        history, size = recipe.model_config.max_history, recipe.fit.batch_size
-        rules = recipe.model_config.session_rules()
-        return SessionRows(
-            prepared.dataset, prepared.split, prepared.schema, history, size, seed=recipe.fit.seed, rules=rules
-        )
-    kinds: dict[str, type[PackedSequences] | type[PrefixRows]] = {"positions": PackedSequences, "prefixes": PrefixRows}
+        return SessionRows(reading, prepared.split, size, seed=seed, rules=recipe.model_config.session_rules())
+    kinds: dict[str, type[PackedSequences] | type[PrefixRows] | type[RequestRows]] = {
+        "positions": PackedSequences, "prefixes": PrefixRows, "requests": RequestRows,
+    }  # fmt: skip
     if model.trains_on in ("counts", "nothing"):
         return None
     kind = kinds[str(model.trains_on)]  # a model with batches of its own has to say here how they are made
-    history = recipe.model_config.max_history
-    return kind(prepared.dataset, prepared.split, history, recipe.fit.batch_size, seed=recipe.fit.seed)
+    return kind(reading, prepared.split, size, seed=seed)
 
 
 def _training_line(result: FitResult, mfu: float | None) -> str:

@@ -30,12 +30,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
-from sidera.core import Batch, InputError, Loss
+from sidera.core import InputError
 from sidera.data.features import MAX_DURATION_LOG2, duration_buckets
 from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
-from sidera.nn.event_features import UserFeatures, padded
+from sidera.nn.event_features import UserFeatures
 from sidera.nn.item_features import ItemFeatures
 from sidera.nn.target_attention import (
     AGE_BUCKETS,
@@ -47,6 +48,8 @@ from sidera.nn.target_attention import (
     squashed,
     weighted_signals,
 )
+from sidera.ops.jagged import Jagged
+from sidera.roles import Loss
 
 WATCH = "watch"  # the objective "watched longer than others did an item of like duration", a share and no yes or no
 WATCH_GRID = 33  # quantiles kept of each bucket of duration
@@ -99,12 +102,15 @@ class PScore(nn.Module):
             for name, weight in self.weights.items():
                 check_value("[model] weights", name, weight, weight >= 0, "0 or more")
 
+        @property
+        def reads(self) -> Reads:
+            return Reads(self.max_history, "all")
+
     trains_on = "exposures"
-    reads_feedback = True
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
-        self.config, schema = config, catalog.schema
+        self.config, self.reads, schema = config, config.reads, catalog.schema
         if not schema.labels:
             raise InputError(
                 "a P-Score needs a log with labels (click, like, ...), this one has none",
@@ -156,15 +162,12 @@ class PScore(nn.Module):
 
     def loss(self, batch: Batch) -> Loss:
         """Sum over exposures of the towers' BCE and of p's weighted one."""
-        if batch.target_ids is None or batch.target_offsets is None or not batch.target_feedback:
-            raise InputError("the batch has no targets with feedback", fix='use RequestRows(targets="all") batches')
-        count = len(batch.target_ids)
-        table, mask = padded(torch.arange(count, device=batch.target_ids.device)[:, None], batch.target_offsets)
-        places = table[..., 0]  # (B, C) which target, 0 where there is none
-        labels = self.label_table(batch.target_feedback)[places[mask]]  # (targets, objectives)
+        targets = batch.targets_of("exposure")
+        candidates, mask = Jagged(batch.target_ids, targets.offsets).pad()  # (B, C)
+        labels = self.label_table(targets.feedback)  # (targets, objectives)
         known = labels.isfinite()  # whether somebody comes back is not known yet when the log ends
         labels = labels.nan_to_num(0.0)
-        p_logits, tower_logits = self.logits(self.context(batch), batch.target_ids[places])
+        p_logits, tower_logits = self.logits(self.context(batch), candidates)
         towers = F.binary_cross_entropy_with_logits(tower_logits[mask], labels, reduction="none") * known
         fused = F.binary_cross_entropy_with_logits(p_logits[mask][:, None].expand_as(labels), labels, reduction="none")
         fused = (fused * known) @ cast(Tensor, self.weights)
@@ -197,11 +200,10 @@ class PScore(nn.Module):
 
         Products with what no gradient flows to (who matches whom, the items' numbers) have half the backward pass.
         """
-        if batch.target_ids is None or batch.target_offsets is None:
+        if batch.targets is None:
             return 0.0
-        lengths = batch.lengths.clamp(max=self.config.max_history)
-        events, targets = int(lengths.sum()), batch.target_ids.numel()
-        pairs = float((lengths * batch.target_offsets.diff()).sum())  # (candidate, event of its history)
+        events, targets = batch.events.num_values, batch.targets.num_values
+        pairs = float((batch.lengths * batch.targets.lengths).sum())  # (candidate, event of its history)
         width, num_sums = self.config.width, self.config.num_kernels * self.num_signals
         forward = matmul_flops(self.profile, batch.num_histories) + matmul_flops(self.taste, batch.num_histories)
         of_events: list[nn.Module] = [self.event, self.learned, self.attention.key, self.attention.value]
@@ -218,25 +220,24 @@ class PScore(nn.Module):
     # -- answering -----------------------------------------------------------------------------------------------
 
     def context(self, batch: Batch) -> PScoreContext:
-        """Read the newest ``max_history`` events of each history."""
+        """Read the histories once."""
         for name in self.columns:
-            if name not in batch.feedback:
+            if name not in batch.events.feedback:
                 raise InputError(
                     f"the batch has no feedback column {name!r}", fix="read the log through the Catalog's schema"
                 )
-        device = batch.item_ids.device
-        lengths = batch.lengths.clamp(max=self.config.max_history)
+        lengths, device = batch.lengths, batch.events.items.device
         longest = max(1, int(lengths.max()) if lengths.numel() else 0)
         places = torch.arange(longest - 1, -1, -1, device=device)  # (S,) 0 = newest, padding in front
         mask = places < lengths[:, None]  # (B, S)
-        where = (batch.offsets[1:, None] - 1 - places).clamp(min=0)
+        where = (batch.events.offsets[1:, None] - 1 - places).clamp(min=0)
         where = torch.where(mask, where, 0)
-        empty = batch.item_ids.numel() == 0
+        empty, times, as_of = batch.events.num_values == 0, batch.events.times, batch.requests.as_of
         event_ids = torch.full(mask.shape, -1, device=device) if empty else batch.item_ids[where]
         event_ids = event_ids.masked_fill(~mask, -1)
         ages = torch.zeros_like(event_ids)
-        if batch.times is not None and batch.as_of is not None and not empty:
-            ages = 1 + half_octaves((batch.as_of[:, None] - batch.times[where]).clamp(min=0), AGE_BUCKETS - 1)
+        if times is not None and as_of is not None and not empty:
+            ages = 1 + half_octaves((as_of[:, None] - times[where]).clamp(min=0), AGE_BUCKETS - 1)
         signals = self._signals(batch, where, mask, empty)  # (B, S, Y)
         items = self.items.table()  # (N, D)
         vectors = items[event_ids.clamp(min=0)] * mask[..., None]  # (B, S, D)
@@ -257,7 +258,7 @@ class PScore(nn.Module):
     def item_scores(self, batch: Batch) -> Tensor:
         """(B, N): p of every item, so that the ranker alone can answer."""
         context = self.context(batch)
-        every = torch.arange(self.items.num_items, device=batch.item_ids.device)
+        every = torch.arange(self.items.num_items, device=batch.events.items.device)
         step = max(1, CHUNK // max(1, context.event_ids.numel()))
         parts = [self.score(context, part.expand(context.num_histories, -1))[..., 0] for part in every.split(step)]
         return torch.cat(parts, dim=1)
@@ -298,9 +299,10 @@ class PScore(nn.Module):
         if empty:
             columns += [torch.zeros(mask.shape, device=mask.device)] * (len(self.labels) + self.has_seconds)
             return torch.stack(columns, dim=-1) * mask[..., None]
-        columns += [batch.feedback[name][where] for name in self.labels]
+        feedback = batch.events.feedback
+        columns += [feedback[name][where] for name in self.labels]
         if self.has_seconds:
-            columns.append(self.watch_quantiles(batch.feedback["watch_time"], batch.feedback["duration"])[where])
+            columns.append(self.watch_quantiles(feedback["watch_time"], feedback["duration"])[where])
         return torch.stack(columns, dim=-1) * mask[..., None]
 
     def know_views(self, watch_time: np.ndarray, duration: np.ndarray) -> None:

@@ -27,11 +27,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
-from sidera.core import Batch, InputError, Loss
+from sidera.core import InputError
 from sidera.models.rankers.pscore import WATCH, PScore, PScoreContext
-from sidera.nn.event_features import padded
+from sidera.ops.jagged import Jagged
+from sidera.roles import Loss
 
 TOWERS = ("swt", "vtr", "wtr", "ltr")
 
@@ -53,12 +55,15 @@ class SessionReward(nn.Module):
                 if name not in TOWERS:
                     raise InputError(f"[model] weights names {name!r}", allowed=", ".join(TOWERS))
 
+        @property
+        def reads(self) -> Reads:
+            return self.item.reads
+
     trains_on = "exposures"
-    reads_feedback = True
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.reads = config, config.reads
         self.reader = PScore(config.item, catalog)
         there = (
             ("swt", self.reader.has_seconds),
@@ -80,19 +85,16 @@ class SessionReward(nn.Module):
 
     def loss(self, batch: Batch) -> Loss:
         """Sum over requests of the towers' BCEs, on the list that each request showed."""
-        if batch.target_ids is None or batch.target_offsets is None or not batch.target_feedback:
-            raise InputError("the batch has no lists with feedback", fix='use RequestRows(targets="all") batches')
-        items, mask = padded(batch.target_ids[:, None], batch.target_offsets)
-        logits = self.logits(self.reader.context(batch), items.transpose(1, 2), mask[:, None])[:, 0]  # (B, tasks)
+        items, mask = Jagged(batch.target_ids, batch.targets_of("exposure").offsets).pad()
+        logits = self.logits(self.reader.context(batch), items[:, None], mask[:, None])[:, 0]  # (B, tasks)
         losses = F.binary_cross_entropy_with_logits(logits, self.labels(batch), reduction="none")
         means = losses.detach().mean(0).tolist()
         return Loss(losses.sum(), len(logits), dict(zip(self.tasks, means, strict=True)))
 
     def labels(self, batch: Batch) -> Tensor:
         """(B, tasks) 0 to 1: what the request's list came to."""
-        assert batch.target_offsets is not None
-        table = self.reader.label_table(batch.target_feedback)
-        each, mask = padded(table, batch.target_offsets)  # (B, m, objectives)
+        targets = batch.targets_of("exposure")
+        each, mask = Jagged(self.reader.label_table(targets.feedback), targets.offsets).pad()  # (B, m, objectives)
         column = {name: each[..., place] * mask for place, name in enumerate(self.reader.objectives)}
         sizes = mask.sum(1).clamp(min=1)
         viewed = "long_view" if "long_view" in column else "click"

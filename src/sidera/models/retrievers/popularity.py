@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts
-from sidera.core import Batch, Loss
+from sidera.roles import Loss
 
 
 class Popularity(nn.Module):
@@ -22,13 +23,17 @@ class Popularity(nn.Module):
         def __post_init__(self) -> None:
             check_counts("[model]", self, "max_history")
 
+        @property
+        def reads(self) -> Reads:
+            return Reads(self.max_history)
+
     trains_on = "nothing"
     reads_codes = False
     counts: Tensor  # (N,)
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.reads = config, config.reads
         self.register_buffer("counts", torch.tensor(catalog.popularity, dtype=torch.float32))
 
     def loss(self, batch: Batch) -> Loss:
