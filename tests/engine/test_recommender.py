@@ -20,7 +20,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.core import ArtifactError, InputError, Request
 from sidera.data.tiny import checkerboard_next
 from sidera.engine.recommender import MAX_BATCH, Recommender
-from sidera.engine.snapshot import check_device, newest
+from sidera.engine.snapshot import check_device
 from yardstick import yardstick
 
 NUM_ITEMS = 24
@@ -112,7 +112,7 @@ def test_more_histories_than_a_pass_holds(recommender: Recommender) -> None:
 def test_filter_seen_remembers_what_the_model_cannot_read(recommender: Recommender) -> None:
     old = [KEYS[item] for item in (1, 2, 5, 9, 10)]
     read = [KEYS[item] for item in (3, 7, 11, 15)] * 2
-    assert len(read) == recommender.max_history
+    assert len(read) == recommender.reads.max_events
     (answer,) = recommender.recommend([old + read], k=NUM_ITEMS, filter_seen=True)
     assert set(answer.item_keys) == set(KEYS) - set(old) - set(read)
     items = torch.tensor([KEYS.index(key) for key in old + read])
@@ -237,16 +237,6 @@ def test_a_device_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     check_device("cuda:1")
     with pytest.raises(InputError, match="device 'cuda:2' is not here; allowed: cuda:0 to cuda:1"):
         check_device("cuda:2")
-
-
-def test_newest_cuts_and_keeps_times() -> None:
-    batch = hand_made(torch.arange(8), torch.tensor([0, 5, 6, 8]), times=torch.arange(8) * 10)
-    cut = newest(batch, 2)
-    assert cut.item_ids.tolist() == [3, 4, 5, 6, 7]
-    assert cut.offsets.tolist() == [0, 2, 3, 5]
-    assert cut.times is not None
-    assert cut.times.tolist() == [30, 40, 50, 60, 70]
-    assert newest(batch, 5) is batch
 
 
 # -- folders that cannot be opened -----------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def recommender(name: str, catalog: Catalog, version: str = "unsaved") -> Recomm
 @pytest.fixture(params=SECTIONS)
 def model(request: pytest.FixtureRequest, catalog: Catalog, tmp_path: Path) -> Iterator[Recommender]:
     opened = recommender(request.param, catalog)
-    with open_behaviour(tmp_path / "store", catalog, opened.lifelong) as behaviour:
+    with open_behaviour(tmp_path / "store", catalog, opened.reads.lifelong) as behaviour:
         opened.parts = Parts(behaviour=behaviour)
         yield opened
 
@@ -71,7 +71,7 @@ def model(request: pytest.FixtureRequest, catalog: Catalog, tmp_path: Path) -> I
 @pytest.fixture
 def client(catalog: Catalog, tmp_path: Path) -> Iterator[TestClient]:
     opened = recommender("onerec", catalog)
-    with open_behaviour(tmp_path / "store", catalog, opened.lifelong) as behaviour:
+    with open_behaviour(tmp_path / "store", catalog, opened.reads.lifelong) as behaviour:
         opened.parts = Parts(behaviour=behaviour)
         yield TestClient(create_app(opened))
 
@@ -130,7 +130,7 @@ def test_what_was_acknowledged_survives(catalog: Catalog, views: tuple[View, Vie
     answers = []
     for start in (0, 10, None):
         opened = recommender("onerec", catalog)
-        with open_behaviour(tmp_path / "store", catalog, opened.lifelong) as behaviour:
+        with open_behaviour(tmp_path / "store", catalog, opened.reads.lifelong) as behaviour:
             opened.parts = Parts(behaviour=behaviour)
             client = TestClient(create_app(opened))
             if start is not None:
@@ -268,7 +268,7 @@ def test_new_items_can_be_done_something_with(catalog: Catalog, tmp_path: Path) 
     opened = recommender("onerec", catalog)
     grown = catalog.with_items(["new"], torch.zeros(1, catalog.codebooks.dim))
     keys = [str(key) for key in catalog.item_keys[:12]]
-    with open_behaviour(tmp_path / "store", catalog, opened.lifelong) as behaviour:
+    with open_behaviour(tmp_path / "store", catalog, opened.reads.lifelong) as behaviour:
         behaviour.append("u", keys, list(range(12)), {})
         behaviour.set_catalog(grown)
         served = Recommender(
@@ -283,14 +283,14 @@ def test_new_items_can_be_done_something_with(catalog: Catalog, tmp_path: Path) 
         history = behaviour.read("u", representatives=True)
         assert history is not None
         assert history.item_ids[-1] == catalog.num_items
-    with open_behaviour(tmp_path / "store", grown, opened.lifelong) as behaviour:
+    with open_behaviour(tmp_path / "store", grown, opened.reads.lifelong) as behaviour:
         assert behaviour.read("u").item_ids[-1] == catalog.num_items  # type: ignore[union-attr]
 
 
 def test_a_store_is_of_one_schema_and_one_way_to_keep_histories(
     catalog: Catalog, views: tuple[View, View], tmp_path: Path
 ) -> None:
-    lifelong = recommender("onerec", catalog).lifelong
+    lifelong = recommender("onerec", catalog).reads.lifelong
     open_behaviour(tmp_path / "store", catalog, lifelong).close()
     open_behaviour(tmp_path / "store", catalog).close()  # a model that reads no representatives takes what is there
     with pytest.raises(InputError, match="was made with config"):

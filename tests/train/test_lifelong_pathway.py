@@ -100,7 +100,7 @@ def test_representatives_hold_what_the_newest_events_do_not(data: Path, trained:
 
 def test_training_evaluation_and_store_read_the_same(data: Path, trained: Path, tmp_path: Path) -> None:
     recommender = Recommender.load(trained)
-    assert recommender.lifelong == recipe(**REPRESENTATIVES).model_config.lifelong_config()
+    assert recommender.reads.lifelong == recipe(**REPRESENTATIVES).model_config.lifelong_config()
     prepared = prepare(recipe(**REPRESENTATIVES), data, lambda _: None)
     dataset, rows = prepared.dataset, prepared.split.test.take(np.arange(12))
     ((index, batch),) = eval_batches(dataset, rows, 10**6, 10**6, recommender.read_log(dataset))
@@ -108,14 +108,14 @@ def test_training_evaluation_and_store_read_the_same(data: Path, trained: Path, 
     assert int(batch.lifelong.counts.max()) > 1
     # whole histories without representatives: found on the way
     plain = replace(batch, lifelong=None, target_ids=None)
-    assert recommender.lifelong is not None
-    again = lifelong_of_batch(plain, recommender.catalog, recommender.lifelong)
+    assert recommender.reads.lifelong is not None
+    again = lifelong_of_batch(plain, recommender.catalog, recommender.reads.lifelong)
     for name in ("item_ids", "offsets", "counts", "times"):
         assert torch.equal(getattr(again, name), getattr(batch.lifelong, name))
     expected = recommender.rank(replace(batch, target_ids=None), 3)
     assert torch.equal(recommender.rank(plain, 3).item_ids, expected.item_ids)
     # a store that was told the whole log, what is asked for included
-    with open_behaviour(tmp_path / "store", recommender.catalog, recommender.lifelong) as behaviour:
+    with open_behaviour(tmp_path / "store", recommender.catalog, recommender.reads.lifelong) as behaviour:
         assert behaviour.fill(dataset) == dataset.num_events
         recommender.parts = Parts(behaviour=behaviour)
         moments = dataset.times[rows.ends[index]].tolist()
