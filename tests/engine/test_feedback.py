@@ -10,13 +10,12 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from sidera.batch import Reads
+from hand_made import read_log
 from sidera.catalog.build import build_catalog
 from sidera.catalog.config import CatalogConfig
 from sidera.core import InputError, Request
 from sidera.data.batches import eval_batches
 from sidera.data.config import DataConfig, View, make_views
-from sidera.data.reading import Reading
 from sidera.data.tiny import tiny_exposures
 from sidera.engine.recommender import Recommender
 from sidera.models import build_model, parse_model
@@ -63,7 +62,7 @@ def request_of(view: View, row: int, **changes: Any) -> Request:
 def test_a_request_is_read_as_evaluation_reads_it(name: str, views: tuple[View, View]) -> None:
     model = recommender(name, views)
     view = views[0] if model.reads.feedback else views[1]
-    ((index, batch),) = eval_batches(model.read_log(view.dataset), view.split.test, 100)
+    ((index, batch),) = eval_batches(model.read_log(view.dataset), view.split.test, 100, whole=True)
     expected = model.rank(batch, 6)
     answers = model.recommend([request_of(views[0], row) for row in index])
     for place, answer in enumerate(answers):
@@ -96,8 +95,7 @@ def test_bad_feedback_is_named(views: tuple[View, View]) -> None:
         model.recommend([request_of(views[0], 0, times=[3])])
     with pytest.raises(InputError, match="not in the order of its times"):
         model.recommend([request_of(views[0], 0, times=request_of(views[0], 0).times[::-1])])  # type: ignore[index]
-    plain = Reading(views[0].schema, model.catalog.items, Reads(100)).over(views[0].dataset)
-    bare = next(iter(eval_batches(plain, views[0].split.test, 100)))[1]
+    bare = next(iter(eval_batches(read_log(views[0].dataset, 100), views[0].split.test, 100)))[1]
     with pytest.raises(InputError, match="no feedback column"):
         model.rank(bare, 3)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.hand_made import hand_made
 
 import sidera
+from hand_made import hand_made
 from sidera import artifacts
 from sidera.artifacts import Manifest, save_tensors, writing
 from sidera.catalog.catalog import Catalog
@@ -237,6 +237,16 @@ def test_a_device_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     check_device("cuda:1")
     with pytest.raises(InputError, match="device 'cuda:2' is not here; allowed: cuda:0 to cuda:1"):
         check_device("cuda:2")
+
+
+def test_newest_cuts_and_keeps_times() -> None:
+    batch = hand_made(torch.arange(8), torch.tensor([0, 5, 6, 8]), times=torch.arange(8) * 10)
+    cut = batch.newest(2)
+    assert cut.item_ids.tolist() == [3, 4, 5, 6, 7]
+    assert cut.events.offsets.tolist() == [0, 2, 3, 5]
+    assert cut.events.times is not None
+    assert cut.events.times.tolist() == [30, 40, 50, 60, 70]
+    assert batch.newest(5) is batch
 
 
 # -- folders that cannot be opened -----------------------------------------------------------------------------------
