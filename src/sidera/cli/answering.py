@@ -26,11 +26,11 @@ def recommend_verb(arguments: Arguments) -> dict[str, Any]:
         console.warn("nothing of the history is known: the most popular items follow")
     if len(answer.item_keys) < arguments.k:
         console.warn(f"only {len(answer.item_keys)} items can be answered (k = {arguments.k})")
-    found = list(zip(answer.item_keys, answer.scores, answer.titles, strict=True))
-    for key, score, title in found:
+    rows = list(zip(answer.item_keys, answer.scores, answer.titles, strict=True))
+    for key, score, title in rows:
         console.result(f"{key}\t{score:.4f}\t{title or ''}")
     return {
-        "items": [{"item": key, "score": score, "title": title} for key, score, title in found],
+        "items": [{"item": key, "score": score, "title": title} for key, score, title in rows],
         "cold_start": answer.cold_start,
         "unknown": answer.unknown,
         "unread": answer.unread,

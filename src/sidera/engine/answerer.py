@@ -84,9 +84,8 @@ class Answerer:
                 f"the catalogue holds no item {history.unknown[0]!r}",
                 allowed=f"one of its {catalog.num_items} item ids",
             )
-        known = catalog.ids_by_key  # what the catalogue does not hold is not answered anyway
-        excluded = [known[key] for key in request.exclude if key in known]
-        return _Asked(request, history, excluded + history.seen_ids)
+        excluded = catalog.find_ids(request.exclude)  # what the catalogue does not hold is not answered anyway
+        return _Asked(request, history, excluded[excluded >= 0].tolist() + history.seen_ids)
 
     def _ranked(self, asked: Sequence[_Asked]) -> Iterable[_Row]:
         """A group of requests through the pipeline."""

@@ -27,7 +27,7 @@ from sidera.decode.beam import Jagged
 from sidera.decode.free import free_beam
 from sidera.engine.answerer import Answerer
 from sidera.engine.exposures import ExposureWriter
-from sidera.engine.histories import Behaviour, item_table
+from sidera.engine.histories import Behaviour
 from sidera.engine.pipeline import Candidates, Pipeline, Query
 from sidera.engine.requests import requests_of
 from sidera.engine.rollouts import RolloutMode, roll_out, sid_log_probs
@@ -36,7 +36,7 @@ from sidera.engine.serving import Parts, ServeConfig, open_parts
 from sidera.engine.snapshot import Snapshot
 from sidera.ops import jagged
 from sidera.roles import Rollout
-from sidera.store.log_events import LogRepresentatives
+from sidera.store.log_representatives import LogRepresentatives
 
 DEFAULT_BEAM = 50  # beams of a generator that was not opened from a run folder
 MAX_BATCH = 256  # histories answered in one pass; bounds memory, not results
@@ -144,7 +144,7 @@ class Recommender:
         """
         if self._log is None or self._log.dataset is not dataset:
             catalog, config = self.catalog, self.reads.lifelong
-            known = LogRepresentatives(dataset, catalog.schema, item_table(catalog), config) if config else None
+            known = LogRepresentatives(dataset, catalog.schema, catalog.item_vectors, config) if config else None
             self._log = self.reading.over(dataset, known)
         return self._log
 

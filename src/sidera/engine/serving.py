@@ -60,7 +60,7 @@ class Parts:
         with ExitStack() as closing:
             if self.behaviour is not None:
                 closing.callback(self.behaviour.close)
-                closing.callback(self.behaviour.store.snapshot)
+                closing.callback(self.behaviour.snapshot)
             if self.exposures is not None:
                 closing.callback(self.exposures.close)
 
@@ -78,7 +78,7 @@ def open_parts(run: Path, config: ServeConfig, snapshot: Snapshot) -> Parts:
     with ExitStack() as opened:
         behaviour = writer = None
         if config.store:
-            behaviour = opened.enter_context(open_behaviour(config.store, catalog, snapshot.reads.lifelong))
+            behaviour = opened.enter_context(open_behaviour(config.store, catalog))
             if config.fill and not behaviour.store.num_users:
                 why, fix = "how its data folder is read", "run the recipe again, or send the events"
                 section = section_of_run(run, "data", why, fix)
