@@ -47,6 +47,7 @@ class ItemKNN(nn.Module):
 
     trains_on = "counts"
     reads_codes = False
+    reads_late_items = False  # nothing was counted of them
     neighbour_ids: Tensor  # (N, neighbours)
     similarity: Tensor  # (N, neighbours), 0 where there are fewer
 

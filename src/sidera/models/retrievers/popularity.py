@@ -30,6 +30,7 @@ class Popularity(nn.Module):
 
     trains_on = "nothing"
     reads_codes = False
+    reads_late_items = False  # nothing was counted of them
     counts: Tensor  # (N,)
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
