@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,10 @@ class Manifest:
 
 
 @contextlib.contextmanager
-def writing(path: str | Path, manifest: Manifest) -> Iterator[Path]:
+def writing(path: str | Path, manifest: Manifest | Callable[[], Manifest]) -> Iterator[Path]:
     """Yield an empty folder to write into; on leaving without an error it becomes ``path``, with its manifest.
 
+    A function is asked for the manifest once everything else is written.
     InputError when something is at ``path`` that is not ours to replace.
     """
     path = Path(os.path.realpath(path))  # behind a link the folder is replaced, not the link
@@ -71,9 +72,10 @@ def writing(path: str | Path, manifest: Manifest) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
     try:
         yield staging
+        made = manifest() if callable(manifest) else manifest
         inner = sorted(staging.rglob("*"))
         files = {file.relative_to(staging).as_posix(): _sha256(file) for file in inner if file.is_file()}
-        record = {**manifest.__dict__, "files": files}
+        record = {**made.__dict__, "files": files}
         text = json.dumps({**record, "seal": _seal(record)}, indent=2, sort_keys=True) + "\n"
         if len(text) > MAX_MANIFEST_BYTES:  # rather than an artifact that nobody can open
             raise InputError(f"the manifest of {path} takes {len(text):,} bytes", allowed=f"{MAX_MANIFEST_BYTES:,}")

@@ -124,9 +124,9 @@ def test_a_click_reward_hacks_clicks_and_a_frozen_reward_is_over_optimised() -> 
     Clicks alone: the reward rises, true utility does not. The fused reward lifts utility as long as next tokens hold
     the policy; without them its reward is the best of all, and utility falls below that of the policy it began with.
     """
-    from sidera.sim.compare import compare
+    from sidera.lab.differences import compare
+    from sidera.lab.trial import prepare, run_policy
     from sidera.sim.config import world_config
-    from sidera.sim.online import prepare, run_policy
     from sidera.sim.world import World
 
     seed = 0

@@ -51,7 +51,7 @@ from sidera.engine.recommender import RUN_RECIPE, Recommender
 from sidera.engine.reranker import FOLDER, KIND, load_ranker, save_ranker
 from sidera.models.rankers.pscore import PScore
 from sidera.stage import stage
-from sidera.store.exposures import ExposureLog, events_of
+from sidera.store.exposures import ExposureLog, as_dataset_events
 from sidera.train.ranker import FIT, RANKER_SHARES, fit_ranker
 from sidera.train.recipe import Recipe
 from sidera.train.run_lock import one_writer
@@ -195,7 +195,7 @@ def _started(
 def _grown(view: View, recipe: AlignRecipe, path: str | Path, catalog: Catalog, say: Say) -> View:
     """The log with one's own exposures behind it."""
     log = ExposureLog.open(path, codebook_id=catalog.codebook_id, num_levels=catalog.num_levels, must_exist=True)
-    events = events_of(log.read())
+    events = as_dataset_events(log.read())
     found = extended(view, recipe.base.data, events)
     more = found.dataset.num_events - view.dataset.num_events
     left = f" ({events.num_rows - more:,} of unknown users or items left out)" if more < events.num_rows else ""
