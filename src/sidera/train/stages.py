@@ -45,6 +45,7 @@ from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.ops.allocator import release_memory
 from sidera.ops.processor import emulates_bf16
 from sidera.ops.threads import given_threads, num_threads, usable_threads
+from sidera.stage import stage
 from sidera.train.baselines import baselines
 from sidera.train.recipe import Recipe
 from sidera.train.run_lock import one_writer
@@ -115,15 +116,15 @@ def catalog_stage(recipe: Recipe, prepared: Prepared, out: Path, say: Say = say_
     if distributed.rank() > 0:  # one process of a torchrun builds it, the others read it
         distributed.barrier()
         return Catalog.load(path)
-    catalog = _catalog(config, prepared, path, wanted, say)
+    catalog = stage(
+        path, "catalog", wanted, lambda wanted: _catalog(config, prepared, path, wanted, say),
+        lambda: Catalog.load(path), reused=lambda: say(f"catalog: reused ({path})"),
+    )  # fmt: skip
     distributed.barrier()
     return catalog
 
 
 def _catalog(config: CatalogConfig, prepared: Prepared, path: Path, wanted: str, say: Say) -> Catalog:
-    if artifacts.is_current(path, "catalog", wanted):
-        say(f"catalog: reused ({path})")
-        return Catalog.load(path)
     view, begun = prepared.positives, (time.perf_counter(), time.process_time())
     with num_threads(given_threads(usable_threads())):
         catalog, report = build_catalog(
