@@ -21,7 +21,7 @@ from sidera.data.config import make_views
 from sidera.data.dataset import Dataset
 from sidera.data.reading import LogReading
 from sidera.data.schema import build_dataset
-from sidera.engine.histories import lifelong_of_events, open_behaviour
+from sidera.engine.histories import open_behaviour
 from sidera.engine.recommender import Recommender
 from sidera.train.recipe import Recipe
 from sidera.train.stages import prepare, run
@@ -99,8 +99,7 @@ def test_representatives_hold_what_the_newest_events_do_not(data: Path, trained:
 
 def test_training_evaluation_and_store_read_the_same(data: Path, trained: Path, tmp_path: Path) -> None:
     recommender = Recommender.load(trained)
-    config = recommender.reads.lifelong
-    assert config == recipe(**REPRESENTATIVES).model_config.lifelong_config()
+    assert recommender.reads.lifelong == recipe(**REPRESENTATIVES).model_config.lifelong_config()
     prepared = prepare(recipe(**REPRESENTATIVES), data, lambda _: None)
     dataset, rows = prepared.dataset, prepared.split.test.take(np.arange(12))
     ((index, batch),) = eval_batches(recommender.read_log(dataset), rows, 10**6, whole=True)
@@ -108,9 +107,9 @@ def test_training_evaluation_and_store_read_the_same(data: Path, trained: Path, 
     assert int(batch.lifelong.counts.max()) > 1
     # whole histories without representatives: found on the way
     plain = replace(batch, lifelong=None, targets=None)
-    again = lifelong_of_events(replace(plain.events, items=plain.item_ids), recommender.catalog, config)
-    assert torch.equal(again.items, batch.items.ids[batch.lifelong.items])
-    for name in ("offsets", "counts", "times"):
+    assert recommender.reads.lifelong is not None
+    again = recommender.reading.cut(plain).lifelong
+    for name in ("items", "offsets", "counts", "times"):
         assert torch.equal(getattr(again, name), getattr(batch.lifelong, name))
     expected = recommender.rank(replace(batch, targets=None), 3)
     assert torch.equal(recommender.rank(plain, 3).item_ids, expected.item_ids)
