@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sidera.batch import Batch
 from sidera.core import InputError
+from sidera.fit.protocols import restore, states
 from sidera.models.rankers.pscore import PScore
 
 FLAT = 1e-7  # a spread inside every group below this tells no item from another
@@ -54,7 +55,7 @@ class Reward(Protocol):
 class NetworkReward:
     """What a trained P-Score says: its fused score, one tower, or a weighted sum of several.
 
-    One tower alone is the textbook way to be hacked (docs/alignment.md); it is allowed, since that has to be shown.
+    One tower alone is the textbook way to be hacked (docs/understand/alignment.md); it is allowed to show that.
     """
 
     def __init__(self, network: PScore, weights: Mapping[str, float] | None = None) -> None:
@@ -97,6 +98,14 @@ class Together:
             parts[name] = found.total
             parts |= {f"{name}/{part}": values for part, values in found.parts.items() if len(found.parts) > 1}
         return Rewards(total, parts)
+
+    def state(self) -> Mapping[str, Any]:
+        """The counters, and what the members keep."""
+        return {"flat_for": dict(self.flat_for), **states({name: member for name, (_, member) in self.members.items()})}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.flat_for = dict(state["flat_for"])
+        restore({name: member for name, (_, member) in self.members.items()}, state)
 
     def _checked(self, name: str, reward: Reward, asked: RewardBatch) -> Rewards:
         try:

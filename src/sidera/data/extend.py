@@ -24,7 +24,7 @@ UNKNOWN = "exposures_of_unknown_users_or_items"  # in the notes
 
 
 def extended(view: View, config: DataConfig, events: pa.Table) -> View:
-    """The view with more events (columns ``user``, ``item``, ``time`` and feedback), split anew as ``config`` says.
+    """The view with more events (columns ``user``, ``item``, ``time`` and feedback), split again as ``config`` says.
 
     InputError when a column that models read is missing or unknown in a row, or when nothing is left.
     """

@@ -86,7 +86,7 @@ class Behaviour:
     ) -> None:
         """``folder``: where representatives are saved with a snapshot; None: they are made again after a start."""
         self.store, self.catalog, self.folder, self.now = store, catalog, folder, now
-        self._ids = CatalogIds(store, catalog.ids_by_key)
+        self._ids = CatalogIds(store, catalog.find_ids)
         self._views: dict[LifelongConfig, StoreRepresentatives] = {}
         self._lock = threading.Lock()
 
@@ -112,7 +112,8 @@ class Behaviour:
             raise InputError(f"{when.size} times for {len(item_keys)} events", allowed="one each")
         if when.size and when.dtype.kind not in "iu":
             raise InputError(f"times are {when.dtype}", allowed="whole numbers: unix seconds")
-        unknown = tuple(dict.fromkeys(key for key in item_keys if key not in self.catalog.ids_by_key))
+        missing = self.catalog.find_ids(item_keys) < 0
+        unknown = tuple(dict.fromkeys(key for key, lost in zip(item_keys, missing.tolist(), strict=True) if lost))
         if unknown and refuse_unknown:
             self.catalog.ids_of(unknown)
         latest = int(self.now()) + MAX_AHEAD
@@ -185,7 +186,7 @@ class Behaviour:
     def set_catalog(self, catalog: Catalog) -> None:
         """Read with another catalogue from now on; InputError when events have other columns there."""
         _check_columns(_columns(self.catalog), _columns(catalog), "the store")
-        ids = CatalogIds(self.store, catalog.ids_by_key)
+        ids = CatalogIds(self.store, catalog.find_ids)
         with self._lock:
             for view in self._views.values():
                 view.set_items(_items(catalog))
@@ -236,7 +237,7 @@ def open_behaviour(path: str | Path, catalog: Catalog, *, sync: bool = True) -> 
 
 
 def _items(catalog: Catalog) -> CatalogItems:
-    return CatalogItems.of(catalog.item_keys.tolist(), catalog.ids_by_key, catalog.item_vectors)
+    return CatalogItems.of(catalog.item_keys.tolist(), catalog.find_ids, catalog.item_vectors)
 
 
 def _columns(catalog: Catalog) -> dict[str, list[str]]:

@@ -25,8 +25,6 @@ from sidera.data.representatives import lifelong_of
 from sidera.engine.histories import Behaviour, KnownHistory
 from sidera.store.log_representatives import read_whole
 
-UNKNOWN = -1  # in place of an item that the catalogue does not hold
-
 
 @dataclass(frozen=True)
 class ReadHistory:
@@ -58,7 +56,7 @@ class RequestReader:
         wrong with it."""
         if request.user is not None:
             return self._of_user(request, request.user)
-        known, schema, number = self.catalog.ids_by_key, self.catalog.schema, len(request.history)
+        schema, number = self.catalog.schema, len(request.history)
         feedback: dict[str, np.ndarray] = {}
         if request.feedback or self.reading.reads.feedback:
             feedback = schema.complete(request.feedback, number)
@@ -67,8 +65,8 @@ class RequestReader:
             raise InputError(f"the request has {times.size} times for {number} events", allowed="one each, or none")
         if (np.diff(times) < 0).any():
             raise InputError("the history is not in the order of its times", allowed="oldest event first")
-        item_ids = np.array([known.get(key, UNKNOWN) for key in request.history], dtype=np.int64)
-        missing = tuple(key for key in request.history if key not in known)
+        item_ids = self.catalog.find_ids(request.history)
+        missing = tuple(key for key, item in zip(request.history, item_ids.tolist(), strict=True) if item < 0)
         return self._readable(request, KnownHistory(item_ids, times, feedback, None), missing)
 
     def batch(self, histories: Sequence[ReadHistory]) -> Batch:
