@@ -109,7 +109,7 @@ def serve_arms(seed: int, arms: Mapping[str, Arm], against: Sequence[str], quick
     }
     if "sasrec" in opened:
         policies["random"] = lambda world: RandomPolicy(world.config.num_items)
-        policies["popularity"] = lambda world: PopularityPolicy(opened["sasrec"].catalog.popularity)
+        policies["popularity"] = lambda world: PopularityPolicy(np.asarray(opened["sasrec"].catalog.popularity))
         policies["oracle"] = lambda world: OraclePolicy("utility")
     found = online("easy", seed, policies, audience)
     outcome: dict[str, Any] = {"means": levels(found)}

@@ -15,9 +15,9 @@ from tiny_world import FUSED, LOG_DAYS, SMALL, Served, TableReward, Tiny, tiny
 
 from sidera.align.config import AlignConfig
 from sidera.align.gates import Gates
-from sidera.align.loop import AlignResult, align
 from sidera.align.objectives import SURROGATES, group_advantages, policy_loss
 from sidera.align.sources import exposures, next_tokens
+from sidera.align.training import AlignResult, align
 from sidera.decode.sample import masked_log_probs
 from sidera.engine.recommender import Recommender
 

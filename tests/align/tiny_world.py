@@ -17,9 +17,9 @@ import torch
 
 from hand_made import hand_made
 from sidera.align.diagnostics import Probe, make_probe
-from sidera.align.loop import engine_for
 from sidera.align.rewards import RewardBatch, Rewards
 from sidera.align.sources import next_tokens
+from sidera.align.training import engine_for
 from sidera.catalog.build import build_catalog
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig

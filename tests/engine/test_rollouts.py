@@ -6,6 +6,7 @@ import threading
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,7 +40,7 @@ def test_a_rollout_says_what_was_written_and_by_whom(recommender: Recommender, m
     assert rollout.policy_version == recommender.version != ""
     assert (rollout.mode, rollout.items_version) == (mode, recommender.catalog.items_version)
     assert rollout.legal_mask.all()
-    codes = torch.tensor(recommender.catalog.codes).long()
+    codes = torch.tensor(np.asarray(recommender.catalog.codes)).long()
     assert torch.equal(codes[rollout.item_ids], rollout.sids)
     again = recommender.sid_log_probs(BATCH, rollout.sids, mode=mode)
     torch.testing.assert_close(again, rollout.log_probs, rtol=1e-4, atol=1e-4)

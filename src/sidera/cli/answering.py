@@ -75,7 +75,7 @@ def serve_verb(arguments: Arguments) -> None:
         with contextlib.suppress(KeyboardInterrupt):  # the way to stop it, no failure
             serve(recommender, arguments.host, arguments.port)
         if recommender.behaviour is not None:
-            recommender.behaviour.store.snapshot()  # the next start reads it instead of all events
+            recommender.behaviour.snapshot()  # the next start reads it instead of all events
 
 
 def _open_store(recommender: Recommender, arguments: Arguments) -> Behaviour:
@@ -84,7 +84,7 @@ def _open_store(recommender: Recommender, arguments: Arguments) -> Behaviour:
     from sidera.engine.histories import open_behaviour
     from sidera.train.recipe import Recipe
 
-    behaviour = open_behaviour(arguments.store, recommender.catalog, recommender.reads.lifelong)
+    behaviour = open_behaviour(arguments.store, recommender.catalog)
     recommender.behaviour = behaviour
     try:
         if arguments.fill and not behaviour.store.num_users:

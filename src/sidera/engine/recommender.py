@@ -37,7 +37,7 @@ from sidera.decode.dense import target_ties, top_items
 from sidera.decode.free import free_beam
 from sidera.decode.session import rank_by_lists
 from sidera.engine.exposures import ExposureWriter, exposure_columns
-from sidera.engine.histories import Behaviour, item_table, lifelong_of_events
+from sidera.engine.histories import Behaviour, lifelong_of_events
 from sidera.engine.quota import Quota
 from sidera.engine.requests import ReadHistory, RequestReader, requests_of
 from sidera.engine.reranker import Reranker
@@ -47,7 +47,7 @@ from sidera.models.saved import saved_model
 from sidera.ops.jagged import Jagged, jagged_rows
 from sidera.ops.weights import check_weights
 from sidera.roles import Generator, Rollout, Scorer, SessionGenerator
-from sidera.store.log_events import LogRepresentatives
+from sidera.store.log_representatives import LogRepresentatives
 
 Exclusion = tuple[Tensor, Tensor]  # jagged item ids and offsets
 DEFAULT_BEAM = 50  # beams of a generator that was not opened from a run folder
@@ -289,7 +289,7 @@ class Recommender:
         if self._log is None or self._log.dataset is not dataset:
             reading, catalog = self.reading, self.catalog
             config = reading.reads.lifelong
-            known = LogRepresentatives(dataset, catalog.schema, item_table(catalog), config) if config else None
+            known = LogRepresentatives(dataset, catalog.schema, catalog.item_vectors, config) if config else None
             self._log = reading.over(dataset, known)
         return self._log
 
@@ -340,8 +340,8 @@ class Recommender:
                     f"the catalogue holds no item {history.unknown[0]!r}",
                     allowed=f"one of its {self.catalog.num_items} item ids",
                 )
-            known = self.catalog.ids_by_key  # what the catalogue does not hold is not answered anyway
-            left_out.append([known[key] for key in request.exclude if key in known] + history.seen_ids)
+            banned = self.catalog.find_ids(request.exclude)  # what the catalogue does not hold is not answered anyway
+            left_out.append(banned[banned >= 0].tolist() + history.seen_ids)
             histories.append(history)
         warm = [place for place, history in enumerate(histories) if len(history.item_ids)]
         groups: dict[int, list[int]] = {}  # by beam width: a large k must not change its neighbours' answers

@@ -194,7 +194,7 @@ def _catalogs(catalogs: Mapping[str, Catalog]) -> list[dict[str, Any]]:
         coded = catalog.codes.ndim == 2 and catalog.codes.shape[1] > 0
         sids = len(np.unique(catalog.codes, axis=0)) if coded else 0
         described.append({
-            "figures": [charts.code_usage(title, catalog.codes, catalog.level_sizes)] if coded else [],
+            "figures": [charts.code_usage(title, np.asarray(catalog.codes), catalog.level_sizes)] if coded else [],
             "facts": _facts(catalog.report),
             "note": f"{f'{label}: ' if len(distinct) > 1 else ''}{catalog.num_items:,} items, "
             + (f"{sids:,} distinct semantic IDs of {catalog.num_levels} codes; " if coded else "no codes; ")

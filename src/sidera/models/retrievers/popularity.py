@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +35,7 @@ class Popularity(nn.Module):
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
         self.config, self.reads = config, config.reads
-        self.register_buffer("counts", torch.tensor(catalog.popularity, dtype=torch.float32))
+        self.register_buffer("counts", torch.tensor(np.asarray(catalog.popularity), dtype=torch.float32))
 
     def loss(self, batch: Batch) -> Loss:
         return Loss(self.counts.sum() * 0.0, 1)

@@ -1,4 +1,4 @@
-"""The behaviour store: what models read, the same answers after any crash, threads, and what is refused."""
+"""The embedded store: the same histories after any crash, threads, what is refused, what is erased from the disk."""
 
 from __future__ import annotations
 
@@ -9,85 +9,54 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from histories import item_table, stream
+from histories import stream
 
 from sidera import artifacts
 from sidera.core import ArtifactError, InputError
-from sidera.store.behaviour import BehaviourStore, Pathways, StoreConfig
-from sidera.store.events import COLUMNS, Events, ItemTable, concatenate
-from sidera.store.lifelong import LifelongConfig, LifelongHistory
+from sidera.store.embedded import EmbeddedStore, StoreConfig
+from sidera.store.events import COLUMNS, Events, concatenate
+from sidera.store.item_keys import ItemKeys
 from sidera.store.record_log import RecordLog, cut, read_records
 
-SMALL = StoreConfig(
-    num_shards=2,
-    num_short=5,
-    num_positive=8,
-    positive_labels=0b10,
-    sync=False,
-    lifelong=LifelongConfig(max_events=300, max_representatives=30, leaf_size=20),
-)
+SMALL = StoreConfig(num_shards=2, max_events=300, sync=False)
+KEYS = [f"item {number}" for number in range(300)]
 
 
-def opened(path: Path, **changes: object) -> BehaviourStore:
-    return BehaviourStore(path, item_table(), StoreConfig(**{**vars(SMALL), **changes}))  # type: ignore[arg-type]
+def opened(path: Path, **changes: object) -> EmbeddedStore:
+    store = EmbeddedStore(path, StoreConfig(**{**vars(SMALL), **changes}))  # type: ignore[arg-type]
+    store.numbers_of(KEYS)
+    return store
 
 
-def alike(a: Pathways, b: Pathways) -> bool:
-    return (a.num_events, a.num_evicted) == (b.num_events, b.num_evicted) and all(
-        np.array_equal(getattr(mine, name), getattr(other, name))
-        for mine, other in ((a.short, b.short), (a.positive, b.positive), (a.lifelong, b.lifelong))
-        for name in vars(mine)
-    )
+def held(store: EmbeddedStore, user: str) -> tuple[int, bytes]:
+    """All that the store says of a user: in order of arrival."""
+    first, events = store.arrivals(user)
+    return first, b"".join(getattr(events, name).tobytes() for name in COLUMNS)
 
 
-def write_some(store: BehaviourStore, rounds: int = 30, seed: int = 0) -> None:
+def write_some(store: EmbeddedStore, rounds: int = 30, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     for number in range(rounds):
         user = f"u{rng.integers(4)}"
         store.append(user, stream(int(rng.integers(1, 40)), start=1_000_000 + 1000 * number, seed=number + seed))
 
 
-def test_pathways_are_the_newest_events_the_newest_positives_and_the_tokens(tmp_path: Path) -> None:
+def test_the_oldest_leave_first_and_are_counted(tmp_path: Path) -> None:
+    parts = [stream(size, start=1000 * number, seed=number) for number, size in enumerate((250, 90, 700, 5))]
     with opened(tmp_path / "s") as store:
-        parts = [stream(50, start=1000 * (number + 1), seed=number) for number in range(5)]
-        for part in parts:
+        for number, part in enumerate(parts):
             store.append("a", part)
-        every, paths = concatenate(parts), store.read("a")
-        history = LifelongHistory(item_table(), SMALL.lifelong)
-        for part in parts:
-            history.append(part)
-        assert paths.short.item_ids.tolist() == every.item_ids[-5:].tolist()
-        positive = every.take((every.labels & 0b10) > 0)
-        for name in COLUMNS:
-            assert np.array_equal(getattr(paths.positive, name), getattr(positive, name)[-8:])
-        assert np.array_equal(paths.lifelong.item_ids, history.representatives().item_ids)
-        assert (paths.num_events, paths.num_evicted) == (250, 0)
-        store.append("a", stream(90, start=10_000, seed=7))
-        assert (store.read("a").num_events, store.read("a").num_evicted) == (300, 40)
-
-
-def test_a_moment_sees_only_what_was_before_it(tmp_path: Path) -> None:
+            every = concatenate(parts[: number + 1])
+            first, kept = store.arrivals("a")
+            assert first == max(0, len(every) - 300)
+            assert np.array_equal(kept.times, every.times[-300:])
+            assert len(store.arrivals("a", first + 290)[1]) == len(kept) - 290 if len(kept) > 290 else True
+        store.snapshot()
+        before = held(store, "a")
     with opened(tmp_path / "s") as store:
-        store.append("a", stream(120, start=1000))
-        store.append("a", stream(120, start=50_000, seed=1))
-        with opened(tmp_path / "early") as early:
-            early.append("a", stream(120, start=1000))
-            then, alone = store.read("a", as_of=50_000), early.read("a")
-        for name in COLUMNS:
-            assert np.array_equal(getattr(then.short, name), getattr(alone.short, name))
-            assert np.array_equal(getattr(then.positive, name), getattr(alone.positive, name))
-        assert then.num_events == then.lifelong.counts.sum() == 120
-        assert then.lifelong.times.max() < 50_000
-        first = int(stream(120, start=1000).times[0])
-        for moment in (first, 0):
-            assert store.read("a", as_of=moment).num_events == len(store.read("a", as_of=moment).lifelong) == 0
-
-
-def test_an_unknown_user_has_empty_pathways(tmp_path: Path) -> None:
-    with opened(tmp_path / "s") as store:
-        paths = store.read("nobody")
-        assert (len(paths.short), len(paths.positive), len(paths.lifelong), paths.num_events) == (0, 0, 0, 0)
-        assert store.users() == []
+        assert held(store, "a") == before
+        store.append("a", stream(20, start=9000))
+        assert store.arrivals("a")[0] == 1045 + 20 - 300
 
 
 @pytest.mark.parametrize("snapshots", [(), (30,), (10, 20)])
@@ -102,34 +71,34 @@ def test_reopened_it_answers_and_grows_as_before(tmp_path: Path, snapshots: tupl
     with opened(tmp_path / "s") as again:
         assert again.users() == kept.users() == ["u0", "u1", "u2", "u3"]
         assert again.torn_bytes == 0
-        assert all(alike(again.read(user), kept.read(user)) for user in kept.users())
+        assert all(held(again, user) == held(kept, user) for user in kept.users())
         write_some(again, 20, seed=99)
         write_some(kept, 20, seed=99)
-        assert all(alike(again.read(user), kept.read(user)) for user in kept.users())
+        assert all(held(again, user) == held(kept, user) for user in kept.users())
     kept.close()
 
 
 def test_cut_anywhere_the_log_gives_back_what_was_whole(tmp_path: Path) -> None:
     """A crash can leave any prefix of the last record: every prefix of the file is opened."""
     with opened(tmp_path / "s", num_shards=1) as store:
-        answers, ends = [store.read("a")], [0]
+        answers, ends = [held(store, "a")], [0]
         (log,) = (tmp_path / "s" / "shard-0000").glob("log-*")
         for number in range(4):
             store.append("a", stream(2, start=1000 * (number + 1), seed=number))
-            answers.append(store.read("a"))
+            answers.append(held(store, "a"))
             ends.append(log.stat().st_size)
     whole = log.read_bytes()
     for length in range(len(whole) + 1):
         log.write_bytes(whole[:length])
         with opened(tmp_path / "s", num_shards=1) as store:
             number = max(n for n, end in enumerate(ends) if end <= length)
-            assert alike(store.read("a"), answers[number])
+            assert held(store, "a") == answers[number]
             assert store.torn_bytes == length - ends[number]
             assert log.stat().st_size == ends[number]  # cut off, so that the next record is not buried
     log.write_bytes(whole[: ends[2]] + bytes(100))  # blocks that were given out and never filled
     with opened(tmp_path / "s", num_shards=1) as store:
         assert store.torn_bytes == 100
-        assert alike(store.read("a"), answers[2])
+        assert held(store, "a") == answers[2]
 
 
 def test_an_edited_log_is_refused(tmp_path: Path) -> None:
@@ -158,23 +127,23 @@ def test_a_crash_inside_a_snapshot_loses_nothing(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(Path, "unlink", lambda *a, **k: (_ for _ in ()).throw(OSError("pulled")))
     with pytest.raises(OSError, match=r"no space|pulled"):
         store.snapshot()
-    answers = {user: store.read(user) for user in store.users()}
+    answers = {user: held(store, user) for user in store.users()}
     shutil.copytree(tmp_path / "s", tmp_path / "after")  # what a process finds that starts now
     monkeypatch.undo()
     with opened(tmp_path / "after") as again:
-        assert all(alike(again.read(user), paths) for user, paths in answers.items())
+        assert all(held(again, user) == paths for user, paths in answers.items())
         write_some(again, 5, seed=80)
         write_some(store, 5, seed=80)
         again.snapshot()
         store.snapshot()
-        assert all(alike(again.read(user), store.read(user)) for user in answers)
+        assert all(held(again, user) == held(store, user) for user in answers)
     store.close()
 
 
 def test_a_disk_that_takes_nothing_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(tmp_path / "s", num_shards=1) as store:
         store.append("a", stream(3))
-        before = store.read("a")
+        before = held(store, "a")
         real, calls = os.write, []
 
         def half(handle: int, data: memoryview) -> int:
@@ -187,11 +156,11 @@ def test_a_disk_that_takes_nothing_changes_nothing(tmp_path: Path, monkeypatch: 
         with pytest.raises(OSError, match="no space"):
             store.append("a", stream(3, start=2_000_000))
         monkeypatch.undo()
-        assert alike(store.read("a"), before)
+        assert held(store, "a") == before
         store.append("a", stream(4, start=3_000_000))
-        after = store.read("a")
+        after = held(store, "a")
     with opened(tmp_path / "s", num_shards=1) as store:
-        assert (store.torn_bytes, alike(store.read("a"), after)) == (0, True)
+        assert (store.torn_bytes, held(store, "a") == after) == (0, True)
 
 
 def test_threads_lose_no_event(tmp_path: Path) -> None:
@@ -203,8 +172,7 @@ def test_threads_lose_no_event(tmp_path: Path) -> None:
                 for number in range(25):
                     store.append("shared", stream(2, start=1000 * number, seed=name))
                     store.append(f"own{name}", stream(3, start=1000 * number, seed=number))
-                    paths = store.read("shared")
-                    assert paths.lifelong.counts.sum() == paths.num_events
+                    assert len(store.history(f"own{name}")) == 3 * number + 3  # type: ignore[arg-type]
                     if number % 10 == 9:
                         store.snapshot()
             except BaseException as error:
@@ -216,33 +184,72 @@ def test_threads_lose_no_event(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
         assert failures == []
-        assert store.read("shared").num_events == 200
-        answers = {user: store.read(user) for user in store.users()}
-        assert all(answers[f"own{name}"].num_events == 75 for name in range(4))
+        assert len(store.arrivals("shared")[1]) == 200
+        answers = {user: held(store, user) for user in store.users()}
+        assert all(len(store.arrivals(f"own{name}")[1]) == 75 for name in range(4))
     with opened(tmp_path / "s") as store:
-        assert all(alike(store.read(user), paths) for user, paths in answers.items())
+        assert all(held(store, user) == paths for user, paths in answers.items())
 
 
-def test_new_items_can_come(tmp_path: Path) -> None:
-    old = item_table()
-    longer = ItemTable.of(np.concatenate([old.vectors, np.ones((2, 8))]))
+def test_keys_are_cut_where_a_crash_tore_them(tmp_path: Path) -> None:
+    """Every prefix of the file of keys is opened: whole calls are there, and numbers go on behind them."""
+    calls = (["a", "b"], ["c"], ["d", "e", "é"])
+    keys, ends = ItemKeys(tmp_path / "k"), [0]
+    for call in calls:
+        keys.numbers_of(call)
+        ends.append((tmp_path / "k").stat().st_size)
+    keys.close()
+    whole = (tmp_path / "k").read_bytes()
+    for length in range(len(whole) + 1):
+        (tmp_path / "k").write_bytes(whole[:length])
+        keys = ItemKeys(tmp_path / "k")
+        number = max(n for n, end in enumerate(ends) if end <= length)
+        assert keys.from_number(0) == [key for call in calls[:number] for key in call]
+        assert keys.torn_bytes == length - ends[number]
+        assert keys.numbers_of(["z"]).tolist() == [len(keys) - 1]
+        keys.close()
+    (tmp_path / "k").write_bytes(whole + whole[: ends[1]])
+    with pytest.raises(ArtifactError, match="holds a key twice"):
+        ItemKeys(tmp_path / "k")
+
+
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_events_without_their_keys_are_refused(tmp_path: Path, snapshot: bool) -> None:
+    with EmbeddedStore(tmp_path / "s", SMALL) as store:
+        store.append("a", Events.of(store.numbers_of(["one", "two"]), [1, 2]))
+        if snapshot:
+            store.snapshot()
+    (tmp_path / "s" / "item-keys").unlink()
+    with pytest.raises(ArtifactError, match="an event whose item has no key"):
+        EmbeddedStore(tmp_path / "s", SMALL)
+
+
+def test_an_erased_user_is_on_no_file(tmp_path: Path) -> None:
     with opened(tmp_path / "s") as store:
-        store.append("a", stream(60))
-        with pytest.raises(InputError, match=r"item 301.*allowed: items 0\.\.299"):
-            store.append("a", Events.of([301], [9_000_000]))
-        assert store.read("a").num_events == 60
-        store.set_items(longer)
-        store.append("a", Events.of([301], [9_000_000]))
-        store.append("new", Events.of([300], [9_000_000]))
-        store.snapshot()
-        answer = store.read("a")
-    with BehaviourStore(tmp_path / "s", longer, SMALL) as store:
-        assert alike(store.read("a"), answer)
-    with pytest.raises(InputError, match="of item 301"):
-        opened(tmp_path / "s")
-    other = ItemTable.of(np.concatenate([item_table(seed=5).vectors, np.ones((2, 8))]))
-    with pytest.raises(ArtifactError, match="other vectors"):
-        BehaviourStore(tmp_path / "s", other, SMALL)
+        for user in ("secret-ann", "bob"):
+            store.append(user, stream(5))
+            store.snapshot()
+            store.append(user, stream(5, start=2_000_000))
+        bob = held(store, "bob")
+        assert store.erase("secret-ann")
+        files = [file.read_bytes() for file in (tmp_path / "s").rglob("*") if file.is_file()]
+        assert not any(b"secret-ann" in content for content in files)
+        assert any(b"bob" in content for content in files)
+    with opened(tmp_path / "s") as store:
+        assert store.users() == ["bob"]
+        assert held(store, "bob") == bob
+
+
+def test_a_crash_inside_erasing_leaves_the_user_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened(tmp_path / "s")
+    store.append("ann", stream(5))
+    monkeypatch.setattr(artifacts, "save_tensors", lambda *a, **k: (_ for _ in ()).throw(OSError("no space")))
+    with pytest.raises(OSError, match="no space"):
+        store.erase("ann")
+    store.close()
+    monkeypatch.undo()
+    with opened(tmp_path / "s") as again:
+        assert again.users() == []
 
 
 def test_misuse_is_named(tmp_path: Path) -> None:
@@ -256,11 +263,11 @@ def test_misuse_is_named(tmp_path: Path) -> None:
             store.append(user, stream(1))  # type: ignore[arg-type]
     store.close()
     with pytest.raises(InputError, match="is closed"):
-        store.read("a")
-    with pytest.raises(InputError, match="was made with config"):
-        opened(tmp_path / "s", num_short=6)
-    with pytest.raises(InputError, match="was made with width"):
-        BehaviourStore(tmp_path / "s", item_table(width=4), SMALL)
+        held(store, "a")
+    with pytest.raises(InputError, match="was made with num_shards = 2, not 3"):
+        opened(tmp_path / "s", num_shards=3)
+    with pytest.raises(InputError, match="was made with max_events = 300, not 200"):
+        opened(tmp_path / "s", max_events=200)
     (tmp_path / "s" / "store.json").write_text("{")
     with pytest.raises(ArtifactError, match="damaged"):
         opened(tmp_path / "s")
