@@ -55,7 +55,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_recipe(arguments: Arguments) -> Recipe:
-    from sidera.engine.recommender import check_device
+    from sidera.engine.snapshot import check_device
     from sidera.train.recipe import Recipe
 
     check_device(arguments.device)
