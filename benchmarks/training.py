@@ -34,8 +34,12 @@ def history_lengths() -> tuple[Any, str]:
     import numpy as np
 
     if BEAUTY.exists():
+        from sidera.batch import Reads
         from sidera.data.batches import PrefixRows
         from sidera.data.config import load_dataset, make_split
+        from sidera.data.features import FeatureSchema
+        from sidera.data.items import ItemTable
+        from sidera.data.reading import Reading
 
         dataset = load_dataset(BEAUTY)
         reading = Reading(FeatureSchema(), ItemTable.plain(dataset.num_items), Reads(MAX_HISTORY)).over(dataset)
@@ -49,7 +53,12 @@ def make_batches(num_batches: int, num_items: int, bucketed: bool) -> tuple[list
     """Batches of random items with Beauty's lengths; ``bucketed`` cuts the same rows into batches of like length."""
     import numpy as np
 
+    from sidera.batch import Reads
+    from sidera.data.features import FeatureSchema
+    from sidera.data.items import ItemTable
+    from sidera.data.reading import Reading, Wanted
 
+    reading = Reading(FeatureSchema(), ItemTable.plain(num_items), Reads(MAX_HISTORY))
     rng = np.random.default_rng(SEED)
     lengths, source = history_lengths()
     lengths = rng.choice(lengths, num_batches * BATCH_SIZE, replace=False)
