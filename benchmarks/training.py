@@ -49,7 +49,7 @@ def history_lengths() -> tuple[Any, str]:
     return np.minimum(np.concatenate([np.arange(1, count - 2) for count in users]), MAX_HISTORY), "geometric, mean 8.6"
 
 
-def make_batches(num_batches: int, num_items: int, bucketed: bool) -> tuple[list[Any], dict[str, Any]]:
+def make_batches(num_batches: int, codes: Any, bucketed: bool) -> tuple[list[Any], dict[str, Any]]:
     """Batches of random items with Beauty's lengths; ``bucketed`` cuts the same rows into batches of like length."""
     import numpy as np
 
@@ -58,7 +58,7 @@ def make_batches(num_batches: int, num_items: int, bucketed: bool) -> tuple[list
     from sidera.data.items import ItemTable
     from sidera.data.reading import Reading, Wanted
 
-    reading = Reading(FeatureSchema(), ItemTable.plain(num_items), Reads(MAX_HISTORY))
+    num_items, reading = len(codes), Reading(FeatureSchema(), ItemTable(codes), Reads(MAX_HISTORY))
     rng = np.random.default_rng(SEED)
     lengths, source = history_lengths()
     lengths = rng.choice(lengths, num_batches * BATCH_SIZE, replace=False)
@@ -95,7 +95,8 @@ def t5_batches(model: Any, batches: list[Any], num_items: int | None) -> list[di
     prepared = []
     for batch in batches:
         tokens, mask = padded_tokens(model, batch, num_items)
-        prepared.append({"input_ids": tokens, "attention_mask": mask, "labels": model.item_tokens(batch.items.codes[batch.targets.items])})
+        labels = model.item_tokens(batch.items.codes[batch.targets.items])
+        prepared.append({"input_ids": tokens, "attention_mask": mask, "labels": labels})
     return prepared
 
 
@@ -123,8 +124,8 @@ def main() -> None:
         return model(**batch, use_cache=False).loss
 
     model = tiger()
-    bucketed, context = make_batches(rounds, num_items, bucketed=True)
-    mixed, _ = make_batches(rounds, num_items, bucketed=False)
+    bucketed, context = make_batches(rounds, codes, bucketed=True)
+    mixed, _ = make_batches(rounds, codes, bucketed=False)
     sorted_batches = t5_batches(model, bucketed, None)
     bf16 = has_bf16()
     ours = "ours_bf16" if bf16 else "ours_f32"
