@@ -65,14 +65,14 @@ EVAL: dict[str, Any] = {
 }  # fmt: skip
 IN_WORLD: dict[str, Any] = {
     "data": DATA,
-    "catalog": {"num_levels": 2, "codebook_size": 64, "balanced": True, "collision": "greedy"},
+    "catalog": {"quantizer": {"num_levels": 2, "codebook_size": 64, "balanced": True}, "collision": "greedy"},
     "model": {**ITEMS_BY_CODES, "width": 32, "num_layers": 2, "num_heads": 2, "num_kv_groups": 2, "ff_width": 64},
     "fit": {**FIT, "epochs": 4},
     "eval": EVAL,
 }
 ON_BEAUTY: dict[str, Any] = {
     "data": {},
-    "catalog": {"num_levels": 3, "codebook_size": 256, "balanced": True, "collision": "greedy"},
+    "catalog": {"quantizer": {"num_levels": 3, "codebook_size": 256, "balanced": True}, "collision": "greedy"},
     "model": {**ITEMS_BY_CODES, "width": 64, "num_layers": 3, "num_heads": 4, "num_kv_groups": 4, "ff_width": 128,
               "dropout": 0.2, "code_std": 1.0},
     "fit": {**FIT, "epochs": 6, "lr": 2e-3, "betas": [0.9, 0.98], "weight_decay": 0.01},
@@ -309,7 +309,7 @@ def measure_beauty(seeds: tuple[int, ...], quick: bool, folder: Path) -> dict[st
     minutes = {"aligned": read_manifest(folder / "encoder", "item_encoder").info["report"]["cpu_minutes"]}
     result = untrained_measures(view, vectors, clicked_before(view.split.test, view.dataset))
     few: dict[str, Any] = {
-        "catalog": {"balanced": False, "codebook_size": 64},
+        "catalog": {"quantizer": {"balanced": False, "codebook_size": 64}},
         "fit": {"max_steps": 30},
         "eval": {"max_rows": 300},
     }

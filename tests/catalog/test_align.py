@@ -33,7 +33,9 @@ SMALL: dict[str, Any] = {
 
 
 def config(**align: Any) -> CatalogConfig:
-    return CatalogConfig(vectors=("aligned",), codebook_size=8, num_levels=2, align=AlignConfig(**{**SMALL, **align}))
+    return CatalogConfig(
+        vectors=("aligned",), quantizer={"codebook_size": 8, "num_levels": 2}, align=AlignConfig(**{**SMALL, **align})
+    )
 
 
 def colour_share(vectors: torch.Tensor, rows: np.ndarray) -> float:
@@ -88,7 +90,7 @@ def test_a_catalogue_is_built_from_aligned_vectors(tmp_path: Path) -> None:
     recipe = config(inputs=("words", "numbers", "categories"), number_fields=("size",), category_fields=("maker",))
     recipe = replace(recipe, align=replace(recipe.align, steps=5))
     catalog, report = build_catalog(DATASET, SPLIT, recipe, encoder_path=tmp_path / "encoder")
-    assert catalog.codebooks.dim == 64
+    assert catalog.quantizer.dim == 64
     assert report["vector_blocks"] == ["aligned"]
     assert report["aligned_content"] == {"items_without_content": 0}
     twin = build_catalog(DATASET, SPLIT, recipe, encoder_path=tmp_path / "twin")[0]

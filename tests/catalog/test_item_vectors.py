@@ -192,4 +192,4 @@ def test_cold_items_borrow_from_items_described_alike() -> None:
 def test_unknown_items_fill_the_emptiest_codes() -> None:
     codes = np.array([[0, 0], [0, 1], [1, 0], [0, 0], [0, 0], [0, 0]])
     unknown = np.array([False, False, False, True, True, True])
-    assert spread(codes, unknown, 2).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 0], [1, 0]]
+    assert spread(codes, unknown, (2, 2)).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 0], [1, 0]]

@@ -48,7 +48,7 @@ def views() -> tuple[View, View]:
 @pytest.fixture(scope="module")
 def catalog(views: tuple[View, View]) -> Catalog:
     kept = views[1]
-    config = CatalogConfig(vectors=("behaviour",), num_levels=2, codebook_size=5, vector_dim=8)
+    config = CatalogConfig(vectors=("behaviour",), quantizer={"num_levels": 2, "codebook_size": 5}, vector_dim=8)
     return build_catalog(kept.dataset, kept.split, config, kept.schema)[0]
 
 
@@ -262,7 +262,7 @@ def test_many_senders_at_once_lose_nothing(client: TestClient, catalog: Catalog)
 def test_new_items_can_be_done_something_with(catalog: Catalog, tmp_path: Path) -> None:
     """A catalogue that grew: its new items are kept; a model that has no row for them passes them over."""
     opened = recommender("onerec", catalog)
-    grown = catalog.with_items(["new"], torch.zeros(1, catalog.codebooks.dim))
+    grown = catalog.with_items(["new"], torch.zeros(1, catalog.quantizer.dim))
     keys = [str(key) for key in catalog.item_keys[:12]]
     with open_behaviour(tmp_path / "store", catalog, opened.lifelong) as behaviour:
         behaviour.append("u", keys, list(range(12)), {})
@@ -291,7 +291,7 @@ def test_a_store_is_of_one_schema_and_one_way_to_keep_histories(
     with pytest.raises(InputError, match="was made with config"):
         open_behaviour(tmp_path / "store", catalog, LifelongConfig(chunk=5))
     bare = make_views(tiny_exposures())[0]
-    config = CatalogConfig(vectors=("behaviour",), num_levels=2, codebook_size=5, vector_dim=8)
+    config = CatalogConfig(vectors=("behaviour",), quantizer={"num_levels": 2, "codebook_size": 5}, vector_dim=8)
     other = build_catalog(bare.dataset, bare.split, config)[0]
     with pytest.raises(InputError, match="was made with"):
         open_behaviour(tmp_path / "store", other)

@@ -74,6 +74,7 @@ def section_classes() -> dict[str, type]:
     from sidera.align.recipe import RewardsConfig
     from sidera.catalog.config import AlignConfig as VectorAlignConfig
     from sidera.catalog.config import CatalogConfig
+    from sidera.catalog.quantizers import QUANTIZERS
     from sidera.data.config import DataConfig
     from sidera.eval.config import EvalConfig
     from sidera.fit.config import FitConfig
@@ -84,6 +85,7 @@ def section_classes() -> dict[str, type]:
         "data": DataConfig,
         "catalog": CatalogConfig,
         "catalog.align": VectorAlignConfig,
+        **{name: quantizer.Config for name, quantizer in QUANTIZERS.items()},
         **{name: model.Config for name, model in MODELS.items()},
         "fit": FitConfig,
         "eval": EvalConfig,
@@ -95,9 +97,11 @@ def section_classes() -> dict[str, type]:
 
 def title(name: str) -> str:
     """The section as a recipe has it."""
+    from sidera.catalog.quantizers import QUANTIZERS
     from sidera.models import MODELS
 
-    return f'[model] name = "{name}"' if name in MODELS else f"[{name}]"
+    section = "catalog.quantizer" if name in QUANTIZERS else "model" if name in MODELS else None
+    return f"[{name}]" if section is None else f'[{section}] name = "{name}"'
 
 
 def whole_recipe(name: str | Path) -> str:
