@@ -100,7 +100,7 @@ class World:
             return list(node)
 
         def call(batch: Any, **settings: Any) -> Any:
-            tokens = self.model.item_tokens[batch.item_ids].view(1, -1)
+            tokens = self.model.item_tokens(batch.items.codes[batch.events.items]).view(1, -1)
             with torch.inference_mode():
                 return t5.generate(
                     input_ids=tokens,

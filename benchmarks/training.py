@@ -87,7 +87,7 @@ def t5_batches(model: Any, batches: list[Any], num_items: int | None) -> list[di
     prepared = []
     for batch in batches:
         tokens, mask = padded_tokens(model, batch, num_items)
-        prepared.append({"input_ids": tokens, "attention_mask": mask, "labels": model.item_tokens[batch.target_ids]})
+        prepared.append({"input_ids": tokens, "attention_mask": mask, "labels": model.item_tokens(batch.items.codes[batch.targets.items])})
     return prepared
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tests.hand_made import hand_made
+from tests.hand_made import changed, hand_made
 
 from sidera.core import InputError, Request
 from sidera.data.batches import eval_batches
@@ -116,7 +116,7 @@ def test_training_evaluation_and_store_read_the_same(data: Path, trained: Path, 
     again = lifelong_of_batch(plain, recommender.catalog, recommender.lifelong)
     for name in ("item_ids", "offsets", "counts", "times"):
         assert torch.equal(getattr(again, name), getattr(batch.lifelong, name))
-    expected = recommender.rank(replace(batch, target_ids=None), 3)
+    expected = recommender.rank(changed(batch, target_ids=None), 3)
     assert torch.equal(recommender.rank(plain, 3).item_ids, expected.item_ids)
     # a store that was told the whole log, what is asked for included
     with open_behaviour(tmp_path / "store", recommender.catalog, recommender.lifelong) as behaviour:
