@@ -171,7 +171,7 @@ def test_digests_name_values() -> None:
 
 
 def test_a_section_inside_a_section_is_set_by_its_path() -> None:
-    source = {"catalog": {"align": {"steps": 5}}}
-    recipe = load_recipe(source, ["catalog.align.lr=1e-3", "catalog.seed=2"])
-    assert recipe["catalog"] == {"align": {"steps": 5, "lr": 1e-3}, "seed": 2}
-    assert source == {"catalog": {"align": {"steps": 5}}}
+    source = {"catalog": {"contrastive": {"steps": 5}}}
+    recipe = load_recipe(source, ["catalog.contrastive.lr=1e-3", "catalog.seed=2"])
+    assert recipe["catalog"] == {"contrastive": {"steps": 5, "lr": 1e-3}, "seed": 2}
+    assert source == {"catalog": {"contrastive": {"steps": 5}}}

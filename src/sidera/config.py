@@ -99,7 +99,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
             form = f"SECTION.KEY=VALUE with SECTION one of {', '.join(SECTIONS)}"
             raise InputError(f"--set {override!r} is not an override", allowed=form)
         section = recipe.setdefault(section_name, {})
-        for name in inner:  # a section inside a section, such as [catalog.align]
+        for name in inner:  # a section inside a section, such as [catalog.contrastive]
             section[name] = dict(section[name]) if isinstance(section.get(name), Mapping) else {}
             section = section[name]
         section[key_name] = override_value(text.strip())

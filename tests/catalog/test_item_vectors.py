@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sidera.catalog.behaviour import behaviour_vectors, cooccurrence, ppmi, top_eigenpairs
 from sidera.catalog.cold import borrow_by_words, spread
 from sidera.catalog.config import CatalogConfig
 from sidera.catalog.content import fuse, item_texts, text_vectors, tfidf_vectors
+from sidera.catalog.cooccurrence import behaviour_vectors, cooccurrence, ppmi, top_eigenpairs
 from sidera.catalog.vectors_file import read_vectors, save_vectors
 from sidera.core import InputError
 from sidera.data.dataset import Dataset

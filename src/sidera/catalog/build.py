@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sidera.catalog.align import align_identity, aligned_vectors
-from sidera.catalog.behaviour import behaviour_vectors
 from sidera.catalog.catalog import Catalog, codebook_identity
 from sidera.catalog.cold import borrow_by_words, spread
 from sidera.catalog.collisions import resolve
 from sidera.catalog.config import CatalogConfig
 from sidera.catalog.content import fuse, item_texts, text_vectors, tfidf_vectors
+from sidera.catalog.contrastive import aligned_vectors, contrastive_identity
+from sidera.catalog.cooccurrence import behaviour_vectors
 from sidera.catalog.quantizers import NO_CODES, Quantizer, parse_quantizer, quantizer_class
 from sidera.catalog.report import quality_report, transition_shares
 from sidera.catalog.text_encoder import EncoderMissing, TooSlow, has_text_encoder
@@ -126,9 +126,9 @@ def _codes_recipe(dataset: Dataset, config: CatalogConfig) -> dict[str, Any]:
         vectors = read_vectors(config.vectors_file, dataset.item_keys)
         recipe["vectors_file"] = hashlib.sha256(vectors.numpy().tobytes()).hexdigest()
     if "aligned" in config.vectors:
-        recipe["align"] = align_identity(config.align)
+        recipe["contrastive"] = contrastive_identity(config.contrastive)
     else:
-        del recipe["align"]
+        del recipe["contrastive"]
     return recipe
 
 

@@ -1,7 +1,7 @@
 """The Catalog: items, their codes, and the trie of what may be generated. Immutable; changes give a new one.
 
-Two identities. ``codebook_id`` names the encoder, the codebooks, the collision policy and the codes of the items that
-the codebooks were fitted on: a model is bound to it. ``items_version`` counts comings and goings: the model stays, the
+Two identities. ``codebook_id`` names the encoder, the quantizer, the collision policy and the codes of the items that
+the quantizer was fitted on: a model is bound to it. ``items_version`` counts comings and goings: the model stays, the
 answers change. A removed item keeps its code for ever, so that no code ever means two items.
 """
 
@@ -133,7 +133,7 @@ class Catalog:
     def item_vectors(self) -> ItemVectors:
         """(N, D) float32: every item as its codes tell it, decoded where it is asked for (``item_vectors[ids]``).
 
-        Coarser than what the codebooks were fitted on, but there for every item that is served, and for ever the same.
+        Coarser than what the quantizer was fitted on, but there for every item that is served, and for ever the same.
         Zeros (N, 1) where there are no codes: nothing is known of the items.
         """
         return ItemVectors(self.codes, self.quantizer)
@@ -209,7 +209,7 @@ class Catalog:
         titles: Sequence[str | None] | None = None,
         table: pa.Table | None = None,
     ) -> Catalog:
-        """This Catalog and new items, coded by the frozen codebooks; vectors (n, D) as the codebooks' encoder makes.
+        """This Catalog and new items, coded by the frozen quantizer; vectors (n, D) as its encoder makes.
 
         A catalogue without codes takes ``vectors = None``. ``table``: a row per new item with the columns that
         categories are read from; None: they are unknown. The time does not grow with N, but for the first call on a

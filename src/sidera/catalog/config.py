@@ -17,8 +17,11 @@ OPTIONAL_KINDS = ("text?", "tfidf?")
 
 
 @dataclass(frozen=True)
-class AlignConfig:
-    """``[catalog.align]``: how the block "aligned" is learned from content and training events (catalog/align.py)."""
+class ContrastiveConfig:
+    """``[catalog.contrastive]``: how the block "aligned" is learned from content and training events.
+
+    The training is in ``catalog/contrastive.py``.
+    """
 
     inputs: tuple[str, ...] = (
         "words",
@@ -54,7 +57,7 @@ class AlignConfig:
 
     def __post_init__(self) -> None:
         def check(name: str, good: bool, allowed: str) -> None:
-            check_value("[catalog.align]", name, getattr(self, name), good, allowed)
+            check_value("[catalog.contrastive]", name, getattr(self, name), good, allowed)
 
         unknown = [kind for kind in self.inputs if kind not in INPUT_KINDS]
         check("inputs", bool(self.inputs) and not unknown, f"one or more of {', '.join(INPUT_KINDS)}")
@@ -68,11 +71,11 @@ class AlignConfig:
         )
         check("number_fields", ("numbers" in self.inputs) == bool(self.number_fields), "with the input numbers")
         check_counts(
-            "[catalog.align]", self, "max_words", "max_categories", "vocabulary", "width", "num_queries", "num_layers",
-            "num_heads", "recent", "neighbours", "max_user_items", "max_item_users", "steps", "image_size",
+            "[catalog.contrastive]", self, "max_words", "max_categories", "vocabulary", "width", "num_queries",
+            "num_layers", "num_heads", "recent", "neighbours", "max_user_items", "max_item_users", "steps", "image_size",
         )  # fmt: skip
-        check_counts("[catalog.align]", self, "batch_size", low=2)  # the others of a batch are the negatives
-        check_counts("[catalog.align]", self, "caption_items", "seed", low=0)
+        check_counts("[catalog.contrastive]", self, "batch_size", low=2)  # the others of a batch are the negatives
+        check_counts("[catalog.contrastive]", self, "caption_items", "seed", low=0)
         check("num_heads", self.width % self.num_heads == 0, f"a divisor of width ({self.width})")
         for name in ("dropout", "token_dropout"):
             check(name, 0 <= getattr(self, name) < 1, "0 <= x < 1")
@@ -107,7 +110,7 @@ class CatalogConfig:
     seed: int = 0  # of the clustering and the SVD
     window: int = 5  # behaviour: pairs at most so many events apart count
     singular_power: float = 1.0  # behaviour: vectors = singular vectors x singular values ** power
-    align: AlignConfig = field(default_factory=AlignConfig)  # aligned
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)  # aligned
     text_minutes: float = later(5.0)  # that MiniLM may take over "text?", by the first texts; "text" takes its time
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A Catalog as an artifact folder: codes.safetensors (codes, codebooks), items.parquet, report.json, schema.json."""
+"""A Catalog as an artifact folder: codes.safetensors (codes, quantizer), items.parquet, report.json, schema.json."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def save(
 
 
 def load(path: str | Path, kind: type[Catalog]) -> Catalog:
-    """What :func:`save` wrote; ArtifactError unless codes, codebooks, items and manifest fit one another."""
+    """What :func:`save` wrote; ArtifactError unless codes, quantizer, items and manifest fit one another."""
     opened = open_artifact(path, KIND)
     number = opened.info("num_items", int)
     level_sizes = tuple(opened.info("level_sizes", list))

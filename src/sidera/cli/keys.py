@@ -72,8 +72,7 @@ def section_classes() -> dict[str, type]:
     """Section or model name -> its dataclass, in the order of a recipe. Models are imported for it."""
     from sidera.align.config import AlignConfig
     from sidera.align.recipe import RewardsConfig
-    from sidera.catalog.config import AlignConfig as VectorAlignConfig
-    from sidera.catalog.config import CatalogConfig
+    from sidera.catalog.config import CatalogConfig, ContrastiveConfig
     from sidera.catalog.quantizers import QUANTIZERS
     from sidera.data.config import DataConfig
     from sidera.eval.config import EvalConfig
@@ -84,7 +83,7 @@ def section_classes() -> dict[str, type]:
     return {
         "data": DataConfig,
         "catalog": CatalogConfig,
-        "catalog.align": VectorAlignConfig,
+        "catalog.contrastive": ContrastiveConfig,
         **{name: quantizer.Config for name, quantizer in QUANTIZERS.items()},
         **{name: model.Config for name, model in MODELS.items()},
         "fit": FitConfig,
