@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.hand_made import changed, hand_made
 
+from hand_made import changed, hand_made
 from sidera.batch import Batch
 from sidera.data.features import FeatureSchema
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.hand_made import changed
 from tiny_world import FUSED, TableReward, tiny
 
+from hand_made import changed
 from sidera.align.config import AlignConfig
 from sidera.align.gates import Gates
 from sidera.align.logged import feedback_advantages, logged_policy_gradient

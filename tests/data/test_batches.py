@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.hand_made import read_log
 
+from hand_made import read_log
 from sidera.batch import Batch
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences, PrefixRows, eval_batches

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tests.hand_made import hand_made
 
+from hand_made import hand_made
 from sidera.batch import Batch
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from labelled_log import labelled_view
 from small_catalog import position_batch, small_catalog
-from tests.hand_made import changed, hand_made
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from hand_made import changed, hand_made
 from sidera.batch import Batch, Lifelong
 from sidera.data.features import FeatureSchema
 from sidera.models.counters import Architecture

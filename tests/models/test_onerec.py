@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.hand_made import changed, hand_made, table_of
 
 from feedback_world import SCHEMA, bare_catalog, feedback_catalog, requests
+from hand_made import changed, hand_made, table_of
 from sidera.batch import Batch, Lifelong
 from sidera.config import written
 from sidera.core import InputError

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from small_catalog import SmallCatalog, small_catalog
-from tests.hand_made import changed, hand_made
 
+from hand_made import changed, hand_made
 from sidera.batch import Batch
 from sidera.core import InputError
 from sidera.data.features import FeatureSchema

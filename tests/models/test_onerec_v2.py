@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.hand_made import changed, table_of
 
 from feedback_world import SCHEMA, bare_catalog, feedback_catalog, requests
+from hand_made import changed, table_of
 from sidera.batch import Batch
 from sidera.core import InputError
 from sidera.data.reading import Reading

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from labelled_log import NUM_ITEMS, NUM_TOPICS, labelled_view
-from tests.hand_made import changed, read_log
 
+from hand_made import changed, read_log
 from sidera.batch import Batch
 from sidera.core import InputError
 from sidera.data.batches import RequestRows

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from small_catalog import position_batch, small_catalog
-from tests.hand_made import changed
 
+from hand_made import changed
 from sidera.core import InputError
 from sidera.models.retrievers.sasrec import SASRec
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.hand_made import changed, hand_made
 from torch import Tensor
 
+from hand_made import changed, hand_made
 from sidera.batch import Batch
 from sidera.core import InputError
 from sidera.data.features import FeatureSchema

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.hand_made import changed, table_of
 
 from feedback_world import bare_catalog, feedback_catalog, requests
+from hand_made import changed, table_of
 from sidera.core import InputError
 from sidera.nn.event_features import AGE_BUCKETS, EventFeatures, UserFeatures, _half_octaves, padded
 
