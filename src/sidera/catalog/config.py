@@ -72,7 +72,8 @@ class ContrastiveConfig:
         check("number_fields", ("numbers" in self.inputs) == bool(self.number_fields), "with the input numbers")
         check_counts(
             "[catalog.contrastive]", self, "max_words", "max_categories", "vocabulary", "width", "num_queries",
-            "num_layers", "num_heads", "recent", "neighbours", "max_user_items", "max_item_users", "steps", "image_size",
+            "num_layers", "num_heads", "recent", "neighbours", "max_user_items", "max_item_users", "steps",
+            "image_size",
         )  # fmt: skip
         check_counts("[catalog.contrastive]", self, "batch_size", low=2)  # the others of a batch are the negatives
         check_counts("[catalog.contrastive]", self, "caption_items", "seed", low=0)

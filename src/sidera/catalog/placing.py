@@ -18,7 +18,7 @@ from sidera.core import InputError
 from sidera.ops.trie import CodeTrie
 from sidera.ops.trie_edit import with_items
 
-MERGE = 1 << 14  # given codes that are merged into the trie
+MERGE = 1 << 11  # given codes that are merged into the trie
 
 
 class CodeSpace:
