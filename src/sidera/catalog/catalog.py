@@ -90,7 +90,7 @@ class Catalog:
             object.__setattr__(self, name, column)
         for numbers in (self.codes, self.popularity):
             numbers.base.setflags(write=False)
-        if self.ids_by_key is None or self.ids_by_key.keys is not self.item_keys:
+        if self.ids_by_key is None or self.ids_by_key.texts is not self.item_keys:
             object.__setattr__(self, "ids_by_key", KeyIndex.build(self.item_keys))
 
     @property
