@@ -59,7 +59,7 @@ def cell(name: str, seed: int, training_seed: int, quick: bool) -> dict[str, Any
     from sidera.align.recipe import AlignRecipe
     from sidera.align.run import align_recipe
     from sidera.engine.serving import Serving
-    from sidera.eval.alignment_online import serve_policies, usual_arms
+    from sidera.lab.alignment import serve_policies, usual_arms
     from sidera.pages.alignment import write_alignment_page
 
     data = world_log(name, seed, **(QUICK_LOG if quick else {}))
@@ -103,8 +103,8 @@ def version_of(run: Path) -> str:
 
 def figures(record: dict[str, Any], online: Any, arms: dict[str, Any]) -> dict[str, Any]:
     """What the claims are made of, in per cent with half-widths where it is a difference."""
-    from sidera.eval.alignment_online import gap_closed
-    from sidera.eval.online import OnlineTest
+    from sidera.lab.alignment import gap_closed
+    from sidera.lab.online import OnlineTest
 
     assert isinstance(online, OnlineTest)
     return {

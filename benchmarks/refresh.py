@@ -49,8 +49,8 @@ def one_world(name: str, seed: int, quick: bool) -> dict[str, Any]:
     from sidera.align.run import align_recipe
     from sidera.engine.recommender import Recommender
     from sidera.engine.serving import Serving
-    from sidera.eval.alignment_online import gap_closed, serve_policies
-    from sidera.eval.own_exposures import expose
+    from sidera.lab.alignment import gap_closed, serve_policies
+    from sidera.lab.own_exposures import expose
 
     data = world_log(name, seed, **(QUICK_LOG if quick else {}))
     out = bench_folder() / f"{name}-{seed}"

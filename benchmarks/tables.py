@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import RESULTS
+from result_tables import put_between, update_document
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = (
@@ -98,7 +99,6 @@ def _claim(name: str) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    from sidera.eval.tables import put_between, update_document
 
     update_document(ROOT / "docs" / "results.md", result_files())
     put_between(ROOT / "README.md", "costs", costs())

@@ -15,9 +15,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from harness import RESULTS, single_thread
+from sidera.lab.trial import Audience, prepare
 from sidera.sim.config import world_config
 from sidera.sim.feedback import affinity, click_logit, satisfaction_mean
-from sidera.sim.online import Audience, prepare
 from sidera.sim.portable import sigmoid
 from sidera.sim.searches import NUM_FORMS
 from sidera.sim.world import World

@@ -111,7 +111,7 @@ FLAGS = {
         "--threads",
     ],
     "simulate": ["--config", "--set", "--seed", "--users", "--days", "--out"],
-    "ab": ["a", "b", "more", *AB_FLAGS],
+    "ab": ["arms", "--reranked", *AB_FLAGS],
     "demo": ["--data", "--out"],
     "recipes": ["--show", "--write", "--commented"],
     "keys": ["what", "--toml"],

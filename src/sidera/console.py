@@ -100,12 +100,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1
     cells = [[str(name) for name in header], *([cell(value) for value in row] for row in rows)]
     if any(len(row) != len(header) for row in cells):
         raise ValueError("every row needs a cell for each column of the header")
-    widths = [max(len(row[place]) for row in cells) for place in range(len(header))]
+    widths = [max(len(row[position]) for row in cells) for position in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
         padded = [
-            text.ljust(width) if place < left else text.rjust(width)
-            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+            text.ljust(width) if position < left else text.rjust(width)
+            for position, (text, width) in enumerate(zip(row, widths, strict=True))
         ]
         return (indent + "  ".join(padded)).rstrip()
 

@@ -19,9 +19,9 @@ from sidera.data.config import DataConfig, load_dataset, make_views
 from sidera.data.split import user_groups
 from sidera.engine.recommender import Recommender
 from sidera.engine.serving import Serving
-from sidera.eval.alignment_online import gap_closed
-from sidera.eval.online import OnlineTest
-from sidera.eval.own_exposures import expose
+from sidera.lab.alignment import gap_closed
+from sidera.lab.online import OnlineTest
+from sidera.lab.own_exposures import expose
 from sidera.sim.config import world_config
 from sidera.sim.simulate import simulate
 from sidera.store.exposures import ExposureLog

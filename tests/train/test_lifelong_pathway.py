@@ -119,7 +119,7 @@ def test_training_evaluation_and_store_read_the_same(data: Path, trained: Path, 
     expected = recommender.rank(replace(batch, targets=None), 3)
     assert torch.equal(recommender.rank(plain, 3).item_ids, expected.item_ids)
     # a store that was told the whole log, what is asked for included
-    with open_behaviour(tmp_path / "store", recommender.catalog, recommender.reads.lifelong) as behaviour:
+    with open_behaviour(tmp_path / "store", recommender.catalog) as behaviour:
         assert behaviour.fill(dataset) == dataset.num_events
         recommender.behaviour = behaviour
         moments = dataset.times[rows.ends[index]].tolist()

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sidera.batch import Batch
 from sidera.core import InputError
+from sidera.fit.protocols import restore, states
 from sidera.models.rankers.pscore import PScore
 
 FLAT = 1e-7  # a spread inside every group below this tells no item from another
@@ -97,6 +98,14 @@ class Together:
             parts[name] = found.total
             parts |= {f"{name}/{part}": values for part, values in found.parts.items() if len(found.parts) > 1}
         return Rewards(total, parts)
+
+    def state(self) -> Mapping[str, Any]:
+        """The counters, and what the members keep."""
+        return {"flat_for": dict(self.flat_for), **states({name: member for name, (_, member) in self.members.items()})}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.flat_for = dict(state["flat_for"])
+        restore({name: member for name, (_, member) in self.members.items()}, state)
 
     def _checked(self, name: str, reward: Reward, asked: RewardBatch) -> Rewards:
         try:

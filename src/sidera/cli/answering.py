@@ -32,11 +32,11 @@ def recommend_verb(arguments: Arguments) -> dict[str, Any]:
         console.warn("nothing of the history is known: the most popular items follow")
     if len(answer.item_keys) < arguments.k:
         console.warn(f"only {len(answer.item_keys)} items can be answered (k = {arguments.k})")
-    found = list(zip(answer.item_keys, answer.scores, answer.titles, strict=True))
-    for key, score, title in found:
+    rows = list(zip(answer.item_keys, answer.scores, answer.titles, strict=True))
+    for key, score, title in rows:
         console.result(f"{key}\t{score:.4f}\t{title or ''}")
     return {
-        "items": [{"item": key, "score": score, "title": title} for key, score, title in found],
+        "items": [{"item": key, "score": score, "title": title} for key, score, title in rows],
         "cold_start": answer.cold_start,
         "unknown": answer.unknown,
         "unread": answer.unread,
@@ -75,7 +75,7 @@ def serve_verb(arguments: Arguments) -> None:
         with contextlib.suppress(KeyboardInterrupt):  # the way to stop it, no failure
             serve(recommender, arguments.host, arguments.port)
         if recommender.behaviour is not None:
-            recommender.behaviour.store.snapshot()  # the next start reads it instead of all events
+            recommender.behaviour.snapshot()  # the next start reads it instead of all events
 
 
 def _open_store(recommender: Recommender, arguments: Arguments) -> Behaviour:
@@ -84,7 +84,7 @@ def _open_store(recommender: Recommender, arguments: Arguments) -> Behaviour:
     from sidera.engine.histories import open_behaviour
     from sidera.train.recipe import Recipe
 
-    behaviour = open_behaviour(arguments.store, recommender.catalog, recommender.reads.lifelong)
+    behaviour = open_behaviour(arguments.store, recommender.catalog)
     recommender.behaviour = behaviour
     try:
         if arguments.fill and not behaviour.store.num_users:

@@ -20,7 +20,7 @@ def import_verb(arguments: Arguments) -> dict[str, Any]:
     from sidera.data.importing import ImportMapping, import_with_report, parse_keep, parse_names, read_mapping
 
     mapping = read_mapping(arguments.mapping) if arguments.mapping else ImportMapping()
-    given = {ours: getattr(arguments, ours) for ours in ROLES if getattr(arguments, ours)}
+    given = {role: getattr(arguments, role) for role in ROLES if getattr(arguments, role)}
     if arguments.event_column:
         given["event"] = arguments.event_column
     changes: dict[str, object] = {"columns": {**mapping.columns, **given}}
@@ -96,7 +96,7 @@ def fetch_verb(arguments: Arguments) -> dict[str, Any] | None:
     from sidera.data.fetch import convert_command, fetch, listing
     from sidera.data.published import Published, published
 
-    def accept(found: Published) -> bool:
+    def accept(release: Published) -> bool:
         if arguments.accept_licence or not sys.stdin.isatty():
             return bool(arguments.accept_licence)
         return input("Do you accept these terms? [y/N] ").strip().lower() in ("y", "yes")

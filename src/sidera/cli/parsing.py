@@ -32,8 +32,8 @@ def add_verb(verbs: Verbs, name: str, function: object, text: str) -> argparse.A
 
 def add_threads_flag(parser: argparse.ArgumentParser, default: int = 0) -> None:
     """``--threads``: the verb runs on so many; 0 leaves it to the cores and, where work is long, to what is timed."""
-    found = "all cores" if default else "found by timing, within cores and CPU quota"
-    parser.add_argument("--threads", type=_threads, default=default, metavar="N", help=f"on the CPU; 0: {found}")
+    text = "all cores" if default else "found by timing, within cores and CPU quota"
+    parser.add_argument("--threads", type=_threads, default=default, metavar="N", help=f"on the CPU; 0: {text}")
 
 
 def _threads(text: str) -> int:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,13 +24,22 @@ import torch
 from torch import Tensor
 
 from sidera.batch import Batch
+from sidera.catalog.catalog import Catalog
 from sidera.store.exposures import ExposureLog, together
-
-if TYPE_CHECKING:  # a Recommender has a writer
-    from sidera.engine.recommender import Recommender
 
 HELD = 100  # times max_rows: exposures kept for a disk that takes none
 Columns = Mapping[str, Sequence[Any]]
+
+
+class Answerer(Protocol):
+    """Who answered, as the log asks for it; a Recommender is one."""
+
+    catalog: Catalog
+    version: str  # of the weights
+    kind: str  # "generator" where ``sid_log_probs`` answers
+
+    def sid_log_probs(self, batch: Batch, sids: Tensor) -> Tensor:
+        """Log-probability of each code of ``sids`` (B, k, L), renormalised inside the trie -> (B, k, L)."""
 
 
 class ExposureWriter:
@@ -118,7 +127,7 @@ class ExposureWriter:
 
 
 def exposure_columns(
-    recommender: Recommender,
+    answerer: Answerer,
     batch: Batch,
     item_ids: Tensor,
     *,
@@ -137,16 +146,16 @@ def exposure_columns(
     answers is no draw. ``weights``: version of those that found the items; ``policy``: what the log calls who answered
     (the weights, and a reranker); ``items_version``: of the catalogue that was ranked.
     """
-    catalog, levels = recommender.catalog, recommender.catalog.num_levels
+    catalog, levels = answerer.catalog, answerer.catalog.num_levels
     rows, slots = (part.cpu() for part in torch.nonzero(item_ids >= 0, as_tuple=True))
     shown = item_ids.cpu()[rows, slots]
     log_probs = torch.full((len(rows), levels), float("nan"))
     warm = torch.nonzero(batch.lengths > 0).squeeze(1).cpu()
-    if recommender.kind == "generator" and len(warm):
+    if answerer.kind == "generator" and len(warm):
         sids = torch.from_numpy(catalog.codes[item_ids.cpu().clamp(min=0)[warm].numpy()]).long()  # (W, k, L)
         found = torch.full((*item_ids.shape, levels), float("nan"))
-        found[warm] = recommender.sid_log_probs(batch.rows(warm.to(batch.events.offsets.device)), sids).float().cpu()
-        if (weights, items_version) == (recommender.version, recommender.catalog.items_version):
+        found[warm] = answerer.sid_log_probs(batch.rows(warm.to(batch.events.offsets.device)), sids).float().cpu()
+        if (weights, items_version) == (answerer.version, answerer.catalog.items_version):
             log_probs = found[rows, slots]
     known = log_probs.isfinite().all(1, keepdim=True).numpy()
     columns: dict[str, list[Any]] = {

@@ -37,7 +37,7 @@ from sidera.decode.dense import target_ties, top_items
 from sidera.decode.free import free_beam
 from sidera.decode.session import rank_by_lists
 from sidera.engine.exposures import ExposureWriter, exposure_columns
-from sidera.engine.histories import Behaviour, item_table, lifelong_of_events
+from sidera.engine.histories import Behaviour, lifelong_of_events
 from sidera.engine.quota import Quota
 from sidera.engine.requests import ReadHistory, RequestReader, requests_of
 from sidera.engine.reranker import Reranker
@@ -47,7 +47,7 @@ from sidera.models.saved import saved_model
 from sidera.ops.jagged import Jagged, jagged_rows
 from sidera.ops.weights import check_weights
 from sidera.roles import Generator, Rollout, Scorer, SessionGenerator
-from sidera.store.log_events import LogRepresentatives
+from sidera.store.log_representatives import LogRepresentatives
 
 Exclusion = tuple[Tensor, Tensor]  # jagged item ids and offsets
 DEFAULT_BEAM = 50  # beams of a generator that was not opened from a run folder
@@ -289,7 +289,7 @@ class Recommender:
         if self._log is None or self._log.dataset is not dataset:
             reading, catalog = self.reading, self.catalog
             config = reading.reads.lifelong
-            known = LogRepresentatives(dataset, catalog.schema, item_table(catalog), config) if config else None
+            known = LogRepresentatives(dataset, catalog.schema, catalog.item_vectors, config) if config else None
             self._log = reading.over(dataset, known)
         return self._log
 

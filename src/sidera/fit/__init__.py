@@ -10,7 +10,8 @@ import types
 from typing import Any
 
 from sidera.fit.config import FitConfig
-from sidera.fit.loop import BatchSource, Diverged, fit
+from sidera.fit.loop import Diverged, fit
+from sidera.fit.protocols import BatchSource, Look, Objective, Resumable, Watch
 from sidera.fit.seeding import seed_everything, step_generator
 from sidera.fit.signals import Interrupted
 from sidera.fit.state import FitResult
@@ -21,6 +22,10 @@ __all__ = [
     "FitConfig",
     "FitResult",
     "Interrupted",
+    "Look",
+    "Objective",
+    "Resumable",
+    "Watch",
     "fit",
     "seed_everything",
     "step_generator",

@@ -115,8 +115,8 @@ class EventsRequest(BaseModel):
     )
     unknown: Annotated[str, Field(pattern="^(report|refuse)$")] = Field(
         "report",
-        description="events of items that the catalogue does not hold: 'report' leaves them out and names the items in"
-        " the answer, 'refuse' keeps nothing and answers 422; 422 too where no event is left",
+        description="events of items that the catalogue does not hold: 'report' keeps them and names the items in the"
+        " answer, 'refuse' keeps nothing and answers 422",
     )
     request: Text | None = Field(
         None, min_length=1, description="the answer that showed these items: their feedback is logged beside it"
@@ -127,11 +127,11 @@ class EventsRequest(BaseModel):
 
 
 class EventsResponse(BaseModel):
-    """The events are on the disk, but for those of unknown items."""
+    """The events are on the disk."""
 
     new: int = Field(description="events kept by this call")
     known: int = Field(description="events of an item and second that the store held already, or that came twice")
-    unknown: list[str] = Field(description="items that the catalogue does not hold: their events were left out")
+    unknown: list[str] = Field(description="items that the catalogue does not hold: their events are read once it does")
 
 
 def create_app(recommender: Recommender) -> FastAPI:

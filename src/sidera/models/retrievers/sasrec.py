@@ -24,7 +24,7 @@ from sidera.config import check_counts, check_value
 from sidera.core import InputError
 from sidera.nn.counters import TRAINING
 from sidera.nn.transformer import CausalEncoder
-from sidera.ops.jagged import jagged_layout
+from sidera.ops.attention import layout_of
 from sidera.roles import Loss
 
 
@@ -91,7 +91,7 @@ class SASRec(nn.Module):
     def states(self, batch: Batch) -> Tensor:
         """(T, D): at each event what the history up to it says."""
         items = self.item(batch.items.ids)  # (U, D)
-        return self.encoder(F.embedding(batch.events.items, items), jagged_layout(batch.events.offsets))
+        return self.encoder(F.embedding(batch.events.items, items), layout_of(batch.events.offsets))
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """(B, 1, D)"""
