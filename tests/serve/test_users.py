@@ -300,7 +300,7 @@ def test_a_retrained_catalogue_reads_the_same_histories(
 ) -> None:
     """Other numbers, other codes and vectors, an item less: the events are the same, and representatives are made of
     its vectors. Back with the first catalogue all is as before."""
-    config = CatalogConfig(vectors=("behaviour",), num_levels=1, codebook_size=3, vector_dim=4)
+    config = CatalogConfig(vectors=("behaviour",), quantizer={"num_levels": 1, "codebook_size": 3}, vector_dim=4)
     retrained = build_catalog(views[1].dataset, views[1].split, config, views[1].schema)[0]
     order = np.random.default_rng(0).permutation(retrained.num_items)[1:]
     retrained = replace(

@@ -130,8 +130,8 @@ class Catalog:
         return order
 
     @property
-    def item_vectors(self) -> ItemVectors:
-        """(N, D) float32: every item as its codes tell it, decoded where it is asked for (``item_vectors[ids]``).
+    def item_vectors(self) -> Any:
+        """(N, D) float32, an :class:`ItemVectors`: what an item's codes say, decoded where asked (``item_vectors[ids]``).
 
         Coarser than what the quantizer was fitted on, but there for every item that is served, and for ever the same.
         Zeros (N, 1) where there are no codes: nothing is known of the items.
