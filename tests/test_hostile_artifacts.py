@@ -24,17 +24,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from hand_made import finder
 from sidera import artifacts, bounds
 from sidera.align.measure import Measured
 from sidera.artifacts import Manifest, writing
-from sidera.catalog.key_index import KeyIndex
 from sidera.core import ArtifactError, InputError
 from sidera.data.dataset import Dataset
 from sidera.engine.recommender import Recommender
 from sidera.eval.evaluation import load_evaluation
 from sidera.fit.checkpoint import load_checkpoint, save_checkpoint
 from sidera.loading import open_artifact
-from sidera.ops.columns import Texts
 from sidera.sim.source import world_source
 from sidera.store.embedded import EmbeddedStore
 from sidera.store.events import Events
@@ -383,7 +382,7 @@ def test_checkpoints(tmp_path: Path) -> None:
 def test_histories(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     keys = [f"i{number}" for number in range(30)]
-    items = CatalogItems.of(keys, KeyIndex.build(Texts.of(keys)).find, rng.normal(size=(30, 4)))
+    items = CatalogItems.of(keys, finder({key: number for number, key in enumerate(keys)}), rng.normal(size=(30, 4)))
     store = EmbeddedStore(tmp_path / "s")
     store.append("u", Events.of(store.numbers_of(keys)[rng.integers(0, 30, 60)], np.arange(60)))
     config = LifelongConfig(max_representatives=8, leaf_size=2, chunk=2)

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sidera.catalog.key_index import KeyIndex
+from hand_made import finder
 from sidera.core import InputError
-from sidera.ops.columns import Texts
 from sidera.store.embedded import EmbeddedStore, StoreConfig
 from sidera.store.events import COLUMNS, Events, concatenate
 from sidera.store.history_store import CatalogIds, HistoryStore
@@ -215,7 +214,7 @@ def test_any_catalogue_reads_any_store(store: HistoryStore) -> None:
     found = store.history("ann")
     assert found is not None
     for order in (KEYS, KEYS[::-1], [KEYS[12], "other", KEYS[7]]):
-        ids = CatalogIds(store, KeyIndex.build(Texts.of(order)).find)
+        ids = CatalogIds(store, finder({key: number for number, key in enumerate(order)}))
         expected = [order.index(KEYS[item]) if KEYS[item] in order else -1 for item in items]
         assert ids.of(found.item_ids).tolist() == expected
         assert ids.of(found.item_ids[:0]).tolist() == []
@@ -229,10 +228,9 @@ def test_representatives_are_those_of_the_events(store: HistoryStore) -> None:
     rng = np.random.default_rng(0)
     items, other = rng.integers(0, 40, 120).tolist(), rng.permutation(40).tolist()
     told = events(store, items, list(range(120)))
-    tables = []
-    for order, width in ((range(40), 4), (other, 6), (other[:25], 6)):
-        keys = [KEYS[item] for item in order]
-        tables.append(CatalogItems.of(keys, KeyIndex.build(Texts.of(keys)).find, rng.normal(size=(len(keys), width))))
+    tables = [CatalogItems.of([KEYS[item] for item in order], finder({KEYS[item]: n for n, item in enumerate(order)}),
+                              rng.normal(size=(len(order), width)))
+              for order, width in ((range(40), 4), (other, 6), (other[:25], 6))]  # fmt: skip
     view = StoreRepresentatives(store, tables[0], config)
     for start in range(0, 120, 11):
         store.append("ann", told.take(slice(start, start + 11)))

@@ -12,14 +12,13 @@ import pytest
 import torch
 from histories import item_vectors
 
+from hand_made import finder
 from sidera.batch import Lifelong
-from sidera.catalog.key_index import KeyIndex
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
 from sidera.data.representatives import label_bits, lifelong_of, unpacked_columns
 from sidera.data.schema import build_dataset
-from sidera.ops.columns import Texts
 from sidera.store.embedded import EmbeddedStore, StoreConfig
 from sidera.store.events import packed_events
 from sidera.store.lifelong import LifelongConfig
@@ -88,8 +87,7 @@ def test_a_row_is_what_a_store_says_that_was_told_the_events_before(tmp_path: Pa
         start = int(dataset.offsets[user])
         with EmbeddedStore(tmp_path / f"{row}", StoreConfig(num_shards=1, sync=False)) as store:
             numbers = store.numbers_of(KEYS[::-1])[::-1]  # the store's numbers are not the catalogue's ids
-            table = CatalogItems.of(KEYS, KeyIndex.build(Texts.of(KEYS)).find, items)
-            view = StoreRepresentatives(store, table, CONFIG)
+            view = StoreRepresentatives(store, CatalogItems.of(KEYS, finder({k: n for n, k in enumerate(KEYS)}), items), CONFIG)
 
             def send(span: slice, store: EmbeddedStore = store, numbers: np.ndarray = numbers) -> None:
                 columns = {name: dataset.feedback[name][span] for name in SCHEMA.columns}

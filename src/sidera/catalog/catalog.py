@@ -131,7 +131,7 @@ class Catalog:
 
     @property
     def item_vectors(self) -> Any:
-        """(N, D) float32, an :class:`ItemVectors`: what an item's codes say, decoded where asked (``item_vectors[ids]``).
+        """(N, D) float32, an :class:`ItemVectors`: what the codes say, decoded where asked (``item_vectors[ids]``).
 
         Coarser than what the quantizer was fitted on, but there for every item that is served, and for ever the same.
         Zeros (N, 1) where there are no codes: nothing is known of the items.

@@ -83,6 +83,5 @@ class CatalogIds:
         if len(numbers) and int(numbers.max()) >= len(self._ids):
             with self._lock:
                 keys = self._store.item_keys(len(self._ids))
-                new = self._find_ids(keys).astype(np.int32)
-                self._ids = np.concatenate([self._ids, new])
+                self._ids = np.concatenate([self._ids, self._find_ids(keys).astype(np.int32)])
         return self._ids[numbers]
