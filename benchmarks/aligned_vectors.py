@@ -5,7 +5,7 @@
 Two places, three measures, paired by user; the claim wants all six intervals above 0:
 
 * *Amazon Beauty* (leave-one-out, test rows). Raw: MiniLM vectors of title, brand and categories. Aligned:
-  ``[catalog.align]`` over the same texts, their words, brands and categories.
+  ``[catalog.contrastive]`` over the same texts, their words, brands and categories.
 * *Simulated world* `easy` with pictures, three worlds; training is what was clicked in the first four fifths of each
   log, judged is the last tenth. Raw: unimodal vectors side by side (TF-IDF of the texts, principal components of the
   covers' pixels, the content numbers); aligned: words, categories, numbers, cover, frames. All of 256 dims. *True
@@ -65,14 +65,14 @@ EVAL: dict[str, Any] = {
 }  # fmt: skip
 IN_WORLD: dict[str, Any] = {
     "data": DATA,
-    "catalog": {"num_levels": 2, "codebook_size": 64, "balanced": True, "collision": "greedy"},
+    "catalog": {"quantizer": {"num_levels": 2, "codebook_size": 64, "balanced": True}, "collision": "greedy"},
     "model": {**ITEMS_BY_CODES, "width": 32, "num_layers": 2, "num_heads": 2, "num_kv_groups": 2, "ff_width": 64},
     "fit": {**FIT, "epochs": 4},
     "eval": EVAL,
 }
 ON_BEAUTY: dict[str, Any] = {
     "data": {},
-    "catalog": {"num_levels": 3, "codebook_size": 256, "balanced": True, "collision": "greedy"},
+    "catalog": {"quantizer": {"num_levels": 3, "codebook_size": 256, "balanced": True}, "collision": "greedy"},
     "model": {**ITEMS_BY_CODES, "width": 64, "num_layers": 3, "num_heads": 4, "num_kv_groups": 4, "ff_width": 128,
               "dropout": 0.2, "code_std": 1.0},
     "fit": {**FIT, "epochs": 6, "lr": 2e-3, "betas": [0.9, 0.98], "weight_decay": 0.01},
@@ -93,10 +93,10 @@ def vectors_of(view: Any, images: Path, align: dict[str, Any], folder: Path) -> 
     import torch
 
     from sidera.artifacts import read_manifest
-    from sidera.catalog.align import aligned_vectors
-    from sidera.catalog.behaviour import behaviour_vectors
-    from sidera.catalog.config import AlignConfig, CatalogConfig
+    from sidera.catalog.config import CatalogConfig, ContrastiveConfig
     from sidera.catalog.content import fuse, item_texts, tfidf_vectors
+    from sidera.catalog.contrastive import aligned_vectors
+    from sidera.catalog.cooccurrence import behaviour_vectors
     from sidera.catalog.pictures import read_pictures
 
     items, keys = view.dataset.items, view.dataset.item_keys
@@ -112,8 +112,8 @@ def vectors_of(view: Any, images: Path, align: dict[str, Any], folder: Path) -> 
     minutes: dict[str, float] = {}
     for name, inputs in (("aligned", INPUTS["inputs"]), ("aligned without pictures", NO_PICTURES)):
         pictured = str(images) if inputs is not NO_PICTURES else None
-        section = AlignConfig(**{**INPUTS, **align, "inputs": inputs, "image_folder": pictured})
-        config, place = CatalogConfig(vectors=("aligned",), align=section), folder / f"encoder-{len(inputs)}"
+        section = ContrastiveConfig(**{**INPUTS, **align, "inputs": inputs, "image_folder": pictured})
+        config, place = CatalogConfig(vectors=("aligned",), contrastive=section), folder / f"encoder-{len(inputs)}"
         found[name] = aligned_vectors(view.dataset, view.split, config, place)[0]
         minutes[name] = read_manifest(place, "item_encoder").info["report"]["cpu_minutes"]
     return found, minutes
@@ -289,9 +289,9 @@ def online_differences(
 def measure_beauty(seeds: tuple[int, ...], quick: bool, folder: Path) -> dict[str, Any]:
     """As :func:`measure_world`."""
     from sidera.artifacts import read_manifest
-    from sidera.catalog.align import aligned_vectors
-    from sidera.catalog.config import AlignConfig, CatalogConfig
+    from sidera.catalog.config import CatalogConfig, ContrastiveConfig
     from sidera.catalog.content import item_texts, text_vectors, tfidf_vectors
+    from sidera.catalog.contrastive import aligned_vectors
     from sidera.data.config import DataConfig, load_dataset, make_views
 
     if not BEAUTY.is_dir():
@@ -300,8 +300,8 @@ def measure_beauty(seeds: tuple[int, ...], quick: bool, folder: Path) -> dict[st
     folder.mkdir(parents=True, exist_ok=True)
     texts = item_texts(view.dataset.items)
     hurried: dict[str, Any] = {"inputs": ("words", "categories"), "steps": 30, "batch_size": 128, "caption_weight": 0.0}
-    section = AlignConfig(**{**BEAUTY_ALIGN, **(hurried if quick else {})})
-    config = CatalogConfig(vectors=("aligned",), align=section)
+    section = ContrastiveConfig(**{**BEAUTY_ALIGN, **(hurried if quick else {})})
+    config = CatalogConfig(vectors=("aligned",), contrastive=section)
     vectors = {
         "raw": tfidf_vectors(texts, 128) if quick else text_vectors(texts),
         "aligned": aligned_vectors(view.dataset, view.split, config, folder / "encoder")[0],
@@ -309,7 +309,7 @@ def measure_beauty(seeds: tuple[int, ...], quick: bool, folder: Path) -> dict[st
     minutes = {"aligned": read_manifest(folder / "encoder", "item_encoder").info["report"]["cpu_minutes"]}
     result = untrained_measures(view, vectors, clicked_before(view.split.test, view.dataset))
     few: dict[str, Any] = {
-        "catalog": {"balanced": False, "codebook_size": 64},
+        "catalog": {"quantizer": {"balanced": False, "codebook_size": 64}},
         "fit": {"max_steps": 30},
         "eval": {"max_rows": 300},
     }

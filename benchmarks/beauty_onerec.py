@@ -20,7 +20,12 @@ CLAIM = Claim(
         Contestant("SASRec sampled softmax, tied", "beauty/sasrec.toml", seeds=(0,)),
     ),
     claimed="OneRec-V2",
-    quick_overrides=("fit.max_minutes=0.2", "eval.max_rows=200", "eval.valid_rows=200", "catalog.balanced=false"),
+    quick_overrides=(
+        "fit.max_minutes=0.2",
+        "eval.max_rows=200",
+        "eval.valid_rows=200",
+        "catalog.quantizer.balanced=false",
+    ),
 )
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def young_catalog(num_items: int) -> Any:
     import torch
 
     from sidera.catalog.catalog import Catalog
-    from sidera.catalog.rq_kmeans import RQCodebooks
+    from sidera.catalog.rq_kmeans import RQKMeans
     from sidera.ops.columns import Column, Marks, Texts
 
     rng = np.random.default_rng(SEED)
@@ -40,7 +40,7 @@ def young_catalog(num_items: int) -> Any:
         item_keys=Texts.of([f"item-{item}" for item in range(num_items)]),
         codes=Column.of(np.stack(np.unravel_index(flat, SIZES), axis=1).astype(np.int32)),
         level_sizes=SIZES,
-        codebooks=RQCodebooks(tuple(torch.from_numpy(level).float() for level in levels)),
+        quantizer=RQKMeans(tuple(torch.from_numpy(level).float() for level in levels)),
         collision="greedy",
         codebook_id="life",
         items_version=1,

@@ -133,7 +133,11 @@ def one_recipe(run: Run, name: str, precision: str) -> dict[str, Any]:
     world = checkerboard()
     sections: dict[str, Any] = {
         "data": {},
-        "catalog": {"vectors": ["behaviour"], "num_levels": 1, "codebook_size": 5, "balanced": True, "vector_dim": 8},
+        "catalog": {
+            "vectors": ["behaviour"],
+            "quantizer": {"num_levels": 1, "codebook_size": 5, "balanced": True},
+            "vector_dim": 8,
+        },
         "model": {"name": name, "max_history": 8, **SMALL[name]},
         "fit": {"batch_size": 32, "lr": 5e-3, "warmup_steps": 5, "patience": 0, "precision": precision},
         "eval": {"bootstrap": 20, "latency_rows": 2, "free_rows": 10, "samples": 2, "beam": 24},

@@ -49,7 +49,9 @@ def long_histories(folder: Path, seed: int) -> tuple[Any, list[Any], list[Any]]:
 
     simulate(world_config("easy", WORLD), USERS, DAYS, folder / "log", seed)
     every, positives = make_views(load_dataset(folder / "log"), DataConfig(positive="long_view"))
-    codes = CatalogConfig(vectors=("tfidf", "behaviour"), num_levels=3, codebook_size=32, balanced=True)
+    codes = CatalogConfig(
+        vectors=("tfidf", "behaviour"), quantizer={"num_levels": 3, "codebook_size": 32, "balanced": True}
+    )
     catalog, _ = build_catalog(positives.dataset, positives.split, codes, every.schema)
     reading = Reading(every.schema, catalog.items, Reads(CONTEXT, "all")).over(every.dataset)
     source = RequestRows(reading, every.split, BATCH_SIZE, order="time")

@@ -129,7 +129,9 @@ def train(name: str, seed: int, quick: bool) -> tuple[Any, Any]:
     config = DataConfig(positive="long_view", item_fields=("creator", "tags"))
     view, positives = make_views(load_dataset(world_log(name, seed, USERS, DAYS), config), config)
     codes = CatalogConfig(
-        vectors=("tfidf", "behaviour"), codebook_size=64, balanced=True, collision="greedy", num_levels=3
+        vectors=("tfidf", "behaviour"),
+        quantizer={"codebook_size": 64, "balanced": True, "num_levels": 3},
+        collision="greedy",
     )
     groups = user_groups(view.dataset.user_keys, RANKER_SHARES)
     known = positives.split.of_users(positives.dataset, groups < 2)  # codes know nothing of those who are asked, either
@@ -236,7 +238,9 @@ def kuairand() -> dict[str, Any]:
         }
     )  # fmt: skip
     view, positives = make_views(build_dataset("kuairand", events), DataConfig(positive="click"))
-    codes = CatalogConfig(vectors=("behaviour",), codebook_size=64, balanced=True, collision="greedy", num_levels=3)
+    codes = CatalogConfig(
+        vectors=("behaviour",), quantizer={"codebook_size": 64, "balanced": True, "num_levels": 3}, collision="greedy"
+    )
     groups = user_groups(view.dataset.user_keys, (0.75, 0.25))
     known = positives.split.of_users(positives.dataset, groups == 0)
     catalog, _ = build_catalog(positives.dataset, known, codes, positives.schema)

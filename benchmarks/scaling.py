@@ -105,7 +105,9 @@ def smoke(folder: Path) -> list[float]:
     from sidera.train.scale import one_run, open_stream, sized
 
     write_log(folder / "log", 800, 5)
-    recipe = Recipe.read(RECIPE, ["catalog.codebook_size=16", "fit.warmup_steps=10", "fit.batch_size=32", *ONE_THREAD])
+    recipe = Recipe.read(
+        RECIPE, ["catalog.quantizer.codebook_size=16", "fit.warmup_steps=10", "fit.batch_size=32", *ONE_THREAD]
+    )
     stream = open_stream(recipe, folder / "log", folder / "run", None, print)
     names = ("16x1", "32x2")
     runs = [one_run(name, sized(recipe, name), 1e-2, SEED, stream, folder / "run", "cpu", print)[0] for name in names]

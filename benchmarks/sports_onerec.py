@@ -19,7 +19,12 @@ CLAIM = Claim(
         Contestant("SASRec sampled softmax, tied", "sports/sasrec.toml", seeds=(0,)),
     ),
     claimed="OneRec-V2",
-    quick_overrides=("fit.max_minutes=0.15", "eval.max_rows=150", "eval.valid_rows=150", "catalog.balanced=false"),
+    quick_overrides=(
+        "fit.max_minutes=0.15",
+        "eval.max_rows=150",
+        "eval.valid_rows=150",
+        "catalog.quantizer.balanced=false",
+    ),
 )
 
 if __name__ == "__main__":

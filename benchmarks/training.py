@@ -54,12 +54,6 @@ def make_batches(num_batches: int, codes: Any, bucketed: bool) -> tuple[list[Any
     """Batches of random items with Beauty's lengths; ``bucketed`` cuts the same rows into batches of like length."""
     import numpy as np
 
-    from sidera.batch import Reads
-    from sidera.data.features import FeatureSchema
-    from sidera.data.items import ItemTable
-    from sidera.data.reading import Reading, Wanted
-
-    num_items, reading = len(codes), Reading(FeatureSchema(), ItemTable(codes), Reads(MAX_HISTORY))
     rng = np.random.default_rng(SEED)
     lengths, source = history_lengths()
     lengths = rng.choice(lengths, num_batches * BATCH_SIZE, replace=False)

@@ -47,6 +47,8 @@ RECIPE = """
 [catalog]
 vectors = ["file"]
 vectors_file = "{folder}/vectors.safetensors"
+
+[catalog.quantizer]
 num_levels = 2
 codebook_size = 8
 [model]

@@ -34,9 +34,11 @@ VERBS = tuple(build_parser()._subparsers._group_actions[0].choices)  # type: ign
 RECIPE = """
 [catalog]
 vectors = ["behaviour"]
+vector_dim = 8
+
+[catalog.quantizer]
 num_levels = 1
 codebook_size = 4
-vector_dim = 8
 [model]
 name = "sidera"
 max_history = 8
@@ -449,7 +451,8 @@ def test_logs_that_are_hardly_logs(
     small = {"tiger": "width = 8\nnum_layers = 1\nhead_width = 4\nff_width = 8", "sasrec": "num_negatives = 8"}
     small["onerec_v1"] = "min_watched = 1"  # nobody in such logs likes five items in a row
     (tmp_path / "r.toml").write_text(
-        f'[catalog]\nvectors = ["file"]\nvectors_file = "{tmp_path}/v.safetensors"\nnum_levels = 1\ncodebook_size = 1\n'
+        f'[catalog]\nvectors = ["file"]\nvectors_file = "{tmp_path}/v.safetensors"\n'
+        "[catalog.quantizer]\nnum_levels = 1\ncodebook_size = 1\n"
         f'[model]\nname = "{model}"\n{small.get(model, "")}\n' + RECIPE[RECIPE.index("[fit]") :]
     )
     data, run = ("--data", tmp_path / "data"), tmp_path / "run"
@@ -487,7 +490,7 @@ def test_new_vectors_in_the_same_file_make_a_new_catalogue(place: Path, tmp_path
 
 
 def test_more_items_than_codes_can_name(place: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
-    settings = ("--set", "catalog.codebook_size=3", "--set", "catalog.collision=greedy")
+    settings = ("--set", "catalog.quantizer.codebook_size=3", "--set", "catalog.collision=greedy")
     line = refused("catalog", place / "recipe.toml", "--data", place / "data", "--out", tmp_path / "o", *settings)
     assert "30" in line
     assert "codebook_size" in line
@@ -526,7 +529,7 @@ def test_a_damaged_stage_is_made_again(
 
 
 def test_a_foreign_catalogue(place: Path, run: Path, refused: Callable[..., str]) -> None:
-    flags = ("--data", place / "data", "--out", run, "--set", "catalog.codebook_size=3")
+    flags = ("--data", place / "data", "--out", run, "--set", "catalog.quantizer.codebook_size=3")
     assert sidera("catalog", place / "recipe.toml", *flags) == 0
     identities = [
         json.loads((folder / "catalog" / "manifest.json").read_text())["info"]["codebook_id"]

@@ -81,7 +81,7 @@ def test_a_section_written_as_a_key(tmp_path: Path) -> None:
     [
         ("fit.lr=3e-4", "fit", "lr", 3e-4),
         ("fit.epochs = 7", "fit", "epochs", 7),
-        ("catalog.balanced=true", "catalog", "balanced", True),
+        ("catalog.quantizer.balanced=true", "catalog", "quantizer", {"balanced": True}),
         ("catalog.vectors=['text', 'behaviour']", "catalog", "vectors", ["text", "behaviour"]),
         ("model.loss=full", "model", "loss", "full"),
         ('model.loss="full"', "model", "loss", "full"),
@@ -130,7 +130,10 @@ def test_unreadable_files(tmp_path: Path) -> None:
         ("fit.lr=-1.0", r"\[fit\] lr = -1.0 is out of range"),
         ("fit.lr=nan", r"\[fit\] lr = nan is out of range"),
         ("fit.epoch=3", r"\[fit\] has no key 'epoch' \(did you mean 'epochs'\?\)"),
-        ("catalog.codebook_size=100000", r"\[catalog\] codebook_size = 100000 is out of range; allowed: 0..32767"),
+        (
+            "catalog.quantizer.codebook_size=100000",
+            r"\[catalog.quantizer\] codebook_size = 100000 is out of range; allowed: 0..32767",
+        ),
         ("catalog.vectors=['txt']", r"\[catalog\] vectors names 'txt'; allowed: text"),
         ("data.split=random", r"\[data\] split = 'random' is not known; allowed: 'leave_one_out', 'temporal'"),
         ("eval.ks=[10, 5]", r"\[eval\] ks = \[10, 5\]"),
@@ -168,7 +171,7 @@ def test_digests_name_values() -> None:
 
 
 def test_a_section_inside_a_section_is_set_by_its_path() -> None:
-    source = {"catalog": {"align": {"steps": 5}}}
-    recipe = load_recipe(source, ["catalog.align.lr=1e-3", "catalog.num_levels=2"])
-    assert recipe["catalog"] == {"align": {"steps": 5, "lr": 1e-3}, "num_levels": 2}
-    assert source == {"catalog": {"align": {"steps": 5}}}
+    source = {"catalog": {"contrastive": {"steps": 5}}}
+    recipe = load_recipe(source, ["catalog.contrastive.lr=1e-3", "catalog.seed=2"])
+    assert recipe["catalog"] == {"contrastive": {"steps": 5, "lr": 1e-3}, "seed": 2}
+    assert source == {"catalog": {"contrastive": {"steps": 5}}}

@@ -17,7 +17,7 @@ def test_the_demo_writes_both_pages(
 ) -> None:
     sizes = {"max_rows": 50, "valid_rows": 50, "latency_rows": 2, "bootstrap": 10, "free_rows": 5}
     quick = [f"eval.{key}={value}" for key, value in sizes.items()]
-    recipes = demo.world_recipes([*quick, "fit.epochs=1", "catalog.codebook_size=8", "catalog.vector_dim=8"])
+    recipes = demo.world_recipes([*quick, "fit.epochs=1", "catalog.quantizer.codebook_size=8", "catalog.vector_dim=8"])
     monkeypatch.setattr(demo, "world_recipes", lambda: recipes)
     monkeypatch.setattr(demo, "WORLD", {"num_items": 150, "num_creators": 20, "num_candidates": 20})
     for name, value in (("USERS", 80), ("DAYS", 3), ("AUDIENCE", 20), ("TEST_DAYS", 2)):

@@ -17,9 +17,11 @@ from sidera.data.tiny import tiny_log
 RECIPE = """
 [catalog]
 vectors = ["behaviour"]
+vector_dim = 8
+
+[catalog.quantizer]
 num_levels = 1
 codebook_size = 4
-vector_dim = 8
 [model]
 name = "sidera"
 max_history = 8

@@ -83,7 +83,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         below = load_recipe(Path(source).parent / base)
         above = {name: section for name, section in written.items() if name != "base"}
         for name, section in above.items():
-            above[name] = {**below.get(name, {}), **section} if isinstance(section, Mapping) else section
+            above[name] = _over(below.get(name, {}), section) if isinstance(section, Mapping) else section
         written = {**below, **above}
     for name, section in written.items():
         if name not in SECTIONS:
@@ -99,11 +99,20 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
             form = f"SECTION.KEY=VALUE with SECTION one of {', '.join(SECTIONS)}"
             raise InputError(f"--set {override!r} is not an override", allowed=form)
         section = recipe.setdefault(section_name, {})
-        for name in inner:  # a section inside a section, such as [catalog.align]
+        for name in inner:  # a section inside a section, such as [catalog.contrastive]
             section[name] = dict(section[name]) if isinstance(section.get(name), Mapping) else {}
             section = section[name]
         section[key_name] = override_value(text.strip())
     return {name: dict(recipe.get(name, {})) for name in SECTIONS}
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``below`` with the keys of ``above``, and likewise in the sections inside."""
+    merged = {**below, **above}
+    for name, value in above.items():
+        if isinstance(value, Mapping) and isinstance(below.get(name), Mapping):
+            merged[name] = _over(below[name], value)
+    return merged
 
 
 def parse_section(cls: type[Section], values: Mapping[str, Any], where: str) -> Section:

@@ -17,7 +17,7 @@ import textwrap
 import tokenize
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -29,7 +29,8 @@ class Key:
     kind: str  # "whole number", "number or nothing", "cosine | linear", ...
     default: Any  # MISSING where it has to be given
     comment: str
-    section: type | None = None  # the dataclass of a section inside the section, such as [catalog.align]
+    section: type | None = None  # the dataclass of a section inside the section, such as [catalog.contrastive]
+    pick: Callable[[Mapping[str, Any]], type] | None = None  # that dataclass, where it depends on what is written
 
     @property
     def default_text(self) -> str:
@@ -52,8 +53,10 @@ def keys_of(cls: type) -> tuple[Key, ...]:
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         hint = hints[field.name]
-        section = hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
-        found.append(Key(field.name, type_text(hint), default, comments.get(field.name, ""), section))
+        pick = field.metadata.get("section")
+        section = pick({}) if pick else hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
+        kind = "section" if section else type_text(hint)
+        found.append(Key(field.name, kind, default, comments.get(field.name, ""), section, pick))
     return tuple(found)
 
 
@@ -101,7 +104,8 @@ def commented_toml(name: str, cls: type, written: Mapping[str, Any], first: Mapp
     lines += [f"{key} = {toml(value)}" for key, value in (first or {}).items()]
     for key in keys_of(cls):
         if key.section is not None:
-            inner.append(commented_toml(f"{name}.{key.name}", key.section, written.pop(key.name, {})))
+            own = written.pop(key.name, {})
+            inner.append(commented_toml(f"{name}.{key.name}", key.pick(own) if key.pick else key.section, own))
             continue
         comment = f"  # {key.comment}" if key.comment else ""
         if key.name in written:

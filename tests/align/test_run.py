@@ -37,11 +37,13 @@ RECIPE = """
 positive = "click"
 [catalog]
 vectors = ["behaviour"]
+vector_dim = 16
+collision = "greedy"
+
+[catalog.quantizer]
 num_levels = 3
 codebook_size = 16
 balanced = true
-vector_dim = 16
-collision = "greedy"
 [model]
 {model}
 [fit]

@@ -63,7 +63,10 @@ def tiny(seed: int = 0, ntp_steps: int = NTP_STEPS) -> Tiny:
         dataset = load_dataset(log)
     view, positives = make_views(dataset, DataConfig(split="temporal", positive="click"))
     config = CatalogConfig(
-        vectors=("behaviour",), num_levels=3, codebook_size=16, balanced=True, vector_dim=16, collision="greedy"
+        vectors=("behaviour",),
+        quantizer={"num_levels": 3, "codebook_size": 16, "balanced": True},
+        vector_dim=16,
+        collision="greedy",
     )
     catalog, _ = build_catalog(positives.dataset, positives.split, config, positives.schema)
     model = build_model(*parse_model(SECTION), catalog, seed)

@@ -28,7 +28,7 @@ def make_catalog(num_items: int = 30, collision: str = "greedy", seed: int = 0, 
         item_keys=np.array([f"i{item}" for item in range(num_items)]),
         codes=resolved.codes,
         level_sizes=resolved.level_sizes,
-        codebooks=codebooks,
+        quantizer=codebooks,
         collision=collision,
         codebook_id=codebook_identity("test", codebooks, collision, resolved.codes),
         items_version=1,
@@ -48,7 +48,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     for name in ("level_sizes", "collision", "codebook_id", "items_version", "report"):
         assert getattr(loaded, name) == getattr(catalog, name), name
     assert loaded.content_digest() == catalog.content_digest()
-    assert torch.equal(loaded.codebooks.levels[2], catalog.codebooks.levels[2])
+    assert torch.equal(loaded.quantizer.levels[2], catalog.quantizer.levels[2])
     assert loaded.trie.num_leaves == 29
 
 
@@ -131,7 +131,7 @@ def test_no_code_is_ever_reused(collision: str, steps: list[tuple[bool, int]], d
 
 def test_shared_codes_are_served_by_popularity() -> None:
     catalog = make_catalog(40, "share", size=2)
-    more = catalog.with_items(["twin"], catalog.codebooks.decode(torch.tensor(catalog.codes[:1]).long()))
+    more = catalog.with_items(["twin"], catalog.quantizer.decode(torch.tensor(catalog.codes[:1]).long()))
     assert more.codes[-1].tolist() == catalog.codes[0].tolist()
     order = np.asarray(more.trie.leaf_items)
     twins = [int(item) for item in order if more.codes[item].tolist() == catalog.codes[0].tolist()]

@@ -21,17 +21,17 @@ from sidera.core import InputError
         ({"vector_weights": [-1.0]}, "numbers > 0"),
         ({"vectors": ["file"]}, "do not fit"),
         ({"vectors_file": "a.parquet"}, "do not fit"),
-        ({"quantizer": "rq_vae"}, "'rq_vae' is not known.*rq_kmeans"),
+        ({"quantizer": {"name": "rq_vae"}}, "'rq_vae' is not known.*rq_kmeans"),
         ({"collision": "gredy"}, "did you mean 'greedy'"),
-        ({"num_levels": 0}, r"num_levels = 0 is out of range; allowed: 1\.\.16"),
-        ({"codebook_size": -1}, "codebook_size = -1"),
-        ({"codebook_size": 40_000}, "codebook_size = 40000"),
-        ({"codebook_size": "256"}, "codebook_size = '256' is a str"),
+        ({"quantizer": {"num_levels": 0}}, r"num_levels = 0 is out of range; allowed: 1\.\.16"),
+        ({"quantizer": {"codebook_size": -1}}, "codebook_size = -1"),
+        ({"quantizer": {"codebook_size": 40_000}}, "codebook_size = 40000"),
+        ({"quantizer": {"codebook_size": "256"}}, "codebook_size = '256' is a str"),
         ({"vector_dim": 0}, "vector_dim = 0"),
-        ({"iterations": 0}, "iterations = 0"),
+        ({"quantizer": {"iterations": 0}}, "iterations = 0"),
         ({"window": 0}, "window = 0"),
         ({"singular_power": float("nan")}, "singular_power = nan"),
-        ({"codebok_size": 256}, "did you mean 'codebook_size'"),
+        ({"quantizer": {"codebok_size": 256}}, "did you mean 'codebook_size'"),
     ],
 )
 def test_bad_values(values: dict[str, Any], message: str) -> None:
@@ -47,5 +47,5 @@ def test_weights_default_to_one() -> None:
 def test_unknown_policies_are_refused_in_code_too() -> None:
     with pytest.raises(InputError, match="collision = 'none'"):
         CatalogConfig(collision="none")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="quantizer = 'opq'"):
-        CatalogConfig(quantizer="opq")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"\[catalog.quantizer\] name = 'opq' is not known; allowed: auto, none, rq_k"):
+        CatalogConfig(quantizer={"name": "opq"})

@@ -17,7 +17,7 @@ from test_catalog import make_catalog
 
 from sidera.catalog import placing
 from sidera.catalog.catalog import Catalog
-from sidera.catalog.key_index import KeyIndex, hash_keys
+from sidera.catalog.key_index import KeyIndex, hash_key, hash_keys
 from sidera.core import InputError
 from sidera.decode.beam import beam_search
 from sidera.ops.columns import Texts
@@ -140,9 +140,12 @@ def test_an_item_that_came_and_went_before_any_search() -> None:
 def test_keys_of_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     """Hashes of only one or two values: nearly every look-up has to compare keys."""
     monkeypatch.setattr("sidera.catalog.key_index.hash_keys", lambda keys: hash_keys(keys) % np.uint64(width))
+    monkeypatch.setattr("sidera.catalog.key_index.hash_key", lambda key: hash_key(key) % width)
     keys = [f"k{number}" for number in range(9)]
     index = KeyIndex.build(Texts.of(keys))
+    assert [index.get(key) for key in [*keys, "k9", ""]] == [*range(9), None, None]
     assert index.find([*keys, "k9", "", "k1"]).tolist() == [*range(9), -1, -1, 1]
+    assert dict(index) == {key: number for number, key in enumerate(keys)}
     with pytest.raises(InputError, match="item id 'k3' occurs 2 times"):
         KeyIndex.build(Texts.of([*keys, "k3"]))
 
@@ -151,6 +154,7 @@ def test_hashes_differ_and_do_not_depend_on_where_a_key_stands() -> None:
     keys = ["", "a", "ab", "a" * 8, "a" * 9, "ü", "a\0", "\0", "x" * 100, *(str(number) for number in range(3000))]
     hashes = hash_keys(pa.array(keys, pa.large_string()))
     assert len(set(hashes.tolist())) == len(keys)
+    assert hashes.tolist() == [hash_key(key) for key in keys]
     backwards = hash_keys(pa.array(keys[::-1], pa.large_string()))
     assert np.array_equal(hashes, backwards[::-1])
     assert np.array_equal(hashes[5:9], hash_keys(pa.array(keys, pa.large_string()).slice(5, 4)))

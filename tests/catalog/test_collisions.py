@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sidera.catalog.collisions import resolve
 from sidera.catalog.matching import cheapest_matching
-from sidera.catalog.rq_kmeans import RQCodebooks, fit_rq_kmeans
+from sidera.catalog.rq_kmeans import RQKMeans, fit_rq_kmeans
 from sidera.core import InputError
 
 
@@ -51,7 +51,7 @@ def test_codes_are_unique(
 
 
 def test_extra_digit_counts_by_popularity_and_rounds_its_level_up() -> None:
-    codebooks = RQCodebooks((torch.tensor([[0.0], [1.0]]),))
+    codebooks = RQKMeans((torch.tensor([[0.0], [1.0]]),))
     codes = np.array([[0], [1], [0], [0]])
     resolved = resolve("extra_digit", codes, torch.zeros(4, 1), codebooks, np.array([5, 0, 9, 5]))
     assert resolved.codes.tolist() == [[0, 1], [1, 0], [0, 0], [0, 2]]
@@ -60,7 +60,7 @@ def test_extra_digit_counts_by_popularity_and_rounds_its_level_up() -> None:
 
 def test_greedy_gives_the_last_codes_at_least_total_distance() -> None:
     last = torch.tensor([[0.0], [1.0], [2.0]])
-    codebooks = RQCodebooks((torch.zeros(1, 1), last))
+    codebooks = RQKMeans((torch.zeros(1, 1), last))
     vectors = torch.tensor([[0.1], [0.4], [0.2]])  # all nearest to code 0; moving 0.4 then 0.2 costs least
     resolved = resolve("greedy", np.array([[0, 0], [0, 0], [0, 0]]), vectors, codebooks, np.zeros(3))
     costs = (vectors - last.T).square()
@@ -74,7 +74,7 @@ def test_greedy_gives_the_last_codes_at_least_total_distance() -> None:
 
 
 def test_greedy_sends_overflow_to_the_next_best_prefix() -> None:
-    codebooks = RQCodebooks((torch.tensor([[0.0], [10.0], [3.0]]), torch.tensor([[0.0], [1.0]])))
+    codebooks = RQKMeans((torch.tensor([[0.0], [10.0], [3.0]]), torch.tensor([[0.0], [1.0]])))
     codes = np.array([[0, 0], [0, 0], [0, 1]])
     vectors = torch.tensor([[0.0], [0.1], [1.2]])
     resolved = resolve("greedy", codes, vectors, codebooks, np.zeros(3))

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sidera.catalog.behaviour import behaviour_vectors, cooccurrence, ppmi, top_eigenpairs
 from sidera.catalog.cold import borrow_by_words, spread
 from sidera.catalog.config import CatalogConfig
 from sidera.catalog.content import fuse, item_texts, text_vectors, tfidf_vectors
+from sidera.catalog.cooccurrence import behaviour_vectors, cooccurrence, ppmi, top_eigenpairs
 from sidera.catalog.vectors_file import read_vectors, save_vectors
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
@@ -192,4 +192,4 @@ def test_cold_items_borrow_from_items_described_alike() -> None:
 def test_unknown_items_fill_the_emptiest_codes() -> None:
     codes = np.array([[0, 0], [0, 1], [1, 0], [0, 0], [0, 0], [0, 0]])
     unknown = np.array([False, False, False, True, True, True])
-    assert spread(codes, unknown, 2).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 0], [1, 0]]
+    assert spread(codes, unknown, (2, 2)).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 0], [1, 0]]

@@ -12,7 +12,7 @@ from sidera.catalog import balance, rq_kmeans
 from sidera.catalog import nearest as nearest_module
 from sidera.catalog.balance import balanced_assign
 from sidera.catalog.nearest import nearest
-from sidera.catalog.rq_kmeans import RQCodebooks, fit_rq_kmeans, kmeans, reconstruction_error
+from sidera.catalog.rq_kmeans import RQKMeans, fit_rq_kmeans, kmeans, reconstruction_error
 from sidera.core import InputError
 
 
@@ -145,7 +145,7 @@ def test_codebooks_encode_decode_and_state() -> None:
     errors = [float((points - codebooks.decode(codes[:, :depth])).square().sum()) for depth in range(4)]
     assert errors == sorted(errors, reverse=True)
     assert len(set(errors)) == 4
-    again = RQCodebooks.from_state(codebooks.state())
+    again = RQKMeans.from_state(codebooks.state())
     assert torch.equal(again.decode(codes), codebooks.decode(codes))
     assert again.level_sizes == (16, 16, 16)
 

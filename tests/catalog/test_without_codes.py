@@ -22,7 +22,7 @@ from sidera.pages.run import write_report
 from sidera.train.recipe import Recipe
 from sidera.train.stages import catalog_stage, prepare, run, train
 
-NONE = CatalogConfig(quantizer="none")
+NONE = CatalogConfig(quantizer={"name": "none"})
 SCORERS = ("popularity", "item_knn", "sasrec")
 
 
@@ -52,9 +52,11 @@ def test_the_scorers_read_no_codes_and_the_generators_do() -> None:
 def test_a_scorer_runs_and_answers_without_one_quantizer_call(
     name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "fit_rq_kmeans", lambda *_, **__: pytest.fail("codes were made"))
+    monkeypatch.setattr(build, "quantize", lambda *_, **__: pytest.fail("codes were made"))
     monkeypatch.setattr(build, "item_vectors", lambda *_, **__: pytest.fail("vectors were made"))
-    found = run(recipe(name, vectors=["behaviour"], num_levels=2, codebook_size=4), data, tmp_path / "run")
+    found = run(
+        recipe(name, vectors=["behaviour"], quantizer={"num_levels": 2, "codebook_size": 4}), data, tmp_path / "run"
+    )
     assert found is not None
     assert 0 <= found.value("recall@10") <= 1
     recommender = Recommender.load(tmp_path / "run")
@@ -66,7 +68,9 @@ def test_a_scorer_runs_and_answers_without_one_quantizer_call(
 
 
 def test_a_run_whose_recipe_asks_for_codes_gets_them(data: Path, tmp_path: Path) -> None:
-    asked = recipe("popularity", quantizer="rq_kmeans", vectors=["behaviour"], num_levels=1, codebook_size=4)
+    asked = recipe(
+        "popularity", vectors=["behaviour"], quantizer={"name": "rq_kmeans", "num_levels": 1, "codebook_size": 4}
+    )
     train(asked, data, tmp_path / "run")
     assert Catalog.load(tmp_path / "run" / "catalog").num_levels == 2
 
@@ -76,12 +80,12 @@ def test_what_is_not_read_does_not_count() -> None:
     view = make_views(tiny_log(60, 48), DataConfig())[0]
     one, other = (
         catalog_digest(view.dataset, view.split, config, view.schema)
-        for config in (NONE, CatalogConfig(quantizer="none", vectors=("behaviour",), codebook_size=7))
+        for config in (NONE, CatalogConfig(quantizer={"name": "none", "codebook_size": 7}, vectors=("behaviour",)))
     )
     assert one == other
     assert one != catalog_digest(view.dataset, view.split, CatalogConfig(), view.schema)
     auto = catalog_digest(view.dataset, view.split, CatalogConfig(), view.schema)
-    assert auto == catalog_digest(view.dataset, view.split, CatalogConfig(quantizer="rq_kmeans"), view.schema)
+    assert auto == catalog_digest(view.dataset, view.split, CatalogConfig(quantizer={"name": "rq_kmeans"}), view.schema)
 
 
 def test_it_is_saved_grown_and_thinned_like_any_other(tmp_path: Path) -> None:
@@ -114,13 +118,13 @@ def test_a_store_keeps_histories_beside_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name in MODELS if reads_codes(name)])
 def test_a_model_that_reads_codes_refuses_it(name: str) -> None:
-    with pytest.raises(InputError, match=rf"{name}.*reads semantic IDs.*catalog.quantizer=rq_kmeans"):
+    with pytest.raises(InputError, match=rf"{name}.*reads semantic IDs.*catalog.quantizer.name=rq_kmeans"):
         build_model(name, MODELS[name].Config(), codeless())
 
 
 def test_a_recipe_that_takes_the_codes_from_a_generator_is_refused_before_any_work() -> None:
-    with pytest.raises(InputError, match=r"quantizer = 'none', but .* 'sidera' reads semantic IDs"):
-        recipe("sidera", quantizer="none")
+    with pytest.raises(InputError, match=r"quantizer\] name = 'none', but .* 'sidera' reads codes"):
+        recipe("sidera", quantizer={"name": "none"})
 
 
 def test_a_search_in_it_is_refused() -> None:

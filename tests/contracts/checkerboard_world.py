@@ -73,7 +73,10 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 NUM_STEPS, WARMUP, PEAK_LR = 400, 20, 3e-3
 CATALOG = CatalogConfig(
-    vectors=("behaviour",), num_levels=1, codebook_size=5, balanced=True, vector_dim=8, collision="extra_digit"
+    vectors=("behaviour",),
+    quantizer={"num_levels": 1, "codebook_size": 5, "balanced": True},
+    vector_dim=8,
+    collision="extra_digit",
 )
 
 
@@ -112,7 +115,7 @@ def world() -> World:
 def foreign_catalog() -> Catalog:
     """The same items under other codes."""
     here = world()
-    config = CatalogConfig(**{**CATALOG.__dict__, "codebook_size": 4})
+    config = CatalogConfig(**{**CATALOG.__dict__, "quantizer": {**CATALOG.quantizer, "codebook_size": 4}})
     return build_catalog(here.dataset, here.split, config)[0]
 
 

@@ -135,7 +135,7 @@ def test_any_beam_finds_legal_items_with_their_own_scores(name: str, width: int)
 def test_late_items_are_answered_lawfully(name: str) -> None:
     """An item that came after training may get any probability or none, but breaks nothing."""
     model, catalog = trained(name).model, world().catalog
-    vectors = torch.randn(3, catalog.codebooks.dim, generator=torch.Generator().manual_seed(0))
+    vectors = torch.randn(3, catalog.quantizer.dim, generator=torch.Generator().manual_seed(0))
     grown = catalog.with_items(["late0", "late1", "late2"], vectors)
     found = beam_search(model, batch_of(HISTORIES), grown.trie, width=40, num_results=grown.num_items)
     for row in range(3):

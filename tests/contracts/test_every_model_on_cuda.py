@@ -75,7 +75,11 @@ def test_a_recipe_runs_there_and_is_opened_here(name: str, precision: str, tmp_p
     world().dataset.save(tmp_path / "data")
     recipe = {
         "data": {},
-        "catalog": {"vectors": ["behaviour"], "num_levels": 1, "codebook_size": 5, "balanced": True, "vector_dim": 8},
+        "catalog": {
+            "vectors": ["behaviour"],
+            "quantizer": {"num_levels": 1, "codebook_size": 5, "balanced": True},
+            "vector_dim": 8,
+        },
         "model": section(name),
         "fit": {"epochs": 12, "batch_size": 32, "lr": 3e-3, "warmup_steps": 5, "patience": 0, "precision": precision},
         "eval": {"bootstrap": 20, "latency_rows": 2, "free_rows": 10, "samples": 2, "beam": 24},

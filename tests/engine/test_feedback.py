@@ -36,7 +36,7 @@ def views() -> tuple[View, View]:
 
 def recommender(name: str, views: tuple[View, View]) -> Recommender:
     kept = views[1]
-    config = CatalogConfig(vectors=("behaviour",), num_levels=2, codebook_size=5, vector_dim=8)
+    config = CatalogConfig(vectors=("behaviour",), quantizer={"num_levels": 2, "codebook_size": 5}, vector_dim=8)
     catalog, _ = build_catalog(kept.dataset, kept.split, config, kept.schema)
     return Recommender(build_model(*parse_model(SECTIONS[name]), catalog), catalog, model_section=SECTIONS[name])
 
@@ -121,7 +121,7 @@ def test_a_saved_run_keeps_how_events_are_read(views: tuple[View, View], tmp_pat
     assert loaded.catalog.schema == model.catalog.schema
     request = request_of(views[0], 2)
     assert loaded.recommend([request])[0].item_ids == model.recommend([request])[0].item_ids
-    grown = loaded.catalog.with_items(["new"], torch.zeros(1, loaded.catalog.codebooks.dim))
+    grown = loaded.catalog.with_items(["new"], torch.zeros(1, loaded.catalog.quantizer.dim))
     assert all(len(values) == grown.num_items for values in grown.categories.values())
     opened = Recommender.load(tmp_path, catalog=grown, beam=model.beam)
     answer = opened.recommend([request_of(views[0], 2, history=("new", *request.history[1:]))])[0]

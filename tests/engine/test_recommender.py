@@ -184,7 +184,7 @@ def test_removed_items_leave_at_once_and_are_still_read(trained_run: Path, recom
 
 
 def test_late_items_can_stand_in_a_history(trained_run: Path, recommender: Recommender) -> None:
-    vectors = np.random.default_rng(0).normal(size=(2, recommender.catalog.codebooks.dim))
+    vectors = np.random.default_rng(0).normal(size=(2, recommender.catalog.quantizer.dim))
     catalog = recommender.catalog.with_items(["late0", "late1"], vectors, ["First", None])
     grown = Recommender.load(trained_run, catalog=catalog)
     (answer,) = grown.recommend([[KEYS[3], KEYS[7], "late0"]], k=3)
@@ -203,7 +203,7 @@ def test_late_items_can_stand_in_a_history(trained_run: Path, recommender: Recom
 def test_a_grown_catalogue_is_saved_beside_its_model(
     trained_run: Path, recommender: Recommender, tmp_path: Path
 ) -> None:
-    vectors = np.random.default_rng(0).normal(size=(1, recommender.catalog.codebooks.dim))
+    vectors = np.random.default_rng(0).normal(size=(1, recommender.catalog.quantizer.dim))
     shutil.copytree(trained_run, tmp_path / "run")
     recommender.catalog.with_items(["late0"], vectors).save(tmp_path / "run" / "catalog")
     loaded = Recommender.load(tmp_path / "run")

@@ -24,7 +24,7 @@ CASES = Path(__file__).parents[1] / "data" / "cases" / "ties"
 
 def measured(dataset: Dataset) -> dict[str, dict[str, float]]:
     split = make_split(dataset)
-    config = CatalogConfig(vectors=("behaviour",), codebook_size=8, num_levels=2)
+    config = CatalogConfig(vectors=("behaviour",), quantizer={"codebook_size": 8, "num_levels": 2})
     catalog, _ = build_catalog(dataset, split, config)
     model = Popularity(Popularity.Config(), catalog)  # type: ignore[arg-type]
     recommender = Recommender(model, catalog, model_section={"name": "popularity"})

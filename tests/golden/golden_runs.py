@@ -33,7 +33,7 @@ import torch
 
 from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog, codebook_identity
-from sidera.catalog.rq_kmeans import RQCodebooks
+from sidera.catalog.rq_kmeans import RQKMeans
 from sidera.config import load_recipe
 from sidera.data.config import View, load_dataset, make_views
 from sidera.data.dataset import Dataset
@@ -151,20 +151,20 @@ def prepared_log(recipe: Recipe, feedback: bool) -> Prepared:
 def written_catalog(prepared: Prepared, recipe: Recipe) -> Catalog:
     """Codes by arithmetic: item i of N on L levels of 8 codes, shuffled once; the code vectors are drawn by numpy."""
     dataset = prepared.dataset
-    num_items, size, num_levels = dataset.num_items, 8, max(2, recipe.catalog.num_levels)
+    num_items, size, num_levels = dataset.num_items, 8, max(2, recipe.catalog.quantizer.get("num_levels", 3))
     while size**num_levels < num_items:
         num_levels += 1
     rng = np.random.default_rng(0)
     flat = rng.permutation(size**num_levels)[:num_items]
     codes = np.stack(np.unravel_index(flat, (size,) * num_levels), axis=1).astype(np.int32)
     drawn = rng.standard_normal((num_levels, size, 16)).astype(np.float32)
-    codebooks = RQCodebooks(tuple(torch.from_numpy(level) for level in drawn))
+    codebooks = RQKMeans(tuple(torch.from_numpy(level) for level in drawn))
     titles = dataset.items["title"].to_pylist() if "title" in dataset.items.column_names else [None] * num_items
     return Catalog(
         item_keys=dataset.item_keys.astype(str),
         codes=codes,
         level_sizes=(size,) * num_levels,
-        codebooks=codebooks,
+        quantizer=codebooks,
         collision="greedy",
         codebook_id=codebook_identity("golden", codebooks, "greedy", codes),
         items_version=1,

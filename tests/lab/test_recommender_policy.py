@@ -47,7 +47,7 @@ def views(tmp_path_factory: pytest.TempPathFactory, world: World) -> tuple[View,
 @pytest.fixture(scope="module")
 def recommenders(views: tuple[View, View]) -> dict[str, Recommender]:
     kept = views[1]
-    config = CatalogConfig(vectors=("behaviour",), num_levels=2, codebook_size=16, vector_dim=8)
+    config = CatalogConfig(vectors=("behaviour",), quantizer={"num_levels": 2, "codebook_size": 16}, vector_dim=8)
     catalog, _ = build_catalog(kept.dataset, kept.split, config, kept.schema)
     found = {}
     for name, section in SECTIONS.items():

@@ -73,5 +73,7 @@ def labelled_log(num_users: int = 120, per_user: int = 32, seed: int = 0) -> Dat
 def labelled_view() -> tuple[View, Catalog]:
     config = DataConfig(positive="click")
     everything, positives = make_views(labelled_log(), config)
-    settings = CatalogConfig(vectors=("tfidf",), num_levels=2, codebook_size=8, vector_dim=8, collision="greedy")
+    settings = CatalogConfig(
+        vectors=("tfidf",), quantizer={"num_levels": 2, "codebook_size": 8}, vector_dim=8, collision="greedy"
+    )
     return everything, build_catalog(positives.dataset, positives.split, settings, positives.schema)[0]

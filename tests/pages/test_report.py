@@ -13,7 +13,7 @@ from page_checks import check_page
 from ring_world import fake, make_dataset
 
 from sidera.catalog.catalog import Catalog
-from sidera.catalog.rq_kmeans import RQCodebooks
+from sidera.catalog.rq_kmeans import RQKMeans
 from sidera.cli import main
 from sidera.core import InputError
 from sidera.data.split import leave_one_out
@@ -40,7 +40,7 @@ def make_run(folder: Path) -> Path:
         item_keys=dataset.item_keys.astype(str),
         codes=codes,
         level_sizes=(5, 8),
-        codebooks=RQCodebooks((torch.rand(5, 3), torch.rand(8, 3))),
+        quantizer=RQKMeans((torch.rand(5, 3), torch.rand(8, 3))),
         collision="share",
         codebook_id="c0de",
         items_version=1,

@@ -52,7 +52,7 @@ def views() -> tuple[View, View]:
 @pytest.fixture(scope="module")
 def catalog(views: tuple[View, View]) -> Catalog:
     kept = views[1]
-    config = CatalogConfig(vectors=("behaviour",), num_levels=2, codebook_size=5, vector_dim=8)
+    config = CatalogConfig(vectors=("behaviour",), quantizer={"num_levels": 2, "codebook_size": 5}, vector_dim=8)
     return build_catalog(kept.dataset, kept.split, config, kept.schema)[0]
 
 
@@ -271,7 +271,7 @@ def test_new_items_can_be_done_something_with(catalog: Catalog, tmp_path: Path) 
     """An event of an item that no catalogue holds is kept; a catalogue that grew reads it; a model without a row for it
     passes it over."""
     opened = recommender("onerec", catalog)
-    grown = catalog.with_items(["new"], torch.zeros(1, catalog.codebooks.dim))
+    grown = catalog.with_items(["new"], torch.zeros(1, catalog.quantizer.dim))
     keys = [str(key) for key in catalog.item_keys[:12]]
     with open_behaviour(tmp_path / "store", catalog) as behaviour:
         behaviour.append("u", keys, list(range(12)), {})
@@ -305,7 +305,7 @@ def test_a_retrained_catalogue_reads_the_same_histories(
 ) -> None:
     """Other numbers, other codes and vectors, an item less: the events are the same, and representatives are made of
     its vectors. Back with the first catalogue all is as before."""
-    config = CatalogConfig(vectors=("behaviour",), num_levels=1, codebook_size=3, vector_dim=4)
+    config = CatalogConfig(vectors=("behaviour",), quantizer={"num_levels": 1, "codebook_size": 3}, vector_dim=4)
     retrained = build_catalog(views[1].dataset, views[1].split, config, views[1].schema)[0]
     order = np.random.default_rng(0).permutation(retrained.num_items)[1:]
     retrained = replace(
@@ -361,7 +361,7 @@ def test_an_erased_user_is_in_no_file_of_the_store(catalog: Catalog, views: tupl
 def test_a_store_is_of_one_schema(catalog: Catalog, tmp_path: Path) -> None:
     open_behaviour(tmp_path / "store", catalog).close()
     bare = make_views(tiny_exposures())[0]
-    config = CatalogConfig(vectors=("behaviour",), num_levels=2, codebook_size=5, vector_dim=8)
+    config = CatalogConfig(vectors=("behaviour",), quantizer={"num_levels": 2, "codebook_size": 5}, vector_dim=8)
     other = build_catalog(bare.dataset, bare.split, config)[0]
     with pytest.raises(InputError, match="was made with"):
         open_behaviour(tmp_path / "store", other)

@@ -15,7 +15,7 @@ from sidera.train.recipe import Recipe
 from sidera.train.stages import run
 
 SMALL = {"num_items": 120, "num_topics": 8, "num_creators": 20, "num_candidates": 20, "arrival_days": 3.0}
-CATALOG = {"vectors": ["behaviour"], "num_levels": 1, "codebook_size": 8}
+CATALOG = {"vectors": ["behaviour"], "quantizer": {"num_levels": 1, "codebook_size": 8}}
 EVAL = {"bootstrap": 10, "latency_rows": 0, "free_rows": 0}
 FIT = {"epochs": 1, "batch_size": 64}
 

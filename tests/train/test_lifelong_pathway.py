@@ -32,7 +32,12 @@ EARLY, VISIT, VISITS, USERS = 24, 10, 6, 48
 READ = 8  # newest events that a model reads: the last film is ten back
 SECTIONS: dict[str, Any] = {
     "data": {"positive": "like"},
-    "catalog": {"vectors": ["tfidf"], "num_levels": 2, "codebook_size": 6, "collision": "greedy", "vector_dim": 8},
+    "catalog": {
+        "vectors": ["tfidf"],
+        "collision": "greedy",
+        "vector_dim": 8,
+        "quantizer": {"num_levels": 2, "codebook_size": 6},
+    },
     "model": {
         "name": "onerec", "max_history": READ, "short_term": 4, "positive_length": 4, "num_lifelong_queries": 2,
         "lifelong_layers": 1, "width": 32, "encoder_layers": 1, "decoder_layers": 1, "ff_width": 64, "dropout": 0.0,

@@ -19,7 +19,7 @@ from sidera.train.recipe import Recipe
 from sidera.train.scale import ScaleOptions, factor_at, lr_rule, one_pass, open_stream, sized
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "world" / "scaling.toml"
-QUICK = ["catalog.codebook_size=8", "model.max_history=8", "model.short_term=8", "fit.warmup_steps=5"]
+QUICK = ["catalog.quantizer.codebook_size=8", "model.max_history=8", "model.short_term=8", "fit.warmup_steps=5"]
 SIZES = ("8x1", "16x1", "16x2", "24x2", "32x2")
 
 

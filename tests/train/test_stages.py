@@ -14,7 +14,7 @@ from sidera.train.stages import evaluate_stage, prepare, run, train
 
 SECTIONS = {
     "data": {},
-    "catalog": {"vectors": ["behaviour"], "num_levels": 1, "codebook_size": 8},
+    "catalog": {"vectors": ["behaviour"], "quantizer": {"num_levels": 1, "codebook_size": 8}},
     "model": {"name": "popularity"},
     "fit": {},
     "eval": {"bootstrap": 10, "latency_rows": 0, "free_rows": 0},

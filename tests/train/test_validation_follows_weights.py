@@ -34,7 +34,7 @@ def test_answers_in_a_training_are_those_of_a_fresh_model_with_the_same_weights(
     tiny_log(num_users=40, num_items=24).save(tmp_path / "data")
     sections = {
         "data": {}, "model": SECTIONS[name], "eval": {},
-        "catalog": {"vectors": ["behaviour"], "num_levels": 2, "codebook_size": 4, "vector_dim": 8},
+        "catalog": {"vectors": ["behaviour"], "quantizer": {"num_levels": 2, "codebook_size": 4}, "vector_dim": 8},
         "fit": {"max_steps": 4, "batch_size": 16, "lr": 0.05, "warmup_steps": 0, "eval_every_steps": 1, "patience": 0,
                 "monitor": "sum", "num_threads": 1},
     }  # fmt: skip

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sidera.catalog.align import align_identity, aligned_vectors
-from sidera.catalog.behaviour import behaviour_vectors
 from sidera.catalog.catalog import Catalog, codebook_identity
 from sidera.catalog.cold import borrow_by_words, spread
 from sidera.catalog.collisions import resolve
-from sidera.catalog.config import NO_CODES, CatalogConfig
+from sidera.catalog.config import CatalogConfig
 from sidera.catalog.content import fuse, item_texts, text_vectors, tfidf_vectors
+from sidera.catalog.contrastive import aligned_vectors, contrastive_identity
+from sidera.catalog.cooccurrence import behaviour_vectors
+from sidera.catalog.quantizers import NO_CODES, Quantizer, parse_quantizer, quantizer_class
 from sidera.catalog.report import quality_report, transition_shares
-from sidera.catalog.rq_kmeans import RQCodebooks, fit_rq_kmeans
 from sidera.catalog.text_encoder import EncoderMissing, TooSlow, has_text_encoder
 from sidera.catalog.vectors_file import check_finite, read_vectors
 from sidera.config import digest, written
@@ -57,16 +57,16 @@ def build_catalog(
         vectors, num_borrowed = item_vectors(dataset, split, config, encoder_path, noticed)
     check_finite(vectors, dataset.item_keys, "item vectors")
     with working(f"catalog: clustering {dataset.num_items:,} items"):
-        codebooks, codes = quantize(vectors, config)
-    resolved = resolve(config.collision, codes, vectors, codebooks, popularity)
-    report = quality_report(vectors, codebooks, codes, resolved, config.seed)
+        quantizer, codes = quantize(vectors, config)
+    resolved = resolve(config.collision, codes, vectors, quantizer, popularity)
+    report = quality_report(vectors, quantizer, codes, resolved, config.seed)
     report["num_cold_items"] = int((popularity == 0).sum())  # not in training
     report["num_borrowed_items"] = num_borrowed  # of those, placed by the words that they share with others
     report["num_unknown_items"] = int((vectors.abs().sum(1) == 0).sum())  # placed where there was room
     report |= noticed
     report["transition_share"] = transition_shares(resolved.codes, dataset, split)
     inputs = catalog_digest(dataset, split, config, schema)
-    made = (resolved.codes, resolved.level_sizes, codebooks, config.collision)
+    made = (resolved.codes, resolved.level_sizes, quantizer, config.collision)
     return _assembled(dataset, inputs, schema, popularity, report, *made), report
 
 
@@ -76,21 +76,21 @@ def _without_codes(
     """Items with their titles, categories and popularity, for models that score items and read no code."""
     report = {"num_items": dataset.num_items, "level_sizes": [], "num_cold_items": int((popularity == 0).sum())}
     inputs, codes = catalog_digest(dataset, split, config, schema), np.zeros((dataset.num_items, 0), dtype=np.int32)
-    return _assembled(dataset, inputs, schema, popularity, report, codes, (), RQCodebooks(()), NO_CODES), report
+    return _assembled(dataset, inputs, schema, popularity, report, codes, (), None, NO_CODES), report
 
 
 def _assembled(
     dataset: Dataset, inputs: str, schema: FeatureSchema, popularity: np.ndarray, report: dict[str, Any],
-    codes: np.ndarray, level_sizes: tuple[int, ...], codebooks: RQCodebooks, collision: str,
+    codes: np.ndarray, level_sizes: tuple[int, ...], quantizer: Quantizer | None, collision: str,
 ) -> Catalog:  # fmt: skip
     """The first version of a Catalog; ``inputs`` is the digest of what it was made from."""
     return Catalog(
         item_keys=Texts.of(dataset.item_keys),
         codes=Column.of(codes),
         level_sizes=level_sizes,
-        codebooks=codebooks,
+        quantizer=quantizer,
         collision=collision,
-        codebook_id=codebook_identity(inputs, codebooks, collision, codes),
+        codebook_id=codebook_identity(inputs, quantizer, collision, codes),
         items_version=1,
         removed=Marks.none(dataset.num_items),
         popularity=Column.of(popularity),
@@ -110,7 +110,7 @@ def _titles(dataset: Dataset) -> list[str | None]:
 def catalog_digest(dataset: Dataset, split: Split, config: CatalogConfig, schema: FeatureSchema | None = None) -> str:
     """Names the inputs of :func:`build_catalog`: a saved catalogue with this digest can be reused."""
     if not config.makes_codes:  # no other key of the section is read then
-        recipe: dict[str, Any] = {"quantizer": "none"}
+        recipe: dict[str, Any] = {"quantizer": NO_CODES}
     else:
         recipe = _codes_recipe(dataset, config)
     train_ends = hashlib.sha256(np.ascontiguousarray(split.train_ends, dtype="<i8").tobytes()).hexdigest()
@@ -119,16 +119,16 @@ def catalog_digest(dataset: Dataset, split: Split, config: CatalogConfig, schema
 
 def _codes_recipe(dataset: Dataset, config: CatalogConfig) -> dict[str, Any]:
     """The section as far as it decides the codes, files by their content."""
-    recipe = {**written(config), "quantizer": "rq_kmeans"}
+    recipe = written(config.for_model(reads_codes=True))
     if "text?" in config.vectors and not has_text_encoder():  # made again once the encoder is there
         recipe["vectors"] = tuple("tfidf" if kind == "text?" else kind for kind in config.vectors)
     if config.vectors_file is not None:  # what is in the file counts, not where it lies
         vectors = read_vectors(config.vectors_file, dataset.item_keys)
         recipe["vectors_file"] = hashlib.sha256(vectors.numpy().tobytes()).hexdigest()
     if "aligned" in config.vectors:
-        recipe["align"] = align_identity(config.align)
+        recipe["contrastive"] = contrastive_identity(config.contrastive)
     else:
-        del recipe["align"]
+        del recipe["contrastive"]
     return recipe
 
 
@@ -198,25 +198,13 @@ def used_blocks(dataset: Dataset, config: CatalogConfig) -> tuple[str, ...]:
     return tuple(kind.rstrip("?") for kind in config.vectors)
 
 
-def quantize(vectors: Tensor, config: CatalogConfig) -> tuple[RQCodebooks, np.ndarray]:
-    """Fit on the items of which anything is known; the others fill the least used codes. -> codebooks, codes (N, L)."""
+def quantize(vectors: Tensor, config: CatalogConfig) -> tuple[Quantizer, np.ndarray]:
+    """Fit on the items of which anything is known; the others fill the least used codes. -> quantizer, codes (N, L)."""
     known = vectors.abs().sum(1) > 0
     if not known.any():
         raise InputError("every item vector is zero: there is nothing to cluster", fix="use other [catalog] vectors")
-    size = config.codebook_size or default_codebook_size(int(known.sum()))
-    codebooks, known_codes = fit_rq_kmeans(
-        vectors[known],
-        config.num_levels,
-        size,
-        balanced=config.balanced,
-        iterations=config.iterations,
-        seed=config.seed,
-    )
-    codes = torch.zeros(len(vectors), config.num_levels, dtype=torch.int64)
+    name, settings = parse_quantizer(config.quantizer)
+    quantizer, known_codes = quantizer_class(name).fit(vectors[known], settings, config.seed)
+    codes = torch.zeros(len(vectors), len(quantizer.level_sizes), dtype=torch.int64)
     codes[known] = known_codes
-    return codebooks, spread(codes.numpy(), ~known.numpy(), size)
-
-
-def default_codebook_size(num_items: int) -> int:
-    """A power of two near 2 * sqrt(N), so that a level and the items below it are of a size: 256 for 12,000 items."""
-    return min(num_items, 8192, 1 << max(0, round(np.log2(2 * num_items**0.5))))
+    return quantizer, spread(codes.numpy(), ~known.numpy(), quantizer.level_sizes)

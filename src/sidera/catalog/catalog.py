@@ -1,7 +1,7 @@
 """The Catalog: items, their codes, and the trie of what may be generated. Immutable; changes give a new one.
 
-Two identities. ``codebook_id`` names the encoder, the codebooks, the collision policy and the codes of the items that
-the codebooks were fitted on: a model is bound to it. ``items_version`` counts comings and goings: the model stays, the
+Two identities. ``codebook_id`` names the encoder, the quantizer, the collision policy and the codes of the items that
+the quantizer was fitted on: a model is bound to it. ``items_version`` counts comings and goings: the model stays, the
 answers change. A removed item keeps its code for ever, so that no code ever means two items.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from sidera.catalog import storage
 from sidera.catalog.key_index import KeyIndex
 from sidera.catalog.placing import CodeSpace
-from sidera.catalog.rq_kmeans import RQCodebooks
+from sidera.catalog.quantizers import Quantizer, identity
 from sidera.config import digest
 from sidera.core import CatalogMismatch, InputError
 from sidera.data.features import FeatureSchema
@@ -64,7 +64,7 @@ class Catalog:
     item_keys: Texts  # (N,)
     codes: Column  # (N, L) int32; L = 0: no codes, for models that score items
     level_sizes: tuple[int, ...]
-    codebooks: RQCodebooks
+    quantizer: Quantizer | None  # None: no codes
     collision: str  # extra_digit | greedy | share | none
     codebook_id: str
     items_version: int
@@ -90,7 +90,7 @@ class Catalog:
             object.__setattr__(self, name, column)
         for numbers in (self.codes, self.popularity):
             numbers.base.setflags(write=False)
-        if self.ids_by_key is None or self.ids_by_key.keys is not self.item_keys:
+        if self.ids_by_key is None or self.ids_by_key.texts is not self.item_keys:
             object.__setattr__(self, "ids_by_key", KeyIndex.build(self.item_keys))
 
     @property
@@ -110,7 +110,7 @@ class Catalog:
         if not self.has_codes:
             raise InputError(
                 f"{reader} reads semantic IDs and the catalogue has none",
-                fix="build it with --set catalog.quantizer=rq_kmeans",
+                fix="build it with --set catalog.quantizer.name=rq_kmeans",
             )
 
     @cached_property
@@ -130,13 +130,13 @@ class Catalog:
         return order
 
     @property
-    def item_vectors(self) -> ItemVectors:
-        """(N, D) float32: every item as its codes tell it, decoded where it is asked for (``item_vectors[ids]``).
+    def item_vectors(self) -> Any:
+        """(N, D) float32, an :class:`ItemVectors`: what the codes say, decoded where asked (``item_vectors[ids]``).
 
-        Coarser than what the codebooks were fitted on, but there for every item that is served, and for ever the same.
+        Coarser than what the quantizer was fitted on, but there for every item that is served, and for ever the same.
         Zeros (N, 1) where there are no codes: nothing is known of the items.
         """
-        return ItemVectors(self.codes, self.codebooks if self.has_codes else None)
+        return ItemVectors(self.codes, self.quantizer)
 
     @cached_property
     def trie(self) -> CodeTrie:
@@ -209,7 +209,7 @@ class Catalog:
         titles: Sequence[str | None] | None = None,
         table: pa.Table | None = None,
     ) -> Catalog:
-        """This Catalog and new items, coded by the frozen codebooks; vectors (n, D) as the codebooks' encoder makes.
+        """This Catalog and new items, coded by the frozen quantizer; vectors (n, D) as its encoder makes.
 
         A catalogue without codes takes ``vectors = None``. ``table``: a row per new item with the columns that
         categories are read from; None: they are unknown. The time does not grow with N, but for the first call on a
@@ -247,13 +247,13 @@ class Catalog:
         return after
 
     def _check_vectors(self, keys: Sequence[str], vectors: Tensor | np.ndarray | None) -> None:
-        if not self.has_codes:
+        if self.quantizer is None:
             return
-        allowed = f"({len(keys)}, {self.codebooks.dim})"
+        allowed = f"({len(keys)}, {self.quantizer.dim})"
         if vectors is None:
             raise InputError(f"no vectors for {len(keys)} new items", allowed=allowed)
         vectors = torch.as_tensor(vectors)
-        if tuple(vectors.shape) != (len(keys), self.codebooks.dim):
+        if tuple(vectors.shape) != (len(keys), self.quantizer.dim):
             raise InputError(f"vectors have shape {tuple(vectors.shape)}", allowed=allowed)
         for key, finite in zip(keys, vectors.isfinite().all(dim=1).tolist(), strict=True):
             if not finite:
@@ -261,17 +261,17 @@ class Catalog:
 
     def _codes_of(self, vectors: Tensor | np.ndarray | None, count: int) -> np.ndarray:
         """(n, L) int32 free codes for new items."""
-        if not self.has_codes:
+        if self.quantizer is None:
             return np.zeros((count, 0), dtype=np.int32)
         vectors = torch.as_tensor(vectors, dtype=torch.float32)
         if self.collision == "share":
-            return self.codebooks.encode(vectors).numpy().astype(np.int32)
+            return self.quantizer.encode(vectors).numpy().astype(np.int32)
         space = self._behind.space
         if space is None or space.num_items != self.num_items:  # or another version grew from this one
             whole = self.trie if not self.removed.any() else None
             space = CodeSpace(whole or CodeTrie.build(np.asarray(self.codes), self.level_sizes))
             self._behind.space = space
-        placed = [space.place(vector, self.codebooks) for vector in vectors]
+        placed = [space.place(vector, self.quantizer) for vector in vectors]
         return np.array(placed, np.int32).reshape(count, self.num_levels)
 
     def save(
@@ -299,13 +299,14 @@ class Catalog:
 class ItemVectors(Rows):
     """(N, D) float32, decoded from the codes of the items that are asked for. Nothing is kept."""
 
-    def __init__(self, codes: Column, quantizer: RQCodebooks | None) -> None:
+    def __init__(self, codes: Column, quantizer: Quantizer | None) -> None:
         self.codes, self.quantizer = codes, quantizer
 
     def take(self, ids: np.ndarray) -> np.ndarray:
         if self.quantizer is None:
             return np.zeros((len(ids), 1), dtype=np.float32)
-        return self.quantizer.decode(torch.from_numpy(self.codes[ids].astype(np.int64))).numpy()
+        codes = torch.from_numpy(self.codes[ids].astype(np.int64))
+        return self.quantizer.decode(codes[:, : len(self.quantizer.level_sizes)]).numpy()
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -323,10 +324,8 @@ class ItemVectors(Rows):
         return (len(self), 1 if self.quantizer is None else self.quantizer.dim)
 
 
-def codebook_identity(encoder: Any, codebooks: RQCodebooks, collision: str, codes: np.ndarray) -> str:
+def codebook_identity(encoder: Any, quantizer: Quantizer | None, collision: str, codes: np.ndarray) -> str:
     """16 hex digits over what a model's codes mean."""
-    content = hashlib.sha256(digest([encoder, collision]).encode())
-    for level in codebooks.levels:
-        content.update(level.contiguous().numpy().tobytes())
+    content = hashlib.sha256(digest([encoder, collision, None if quantizer is None else identity(quantizer)]).encode())
     content.update(np.ascontiguousarray(codes, dtype="<i4").tobytes())
     return content.hexdigest()[:16]

@@ -38,7 +38,7 @@ def borrow_by_words(vectors: Tensor, texts: Sequence[str]) -> Tensor:
     return vectors
 
 
-def spread(codes: np.ndarray, unknown: np.ndarray, codebook_size: int) -> np.ndarray:
+def spread(codes: np.ndarray, unknown: np.ndarray, level_sizes: Sequence[int]) -> np.ndarray:
     """(N, L) -> (N, L): items of the mask ``unknown`` (N,) get the least used code under each prefix."""
     codes = codes.copy()
     counts = Counter(tuple(row[: level + 1]) for row in codes[~unknown].tolist() for level in range(len(row)))
@@ -47,9 +47,9 @@ def spread(codes: np.ndarray, unknown: np.ndarray, codebook_size: int) -> np.nda
     ] = {}  # prefix -> (K,) items below each of its codes, where one was asked for
     for item in np.flatnonzero(unknown):
         prefix: tuple[int, ...] = ()
-        for _ in range(codes.shape[1]):
+        for size in level_sizes:
             if prefix not in uses:
-                uses[prefix] = np.array([counts[(*prefix, code)] for code in range(codebook_size)])
+                uses[prefix] = np.array([counts[(*prefix, code)] for code in range(size)])
             code = int(uses[prefix].argmin())  # of equals the lowest
             uses[prefix][code] += 1
             prefix = (*prefix, code)

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sidera.catalog.config import MAX_CODES
 from sidera.catalog.matching import cheapest_matching
 from sidera.catalog.placing import CodeSpace
-from sidera.catalog.rq_kmeans import RQCodebooks
+from sidera.catalog.quantizers import Quantizer
 from sidera.core import InputError
-from sidera.ops.trie import CodeTrie
+from sidera.ops.trie import MAX_CODES, CodeTrie
 
 DIGIT_STEP = 8  # the extra level's size is rounded up to a multiple: equal shapes for nearby catalogues, room to grow
 
@@ -35,16 +34,14 @@ class Resolved:
     num_overflowed: int  # of those, items that had to leave their prefix
 
 
-def resolve(
-    policy: str, codes: np.ndarray, vectors: Tensor, codebooks: RQCodebooks, popularity: np.ndarray
-) -> Resolved:
+def resolve(policy: str, codes: np.ndarray, vectors: Tensor, quantizer: Quantizer, popularity: np.ndarray) -> Resolved:
     """Apply the policy named in the recipe to the quantizer's codes (N, num_levels)."""
     codes = codes.astype(np.int32)
     if policy == "share":
-        return Resolved(codes, codebooks.level_sizes, 0, 0)
+        return Resolved(codes, quantizer.level_sizes, 0, 0)
     if policy == "extra_digit":
-        return _extra_digit(codes, codebooks.level_sizes, popularity)
-    return _greedy(codes, vectors, codebooks)
+        return _extra_digit(codes, quantizer.level_sizes, popularity)
+    return _greedy(codes, vectors, quantizer)
 
 
 def bucket_ids(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -61,7 +58,7 @@ def _extra_digit(codes: np.ndarray, level_sizes: tuple[int, ...], popularity: np
         raise InputError(
             f"{counts.max()} items share one semantic ID: more than an extra digit can number",
             allowed=f"at most {MAX_CODES}",
-            fix="raise [catalog] codebook_size or num_levels, or set balanced = true",
+            fix="give [catalog.quantizer] more codes or levels, or set balanced = true",
         )
     order = np.lexsort((np.arange(len(codes)), -popularity, buckets))
     starts = np.cumsum(counts) - counts
@@ -71,23 +68,23 @@ def _extra_digit(codes: np.ndarray, level_sizes: tuple[int, ...], popularity: np
     return Resolved(np.column_stack([codes, digits]), (*level_sizes, size), 0, 0)
 
 
-def _greedy(codes: np.ndarray, vectors: Tensor, codebooks: RQCodebooks) -> Resolved:
-    sizes = codebooks.level_sizes
+def _greedy(codes: np.ndarray, vectors: Tensor, quantizer: Quantizer) -> Resolved:
+    sizes = quantizer.level_sizes
     if len(codes) > math.prod(sizes):
         raise InputError(
             f"{len(codes)} items but {' x '.join(map(str, sizes))} codes name only {math.prod(sizes)}",
-            fix='raise [catalog] codebook_size or num_levels, or use collision = "extra_digit"',
+            fix='give [catalog.quantizer] a larger codebook_size or more levels, or use collision = "extra_digit"',
         )
     fixed = codes.copy()
     prefixes = torch.from_numpy(codes[:, :-1].astype(np.int64))
-    distances = (vectors - codebooks.decode(prefixes)).square().sum(1).numpy()  # (N,) to what the prefix says
+    distances = (vectors - quantizer.decode(prefixes)).square().sum(1).numpy()  # (N,) to what the prefix says
     buckets, counts = bucket_ids(codes[:, :-1])
     order = np.argsort(buckets, kind="stable")
     overflow: list[int] = []
     for members in np.split(order, np.cumsum(counts)[:-1]):
         if len(np.unique(codes[members, -1])) == len(members):
             continue
-        costs = codebooks.next_costs(prefixes[members[0]], vectors[members]).numpy()  # (n, K) + a constant a row
+        costs = quantizer.next_costs(prefixes[members[0]], vectors[members]).numpy()  # (n, K) + a constant a row
         if len(members) > sizes[-1]:  # the farthest from the prefix leave
             by_distance = np.argsort(distances[members], kind="stable")
             overflow += members[by_distance[sizes[-1] :]].tolist()
@@ -97,6 +94,6 @@ def _greedy(codes: np.ndarray, vectors: Tensor, codebooks: RQCodebooks) -> Resol
         staying = np.setdiff1d(np.arange(len(codes)), overflow)
         space = CodeSpace(CodeTrie.build(fixed[staying], sizes))
         for item in overflow:
-            fixed[item] = space.place(vectors[item], codebooks)
+            fixed[item] = space.place(vectors[item], quantizer)
     moved = int((fixed != codes).any(axis=1).sum())
     return Resolved(fixed, sizes, moved, len(overflow))

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
+from sidera.catalog.quantizers import AUTO, DEFAULT, NO_CODES, parse_quantizer, quantizer_class
 from sidera.config import check_counts, check_value, later
 from sidera.core import InputError
 
 VECTOR_KINDS = ("text", "tfidf", "behaviour", "file", "aligned")
 INPUT_KINDS = ("words", "text", "categories", "numbers", "cover", "frames")
 OPTIONAL_KINDS = ("text?", "tfidf?")
-MAX_CODES = 32_767  # codes of a level are stored as int16 in the trie
-NO_CODES = "none"  # the collision policy of a catalogue that has no codes
 
 
 @dataclass(frozen=True)
-class AlignConfig:
-    """``[catalog.align]``: how the block "aligned" is learned from content and training events (catalog/align.py)."""
+class ContrastiveConfig:
+    """``[catalog.contrastive]``: how the block "aligned" is learned from content and training events.
+
+    The training is in ``catalog/contrastive.py``.
+    """
 
     inputs: tuple[str, ...] = (
         "words",
@@ -54,7 +57,7 @@ class AlignConfig:
 
     def __post_init__(self) -> None:
         def check(name: str, good: bool, allowed: str) -> None:
-            check_value("[catalog.align]", name, getattr(self, name), good, allowed)
+            check_value("[catalog.contrastive]", name, getattr(self, name), good, allowed)
 
         unknown = [kind for kind in self.inputs if kind not in INPUT_KINDS]
         check("inputs", bool(self.inputs) and not unknown, f"one or more of {', '.join(INPUT_KINDS)}")
@@ -68,11 +71,12 @@ class AlignConfig:
         )
         check("number_fields", ("numbers" in self.inputs) == bool(self.number_fields), "with the input numbers")
         check_counts(
-            "[catalog.align]", self, "max_words", "max_categories", "vocabulary", "width", "num_queries", "num_layers",
-            "num_heads", "recent", "neighbours", "max_user_items", "max_item_users", "steps", "image_size",
+            "[catalog.contrastive]", self, "max_words", "max_categories", "vocabulary", "width", "num_queries",
+            "num_layers", "num_heads", "recent", "neighbours", "max_user_items", "max_item_users", "steps",
+            "image_size",
         )  # fmt: skip
-        check_counts("[catalog.align]", self, "batch_size", low=2)  # the others of a batch are the negatives
-        check_counts("[catalog.align]", self, "caption_items", "seed", low=0)
+        check_counts("[catalog.contrastive]", self, "batch_size", low=2)  # the others of a batch are the negatives
+        check_counts("[catalog.contrastive]", self, "caption_items", "seed", low=0)
         check("num_heads", self.width % self.num_heads == 0, f"a divisor of width ({self.width})")
         for name in ("dropout", "token_dropout"):
             check(name, 0 <= getattr(self, name) < 1, "0 <= x < 1")
@@ -80,6 +84,12 @@ class AlignConfig:
         for name in ("temperature", "swing_alpha", "lr"):
             check(name, 0 < getattr(self, name) < math.inf, "a number above 0")
         check("caption_weight", 0 <= self.caption_weight < math.inf, "0 or more")
+
+
+def quantizer_section(written: Mapping[str, Any]) -> type:
+    """The Config of the quantizer that ``[catalog.quantizer]`` names."""
+    name = str(written.get("name", AUTO))
+    return quantizer_class(AUTO if name == NO_CODES else name).Config
 
 
 @dataclass(frozen=True)
@@ -93,18 +103,15 @@ class CatalogConfig:
     vectors_file: str | None = None  # for the block "file": .parquet (key + list column) or .safetensors (+ keys .json)
     text_fields: tuple[str, ...] = ()  # item columns to read; empty: those of title, brand, categories, text present
     vector_dim: int = 128  # dims of the SVD blocks (tfidf, behaviour)
-    quantizer: Literal["auto", "rq_kmeans", "none"] = "auto"  # how vectors become codes;
-    # "auto": rq_kmeans where the model reads codes; "none": the catalogue holds items alone, and no code is made
-    num_levels: int = 3  # of the quantizer; extra_digit adds one
-    codebook_size: int = 256  # codes a level; 0: chosen from the number of items
-    balanced: bool = False  # every code of a level names at most ceil(N / codebook_size) items
+    quantizer: dict[str, Any] = field(default_factory=dict, metadata={"section": quantizer_section})
+    # how vectors become codes: its name ("auto": rq_kmeans where the model reads codes; "none": the catalogue holds
+    # items alone, and no code is made) and its own keys
     collision: Literal["extra_digit", "greedy", "share"] = "extra_digit"
     # items of one tuple of codes: a further digit, the nearest free tuple, or shared
-    iterations: int = 25  # of Lloyd's algorithm
     seed: int = 0  # of the clustering and the SVD
     window: int = 5  # behaviour: pairs at most so many events apart count
     singular_power: float = 1.0  # behaviour: vectors = singular vectors x singular values ** power
-    align: AlignConfig = field(default_factory=AlignConfig)  # aligned
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)  # aligned
     text_minutes: float = later(5.0)  # that MiniLM may take over "text?", by the first texts; "text" takes its time
 
     def __post_init__(self) -> None:
@@ -125,29 +132,32 @@ class CatalogConfig:
                 f"[catalog] vectors = {list(self.vectors)!r} and vectors_file = {self.vectors_file!r} do not fit",
                 fix='name the file in vectors_file and "file" in vectors, or neither',
             )
-        if self.quantizer not in ("auto", "rq_kmeans", "none"):
-            raise InputError(f"[catalog] quantizer = {self.quantizer!r} is not known", allowed="auto, rq_kmeans, none")
+        name, settings = parse_quantizer(self.quantizer)
+        object.__setattr__(self, "quantizer", {"name": name, **({} if settings is None else asdict(settings))})
         if self.collision not in ("extra_digit", "greedy", "share"):
             raise InputError(
                 f"[catalog] collision = {self.collision!r} is not known", allowed="extra_digit, greedy, share"
             )
-        _check_range("num_levels", self.num_levels, 1, 16)
-        _check_range("codebook_size", self.codebook_size, 0, MAX_CODES)
         _check_range("vector_dim", self.vector_dim, 1, 4096)
-        _check_range("iterations", self.iterations, 1, 1000)
         check_counts("[catalog]", self, "seed", low=0)
         _check_range("window", self.window, 1, 1000)
         _check_range("text_minutes", self.text_minutes, 0.0, 1e6)
         _check_range("singular_power", self.singular_power, 0.0, 2.0)
 
     @property
+    def quantizer_name(self) -> str:
+        return str(self.quantizer.get("name", AUTO))
+
+    @property
     def makes_codes(self) -> bool:
         """False: the catalogue holds items and no codes. "auto" makes them; a model that reads none turns it off."""
-        return self.quantizer != "none"
+        return self.quantizer_name != NO_CODES
 
     def for_model(self, reads_codes: bool) -> CatalogConfig:
         """This section with "auto" decided: no quantizer for a model that reads no codes."""
-        return self if self.quantizer != "auto" else replace(self, quantizer="rq_kmeans" if reads_codes else "none")
+        if self.quantizer_name != AUTO:
+            return self
+        return replace(self, quantizer={**self.quantizer, "name": DEFAULT if reads_codes else NO_CODES})
 
     @property
     def weights(self) -> tuple[float, ...]:

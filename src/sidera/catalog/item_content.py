@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from sidera.catalog.config import AlignConfig
+from sidera.catalog.config import ContrastiveConfig
 from sidera.catalog.content import item_texts, text_vectors
 from sidera.catalog.picture_checkpoint import load_picture_encoder
 from sidera.catalog.pictures import read_pictures
@@ -72,14 +72,14 @@ class ItemContent:
 class ContentReader:
     """How a table of items becomes an :class:`ItemContent`."""
 
-    config: AlignConfig
+    config: ContrastiveConfig
     text_fields: tuple[str, ...]
     words: tuple[str, ...] = ()  # the first is word 1
     categories: tuple[str, ...] = ()  # "field=value"
     numbers: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=dict)  # means, spreads
 
     @classmethod
-    def fit(cls, items: pa.Table, config: AlignConfig, text_fields: Sequence[str]) -> ContentReader:
+    def fit(cls, items: pa.Table, config: ContrastiveConfig, text_fields: Sequence[str]) -> ContentReader:
         """Vocabularies and scales; InputError when an input that is asked for is in no item."""
         words: Sequence[str] = ()
         if "words" in config.inputs:
@@ -87,19 +87,21 @@ class ContentReader:
             words = _frequent((word for text in texts for word in set(_words(text))), config.vocabulary)
             if not words:
                 raise InputError(
-                    'the input "words" of [catalog.align] finds no word in any item',
+                    'the input "words" of [catalog.contrastive] finds no word in any item',
                     fix="import items with texts, or use other inputs",
                 )
         lists = _category_lists(items, config.category_fields)
         categories = _frequent((value for values in lists for value in values), config.vocabulary)
         if "categories" in config.inputs and not categories:
-            raise InputError(f"[catalog.align] category_fields = {list(config.category_fields)!r} are empty everywhere")
+            raise InputError(
+                f"[catalog.contrastive] category_fields = {list(config.category_fields)!r} are empty everywhere"
+            )
         numbers = {}
         for name in config.number_fields:
             values = _numbers(items, name)
             known = values[np.isfinite(values).all(1)]
             if not len(known):
-                raise InputError(f"[catalog.align] number_fields: {name!r} holds no finite number")
+                raise InputError(f"[catalog.contrastive] number_fields: {name!r} holds no finite number")
             spread = known.std(0)
             numbers[name] = (tuple(known.mean(0).tolist()), tuple(np.where(spread > 0, spread, 1.0).tolist()))
         return cls(config, tuple(text_fields), tuple(words), tuple(categories), numbers)
@@ -138,7 +140,9 @@ class ContentReader:
         content = ItemContent(words, categories, dense, pixels, features, report)
         known = content.known_mask()
         if not known.any():
-            raise InputError("no item has any content: there is nothing to encode", fix="check [catalog.align] inputs")
+            raise InputError(
+                "no item has any content: there is nothing to encode", fix="check [catalog.contrastive] inputs"
+            )
         report["items_without_content"] = int((~known).sum())
         return content
 
@@ -159,7 +163,7 @@ class ContentReader:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ContentReader:
         return cls(
-            parse_section(AlignConfig, values["config"], "[catalog.align]"),
+            parse_section(ContrastiveConfig, values["config"], "[catalog.contrastive]"),
             tuple(values["text_fields"]),
             tuple(values["words"]),
             tuple(values["categories"]),
@@ -224,5 +228,5 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _column(items: pa.Table, name: str, key: str) -> pa.ChunkedArray:
     if name not in items.column_names:
-        raise InputError(f"[catalog.align] {key} names {name!r}", allowed=", ".join(items.column_names))
+        raise InputError(f"[catalog.contrastive] {key} names {name!r}", allowed=", ".join(items.column_names))
     return items[name]

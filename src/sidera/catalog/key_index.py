@@ -8,7 +8,7 @@ Equal hashes are told apart by comparing the keys themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +17,12 @@ from sidera.core import InputError
 from sidera.ops.columns import Texts
 
 MULTIPLIERS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9))
+MASK = 2**64 - 1
 CHUNK = 1 << 20  # keys that are hashed at once
 LATELY = 1 << 16  # keys that are remembered, about
 
 
-class KeyIndex:
+class KeyIndex(Mapping[str, int]):
     """Numbers by key: ``hashes`` (n,) ascending and ``numbers`` (n,) of the first keys, a dictionary of the later ones.
 
     The keys asked for lately are remembered: a key keeps its number for ever.
@@ -35,7 +36,7 @@ class KeyIndex:
         later: dict[str, int] | None = None,
         lately: dict[str, int] | None = None,
     ) -> None:
-        self.keys, self.hashes, self.numbers = keys, hashes, numbers
+        self.texts, self.hashes, self.numbers = keys, hashes, numbers
         # Both are shared by versions, each of which sees the numbers below its length.
         self._later = {} if later is None else later
         self._lately = {} if lately is None else lately
@@ -61,7 +62,7 @@ class KeyIndex:
         if len(set(new)) != len(new):
             twice = next(key for key in new if list(new).count(key) > 1)
             raise InputError(f"item id {twice!r} occurs {list(new).count(twice)} times", allowed="once each")
-        size, later, lately = len(self.keys), self._later, self._lately
+        size, later, lately = len(self.texts), self._later, self._lately
         if len(later) != max(0, size - len(self.hashes)):  # another version grew from this one
             later, lately = {key: number for key, number in later.items() if number < size}, {}
         later.update(zip(new, range(size, size + len(new)), strict=True))
@@ -86,10 +87,10 @@ class KeyIndex:
             if len(lately) > LATELY:
                 lately.clear()
             lately |= {wanted[row]: int(numbers[row]) for row in missing if numbers[row] >= 0}
-        return np.where(numbers < len(self.keys), numbers, -1)
+        return np.where(numbers < len(self.texts), numbers, -1)
 
     def _by_hash(self, wanted: list[str]) -> np.ndarray:
-        numbers, size = np.full(len(wanted), -1, dtype=np.int64), len(self.keys)
+        numbers, size = np.full(len(wanted), -1, dtype=np.int64), len(self.texts)
         whole = [key.encode(errors="replace").decode() for key in wanted]  # no key holds half a character
         hashes = hash_keys(pa.array(whole, pa.large_string()))
         texts, places = np.array(wanted, dtype=object), np.searchsorted(self.hashes, hashes)
@@ -100,27 +101,42 @@ class KeyIndex:
             candidates = self.numbers[places[rows]].astype(np.int64)
             visible = candidates < size  # the others are of keys that this version lacks
             same_mask = np.zeros(len(rows), dtype=bool)
-            same_mask[visible] = self.keys.take(candidates[visible]) == texts[rows[visible]]
+            same_mask[visible] = self.texts.take(candidates[visible]) == texts[rows[visible]]
             numbers[rows[same_mask]] = candidates[same_mask]
             rows = rows[~same_mask]
             places[rows] += 1
         return numbers
 
-    def get(self, key: str, default: int | None = None) -> int | None:
-        number = int(self.find([key])[0])
-        return default if number < 0 else number
-
     def __getitem__(self, key: str) -> int:
-        number = int(self.find([key])[0])
-        if number < 0:
+        """Of one key: some microseconds. Ask :meth:`find` for many."""
+        number = self._later.get(key, self._lately.get(key, -1))
+        if number < 0 and len(self.hashes):
+            wanted = np.uint64(hash_key(str(key)))
+            place = int(np.searchsorted(self.hashes, wanted))
+            while number < 0 and place < len(self.hashes) and self.hashes[place] == wanted:
+                candidate = int(self.numbers[place])
+                number = candidate if candidate < len(self.texts) and self.texts[candidate] == key else -1
+                place += 1
+        if not 0 <= number < len(self.texts):
             raise KeyError(key)
         return number
 
-    def __contains__(self, key: str) -> bool:
-        return bool(self.find([key])[0] >= 0)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.texts)
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.texts)
+
+
+def hash_key(key: str) -> int:
+    """What :func:`hash_keys` gives for one key, without arrays."""
+    content = key.encode()
+    mixed = len(content)
+    for depth in range(0, len(content), 8):
+        mixed = (mixed ^ int.from_bytes(content[depth : depth + 8], "little")) * int(MULTIPLIERS[0]) & MASK
+        mixed = (mixed ^ mixed >> 29) * int(MULTIPLIERS[1]) & MASK
+        mixed ^= mixed >> 32
+    return mixed
 
 
 def hash_keys(keys: pa.LargeStringArray) -> np.ndarray:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sidera import config as recipes
 from sidera.batch import Batch, Reads
-from sidera.catalog.config import AlignConfig
+from sidera.catalog.config import ContrastiveConfig
 from sidera.catalog.swing import Neighbours, events_for_swing, swing
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
@@ -46,7 +46,7 @@ class Pairs:
         return torch.from_numpy(self.neighbours.item_ids[:, :count].astype(np.int64))
 
 
-def mine_pairs(dataset: Dataset, split: Split, config: AlignConfig) -> Pairs:
+def mine_pairs(dataset: Dataset, split: Split, config: ContrastiveConfig) -> Pairs:
     """InputError when no two users share two items: there is nothing to align with."""
     users, items = events_for_swing(dataset, split)
     found = swing(
@@ -85,7 +85,7 @@ def user_to_item_pairs(users: Ids, items: Ids, found: Neighbours, recent: int) -
 class PairBatches:
     """An endless epoch of batches; batch n is a function of (seed, n) alone, so a training can be resumed anywhere."""
 
-    def __init__(self, pairs: Pairs, config: AlignConfig, name: str) -> None:
+    def __init__(self, pairs: Pairs, config: ContrastiveConfig, name: str) -> None:
         self.sides = [side for side in (pairs.user_to_item, pairs.item_to_item) if len(side[0])]
         share = config.user_share if len(self.sides) == 2 else 1.0
         self.counts = [round(config.batch_size * share), config.batch_size - round(config.batch_size * share)]

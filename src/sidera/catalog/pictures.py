@@ -78,7 +78,9 @@ def picture_files(folder: str | Path, kind: str) -> dict[str, Path]:
     """File stem -> file."""
     place = Path(folder) / kind
     if not place.is_dir():
-        raise InputError(f"no picture folder at {str(place)!r}", fix="check [catalog.align] image_folder and inputs")
+        raise InputError(
+            f"no picture folder at {str(place)!r}", fix="check [catalog.contrastive] image_folder and inputs"
+        )
     return {file.stem: file for file in sorted(place.iterdir()) if file.suffix.lower() in SUFFIXES}
 
 

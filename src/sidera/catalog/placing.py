@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sidera.catalog.rq_kmeans import RQCodebooks
+from sidera.catalog.quantizers import Quantizer
 from sidera.core import InputError
 from sidera.ops.trie import CodeTrie
 from sidera.ops.trie_edit import with_items
 
-MERGE = 1 << 14  # given codes that are merged into the trie
+MERGE = 1 << 11  # given codes that are merged into the trie
 
 
 class CodeSpace:
@@ -29,7 +29,7 @@ class CodeSpace:
         self._given: list[tuple[int, ...]] = []  # since ``taken`` was made
         self._below: dict[tuple[int, ...], set[int]] = {}  # prefix -> next codes of what was given
 
-    def place(self, vector: Tensor, quantizer: RQCodebooks) -> tuple[int, ...]:
+    def place(self, vector: Tensor, quantizer: Quantizer) -> tuple[int, ...]:
         """Take the nearest free code for a vector (D,): nearest at each level, later levels give way first.
 
         The trie has one level more than the quantizer when a running digit ends the semantic ID.
@@ -51,7 +51,7 @@ class CodeSpace:
         return codes
 
     def _search(
-        self, prefix: tuple[int, ...], start: int, end: int, vector: Tensor, quantizer: RQCodebooks
+        self, prefix: tuple[int, ...], start: int, end: int, vector: Tensor, quantizer: Quantizer
     ) -> tuple[int, ...] | None:
         """A free code below ``prefix``, whose children in the trie are the nodes ``start..end``."""
         level, sizes = len(prefix), self.taken.level_sizes
@@ -91,6 +91,6 @@ class CodeSpace:
         self._given, self._below = [], {}
 
 
-def _costs(quantizer: RQCodebooks, prefix: tuple[int, ...], vector: Tensor) -> np.ndarray:
+def _costs(quantizer: Quantizer, prefix: tuple[int, ...], vector: Tensor) -> np.ndarray:
     """(K,) costs of the next code."""
     return quantizer.next_costs(torch.tensor(prefix, dtype=torch.int64), vector[None])[0].numpy()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sidera.catalog.collisions import Resolved, bucket_ids
 from sidera.catalog.nearest import chunk_rows
-from sidera.catalog.rq_kmeans import RQCodebooks
+from sidera.catalog.quantizers import Quantizer
 from sidera.data.dataset import Dataset
 from sidera.data.split import Split
 
@@ -23,10 +23,10 @@ OVERLAP_K = 10
 
 
 def quality_report(
-    vectors: Tensor, codebooks: RQCodebooks, quantizer_codes: np.ndarray, resolved: Resolved, seed: int = 0
+    vectors: Tensor, quantizer: Quantizer, quantizer_codes: np.ndarray, resolved: Resolved, seed: int = 0
 ) -> dict[str, Any]:
     """Facts about the codes, ready for JSON. vectors (N, D), quantizer_codes (N, L) as before the collision policy."""
-    rebuilt = codebooks.decode(torch.from_numpy(quantizer_codes.astype(np.int64)))  # (N, D)
+    rebuilt = quantizer.decode(torch.from_numpy(quantizer_codes.astype(np.int64)))  # (N, D)
     _, counts = bucket_ids(quantizer_codes)
     known = vectors.abs().sum(1) > 0
     cosine = torch.cosine_similarity(vectors[known], rebuilt[known])

@@ -10,6 +10,7 @@ returns, and not ``encode``, are the items' codes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,7 +19,9 @@ from torch import Tensor
 
 from sidera.catalog.balance import WHOLE, balanced_assign
 from sidera.catalog.nearest import chunk_rows, half_distances, nearest
+from sidera.config import check_value
 from sidera.core import InputError
+from sidera.ops.trie import MAX_CODES
 
 SEEDING_LIMIT = 1024  # k-means++ is quadratic in K: above this many codes the seeds are a plain sample
 SEEDING_POOL = 16384  # points that the seeds are chosen among, at most
@@ -28,10 +31,30 @@ SETTLED = 2e-4  # a large balanced clustering whose error fell by less in three 
 
 
 @dataclass(frozen=True)
-class RQCodebooks:
+class RQKMeans:
     """The vectors that the digits of a semantic ID index."""
 
+    @dataclass(frozen=True)
+    class Config:
+        num_levels: int = 3  # a collision policy may add one
+        codebook_size: int = 256  # codes a level; 0: chosen from the number of items
+        balanced: bool = False  # every code of a level names at most ceil(N / codebook_size) items
+        iterations: int = 25  # of Lloyd's algorithm
+
+        def __post_init__(self) -> None:
+            for name, low, high in (("num_levels", 1, 16), ("codebook_size", 0, MAX_CODES), ("iterations", 1, 1000)):
+                value = getattr(self, name)
+                check_value("[catalog.quantizer]", name, value, low <= value <= high, f"{low}..{high}")
+
     levels: tuple[Tensor, ...]  # L times (K_l, D) float32
+
+    @classmethod
+    def fit(cls, vectors: Tensor, config: Config, seed: int) -> tuple[RQKMeans, Tensor]:
+        """(N, D) -> codebooks, and the codes (N, L) of the vectors."""
+        size = config.codebook_size or default_codebook_size(len(vectors))
+        return fit_rq_kmeans(
+            vectors, config.num_levels, size, balanced=config.balanced, iterations=config.iterations, seed=seed
+        )
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -70,20 +93,31 @@ class RQCodebooks:
         return {f"codebook.{index}": level.contiguous() for index, level in enumerate(self.levels)}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> RQCodebooks:
+    def from_state(cls, state: Mapping[str, Tensor]) -> RQKMeans:
         names = sorted((name for name in state if name.startswith("codebook.")), key=lambda name: int(name[9:]))
-        return cls(tuple(state[name] for name in names))
+        levels = [state[name] for name in names]
+        if not levels or len(levels) != len(state):
+            raise InputError(f"{len(levels)} of {len(state)} tensors are codebooks", allowed="all, at least one")
+        for place, level in enumerate(levels):
+            if level.dtype != torch.float32 or level.ndim != 2 or level.shape[1:] != levels[0].shape[1:]:
+                raise InputError(f"codebook {place} is {level.dtype} of shape {tuple(level.shape)}")
+        return cls(tuple(levels))
+
+
+def default_codebook_size(num_items: int) -> int:
+    """A power of two near 2 * sqrt(N), so that a level and the items below it are of a size: 256 for 12,000 items."""
+    return min(num_items, 8192, 1 << max(0, round(math.log2(2 * num_items**0.5))))
 
 
 def fit_rq_kmeans(
     vectors: Tensor, num_levels: int, codebook_size: int, *, balanced: bool = False, iterations: int = 25, seed: int = 0
-) -> tuple[RQCodebooks, Tensor]:
+) -> tuple[RQKMeans, Tensor]:
     """Codebooks and the codes of the vectors they were fitted on: (N, D) -> codebooks, (N, L) int64."""
     if codebook_size > vectors.shape[0]:
         raise InputError(
             f"codebook_size = {codebook_size} but there are only {vectors.shape[0]} items to cluster",
             allowed=f"1..{vectors.shape[0]}",
-            fix="lower [catalog] codebook_size, or set it to 0 to have it chosen",
+            fix="lower [catalog.quantizer] codebook_size, or set it to 0 to have it chosen",
         )
     residual, levels, codes = vectors, [], []
     for level in range(num_levels):
@@ -92,7 +126,7 @@ def fit_rq_kmeans(
         levels.append(centroids)
         codes.append(code)
         residual = residual - centroids[code]
-    return RQCodebooks(tuple(levels)), torch.stack(codes, dim=1)
+    return RQKMeans(tuple(levels)), torch.stack(codes, dim=1)
 
 
 def kmeans(

@@ -1,4 +1,4 @@
-"""A Catalog as an artifact folder: codes.safetensors (codes, codebooks), items.parquet, report.json, schema.json."""
+"""A Catalog as an artifact folder: codes.safetensors (codes, quantizer), items.parquet, report.json, schema.json."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from sidera.artifacts import Manifest, write_text, writing
-from sidera.catalog.config import NO_CODES
-from sidera.catalog.rq_kmeans import RQCodebooks
+from sidera.catalog.quantizers import NO_CODES, Quantizer, name_of, quantizer_class
 from sidera.data.features import FeatureSchema
 from sidera.loading import Opened, open_artifact
 from sidera.ops.columns import Column, Marks, Texts
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from sidera.catalog.catalog import Catalog
 
 KIND = "catalog"
+PREFIX = "quantizer."  # tensors of codes.safetensors
 CATEGORY = "category:"  # columns of items.parquet
 COLUMNS = {"key": pa.string(), "title": pa.string(), "popularity": pa.int64(), "removed": pa.bool_()}
 COLLISIONS = ("extra_digit", "greedy", "share", NO_CODES)
@@ -38,6 +38,7 @@ def save(
         "items_version": catalog.items_version,
         "level_sizes": list(catalog.level_sizes),
         "collision": catalog.collision,
+        "quantizer": name_of(catalog.quantizer),
         "num_items": catalog.num_items,
     }
     items = pa.table(
@@ -51,14 +52,17 @@ def save(
     )
     with writing(path, Manifest(KIND, artifact_digest, parents, recipe, info)) as folder:
         codes = torch.from_numpy(np.array(catalog.codes))
-        save_file({"codes": codes, **catalog.codebooks.state()}, folder / "codes.safetensors")
+        state = {} if catalog.quantizer is None else catalog.quantizer.state()
+        save_file(
+            {"codes": codes, **{PREFIX + name: part for name, part in state.items()}}, folder / "codes.safetensors"
+        )
         pq.write_table(items, folder / "items.parquet", compression="zstd")
         write_text(folder / "schema.json", json.dumps(catalog.schema.to_json()) + "\n")
         write_text(folder / "report.json", json.dumps(dict(catalog.report), indent=2) + "\n")
 
 
 def load(path: str | Path, kind: type[Catalog]) -> Catalog:
-    """What :func:`save` wrote; ArtifactError unless codes, codebooks, items and manifest fit one another."""
+    """What :func:`save` wrote; ArtifactError unless codes, quantizer, items and manifest fit one another."""
     opened = open_artifact(path, KIND)
     number = opened.info("num_items", int)
     level_sizes = tuple(opened.info("level_sizes", list))
@@ -79,7 +83,7 @@ def load(path: str | Path, kind: type[Catalog]) -> Catalog:
             item_keys=_keys(opened, items["key"]),
             codes=Column.of(codes),
             level_sizes=level_sizes,
-            codebooks=_codebooks(opened, tensors, level_sizes),
+            quantizer=_quantizer(opened, tensors, level_sizes),
             collision=collision,
             codebook_id=opened.info("codebook_id", str),
             items_version=opened.info("items_version", int),
@@ -103,18 +107,20 @@ def _codes(opened: Opened, codes: torch.Tensor, number: int, level_sizes: tuple[
     return codes.numpy()
 
 
-def _codebooks(opened: Opened, tensors: dict[str, torch.Tensor], level_sizes: tuple[int, ...]) -> RQCodebooks:
-    """The vectors of the first levels: a last digit that only tells items apart has none."""
-    codebooks = RQCodebooks.from_state(tensors)
-    shapes = [tuple(level.shape) for level in codebooks.levels]
-    if set(tensors) != set(codebooks.state()) or not (
-        len(shapes) <= len(level_sizes) and bool(shapes) == bool(level_sizes)
-    ):
-        raise opened.damaged(f"it has {len(shapes)} codebooks for {len(level_sizes)} levels")
-    for place, level in enumerate(codebooks.levels):
-        if level.dtype != torch.float32 or shapes[place] != (level_sizes[place], *shapes[0][1:]) or level.ndim != 2:
-            raise opened.damaged(f"codebook {place} is {level.dtype} of shape {shapes[place]}")
-    return codebooks
+def _quantizer(opened: Opened, tensors: dict[str, torch.Tensor], level_sizes: tuple[int, ...]) -> Quantizer | None:
+    """What wrote the first levels: a last digit that only tells items apart is no code of it."""
+    name = opened.info("quantizer", str)
+    strange = [key for key in tensors if not key.startswith(PREFIX)]
+    if strange or (name == NO_CODES) != (not level_sizes) or (name == NO_CODES and tensors):
+        raise opened.damaged(f"quantizer = {name!r} on {len(level_sizes)} levels, with the tensors {sorted(tensors)}")
+    if name == NO_CODES:
+        return None
+    state = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
+    quantizer: Quantizer = quantizer_class(name).from_state(state)
+    sizes = quantizer.level_sizes
+    if level_sizes[: len(sizes)] != sizes or len(level_sizes) - len(sizes) not in (0, 1):
+        raise opened.damaged(f"the quantizer has levels of {sizes} codes, the items of {level_sizes}")
+    return quantizer
 
 
 def _whole(opened: Opened, items: pa.Table, name: str) -> np.ndarray:

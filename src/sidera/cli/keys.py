@@ -72,8 +72,8 @@ def section_classes() -> dict[str, type]:
     """Section or model name -> its dataclass, in the order of a recipe. Models are imported for it."""
     from sidera.align.config import AlignConfig
     from sidera.align.recipe import RewardsConfig
-    from sidera.catalog.config import AlignConfig as VectorAlignConfig
-    from sidera.catalog.config import CatalogConfig
+    from sidera.catalog.config import CatalogConfig, ContrastiveConfig
+    from sidera.catalog.quantizers import QUANTIZERS
     from sidera.data.config import DataConfig
     from sidera.eval.config import EvalConfig
     from sidera.fit.config import FitConfig
@@ -83,7 +83,8 @@ def section_classes() -> dict[str, type]:
     return {
         "data": DataConfig,
         "catalog": CatalogConfig,
-        "catalog.align": VectorAlignConfig,
+        "catalog.contrastive": ContrastiveConfig,
+        **{name: quantizer.Config for name, quantizer in QUANTIZERS.items()},
         **{name: model.Config for name, model in MODELS.items()},
         "fit": FitConfig,
         "eval": EvalConfig,
@@ -95,9 +96,11 @@ def section_classes() -> dict[str, type]:
 
 def title(name: str) -> str:
     """The section as a recipe has it."""
+    from sidera.catalog.quantizers import QUANTIZERS
     from sidera.models import MODELS
 
-    return f'[model] name = "{name}"' if name in MODELS else f"[{name}]"
+    section = "catalog.quantizer" if name in QUANTIZERS else "model" if name in MODELS else None
+    return f"[{name}]" if section is None else f'[{section}] name = "{name}"'
 
 
 def whole_recipe(name: str | Path) -> str:

@@ -37,12 +37,14 @@ class Rows(np.lib.mixins.NDArrayOperatorsMixin):
         raise NotImplementedError
 
     def __getitem__(self, key: Any) -> Any:
-        """A row, the rows of an array of ids or of a mask; whatever else numpy takes goes through the whole array."""
+        """A row, the rows of a slice or of an array of ids; whatever else numpy takes goes through the whole array."""
         if isinstance(key, int | np.integer):
             place = key + len(self) if key < 0 else key
             if not 0 <= place < len(self):
                 raise IndexError(f"row {key} of {len(self)}")
             return self.take(np.array([place]))[0]
+        if isinstance(key, slice):
+            return self.take(np.arange(*key.indices(len(self))))
         if isinstance(key, np.ndarray) and key.dtype.kind in "iu":
             if key.size and not (-len(self) <= key.min() and key.max() < len(self)):
                 raise IndexError(f"rows {key.min()}..{key.max()} of {len(self)}")

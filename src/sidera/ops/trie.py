@@ -29,6 +29,7 @@ from torch import Tensor
 from sidera.core import InputError
 
 Array = np.ndarray
+MAX_CODES = 32_767  # of a level that is stored as int16
 
 
 @dataclass(frozen=True, eq=False)

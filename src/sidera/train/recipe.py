@@ -43,8 +43,8 @@ class Recipe:
         catalog = parse_section(CatalogConfig, sections["catalog"], "[catalog]")
         if reads_codes(name) and not catalog.makes_codes:
             raise InputError(
-                f"[catalog] quantizer = {catalog.quantizer!r}, but [model] name = {name!r} reads semantic IDs",
-                fix="--set catalog.quantizer=auto",
+                f"[catalog.quantizer] name = {catalog.quantizer_name!r}, but [model] name = {name!r} reads codes",
+                fix="--set catalog.quantizer.name=auto",
             )
         return cls(
             data=parse_section(DataConfig, sections["data"], "[data]"),

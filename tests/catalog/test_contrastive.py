@@ -13,9 +13,15 @@ import torch
 from picture_folder import colour_log, colour_of, write_pictures
 
 from sidera.artifacts import read_manifest
-from sidera.catalog.align import align_digest, align_items, aligned_vectors, contrastive_loss, negative_mask
 from sidera.catalog.build import build_catalog, catalog_digest
-from sidera.catalog.config import AlignConfig, CatalogConfig
+from sidera.catalog.config import CatalogConfig, ContrastiveConfig
+from sidera.catalog.contrastive import (
+    aligned_vectors,
+    contrastive_digest,
+    contrastive_encoder,
+    contrastive_loss,
+    negative_mask,
+)
 from sidera.catalog.item_content import ContentReader
 from sidera.catalog.item_encoder import CaptionDecoder, ItemEncoder, load_item_encoder
 from sidera.catalog.pairs import PairBatches, mine_pairs, user_to_item_pairs
@@ -33,7 +39,11 @@ SMALL: dict[str, Any] = {
 
 
 def config(**align: Any) -> CatalogConfig:
-    return CatalogConfig(vectors=("aligned",), codebook_size=8, num_levels=2, align=AlignConfig(**{**SMALL, **align}))
+    return CatalogConfig(
+        vectors=("aligned",),
+        quantizer={"codebook_size": 8, "num_levels": 2},
+        contrastive=ContrastiveConfig(**{**SMALL, **align}),
+    )
 
 
 def colour_share(vectors: torch.Tensor, rows: np.ndarray) -> float:
@@ -77,7 +87,7 @@ def test_pictures_align_items_that_no_text_tells_apart(
     torch.testing.assert_close(again.encode_items(later, ["i5"], pictures)[0], vectors[5], rtol=1e-4, atol=1e-5)
     saved = read_manifest(tmp_path / "encoder", "item_encoder")
     assert saved.info["report"]["steps"] == 60
-    align_items(DATASET, SPLIT, with_cover, tmp_path / "encoder")
+    contrastive_encoder(DATASET, SPLIT, with_cover, tmp_path / "encoder")
     assert read_manifest(tmp_path / "encoder", "item_encoder").files == saved.files  # reused
     (tmp_path / "encoder" / "reader.json").write_text("{}")
     with pytest.raises(ArtifactError):
@@ -86,9 +96,9 @@ def test_pictures_align_items_that_no_text_tells_apart(
 
 def test_a_catalogue_is_built_from_aligned_vectors(tmp_path: Path) -> None:
     recipe = config(inputs=("words", "numbers", "categories"), number_fields=("size",), category_fields=("maker",))
-    recipe = replace(recipe, align=replace(recipe.align, steps=5))
+    recipe = replace(recipe, contrastive=replace(recipe.contrastive, steps=5))
     catalog, report = build_catalog(DATASET, SPLIT, recipe, encoder_path=tmp_path / "encoder")
-    assert catalog.codebooks.dim == 64
+    assert catalog.quantizer.dim == 64
     assert report["vector_blocks"] == ["aligned"]
     assert report["aligned_content"] == {"items_without_content": 0}
     twin = build_catalog(DATASET, SPLIT, recipe, encoder_path=tmp_path / "twin")[0]
@@ -99,23 +109,23 @@ def test_digest_moves_with_section_split_and_pictures(
     tmp_path: Path, with_cover: CatalogConfig, pictures: Path
 ) -> None:
     write_pictures(tmp_path)
-    moved = replace(with_cover, align=replace(with_cover.align, image_folder=str(tmp_path)))
-    known = align_digest(DATASET, SPLIT, with_cover)
-    assert align_digest(DATASET, SPLIT, moved) == known  # where the files lie does not count
+    moved = replace(with_cover, contrastive=replace(with_cover.contrastive, image_folder=str(tmp_path)))
+    known = contrastive_digest(DATASET, SPLIT, with_cover)
+    assert contrastive_digest(DATASET, SPLIT, moved) == known  # where the files lie does not count
     assert catalog_digest(DATASET, SPLIT, moved) == catalog_digest(DATASET, SPLIT, with_cover)
     (tmp_path / "cover" / "i3.png").unlink()
-    assert align_digest(DATASET, SPLIT, moved) != known
-    longer = replace(with_cover, align=replace(with_cover.align, steps=61))
-    assert align_digest(DATASET, SPLIT, longer) != known
-    assert align_digest(DATASET, replace(SPLIT, train_ends=SPLIT.train_ends - 1), with_cover) != known
+    assert contrastive_digest(DATASET, SPLIT, moved) != known
+    longer = replace(with_cover, contrastive=replace(with_cover.contrastive, steps=61))
+    assert contrastive_digest(DATASET, SPLIT, longer) != known
+    assert contrastive_digest(DATASET, replace(SPLIT, train_ends=SPLIT.train_ends - 1), with_cover) != known
     plain = CatalogConfig(vectors=("tfidf",))
     assert catalog_digest(DATASET, SPLIT, plain) == catalog_digest(
-        DATASET, SPLIT, replace(plain, align=AlignConfig(steps=3))
+        DATASET, SPLIT, replace(plain, contrastive=ContrastiveConfig(steps=3))
     )
 
 
 def test_pairs_stay_inside_a_colour_and_the_training_part() -> None:
-    pairs = mine_pairs(DATASET, SPLIT, AlignConfig(**SMALL))
+    pairs = mine_pairs(DATASET, SPLIT, ContrastiveConfig(**SMALL))
     colours = colour_of(48)
     for left, right in (pairs.user_to_item, pairs.item_to_item):
         assert len(left) > 100
@@ -125,7 +135,7 @@ def test_pairs_stay_inside_a_colour_and_the_training_part() -> None:
     changed = DATASET.item_ids.copy()
     changed[DATASET.offsets[1:] - 1] = 0
     twin = mine_pairs(replace(DATASET, item_ids=changed), leave_one_out(replace(DATASET, item_ids=changed)),
-                      AlignConfig(**SMALL))  # fmt: skip
+                      ContrastiveConfig(**SMALL))  # fmt: skip
     assert np.array_equal(twin.user_to_item[0], pairs.user_to_item[0])
     assert np.array_equal(twin.item_to_item[1], pairs.item_to_item[1])
 
@@ -152,7 +162,7 @@ def test_user_to_item_pairs_are_those_of_a_loop() -> None:
 
 
 def test_batches_are_a_function_of_their_number() -> None:
-    align = AlignConfig(**SMALL)
+    align = ContrastiveConfig(**SMALL)
     source = PairBatches(mine_pairs(DATASET, SPLIT, align), align, "x")
     whole = list(source.batches(0))
     resumed = next(source.batches(0, start=7))
@@ -184,7 +194,7 @@ def test_false_negatives_are_masked_and_the_loss_is_the_formula() -> None:
 
 
 def test_a_caption_is_learned_from_the_vector_alone() -> None:
-    align = AlignConfig(**{**SMALL, "dropout": 0.0, "token_dropout": 0.0})
+    align = ContrastiveConfig(**{**SMALL, "dropout": 0.0, "token_dropout": 0.0})
     reader = ContentReader.fit(DATASET.items, align, ("title",))
     content = reader.read(DATASET.items, DATASET.item_keys)
     torch.manual_seed(0)
@@ -204,7 +214,7 @@ def test_a_caption_is_learned_from_the_vector_alone() -> None:
 
 
 def test_words_that_were_never_seen_and_missing_numbers_make_no_token() -> None:
-    align = AlignConfig(**SMALL, inputs=("words", "numbers"), number_fields=("size",))
+    align = ContrastiveConfig(**SMALL, inputs=("words", "numbers"), number_fields=("size",))
     reader = ContentReader.fit(DATASET.items, align, ("title",))
     later = pa.table(
         {"key": ["a", "b", "c"], "title": ["unheard of", "stuff", None], "size": [None, 1.0, float("nan")]}
@@ -234,7 +244,7 @@ def test_words_that_were_never_seen_and_missing_numbers_make_no_token() -> None:
 )
 def test_impossible_sections_are_named(section: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        parse_section(CatalogConfig, {"vectors": ["aligned"], "align": section}, "[catalog]")
+        parse_section(CatalogConfig, {"vectors": ["aligned"], "contrastive": section}, "[catalog]")
 
 
 @pytest.mark.parametrize(
@@ -247,10 +257,10 @@ def test_impossible_sections_are_named(section: dict[str, Any], message: str) ->
 )
 def test_columns_that_do_not_fit_are_named(tmp_path: Path, align: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        align_items(DATASET, SPLIT, config(**align), tmp_path / "encoder")
+        contrastive_encoder(DATASET, SPLIT, config(**align), tmp_path / "encoder")
 
 
 def test_a_log_without_pairs_is_refused(tmp_path: Path) -> None:
     lonely = replace(SPLIT, train_ends=DATASET.offsets[:-1] + 1)
     with pytest.raises(InputError, match="two users who share"):
-        align_items(DATASET, lonely, config(), tmp_path / "encoder")
+        contrastive_encoder(DATASET, lonely, config(), tmp_path / "encoder")

@@ -8,7 +8,7 @@ Two corrections to the in-batch negatives: a j' that *is* i or j, or is among i'
 ``log_q`` the log-frequency of j' among the partners is taken from its score (otherwise popular items, which are in
 every batch, are pushed away from everything).
 
-    encoder = align_items(dataset, split, config)          # trains, or takes the artifact that is there
+    encoder = contrastive_encoder(dataset, split, config)          # trains, or takes the artifact that is there
     vectors = encoder.encode_items(new_items, new_keys)    # later items, without training
 
 Trap: pairs come from training events alone; content of every item, cold ones included, may be read: it is no answer.
@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.batch import Batch
-from sidera.catalog.config import AlignConfig, CatalogConfig
+from sidera.catalog.config import CatalogConfig, ContrastiveConfig
 from sidera.catalog.item_content import PICTURES, ContentReader, ItemContent
 from sidera.catalog.item_encoder import KIND, CaptionDecoder, ItemEncoder, load_item_encoder, save_item_encoder
 from sidera.catalog.pairs import PairBatches, Pairs, mine_pairs
@@ -52,40 +52,42 @@ def aligned_vectors(
     dataset: Dataset, split: Split, config: CatalogConfig, path: str | Path | None = None
 ) -> tuple[Tensor, dict[str, Any]]:
     """(N, Q * D) unit rows, zero for items without content, and what reading and training noticed."""
-    encoder = align_items(dataset, split, config, path)
+    encoder = contrastive_encoder(dataset, split, config, path)
     content = encoder.reader.read(dataset.items, dataset.item_keys)
     return encoder.encode(content), content.report
 
 
-def align_items(dataset: Dataset, split: Split, config: CatalogConfig, path: str | Path | None = None) -> ItemEncoder:
-    """The encoder of ``[catalog.align]``, trained unless the artifact at ``path`` (default: in the cache) is it."""
-    wanted = align_digest(dataset, split, config)
+def contrastive_encoder(
+    dataset: Dataset, split: Split, config: CatalogConfig, path: str | Path | None = None
+) -> ItemEncoder:
+    """The encoder of ``[catalog.contrastive]``: the artifact at ``path`` (default: in the cache) or a trained one."""
+    wanted = contrastive_digest(dataset, split, config)
     path = Path(path) if path is not None else cache_dir() / f"item-encoder-{wanted}"
     return stage(
-        path, KIND, wanted, lambda wanted: _align_items(dataset, split, config, path, wanted),
+        path, KIND, wanted, lambda wanted: _trained_encoder(dataset, split, config, path, wanted),
         lambda: load_item_encoder(path),
     )  # fmt: skip
 
 
-def _align_items(dataset: Dataset, split: Split, config: CatalogConfig, path: Path, wanted: str) -> ItemEncoder:
-    align = config.align
-    reader = ContentReader.fit(dataset.items, align, config.text_fields)
+def _trained_encoder(dataset: Dataset, split: Split, config: CatalogConfig, path: Path, wanted: str) -> ItemEncoder:
+    section = config.contrastive
+    reader = ContentReader.fit(dataset.items, section, config.text_fields)
     content = reader.read(dataset.items, dataset.item_keys)
-    pairs = mine_pairs(dataset, split, align)
-    seed_everything(align.seed, 0, 0, 0)
-    model = AlignedTraining(ItemEncoder(reader, content), content, pairs)
+    pairs = mine_pairs(dataset, split, section)
+    seed_everything(section.seed, 0, 0, 0)
+    model = ContrastiveTraining(ItemEncoder(reader, content), content, pairs)
     settings = FitConfig(
         epochs=1,
-        max_steps=align.steps,
-        batch_size=align.batch_size,
-        lr=align.lr,
-        warmup_steps=min(50, align.steps // 10),
-        seed=align.seed,
+        max_steps=section.steps,
+        batch_size=section.batch_size,
+        lr=section.lr,
+        warmup_steps=min(50, section.steps // 10),
+        seed=section.seed,
         patience=0,
         checkpoint_minutes=10.0,
     )
     unfinished = path.with_name(f".{path.name}-fit-{wanted}")  # a stopped training goes on from here
-    result = fit(model, PairBatches(pairs, align, wanted), settings, unfinished)
+    result = fit(model, PairBatches(pairs, section, wanted), settings, unfinished)
     training = {"steps": result.steps, "cpu_minutes": round(result.cpu_seconds / 60, 2)}
     counts = {"user_to_item_pairs": len(pairs.user_to_item[0]), "item_to_item_pairs": len(pairs.item_to_item[0])}
     save_item_encoder(model.encoder, path, wanted, {**content.report, **training, **counts})
@@ -93,15 +95,17 @@ def _align_items(dataset: Dataset, split: Split, config: CatalogConfig, path: Pa
     return load_item_encoder(path)
 
 
-def align_digest(dataset: Dataset, split: Split, config: CatalogConfig) -> str:
-    """Names the inputs of :func:`align_items`: log, split, recipe, and the content of pictures and checkpoint."""
+def contrastive_digest(dataset: Dataset, split: Split, config: CatalogConfig) -> str:
+    """Names the inputs of :func:`contrastive_encoder`: log, split, recipe, the content of pictures and checkpoint."""
     train_ends = hashlib.sha256(np.ascontiguousarray(split.train_ends, dtype="<i8").tobytes()).hexdigest()
-    return digest([dataset.digest, split.name, train_ends, list(config.text_fields), align_identity(config.align)])
+    return digest(
+        [dataset.digest, split.name, train_ends, list(config.text_fields), contrastive_identity(config.contrastive)]
+    )
 
 
-def align_identity(config: AlignConfig) -> dict[str, Any]:
+def contrastive_identity(config: ContrastiveConfig) -> dict[str, Any]:
     """The section with files named by what is in them, not by where they lie."""
-    values = {name: getattr(config, name) for name in AlignConfig.__dataclass_fields__}
+    values = {name: getattr(config, name) for name in ContrastiveConfig.__dataclass_fields__}
     kinds = [kind for kind in PICTURES if kind in config.inputs]
     if kinds:
         values["image_folder"] = pictures_digest(str(config.image_folder), kinds)
@@ -110,7 +114,7 @@ def align_identity(config: AlignConfig) -> dict[str, Any]:
     return values
 
 
-class AlignedTraining(nn.Module):
+class ContrastiveTraining(nn.Module):
     """What the training loop trains: encoder and caption decoder, with the content of all items at hand."""
 
     log_share: Tensor  # (N,) of an item among the partners
