@@ -5,7 +5,7 @@
     run.recommend(["user-7"], k=10).to_frame()
 
 ``sidera.load("runs/tiger").recommend(histories, k=10)`` answers from a trained run; the shell verbs are in
-:mod:`sidera.cli`. The rooms and what may know what: docs/architecture.md.
+:mod:`sidera.cli`. The rooms and what may know what: docs/understand/architecture.md.
 """
 
 from __future__ import annotations
