@@ -4,8 +4,8 @@
 
 A policy that learned from a log writes next to nothing that the log does not hold, and rewards learned from that log do
 not change it (docs/understand/alignment.md). The quota's slots are filled by the same policy, which searches the set's
-items alone: who gets which new item is still personal. They are the last of an answer; items of the set that the answer holds
-anyway count.
+items alone: who gets which new item is still personal. They are the last of an answer; items of the set that the answer
+holds anyway count.
 
 How many slots one request gives is decided by a hash of its history, so that the mean is exact though one request's
 share is no whole number, and an answer does not depend on which requests it was batched with.
