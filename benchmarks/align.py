@@ -58,7 +58,7 @@ def cell(name: str, seed: int, training_seed: int, quick: bool) -> dict[str, Any
     """One world, one training seed: everything trained, served and measured; kept beside the log and reused."""
     from sidera.align.recipe import AlignRecipe
     from sidera.align.run import align_recipe
-    from sidera.engine.serving import Serving
+    from sidera.engine.serving import ServeConfig
     from sidera.lab.alignment import serve_policies, usual_arms
     from sidera.pages.alignment import write_alignment_page
 
@@ -72,10 +72,9 @@ def cell(name: str, seed: int, training_seed: int, quick: bool) -> dict[str, Any
     if training_seed == 0 and not quick:
         runs = found.runs
         for number in CANDIDATES if seed == 0 else ():
-            arms[f"pretrained+rerank beam {number}"] = Serving(
-                runs["pretrained"], candidates=number, source="beam", beam=number
-            )
-        arms["safe+cold quota"] = Serving(runs["safe"], cold_share=COLD_SHARE)
+            wide = ServeConfig(rerank=number, rerank_from="beam", beam=number)
+            arms[f"pretrained+rerank beam {number}"] = (runs["pretrained"], wide)
+        arms["safe+cold quota"] = (runs["safe"], ServeConfig(cold_share=COLD_SHARE))
     others = [(control, arm) for control in CONTROLS[1:] for arm in ARMS]
     if training_seed == 0:
         others += [("pretrained+rerank", f"{arm}+rerank") for arm in ARMS] + [("safe", "pretrained+rerank")]

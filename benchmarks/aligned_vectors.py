@@ -26,7 +26,7 @@ Shown beside the claim, not part of it:
   kind of vectors and with its own (text and behaviour); true utility, one training seed a world.
 
 Worlds, encoders and generators are kept under ``runs/bench`` and reused, so a stopped run goes on. Settings were chosen
-on Beauty's validation rows and on another world (seed 7; docs/log.md).
+on Beauty's validation rows and on another world (seed 7; docs/evidence/log.md).
 """
 
 from __future__ import annotations

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from gpu_numbers import differs, distance, random
-from sidera.batch import Batch
+from sidera.batch import Batch, Reads
+from sidera.data.features import FeatureSchema
+from sidera.data.items import ItemTable
+from sidera.data.reading import Reading
 from sidera.decode.beam import beam_search
 from sidera.decode.exact import score_all_leaves
 from sidera.decode.sample import sample

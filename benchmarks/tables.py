@@ -1,6 +1,6 @@
 """Write what the documents show of the committed result files: ``python benchmarks/tables.py``.
 
-The tables of docs/results.md, the chart and the cost table of the README. Nobody types a number into them.
+The tables of docs/evidence/results.md, the chart and the cost table of the README. Nobody types a number into them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COSTS = (("Amazon Beauty", "beauty_generator"), ("Amazon Beauty", "beauty_onerec
 
 
 def result_files() -> list[Path]:
-    """The result files that docs/results.md shows, in its order."""
+    """The result files that docs/evidence/results.md shows, in its order."""
     return [RESULTS / f"{name}.json" for name in TABLES]
 
 
@@ -100,10 +100,10 @@ def _claim(name: str) -> dict[str, Any] | None:
 
 def main() -> None:
 
-    update_document(ROOT / "docs" / "results.md", result_files())
+    update_document(ROOT / "docs" / "evidence" / "results.md", result_files())
     put_between(ROOT / "README.md", "costs", costs())
     put_between(ROOT / "README.md", "size", at_size())
-    print(f"docs/results.md, README.md and {draw(CHART).relative_to(ROOT)} are current")
+    print(f"docs/evidence/results.md, README.md and {draw(CHART).relative_to(ROOT)} are current")
 
 
 if __name__ == "__main__":

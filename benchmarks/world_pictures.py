@@ -1,4 +1,4 @@
-"""The pictures of docs/world.md, drawn from the `easy` world itself: ``python benchmarks/world_pictures.py``.
+"""The pictures of docs/understand/world.md, drawn from the `easy` world: ``python benchmarks/world_pictures.py``.
 
 One picture for each table of parameters, one for the four biases that tests hold (popularity, duration, satiation, cold
 start), and the ladder of policies out of benchmarks/results/online_test.json where that is there.

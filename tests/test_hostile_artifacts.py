@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from hand_made import finder
 from sidera import artifacts, bounds
 from sidera.align.measure import Measured
 from sidera.artifacts import Manifest, writing
@@ -381,7 +382,7 @@ def test_checkpoints(tmp_path: Path) -> None:
 def test_histories(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     keys = [f"i{number}" for number in range(30)]
-    items = CatalogItems.of(keys, {key: number for number, key in enumerate(keys)}, rng.normal(size=(30, 4)))
+    items = CatalogItems.of(keys, finder({key: number for number, key in enumerate(keys)}), rng.normal(size=(30, 4)))
     store = EmbeddedStore(tmp_path / "s")
     store.append("u", Events.of(store.numbers_of(keys)[rng.integers(0, 30, 60)], np.arange(60)))
     config = LifelongConfig(max_representatives=8, leaf_size=2, chunk=2)

@@ -51,7 +51,7 @@ def test_what_is_shown_is_that_of_the_result_files(monkeypatch: pytest.MonkeyPat
     tables = importlib.import_module("tables")
     put_between, update_document = tables.put_between, tables.update_document
     assert len(tables.result_files()) >= 7
-    assert update_document(ROOT / "docs" / "results.md", tables.result_files(), check=True)
+    assert update_document(ROOT / "docs" / "evidence" / "results.md", tables.result_files(), check=True)
     assert put_between(ROOT / "README.md", "costs", tables.costs(), check=True)
     assert put_between(ROOT / "README.md", "size", tables.at_size(), check=True)
     assert tables.draw(tmp_path / "beauty.svg").read_text() == tables.CHART.read_text()

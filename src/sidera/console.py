@@ -3,7 +3,7 @@
 Three kinds of words. A *note* (:func:`say`) tells what happens on the way, a *result* (:func:`result`) is what was
 asked for, a *warning* (:func:`warn`) is what the user must know. ``-q`` leaves results and warnings, ``-v`` adds
 :func:`detail`. Notes and results go to standard output and warnings to standard error. With ``--json`` all words go to
-standard error and the last line of standard output is one JSON object (docs/cli.md).
+standard error and the last line of standard output is one JSON object (docs/use/cli.md).
 
 :class:`Progress` draws a bar on a terminal. Elsewhere (a log file, a pipe, a notebook's output) it writes a line every
 30 seconds, so that a long stage is never silent.

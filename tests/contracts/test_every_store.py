@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hand_made import finder
 from sidera.core import InputError
 from sidera.store.embedded import EmbeddedStore, StoreConfig
 from sidera.store.events import COLUMNS, Events, concatenate
@@ -213,7 +214,7 @@ def test_any_catalogue_reads_any_store(store: HistoryStore) -> None:
     found = store.history("ann")
     assert found is not None
     for order in (KEYS, KEYS[::-1], [KEYS[12], "other", KEYS[7]]):
-        ids = CatalogIds(store, {key: number for number, key in enumerate(order)})
+        ids = CatalogIds(store, finder({key: number for number, key in enumerate(order)}))
         expected = [order.index(KEYS[item]) if KEYS[item] in order else -1 for item in items]
         assert ids.of(found.item_ids).tolist() == expected
         assert ids.of(found.item_ids[:0]).tolist() == []
@@ -227,7 +228,7 @@ def test_representatives_are_those_of_the_events(store: HistoryStore) -> None:
     rng = np.random.default_rng(0)
     items, other = rng.integers(0, 40, 120).tolist(), rng.permutation(40).tolist()
     told = events(store, items, list(range(120)))
-    tables = [CatalogItems.of([KEYS[item] for item in order], {KEYS[item]: n for n, item in enumerate(order)},
+    tables = [CatalogItems.of([KEYS[item] for item in order], finder({KEYS[item]: n for n, item in enumerate(order)}),
                               rng.normal(size=(len(order), width)))
               for order, width in ((range(40), 4), (other, 6), (other[:25], 6))]  # fmt: skip
     view = StoreRepresentatives(store, tables[0], config)
@@ -236,7 +237,7 @@ def test_representatives_are_those_of_the_events(store: HistoryStore) -> None:
         view.follow("ann")
     for table in tables:
         view.set_items(table)
-        ids = CatalogIds(store, table.ids_by_key).of(told.item_ids)
+        ids = CatalogIds(store, table.find_ids).of(told.item_ids)
         readable = Events(**{**vars(told), "item_ids": ids}).take(ids >= 0)
         for as_of in (None, 100, 30):
             history = LifelongHistory(table.vectors, config)

@@ -14,6 +14,7 @@ from hand_made import hand_made
 from sidera.core import InputError
 from sidera.data.tiny import checkerboard_next
 from sidera.engine.recommender import Recommender
+from sidera.models import build_model, parse_model
 
 KEYS = [f"item{item:04d}" for item in range(24)]
 BATCH = hand_made(torch.tensor([3, 7, 2]), torch.tensor([0, 2, 3]))
@@ -76,9 +77,9 @@ def test_a_rollout_of_others_is_refused_naming_both(recommender: Recommender) ->
 def test_a_scorer_and_too_many_are_refused(recommender: Recommender) -> None:
     with pytest.raises(InputError, match="a rollout of 513 semantic IDs; allowed: 1 to 512"):
         recommender.rollout(BATCH, 513)
-    recommender.kind = "scorer"
+    scorer = build_model("popularity", *parse_model({"name": "popularity"})[1:], recommender.catalog)
     with pytest.raises(InputError, match="a scorer generates nothing"):
-        recommender.rollout(BATCH, 4)
+        Recommender(scorer, recommender.catalog, model_section={"name": "popularity"}).rollout(BATCH, 4)
 
 
 def test_new_weights_answer_at_once_and_sign(recommender: Recommender) -> None:

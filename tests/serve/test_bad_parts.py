@@ -16,6 +16,7 @@ from sidera.core import InputError, Request
 from sidera.engine.exposures import ExposureWriter
 from sidera.engine.histories import open_behaviour
 from sidera.engine.recommender import Recommender
+from sidera.engine.serving import Parts
 from sidera.serve.app import create_app
 from sidera.store.exposures import ExposureLog
 
@@ -29,7 +30,7 @@ def recommender(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     catalog, folder = opened.catalog, tmp_path_factory.mktemp("bad-parts")
     log = ExposureLog.open(folder / "exposures", codebook_id=catalog.codebook_id, num_levels=catalog.num_levels)
     with open_behaviour(folder / "store", catalog) as behaviour, ExposureWriter(log) as writer:
-        opened.behaviour, opened.exposures = behaviour, writer
+        opened.parts = Parts(behaviour=behaviour, exposures=writer)
         yield opened
 
 

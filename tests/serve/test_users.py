@@ -25,6 +25,7 @@ from sidera.data.tiny import tiny_exposures
 from sidera.engine.exposures import ExposureWriter
 from sidera.engine.histories import MAX_AHEAD, Kept, open_behaviour
 from sidera.engine.recommender import Recommender
+from sidera.engine.serving import Parts
 from sidera.models import build_model, parse_model
 from sidera.serve.app import create_app
 from sidera.store.exposures import ExposureLog, as_dataset_events
@@ -55,15 +56,18 @@ def catalog(views: tuple[View, View]) -> Catalog:
     return build_catalog(kept.dataset, kept.split, config, kept.schema)[0]
 
 
-def recommender(name: str, catalog: Catalog) -> Recommender:
-    return Recommender(build_model(*parse_model(SECTIONS[name]), catalog, 1), catalog, model_section=SECTIONS[name])
+def recommender(name: str, catalog: Catalog, version: str = "unsaved") -> Recommender:
+    section = SECTIONS[name]
+    return Recommender(
+        build_model(*parse_model(section), catalog, 1), catalog, model_section=section, version=version
+    )
 
 
 @pytest.fixture(params=SECTIONS)
 def model(request: pytest.FixtureRequest, catalog: Catalog, tmp_path: Path) -> Iterator[Recommender]:
     opened = recommender(request.param, catalog)
     with open_behaviour(tmp_path / "store", catalog) as behaviour:
-        opened.behaviour = behaviour
+        opened.parts = Parts(behaviour=behaviour)
         yield opened
 
 
@@ -71,7 +75,7 @@ def model(request: pytest.FixtureRequest, catalog: Catalog, tmp_path: Path) -> I
 def client(catalog: Catalog, tmp_path: Path) -> Iterator[TestClient]:
     opened = recommender("onerec", catalog)
     with open_behaviour(tmp_path / "store", catalog) as behaviour:
-        opened.behaviour = behaviour
+        opened.parts = Parts(behaviour=behaviour)
         yield TestClient(create_app(opened))
 
 
@@ -130,7 +134,7 @@ def test_what_was_acknowledged_survives(catalog: Catalog, views: tuple[View, Vie
     for start in (0, 10, None):
         opened = recommender("onerec", catalog)
         with open_behaviour(tmp_path / "store", catalog) as behaviour:
-            opened.behaviour = behaviour
+            opened.parts = Parts(behaviour=behaviour)
             client = TestClient(create_app(opened))
             if start is not None:
                 body = body_of(views[0], 0, start, start + 10)
@@ -281,7 +285,8 @@ def test_new_items_can_be_done_something_with(catalog: Catalog, tmp_path: Path) 
         assert history.tokens["counts"].sum() == 12
         behaviour.set_catalog(grown)
         served = Recommender(
-            opened.model, grown, model_section=opened.model_section, num_known=opened.num_known, behaviour=behaviour
+            opened.model, grown, model_section=opened.model_section, num_known=opened.num_known,
+            parts=Parts(behaviour=behaviour),
         )
         (answer,) = served.recommend([Request(user="u", filter_seen=True, k=50)])
         assert "new" not in answer.item_keys
@@ -368,11 +373,10 @@ def test_a_store_is_of_one_schema(catalog: Catalog, tmp_path: Path) -> None:
 
 
 def test_answers_are_logged_with_what_came_of_them(catalog: Catalog, views: tuple[View, View], tmp_path: Path) -> None:
-    opened = recommender("onerec_v2", catalog)
-    opened.version = "first"
+    opened = recommender("onerec_v2", catalog, "first")
     log = ExposureLog.open(tmp_path / "log", codebook_id=catalog.codebook_id, num_levels=catalog.num_levels)
     with open_behaviour(tmp_path / "store", catalog) as behaviour, ExposureWriter(log) as writer:
-        opened.behaviour, opened.exposures = behaviour, writer
+        opened.parts = Parts(behaviour=behaviour, exposures=writer)
         client = TestClient(create_app(opened))
         body = body_of(views[0], 0)
         post(client, "/v1/events", **body)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from histories import item_vectors, stream
 
+from hand_made import finder
 from sidera import artifacts
 from sidera.core import ArtifactError, InputError
 from sidera.store.embedded import EmbeddedStore, StoreConfig
@@ -24,7 +25,7 @@ KEYS = [f"item {number}" for number in range(320)]
 def items(number: int = 300, seed: int = 0, width: int = 8) -> CatalogItems:
     keys = KEYS[:number]
     vectors = np.concatenate([item_vectors(300, width, seed), item_vectors(20, width, 50 + seed)])[:number]
-    return CatalogItems.of(keys, {key: place for place, key in enumerate(keys)}, vectors)
+    return CatalogItems.of(keys, finder({key: place for place, key in enumerate(keys)}), vectors)
 
 
 def opened(path: Path) -> EmbeddedStore:
@@ -163,7 +164,7 @@ def test_bad_tables_are_named() -> None:
         ([[1.0, 2.0], [1.0, float("nan")]], "item 1 holds NaN"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
-            CatalogItems.of(["a", "b"], {"a": 0, "b": 1}, vectors)
+            CatalogItems.of(["a", "b"], finder({"a": 0, "b": 1}), vectors)
 
 
 def test_readers_senders_and_another_catalogue_at_once(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from sidera.config import check_counts, check_value
 from sidera.engine.rollouts import MAX_COUNT, RolloutMode
 from sidera.fit.config import FREE_TO_CHANGE, FitConfig
 
-NTP_WEIGHTS = {"safe": 1.0, "aggressive": 0.3}  # docs/alignment.md: what each costs
+NTP_WEIGHTS = {"safe": 1.0, "aggressive": 0.3}  # docs/understand/alignment.md: what each costs
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Reward(Protocol):
 class NetworkReward:
     """What a trained P-Score says: its fused score, one tower, or a weighted sum of several.
 
-    One tower alone is the textbook way to be hacked (docs/alignment.md); it is allowed, since that has to be shown.
+    One tower alone is the textbook way to be hacked (docs/understand/alignment.md); it is allowed to show that.
     """
 
     def __init__(self, network: PScore, weights: Mapping[str, float] | None = None) -> None:

@@ -47,8 +47,9 @@ from sidera.core import InputError
 from sidera.data.config import View, load_dataset, make_views
 from sidera.data.extend import extended
 from sidera.data.split import user_groups
-from sidera.engine.recommender import RUN_RECIPE, Recommender
+from sidera.engine.recommender import Recommender
 from sidera.engine.reranker import FOLDER, KIND, load_ranker, save_ranker
+from sidera.engine.run_folder import RUN_RECIPE
 from sidera.models.rankers.pscore import PScore
 from sidera.store.exposures import ExposureLog, as_dataset_events
 from sidera.train.ranker import FIT, RANKER_SHARES, fit_ranker
@@ -258,7 +259,6 @@ def arm_stage(name: str, config: AlignConfig, setting: _Setting) -> tuple[Recomm
         "start": dict(result.start),
         "checks": [dict(check) for check in result.checks],
     }
-    engine.version = wanted
     for part in ("catalog", FOLDER):  # so that the folder can be moved and served alone
         shutil.rmtree(path / part, ignore_errors=True)
         shutil.copytree(out / part, path / part)
@@ -266,6 +266,7 @@ def arm_stage(name: str, config: AlignConfig, setting: _Setting) -> tuple[Recomm
     # Last, because it is what says that the folder is done. The data of the pretraining goes along: an evaluation has
     # to know what a policy may have seen.
     parents = {**artifacts.read_manifest(out / "model", "model").parents, "pretrained": setting.version}
+    engine.sign(wanted)
     engine.save_model(path / "model", digest=wanted, parents=parents, training=training)
     shutil.rmtree(path / "fit", ignore_errors=True)
     why = f"; {result.stopped}" if result.stopped else ""

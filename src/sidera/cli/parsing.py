@@ -26,7 +26,7 @@ def add_verb(verbs: Verbs, name: str, function: object, text: str) -> argparse.A
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="only what was asked for, and what is wrong")
     loudness.add_argument("-v", "--verbose", action="store_true", help="more detail, and a line for every logged step")
-    parser.add_argument("--json", action="store_true", help="last line of the output: one JSON object (docs/cli.md)")
+    parser.add_argument("--json", action="store_true", help="last line of output: one JSON object (docs/use/cli.md)")
     return parser
 
 
@@ -55,7 +55,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_recipe(arguments: Arguments) -> Recipe:
-    from sidera.engine.recommender import check_device
+    from sidera.engine.snapshot import check_device
     from sidera.train.recipe import Recipe
 
     check_device(arguments.device)

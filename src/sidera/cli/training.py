@@ -124,7 +124,7 @@ def align_verb(arguments: Arguments) -> Answer:
     """Pretrained policy, reward, controls and arms, the online test where the log is simulated, and the page."""
     from sidera.align.recipe import AlignRecipe
     from sidera.align.run import ALIGN, align_recipe
-    from sidera.engine.recommender import check_device
+    from sidera.engine.snapshot import check_device
     from sidera.lab.alignment import is_simulated, serve_policies, usual_arms
     from sidera.lab.online import to_text
     from sidera.pages.alignment import write_alignment_page

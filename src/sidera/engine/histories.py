@@ -86,7 +86,7 @@ class Behaviour:
     ) -> None:
         """``folder``: where representatives are saved with a snapshot; None: they are made again after a start."""
         self.store, self.catalog, self.folder, self.now = store, catalog, folder, now
-        self._ids = CatalogIds(store, catalog.ids_by_key)
+        self._ids = CatalogIds(store, catalog.find_ids)
         self._views: dict[LifelongConfig, StoreRepresentatives] = {}
         self._lock = threading.Lock()
 
@@ -186,7 +186,7 @@ class Behaviour:
     def set_catalog(self, catalog: Catalog) -> None:
         """Read with another catalogue from now on; InputError when events have other columns there."""
         _check_columns(_columns(self.catalog), _columns(catalog), "the store")
-        ids = CatalogIds(self.store, catalog.ids_by_key)
+        ids = CatalogIds(self.store, catalog.find_ids)
         with self._lock:
             for view in self._views.values():
                 view.set_items(_items(catalog))
@@ -237,7 +237,7 @@ def open_behaviour(path: str | Path, catalog: Catalog, *, sync: bool = True) -> 
 
 
 def _items(catalog: Catalog) -> CatalogItems:
-    return CatalogItems.of(catalog.item_keys.tolist(), catalog.ids_by_key, catalog.item_vectors)
+    return CatalogItems.of(catalog.item_keys.tolist(), catalog.find_ids, catalog.item_vectors)
 
 
 def _columns(catalog: Catalog) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Rank the rows of a split with a Recommender and measure the answers. The protocol is in docs/protocol.md.
+"""Rank the rows of a split with a Recommender and measure the answers. The protocol is in docs/understand/protocol.md.
 
 Evaluation asks through the same ``rank`` that serves: the whole history goes in (the recommender reads its newest
 events, and with ``filter_seen`` drops every item of the history, also those too old for the model), the target never

@@ -1,4 +1,4 @@
-"""Item-level ranking metrics, vectorised over rows. Definitions: docs/protocol.md.
+"""Item-level ranking metrics, vectorised over rows. Definitions: docs/understand/protocol.md.
 
 A *row* is one history with one target; the served list of a row is `item_ids (R, k)`, best first, -1 where fewer than
 k items exist. One relevant item per row makes recall@k the hit rate and NDCG@k = 1 / log2(1 + rank), the ideal list

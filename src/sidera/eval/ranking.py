@@ -53,8 +53,12 @@ RankFn = Callable[..., Any]  # rank(batch, k, *, beam, filter_seen) -> RankedLis
 class Ranker(Protocol):
     """What evaluation needs of ``sidera.engine.recommender.Recommender``."""
 
-    catalog: Catalog
-    kind: str  # "generator" | "scorer"
+    @property
+    def catalog(self) -> Catalog: ...
+
+    @property
+    def kind(self) -> str:
+        """generator or scorer."""
 
     @property
     def reads(self) -> Reads: ...

@@ -1,4 +1,4 @@
-"""Training: :func:`fit` and its settings. Knows modules and batches, nothing of recommending. See docs/training.md.
+"""Training: :func:`fit` and its settings. Knows modules and batches, nothing of recommending. See docs/use/training.md.
 
 Called as a function, ``sidera.fit(data, "generator")``, this room is :func:`sidera.front.fit`, the whole way from data
 to a trained recommender: the two share a name, and a package's attribute is its room once that is imported.

@@ -5,7 +5,7 @@
 Order within a step: batches -> gradients of the *sum* of losses over the *number* of targets (over micro-batches and
 ranks) -> agreement of the ranks on clock and signals -> clip -> update. Then, if due: log line, evaluation, checkpoint.
 Everything that a step depends on is in the checkpoint or is a function of (seed, step), so a training that was killed
-and resumed takes the same steps as one that was not (docs/training.md says what this covers).
+and resumed takes the same steps as one that was not (docs/use/training.md says what this covers).
 
 The loop knows modules and batches and nothing of recommending. The *objective* makes the loss of a batch: by default
 ``model.loss(batch)``, with ``model.flops_per_batch(batch)`` (forward and backward) for the MFU where a model has it.

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidera import artifacts
-from sidera.engine.serving import Serving
+from sidera.engine.recommender import Recommender
+from sidera.engine.serving import ServeConfig
 from sidera.lab.online import CANDIDATES, RERANKED, Arm, OnlineTest, online_test
 from sidera.lab.policy import Requests
 from sidera.lab.recommender_policy import RecommenderPolicy
@@ -49,14 +50,14 @@ def is_simulated(data: str | Path) -> bool:
     return (folder / artifacts.MANIFEST).is_file() and "world" in artifacts.read_manifest(folder, "dataset").recipe
 
 
-def usual_arms(runs: Mapping[str, Path], reranked: Sequence[str]) -> dict[str, Serving]:
-    """Every policy, and the reranked selves of those named."""
-    arms = {name: Serving(run) for name, run in runs.items()}
-    return arms | {f"{name}{RERANKED}": Serving(runs[name], candidates=CANDIDATES) for name in reranked}
+def usual_arms(runs: Mapping[str, Path], reranked: Sequence[str]) -> dict[str, tuple[Path, ServeConfig]]:
+    """Every policy, and the reranked selves of those named: run folders and how they serve."""
+    arms = {name: (run, ServeConfig()) for name, run in runs.items()}
+    return arms | {f"{name}{RERANKED}": (runs[name], ServeConfig(rerank=CANDIDATES)) for name in reranked}
 
 
 def serve_policies(
-    arms: Mapping[str, Serving],
+    arms: Mapping[str, tuple[Path, ServeConfig]],
     audience: Sequence[str],
     data: str | Path,
     reference: str,
@@ -73,7 +74,10 @@ def serve_policies(
     The test's ``setting`` holds the CPU time of an answer of each arm (``ms_per_answer``).
     """
     world, numbers, log_days = logged_world(data, sorted(audience)[:users])
-    timed = {name: Timed(RecommenderPolicy(arm.open(device), world)) for name, arm in arms.items()}
+    timed = {
+        name: Timed(RecommenderPolicy(Recommender.load(run, device=device, serve=config), world))
+        for name, (run, config) in arms.items()
+    }
     every: dict[str, Arm | str] = {**timed, **{name: name for name in brackets}}
     result = online_test(
         every, world, days=days, log_days=log_days, user_ids=numbers, brackets=False, reference=reference,

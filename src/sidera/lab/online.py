@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from sidera.artifacts import write_text
 from sidera.config import closest
 from sidera.core import ArtifactError, InputError
-from sidera.engine.serving import Serving
+from sidera.engine.recommender import Recommender
+from sidera.engine.serving import ServeConfig
 from sidera.lab.brackets import Insider, LoggerPolicy, OraclePolicy, PopularityPolicy, RandomPolicy
 from sidera.lab.differences import WIDTH, Difference, compare
 from sidera.lab.policy import Policy
@@ -156,10 +157,13 @@ def read_arms(
             raise InputError(f"the arm {name!r} is named twice", fix="name every arm once")
         if is_policy:
             check_bracket(spec)
-        elif not path.is_dir():
+            arms[name] = spec
+            continue
+        if not path.is_dir():
             allowed = "a run folder" if candidates else f"a run folder, {POLICIES}"
             raise InputError(f"no arm {spec!r}{closest(spec, BRACKETS)}", allowed=allowed)
-        arms[name] = spec if is_policy else RecommenderPolicy(Serving(path, candidates).open(device), world)
+        found = Recommender.load(path, device=device, serve=ServeConfig(rerank=candidates))
+        arms[name] = RecommenderPolicy(found, world)
     return arms
 
 

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sidera.core import InputError
 from sidera.engine.exposures import ExposureWriter, exposure_columns
 from sidera.engine.recommender import Recommender
 from sidera.lab.policy import Requests
-from sidera.lab.recommender_policy import RecommenderPolicy, to_batch
+from sidera.lab.recommender_policy import RecommenderPolicy
 from sidera.lab.trial import prepare, run_policy
 from sidera.sim.day import Exposures
 from sidera.sim.simulate import SIGNALS
@@ -33,6 +34,10 @@ class LoggedPolicy:
     """A policy of the app that writes what it answers, and logs what came of it."""
 
     def __init__(self, policy: RecommenderPolicy, world: World, writer: ExposureWriter) -> None:
+        if not policy.with_log_probs:
+            raise InputError(
+                "the policy keeps no log-probabilities to log", fix="RecommenderPolicy(..., log_probs=True)"
+            )
         self.policy, self.world, self.writer = policy, world, writer
         self.asked: Counter[tuple[int, int]] = Counter()  # requests of each (user, day) so far
 
@@ -43,10 +48,12 @@ class LoggedPolicy:
         for user, day in zip(requests.user_ids.tolist(), days.tolist(), strict=True):
             names.append(request_name(user, day, self.asked[user, day]))
             self.asked[user, day] += 1
+        log_probs = self.policy.log_probs
+        assert log_probs is not None, "kept with every answer"
         columns = exposure_columns(
-            recommender, to_batch(requests, recommender), torch.from_numpy(answers), requests=names,
-            users=user_keys(requests.user_ids), times=requests.as_of.tolist(), weights=recommender.version,
-            policy=recommender.version, items_version=recommender.catalog.items_version,
+            recommender.catalog, torch.from_numpy(answers), log_probs, requests=names,
+            users=user_keys(requests.user_ids), times=requests.as_of.tolist(),
+            policies=[recommender.version] * len(names),
         )  # fmt: skip
         self.writer.shown(columns)
         return answers
@@ -70,7 +77,7 @@ def expose(recommender: Recommender, data: str | Path, users: Sequence[str], out
     catalog = recommender.catalog
     log = ExposureLog.open(out, codebook_id=catalog.codebook_id, num_levels=catalog.num_levels)
     with ExposureWriter(log) as writer:
-        policy = LoggedPolicy(RecommenderPolicy(recommender, world), world, writer)
+        policy = LoggedPolicy(RecommenderPolicy(recommender, world, log_probs=True), world, writer)
         audience = prepare(world, numbers, log_days)
         run_policy(world, policy, audience, days, timeout=600, on_exposures=policy.follow)
     return log.read().num_rows

@@ -29,12 +29,14 @@ class RecommenderPolicy:
     items, as from ``Recommender.recommend``.
     """
 
-    def __init__(self, recommender: Recommender, world: World) -> None:
-        """InputError when the recommender's catalogue is not the world's items."""
-        self.recommender = recommender
+    def __init__(self, recommender: Recommender, world: World, log_probs: bool = False) -> None:
+        """InputError when the recommender's catalogue is not the world's items.
+
+        ``log_probs``: keep those of the last answers' codes, as ``Candidates`` has them.
+        """
+        self.recommender, self.with_log_probs = recommender, log_probs
+        self.log_probs: torch.Tensor | None = None  # (requests, k, L); NaN for those answered by popularity
         _check_items(recommender, world)
-        self.popular = np.asarray(recommender.catalog.serving_order, dtype=np.int64)
-        self.popular = self.popular[~recommender.catalog.removed[self.popular]]
 
     def __call__(self, requests: Requests) -> NDArray[np.int64]:
         batch = to_batch(requests, self.recommender)
@@ -44,12 +46,17 @@ class RecommenderPolicy:
         if len(warm):
             shown = Jagged(torch.from_numpy(requests.item_ids), torch.from_numpy(requests.offsets)).rows(warm)
             batch = batch if len(warm) == batch.num_histories else batch.rows(warm)
-            ranked = self.recommender.rank(batch, requests.k, exclude=(shown.values, shown.offsets))
+            exclude = (shown.values, shown.offsets)
+            ranked = self.recommender.rank(batch, requests.k, exclude=exclude, log_probs=self.with_log_probs)
             answers[warm.numpy()] = ranked.item_ids.cpu().numpy()
+        if self.with_log_probs:
+            shape = (*answers.shape, self.recommender.catalog.num_levels)
+            self.log_probs = torch.full(shape, float("nan"))
+            if len(warm) and ranked.log_probs is not None:
+                self.log_probs[warm] = ranked.log_probs.cpu()
         for row in torch.nonzero(~readable).squeeze(1).tolist():
             shown_ids = requests.item_ids[requests.offsets[row] : requests.offsets[row + 1]]
-            reach = self.popular[: len(shown_ids) + requests.k]  # enough even if all of it was shown
-            fresh = reach[~np.isin(reach, shown_ids)][: requests.k]
+            fresh = self.recommender.snapshot.most_popular(requests.k, set(shown_ids.tolist()))
             answers[row, : len(fresh)] = fresh
         return answers
 

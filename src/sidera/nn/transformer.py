@@ -5,7 +5,7 @@ Linear layers, norms and dropout see real tokens only; attention goes through :m
 
 Initialisation decides here: event vectors enter scaled by sqrt(D) and the linear layers start small (std 0.02), so
 that at first a state is mostly its own event. With PyTorch's default layers and unscaled vectors the item's own signal
-drowns in the residual stream, and training needs many times the epochs (docs/log.md has the figures).
+drowns in the residual stream, and training needs many times the epochs (docs/evidence/log.md has the figures).
 
 Shape legend: T tokens of all histories · D width · H heads.
 """

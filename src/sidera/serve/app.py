@@ -93,6 +93,7 @@ class RecommendResponse(BaseModel):
     unread: list[str] = Field(description="ids of the history that are newer than the model, which has not read them")
     unknown_user: bool = Field(description="true: the store has no event of this user (before `as_of`)")
     policy_version: str = Field(description="of the weights that answered; changes when others are loaded")
+    reranker_version: str | None = Field(description="of the network that ordered the items; null: none did")
     codebook_id: str = Field(description="of the catalogue that answered: what its codes mean")
     items_version: int = Field(description="of the catalogue that answered: counts items coming and going")
     request: str | None = Field(
@@ -274,6 +275,7 @@ def _response(answer: Recommendation, milliseconds: float) -> RecommendResponse:
         unread=list(answer.unread),
         unknown_user=answer.unknown_user,
         policy_version=answer.policy_version,
+        reranker_version=answer.reranker_version or None,
         codebook_id=answer.codebook_id,
         items_version=answer.items_version,
         request=answer.request or None,

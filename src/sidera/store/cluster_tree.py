@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidera.store.events import ClusteredRing, Slots
-from sidera.store.splitting import Floats, half_norms, nearest_centres, num_splits, weighted_kmeans
+from sidera.store.splitting import Floats, Vectors, half_norms, nearest_centres, num_splits, weighted_kmeans
 from sidera.store.statistics import statistics
 
 ROOT = -1  # the parent of the topmost reference
@@ -57,7 +57,7 @@ class Node:
 class ClusterTree:
     """Clusters over the events of ``ring``; ``vectors`` (N, D) are the items'."""
 
-    def __init__(self, ring: ClusteredRing, vectors: Floats, max_leaves: int, iterations: int, seed: int) -> None:
+    def __init__(self, ring: ClusteredRing, vectors: Vectors, max_leaves: int, iterations: int, seed: int) -> None:
         self.ring, self.vectors = ring, vectors
         self.max_leaves, self.iterations, self.seed = max_leaves, iterations, seed
         self.nodes: dict[int, Node] = {}

@@ -3,7 +3,7 @@
     numbers = store.numbers_of(["cup-3", "tea-1"])
     store.append("user-7", Events.of(numbers, [1_700_000_000, 1_700_000_031], labels=[1, 0]))
     events = store.history("user-7", as_of=1_700_000_100, n=256)
-    item_ids = CatalogIds(store, catalog.ids_by_key).of(events.item_ids)         # -1: not in this catalogue
+    item_ids = CatalogIds(store, catalog.find_ids).of(events.item_ids)         # -1: not in this catalogue
 
 A store knows items by their keys. It gives every key a number of its own, so an event costs 24 bytes however long its
 key is. Every retrained catalogue numbers its items in another way, and the same store serves all of them. An event
@@ -15,7 +15,7 @@ of an item that no catalogue holds today can be read when one does.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -67,11 +67,14 @@ class HistoryStore(Protocol):
         """Give everything back; what was appended stays."""
 
 
+FindIds = Callable[[Sequence[str]], NDArray[np.int64]]  # keys -> ids, -1 for those that a catalogue does not hold
+
+
 class CatalogIds:
     """The ids that one catalogue gives the items of a store. A read is one gather; a new catalogue needs a new map."""
 
-    def __init__(self, store: HistoryStore, ids_by_key: Mapping[str, int]) -> None:
-        self._store, self._ids_by_key = store, ids_by_key
+    def __init__(self, store: HistoryStore, find_ids: FindIds) -> None:
+        self._store, self._find_ids = store, find_ids
         self._ids = np.empty(0, dtype=np.int32)
         self._lock = threading.Lock()
 
@@ -80,6 +83,5 @@ class CatalogIds:
         if len(numbers) and int(numbers.max()) >= len(self._ids):
             with self._lock:
                 keys = self._store.item_keys(len(self._ids))
-                new = np.fromiter((self._ids_by_key.get(key, -1) for key in keys), np.int32, count=len(keys))
-                self._ids = np.concatenate([self._ids, new])
+                self._ids = np.concatenate([self._ids, self._find_ids(keys).astype(np.int32)])
         return self._ids[numbers]

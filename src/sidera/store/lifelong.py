@@ -11,7 +11,7 @@ the event nearest to the centre; time, watch time and duration are means. A QFor
 
 The report does not print M. Here M is ``leaf_size`` for a full history and shrinks with it, so that a user with 5,000
 events has about as many representatives as one with 100,000, not one in fifty; up to ``max_representatives`` events are
-kept as they are. docs/lifelong.md has the figures.
+kept as they are. docs/evidence/lifelong.md has the figures.
 
 With ``chunk`` above 0 events enter the tree by whole chunks, each when the chunk behind it is whole too; until then
 they are tokens of their own. The tokens are then a function of the events and their order alone, whoever appended them
@@ -42,7 +42,7 @@ from sidera.core import InputError
 from sidera.data.representatives import TOKEN
 from sidera.store.cluster_tree import ClusterTree
 from sidera.store.events import COLUMNS, DTYPES, ClusteredRing, Events, concatenate
-from sidera.store.splitting import Floats
+from sidera.store.splitting import Vectors
 from sidera.store.statistics import statistics
 
 LARGEST = 2**30  # events; slots are 32-bit
@@ -94,7 +94,7 @@ class Clusters:
     :meth:`grown` makes the next state on a copy while this one is being read.
     """
 
-    def __init__(self, vectors: Floats, config: LifelongConfig, seed: int) -> None:
+    def __init__(self, vectors: Vectors, config: LifelongConfig, seed: int) -> None:
         self.config, self.seed = config, seed
         self.ring = ClusteredRing(config.max_events)
         self.tree = ClusterTree(self.ring, vectors, config.max_clusters, config.iterations, seed)
@@ -162,7 +162,7 @@ class LifelongHistory:
     """The events of one user and the tree of clusters over them; ``vectors`` (N, D) are the items'."""
 
     def __init__(
-        self, vectors: Floats, config: LifelongConfig | None = None, seed: int = 0, background: Executor | None = None
+        self, vectors: Vectors, config: LifelongConfig | None = None, seed: int = 0, background: Executor | None = None
     ) -> None:
         """``background`` clusters waiting chunks ahead of time; without one the event that is due does it."""
         if not isinstance(seed, int) or seed < 0:
@@ -181,12 +181,12 @@ class LifelongHistory:
         return len(self.ring) + len(self.tail)
 
     @property
-    def vectors(self) -> Floats:
+    def vectors(self) -> Vectors:
         """Of the items. A table with new rows below the old ones can be set in its place."""
         return self._vectors
 
     @vectors.setter
-    def vectors(self, longer: Floats) -> None:
+    def vectors(self, longer: Vectors) -> None:
         self._vectors = self.tree.vectors = longer
 
     @property
@@ -332,7 +332,7 @@ class LifelongHistory:
 
     @classmethod
     def from_state(
-        cls, state: Mapping[str, torch.Tensor], vectors: Floats, config: LifelongConfig,
+        cls, state: Mapping[str, torch.Tensor], vectors: Vectors, config: LifelongConfig,
         background: Executor | None = None,
     ) -> LifelongHistory:  # fmt: skip
         """The history that :meth:`state` described; it will answer and grow exactly as that one."""

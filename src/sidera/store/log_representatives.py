@@ -30,11 +30,11 @@ from sidera.data.features import FeatureSchema
 from sidera.data.representatives import TOKEN, label_bits, lifelong_of
 from sidera.store.events import COLUMNS, Events, packed_events
 from sidera.store.lifelong import LifelongConfig, LifelongHistory
-from sidera.store.splitting import Floats
+from sidera.store.splitting import Vectors
 
 
 def read_whole(
-    schema: FeatureSchema, vectors: Floats, config: LifelongConfig, item_ids: ArrayLike, times: ArrayLike,
+    schema: FeatureSchema, vectors: Vectors, config: LifelongConfig, item_ids: ArrayLike, times: ArrayLike,
     feedback: Mapping[str, Any],
 ) -> NDArray[Any]:  # fmt: skip
     """Tokens of one history that is given whole, oldest event first."""
@@ -54,7 +54,7 @@ class _Checkpoints:
 class LogRepresentatives:
     """A :class:`sidera.data.representatives.Representatives` of users by id and moments by position of the log."""
 
-    def __init__(self, dataset: Dataset, schema: FeatureSchema, vectors: Floats, config: LifelongConfig) -> None:
+    def __init__(self, dataset: Dataset, schema: FeatureSchema, vectors: Vectors, config: LifelongConfig) -> None:
         """``vectors`` (N, D) of the data set's items. InputError unless ``config`` has a chunk."""
         config.check_chunk()
         self.dataset, self.schema, self.vectors, self.config = dataset, schema, vectors, config

@@ -5,7 +5,7 @@ they may be dropped at any time: another catalogue's vectors drop all of them, a
 events when the user is read next. A catalogue that only grew keeps them, but for users with an event of an item that
 it did not hold before.
 
-    view = StoreRepresentatives(store, CatalogItems.of(keys, ids_by_key, vectors), config, folder)
+    view = StoreRepresentatives(store, CatalogItems.of(keys, find_ids, vectors), config, folder)
     tokens = view.of("user-7", as_of=1_700_000_100)
     view.save()                                   # so that the next start makes none again
 
@@ -37,7 +37,7 @@ from sidera.config import digest, written
 from sidera.core import ArtifactError, InputError
 from sidera.loading import open_artifact
 from sidera.store.events import Events
-from sidera.store.history_store import CatalogIds, HistoryStore
+from sidera.store.history_store import CatalogIds, FindIds, HistoryStore
 from sidera.store.item_keys import key_bytes
 from sidera.store.lifelong import LifelongConfig, LifelongHistory
 from sidera.store.splitting import Floats
@@ -51,11 +51,11 @@ class CatalogItems:
     """What clusters need of a catalogue: keys, ids and vectors of its items."""
 
     keys: Sequence[str]  # (N,) by id
-    ids_by_key: Mapping[str, int]
+    find_ids: FindIds
     vectors: Floats  # (N, D)
 
     @classmethod
-    def of(cls, keys: Sequence[str], ids_by_key: Mapping[str, int], vectors: ArrayLike) -> CatalogItems:
+    def of(cls, keys: Sequence[str], find_ids: FindIds, vectors: ArrayLike) -> CatalogItems:
         """Check and convert; InputError for vectors that are not a finite table with a row for each key."""
         table = np.ascontiguousarray(vectors, dtype=np.float32)
         if table.ndim != 2 or len(table) != len(keys) or 0 in table.shape:
@@ -67,7 +67,7 @@ class CatalogItems:
                 allowed="finite numbers",
                 fix="compute these vectors again",
             )
-        return cls(keys, ids_by_key, table)
+        return cls(keys, find_ids, table)
 
     def identity(self, num_items: int) -> str:
         """16 hex digits over keys and vectors of the first ``num_items`` items: clusters are good for these."""
@@ -107,7 +107,7 @@ class StoreRepresentatives:
         """ArtifactError when ``folder`` holds a damaged view; one of other vectors or settings is left unread."""
         config.check_chunk()
         self.store, self.items, self.config, self.folder = store, items, config, folder
-        self.ids = CatalogIds(store, items.ids_by_key)
+        self.ids = CatalogIds(store, items.find_ids)
         self._held: dict[str, _Held] = {}
         self._locks = [threading.RLock() for _ in range(NUM_LOCKS)]
         self._background = ThreadPoolExecutor(1, "sidera-clusters")  # waiting chunks of long histories
@@ -140,7 +140,7 @@ class StoreRepresentatives:
         """Read with another catalogue from now on. Clusters that are not of its vectors are dropped."""
         with self._all_locks():
             grew = items.grew_from(self.items)
-            self.items, self.ids = items, CatalogIds(self.store, items.ids_by_key)
+            self.items, self.ids = items, CatalogIds(self.store, items.find_ids)
             self._held = {user: held for user, held in self._held.items() if grew and not held.num_unread}
             for held in self._held.values():
                 held.history.vectors = items.vectors

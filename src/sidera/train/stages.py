@@ -173,7 +173,9 @@ def train_stage(
     say(f"train: {recipe.model_name}, {num_parameters:,} parameters")
     if recipe.fit.precision == "bf16" and emulates_bf16(device):
         say("train: this device has no bf16 arithmetic and emulates it, several times slower; --set fit.precision=auto")
-    recommender = Recommender(model, catalog, model_section=recipe.model_section, beam=recipe.eval.beam, device=device)
+    recommender = Recommender(
+        model, catalog, model_section=recipe.model_section, beam=recipe.eval.beam, device=device, version=wanted
+    )
     training: dict[str, Any] = {"parameters": num_parameters}
     if isinstance(model, ItemKNN):
         model.count(*train_sequences(prepared.dataset, prepared.split))
@@ -211,7 +213,6 @@ def train_stage(
             "mfu": None if mfu is None else round(mfu, 4),
         }
     model.eval()
-    recommender.version = wanted
     if distributed.rank() == 0:
         parents = {"catalog": catalog_id, "data": prepared.digest}
         recommender.save_model(path, digest=wanted, parents=parents, training=training)

@@ -85,10 +85,10 @@ def choose(what: str, names: Sequence[str], mapping: Mapping[str, str], roles: M
     for role, known in roles.items():
         if role in mapping:
             continue
-        source = _candidate(what, role, known, [name for name in names if name not in taken], choice)
-        if source is not None:
-            choice.sources[role] = source
-            taken.add(source)
+        found = _candidate(what, role, known, [name for name in names if name not in taken], choice)
+        if found is not None:
+            choice.sources[role] = found
+            taken.add(found)
     for name in names:
         if name in taken:
             continue

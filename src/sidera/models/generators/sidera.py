@@ -4,8 +4,8 @@ The encoder reads one vector per event (the item's own vector plus the vectors o
 position of packed histories at once. The decoder walks the Catalog's tree: every node (a prefix of codes) has a vector,
 and the next code is a softmax over the *existing* children of the prefix, so all probability lies on real items and
 log p(item) is the sum over its path. Leaf vectors are per item: what makes a code-by-code model as sharp as a retriever
-(docs/models/sidera.md has the measurements). With a tree of 256 balanced clusters over co-occurrence vectors a target
-costs 256 + ~48 dot products instead of one per catalogue item.
+(docs/understand/models/sidera.md has the measurements). With a tree of 256 balanced clusters over co-occurrence
+vectors a target costs 256 + ~48 dot products instead of one per catalogue item.
 
 The decoder also sees, for every child, whether and how often the history has been there: two learned weights a level.
 In a shop where nobody buys twice they become strongly negative at the leaves, where people repeat they do not, so what

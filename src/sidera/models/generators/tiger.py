@@ -5,7 +5,8 @@ causal decoder writes the L codes of the next item after a begin token. Vocabula
 level, then (optionally) hashed users. Output and input embeddings are tied, scores scaled by width^-0.5 as in T5.
 
 Training takes one target per history (``PrefixRows``) and runs packed: see :mod:`sidera.nn.t5`. Answering runs in
-:mod:`sidera.models.generators.tiger_decode`. docs/models/tiger.md says where this differs from the paper, and why.
+:mod:`sidera.models.generators.tiger_decode`. Where this differs from the paper, and
+why: docs/understand/models/tiger.md.
 
 Shape legend: T tokens or events · B histories · G candidates · L levels · K codes of a level · V vocabulary · D width.
 """

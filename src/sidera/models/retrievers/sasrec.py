@@ -3,7 +3,8 @@
 ``loss = "bce"`` is the paper's (one negative per target); ``"sampled"`` is a softmax over shared uniform negatives with
 the log(N/negatives) correction; ``"full"`` is cross-entropy over the whole catalogue. ``output`` says where the output
 vectors come from: ``"tied"`` to the input table (ranks items of the history first), ``"untied"`` (an own table), or
-``"sum"`` of both. Which of these runs as "SASRec" in a paper changes its recall twofold: docs/models/sasrec.md.
+``"sum"`` of both. Which of these runs as "SASRec" in a paper changes its recall twofold:
+docs/understand/models/sasrec.md.
 
 Shape legend: T tokens · B histories · N items · D width · M negatives.
 """
@@ -104,7 +105,8 @@ class SASRec(nn.Module):
     def loss(self, batch: Batch) -> Loss:
         """Sum over targets of the chosen loss; one target per event."""
         target_ids = batch.target_ids_of("event")
-        states_TD = self.states(batch)  # no dropout here: on the last state it costs a third of NDCG (docs/log.md)
+        # no dropout: on the last state it costs a third of NDCG (docs/evidence/log.md)
+        states_TD = self.states(batch)
         vectors_ND = self.item_vectors()
         if self.config.loss == "full":
             logits = states_TD @ vectors_ND.T  # (T, N)
