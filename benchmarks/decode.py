@@ -72,9 +72,6 @@ class World:
         import numpy as np
         import torch
 
-        from sidera.data.features import FeatureSchema
-        from sidera.data.items import ItemTable
-        from sidera.data.reading import Reading
         from sidera.models.generators.tiger import Tiger
         from sidera.ops.trie import CodeTrie
 
@@ -211,9 +208,6 @@ def run_sidera(num_items: int = 12_000, num_clusters: int = 256, width: int = 50
     import numpy as np
     import torch
 
-    from sidera.data.features import FeatureSchema
-    from sidera.data.items import ItemTable
-    from sidera.data.reading import Reading
     from sidera.decode.beam import beam_search
     from sidera.models.generators.sidera import SideraGenerator
     from sidera.ops.trie import CodeTrie

@@ -51,8 +51,9 @@ def history_lengths() -> tuple[Any, str]:
 
 
 def make_batches(num_batches: int, codes: Any, bucketed: bool) -> tuple[list[Any], dict[str, Any]]:
-    """Batches of random items with Beauty's lengths; ``codes`` (N, L). ``bucketed`` cuts the same rows by length."""
+    """Batches of random items with Beauty's lengths; ``bucketed`` cuts the same rows into batches of like length."""
     import numpy as np
+
 
     rng = np.random.default_rng(SEED)
     lengths, source = history_lengths()
@@ -95,7 +96,8 @@ def t5_batches(model: Any, batches: list[Any], num_items: int | None) -> list[di
     prepared = []
     for batch in batches:
         tokens, mask = padded_tokens(model, batch, num_items)
-        prepared.append({"input_ids": tokens, "attention_mask": mask, "labels": target_tokens(model, batch)})
+        labels = model.item_tokens(batch.items.codes[batch.targets.items])
+        prepared.append({"input_ids": tokens, "attention_mask": mask, "labels": labels})
     return prepared
 
 
