@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from sidera.catalog.quantizers import QUANTIZERS
 from sidera.cli import build_parser
 from sidera.cli.keys import section_classes
 from sidera.config import SECTIONS
@@ -194,6 +195,7 @@ def keys() -> dict[str, set[str]]:
     known = {name: {key.name for key in keys_of(cls)} for name, cls in section_classes().items()}
     sections = {*SECTIONS, "align", "rewards", *(name for name in known if "." in name)}
     of_models = set().union(*(found for name, found in known.items() if name not in sections))
+    known["catalog.quantizer"] = {"name"}.union(*(known[name] for name in QUANTIZERS))
     known["model"] = of_models | known.get("model", set()) | {"name"}
     known["align"] |= {"controls", "arms"}  # read by the recipe itself
     return known
