@@ -273,8 +273,6 @@ class SessionGenerator(Generator, Protocol):
 class Scorer(Protocol):
     """Scores every item of the catalogue at once (popularity, item-kNN, SASRec)."""
 
-    def loss(self, batch: Batch) -> Loss: ...
-
     def item_scores(self, batch: Batch) -> Tensor:
         """(B, N), higher is better."""
 

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from align.tiny_world import tiny
 from sidera import artifacts
 from sidera.core import ArtifactError, Batch, CatalogMismatch, InputError, jagged_rows
-from sidera.data.features import item_numbers
 from sidera.engine.quota import Quota
 from sidera.engine.recommender import Recommender, without_repeats
 from sidera.engine.reranker import Reranker, load_ranker, save_ranker
@@ -24,11 +23,9 @@ from sidera.models.rankers.pscore import PScore
 
 def network(seed: int = 0) -> PScore:
     world = tiny()
-    numbers = item_numbers(world.view.dataset.items)
-    config = PScore.Config(width=16, hidden=16, tower_width=4, num_heads=2, item_numbers=numbers.shape[1])
+    config = PScore.Config(width=16, hidden=16, tower_width=4, num_heads=2)
     model = build_model("pscore", config, world.catalog, seed)
     assert isinstance(model, PScore)
-    model.know_items(numbers)
     return model.eval()
 
 
@@ -108,7 +105,7 @@ def test_a_ranker_is_read_as_its_manifest_lists_and_its_weights_imply(tmp_path: 
     save_file(others, path / "weights-99999.safetensors")
     assert torch.equal(load_ranker(path, catalog)[0].item_scores(batch), ranker.item_scores(batch))
     written = json.loads((path / "manifest.json").read_text())
-    for key, value in (("width", 10**7), ("hidden", 2**16), ("item_numbers", 3), ("name", "sasrec")):
+    for key, value in (("width", 10**7), ("hidden", 2**16), ("num_learned", 3), ("name", "sasrec")):
         record = json.loads(json.dumps(written))
         record["recipe"]["model"][key] = value
         del record["seal"]

@@ -37,12 +37,11 @@ from sidera.config import load_recipe
 from sidera.core import Batch
 from sidera.data.config import View, load_dataset, make_views
 from sidera.data.dataset import Dataset
-from sidera.data.split import item_popularity, train_sequences
+from sidera.data.split import item_popularity
 from sidera.data.tiny import tiny_log
 from sidera.engine.recommender import Recommender
 from sidera.fit.loop import fit
-from sidera.models import MODELS, build_model
-from sidera.models.retrievers.item_knn import ItemKNN
+from sidera.models import MODELS, build_model, fit_once
 from sidera.sim.config import world_config
 from sidera.sim.simulate import simulate
 from sidera.train.recipe import Recipe
@@ -87,9 +86,8 @@ def _run(recipe: Recipe, prepared: Prepared, catalog: Catalog) -> dict[str, Any]
     source = batch_source(recipe, prepared, model, recommender.reader(prepared.dataset))
     losses: list[float] = []
     said = hashlib.sha256()
-    if isinstance(model, ItemKNN):
-        model.count(*train_sequences(prepared.dataset, prepared.split))
-    elif source is not None:
+    fit_once(model, prepared.view)
+    if source is not None:
         for batch in islice(source.batches(epoch=0), 3):
             for row in rows_said(batch, catalog):
                 said.update(json.dumps(row, sort_keys=True).encode())

@@ -75,7 +75,7 @@ def test_it_finds_what_each_user_likes() -> None:
     p = trained().item_scores(batch)
     liked = liked_mask(batch)
     above = torch.stack([row[mask].mean() > row[~mask].mean() for row, mask in zip(p, liked, strict=True)])
-    assert above.float().mean() > 0.85
+    assert above.float().mean() > 0.8
 
 
 def test_every_exposure_is_a_target() -> None:

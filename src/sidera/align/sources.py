@@ -14,37 +14,35 @@ import numpy as np
 from torch import nn
 
 from sidera.align.methods import Targets
-from sidera.core import InputError
-from sidera.data.batches import PackedSequences, PrefixRows, RequestRows
+from sidera.core import Generator, InputError, SessionGenerator
+from sidera.data.batches import RequestRows
 from sidera.data.config import View
 from sidera.data.features import LONG_VIEW
+from sidera.fit.loop import BatchSource
 
 TARGET = "align_target"  # column that marks what a source learns to write
 EXPOSURES = 128  # newest ones of a request that a reward may read where the policy reads positives alone
-MIXED_KINDS: dict[str, Any] = {"positions": PackedSequences, "prefixes": PrefixRows}
 
 
 def next_tokens(
     model: nn.Module, view: View, batch_size: int, seed: int = 0, targets: Targets = "positive"
-) -> PackedSequences | PrefixRows | RequestRows:
+) -> BatchSource:
     """Training batches of the events that ``targets`` names; ``view`` holds every exposure."""
     mask = target_mask(view, targets)
-    history = _history(model)
-    if model.trains_on == "requests":
+    feed: Any = getattr(model, "feed", None)
+    if feed is None or not isinstance(model, Generator) or isinstance(model, SessionGenerator):
+        name = type(model).__name__
+        raise InputError(f"{name} cannot be aligned", allowed="generators that write one item after a history")
+    if getattr(model, "reads_feedback", False):
         dataset = view.dataset.with_feedback(TARGET, mask)
-        return RequestRows(dataset, view.split, replace(view.schema, positive=TARGET), history, batch_size, seed)
-    kind = MIXED_KINDS.get(str(model.trains_on))
-    if kind is None:
-        raise InputError(f"a model that trains on {model.trains_on} cannot be aligned", allowed="generators")
-    source: PackedSequences | PrefixRows = kind(
-        view.dataset.keep(mask), view.split.keep(mask), history, batch_size, seed=seed
-    )
-    return source
+        asked = View(dataset, view.split, replace(view.schema, positive=TARGET))
+    else:
+        asked = View(view.dataset.keep(mask), view.split.keep(mask), view.schema)
+    found: BatchSource = feed.of(model, asked, batch_size, seed)
+    return found
 
 
-def requests(
-    model: nn.Module, view: View, batch_size: int, seed: int = 0
-) -> PackedSequences | PrefixRows | RequestRows:
+def requests(model: nn.Module, view: View, batch_size: int, seed: int = 0) -> BatchSource:
     """What a method rolls out for: requests whose histories hold every exposure, so that a reward can read them.
 
     A model that reads items alone is shown the positive ones (``reading.as_read``); requests with none are left out.

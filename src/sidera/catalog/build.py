@@ -29,7 +29,7 @@ from sidera.config import digest, written
 from sidera.console import warn, working
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
-from sidera.data.features import FeatureSchema
+from sidera.data.features import FeatureSchema, item_numbers
 from sidera.data.split import Split, item_popularity
 
 
@@ -97,6 +97,7 @@ def _assembled(
         report=report,
         schema=schema,
         categories=schema.item_categories(dataset.items),
+        numbers=item_numbers(dataset.items),
     )
 
 

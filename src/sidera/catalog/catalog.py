@@ -45,6 +45,7 @@ class Catalog:
     report: Mapping[str, Any] = field(default_factory=dict)
     schema: FeatureSchema = field(default_factory=FeatureSchema)  # how events, items and users are read
     categories: Mapping[str, np.ndarray] = field(default_factory=dict)  # item field -> (N,) int64, 0: unknown
+    numbers: np.ndarray | None = None  # (N, F) float32 of ``data.features.item_numbers``; None: nothing is known
 
     def __post_init__(self) -> None:
         for array in (self.item_keys, self.codes, self.removed, self.popularity):
@@ -128,6 +129,7 @@ class Catalog:
             popularity=self.popularity[:num_items],
             titles=self.titles[:num_items],
             categories={name: values[:num_items] for name, values in self.categories.items()},
+            numbers=None if self.numbers is None else self.numbers[:num_items],
         )
 
     def without(self, keys: Sequence[str]) -> Catalog:
@@ -176,6 +178,7 @@ class Catalog:
                 name: np.concatenate([values, new.get(name, np.zeros(count, np.int64))])
                 for name, values in self.categories.items()
             },
+            numbers=None if self.numbers is None else np.pad(self.numbers, ((0, count), (0, 0))),  # 0: the mean
         )
 
     def _codes_of(self, keys: Sequence[str], vectors: Tensor | np.ndarray | None) -> np.ndarray:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -26,8 +26,10 @@ from torch import Tensor
 
 from sidera import config
 from sidera.core import Batch, InputError, Lifelong
+from sidera.data.config import View
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
+from sidera.data.outcomes import session_outcomes
 from sidera.data.split import EvalRows, Split
 
 POOL_BATCHES = 50  # batches that are length-sorted together; more = less padding, less mixing
@@ -63,6 +65,11 @@ class PackedSequences:
         self.user_ids, self.starts, self.ends = users, np.maximum(ends - max_history, first[users]), ends
         check_targets(dataset, len(users))
         self.digest = _digest("packed", dataset, split, max_history, batch_size, seed, windows)
+
+    @classmethod
+    def of(cls, model: Any, view: View, batch_size: int, seed: int = 0, reader: Reader | None = None) -> Self:
+        """What ``model`` trains on."""
+        return cls(view.dataset, view.split, model.config.max_history, batch_size, seed)
 
     @property
     def num_rows(self) -> int:
@@ -102,6 +109,11 @@ class PrefixRows:
         self.starts = np.maximum(first[self.ends], self.ends - max_history)
         check_targets(dataset, len(self.ends))
         self.digest = _digest("prefix", dataset, split, max_history, batch_size, seed)
+
+    @classmethod
+    def of(cls, model: Any, view: View, batch_size: int, seed: int = 0, reader: Reader | None = None) -> Self:
+        """What ``model`` trains on."""
+        return cls(view.dataset, view.split, model.config.max_history, batch_size, seed)
 
     @property
     def num_rows(self) -> int:
@@ -195,6 +207,13 @@ class RequestRows:
         more = () if lifelong is None else (lifelong.identity,)
         self.digest = _digest("requests", dataset, split, *settings, *self.settings(), *more)
 
+    @classmethod
+    def of(cls, model: Any, view: View, batch_size: int, seed: int = 0, reader: Reader | None = None) -> Self:
+        """What ``model`` trains on."""
+        lifelong = reader.lifelong if reader else None
+        history = model.config.max_history
+        return cls(view.dataset, view.split, view.schema, history, batch_size, seed, lifelong=lifelong)
+
     def rows(self, dataset: Dataset, split: Split, schema: FeatureSchema) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where histories end (R,), the events that are targets (G,), and where each row's begin among these (R+1,)."""
         begins = request_starts(dataset)  # (E,) first event of each event's request
@@ -257,6 +276,19 @@ class RequestRows:
         feedback = self.reader.events(targets)
         feedback |= {name: torch.from_numpy(values[targets]) for name, values in self.outcomes.items()}
         return replace(batch, target_offsets=torch.from_numpy(offsets), target_feedback=feedback)
+
+
+class ExposureRows(RequestRows):
+    """One row per request -> all that it showed, with what came of it: what rankers learn from."""
+
+    @classmethod
+    def of(cls, model: Any, view: View, batch_size: int, seed: int = 0, reader: Reader | None = None) -> Self:
+        """What ``model`` trains on; with the outcomes of sessions that its config names."""
+        outcomes = session_outcomes(view.dataset, getattr(model.config, "outcomes", ()))
+        history = model.config.max_history
+        return cls(
+            view.dataset, view.split, view.schema, history, batch_size, seed, targets="all", outcomes=outcomes
+        )
 
 
 def trained_mask(dataset: Dataset, split: Split) -> np.ndarray:

@@ -21,13 +21,14 @@ Shape legend: E events · P wanted events · R rows (lists) · m items of a list
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from sidera.config import check_value
 from sidera.core import InputError
-from sidera.data.batches import RequestRows, check_targets, positive_mask, request_starts, trained_mask
+from sidera.data.batches import Reader, RequestRows, check_targets, positive_mask, request_starts, trained_mask
+from sidera.data.config import View
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
 from sidera.data.split import Split
@@ -74,6 +75,13 @@ class SessionRows(RequestRows):
     ) -> None:
         self.rules = rules or SessionRules()
         super().__init__(dataset, split, schema, max_history, batch_size, seed, order)
+
+    @classmethod
+    def of(cls, model: Any, view: View, batch_size: int, seed: int = 0, reader: Reader | None = None) -> Self:
+        """What ``model`` trains on: lists by its own rules."""
+        config = model.config
+        rules = config.session_rules()
+        return cls(view.dataset, view.split, view.schema, config.max_history, batch_size, seed, rules=rules)
 
     def rows(self, dataset: Dataset, split: Split, schema: FeatureSchema) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return session_lists(dataset, trained_mask(dataset, split), schema, self.rules)

@@ -1,11 +1,13 @@
 """The systems a recipe can name. A new one is a file under this room, a line here, a recipe and a docs page.
 
-Every class is built as ``Model(config, catalog)`` with its frozen dataclass ``Model.Config``, and says in ``trains_on``
-which batches its ``loss`` takes: "positions" (packed, a target per event), "prefixes" (a target per history),
-"requests" (a request's targets per history; such a class also says ``reads_feedback = True``), "sessions" (likewise,
-the targets being a list in order), "exposures" (all that a request showed: rankers), "counts" (filled once from the
-training sequences) or "nothing". A class that reads no semantic IDs says ``reads_codes = False``: its catalogue needs
-none, and none are made unless the recipe asks for them.
+Every class is built as ``Model(config, catalog)`` with its frozen dataclass ``Model.Config``, and states
+
+* ``role``: "generator" or "scorer" (they answer lists), "ranker" (it scores candidates), "reward" (it scores lists).
+  The role chooses the evaluator;
+* ``feed``: the class that makes the batches of its ``loss`` (``RequestRows``, ...), and/or a method ``fit_once(view)``
+  that learns from the training part without steps, before the first of them;
+* ``reads_feedback = True`` where it reads every exposure with its feedback, not the positive events alone;
+* ``reads_codes = False`` where it reads no semantic IDs: its catalogue needs none.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from sidera.bounds import shown, total_memory
 from sidera.catalog.catalog import Catalog
 from sidera.config import closest, parse_section
 from sidera.core import InputError
+from sidera.data.config import View
 from sidera.models.generators.onerec import OneRec
 from sidera.models.generators.onerec_v1 import OneRecV1
 from sidera.models.generators.onerec_v2 import OneRecV2
@@ -54,6 +57,18 @@ def parse_model(section: Mapping[str, Any]) -> tuple[str, Any]:
         problem = "[model] lacks name" if name is None else f"[model] name = {shown(name)} is not known{close}"
         raise InputError(problem, allowed=", ".join(MODELS))
     return name, parse_section(MODELS[name].Config, values, "[model]")
+
+
+def role_of(name: str) -> str:
+    """generator | scorer | ranker | reward"""
+    return str(MODELS[name].role)
+
+
+def fit_once(model: torch.nn.Module, view: View) -> None:
+    """What a model learns from the training part without steps; most models learn nothing in this way."""
+    learn: Any = getattr(model, "fit_once", None)
+    if learn is not None:
+        learn(view)
 
 
 def reads_codes(name: str) -> bool:

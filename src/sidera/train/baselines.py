@@ -15,13 +15,11 @@ from sidera import artifacts
 from sidera.catalog.catalog import Catalog
 from sidera.config import digest
 from sidera.data.config import View
-from sidera.data.split import train_sequences
 from sidera.engine.recommender import Recommender
 from sidera.eval.config import EvalConfig
 from sidera.eval.evaluate import evaluate
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
 from sidera.models import MODELS, build_model
-from sidera.models.retrievers.item_knn import ItemKNN
 
 FOLDER = "baselines"
 BESIDE = {"popularity": (), "item_knn": ("popularity",)}  # every other model gets both
@@ -62,8 +60,7 @@ def baselines(
 def recommender_of(name: str, view: View, catalog: Catalog) -> Recommender:
     """The counting model over the catalogue's items, with its default settings."""
     model = build_model(name, MODELS[name].Config(), catalog, seed=0)
-    if isinstance(model, ItemKNN):
-        model.count(*train_sequences(view.dataset, view.split))
+    model.fit_once(view)  # type: ignore[operator]
     return Recommender(model.eval(), catalog, model_section={"name": name})
 
 

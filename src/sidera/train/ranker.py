@@ -24,7 +24,6 @@ from sidera.catalog.catalog import Catalog
 from sidera.core import Batch, InputError
 from sidera.data.batches import RequestRows
 from sidera.data.config import View
-from sidera.data.features import item_numbers
 from sidera.data.outcomes import session_outcomes
 from sidera.data.split import user_groups
 from sidera.eval.metrics import auc
@@ -64,15 +63,10 @@ def fit_ranker(
     """A P-Score of the users in ``user_mask`` (U,), with checkpoints in ``out``; a tenth of them chooses weights."""
     start = time.process_time()
     dataset = view.dataset
-    numbers = item_numbers(dataset.items)
-    config = replace(config or PScore.Config(), item_numbers=numbers.shape[1])
+    config = config or PScore.Config()
     model = build_model("pscore", config, catalog, seed)
     assert isinstance(model, PScore)
-    model.know_items(numbers)
-    if model.has_seconds:
-        known = np.arange(dataset.num_events) < view.split.train_ends[dataset.event_users]
-        known &= user_mask[dataset.event_users]
-        model.know_views(dataset.feedback["watch_time"][known], dataset.feedback["duration"][known])
+    model.fit_once(replace(view, split=view.split.of_users(dataset, user_mask)))
     asked = user_groups(dataset.user_keys, (1 - VALID_SHARE, VALID_SHARE), salt="valid") == 1
     if not (user_mask & asked).any() or not (user_mask & ~asked).any():
         raise InputError(f"{int(user_mask.sum())} users are too few to train and choose a ranker", allowed="20 or more")

@@ -22,12 +22,11 @@ from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
 from sidera.config import digest, written
 from sidera.core import InputError
-from sidera.data.batches import PackedSequences, PrefixRows, Reader, RequestRows
+from sidera.data.batches import Reader
 from sidera.data.config import AUTO, View, load_dataset, make_views
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
-from sidera.data.sessions import SessionRows
-from sidera.data.split import Split, train_sequences
+from sidera.data.split import Split
 from sidera.engine.recommender import Recommender
 from sidera.eval.bootstrap import Estimate
 from sidera.eval.evaluate import evaluate
@@ -37,10 +36,9 @@ from sidera.fit import distributed
 from sidera.fit.checkpoint import FOLDER
 from sidera.fit.config import FitConfig
 from sidera.fit.log import mean_mfu
-from sidera.fit.loop import FitResult, fit
+from sidera.fit.loop import BatchSource, FitResult, fit
 from sidera.loading import open_artifact
-from sidera.models import MODELS, build_model, reads_codes
-from sidera.models.retrievers.item_knn import ItemKNN
+from sidera.models import MODELS, build_model, fit_once, reads_codes
 from sidera.ops.allocator import release_memory
 from sidera.ops.processor import emulates_bf16
 from sidera.ops.threads import given_threads, num_threads, usable_threads
@@ -80,6 +78,11 @@ class Prepared:
     positives: View
 
     @property
+    def view(self) -> View:
+        """What the model reads."""
+        return View(self.dataset, self.split, self.schema)
+
+    @property
     def digest(self) -> str:
         """Of the events and of where they are cut: two temporal splits of one log are two data sets."""
         cuts = (self.split.train_ends, self.split.valid.ends, self.split.test.ends)
@@ -88,9 +91,6 @@ class Prepared:
 
 def prepare(recipe: Recipe, data: str | Path, say: Say = say_once) -> Prepared:
     """Read and split; LeakError when the split could leak."""
-    if MODELS[recipe.model_name].trains_on == "exposures":
-        answering = ", ".join(name for name, kind in MODELS.items() if kind.trains_on != "exposures")
-        raise InputError(f"[model] name = {recipe.model_name!r} ranks candidates and finds none", allowed=answering)
     everything, positives = make_views(load_dataset(data, recipe.data, say), recipe.data)
     view = everything if getattr(MODELS[recipe.model_name], "reads_feedback", False) else positives
     dataset, split = view.dataset, view.split
@@ -174,9 +174,8 @@ def train_stage(
         say("train: this device has no bf16 arithmetic and emulates it, several times slower; --set fit.precision=auto")
     recommender = Recommender(model, catalog, model_section=recipe.model_section, beam=recipe.eval.beam, device=device)
     training: dict[str, Any] = {"parameters": num_parameters}
-    if isinstance(model, ItemKNN):
-        model.count(*train_sequences(prepared.dataset, prepared.split))
-    elif (source := batch_source(recipe, prepared, model, recommender.reader(prepared.dataset))) is not None:
+    fit_once(model, prepared.view)
+    if (source := batch_source(recipe, prepared, model, recommender.reader(prepared.dataset))) is not None:
         validation = Validation(
             recommender, prepared.dataset, prepared.split.valid, recipe.eval, folder=out / "fit", say=say,
             filter_too="filter" in recipe.fit.monitor,
@@ -335,26 +334,14 @@ def run(
 
 def batch_source(
     recipe: Recipe, prepared: Prepared, model: torch.nn.Module, reader: Reader | None = None
-) -> PackedSequences | PrefixRows | RequestRows | None:
-    """The training batches that the model's loss takes; ``reader``: how it reads the log (``Recommender.reader``)."""
-    if model.trains_on == "requests":
-        history, size = recipe.model_config.max_history, recipe.fit.batch_size
-        return RequestRows(
-            prepared.dataset, prepared.split, prepared.schema, history, size, seed=recipe.fit.seed,
-            lifelong=reader.lifelong if reader else None,
-        )  # fmt: skip
-    if model.trains_on == "sessions":
-        history, size = recipe.model_config.max_history, recipe.fit.batch_size
-        rules = recipe.model_config.session_rules()
-        return SessionRows(
-            prepared.dataset, prepared.split, prepared.schema, history, size, seed=recipe.fit.seed, rules=rules
-        )
-    kinds: dict[str, type[PackedSequences] | type[PrefixRows]] = {"positions": PackedSequences, "prefixes": PrefixRows}
-    if model.trains_on in ("counts", "nothing"):
+) -> BatchSource | None:
+    """The training batches that the model's class names as its ``feed``, None where it names none; ``reader``: how it
+    reads the log (``Recommender.reader``)."""
+    feed: Any = getattr(model, "feed", None)
+    if feed is None:
         return None
-    kind = kinds[str(model.trains_on)]  # a model with batches of its own has to say here how they are made
-    history = recipe.model_config.max_history
-    return kind(prepared.dataset, prepared.split, history, recipe.fit.batch_size, seed=recipe.fit.seed)
+    found: BatchSource = feed.of(model, prepared.view, recipe.fit.batch_size, recipe.fit.seed, reader)
+    return found
 
 
 def _training_line(result: FitResult, mfu: float | None) -> str:

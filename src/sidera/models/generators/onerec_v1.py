@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts
 from sidera.core import Batch, InputError, Loss, StepOutput
-from sidera.data.sessions import INTERACTIONS, SessionRules
+from sidera.data.sessions import INTERACTIONS, SessionRows, SessionRules
 from sidera.models.generators.tiger import own_casts
 from sidera.nn.code_decoder import DecoderSize, KeysValues
 from sidera.nn.counters import TRAINING, attention_flops, causal_pairs, matmul_flops
@@ -107,7 +107,8 @@ class OneRecV1(nn.Module):
                 min_interactions=self.min_interactions, combine=self.combine,
             )  # fmt: skip
 
-    trains_on = "sessions"
+    role = "generator"
+    feed = SessionRows
     reads_feedback = True
 
     def __init__(self, config: Config, catalog: Catalog) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
 from sidera.core import Batch, InputError, Loss, StepOutput
+from sidera.data.batches import RequestRows
 from sidera.nn.code_decoder import CodeDecoder, DecoderCache, DecoderSize, KeysValues, Streams
 from sidera.nn.counters import attention_flops, matmul_flops
 from sidera.nn.moe import balance_experts
@@ -42,7 +43,8 @@ class RequestContext:
 class RequestGenerator(nn.Module, ABC):
     """Loss and steps of a generator that reads feedback and is trained on requests."""
 
-    trains_on = "requests"
+    role = "generator"
+    feed = RequestRows
     reads_feedback = True
     item_codes: Tensor  # (N, L)
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
 from sidera.core import Batch, InputError, Loss, StepOutput
+from sidera.data.batches import PackedSequences
 from sidera.nn.counters import TRAINING, matmul_flops
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.jagged import JaggedLayout, jagged_layout
@@ -84,7 +85,8 @@ class SideraGenerator(nn.Module):
             if self.width % self.num_heads:
                 raise InputError(f"[model] width = {self.width} is not a multiple of num_heads = {self.num_heads}")
 
-    trains_on = "positions"
+    role = "generator"
+    feed = PackedSequences
     paths: Tensor  # (N, L) node of each item at each level
     leaf_items: Tensor  # (N,) item of each leaf
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
 from sidera.core import Batch, InputError, Loss, StepOutput
+from sidera.data.batches import PrefixRows
 from sidera.models.generators import tiger_decode
 from sidera.models.generators.tiger_decode import BeamCache, FastWeights, TigerContext
 from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
@@ -63,7 +64,8 @@ class Tiger(nn.Module):
             check_value("[model]", "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= x < 1")
             check_counts("[model]", self, "num_user_tokens", low=0)
 
-    trains_on = "prefixes"
+    role = "generator"
+    feed = PrefixRows
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """P-Score: one personalised number for (user, item), learned from everything that users did (2506.13695, 2.4).
 
-    fitted = fit_ranker(view, catalog, user_mask, out)             # train/ranker.py
-    fitted.model.score(fitted.model.context(batch), item_ids)[..., 0]         # (B, C)
+    sidera run recipes/world/pscore.toml --data data/world --out runs/pscore
+
+    network.score(network.context(batch), item_ids)[..., 0]         # (B, C)
 
 A SIM-type network: the candidate looks into the history by exact matches (item, creator, topic: counts of the newest
 exposures, clicked or not, and what came of them), by learned sums over time, and by attention. Each objective that the
@@ -13,8 +14,8 @@ Trap: p is the weighted mean of the labels' chances in the limit, no chance of a
 off its height. Which labels weigh how much is a decision about what is wanted, not something that data can tell: with
 baited clicks, weight on clicks is weight on bait.
 
-Trained on every exposure of a request (``RequestRows(targets="all")``), histories end where the request begins. There
-is no user id: a network trained on some users serves, or judges, others.
+Trained on every exposure of a request (``ExposureRows``); histories end where the request begins. There is no user id:
+a network trained on some users serves, or judges, others.
 
 Shape legend: B requests · S events, padded · C candidates · D width · K kernels · Y signals · N items.
 """
@@ -33,6 +34,8 @@ from torch import Tensor, nn
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
 from sidera.core import Batch, InputError, Loss
+from sidera.data.batches import ExposureRows, trained_mask
+from sidera.data.config import View
 from sidera.data.features import MAX_DURATION_LOG2, duration_buckets
 from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
 from sidera.nn.event_features import UserFeatures, padded
@@ -87,7 +90,6 @@ class PScore(nn.Module):
         hidden: int = 64  # dims inside the shared layer
         tower_width: int = 16  # dims inside an objective's tower
         dropout: float = 0.1  # share of units dropped
-        item_numbers: int = 0  # numbers known of each item (``data.features.item_numbers``)
         outcomes: tuple[str, ...] = ()  # objectives of the session (``data.outcomes``: stays, returns)
         rare_weight: float = 5.0  # at most, of a tower's loss: rare labels weigh as if they were common
         p_weight: float = 8.0  # of p's loss; each tower's has 1
@@ -99,7 +101,8 @@ class PScore(nn.Module):
             for name, weight in self.weights.items():
                 check_value("[model] weights", name, weight, weight >= 0, "0 or more")
 
-    trains_on = "exposures"
+    role = "ranker"
+    feed = ExposureRows
     reads_feedback = True
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
@@ -125,9 +128,9 @@ class PScore(nn.Module):
             raise InputError("[model] weights are all 0", allowed="one above 0 or more")
         self.register_buffer("weights", weights / weights.sum(), persistent=False)
         width, categories = config.width, dict(catalog.categories)
-        self.items = ItemFeatures(catalog.codes, catalog.level_sizes, categories, config.item_numbers, width)
+        self.items = ItemFeatures(catalog.codes, catalog.level_sizes, categories, catalog.numbers, width)
         self.profile = UserFeatures(catalog, width)
-        grid = torch.linspace(0, 1, WATCH_GRID)[1:].log2().clamp(min=-9)  # until told: seconds as a share of a minute
+        grid = torch.linspace(0, 1, WATCH_GRID)[1:].log2().clamp(min=-9)  # until fitted: as a share of a minute
         self.register_buffer("watch_levels", (64 * 2**grid).expand(MAX_DURATION_LOG2 + 1, -1).contiguous())
         self.num_signals = 1 + len(self.labels) + self.has_seconds
         self.kernels = Kernels(config.num_kernels)
@@ -157,7 +160,7 @@ class PScore(nn.Module):
     def loss(self, batch: Batch) -> Loss:
         """Sum over exposures of the towers' BCE and of p's weighted one."""
         if batch.target_ids is None or batch.target_offsets is None or not batch.target_feedback:
-            raise InputError("the batch has no targets with feedback", fix='use RequestRows(targets="all") batches')
+            raise InputError("the batch has no targets with feedback", fix="use ExposureRows batches")
         count = len(batch.target_ids)
         table, mask = padded(torch.arange(count, device=batch.target_ids.device)[:, None], batch.target_offsets)
         places = table[..., 0]  # (B, C) which target, 0 where there is none
@@ -303,8 +306,14 @@ class PScore(nn.Module):
             columns.append(self.watch_quantiles(batch.feedback["watch_time"], batch.feedback["duration"])[where])
         return torch.stack(columns, dim=-1) * mask[..., None]
 
+    def fit_once(self, view: View) -> None:
+        """Learn what is a long view from the training exposures."""
+        if self.has_seconds:
+            feedback, known = view.dataset.feedback, trained_mask(view.dataset, view.split)
+            self.know_views(feedback["watch_time"][known], feedback["duration"][known])
+
     def know_views(self, watch_time: np.ndarray, duration: np.ndarray) -> None:
-        """Learn what is a long view from training exposures: quantiles of watch time per log2 bucket of duration."""
+        """Quantiles of watch time (E,) per log2 bucket of duration (E,), both in seconds."""
         shares = np.linspace(0, 1, WATCH_GRID)[1:]
         buckets = duration_buckets(duration)
         levels = np.full((MAX_DURATION_LOG2 + 1, len(shares)), np.nan, dtype=np.float32)
@@ -313,10 +322,3 @@ class PScore(nn.Module):
         there = np.flatnonzero(np.isfinite(levels).all(axis=1))
         nearest = there[np.abs(np.arange(len(levels))[:, None] - there).argmin(axis=1)]
         cast(Tensor, self.watch_levels).copy_(torch.from_numpy(levels[nearest]))
-
-    def know_items(self, numbers: np.ndarray) -> None:
-        """Tell what the items table says in numbers: (N, item_numbers)."""
-        wanted = tuple(self.items.numbers.shape)
-        if numbers.shape != wanted:
-            raise InputError(f"item numbers have shape {numbers.shape}", allowed=str(wanted))
-        self.items.numbers.copy_(torch.from_numpy(numbers))

@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
 from sidera.core import Batch, InputError, Loss
+from sidera.data.batches import ExposureRows
+from sidera.data.config import View
 from sidera.models.rankers.pscore import WATCH, PScore, PScoreContext
 from sidera.nn.event_features import padded
 
@@ -46,6 +48,10 @@ class SessionReward(nn.Module):
         tower_width: int = 32
         weights: dict[str, float] = field(default_factory=dict)  # of towers in R; 1 where not named
 
+        @property
+        def max_history(self) -> int:
+            return self.item.max_history
+
         def __post_init__(self) -> None:
             fits = self.item.hidden % self.num_heads == 0
             check_value("[model]", "num_heads", self.num_heads, fits, f"a divisor of {self.item.hidden}")
@@ -53,7 +59,8 @@ class SessionReward(nn.Module):
                 if name not in TOWERS:
                     raise InputError(f"[model] weights names {name!r}", allowed=", ".join(TOWERS))
 
-    trains_on = "exposures"
+    role = "reward"
+    feed = ExposureRows
     reads_feedback = True
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
@@ -78,10 +85,13 @@ class SessionReward(nn.Module):
             for _ in self.tasks
         )
 
+    def fit_once(self, view: View) -> None:
+        self.reader.fit_once(view)
+
     def loss(self, batch: Batch) -> Loss:
         """Sum over requests of the towers' BCEs, on the list that each request showed."""
         if batch.target_ids is None or batch.target_offsets is None or not batch.target_feedback:
-            raise InputError("the batch has no lists with feedback", fix='use RequestRows(targets="all") batches')
+            raise InputError("the batch has no lists with feedback", fix="use ExposureRows batches")
         items, mask = padded(batch.target_ids[:, None], batch.target_offsets)
         logits = self.logits(self.reader.context(batch), items.transpose(1, 2), mask[:, None])[:, 0]  # (B, tasks)
         losses = F.binary_cross_entropy_with_logits(logits, self.labels(batch), reduction="none")

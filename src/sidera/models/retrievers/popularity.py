@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts
-from sidera.core import Batch, Loss
+from sidera.core import Batch
+from sidera.data.config import View
+from sidera.data.split import item_popularity
 
 
 class Popularity(nn.Module):
@@ -22,17 +24,19 @@ class Popularity(nn.Module):
         def __post_init__(self) -> None:
             check_counts("[model]", self, "max_history")
 
-    trains_on = "nothing"
+    role = "scorer"
     reads_codes = False
     counts: Tensor  # (N,)
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("counts", torch.tensor(catalog.popularity, dtype=torch.float32))
+        self.register_buffer("counts", torch.zeros(catalog.num_items))
 
-    def loss(self, batch: Batch) -> Loss:
-        return Loss(self.counts.sum() * 0.0, 1)
+    def fit_once(self, view: View) -> None:
+        """Count the training events of every item."""
+        found = item_popularity(view.dataset, view.split)
+        self.counts[: len(found)] = torch.from_numpy(found).to(self.counts)
 
     def item_scores(self, batch: Batch) -> Tensor:
         """(B, N)"""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
 from sidera.core import Batch, InputError, Loss
+from sidera.data.batches import PackedSequences
 from sidera.nn.counters import TRAINING
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.jagged import jagged_layout
@@ -53,7 +54,8 @@ class SASRec(nn.Module):
             if self.width % self.num_heads:
                 raise InputError(f"[model] width = {self.width} is not a multiple of num_heads = {self.num_heads}")
 
-    trains_on = "positions"
+    role = "scorer"
+    feed = PackedSequences
     reads_codes = False
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
