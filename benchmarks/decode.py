@@ -59,7 +59,7 @@ class World:
     def __init__(self, case: Case) -> None:
         import torch
 
-        from sidera.core import Batch
+        from sidera.batch import Batch
         from sidera.models.generators.tiger import Tiger
         from sidera.ops.trie import CodeTrie
 
@@ -195,7 +195,7 @@ def run_sidera(num_items: int = 12_000, num_clusters: int = 256, width: int = 50
     import numpy as np
     import torch
 
-    from sidera.core import Batch
+    from sidera.batch import Batch
     from sidera.decode.beam import beam_search
     from sidera.models.generators.sidera import SideraGenerator
     from sidera.ops.trie import CodeTrie
@@ -212,7 +212,7 @@ def run_sidera(num_items: int = 12_000, num_clusters: int = 256, width: int = 50
     batches = [Batch(torch.randint(num_items, (history,)), torch.tensor([0, history])) for _ in range(NUM_HISTORIES)]
 
     def ours(batch: Any) -> Any:
-        exclude = (batch.item_ids, batch.offsets)
+        exclude = (batch.item_ids, batch.events.offsets)
         return beam_search(model, batch, trie, width=width, num_results=NUM_RESULTS, exclude=exclude)
 
     seconds = interleaved({"ours": next_history(batches, ours)}, rounds)["ours"]

@@ -125,7 +125,7 @@ def one_recipe(run: Run, name: str, precision: str) -> dict[str, Any]:
     import torch
 
     from gpu_models import SMALL
-    from sidera.core import Batch
+    from sidera.batch import Batch
     from sidera.data.split import leave_one_out
     from sidera.data.tiny import checkerboard
     from sidera.engine.recommender import Recommender

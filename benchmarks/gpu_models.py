@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sidera.core import Batch, SessionGenerator
-from sidera.data.batches import PackedSequences, PrefixRows
+from sidera.batch import Batch
 from sidera.data.features import FeatureSchema
 from sidera.decode.beam import beam_search
 from sidera.decode.session import session_beam_search
 from sidera.models import build_model, parse_model
 from sidera.ops.trie import CodeTrie
+from sidera.roles import SessionGenerator
 
 NOW = 1_700_000_000  # unix seconds
 SCHEMA = FeatureSchema(
@@ -73,8 +73,8 @@ class World:
         )
         return cls(catalog, CodeTrie.build(codes, level_sizes), rng.permutation(num_items))
 
-    def batch(self, feed: type, num_histories: int, longest: int, seed: int, targets: int = 2) -> Batch:
-        """Walks of 2 to ``longest`` items with random feedback, and the targets that batches of ``feed`` have."""
+    def batch(self, kind: str, num_histories: int, longest: int, seed: int, targets: int = 2) -> Batch:
+        """Walks of 2 to ``longest`` items with random feedback, and the targets that ``kind`` (trains_on) asks for."""
         rng = np.random.default_rng((seed, num_histories))
         lengths = rng.integers(2, longest + 1, num_histories)
         walk = np.empty((num_histories, longest + targets), dtype=np.int64)
@@ -85,9 +85,9 @@ class World:
         items = np.concatenate([row[:length] for row, length in zip(walk, lengths, strict=True)])
         after = [row[length : length + targets] for row, length in zip(walk, lengths, strict=True)]
         asked: dict[str, Any] = {}
-        if feed is PackedSequences:
+        if kind == "positions":
             asked = {"target_ids": self.following[items]}
-        elif feed is PrefixRows:
+        elif kind == "prefixes":
             asked = {"target_ids": np.array([row[0] for row in after])}
         else:
             asked = {"target_ids": np.concatenate(after), "target_offsets": np.arange(num_histories + 1) * targets}
@@ -166,7 +166,7 @@ def train(name: str, device: str, steps: int) -> dict[str, Any]:
     """The same steps on the CPU in f32 and on ``device`` in f32 and bf16; ``problems`` lists what is out of bounds."""
     world = world_for(name, 120)
     model = build(name, world, max_history=8, **SMALL[name])
-    batches = [world.batch(type(model).feed, 48, 8, seed) for seed in range(steps)]
+    batches = [world.batch(str(model.trains_on), 48, 8, seed) for seed in range(steps)]
     found: dict[str, Any] = {"gradients": gradient_distance(model, batches[0], device)}
     curves = {"cpu": curve(copy.deepcopy(model), batches, "cpu", "f32")}
     for precision in ("f32", "bf16"):
@@ -191,9 +191,9 @@ def answer(name: str, device: str) -> dict[str, Any]:
     """Top ten of the same weights here and on ``device``; places may change where scores are equal within 1e-4."""
     world = world_for(name, 120)
     model = build(name, world, max_history=8, **SMALL[name])
-    curve(model, [world.batch(type(model).feed, 48, 8, seed) for seed in range(10)], "cpu", "f32")
+    curve(model, [world.batch(str(model.trains_on), 48, 8, seed) for seed in range(10)], "cpu", "f32")
     twin = copy.deepcopy(model).to(device)
-    batch = world.batch(PrefixRows, 32, 8, seed=77)
+    batch = world.batch("prefixes", 32, 8, seed=77)
     problems = []
     here = beam_search(model, batch, world.trie, width=20, num_results=10)
     there = beam_search(twin, batch.to(device), world.trie, width=20, num_results=10)
@@ -244,7 +244,7 @@ def training_speed(name: str, device: str, precision: str, tiny: bool, seconds: 
     histories, longest = (8, 6) if tiny else (256, LARGE_HISTORY[name])
     model = build(name, world, max_history=longest, **(SMALL[name] if tiny else {})).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    batches = [world.batch(type(model).feed, histories, longest, seed) for seed in range(4)]
+    batches = [world.batch(str(model.trains_on), histories, longest, seed) for seed in range(4)]
     tokens = sum(batch.item_ids.numel() for batch in batches) / len(batches)
     flops = sum(model.flops_per_batch(batch) for batch in batches) / len(batches)
     order: Iterator[Batch] = iter(batches * 1000)
@@ -273,7 +273,7 @@ def decoding_speed(name: str, device: str, batch_size: int, tiny: bool, seconds:
     world = world_for(name, 300 if tiny else 12_000)
     longest = 6 if tiny else LARGE_HISTORY[name]
     model = build(name, world, max_history=longest, **(SMALL[name] if tiny else {})).to(device).eval()
-    batch = world.batch(PrefixRows, batch_size, longest, seed=5).to(device)
+    batch = world.batch("prefixes", batch_size, longest, seed=5).to(device)
     width = 10 if tiny else 50
     times = repeated(lambda: beam_search(model, batch, world.trie, width=width, num_results=10), device, seconds, 100)
     return {"ms": round(1e3 * float(np.median(times)), 2), "calls": len(times)}

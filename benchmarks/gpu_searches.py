@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gpu_numbers import differs, distance, random
-from sidera.core import Batch, StepOutput
+from sidera.batch import Batch
 from sidera.decode.beam import beam_search
 from sidera.decode.exact import score_all_leaves
 from sidera.decode.sample import sample
@@ -21,6 +21,7 @@ from sidera.decode.session import session_beam_search
 from sidera.nn.code_decoder import DecoderSize
 from sidera.nn.list_decoder import ListCache, ListDecoder
 from sidera.ops.trie import CodeTrie
+from sidera.roles import StepOutput
 
 SIZES = (6, 5, 4)
 

@@ -160,7 +160,7 @@ def questions(name: str, seed: int, view: Any, audience: int) -> tuple[Array, An
     """Users of the third group as their log left them: ids, histories, true utility and ids of their candidates."""
     import torch
 
-    from sidera.core import Batch
+    from sidera.batch import Batch
     from sidera.data.split import user_groups
     from sidera.sim.config import world_config
     from sidera.sim.online import prepare

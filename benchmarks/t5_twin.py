@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sidera.core import Batch
+    from sidera.batch import Batch
     from sidera.models.generators.tiger import Tiger
 
 BEGIN = 1  # Tiger's begin token
@@ -70,7 +70,7 @@ def padded_tokens(model: Tiger, batch: Batch, num_items: int | None = None) -> t
     import torch
 
     rows = []
-    for start, end in zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True):
+    for start, end in zip(batch.events.offsets[:-1].tolist(), batch.events.offsets[1:].tolist(), strict=True):
         ids = batch.item_ids[max(start, end - model.config.max_history) : end]
         rows.append(model.item_tokens[ids].flatten())
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

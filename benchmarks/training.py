@@ -49,7 +49,7 @@ def make_batches(num_batches: int, num_items: int, bucketed: bool) -> tuple[list
     import numpy as np
     import torch
 
-    from sidera.core import Batch
+    from sidera.batch import Batch
 
     rng = np.random.default_rng(SEED)
     lengths, source = history_lengths()

@@ -66,7 +66,7 @@ class Precomputed:
         return None
 
     def step(self, context: Any, cache: Any, level: int, codes: Any, parents: Any) -> Any:
-        from sidera.core import StepOutput
+        from sidera.roles import StepOutput
 
         log_norm, width = self.log_norm[level], 1 if codes is None else codes.shape[1]
         return StepOutput(self.logits[level][:, :width], None if log_norm is None else log_norm[:, :width])

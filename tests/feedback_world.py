@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from tests.hand_made import hand_made
 
-from sidera.core import Batch
+from sidera.batch import Batch
 from sidera.data.features import FeatureSchema
 
 SCHEMA = FeatureSchema(
@@ -65,7 +66,7 @@ def requests(lengths: list[int], targets: list[int] | None = None, num_items: in
     feedback = {name: draw(total, 2).float() for name in SCHEMA.labels}
     feedback |= {"watch_time": duration * torch.rand(total, generator=generator), "duration": duration}
     ages = [torch.sort(draw(length, 10**6), descending=True).values for length in lengths]
-    batch = Batch(
+    batch = hand_made(
         item_ids=draw(total, num_items),
         offsets=offsets,
         times=NOW - torch.cat([*ages, torch.empty(0, dtype=torch.int64)]),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 import torch
+from tests.hand_made import hand_made
 
 from sidera.align.rewards import RewardBatch, Rewards
-from sidera.core import Batch
 
 DAY = 86_400
 ITEMS = pa.table(
@@ -22,7 +22,7 @@ ITEMS = pa.table(
 
 def asked(item_ids: list[list[int]], as_of: int = 10 * DAY) -> RewardBatch:
     number = len(item_ids)
-    batch = Batch(torch.zeros(number, dtype=torch.int64), torch.arange(number + 1), as_of=torch.full((number,), as_of))
+    batch = hand_made(torch.zeros(number, dtype=torch.int64), torch.arange(number + 1), as_of=torch.full((number,), as_of))
     return RewardBatch(batch, torch.tensor(item_ids))
 
 

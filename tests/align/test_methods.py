@@ -189,11 +189,11 @@ def test_recorded_propensities_are_used_and_their_absence_is_ratio_one() -> None
     without = logged_policy_gradient(step_of(batch), "gbpo").figures
     assert without["ratio_max"] == pytest.approx(1.0)
     recorded = {f"log_prob_{level}": torch.full((len(batch.target_ids),), -0.5) for level in range(3)}
-    logged = replace(batch, target_feedback={**batch.target_feedback, **recorded})
+    logged = replace(batch, target_feedback={**batch.targets.feedback, **recorded})
     found = logged_policy_gradient(step_of(logged), "gbpo").figures
     assert found["ratio_max"] != pytest.approx(1.0)
     bad = replace(
-        batch, target_feedback={**batch.target_feedback, **recorded, "log_prob_1": recorded["log_prob_1"] + 1}
+        batch, target_feedback={**batch.targets.feedback, **recorded, "log_prob_1": recorded["log_prob_1"] + 1}
     )
     with pytest.raises(InputError, match="recorded log-probabilities hold numbers above 0"):
         logged_policy_gradient(step_of(bad), "gbpo")
@@ -211,11 +211,11 @@ def test_any_of_several_targets_is_chosen_evenly() -> None:
     world = tiny()
     batch = next(iter(next_tokens(world.pretrained, world.view, 32).batches(0)))
     assert batch.target_ids is not None
-    assert batch.target_offsets is not None
+    assert batch.targets.offsets is not None
     generator = torch.Generator().manual_seed(0)
     drawn = torch.stack([logged_positives(batch, generator) for _ in range(200)])
     for row in range(batch.num_histories):
-        own = batch.target_ids[batch.target_offsets[row] : batch.target_offsets[row + 1]]
+        own = batch.target_ids[batch.targets.offsets[row] : batch.targets.offsets[row + 1]]
         assert set(drawn[:, row].tolist()) == set(own.tolist())
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tests.hand_made import hand_made
 
 from sidera.align.diagnostics import Probe, make_probe
 from sidera.align.loop import engine_for
@@ -22,7 +23,6 @@ from sidera.align.sources import next_tokens
 from sidera.catalog.build import build_catalog
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
-from sidera.core import Batch
 from sidera.data.config import DataConfig, View, load_dataset, make_views
 from sidera.engine.recommender import Recommender
 from sidera.models import build_model, parse_model
@@ -126,7 +126,7 @@ class Served:
     def __call__(self, requests: Requests) -> list[list[int]]:
         schema, total = self.world.catalog.schema, len(requests.item_ids)
         feedback = schema.complete(dict(requests.feedback), total)
-        batch = Batch(
+        batch = hand_made(
             torch.from_numpy(self.id_of[requests.item_ids]),
             torch.from_numpy(requests.offsets),
             times=torch.from_numpy(requests.times),

@@ -8,9 +8,10 @@ import pytest
 import torch
 from checkerboard_world import GENERATORS, batch_of, build, trained, world
 
-from sidera.core import InputError, SessionGenerator
+from sidera.core import InputError
 from sidera.decode.beam import normalised
 from sidera.decode.session import session_beam_search
+from sidera.roles import SessionGenerator
 
 HISTORIES = [[3, 7], [1], [0, 4, 8, 12]]
 LIST_WRITERS = [name for name in GENERATORS if isinstance(build(name), SessionGenerator)]

@@ -21,13 +21,14 @@ from checkerboard_world import (
     world,
 )
 
-from sidera.core import CatalogMismatch, Generator, Request, Scorer
+from sidera.core import CatalogMismatch, Request
 from sidera.engine.recommender import Recommender
 from sidera.fit import FitConfig, tuning
 from sidera.fit.state import Clock, TrainState
 from sidera.fit.tuning import settle
 from sidera.models import MODELS
 from sidera.ops.threads import num_threads
+from sidera.roles import Generator, Scorer
 
 NUM_ITEMS = 24
 # Popularity gives everybody the same list, and on the checkerboard the right answer depends on the last item alone.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from checkerboard_world import SCORERS, batch_of, trained, world
 
-from sidera.core import Retriever
+from sidera.roles import Retriever
 
 HISTORIES = [[3, 7], [1], [0, 4, 8, 12]]
 

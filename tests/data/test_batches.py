@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidera.core import Batch, InputError
+from sidera.batch import Batch
+from sidera.core import InputError
 from sidera.data.batches import PackedSequences, PrefixRows, eval_batches
 from sidera.data.dataset import Dataset
 from sidera.data.schema import build_dataset
@@ -45,7 +46,7 @@ def pairs(batch: Batch, max_history: int) -> list[tuple[int, ...]]:
     """(target, inputs...) of every target, the slow way."""
     found = []
     assert batch.target_ids is not None
-    offsets = batch.offsets.tolist()
+    offsets = batch.events.offsets.tolist()
     for row, (low, high) in enumerate(itertools.pairwise(offsets)):
         history = batch.item_ids[low:high].tolist()
         assert 1 <= len(history) <= max_history
@@ -78,10 +79,10 @@ def test_an_epoch_holds_every_train_target_once(
         assert batch.target_ids is not None
         assert batch.num_histories <= batch_size
         assert batch.global_count == batch.target_ids.numel()
-        assert batch.times is not None
-        assert batch.times.tolist() == batch.item_ids.tolist()  # in this world an event's time is its position too
-        assert batch.user_ids is not None
-        assert batch.user_ids.tolist() == dataset.event_users[batch.item_ids[batch.offsets[:-1]].numpy()].tolist()
+        assert batch.events.times is not None
+        assert batch.events.times.tolist() == batch.item_ids.tolist()  # in this world an event's time is its position too
+        assert batch.requests.user_ids is not None
+        assert batch.requests.user_ids.tolist() == dataset.event_users[batch.item_ids[batch.events.offsets[:-1]].numpy()].tolist()
 
 
 def test_prefix_rows_read_all_that_fits() -> None:
@@ -122,7 +123,7 @@ def test_order_depends_on_seed_and_epoch_alone_and_can_be_entered_anywhere(sourc
 
     def run(seed: int, epoch: int, start: int = 0) -> list[list[int]]:
         source = source_class(dataset, split, 8, 16, seed=seed)
-        return [[*batch.item_ids.tolist(), -1, *batch.offsets.tolist()] for batch in source.batches(epoch, start)]
+        return [[*batch.item_ids.tolist(), -1, *batch.events.offsets.tolist()] for batch in source.batches(epoch, start)]
 
     assert run(0, 0) == run(0, 0)
     assert run(0, 0) != run(0, 1)
@@ -186,7 +187,7 @@ def test_eval_batches_read_every_row_once_and_only_its_newest_events(
 
 def _rows_of(batch: Batch) -> list[tuple[int, ...]]:
     assert batch.target_ids is not None
-    cuts = zip(batch.target_ids.tolist(), batch.offsets.tolist(), batch.offsets.tolist()[1:], strict=False)
+    cuts = zip(batch.target_ids.tolist(), batch.events.offsets.tolist(), batch.events.offsets.tolist()[1:], strict=False)
     return [(target, *batch.item_ids[low:high].tolist()) for target, low, high in cuts]
 
 
@@ -213,8 +214,8 @@ def test_a_history_of_a_million_events_costs_its_newest_ones() -> None:
     finally:
         tracemalloc.stop()
     assert peak < num  # bytes: one copy of the history is eight times as many
-    assert batch.times is not None
-    assert batch.times.tolist() == list(range(num - 50, num))
+    assert batch.events.times is not None
+    assert batch.events.times.tolist() == list(range(num - 50, num))
     # in training the same user is cut into windows, none of its targets lost
     source = PackedSequences(dataset, leave_one_out(dataset), 50, 1024)
     assert sum(batch.item_ids.numel() for batch in source.batches(0)) == num - 2

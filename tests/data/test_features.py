@@ -90,19 +90,19 @@ def test_a_request_is_one_row_and_its_items_are_in_no_history() -> None:
     ]
     found = []
     for batch in source.batches(epoch=0):
-        assert batch.target_offsets is not None
-        assert batch.as_of is not None
-        assert batch.times is not None
+        assert batch.targets.offsets is not None
+        assert batch.requests.as_of is not None
+        assert batch.events.times is not None
         assert batch.target_ids is not None
         assert int(batch.lengths.max()) <= 10
         for row in range(batch.num_histories):
-            history = slice(int(batch.offsets[row]), int(batch.offsets[row + 1]))
-            targets = slice(int(batch.target_offsets[row]), int(batch.target_offsets[row + 1]))
-            assert int(batch.times[history].max()) < int(batch.as_of[row])
-            assert batch.target_feedback["click"][targets].all()
-            assert int(batch.as_of[row]) % 240 == 0  # requests begin every four minutes
+            history = slice(int(batch.events.offsets[row]), int(batch.events.offsets[row + 1]))
+            targets = slice(int(batch.targets.offsets[row]), int(batch.targets.offsets[row + 1]))
+            assert int(batch.events.times[history].max()) < int(batch.requests.as_of[row])
+            assert batch.targets.feedback["click"][targets].all()
+            assert int(batch.requests.as_of[row]) % 240 == 0  # requests begin every four minutes
             found += batch.target_ids[targets].tolist()
-            assert (batch.feedback["watch_time"][history] <= batch.feedback["duration"][history]).all()
+            assert (batch.events.feedback["watch_time"][history] <= batch.events.feedback["duration"][history]).all()
     assert sorted(found) == sorted(dataset.item_ids[wanted].tolist())
     counts = [batch.global_count for batch in source.batches(epoch=1)]
     assert sum(count or 0 for count in counts) == len(wanted)
@@ -111,7 +111,7 @@ def test_a_request_is_one_row_and_its_items_are_in_no_history() -> None:
 def test_rows_in_time_order_for_streaming() -> None:
     every, _ = make_views(tiny_exposures(), DataConfig(positive="click"))
     source = RequestRows(every.dataset, every.split, every.schema, 10, 5, order="time")
-    moments = [batch.as_of for batch in source.batches(epoch=0)]
+    moments = [batch.requests.as_of for batch in source.batches(epoch=0)]
     ends = [int(moment.max()) for moment in moments if moment is not None]
     starts = [int(moment.min()) for moment in moments if moment is not None]
     assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))

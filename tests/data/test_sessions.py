@@ -113,14 +113,14 @@ def test_rows_hold_the_history_before_and_the_list_in_order() -> None:
     found = []
     for batch in source.batches(epoch=2):
         assert batch.target_ids is not None
-        assert batch.target_offsets is not None
-        assert batch.as_of is not None
-        assert batch.times is not None
+        assert batch.targets.offsets is not None
+        assert batch.requests.as_of is not None
+        assert batch.events.times is not None
         for row in range(batch.num_histories):
-            history = slice(int(batch.offsets[row]), int(batch.offsets[row + 1]))
-            targets = slice(int(batch.target_offsets[row]), int(batch.target_offsets[row + 1]))
-            assert int(batch.times[history].max()) < int(batch.as_of[row])
-            assert batch.target_feedback["click"][targets].all()
+            history = slice(int(batch.events.offsets[row]), int(batch.events.offsets[row + 1]))
+            targets = slice(int(batch.targets.offsets[row]), int(batch.targets.offsets[row + 1]))
+            assert int(batch.events.times[history].max()) < int(batch.requests.as_of[row])
+            assert batch.targets.feedback["click"][targets].all()
             found.append((batch.item_ids[history].tolist(), batch.target_ids[targets].tolist()))
     assert sorted(found) == expected
 

@@ -8,7 +8,8 @@ import torch
 from table_generator import TableContext, TableGenerator
 from torch import Tensor
 
-from sidera.core import Batch, Loss, StepOutput
+from sidera.batch import Batch
+from sidera.roles import Loss, StepOutput
 
 
 class ListTables:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from tests.hand_made import hand_made
 from torch import Tensor
 
-from sidera.core import Batch, Loss, StepOutput
+from sidera.batch import Batch
+from sidera.roles import Loss, StepOutput
 
 Norm = Literal[
     "codes",  # softmax over the level's codes, left to the decoder
@@ -113,4 +115,4 @@ class TableGenerator:
 
 def indices(num_histories: int) -> Batch:
     """A batch whose history b reads table b."""
-    return Batch(torch.arange(num_histories), torch.arange(num_histories + 1))
+    return hand_made(torch.arange(num_histories), torch.arange(num_histories + 1))

@@ -8,12 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_generator import TableGenerator, indices
+from tests.hand_made import hand_made
 from worlds import worlds
 
-from sidera.core import Batch, InputError, StepOutput
+from sidera.core import InputError
 from sidera.decode.beam import beam_search
 from sidera.decode.exact import score_all_items, score_all_leaves
 from sidera.ops.trie import CodeTrie
+from sidera.roles import StepOutput
 
 FIELDS = ("item_ids", "leaf_ids", "scores", "sids", "valid_mask")
 widths = st.sampled_from([1, 2, 3, 5, 8, 64])
@@ -149,7 +151,7 @@ def test_batch_equals_single(world, width):
     together, together_softmax = (search(generator, world.batch, world.exclude) for generator in (exact, softmax))
     for history in range(world.num_histories):
         own = ids[offsets[history] : offsets[history + 1]]
-        alone = Batch(torch.tensor([history]), torch.tensor([0, 1])), (own, torch.tensor([0, len(own)]))
+        alone = hand_made(torch.tensor([history]), torch.tensor([0, 1])), (own, torch.tensor([0, len(own)]))
         single = search(exact, *alone)
         assert all(torch.equal(getattr(single, name)[0], getattr(together, name)[history]) for name in FIELDS)
         assert torch.allclose(search(softmax, *alone).scores[0], together_softmax.scores[history], atol=1e-5)

@@ -11,9 +11,10 @@ import torch
 from list_tables import ListTables
 from table_generator import indices
 
-from sidera.core import InputError, SessionGenerator
+from sidera.core import InputError
 from sidera.decode.session import rank_by_lists, session_beam_search
 from sidera.ops.trie import CodeTrie
+from sidera.roles import SessionGenerator
 
 SIZES = (3, 2)
 CODES = np.array([[0, 0], [0, 1], [1, 0], [2, 0], [2, 1], [2, 1], [1, 1]])  # items 4 and 5 share a semantic ID

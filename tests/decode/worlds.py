@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 from table_generator import TableGenerator, indices
 
-from sidera.core import Batch
+from sidera.batch import Batch
 from sidera.ops.trie import CodeTrie
 
 

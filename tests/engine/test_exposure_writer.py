@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from align.tiny_world import tiny
-from sidera.core import Batch, InputError, Request
+from sidera.batch import Batch
+from sidera.core import InputError, Request
 from sidera.engine.exposures import ExposureWriter, exposure_columns
 from sidera.engine.histories import KnownHistory
 from sidera.engine.recommender import Recommender

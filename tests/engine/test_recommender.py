@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.hand_made import hand_made
 
 import sidera
 from sidera import artifacts
 from sidera.artifacts import Manifest, save_tensors, writing
 from sidera.catalog.catalog import Catalog
-from sidera.core import ArtifactError, Batch, InputError, Request
+from sidera.core import ArtifactError, InputError, Request
 from sidera.data.tiny import checkerboard_next
 from sidera.engine.recommender import MAX_BATCH, Recommender, check_device, newest
 from yardstick import yardstick
@@ -89,7 +90,7 @@ def test_k_must_be_positive(recommender: Recommender, k: int) -> None:
     with pytest.raises(InputError, match=f"k = {k}; allowed: 1 or more"):
         recommender.recommend([[KEYS[3]]], k=k)
     with pytest.raises(InputError, match=f"k = {k}; allowed: 1 or more"):
-        recommender.rank(Batch(torch.tensor([1]), torch.tensor([0, 1])), k)
+        recommender.rank(hand_made(torch.tensor([1]), torch.tensor([0, 1])), k)
 
 
 def test_k_above_the_catalogue_answers_all_of_it(recommender: Recommender) -> None:
@@ -114,12 +115,12 @@ def test_filter_seen_remembers_what_the_model_cannot_read(recommender: Recommend
     (answer,) = recommender.recommend([old + read], k=NUM_ITEMS, filter_seen=True)
     assert set(answer.item_keys) == set(KEYS) - set(old) - set(read)
     items = torch.tensor([KEYS.index(key) for key in old + read])
-    ranked = recommender.rank(Batch(items, torch.tensor([0, len(items)])), NUM_ITEMS, filter_seen=True)
+    ranked = recommender.rank(hand_made(items, torch.tensor([0, len(items)])), NUM_ITEMS, filter_seen=True)
     assert set(ranked.item_ids[0].tolist()) - {-1} == set(range(NUM_ITEMS)) - set(items.tolist())
 
 
 def test_filter_and_exclude_together_on_tensors(recommender: Recommender) -> None:
-    batch = Batch(torch.tensor([1, 2, 3]), torch.tensor([0, 1, 3]))
+    batch = hand_made(torch.tensor([1, 2, 3]), torch.tensor([0, 1, 3]))
     exclude = (torch.tensor([10, 11]), torch.tensor([0, 2, 2]))
     ranked = recommender.rank(batch, NUM_ITEMS, filter_seen=True, exclude=exclude)
     found = [set(row) - {-1} for row in ranked.item_ids.tolist()]
@@ -146,7 +147,7 @@ def test_everything_excluded_leaves_nothing(recommender: Recommender) -> None:
 
 def test_an_empty_history_cannot_be_ranked(recommender: Recommender) -> None:
     """Its place in the jagged states is the last state of the history before it: somebody else's."""
-    batch = Batch(torch.tensor([3]), torch.tensor([0, 1, 1]))
+    batch = hand_made(torch.tensor([3]), torch.tensor([0, 1, 1]))
     with pytest.raises(InputError, match="an empty history cannot be ranked; allowed: 1 event or more"):
         recommender.rank(batch, 3)
 
@@ -212,7 +213,7 @@ def test_a_grown_catalogue_is_saved_beside_its_model(
 
 
 def test_free_generation_is_a_generators(recommender: Recommender) -> None:
-    legal = recommender.free_generation(Batch(torch.tensor([1, 2, 3]), torch.tensor([0, 1, 3])), 10)
+    legal = recommender.free_generation(hand_made(torch.tensor([1, 2, 3]), torch.tensor([0, 1, 3])), 10)
     assert legal.shape == (2, 10)
     assert set(legal.nan_to_num(0.0).unique().tolist()) <= {0.0, 1.0}
 
@@ -238,7 +239,7 @@ def test_a_device_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_newest_cuts_and_keeps_times() -> None:
-    batch = Batch(torch.arange(8), torch.tensor([0, 5, 6, 8]), times=torch.arange(8) * 10)
+    batch = hand_made(torch.arange(8), torch.tensor([0, 5, 6, 8]), times=torch.arange(8) * 10)
     cut = newest(batch, 2)
     assert cut.item_ids.tolist() == [3, 4, 5, 6, 7]
     assert cut.offsets.tolist() == [0, 2, 3, 5]

@@ -13,19 +13,24 @@ from safetensors.torch import save_file
 
 from align.tiny_world import tiny
 from sidera import artifacts
-from sidera.core import ArtifactError, Batch, CatalogMismatch, InputError, jagged_rows
+from sidera.batch import Batch
+from sidera.core import ArtifactError, CatalogMismatch, InputError
+from sidera.data.features import item_numbers
 from sidera.engine.quota import Quota
 from sidera.engine.recommender import Recommender, without_repeats
 from sidera.engine.reranker import Reranker, load_ranker, save_ranker
 from sidera.models import build_model
 from sidera.models.rankers.pscore import PScore
+from sidera.ops.jagged import jagged_rows
 
 
 def network(seed: int = 0) -> PScore:
     world = tiny()
-    config = PScore.Config(width=16, hidden=16, tower_width=4, num_heads=2)
+    numbers = item_numbers(world.view.dataset.items)
+    config = PScore.Config(width=16, hidden=16, tower_width=4, num_heads=2, item_numbers=numbers.shape[1])
     model = build_model("pscore", config, world.catalog, seed)
     assert isinstance(model, PScore)
+    model.know_items(numbers)
     return model.eval()
 
 
@@ -62,7 +67,7 @@ def test_draws_widen_the_choice_and_hold_nothing_seen_nor_twice() -> None:
     assert torch.equal(found.item_ids, one.rank(batch, 5, filter_seen=True).item_ids)  # draws are repeatable
     assert not torch.equal(found.item_ids.sort(1).values, beam.item_ids.sort(1).values)
     for row, items in enumerate(found.item_ids.tolist()):
-        seen = batch.item_ids[batch.offsets[row] : batch.offsets[row + 1]].tolist()
+        seen = batch.item_ids[batch.events.offsets[row] : batch.events.offsets[row + 1]].tolist()
         assert len(set(items)) == 5
         assert not set(items) & set(seen)
         assert -1 not in items
@@ -105,7 +110,7 @@ def test_a_ranker_is_read_as_its_manifest_lists_and_its_weights_imply(tmp_path: 
     save_file(others, path / "weights-99999.safetensors")
     assert torch.equal(load_ranker(path, catalog)[0].item_scores(batch), ranker.item_scores(batch))
     written = json.loads((path / "manifest.json").read_text())
-    for key, value in (("width", 10**7), ("hidden", 2**16), ("num_learned", 3), ("name", "sasrec")):
+    for key, value in (("width", 10**7), ("hidden", 2**16), ("item_numbers", 3), ("name", "sasrec")):
         record = json.loads(json.dumps(written))
         record["recipe"]["model"][key] = value
         del record["seal"]
@@ -163,15 +168,15 @@ def test_a_quota_of_nothing_or_of_another_catalogue_is_refused() -> None:
 def test_jagged_rows_are_picked() -> None:
     batch = questions()
     rows = torch.tensor([3, 0, 5])
-    places, offsets = jagged_rows(batch.offsets, rows)
-    assert int(places[0]) == int(batch.offsets[3])
+    places, offsets = jagged_rows(batch.events.offsets, rows)
+    assert int(places[0]) == int(batch.events.offsets[3])
     assert offsets.diff().tolist() == batch.lengths[rows].tolist()
     picked = batch.rows(rows)
     for place, row in enumerate(rows.tolist()):
-        low, high = int(batch.offsets[row]), int(batch.offsets[row + 1])
+        low, high = int(batch.events.offsets[row]), int(batch.events.offsets[row + 1])
         mine = slice(int(offsets[place]), int(offsets[place + 1]))
         assert torch.equal(picked.item_ids[mine], batch.item_ids[low:high])
-        assert torch.equal(picked.feedback["click"][mine], batch.feedback["click"][low:high])
-    assert batch.as_of is not None
+        assert torch.equal(picked.feedback["click"][mine], batch.events.feedback["click"][low:high])
+    assert batch.requests.as_of is not None
     assert picked.as_of is not None
-    assert torch.equal(picked.as_of, batch.as_of[rows])
+    assert torch.equal(picked.as_of, batch.requests.as_of[rows])

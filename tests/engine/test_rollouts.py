@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.hand_made import hand_made
 
-from sidera.core import Batch, InputError
+from sidera.core import InputError
 from sidera.data.tiny import checkerboard_next
 from sidera.engine.recommender import Recommender
 
 KEYS = [f"item{item:04d}" for item in range(24)]
-BATCH = Batch(torch.tensor([3, 7, 2]), torch.tensor([0, 2, 3]))
+BATCH = hand_made(torch.tensor([3, 7, 2]), torch.tensor([0, 2, 3]))
 
 
 @pytest.fixture

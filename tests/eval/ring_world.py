@@ -67,8 +67,8 @@ class FakeRecommender:
         self.calls.append({"k": k, "beam": beam, "filter_seen": filter_seen, "targets": batch.target_ids})
         sids = np.unique(self.catalog.codes, axis=0, return_inverse=True)[1].reshape(-1)
         item_ids = np.full((batch.num_histories, k), -1)
-        for row, user in enumerate(batch.user_ids.tolist()):
-            history = batch.item_ids[batch.offsets[row] : batch.offsets[row + 1]].tolist()
+        for row, user in enumerate(batch.requests.user_ids.tolist()):
+            history = batch.item_ids[batch.events.offsets[row] : batch.events.offsets[row + 1]].tolist()
             out = set(history if filter_seen else []) | set(np.flatnonzero(self.catalog.removed).tolist())
             order = self.order(user, sids)
             kept = [item for item in order if item not in out][:k]

@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from tests.hand_made import hand_made
 from torch import nn
 from toy_training import RingSource, Toy, accuracy
 
-from sidera.core import ArtifactError, Batch, InputError, Loss
+from sidera.batch import Batch
+from sidera.core import ArtifactError, InputError
 from sidera.fit import Diverged, FitConfig, FitResult, Interrupted, fit, seed_everything, step_generator
 from sidera.fit.log import mean_mfu
 from sidera.fit.peak import measured_tflops
 from sidera.fit.state import TrainState
+from sidera.roles import Loss
 
 FAST = FitConfig(
     epochs=12, lr=0.03, warmup_steps=5, monitor="accuracy", log_every=1, checkpoint_minutes=60, precision="f32"
@@ -89,7 +92,7 @@ def test_accumulation_does_not_change_the_loss(tmp_path: Path) -> None:
         def batches(self, epoch: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
             small = list(super().batches(epoch))
             for group in (small[:3], small[3:])[start:]:
-                yield Batch(
+                yield hand_made(
                     torch.cat([batch.item_ids for batch in group]),
                     torch.cat([torch.zeros(1, dtype=torch.int64), *(batch.lengths for batch in group)]).cumsum(0),
                     torch.cat([batch.target_ids for batch in group if batch.target_ids is not None]),

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
+from tests.hand_made import hand_made
 from torch import Tensor, nn
 
-from sidera.core import Batch, Loss
+from sidera.batch import Batch
+from sidera.roles import Loss
 
 NUM_ITEMS = 23
 
@@ -58,7 +60,7 @@ class RingSource:
             empty = [torch.zeros(0, dtype=torch.int64)]
             offsets = torch.tensor([0, *(len(walk) - 1 for walk in mine)]).cumsum(0)
             inputs, targets = (torch.cat([walk[cut] for walk in mine] + empty) for cut in (slice(-1), slice(1, None)))
-            yield Batch(inputs, offsets, targets, global_count=int(lengths.sum()))
+            yield hand_made(inputs, offsets, targets, global_count=int(lengths.sum()))
 
 
 def accuracy(model: nn.Module) -> dict[str, float]:

@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog, codebook_identity
 from sidera.catalog.rq_kmeans import RQCodebooks
 from sidera.config import load_recipe
-from sidera.core import Batch
 from sidera.data.config import View, load_dataset, make_views
 from sidera.data.dataset import Dataset
 from sidera.data.split import item_popularity
@@ -83,7 +83,7 @@ def golden_run(name: str) -> dict[str, Any]:
 def _run(recipe: Recipe, prepared: Prepared, catalog: Catalog) -> dict[str, Any]:
     model = build_model(recipe.model_name, recipe.model_config, catalog, seed=0)
     recommender = Recommender(model, catalog, model_section=recipe.model_section, beam=16)
-    source = batch_source(recipe, prepared, model, recommender.reader(prepared.dataset))
+    source = batch_source(recipe, prepared, model, recommender.read_log(prepared.dataset))
     losses: list[float] = []
     said = hashlib.sha256()
     fit_once(model, prepared.view)
@@ -142,7 +142,7 @@ def _log(feedback: bool) -> Dataset:
 
 def prepared_log(recipe: Recipe, feedback: bool) -> Prepared:
     everything, positives = make_views(_log(feedback), recipe.data)
-    view: View = everything if getattr(MODELS[recipe.model_name], "reads_feedback", False) else positives
+    view: View = everything if recipe.model_config.reads.feedback else positives
     return Prepared(view.dataset, view.split, view.schema, positives)
 
 
@@ -176,24 +176,19 @@ def written_catalog(prepared: Prepared, recipe: Recipe) -> Catalog:
 
 def rows_said(batch: Batch, catalog: Catalog) -> Iterator[dict[str, Any]]:
     """A batch in words: for each history its item keys, times and feedback, and what should follow."""
-    keys = catalog.item_keys
-    offsets = batch.offsets.tolist()
-    targets = batch.target_ids
-    per_event = targets is not None and batch.target_offsets is None and len(targets) == offsets[-1]
-    for row, (start, end) in enumerate(pairwise(offsets)):
+    keys, events, targets = catalog.item_keys, batch.events, batch.targets
+    as_of = batch.requests.as_of
+    for row, (start, end) in enumerate(pairwise(events.offsets.tolist())):
         said: dict[str, Any] = {"items": [str(keys[item]) for item in batch.item_ids[start:end].tolist()]}
-        if batch.times is not None:
-            said["times"] = batch.times[start:end].tolist()
-        if batch.as_of is not None:
-            said["as_of"] = batch.as_of[row].item()
-        if batch.feedback:
-            said["feedback"] = {name: _numbers(values[start:end]) for name, values in sorted(batch.feedback.items())}
+        if events.times is not None:
+            said["times"] = events.times[start:end].tolist()
+        if as_of is not None:
+            said["as_of"] = as_of[row].item()
+        if events.feedback:
+            said["feedback"] = {name: _numbers(values[start:end]) for name, values in sorted(events.feedback.items())}
         if targets is not None:
-            if batch.target_offsets is not None:
-                first, last = batch.target_offsets[row : row + 2].tolist()
-            else:
-                first, last = (start, end) if per_event else (row, row + 1)
-            said["targets"] = [str(keys[item]) if item >= 0 else None for item in targets[first:last].tolist()]
+            first, last = targets.offsets[row : row + 2].tolist()
+            said["targets"] = [str(keys[item]) for item in batch.target_ids[first:last].tolist()]
         yield said
 
 

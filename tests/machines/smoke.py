@@ -11,8 +11,8 @@ import sys
 from typing import Any
 
 import torch
+from tests.hand_made import hand_made
 
-from sidera.core import Batch
 from sidera.decode.beam import beam_search
 from sidera.engine.recommender import Recommender
 from sidera.models import build_model, parse_model
@@ -28,7 +28,7 @@ def trained(catalog: Any, bf16: bool) -> tuple[list[float], torch.nn.Module]:
     """Losses of a few steps, and the model."""
     model = build_model(*parse_model(SECTION), catalog, 0)
     items = torch.randint(catalog.num_items, (32, 3), generator=torch.Generator().manual_seed(1))
-    batch = Batch(items.flatten(), torch.arange(33) * 3, items[:, -1])  # answer the last item
+    batch = hand_made(items.flatten(), torch.arange(33) * 3, items[:, -1])  # answer the last item
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(STEPS):
@@ -51,7 +51,7 @@ def main() -> None:
     for bf16 in (False, True):
         losses, model = trained(catalog, bf16)
         model.prepare(torch.bfloat16 if bf16 else torch.float32)
-        batch = Batch(torch.tensor([3, 7]), torch.tensor([0, 2]))
+        batch = hand_made(torch.tensor([3, 7]), torch.tensor([0, 2]))
         beams = beam_search(model, batch, catalog.trie, width=10, num_results=3)  # type: ignore[arg-type]
         found["bf16" if bf16 else "f32"] = {"losses": losses, "items": beams.item_ids.tolist()}
     print(json.dumps(found))

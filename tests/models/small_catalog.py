@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tests.hand_made import hand_made
 
-from sidera.core import Batch
+from sidera.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -39,4 +40,4 @@ def position_batch(lengths: list[int], num_items: int = 12, seed: int = 0) -> Ba
     generator = torch.Generator().manual_seed(seed)
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     items, targets = (torch.randint(num_items, (int(offsets[-1]),), generator=generator) for _ in range(2))
-    return Batch(items, offsets, targets, global_count=targets.numel())
+    return hand_made(items, offsets, targets, global_count=targets.numel())

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_catalog import small_catalog
+from tests.hand_made import hand_made
 
-from sidera.core import Batch, InputError
+from sidera.core import InputError
 from sidera.models.retrievers.item_knn import ItemKNN
 
 NUM_ITEMS = 12
@@ -59,7 +60,7 @@ def test_scores_equal_a_dictionary(
         )
         for candidate in range(NUM_ITEMS)
     ]
-    found = model.item_scores(Batch(torch.tensor(history), torch.tensor([0, len(history)])))
+    found = model.item_scores(hand_made(torch.tensor(history), torch.tensor([0, len(history)])))
     np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-4, atol=1e-6)
 
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from labelled_log import labelled_view
 from small_catalog import position_batch, small_catalog
+from tests.hand_made import hand_made
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sidera.core import Batch, Lifelong
+from sidera.batch import Batch, Lifelong
 from sidera.data.features import FeatureSchema
 from sidera.models.counters import Architecture
 from sidera.models.generators.onerec import OneRec
@@ -67,7 +68,7 @@ def requests(length: int = 30, rows: int = 4, targets: int = 2) -> Batch:
     """``rows`` histories of one length with ``targets`` each: nothing is padded."""
     generator = torch.Generator().manual_seed(0)
     items = torch.randint(200, (rows * length,), generator=generator)
-    return Batch(
+    return hand_made(
         items,
         torch.arange(0, rows * length + 1, length),
         torch.randint(200, (rows * targets,), generator=generator),
@@ -127,8 +128,8 @@ def test_sizes_alone_give_the_decoder_of_onerec_v2() -> None:
 
 def test_padding_does_not_count() -> None:
     model, batch = lazy(), requests()
-    short = Batch(
-        batch.item_ids[:33], torch.tensor([0, 30, 31, 32, 33]), batch.target_ids, target_offsets=batch.target_offsets
+    short = hand_made(
+        batch.item_ids[:33], torch.tensor([0, 30, 31, 32, 33]), batch.target_ids, target_offsets=batch.targets.offsets
     )
     needed, done = model.flops_per_batch(short), measured(model, short)
     assert needed < 0.98 * done  # keys of three histories of one event are padded to thirty, and nothing else is
@@ -204,7 +205,7 @@ def test_tiger(normalize: str) -> None:
     sizes = {"width": 64, "num_layers": 2, "num_heads": 4, "head_width": 16, "ff_width": 128, "dropout": 0.0}
     model = Tiger(Tiger.Config(**sizes, normalize=normalize, num_user_tokens=0), catalog)  # type: ignore[arg-type]
     packed = position_batch([10] * 6, 200)
-    batch = Batch(packed.item_ids, packed.offsets, packed.item_ids[:6])
+    batch = hand_made(packed.item_ids, packed.events.offsets, packed.item_ids[:6])
     loss = model.loss(batch).total
     with FlopCounterMode(display=False) as counter:
         loss.backward()

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.hand_made import hand_made
 
 from feedback_world import bare_catalog, feedback_catalog, requests
+from sidera.batch import Batch, Lifelong
 from sidera.config import written
-from sidera.core import Batch, InputError, Lifelong
+from sidera.core import InputError
 from sidera.models.generators.onerec import OneRec
 from sidera.nn.moe import MoE
 
@@ -46,9 +48,9 @@ def test_pathways_hold_what_they_say() -> None:
     places = model.place.weight
     short, positive, lifelong = 1, 1 + 4, 1 + 4 + 6  # where each pathway begins in the table of places
     for row in range(4):
-        mine = list(range(int(batch.offsets[row]), int(batch.offsets[row + 1])))
+        mine = list(range(int(batch.events.offsets[row]), int(batch.events.offsets[row + 1])))
         newest = mine[::-1][:4]
-        liked = [event for event in mine[::-1] if batch.feedback["long_view"][event] > 0][:6]
+        liked = [event for event in mine[::-1] if batch.events.feedback["long_view"][event] > 0][:6]
         older = mine[:-4]
         wanted = [users[row] + places[0]]
         wanted += [events[event] + places[short + place] for place, event in reversed(list(enumerate(newest)))]
@@ -68,20 +70,20 @@ def test_any_pathway_alone_and_none_at_all(left: str) -> None:
     batch = requests([17, 3, 0], targets=[1, 2, 1])
     assert model.loss(batch).total.isfinite()
     counts = model.context(batch).mask.sum(1).tolist()
-    liked = [int((batch.feedback["long_view"][a:b] > 0).sum()) for a, b in ((0, 17), (17, 20), (20, 20))]
+    liked = [int((batch.events.feedback["long_view"][a:b] > 0).sum()) for a, b in ((0, 17), (17, 20), (20, 20))]
     expected = {
         "short_term": [4, 3, 0],
         "positive_length": [min(6, number) for number in liked],
         "num_lifelong_queries": [3, 3, 0],  # without a short-term pathway every event is an older one
     }
     assert counts == [1 + number for number in expected.get(left, [0, 0, 0])]
-    other = replace(batch, profiles={"region": (batch.profiles["region"] + 1) % 3})
+    other = replace(batch, profiles={"region": (batch.requests.profiles["region"] + 1) % 3})
     assert torch.allclose(answers(model, batch), answers(model, other)) == (left != "static")
 
 
 def test_what_no_pathway_reads_changes_nothing() -> None:
     batch = requests([17], seed=5)
-    ignored = next(event for event in range(12) if batch.feedback["long_view"][event] == 0)
+    ignored = next(event for event in range(12) if batch.events.feedback["long_view"][event] == 0)
     other = changed(batch, ignored, int(batch.item_ids[ignored] + 1) % 20)
     without, with_lifelong = build(num_lifelong_queries=0), build()
     assert torch.equal(answers(without, batch), answers(without, other))
@@ -166,7 +168,7 @@ def test_experts_stand_where_they_are_asked_for(in_encoder: bool) -> None:
 def test_hard_inputs() -> None:
     model = build()
     batch = requests([9, 1], targets=[1, 1])
-    nothing = {name: torch.zeros_like(values) for name, values in batch.feedback.items()}  # durations too
+    nothing = {name: torch.zeros_like(values) for name, values in batch.events.feedback.items()}  # durations too
     assert model.loss(replace(batch, feedback=nothing)).total.isfinite()
     with pytest.raises(InputError, match="no feedback column 'click'"):
         model.loss(replace(batch, feedback={}))
@@ -205,8 +207,8 @@ def test_the_lifelong_pathway_reads_representatives_and_their_sizes() -> None:
     for row, number in enumerate([8, 0, 0, 5]):
         # the same tokens as a history of their own, each counted as often as it stands for events
         mine = slice(int(lifelong.offsets[row]), int(lifelong.offsets[row + 1]))
-        alone = Batch(
-            lifelong.item_ids[mine], torch.tensor([0, number]), times=lifelong.times[mine], as_of=batch.as_of[:1],  # type: ignore[index]
+        alone = hand_made(
+            lifelong.item_ids[mine], torch.tensor([0, number]), times=lifelong.times[mine], as_of=batch.requests.as_of[:1],  # type: ignore[index]
             feedback={name: values[mine] for name, values in lifelong.feedback.items()},
         )  # fmt: skip
         counts = lifelong.counts[mine]
@@ -217,7 +219,7 @@ def test_the_lifelong_pathway_reads_representatives_and_their_sizes() -> None:
         if number:
             read = model.lifelong(wanted[None])[0] + places[1 + 4 + 6 :]
             torch.testing.assert_close(found[-3:], read, rtol=1e-4, atol=1e-5)
-        liked = int((batch.feedback["long_view"][batch.offsets[row] : batch.offsets[row + 1]] > 0).sum())
+        liked = int((batch.events.feedback["long_view"][batch.events.offsets[row] : batch.events.offsets[row + 1]] > 0).sum())
         newest = int(batch.lengths[row])
         assert len(found) == 1 + min(4, newest) + min(6, liked) + (3 if number else 0)
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from small_catalog import SmallCatalog, small_catalog
+from tests.hand_made import hand_made
 
-from sidera.core import Batch, InputError
+from sidera.batch import Batch
+from sidera.core import InputError
 from sidera.data.features import FeatureSchema
 from sidera.models import parse_model
 from sidera.models.generators.onerec_v1 import OneRecV1
@@ -42,7 +44,7 @@ def make_batch(lengths: list[int], num_targets: list[int], seed: int = 0) -> Bat
     generator = torch.Generator().manual_seed(seed)
     offsets, bounds = (torch.tensor([0, *counts]).cumsum(0) for counts in (lengths, num_targets))
     total = int(offsets[-1])
-    return Batch(
+    return hand_made(
         torch.randint(NUM_ITEMS, (total,), generator=generator),
         offsets,
         torch.randint(NUM_ITEMS, (int(bounds[-1]),), generator=generator),
@@ -83,8 +85,8 @@ def test_loss_is_minus_the_log_probability_of_every_list(tokens: str) -> None:
 def test_only_what_was_liked_is_read(tokens: str) -> None:
     model = make(history_tokens=tokens)
     batch = make_batch([8], [1])
-    batch.feedback["click"][:] = torch.tensor([1, 0, 0, 1, 0, 0, 1, 0]).float()
-    batch.feedback["like"][:] = torch.tensor([0, 0, 1, 1, 0, 0, 0, 0]).float()
+    batch.events.feedback["click"][:] = torch.tensor([1, 0, 0, 1, 0, 0, 1, 0]).float()
+    batch.events.feedback["like"][:] = torch.tensor([0, 0, 1, 1, 0, 0, 0, 0]).float()
     expected = logits_of(model, batch)
     assert model.liked(batch).offsets.tolist() == [0, 4]  # clicked, or liked without a click
     for place in range(8):
@@ -98,7 +100,7 @@ def test_only_what_was_liked_is_read(tokens: str) -> None:
 def test_order_matters_and_neighbours_in_the_batch_do_not(tokens: str) -> None:
     model = make(history_tokens=tokens)
     batch = make_batch([3, 12, 1, 12, 7], [1] * 5)
-    batch.feedback["click"][:] = 1
+    batch.events.feedback["click"][:] = 1
     together = logits_of(model, batch)
     for row in range(5):
         torch.testing.assert_close(logits_of(model, batch.cut(row, row + 1))[0], together[row], rtol=1e-4, atol=1e-4)
@@ -111,7 +113,7 @@ def test_order_matters_and_neighbours_in_the_batch_do_not(tokens: str) -> None:
 def test_somebody_who_liked_nothing_is_answered(tokens: str) -> None:
     model = make(history_tokens=tokens)
     batch = make_batch([4, 6], [1, 1])
-    batch.feedback["click"][:4], batch.feedback["like"][:4] = 0, 0
+    batch.events.feedback["click"][:4], batch.events.feedback["like"][:4] = 0, 0
     found = logits_of(model, batch)
     assert found.isfinite().all()
     torch.testing.assert_close(logits_of(model, batch.cut(1, 2))[0], found[1], rtol=1e-4, atol=1e-4)
@@ -123,7 +125,7 @@ def test_tokens_of_an_item(tokens: str, per_item: int) -> None:
     """The paper's reading: three codes and a separator."""
     model = make(history_tokens=tokens)
     batch = make_batch([5, 2], [1, 1])
-    batch.feedback["click"][:] = 1
+    batch.events.feedback["click"][:] = 1
     context = model.context(batch)
     assert context.mask.sum(1).tolist() == [1 + 5 * per_item, 1 + 2 * per_item]
     assert context.nbytes == 2 * 2 * context.mask.numel() * 16 * 4  # layers, keys and values, width, float32
@@ -160,7 +162,7 @@ def test_experts_are_balanced_while_training() -> None:
 def test_a_missing_column_is_named() -> None:
     batch = make_batch([4], [1])
     with pytest.raises(InputError, match="'like'"):
-        make().loss(replace(batch, feedback={"click": batch.feedback["click"]}))
+        make().loss(replace(batch, feedback={"click": batch.events.feedback["click"]}))
 
 
 @pytest.mark.parametrize(

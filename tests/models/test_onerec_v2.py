@@ -110,15 +110,15 @@ def test_the_newest_events_and_older_positives_are_read() -> None:
     kept = select_events(batch, newest=5, limit=11, positive="like")
     wanted = []
     for row in range(3):
-        events = range(int(batch.offsets[row]), int(batch.offsets[row + 1]))
+        events = range(int(batch.events.offsets[row]), int(batch.events.offsets[row + 1]))
         newest = list(events)[::-1]
-        chosen = [e for place, e in enumerate(newest) if place < 5 or (place < 11 and batch.feedback["like"][e] > 0)]
+        chosen = [e for place, e in enumerate(newest) if place < 5 or (place < 11 and batch.events.feedback["like"][e] > 0)]
         wanted.append(sorted(chosen))
     assert kept.lengths.tolist() == [len(chosen) for chosen in wanted]
     places = torch.tensor([event for chosen in wanted for event in chosen])
     assert torch.equal(kept.item_ids, batch.item_ids[places])
-    assert torch.equal(kept.times, batch.times[places])  # type: ignore[arg-type,index]
-    for name, values in batch.feedback.items():
+    assert torch.equal(kept.times, batch.events.times[places])  # type: ignore[arg-type,index]
+    for name, values in batch.events.feedback.items():
         assert torch.equal(kept.feedback[name], values[places])
     assert select_events(batch, newest=15, limit=20, positive="like") is batch
     assert select_events(batch, newest=2, limit=6, positive="").lengths.tolist() == [6, 4, 6]  # no such label
@@ -165,14 +165,14 @@ def test_experts_of_the_last_step_are_balanced_before_the_next() -> None:
 
 def test_a_missing_feedback_column_is_refused() -> None:
     batch = requests([3], targets=[1])
-    feedback = {name: values for name, values in batch.feedback.items() if name != "watch_time"}
+    feedback = {name: values for name, values in batch.events.feedback.items() if name != "watch_time"}
     with pytest.raises(InputError, match="no feedback column 'watch_time'"):
         build().loss(replace(batch, feedback=feedback))
 
 
 def test_users_without_positives_zero_durations_and_empty_histories() -> None:
     batch = requests([9, 0, 1], targets=[1, 1, 1])
-    nothing = {name: torch.zeros_like(values) for name, values in batch.feedback.items()}
+    nothing = {name: torch.zeros_like(values) for name, values in batch.events.feedback.items()}
     model = build(short_term=2)
     loss = model.loss(replace(batch, feedback=nothing))
     assert loss.total.isfinite()

@@ -10,11 +10,13 @@ import pytest
 import torch
 from labelled_log import NUM_ITEMS, NUM_TOPICS, labelled_view
 
-from sidera.core import Batch, InputError, Ranker
+from sidera.batch import Batch
+from sidera.core import InputError
 from sidera.data.batches import RequestRows
 from sidera.data.features import FeatureSchema
 from sidera.models.rankers.pscore import PScore
 from sidera.nn.target_attention import match_sums
+from sidera.roles import Ranker
 
 SMALL = {"max_history": 24, "width": 16, "hidden": 32, "tower_width": 8, "dropout": 0.0}
 
@@ -55,7 +57,7 @@ def every_item(batch: Batch) -> torch.Tensor:
 def liked_mask(batch: Batch) -> torch.Tensor:
     """(B, N) True for items of the topic that the user likes."""
     view, _ = labelled_view()
-    number = torch.tensor([int(str(view.dataset.user_keys[user])[1:]) for user in batch.user_ids])
+    number = torch.tensor([int(str(view.dataset.user_keys[user])[1:]) for user in batch.requests.user_ids])
     item = torch.tensor([int(str(key)[1:]) for key in view.dataset.item_keys])
     return (item % NUM_TOPICS) == (number // 2 % NUM_TOPICS)[:, None]
 
@@ -126,7 +128,7 @@ def test_unclicked_exposures_count() -> None:
     """Satiation: more exposures of the candidate's topic, none of them clicked, change what the trunk is told."""
     model = trained()
     batch = questions(1)
-    none = {name: torch.zeros_like(values) for name, values in batch.feedback.items()}
+    none = {name: torch.zeros_like(values) for name, values in batch.events.feedback.items()}
     topic = model.items.category_ids("tags")
     candidate = torch.tensor([[5]])
     like_it = torch.nonzero(topic == topic[5]).flatten()[: batch.item_ids.numel()]
@@ -166,13 +168,13 @@ def test_padding_and_company_change_nothing() -> None:
 def test_the_newest_events_count_and_older_ones_are_cut() -> None:
     model = make(max_history=4).eval()
     batch = questions(4)
-    starts = batch.offsets[1:] - 4
-    assert (starts >= batch.offsets[:-1]).all()
+    starts = batch.events.offsets[1:] - 4
+    assert (starts >= batch.events.offsets[:-1]).all()
     places = (starts[:, None] + torch.arange(4)).flatten()
-    assert batch.times is not None
+    assert batch.events.times is not None
     short = replace(
-        batch, item_ids=batch.item_ids[places], offsets=torch.arange(5) * 4, times=batch.times[places],
-        feedback={name: values[places] for name, values in batch.feedback.items()},
+        batch, item_ids=batch.item_ids[places], offsets=torch.arange(5) * 4, times=batch.events.times[places],
+        feedback={name: values[places] for name, values in batch.events.feedback.items()},
     )  # fmt: skip
     scores = [model.score(model.context(each), every_item(batch)) for each in (batch, short)]
     torch.testing.assert_close(*scores)
@@ -202,12 +204,12 @@ def test_watch_quantiles_are_fair_to_short_items() -> None:
 def test_unknown_outcomes_teach_nothing() -> None:
     model = make(outcomes=("returns",))
     batch = questions()
-    known = torch.zeros_like(batch.target_feedback["click"])
+    known = torch.zeros_like(batch.targets.feedback["click"])
     unknown = torch.full_like(known, float("nan"))
     model.eval()
     losses = []
     for values in (known, unknown):
-        given = replace(batch, target_feedback={**batch.target_feedback, "returns": values})
+        given = replace(batch, target_feedback={**batch.targets.feedback, "returns": values})
         losses.append(model.loss(given))
     assert losses[1].total < losses[0].total
     assert losses[1].total.isfinite()

@@ -28,10 +28,10 @@ def test_its_labels_are_those_of_the_list() -> None:
     model, batch = make(), next(rows().batches(0))
     assert model.tasks == ("swt", "vtr", "ltr")  # nobody can follow in this log
     labels = model.labels(batch)
-    assert batch.target_offsets is not None
+    assert batch.targets.offsets is not None
     for row in range(5):
-        low, high = batch.target_offsets[row : row + 2].tolist()
-        shown = {name: values[low:high] for name, values in batch.target_feedback.items()}
+        low, high = batch.targets.offsets[row : row + 2].tolist()
+        shown = {name: values[low:high] for name, values in batch.targets.feedback.items()}
         assert float(labels[row, 1]) == pytest.approx(float(shown["long_view"].mean()))
         assert float(labels[row, 2]) == float(shown["like"].max())
 
@@ -51,8 +51,8 @@ def test_it_learns_and_lists_of_liked_items_are_worth_more() -> None:
     model.eval()
     view, _ = labelled_view()
     batch = next(rows().batches(9))
-    assert batch.user_ids is not None
-    number = torch.tensor([int(str(view.dataset.user_keys[user])[1:]) for user in batch.user_ids])
+    assert batch.requests.user_ids is not None
+    number = torch.tensor([int(str(view.dataset.user_keys[user])[1:]) for user in batch.requests.user_ids])
     item = torch.tensor([int(str(key)[1:]) for key in view.dataset.item_keys])
     liked = torch.stack([torch.nonzero(item % 4 == topic).flatten()[:4] for topic in (number // 2) % 4])
     others = torch.stack([torch.nonzero(item % 4 == (topic + 1) % 4).flatten()[:4] for topic in (number // 2) % 4])

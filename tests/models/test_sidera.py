@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from small_catalog import SmallCatalog, position_batch, small_catalog
+from tests.hand_made import hand_made
 
-from sidera.core import Batch, InputError
+from sidera.core import InputError
 from sidera.models import parse_model
 from sidera.models.generators.sidera import SideraGenerator
 
@@ -40,9 +41,9 @@ def test_loss_is_minus_log_probs_of_every_prefix(leaf: str, level_sizes: tuple[i
     reference = torch.zeros(())
     with torch.no_grad():
         for row in range(batch.num_histories):
-            start, end = int(batch.offsets[row]), int(batch.offsets[row + 1])
+            start, end = int(batch.events.offsets[row]), int(batch.events.offsets[row + 1])
             for stop in range(start + 1, end + 1):
-                context = model.context(Batch(batch.item_ids[start:stop], torch.tensor([0, stop - start])))
+                context = model.context(hand_made(batch.item_ids[start:stop], torch.tensor([0, stop - start])))
                 sid = sids_of(catalog, batch.target_ids[stop - 1])[None, None]
                 reference = reference - model.log_probs(context, sid).sum()
         loss = model.loss(batch)
@@ -59,7 +60,7 @@ def test_label_smoothing_spreads_over_siblings() -> None:
     reference = 0.0
     with torch.no_grad():
         for stop in range(1, 4):
-            context = model.context(Batch(batch.item_ids[:stop], torch.tensor([0, stop])))
+            context = model.context(hand_made(batch.item_ids[:stop], torch.tensor([0, stop])))
             log_p = model.log_probs(context, sids[None])[0]  # (N, L)
             target = int(batch.target_ids[stop - 1])
             for level in range(3):

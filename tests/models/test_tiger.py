@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.hand_made import hand_made
 from torch import Tensor
 
-from sidera.core import Batch, InputError
+from sidera.batch import Batch
+from sidera.core import InputError
 from sidera.models import parse_model
 from sidera.models.generators.tiger import Tiger
 from sidera.nn import t5_functions as functions
@@ -39,7 +41,7 @@ def make_codes(num_items: int = 60, level_sizes: tuple[int, ...] = (8, 6, 5), se
 def make_batch(lengths: list[int], num_items: int = 60, seed: int = 0, targets: bool = True) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     offsets = torch.tensor([0, *np.cumsum(lengths)])
-    return Batch(
+    return hand_made(
         item_ids=torch.randint(num_items, (int(offsets[-1]),), generator=generator),
         offsets=offsets,
         target_ids=torch.randint(num_items, (len(lengths),), generator=generator) if targets else None,
@@ -151,8 +153,8 @@ def test_batch_equals_single() -> None:
     model = spread(make_tiger())
     batch = make_batch(LENGTHS)
     alone = []
-    for row, (start, end) in enumerate(zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True)):
-        single = Batch(batch.item_ids[start:end], torch.tensor([0, end - start]), batch.target_ids[row : row + 1])
+    for row, (start, end) in enumerate(zip(batch.events.offsets[:-1].tolist(), batch.events.offsets[1:].tolist(), strict=True)):
+        single = hand_made(batch.item_ids[start:end], torch.tensor([0, end - start]), batch.target_ids[row : row + 1])
         alone.append(model.loss(single).total)
     torch.testing.assert_close(torch.stack(alone).sum(), model.loss(batch).total, rtol=1e-5, atol=1e-4)
 
@@ -208,28 +210,28 @@ def test_users_are_read_when_asked_for() -> None:
     model = spread(make_tiger(num_user_tokens=4))
     batch = make_batch(LENGTHS)
     total = model.loss(batch).total
-    other = Batch(batch.item_ids, batch.offsets, batch.target_ids, user_ids=batch.user_ids + 1)
-    same = Batch(batch.item_ids, batch.offsets, batch.target_ids, user_ids=batch.user_ids + 4)  # the same hashes
+    other = hand_made(batch.item_ids, batch.events.offsets, batch.target_ids, user_ids=batch.requests.user_ids + 1)
+    same = hand_made(batch.item_ids, batch.events.offsets, batch.target_ids, user_ids=batch.requests.user_ids + 4)  # the same hashes
     assert model.loss(other).total != total
     torch.testing.assert_close(model.loss(same).total, total)
     rows = model.packed_rows(batch)
     assert rows.tokens[rows.groups[0].start] >= model.user_start
     assert int((rows.tokens >= model.user_start).sum()) == len(LENGTHS)
     with pytest.raises(InputError, match="user ids"):
-        model.loss(Batch(batch.item_ids, batch.offsets, batch.target_ids))
+        model.loss(hand_made(batch.item_ids, batch.events.offsets, batch.target_ids))
 
 
 def test_only_the_newest_items_are_read() -> None:
     model = make_tiger(max_history=4)
     batch = make_batch([9])
-    newest = Batch(batch.item_ids[-4:], torch.tensor([0, 4]), batch.target_ids)
+    newest = hand_made(batch.item_ids[-4:], torch.tensor([0, 4]), batch.target_ids)
     torch.testing.assert_close(model.loss(batch).total, model.loss(newest).total, rtol=0, atol=0)
 
 
 def test_bad_input() -> None:
     model = make_tiger()
     packed = make_batch([3, 2])
-    every_position = Batch(packed.item_ids, packed.offsets, packed.item_ids)
+    every_position = hand_made(packed.item_ids, packed.events.offsets, packed.item_ids)
     for batch in (every_position, make_batch([3, 2], targets=False)):
         with pytest.raises(InputError, match="one target per history"):
             model.loss(batch)
@@ -333,7 +335,7 @@ def test_learns_a_world_with_one_answer() -> None:
     model = make_tiger(codes, dropout=0.05)
     successor = torch.randperm(12, generator=torch.Generator().manual_seed(2))
     items = torch.randint(12, (64, 2), generator=torch.Generator().manual_seed(3))
-    batch = Batch(items.flatten(), torch.arange(65) * 2, successor[items[:, 1]])
+    batch = hand_made(items.flatten(), torch.arange(65) * 2, successor[items[:, 1]])
     losses = train(model, batch, 150)
     assert losses[-1] < 0.1 * losses[0]
     trie = CodeTrie.build(codes.codes, codes.level_sizes)

@@ -44,7 +44,7 @@ def test_only_the_chosen_tables_exist() -> None:
 def test_a_missing_feedback_column_is_named() -> None:
     features = EventFeatures(feedback_catalog(), 16)
     batch = requests([3])
-    without = replace(batch, feedback={name: value for name, value in batch.feedback.items() if name != "like"})
+    without = replace(batch, feedback={name: value for name, value in batch.events.feedback.items() if name != "like"})
     with pytest.raises(InputError, match="no feedback column 'like'"):
         features(without)
 
@@ -52,7 +52,7 @@ def test_a_missing_feedback_column_is_named() -> None:
 def test_zero_and_unknown_seconds_are_numbers() -> None:
     features = EventFeatures(feedback_catalog(), 16).eval()
     batch = requests([4])
-    odd = {**batch.feedback, "duration": torch.tensor([0.0, float("nan"), 1e9, 0.0])}
+    odd = {**batch.events.feedback, "duration": torch.tensor([0.0, float("nan"), 1e9, 0.0])}
     odd["watch_time"] = torch.tensor([0.0, 3.0, float("nan"), 9.0])
     assert features(replace(batch, feedback=odd)).isfinite().all()
     assert features(replace(batch, times=None)).isfinite().all()
@@ -61,8 +61,8 @@ def test_zero_and_unknown_seconds_are_numbers() -> None:
 def test_an_unknown_watch_time_is_not_a_watch_time_of_zero() -> None:
     features = EventFeatures(feedback_catalog(), 16).eval()
     batch = requests([1])
-    known = replace(batch, feedback={**batch.feedback, "watch_time": torch.zeros(1)})
-    unknown = replace(batch, feedback={**batch.feedback, "watch_time": torch.full((1,), float("nan"))})
+    known = replace(batch, feedback={**batch.events.feedback, "watch_time": torch.zeros(1)})
+    unknown = replace(batch, feedback={**batch.events.feedback, "watch_time": torch.full((1,), float("nan"))})
     assert not torch.allclose(features(known), features(unknown))
 
 

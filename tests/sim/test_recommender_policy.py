@@ -78,7 +78,7 @@ def test_positives_are_those_that_training_sees(
     batch = to_batch(requests, recommenders["item_knn"])
     places = {str(key): user for user, key in enumerate(dataset.user_keys)}
     for row, user in enumerate(requests.user_ids.tolist()):
-        part = slice(int(batch.offsets[row]), int(batch.offsets[row + 1]))
+        part = slice(int(batch.events.offsets[row]), int(batch.events.offsets[row + 1]))
         place = places.get(f"u{user:08d}")
         logged = [] if place is None else dataset.item_ids[dataset.offsets[place] : dataset.offsets[place + 1]].tolist()
         assert batch.item_ids[part].tolist() == logged
@@ -97,14 +97,14 @@ def test_feedback_profiles_and_times_are_those_that_training_sees(
     users = np.array([view.dataset.user_keys.tolist().index(keys[place]) for place in there])
     events = np.concatenate([np.arange(view.dataset.offsets[user], view.dataset.offsets[user + 1]) for user in users])
     assert batch.item_ids.tolist() == view.dataset.item_ids[events].tolist()
-    assert batch.times is not None
-    assert batch.times.tolist() == view.dataset.times[events].tolist()
-    assert set(batch.feedback) == set(view.schema.columns)
+    assert batch.events.times is not None
+    assert batch.events.times.tolist() == view.dataset.times[events].tolist()
+    assert set(batch.events.feedback) == set(view.schema.columns)
     for name, values in reader.events(events).items():
-        assert np.array_equal(batch.feedback[name].numpy(), values.numpy()), name
+        assert np.array_equal(batch.events.feedback[name].numpy(), values.numpy()), name
     for name, values in reader.users(users).items():
-        assert batch.profiles[name][there].tolist() == values.tolist(), name
-    assert set(batch.profiles) == {"age_group", "region", "device"}
+        assert batch.requests.profiles[name][there].tolist() == values.tolist(), name
+    assert set(batch.requests.profiles) == {"age_group", "region", "device"}
 
 
 @pytest.mark.parametrize("name", list(SECTIONS))

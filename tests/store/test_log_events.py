@@ -12,7 +12,8 @@ import pytest
 import torch
 from histories import item_table
 
-from sidera.core import InputError, Lifelong
+from sidera.batch import Lifelong
+from sidera.core import InputError
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
 from sidera.data.schema import build_dataset

@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from tests.hand_made import hand_made
 
-from sidera.core import Batch, InputError, Request
+from sidera.core import InputError, Request
 from sidera.data.batches import eval_batches
 from sidera.data.config import make_views
 from sidera.data.dataset import Dataset
@@ -148,5 +149,5 @@ def test_a_model_without_them_is_told_what_is_missing(data: Path, trained: Path)
     ((_, batch),) = eval_batches(view.dataset, view.split.test, READ, 10**6, reader)
     with pytest.raises(InputError, match="no representatives"):
         recommender.model.context(batch)
-    empty = Batch(torch.tensor([1]), torch.tensor([0, 1]), feedback={"like": torch.zeros(1)})
+    empty = hand_made(torch.tensor([1]), torch.tensor([0, 1]), feedback={"like": torch.zeros(1)})
     assert recommender.rank(empty, 3).item_ids.shape == (1, 3)

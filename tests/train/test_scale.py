@@ -71,7 +71,7 @@ def test_every_row_is_seen_once_in_the_order_of_time(log: Path, tmp_path: Path) 
     stream = open_stream(quick_recipe(), log, tmp_path, None, lambda _: None)
     config = one_pass(quick_recipe("fit.epochs=7", "fit.patience=3").fit, 1e-3, 0, stream.train.num_batches())
     assert (config.epochs, config.patience, config.max_minutes) == (1, 0, None)
-    seen = [batch.as_of for batch in stream.train.batches(0)]
+    seen = [batch.requests.as_of for batch in stream.train.batches(0)]
     assert sum(len(moments) for moments in seen if moments is not None) == stream.train.num_rows
     ends = [moments.max() for moments in seen if moments is not None]
     starts = [moments.min() for moments in seen if moments is not None]

@@ -24,10 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sidera.align.reading import as_read
-from sidera.core import Batch, InputError
-from sidera.data.batches import Reader, eval_batches
+from sidera.align.step import read_requests
+from sidera.batch import Batch, Reads
+from sidera.core import InputError
+from sidera.data.batches import eval_batches
 from sidera.data.config import View
+from sidera.data.items import ItemTable
+from sidera.data.reading import Reading
 from sidera.engine.recommender import Recommender
 
 LABELS = ("long_view", "like")
@@ -58,7 +61,7 @@ class Probe:
         """What the policy writes of its own: legality, entropy, coverage, the share of the head."""
         legal, log_p, items = [], [], []
         for place, batch in enumerate(self.batches):
-            seed, batch = self.seed + 2 * place, as_read(batch, engine)
+            seed, batch = self.seed + 2 * place, read_requests(engine, batch)
             legal.append(engine.rollout(batch, self.samples, "free", seed=seed).legal_mask)
             drawn = engine.rollout(batch, self.samples, "masked", seed=seed + 1)
             items.append(drawn.item_ids[drawn.legal_mask])
@@ -66,7 +69,7 @@ class Probe:
         item_ids = torch.cat(items).cpu()
         catalog = engine.catalog
         head = torch.from_numpy(catalog.serving_order[: max(1, round(TOP_SHARE * catalog.num_items))].copy())
-        read = [as_read(batch, engine) for batch in self.batches]
+        read = [read_requests(engine, batch) for batch in self.batches]
         beams = torch.cat([engine.free_generation(batch, self.beam).flatten() for batch in read])
         return {
             "legality_sample": float(torch.cat(legal).float().mean()),
@@ -79,7 +82,7 @@ class Probe:
     def hits(self, engine: Recommender) -> Tensor:
         """(rows,) bool: was what came next among the ``recall_at`` best?"""
         k = min(self.recall_at, engine.catalog.num_items)
-        found = [engine.rank(as_read(batch, engine), k).item_ids.cpu() for batch in self.batches]
+        found = [engine.rank(read_requests(engine, batch), k).item_ids.cpu() for batch in self.batches]
         return torch.cat([(ids == target[:, None]).any(1) for ids, target in zip(found, self.targets, strict=True)])
 
     def _recalls(self, engine: Recommender) -> dict[str, float]:
@@ -95,6 +98,7 @@ class Probe:
 
 def make_probe(
     view: View,
+    items: ItemTable,
     max_history: int,
     *,
     labels: Sequence[str] = LABELS,
@@ -118,13 +122,13 @@ def make_probe(
     if max_rows is not None and len(rows) > max_rows:
         chosen = np.random.default_rng(seed).choice(len(rows), max_rows, replace=False)
         rows = rows.take(np.sort(chosen))
-    reader = Reader(view.dataset, view.schema) if view.schema.columns else None
+    reads = Reads(max_history, "all" if view.schema.columns else "positive")
+    reading = Reading(view.schema, items, reads).over(view.dataset)
     batches, targets = [], []
     found: dict[str, list[Tensor]] = {name: [] for name in labels if name in view.dataset.feedback}
     everything: list[Tensor] = []
-    for index, batch in eval_batches(view.dataset, rows, max_history, batch_size, reader):
-        assert batch.target_ids is not None
-        batches.append(replace(batch, target_ids=None))
+    for index, batch in eval_batches(reading, rows, batch_size):
+        batches.append(replace(batch, targets=None))
         targets.append(batch.target_ids)
         everything.append(torch.ones(len(index), dtype=torch.bool))
         for name, parts in found.items():

@@ -24,7 +24,7 @@ from sidera.align.objectives import (
     policy_loss,
 )
 from sidera.align.step import AlignStep, Outcome, drift_figures, reward_figures
-from sidera.core import Rollout
+from sidera.roles import Rollout
 
 
 def surrogate_of(name: str, config: AlignConfig) -> Surrogate:

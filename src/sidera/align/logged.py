@@ -2,7 +2,7 @@
 
 Every logged exposure of a request is an action; a long view is worth +1, a dislike -1, the rest is dropped. Who wrote
 the log decides pi_old: per-token log-probabilities recorded at exposure (columns ``log_prob_0``, ``log_prob_1``, ... of
-``Batch.target_feedback``) where the log has them, sg(pi) where it has not. With sg(pi) the ratio is 1 and no clip ever
+``Targets.feedback``) where the log has them, sg(pi) where it has not. With sg(pi) the ratio is 1 and no clip ever
 acts: a plain policy gradient then digs for ever below logged negatives, GBPO stops as in binary cross-entropy.
 """
 
@@ -16,21 +16,21 @@ from torch import Tensor
 from sidera.align.group import surrogate_of
 from sidera.align.objectives import policy_loss
 from sidera.align.step import AlignStep, Outcome, drift_figures
-from sidera.core import Batch, InputError
+from sidera.core import InputError
+from sidera.ops.jagged import Jagged
 
 
 def logged_policy_gradient(step: AlignStep, name: str) -> Outcome:
     """One step of the surrogate ``name`` on logged exposures."""
     config, batch = step.config, step.batch
-    if batch.target_ids is None or batch.target_offsets is None:
-        raise InputError("logged feedback needs the exposures of each request", fix="use a RequestRows source")
-    worth = feedback_advantages(batch.target_feedback, config.positive, config.negative)  # (targets,)
-    sids, there_mask = _padded(step.item_codes[batch.target_ids], batch.target_offsets)  # (B, G, L), (B, G)
-    advantage, _ = _padded(worth, batch.target_offsets)
+    targets = batch.targets_of("exposure", "request")
+    worth = feedback_advantages(targets.feedback, config.positive, config.negative)  # (targets,)
+    sids, target_mask = Jagged(batch.items.codes[targets.items], targets.offsets).pad()  # (B, G, L), (B, G)
+    advantage, _ = Jagged(worth, targets.offsets).pad()
     log_p = step.log_probs(sids, "masked")
-    mask = there_mask & (advantage != 0) & log_p.detach().isfinite().all(-1)  # items that left are not learned from
-    recorded = _recorded(batch, sids.shape[2])
-    log_old = log_p.detach() if recorded is None else _padded(recorded, batch.target_offsets)[0]
+    mask = target_mask & (advantage != 0) & log_p.detach().isfinite().all(-1)  # items that left are not learned from
+    recorded = _recorded(targets.feedback, sids.shape[2])
+    log_old = log_p.detach() if recorded is None else Jagged(recorded, targets.offsets).pad()[0]
     loss = policy_loss(surrogate_of(name, config), log_p, log_old, advantage, mask, config.level)
     figures = {
         "zero_advantage": 1 - float(mask.any(1).float().mean()),
@@ -50,21 +50,12 @@ def feedback_advantages(feedback: Mapping[str, Tensor], positive: str, negative:
     return (good & ~bad).float() - bad.float()
 
 
-def _recorded(batch: Batch, num_levels: int) -> Tensor | None:
+def _recorded(feedback: Mapping[str, Tensor], num_levels: int) -> Tensor | None:
     """(targets, L) log-probabilities of the exposures when they were shown, if the log has them."""
     names = [f"log_prob_{level}" for level in range(num_levels)]
-    if not all(name in batch.target_feedback for name in names):
+    if not all(name in feedback for name in names):
         return None
-    recorded = torch.stack([batch.target_feedback[name] for name in names], dim=1)
+    recorded = torch.stack([feedback[name] for name in names], dim=1)
     if not recorded.isfinite().all() or bool((recorded > 0).any()):
         raise InputError("recorded log-probabilities hold numbers above 0 or none at all", allowed="finite, 0 or less")
     return recorded
-
-
-def _padded(values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Jagged (targets, ...) -> (B, G, ...), mask (B, G)."""
-    counts = offsets.diff()
-    steps = torch.arange(int(counts.max()), device=counts.device)
-    mask = steps < counts[:, None]
-    places = (offsets[:-1, None] + steps).clamp(max=len(values) - 1)
-    return values[places], mask

@@ -29,12 +29,14 @@ from sidera.align.gates import Gates
 from sidera.align.methods import Method, method_of
 from sidera.align.rewards import Reward
 from sidera.align.step import AlignStep
-from sidera.core import Batch, Generator, InputError
+from sidera.batch import Batch
+from sidera.core import InputError
 from sidera.engine.recommender import Recommender
 from sidera.fit.checkpoint import FOLDER, save_checkpoint
 from sidera.fit.loop import BatchSource
 from sidera.fit.schedule import make_optimizer
 from sidera.fit.seeding import seed_everything
+from sidera.roles import Generator
 
 Record = dict[str, Any]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sidera.align.objectives import dpo, s_dpo, self_hard_pairs
 from sidera.align.step import AlignStep, Outcome, reward_figures
-from sidera.core import Batch, InputError
+from sidera.batch import Batch
 
 
 def self_hard_dpo(step: AlignStep) -> Outcome:
@@ -37,7 +37,7 @@ def softmax_dpo(step: AlignStep) -> Outcome:
     """S-DPO: a logged positive against random items."""
     chosen = logged_positives(step.batch, step.generator)
     number = step.config.rejected
-    rejected = torch.randint(len(step.item_codes), (len(chosen), number), generator=step.generator)
+    rejected = torch.randint(step.items.num_items, (len(chosen), number), generator=step.generator)
     return _chosen_against(step, chosen, rejected.to(chosen.device))
 
 
@@ -53,7 +53,7 @@ def self_play(step: AlignStep) -> Outcome:
 
 def _chosen_against(step: AlignStep, chosen: Tensor, rejected: Tensor) -> Outcome:
     """chosen (B,), rejected (B, n) item ids, -1 for none."""
-    sids = step.item_codes[torch.cat([chosen[:, None], rejected.clamp(min=0)], dim=1)]  # (B, 1 + n, L)
+    sids = step.items.codes_of(torch.cat([chosen[:, None], rejected.clamp(min=0)], dim=1))  # (B, 1 + n, L)
     new = step.log_probs(sids, "masked").sum(-1)
     old = step.old_log_probs(sids).sum(-1)
     there = (rejected >= 0) & new[:, 1:].isfinite() & old[:, 1:].isfinite() & (rejected != chosen[:, None])
@@ -69,15 +69,12 @@ def _chosen_against(step: AlignStep, chosen: Tensor, rejected: Tensor) -> Outcom
 
 def logged_positives(batch: Batch, generator: torch.Generator) -> Tensor:
     """(B,) one target of each request, any if it has several."""
-    if batch.target_ids is None:
-        raise InputError("the requests have no targets", fix="give a source whose batches hold what was chosen")
-    if batch.target_offsets is None:
-        if batch.target_ids.numel() != batch.num_histories:
-            raise InputError("the batch has a target per event", allowed="a target per history, or several per request")
+    targets = batch.targets_of("history", "request")
+    if targets.kind == "history":
         return batch.target_ids
-    counts = batch.target_offsets.diff()
-    place = (torch.rand(len(counts), generator=generator).to(counts.device) * counts).long()
-    return batch.target_ids[batch.target_offsets[:-1] + torch.minimum(place, counts - 1)]
+    counts = targets.lengths
+    position = (torch.rand(len(counts), generator=generator).to(counts.device) * counts).long()
+    return batch.target_ids[targets.offsets[:-1] + torch.minimum(position, counts - 1)]
 
 
 def _ratios(new: Tensor, old: Tensor) -> dict[str, float]:

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sidera.core import Batch, InputError
-from sidera.models.rankers.pscore import PScore
+from sidera.batch import Batch
+from sidera.core import InputError
 
 FLAT = 1e-7  # a spread inside every group below this tells no item from another
 CHUNK = 1 << 15  # items scored in one pass; bounds memory, not results
@@ -51,13 +51,13 @@ class Reward(Protocol):
 
 
 class NetworkReward:
-    """What a trained P-Score says: its fused score, one tower, or a weighted sum of several.
+    """What a trained ranker says: its main task (a P-Score's fused score), another one, or a weighted sum of several.
 
-    One tower alone is the textbook way to be hacked (docs/alignment.md); it is allowed, since that has to be shown.
+    One task alone is the textbook way to be hacked (docs/alignment.md); it is allowed, since that has to be shown.
     """
 
-    def __init__(self, network: PScore, weights: Mapping[str, float] | None = None) -> None:
-        self.network, self.weights = network.eval(), dict(weights or {"p": 1.0})
+    def __init__(self, network: Any, weights: Mapping[str, float] | None = None) -> None:
+        self.network, self.weights = network.eval(), dict(weights or {network.tasks[0]: 1.0})
         for name in self.weights:
             if name not in network.tasks:
                 raise InputError(f"the reward names the task {name!r}", allowed=", ".join(network.tasks))
@@ -69,7 +69,7 @@ class NetworkReward:
         answers = []
         for low in range(0, asked.batch.num_histories, step):
             high = min(low + step, asked.batch.num_histories)
-            context = self.network.context(asked.batch.cut(low, high))
+            context = self.network.context(asked.batch.cut(low, high).newest(self.network.reads.max_events))
             answers.append(self.network.score(context, asked.item_ids[low:high].clamp(min=0)))
         scores = torch.cat(answers).float() * there_mask[..., None]  # (B, G, tasks)
         parts = {name: scores[..., self.network.tasks.index(name)] for name in self.weights}

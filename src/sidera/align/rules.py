@@ -100,11 +100,11 @@ def _change(rule: Rule, values: Tensor, total: Tensor, asked: RewardBatch, there
         assert rule.share is not None
         return -(1 - rule.factor) * total.abs() * matched * (share > rule.share)
     if rule.rule == "fresh":
-        if asked.batch.as_of is None:
+        if asked.batch.requests.as_of is None:
             raise InputError(f"rule {rule.name!r} needs to know when it was asked", fix="give batches with as_of")
         assert rule.days is not None
         assert rule.bonus is not None
-        age = asked.batch.as_of[:, None] - values  # seconds, below 0 for what came later
+        age = asked.batch.requests.as_of[:, None] - values  # seconds, below 0 for what came later
         return rule.bonus * (age < rule.days * DAY).to(total.dtype)
     assert rule.weight is not None
     same = (values[:, :, None] == values[:, None]) & (values[:, :, None] > 0)  # (B, G, G)

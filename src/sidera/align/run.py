@@ -43,18 +43,21 @@ from sidera.align.rewards import NetworkReward, Reward, Together
 from sidera.align.rules import Ruled
 from sidera.align.sources import EXPOSURES, exposures, next_tokens, requests, target_mask
 from sidera.catalog.catalog import Catalog
-from sidera.config import digest
+from sidera.config import digest, written
 from sidera.core import InputError
 from sidera.data.config import View, load_dataset, make_views
 from sidera.data.extend import extended
 from sidera.data.split import user_groups
+from sidera.engine.ranking import Ranking
 from sidera.engine.recommender import RUN_RECIPE, Recommender
-from sidera.engine.reranker import FOLDER, KIND, load_ranker, save_ranker
-from sidera.models.rankers.pscore import PScore
+from sidera.engine.reranker import FOLDER
+from sidera.eval.naming import FOLDER as EVALUATION
+from sidera.models import build_model, parse_model, role_of
+from sidera.roles import Ranker
 from sidera.store.exposures import ExposureLog, events_of
-from sidera.train.ranker import FIT, RANKER_SHARES, fit_ranker
+from sidera.train.ranker import FIT, RANKER_SHARES, teach
 from sidera.train.run_lock import one_writer
-from sidera.train.stages import Say, say_once, train
+from sidera.train.stages import Say, Trained, say_once, train
 
 JUDGE = "judge"
 ALIGN = "align"  # folder of the policies
@@ -80,7 +83,7 @@ class _Setting:
     version: str  # of the pretrained weights
     view: View  # every exposure
     reward: Reward
-    networks: Mapping[str, PScore]
+    networks: Mapping[str, Ranker]
     rewarded_by: str  # digest of reward and rules
     valid: Probe
     test: Probe
@@ -136,24 +139,23 @@ def _pretrained(recipe: AlignRecipe, data: str | Path, out: Path, device: str, s
     found = train(recipe.base, data, out, device=device, say=say)[1]
     if found is None:
         raise InputError("the pretraining is unfinished", fix="give the same command again, it goes on")
-    _check_generator(found, out)
-    return found
+    return _generator(found, out)
 
 
-def _check_generator(policy: Recommender, path: Path) -> None:
-    if policy.kind != "generator":
-        name = policy.model_section["name"]
-        raise InputError(
-            f"{path} holds {name!r}, a scorer: it writes nothing that could be rewarded",
-            fix="align a generator (onerec_v2, sidera, tiger, ...)",
-        )
+def _generator(policy: Trained, path: Path) -> Recommender:
+    if isinstance(policy, Recommender) and policy.kind == "generator":
+        return policy
+    name = policy.model_section["name"]
+    raise InputError(
+        f"{path} holds {name!r}, a {role_of(name)}: it writes nothing that could be rewarded",
+        fix="align a generator (onerec_v2, sidera, tiger, ...)",
+    )
 
 
 def _started(start: Path, view: View, out: Path, device: str) -> Recommender:
     """A copy of another run's policy -> ``out``; InputError, with nothing copied, when it is no policy for this log, or
     ``out`` holds another one."""
-    policy = Recommender.load(start)
-    _check_generator(policy, start)
+    policy = _generator(Recommender.load(start), start)
     theirs, ours = policy.catalog, view.dataset
     if theirs.item_keys.tolist() != ours.item_keys.tolist():
         raise InputError(
@@ -196,34 +198,35 @@ def _grown(view: View, recipe: AlignRecipe, path: str | Path, catalog: Catalog, 
 def ranker_stage(
     recipe: AlignRecipe, view: View, catalog: Catalog, user_mask: np.ndarray, path: Path, name: str, device: str,
     say: Say,
-) -> tuple[PScore, dict[str, Any]]:  # fmt: skip
+) -> tuple[Ranker, dict[str, Any]]:  # fmt: skip
     """The reward's network, or the judge's -> ``path``; with what is known of it."""
     settings, data = recipe.rewards, digest([view.dataset.source_digest, asdict(recipe.base.data)])
-    known = [settings.weights, settings.outcomes, settings.epochs, settings.seed]
-    wanted = digest([data, catalog.codebook_id, known, name])
-    if artifacts.is_current(path, KIND, wanted):
+    wanted = digest([data, catalog.codebook_id, settings.model, settings.epochs, settings.seed, name])
+    if artifacts.is_current(path / "model", "model", wanted):
         say(f"{name}: reused ({path})")
     else:
-        config = PScore.Config(weights=settings.weights, outcomes=settings.outcomes)
-        fit_config = replace(FIT, epochs=settings.epochs)
-        fitted = fit_ranker(
-            view, catalog, user_mask, path.parent / f"{path.name}-fit", config=config, fit_config=fit_config,
-            seed=settings.seed,
-        )  # fmt: skip
+        model_name, config = parse_model(settings.model)
+        network = build_model(model_name, config, catalog, settings.seed)
+        ranking = Ranking(network, catalog, {"name": model_name, **written(config)}, device)
+        fit_config = replace(FIT, epochs=settings.epochs, seed=settings.seed)
+        taught = teach(ranking, view, user_mask, fit_config, path / "fit", model_name)
+        result, figures = taught.result, taught.evaluation.metrics
+        aucs = {task: round(metrics["auc"].value, 4) for task, metrics in figures.items()}
         info = {
-            "aucs": {task: round(value, 4) for task, value in fitted.aucs.items()},
+            "aucs": aucs,
             "users": int(user_mask.sum()),
-            "steps": fitted.steps,
-            "cpu_seconds": round(fitted.cpu_seconds, 1),
+            "steps": result.steps,
+            "cpu_seconds": round(result.cpu_seconds, 1),
         }
-        save_ranker(fitted.model, path, catalog, digest=wanted, parents={"data": data}, info=info)
-        shutil.rmtree(path.parent / f"{path.name}-fit", ignore_errors=True)
-        aucs = ", ".join(f"{task} {value:.3f}" for task, value in fitted.aucs.items() if task.startswith("p:"))
-        taught = f"{info['users']:,} users, {fitted.steps:,} steps, {fitted.cpu_seconds:.0f} CPU-seconds"
-        say(f"{name}: {taught}; AUC {aucs}")
-    network, version = load_ranker(path, catalog)
-    info = dict(artifacts.read_manifest(path, KIND).info)
-    return network.to(device), {**info, "digest": version}
+        taught.evaluation.save(path / EVALUATION, digest=wanted)
+        ranking.save_model(path / "model", digest=wanted, parents={"data": data}, training=info)
+        shutil.rmtree(path / "fit", ignore_errors=True)
+        shown = ", ".join(f"{task} {value:.3f}" for task, value in aucs.items() if ":" in task)
+        cost = f"{info['users']:,} users, {result.steps:,} steps, {result.cpu_seconds:.0f} CPU-seconds"
+        say(f"{name}: {cost}; AUC {shown}")
+    ranking = Ranking.load(path, catalog, device)
+    training = artifacts.read_manifest(path / "model", "model").info["training"]
+    return ranking.model, {**training, "digest": ranking.version}
 
 
 def arm_stage(name: str, config: AlignConfig, setting: _Setting) -> tuple[Recommender, dict[str, Any]]:
@@ -241,11 +244,13 @@ def arm_stage(name: str, config: AlignConfig, setting: _Setting) -> tuple[Recomm
     batches = None
     if method.step is not None:
         source = exposures if method.needs_log else requests
-        batches = source(policy, setting.view, config.requests, config.seed + 1)
+        batches = source(policy, setting.view, engine.catalog.items, config.requests, config.seed + 1)
     size = config.ntp_batch
     result = align(
         policy, engine, config,
-        ntp=next_tokens(policy, setting.view, size, config.seed, method.targets) if config.next_token_weight else None,
+        ntp=next_tokens(policy, setting.view, engine.catalog.items, size, config.seed, method.targets)
+        if config.next_token_weight
+        else None,
         requests=batches, reward=setting.reward if method.needs_reward else None, probe=setting.valid,
         run_dir=path / "fit", on_progress=lambda record: _progress(name, record, say),
     )  # fmt: skip
@@ -287,8 +292,9 @@ def _measured(setting: _Setting, name: str, recommender: Recommender, path: Path
 
 def _probes(view: View, pretrained: Recommender) -> tuple[Probe, Probe]:
     """Validation rows for the gates, test rows for the comparison."""
-    history = pretrained.max_history if pretrained.reads_feedback else max(pretrained.max_history, EXPOSURES)
-    return make_probe(view, history), make_probe(view, history, which="test", max_rows=TEST_ROWS)
+    reads, items = pretrained.reading.reads, pretrained.catalog.items
+    history = reads.max_events if reads.feedback else max(reads.max_events, EXPOSURES)
+    return make_probe(view, items, history), make_probe(view, items, history, which="test", max_rows=TEST_ROWS)
 
 
 def _distinct(recipe: AlignRecipe, view: View, say: Say) -> dict[str, AlignConfig]:

@@ -14,49 +14,60 @@ import numpy as np
 from torch import nn
 
 from sidera.align.methods import Targets
-from sidera.core import Generator, InputError, SessionGenerator
-from sidera.data.batches import RequestRows
+from sidera.batch import Reads
+from sidera.core import InputError
+from sidera.data.batches import ExposureRows, RequestRows
 from sidera.data.config import View
 from sidera.data.features import LONG_VIEW
+from sidera.data.items import ItemTable
+from sidera.data.reading import Reading
 from sidera.fit.loop import BatchSource
+from sidera.roles import Generator, SessionGenerator
 
-TARGET = "align_target"  # column that marks what a source learns to write
 EXPOSURES = 128  # newest ones of a request that a reward may read where the policy reads positives alone
 
 
 def next_tokens(
-    model: nn.Module, view: View, batch_size: int, seed: int = 0, targets: Targets = "positive"
+    model: nn.Module, view: View, items: ItemTable, batch_size: int, seed: int = 0, targets: Targets = "positive"
 ) -> BatchSource:
     """Training batches of the events that ``targets`` names; ``view`` holds every exposure."""
-    mask = target_mask(view, targets)
+    mask, reading = target_mask(view, targets), reading_of(model, view, items)
     feed: Any = getattr(model, "feed", None)
     if feed is None or not isinstance(model, Generator) or isinstance(model, SessionGenerator):
         name = type(model).__name__
         raise InputError(f"{name} cannot be aligned", allowed="generators that write one item after a history")
-    if getattr(model, "reads_feedback", False):
-        dataset = view.dataset.with_feedback(TARGET, mask)
-        asked = View(dataset, view.split, replace(view.schema, positive=TARGET))
+    found: BatchSource
+    if reading.reads.feedback:
+        found = feed(reading.over(view.dataset), view.split, batch_size, seed, target_mask=mask)
     else:
-        asked = View(view.dataset.keep(mask), view.split.keep(mask), view.schema)
-    found: BatchSource = feed.of(model, asked, batch_size, seed)
+        found = feed(reading.over(view.dataset.keep(mask)), view.split.keep(mask), batch_size, seed)
     return found
 
 
-def requests(model: nn.Module, view: View, batch_size: int, seed: int = 0) -> BatchSource:
+def requests(model: nn.Module, view: View, items: ItemTable, batch_size: int, seed: int = 0) -> BatchSource:
     """What a method rolls out for: requests whose histories hold every exposure, so that a reward can read them.
 
-    A model that reads items alone is shown the positive ones (``reading.as_read``); requests with none are left out.
+    A model that reads items alone is shown the positive ones (``step.read_requests``); requests with none are left out.
     """
-    if getattr(model, "reads_feedback", False) or not view.schema.columns:
-        return next_tokens(model, view, batch_size, seed)
-    rows = RequestRows(view.dataset, view.split, view.schema, max(_history(model), EXPOSURES), batch_size, seed)
+    reading = reading_of(model, view, items)
+    if reading.reads.feedback or not view.schema.columns:
+        return next_tokens(model, view, items, batch_size, seed)
+    every = replace(reading, reads=Reads(max(reading.reads.max_events, EXPOSURES), "all"))
+    rows = RequestRows(every.over(view.dataset), view.split, batch_size, seed)
     positive = np.concatenate([[0], np.cumsum(target_mask(view, "positive"))])
     return rows.kept(positive[rows.ends] > positive[rows.starts], "read")
 
 
-def exposures(model: nn.Module, view: View, batch_size: int, seed: int = 0) -> RequestRows:
+def exposures(model: nn.Module, view: View, items: ItemTable, batch_size: int, seed: int = 0) -> ExposureRows:
     """Requests with everything that was shown: for learning from logged feedback."""
-    return RequestRows(view.dataset, view.split, replace(view.schema, positive=""), _history(model), batch_size, seed)
+    reading = reading_of(model, view, items).over(view.dataset)
+    return ExposureRows(reading, view.split, batch_size, seed)
+
+
+def reading_of(model: nn.Module, view: View, items: ItemTable) -> Reading:
+    """How the policy reads this log."""
+    reads: Any = model.reads
+    return Reading(view.schema, items, reads)
 
 
 def target_mask(view: View, targets: Targets) -> np.ndarray:
@@ -74,8 +85,3 @@ def target_mask(view: View, targets: Targets) -> np.ndarray:
     watched = np.asarray(dataset.feedback["watch_time"], dtype=np.float32)
     trained = np.arange(dataset.num_events) < view.split.train_ends[dataset.event_users]
     return positive & (watched >= np.median(watched[positive & trained]))
-
-
-def _history(model: nn.Module) -> int:
-    config: Any = model.config
-    return int(config.max_history)

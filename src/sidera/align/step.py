@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 
 from sidera.align.config import AlignConfig
-from sidera.align.reading import as_read
 from sidera.align.rewards import Reward, RewardBatch, Rewards
-from sidera.core import Batch, Context, Generator, InputError, Rollout
+from sidera.batch import Batch
+from sidera.core import InputError
+from sidera.data.items import ItemTable
 from sidera.decode.sample import free_log_probs, masked_log_probs
 from sidera.engine.recommender import Recommender
 from sidera.engine.rollouts import RolloutMode
 from sidera.fit.seeding import step_seed
+from sidera.roles import Context, Generator, Rollout
 
 
 class RewardFailed(InputError):
@@ -52,7 +54,7 @@ class AlignStep:
     @cached_property
     def read(self) -> Batch:
         """The requests as the policy reads them; rewards read ``batch``."""
-        return as_read(self.batch, self.engine)
+        return read_requests(self.engine, self.batch)
 
     @cached_property
     def context(self) -> Context:
@@ -63,11 +65,9 @@ class AlignStep:
         """For the step's own draws (pairs, format members), on the CPU."""
         return torch.Generator().manual_seed(self.seed(0))
 
-    @cached_property
-    def item_codes(self) -> Tensor:
-        """(N, L)"""
-        codes = torch.tensor(self.engine.catalog.codes, dtype=torch.int64)
-        return codes.to(self.batch.item_ids.device)
+    @property
+    def items(self) -> ItemTable:
+        return self.engine.catalog.items
 
     def seed(self, use: int) -> int:
         return step_seed(self.config.seed, self.number, use)
@@ -103,6 +103,16 @@ class AlignStep:
             shape, wanted = tuple(found.total.shape), tuple(rollout.item_ids.shape)
             raise RewardFailed(f"the reward has shape {shape}", allowed=f"{wanted}, one number an item")
         return found
+
+
+def read_requests(engine: Recommender, batch: Batch) -> Batch:
+    """Requests as the engine's model reads them; InputError where it can read nothing of one."""
+    read = engine.reading.cut(batch)
+    empty = int((read.lengths == 0).sum())
+    if empty:
+        problem = f"{empty} of {batch.num_histories} requests have nothing that the model reads"
+        raise InputError(problem, fix="take requests from align.sources.requests, which leaves them out")
+    return read
 
 
 def reward_figures(rewards: Rewards, legal_mask: Tensor) -> dict[str, float]:

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera import artifacts
+from sidera.batch import Batch
 from sidera.catalog.config import AlignConfig, CatalogConfig
 from sidera.catalog.item_content import PICTURES, ContentReader, ItemContent
 from sidera.catalog.item_encoder import KIND, CaptionDecoder, ItemEncoder, load_item_encoder, save_item_encoder
@@ -37,12 +38,12 @@ from sidera.catalog.picture_checkpoint import checkpoint_digest
 from sidera.catalog.pictures import pictures_digest
 from sidera.catalog.text_encoder import cache_dir
 from sidera.config import digest
-from sidera.core import Batch, Loss
 from sidera.data.dataset import Dataset
 from sidera.data.split import Split
 from sidera.fit.config import FitConfig
 from sidera.fit.loop import fit
 from sidera.fit.seeding import seed_everything
+from sidera.roles import Loss
 
 MASKED = -1e9
 
@@ -122,7 +123,6 @@ class AlignedTraining(nn.Module):
     def loss(self, batch: Batch) -> Loss:
         """Sum over the batch's pairs of both losses."""
         config = self.encoder.config
-        assert batch.target_ids is not None
         left, right = batch.item_ids, batch.target_ids
         ids, places = torch.cat([left, right]).unique(return_inverse=True)
         content = self.content.take(ids)

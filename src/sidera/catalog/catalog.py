@@ -25,6 +25,7 @@ from sidera.catalog.rq_kmeans import RQCodebooks
 from sidera.config import digest
 from sidera.core import CatalogMismatch, InputError
 from sidera.data.features import FeatureSchema
+from sidera.data.items import ItemTable
 from sidera.ops.trie import CodeTrie
 
 
@@ -77,6 +78,11 @@ class Catalog:
     @cached_property
     def ids_by_key(self) -> dict[str, int]:
         return {str(key): index for index, key in enumerate(self.item_keys)}
+
+    @cached_property
+    def items(self) -> ItemTable:
+        """What batches are told of the items."""
+        return ItemTable(self.codes, self.categories, self.items_version)
 
     @cached_property
     def serving_order(self) -> np.ndarray:

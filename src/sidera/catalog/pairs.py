@@ -3,7 +3,7 @@
 * user-to-item: the item of each event, and among the user's ``recent`` items before it the one most similar by Swing;
 * item-to-item: each item, and its ``neighbours`` nearest by Swing.
 
-``PairBatches`` draws them for the training loop: anchors are ``item_ids``, their partners ``target_ids``.
+``PairBatches`` draws them for the training loop: anchors are histories of one event, their partners the targets.
 
 Shape legend: P pairs · N items · E events · k neighbours.
 """
@@ -18,10 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from sidera import config as recipes
+from sidera.batch import Batch, Reads
 from sidera.catalog.config import AlignConfig
 from sidera.catalog.swing import Neighbours, events_for_swing, swing
-from sidera.core import Batch, InputError
+from sidera.core import InputError
 from sidera.data.dataset import Dataset
+from sidera.data.features import FeatureSchema
+from sidera.data.items import ItemTable
+from sidera.data.reading import Reading, Wanted
 from sidera.data.split import Split
 
 Ids = NDArray[np.int64]
@@ -32,6 +36,10 @@ class Pairs:
     user_to_item: tuple[Ids, Ids]  # (P,), (P,): the target, the recent item it is nearest to
     item_to_item: tuple[Ids, Ids]  # (P,), (P,)
     neighbours: Neighbours
+
+    @property
+    def num_items(self) -> int:
+        return len(self.neighbours.item_ids)
 
     def partners(self, count: int) -> torch.Tensor:
         """(N, count) int64 nearest items, -1 where there are fewer: known positives, which are no negatives."""
@@ -81,6 +89,7 @@ class PairBatches:
         self.sides = [side for side in (pairs.user_to_item, pairs.item_to_item) if len(side[0])]
         share = config.user_share if len(self.sides) == 2 else 1.0
         self.counts = [round(config.batch_size * share), config.batch_size - round(config.batch_size * share)]
+        self.reading = Reading(FeatureSchema(), ItemTable.plain(pairs.num_items), Reads(1))
         self.config, self.digest = config, recipes.digest(["pairs", name, config])
 
     def num_batches(self, epoch: int) -> int:
@@ -94,11 +103,7 @@ class PairBatches:
                 drawn = rng.integers(0, len(left), count)
                 anchors.append(left[drawn])
                 partners.append(right[drawn])
-            item_ids = torch.from_numpy(np.concatenate(anchors))
+            item_ids = np.concatenate(anchors)
             count = self.config.batch_size * world_size
-            yield Batch(
-                item_ids,
-                torch.arange(len(item_ids) + 1),
-                target_ids=torch.from_numpy(np.concatenate(partners)),
-                global_count=count,
-            )
+            wanted = Wanted("history", np.concatenate(partners))
+            yield self.reading.batch(item_ids, np.arange(len(item_ids) + 1), wanted=wanted, global_count=count)

@@ -84,7 +84,7 @@ def _open_store(recommender: Recommender, arguments: Arguments) -> Behaviour:
     from sidera.engine.histories import open_behaviour
     from sidera.train.recipe import Recipe
 
-    behaviour = open_behaviour(arguments.store, recommender.catalog, recommender.lifelong)
+    behaviour = open_behaviour(arguments.store, recommender.catalog, recommender.reads.lifelong)
     recommender.behaviour = behaviour
     try:
         if arguments.fill and not behaviour.store.num_users:

@@ -21,16 +21,16 @@ Shape legend: E events · P wanted events · R rows (lists) · m items of a list
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from typing import Literal
 
 import numpy as np
 
 from sidera.config import check_value
 from sidera.core import InputError
-from sidera.data.batches import Reader, RequestRows, check_targets, positive_mask, request_starts, trained_mask
-from sidera.data.config import View
+from sidera.data.batches import TargetRows, check_targets, positive_mask, request_starts, trained_mask
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
+from sidera.data.reading import LogReading
 from sidera.data.split import Split
 
 INTERACTIONS = ("like", "follow", "comment", "forward", "share", "collect", "favorite")  # of the paper and the like
@@ -59,35 +59,22 @@ class SessionRules:
         check_value("[model]", "min_watched", self.min_watched, fits, f"at most session_length ({self.length})")
 
 
-class SessionRows(RequestRows):
-    """One row per list: the newest ``max_history`` events before its first request -> its items in order."""
+class SessionRows(TargetRows):
+    """One row per list: the newest events before its first request -> its items in order."""
 
     def __init__(
         self,
-        dataset: Dataset,
+        reading: LogReading,
         split: Split,
-        schema: FeatureSchema,
-        max_history: int,
         batch_size: int,
         seed: int = 0,
         order: Literal["shuffled", "time"] = "shuffled",
         rules: SessionRules | None = None,
     ) -> None:
         self.rules = rules or SessionRules()
-        super().__init__(dataset, split, schema, max_history, batch_size, seed, order)
-
-    @classmethod
-    def of(cls, model: Any, view: View, batch_size: int, seed: int = 0, reader: Reader | None = None) -> Self:
-        """What ``model`` trains on: lists by its own rules."""
-        config = model.config
-        rules = config.session_rules()
-        return cls(view.dataset, view.split, view.schema, config.max_history, batch_size, seed, rules=rules)
-
-    def rows(self, dataset: Dataset, split: Split, schema: FeatureSchema) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return session_lists(dataset, trained_mask(dataset, split), schema, self.rules)
-
-    def settings(self) -> tuple[Any, ...]:
-        return ("sessions", asdict(self.rules))
+        dataset, settings = reading.dataset, asdict(self.rules)
+        wanted = session_lists(dataset, trained_mask(dataset, split), reading.reading.schema, self.rules)
+        super().__init__(reading, split, batch_size, seed, order, wanted, "list", {}, settings)
 
 
 def session_lists(

@@ -25,9 +25,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sidera.core import Batch, Context, Generator, InputError, StepOutput
+from sidera.batch import Batch
+from sidera.core import InputError
 from sidera.decode.select import best_first, best_positions, excluded_mask
 from sidera.ops.trie import CodeTrie, TrieTensors
+from sidera.roles import Context, Generator, StepOutput
 
 NEG_INF = float("-inf")
 Jagged = tuple[Tensor, Tensor]  # values (E,), offsets (B+1,)

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sidera.core import Batch, Context, Generator
+from sidera.batch import Batch
 from sidera.decode.beam import NEG_INF, normalised
 from sidera.ops.trie import CodeTrie
+from sidera.roles import Context, Generator
 
 
 @torch.inference_mode()

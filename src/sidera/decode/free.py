@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sidera.core import Batch, Context, Generator, InputError
+from sidera.batch import Batch
+from sidera.core import InputError
 from sidera.decode.beam import NEG_INF, normalised
 from sidera.decode.select import best_first, best_positions
 from sidera.ops.trie import CodeTrie
+from sidera.roles import Context, Generator
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,9 +24,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sidera.core import Batch, Context, Generator, InputError, StepOutput
+from sidera.batch import Batch
+from sidera.core import InputError
 from sidera.decode.beam import NEG_INF, runs
 from sidera.ops.trie import CodeTrie, TrieTensors
+from sidera.roles import Context, Generator, StepOutput
 
 SampleMode = Literal["masked", "free"]
 

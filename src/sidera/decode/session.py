@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sidera.core import Batch, Context, InputError, SessionGenerator, StepOutput
+from sidera.batch import Batch
+from sidera.core import InputError
 from sidera.decode.beam import (
     NEG_INF,
     Candidates,
@@ -36,6 +37,7 @@ from sidera.decode.beam import (
 )
 from sidera.decode.select import best_first, best_positions, excluded_mask
 from sidera.ops.trie import CodeTrie
+from sidera.roles import Context, SessionGenerator, StepOutput
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from sidera.core import Batch
+from sidera.batch import Batch
 from sidera.store.exposures import ExposureLog, together
 
 if TYPE_CHECKING:  # a Recommender has a writer
@@ -145,7 +145,7 @@ def exposure_columns(
     if recommender.kind == "generator" and len(warm):
         sids = torch.from_numpy(catalog.codes[item_ids.cpu().clamp(min=0)[warm].numpy()]).long()  # (W, k, L)
         found = torch.full((*item_ids.shape, levels), float("nan"))
-        found[warm] = recommender.sid_log_probs(batch.rows(warm.to(batch.offsets.device)), sids).float().cpu()
+        found[warm] = recommender.sid_log_probs(batch.rows(warm.to(batch.events.offsets.device)), sids).float().cpu()
         if (weights, items_version) == (recommender.version, recommender.catalog.items_version):
             log_probs = found[rows, slots]
     known = log_probs.isfinite().all(1, keepdim=True).numpy()

@@ -25,10 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidera.artifacts import write_text
+from sidera.batch import Events, Lifelong
 from sidera.bounds import read_json
 from sidera.catalog.catalog import Catalog
 from sidera.config import parse_section
-from sidera.core import ArtifactError, Batch, InputError, Lifelong
+from sidera.core import ArtifactError, InputError
 from sidera.data.dataset import Dataset
 from sidera.store.behaviour import BehaviourStore, StoreConfig
 from sidera.store.events import ItemTable
@@ -54,13 +55,13 @@ def item_table(catalog: Catalog) -> ItemTable:
     return ItemTable.of(catalog.item_vectors, None if creators is None else creators - 1)
 
 
-def lifelong_of_batch(batch: Batch, catalog: Catalog, config: LifelongConfig) -> Lifelong:
-    """Representatives of the histories of a batch, which must be whole. O(events) for long ones: a store is quicker."""
-    times = np.zeros(batch.item_ids.numel(), np.int64) if batch.times is None else batch.times.cpu().numpy()
-    item_ids, items = batch.item_ids.cpu().numpy(), item_table(catalog)
-    feedback = {name: values.cpu().numpy() for name, values in batch.feedback.items()}
+def lifelong_of_events(events: Events, catalog: Catalog, config: LifelongConfig) -> Lifelong:
+    """Representatives of whole histories, whose ``items`` are dense ids. O(events) for long ones: a store is quicker."""
+    item_ids, items = events.items.numpy(), item_table(catalog)
+    times = np.zeros(len(item_ids), np.int64) if events.times is None else events.times.numpy()
+    feedback = {name: values.numpy() for name, values in events.feedback.items()}
     rows = []
-    for start, end in pairwise(batch.offsets.tolist()):
+    for start, end in pairwise(events.offsets.tolist()):
         mine = slice(start, end)
         columns = {name: values[mine] for name, values in feedback.items()}
         rows.append(read_whole(catalog.schema, items, config, item_ids[mine], times[mine], columns))

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
-from sidera.core import Batch, CatalogMismatch, InputError
+from sidera.core import CatalogMismatch, InputError
 
 STRIDES = (0.7548776662466927, 0.5698402909980532, 0.6180339887498949)  # their multiples fill 0..1 evenly
 
@@ -64,8 +65,9 @@ class Quota:
 
     def num_slots(self, batch: Batch, k: int) -> Tensor:
         """(B,) slots of k that each request gives."""
-        last = batch.item_ids[(batch.offsets[1:] - 1).clamp(min=0)] if batch.item_ids.numel() else batch.lengths
-        moment = batch.as_of % (1 << 20) if batch.as_of is not None else torch.zeros_like(last)
+        ids, as_of = batch.item_ids, batch.requests.as_of
+        last = ids[(batch.events.offsets[1:] - 1).clamp(min=0)] if ids.numel() else batch.lengths
+        moment = as_of % (1 << 20) if as_of is not None else torch.zeros_like(last)
         parts = [value.double() * stride for value, stride in zip((last, batch.lengths, moment), STRIDES, strict=True)]
         return (self.share * k + torch.stack(parts).sum(0) % 1.0).floor().long()
 

@@ -15,47 +15,41 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sidera import artifacts
+from sidera.batch import Batch, Reads
 from sidera.bounds import read_json
 from sidera.catalog.catalog import Catalog
 from sidera.config import MAX_RECIPE_BYTES, MOST
-from sidera.core import (
-    ArtifactError,
-    Batch,
-    Generator,
-    InputError,
-    Recommendation,
-    Request,
-    Rollout,
-    Scorer,
-    SessionGenerator,
-    jagged_rows,
-)
-from sidera.data.batches import Reader
+from sidera.core import ArtifactError, InputError, Recommendation, Request
 from sidera.data.dataset import Dataset
+from sidera.data.reading import LogReading, Reading
 from sidera.decode.beam import beam_search
 from sidera.decode.dense import target_ties, top_items
 from sidera.decode.free import free_beam
 from sidera.decode.session import rank_by_lists
 from sidera.engine.exposures import ExposureWriter, exposure_columns
-from sidera.engine.histories import Behaviour, item_table, lifelong_of_batch
+from sidera.engine.histories import Behaviour, item_table, lifelong_of_events
 from sidera.engine.quota import Quota
-from sidera.engine.requests import ReadHistory, RequestReader, jagged, requests_of
+from sidera.engine.requests import ReadHistory, RequestReader, requests_of
 from sidera.engine.reranker import Reranker
 from sidera.engine.rollouts import RolloutMode, roll_out, sid_log_probs
 from sidera.loading import open_artifact
 from sidera.models.saved import saved_model
+from sidera.ops.jagged import Jagged, jagged_rows
 from sidera.ops.weights import check_weights
-from sidera.store.lifelong import LifelongConfig
+from sidera.roles import Generator, Rollout, Scorer, SessionGenerator
 from sidera.store.log_events import LogRepresentatives
 
+Exclusion = tuple[Tensor, Tensor]  # jagged item ids and offsets
 DEFAULT_BEAM = 50  # beams of a generator that was not opened from a run folder
 RUN_RECIPE = "recipe.json"  # the recipe that a run folder was made with
 MAX_BATCH = 256  # histories answered in one pass; bounds memory, not results
@@ -121,15 +115,11 @@ class Recommender:
         self.device = device
         self.num_known = catalog.num_items if num_known is None else num_known
         self.version = version
-        self.max_history: int = cast(Any, model).config.max_history
-        self.reads_feedback: bool = getattr(model, "reads_feedback", False)
-        self.lifelong: LifelongConfig | None = getattr(model, "lifelong_config", None)
         self.behaviour = behaviour
         self.reranker: Reranker | None = None  # set: every answer is chosen by it among candidates
         self.exposures: ExposureWriter | None = None  # set: answers to requests that name their user are logged
         self.quota: Quota | None = None  # set: a share of the slots of every answer is kept for its items
-        self._reader: Reader | None = None
-        self._read: Dataset | None = None  # what it reads
+        self._log: LogReading | None = None  # of the data set asked for last
         self._lock = threading.Lock()  # a model's inference caches are not made for two threads at once
 
     # -- on tensors: what evaluation calls ------------------------------------------------------------------------
@@ -156,7 +146,7 @@ class Recommender:
         """
         if k < 1:
             raise InputError(f"k = {k}", allowed="1 or more")
-        batch = self._with_lifelong(batch.to(self.device))
+        batch = batch.to(self.device)
         reranker, quota, catalog = self.reranker, self.quota, self.catalog
         try:
             if reranker is None:
@@ -198,9 +188,9 @@ class Recommender:
         candidates = found.item_ids
         if reranker.source == "sample":
             drawn = self.rollout(batch, reranker.num_candidates).item_ids
-            left_out = _join(exclude, (batch.item_ids, batch.offsets)) if filter_seen else exclude
+            left_out = _left_out(batch, exclude, filter_seen)
             candidates = without_repeats(torch.cat((candidates, drawn), dim=1), left_out)
-        ids, scores = reranker.order(newest(batch, self.max_history), candidates, k)
+        ids, scores = reranker.order(batch, candidates, k)
         return Ranked(ids, scores, None, found.version, found.items_version, reranker.version)
 
     def _rank(
@@ -210,10 +200,8 @@ class Recommender:
         """What the model alone answers, from the items that ``catalog`` has not removed."""
         if batch.num_histories and int(batch.lengths.min()) == 0:  # the state before it is another history's last
             raise InputError("an empty history cannot be ranked", allowed="1 event or more", fix="answer by popularity")
-        left_out = _join(exclude, (batch.item_ids, batch.offsets)) if filter_seen else exclude
-        if left_out is not None:
-            left_out = (left_out[0].to(self.device), left_out[1].to(self.device))
-        batch = self._readable(batch)
+        left_out = _left_out(batch, exclude, filter_seen)
+        batch = self.reading.cut(batch)
         with self._lock:
             self._answering()
             if self.kind == "generator":
@@ -238,7 +226,7 @@ class Recommender:
 
         NaN where the generator's codes ran out of probability before the beam was full.
         """
-        generator, batch = self._generator(), self._readable(batch).to(self.device)
+        generator, batch = self._generator(), self.reading.cut(batch.to(self.device))
         with self._lock:
             self._answering()
             context = generator.context(batch)
@@ -252,7 +240,7 @@ class Recommender:
 
         ``masked`` draws in the trie, ``free`` over all codes (what is illegal shows), ``beam`` takes the most likely.
         """
-        generator, batch = self._generator(), self._readable(batch).to(self.device)
+        generator, batch = self._generator(), self.reading.cut(batch.to(self.device))
         with self._lock:
             self._answering()
             return roll_out(generator, batch, self.catalog, count, mode, temperature, seed, self.version)
@@ -261,7 +249,7 @@ class Recommender:
         self, batch: Batch, sids: Tensor, mode: RolloutMode = "masked", temperature: float = 1.0
     ) -> Tensor:
         """(B, G, L) semantic IDs -> (B, G, L): what these weights give each code, as a rollout of ``mode`` would."""
-        generator, batch = self._generator(), self._readable(batch).to(self.device)
+        generator, batch = self._generator(), self.reading.cut(batch.to(self.device))
         with self._lock:
             self._answering()
             return sid_log_probs(generator, batch, self.catalog.trie, sids.to(self.device), mode, temperature)
@@ -282,29 +270,28 @@ class Recommender:
             raise InputError("a scorer generates nothing; rollouts and legality are a generator's")
         return cast(Generator, self.model)
 
-    def reader(self, dataset: Dataset) -> Reader | None:
-        """How the model reads this log, for batches of training and evaluation; None where it reads item ids alone.
+    @property
+    def reads(self) -> Reads:
+        return cast(Any, self.model).reads
+
+    @property
+    def reading(self) -> Reading:
+        """How the model reads histories over this catalogue."""
+        catalog, reads = self.catalog, self.reads
+        compress = partial(lifelong_of_events, catalog=catalog, config=reads.lifelong) if reads.lifelong else None
+        return Reading(catalog.schema, catalog.items, reads, compress)
+
+    def read_log(self, dataset: Dataset) -> LogReading:
+        """How the model reads this log, for batches of training and evaluation.
 
         Kept for the data set asked for last: representatives of long histories are found once.
         """
-        if not self.reads_feedback:
-            return None
-        if self._reader is None or self._read is not dataset:
-            schema, config = self.catalog.schema, self.lifelong
-            lifelong = LogRepresentatives(dataset, schema, item_table(self.catalog), config) if config else None
-            self._reader, self._read = Reader(dataset, schema, lifelong), dataset
-        return self._reader
-
-    def _with_lifelong(self, batch: Batch) -> Batch:
-        """Whole histories, with representatives where the model reads them."""
-        if self.lifelong is None or batch.lifelong is not None:
-            return batch
-        found = lifelong_of_batch(batch, self.catalog, self.lifelong)
-        return replace(batch, lifelong=found.to(batch.item_ids.device))
-
-    def _readable(self, batch: Batch) -> Batch:
-        """What the model reads of whole histories: the newest ``max_history`` events, and representatives of all."""
-        return newest(self._with_lifelong(batch), self.max_history)
+        if self._log is None or self._log.dataset is not dataset:
+            reading, catalog = self.reading, self.catalog
+            config = reading.reads.lifelong
+            known = LogRepresentatives(dataset, catalog.schema, item_table(catalog), config) if config else None
+            self._log = reading.over(dataset, known)
+        return self._log
 
     def _answering(self) -> None:
         """Leave training mode. Not on every call: a change of mode drops what a model laid out for answering."""
@@ -341,9 +328,7 @@ class Recommender:
         return answers
 
     def _answer(self, requests: Sequence[Request], refuse: bool) -> list[Recommendation]:
-        reader = RequestReader(
-            self.catalog, self.num_known, self.max_history, self.reads_feedback, self.lifelong, self.behaviour
-        )
+        reader = RequestReader(self.catalog, self.num_known, self.reading, self.behaviour)
         histories: list[ReadHistory] = []
         left_out = []
         for request in requests:
@@ -358,7 +343,7 @@ class Recommender:
             known = self.catalog.ids_by_key  # what the catalogue does not hold is not answered anyway
             left_out.append([known[key] for key in request.exclude if key in known] + history.seen_ids)
             histories.append(history)
-        warm = [place for place, history in enumerate(histories) if history.item_ids]
+        warm = [place for place, history in enumerate(histories) if len(history.item_ids)]
         groups: dict[int, list[int]] = {}  # by beam width: a large k must not change its neighbours' answers
         for place in warm:
             groups.setdefault(max(self.beam, requests[place].k), []).append(place)
@@ -367,25 +352,22 @@ class Recommender:
         for places in groups.values():
             k = min(max(requests[place].k for place in places), self.catalog.num_items)
             batch = reader.batch([histories[place] for place in places])
-            found = self.rank(batch, k, exclude=jagged([left_out[place] for place in places]))
+            found = self.rank(batch, k, exclude=_exclusion([left_out[place] for place in places]))
             for place, item_ids, scores in zip(places, found.item_ids.tolist(), found.scores.tolist(), strict=True):
                 by_place[place] = _RankedRow(item_ids, scores, found.policy, found.items_version)
-            names |= self._log(requests, places, batch, found)
+            names |= self._log_answers(requests, places, batch, found)
         answers = [
             self._recommendation(request, by_place.get(place), left_out[place], histories[place])
             for place, request in enumerate(requests)
         ]
         for place in sorted(set(range(len(requests))) - by_place.keys()):  # answered by popularity
-            answer, nothing = (
-                answers[place],
-                Batch(torch.zeros(0, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)),
-            )
+            answer, nothing = answers[place], self.reading.batch(np.zeros(0, np.int64), np.zeros(2, np.int64))
             shown = torch.tensor([answer.item_ids], dtype=torch.int64)
             by_popularity = Ranked(shown, shown.float(), None, answer.policy_version, answer.items_version)
-            names |= self._log(requests, [place], nothing, by_popularity)
+            names |= self._log_answers(requests, [place], nothing, by_popularity)
         return [replace(answer, request=names.get(place, "")) for place, answer in enumerate(answers)]
 
-    def _log(self, requests: Sequence[Request], places: Sequence[int], batch: Batch, ranked: Ranked) -> dict[int, str]:
+    def _log_answers(self, requests: Sequence[Request], places: Sequence[int], batch: Batch, ranked: Ranked) -> dict[int, str]:
         """Write the answers of those of ``places`` (rows of ``batch``) whose request names a user; -> their names."""
         rows = [row for row, place in enumerate(places) if requests[place].user is not None]
         if self.exposures is None or not rows:
@@ -515,30 +497,18 @@ def check_device(device: str) -> None:
         raise InputError(f"device {device!r} is not here", allowed=f"cuda:0 to cuda:{torch.cuda.device_count() - 1}")
 
 
-def newest(batch: Batch, max_history: int) -> Batch:
-    """The same histories, cut to their newest ``max_history`` events."""
-    lengths = batch.lengths
-    if not lengths.numel() or int(lengths.max()) <= max_history:
-        return batch
-    kept = lengths.clamp(max=max_history)
-    offsets = torch.cat((kept.new_zeros(1), kept.cumsum(0)))
-    shift = torch.repeat_interleave(batch.offsets[1:] - offsets[1:], kept)  # (T',) from new places to old ones
-    places = torch.arange(int(offsets[-1]), device=shift.device) + shift
-    return replace(
-        batch,
-        item_ids=batch.item_ids[places],
-        offsets=offsets,
-        times=batch.times[places] if batch.times is not None else None,
-        feedback={name: values[places] for name, values in batch.feedback.items()},
-        target_ids=None,
-    )
+def _left_out(batch: Batch, exclude: Exclusion | None, filter_seen: bool) -> Exclusion | None:
+    """What is not answered: ``exclude``, and in mode ``filter_seen`` every item of the whole histories, on their
+    device."""
+    device = batch.events.offsets.device
+    if not filter_seen:
+        return None if exclude is None else (exclude[0].to(device), exclude[1].to(device))
+    seen = Jagged(batch.item_ids, batch.events.offsets)
+    if exclude is not None:
+        seen = Jagged(exclude[0].to(device), exclude[1].to(device)).join(seen)
+    return seen.values, seen.offsets
 
 
-def _join(first: tuple[Tensor, Tensor] | None, second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Two jagged lists, row by row."""
-    if first is None:
-        return second
-    rows = torch.cat([torch.repeat_interleave(torch.arange(len(o) - 1), o.diff().cpu()) for _, o in (first, second)])
-    order = torch.argsort(rows, stable=True)
-    values = torch.cat([first[0].cpu(), second[0].cpu()])[order]
-    return values, first[1].cpu() + second[1].cpu()
+def _exclusion(lists: list[list[int]]) -> Exclusion:
+    found = Jagged.of(lists)
+    return found.values, found.offsets

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from sidera.batch import Batch, Requests
 from sidera.catalog.catalog import Catalog
-from sidera.core import Batch, InputError, Request
+from sidera.core import InputError, Request
+from sidera.data.reading import Reading
 from sidera.engine.histories import Behaviour, KnownHistory, item_table
-from sidera.store.lifelong import LifelongConfig
 from sidera.store.log_events import lifelong_of, read_whole
 
 UNKNOWN = -1  # in place of an item that the catalogue does not hold
@@ -31,7 +31,7 @@ UNKNOWN = -1  # in place of an item that the catalogue does not hold
 class ReadHistory:
     """What a model reads of one request, and what is to be said of it in the answer."""
 
-    item_ids: list[int]  # (n,) readable, oldest first
+    item_ids: np.ndarray  # (n,) readable, oldest first
     times: np.ndarray  # (n,) int64
     feedback: Mapping[str, np.ndarray]  # column -> (n,) float32
     tokens: np.ndarray | None  # (R,) of dtype store.log_events.TOKEN, where the model reads representatives
@@ -49,9 +49,7 @@ class RequestReader:
 
     catalog: Catalog
     num_known: int  # items that the model has rows for
-    max_history: int
-    reads_feedback: bool
-    lifelong: LifelongConfig | None
+    reading: Reading
     behaviour: Behaviour | None
 
     def read(self, request: Request) -> ReadHistory:
@@ -61,7 +59,7 @@ class RequestReader:
             return self._of_user(request, request.user)
         known, schema, number = self.catalog.ids_by_key, self.catalog.schema, len(request.history)
         feedback: dict[str, np.ndarray] = {}
-        if request.feedback or self.reads_feedback:
+        if request.feedback or self.reading.reads.feedback:
             feedback = schema.complete(request.feedback, number)
         times = np.zeros(number, dtype=np.int64) if request.times is None else np.asarray(request.times, np.int64)
         if times.shape != (number,):
@@ -74,26 +72,25 @@ class RequestReader:
 
     def batch(self, histories: Sequence[ReadHistory]) -> Batch:
         """Histories of one event or more -> a Batch to answer."""
-        values, offsets = jagged([history.item_ids for history in histories])
-        if not self.reads_feedback:
-            return Batch(values, offsets)
-        schema = self.catalog.schema
+        item_ids = np.concatenate([history.item_ids for history in histories])
+        offsets = np.cumsum([0, *(len(history.item_ids) for history in histories)])
+        reads, schema = self.reading.reads, self.catalog.schema
+        if not reads.feedback:
+            return self.reading.batch(item_ids, offsets)
         profiles = {
-            name: torch.tensor([_place(vocabulary, history.profile.get(name)) for history in histories])
+            name: torch.tensor([_position(vocabulary, history.profile.get(name)) for history in histories])
             for name, vocabulary in schema.profile_fields.items()
         }
         tokens = [history.tokens for history in histories if history.tokens is not None]
-        return Batch(
-            values,
+        return self.reading.batch(
+            item_ids,
             offsets,
-            times=torch.from_numpy(np.concatenate([history.times for history in histories])),
-            as_of=torch.tensor([history.as_of for history in histories]),
+            times=np.concatenate([history.times for history in histories]),
             feedback={
-                name: torch.from_numpy(np.concatenate([history.feedback[name] for history in histories]))
-                for name in schema.columns
+                name: np.concatenate([history.feedback[name] for history in histories]) for name in schema.columns
             },
-            profiles=profiles,
-            lifelong=None if self.lifelong is None else lifelong_of(schema, tokens),
+            requests=Requests(as_of=torch.tensor([history.as_of for history in histories]), profiles=profiles),
+            lifelong=None if reads.lifelong is None else lifelong_of(schema, tokens),
         )
 
     def _of_user(self, request: Request, user: str) -> ReadHistory:
@@ -108,7 +105,7 @@ class RequestReader:
                 f"the request names user {user!r}, but no behaviour store is open",
                 fix="serve with --store FOLDER, or send the history",
             )
-        found = self.behaviour.read(user, request.as_of, representatives=self.lifelong is not None)
+        found = self.behaviour.read(user, request.as_of, representatives=self.reading.reads.lifelong is not None)
         if found is None or not len(found.item_ids):
             nothing = np.empty(0, dtype=np.int64)
             found = KnownHistory(nothing, nothing, self.catalog.schema.complete({}, 0), None)
@@ -116,24 +113,23 @@ class RequestReader:
         return self._readable(request, found, ())
 
     def _readable(self, request: Request, whole: KnownHistory, missing: tuple[str, ...]) -> ReadHistory:
-        schema, item_ids, feedback = self.catalog.schema, whole.item_ids, whole.feedback
+        schema, item_ids, feedback, reads = self.catalog.schema, whole.item_ids, whole.feedback, self.reading.reads
         kept = (item_ids >= 0) & (item_ids < self.num_known)
         late = dict.fromkeys(item_ids[item_ids >= self.num_known].tolist())  # each once, in their order
-        if not self.reads_feedback and schema.positive and feedback:
+        if not reads.feedback and schema.positive and feedback:
             kept &= feedback[schema.positive] > 0
         places, tokens = np.flatnonzero(kept), whole.tokens
         if tokens is not None:
             tokens = tokens[tokens["item_ids"] < self.num_known]
-        elif self.lifelong is not None:
+        elif reads.lifelong is not None:
             columns = {name: values[places] for name, values in feedback.items()}
             items = item_table(self.catalog)
-            tokens = read_whole(schema, items, self.lifelong, item_ids[places], whole.times[places], columns)
-        places = places[-self.max_history :]
+            tokens = read_whole(schema, items, reads.lifelong, item_ids[places], whole.times[places], columns)
         newest = int(whole.times[-1]) if len(whole.times) else 0
         return ReadHistory(
-            item_ids=item_ids[places].tolist(),
+            item_ids=item_ids[places],
             times=whole.times[places],
-            feedback={name: values[places] for name, values in feedback.items()} if self.reads_feedback else {},
+            feedback={name: values[places] for name, values in feedback.items()} if reads.feedback else {},
             tokens=tokens,
             profile=request.profile,
             as_of=newest if request.as_of is None else request.as_of,
@@ -184,12 +180,6 @@ def _key_of(value: Any, what: str) -> str:
     )
 
 
-def jagged(lists: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Values of all lists after each other, and offsets (len(lists)+1,)."""
-    lengths = torch.tensor([0] + [len(entry) for entry in lists])
-    return torch.tensor([value for entry in lists for value in entry], dtype=torch.int64), lengths.cumsum(0)
-
-
-def _place(vocabulary: Sequence[str], value: str | None) -> int:
+def _position(vocabulary: Sequence[str], value: str | None) -> int:
     """Category of a profile value: 0 for one that was never seen."""
     return vocabulary.index(value) + 1 if value in vocabulary else 0

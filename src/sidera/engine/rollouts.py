@@ -13,11 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog
-from sidera.core import Batch, Generator, InputError, Rollout
+from sidera.core import InputError
 from sidera.decode.beam import beam_search
 from sidera.decode.sample import SampleMode, free_log_probs, masked_log_probs, sample
 from sidera.ops.trie import CodeTrie
+from sidera.roles import Generator, Rollout
 
 RolloutMode = Literal["masked", "free", "beam"]
 MAX_COUNT = 512  # semantic IDs of one history

@@ -66,7 +66,7 @@ def evaluate(
     check_items(recommender.catalog, dataset)
     all_rows = split.valid if which == "valid" else split.test
     rows = sample_rows(all_rows, config.max_rows, config.seed)
-    reads_all = getattr(recommender, "reads_feedback", False)  # then the log holds more than the positive events
+    reads_all = recommender.reads.feedback  # then the log holds more than the positive events
     popularity = recommender.catalog.popularity[: dataset.num_items] if reads_all else item_popularity(dataset, split)
     head = PopularitySlices.of(popularity)
     found: dict[str, dict[int, Lists]] = {}
@@ -285,7 +285,7 @@ def _protocol(
         "seen": list(config.seen),
         "lists": [{"ks": list(ks), "beam": beam if generator else None} for ks, beam in config.lists],
         "kind": recommender.kind,
-        "max_history": recommender.max_history,
+        "max_history": recommender.reads.max_events,
         "codebook_id": recommender.catalog.codebook_id,
         "items_version": recommender.catalog.items_version,
         "head_min_events": head.head_min,

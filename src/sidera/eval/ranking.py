@@ -21,10 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
-from sidera.core import Batch, InputError
-from sidera.data.batches import Reader, eval_batches
+from sidera.core import InputError
+from sidera.data.batches import eval_batches
 from sidera.data.dataset import Dataset
+from sidera.data.features import FeatureSchema
+from sidera.data.items import ItemTable
+from sidera.data.reading import Reading
 from sidera.data.split import EvalRows
 from sidera.eval.config import EvalConfig
 from sidera.eval.metrics import TargetRanks, exposure_counts, target_ranks
@@ -51,7 +55,9 @@ class Ranker(Protocol):
 
     catalog: Catalog
     kind: str  # "generator" | "scorer"
-    max_history: int  # events that the model reads
+
+    @property
+    def reads(self) -> Reads: ...
 
     def rank(self, batch: Batch, k: int, *, beam: int, filter_seen: bool) -> Any: ...
 
@@ -135,10 +141,12 @@ def questions(
     """
     if getattr(recommender, "kind", "") == "scorer":
         batch_size = max(1, min(batch_size, MOST_SCORES // max(1, recommender.catalog.num_items)))
-    longest = max(1, int((rows.ends - rows.starts).max()))
-    reader: Reader | None = recommender.reader(dataset) if hasattr(recommender, "reader") else None  # else: item ids
-    for index, batch in eval_batches(dataset, rows, longest, batch_size, reader):
-        yield index, replace(batch, target_ids=None)
+    if hasattr(recommender, "read_log"):
+        reading = recommender.read_log(dataset)
+    else:  # it reads item ids alone
+        reading = Reading(FeatureSchema(), ItemTable.plain(dataset.num_items), Reads(1)).over(dataset)
+    for index, batch in eval_batches(reading, rows, batch_size, whole=True):
+        yield index, replace(batch, targets=None)
 
 
 def rank_lists(

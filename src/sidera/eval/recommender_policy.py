@@ -6,15 +6,17 @@ and evaluation read the log (tests/sim/test_recommender_policy.py holds them tog
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sidera.core import Batch, InputError
+from sidera.batch import Batch
+from sidera.batch import Requests as Asked
+from sidera.core import InputError
 from sidera.engine.recommender import Recommender
+from sidera.ops.jagged import Jagged
 from sidera.sim.requests import Requests
 from sidera.sim.text import item_texts
 from sidera.sim.world import World
@@ -40,9 +42,9 @@ class RecommenderPolicy:
         readable = batch.lengths > 0
         warm = torch.nonzero(readable).squeeze(1)
         if len(warm):
-            shown = _rows_of(requests.item_ids, requests.offsets, warm.numpy())
-            exclude = (torch.from_numpy(shown[0]), torch.from_numpy(shown[1]))
-            ranked = self.recommender.rank(_only(batch, warm), requests.k, exclude=exclude)
+            shown = Jagged(torch.from_numpy(requests.item_ids), torch.from_numpy(requests.offsets)).rows(warm)
+            batch = batch if len(warm) == batch.num_histories else batch.rows(warm)
+            ranked = self.recommender.rank(batch, requests.k, exclude=(shown.values, shown.offsets))
             answers[warm.numpy()] = ranked.item_ids.cpu().numpy()
         for row in torch.nonzero(~readable).squeeze(1).tolist():
             shown_ids = requests.item_ids[requests.offsets[row] : requests.offsets[row + 1]]
@@ -53,28 +55,21 @@ class RecommenderPolicy:
 
 
 def to_batch(requests: Requests, recommender: Recommender) -> Batch:
-    """What the model reads of each request: every exposure with its feedback, or the positive ones only.
-
-    Events are cut to those whose items the model has rows for; a history may come out empty.
-    """
-    schema = recommender.catalog.schema
-    feedback = schema.complete(requests.feedback, len(requests.item_ids)) if schema.columns else {}
-    kept = requests.item_ids < recommender.num_known
-    if not recommender.reads_feedback and schema.positive:
-        kept &= feedback[schema.positive] > 0
-    offsets = np.concatenate([[0], np.cumsum(kept)])[requests.offsets]
-    batch = Batch(torch.from_numpy(requests.item_ids[kept]), torch.from_numpy(offsets))
-    if not recommender.reads_feedback:
-        return batch
-    return replace(
-        batch,
-        times=torch.from_numpy(requests.times[kept]),
-        as_of=torch.from_numpy(requests.as_of),
-        feedback={name: torch.from_numpy(values[kept]) for name, values in feedback.items()},
-        profiles={
-            name: torch.from_numpy(_places(requests.profiles[name], vocabulary))
-            for name, vocabulary in schema.profile_fields.items()
-        },
+    """What the model reads of each request; a history may come out empty."""
+    schema, items = recommender.catalog.schema, requests.item_ids
+    feedback = schema.complete(requests.feedback, len(items)) if schema.columns else {}
+    known = items < recommender.num_known
+    profiles = {
+        name: torch.from_numpy(_positions(requests.profiles[name], vocabulary))
+        for name, vocabulary in schema.profile_fields.items()
+    }
+    asked = Asked(as_of=torch.from_numpy(requests.as_of), profiles=profiles)
+    return recommender.reading.batch(
+        items[known],
+        np.concatenate([[0], np.cumsum(known)])[requests.offsets],
+        times=requests.times[known],
+        feedback={name: values[known] for name, values in feedback.items()},
+        requests=asked if recommender.reads.feedback else None,
     )
 
 
@@ -92,30 +87,7 @@ def _check_items(recommender: Recommender, world: World) -> None:
         raise InputError(f"item {different[0]} has another title in this world: it is of another seed", fix=fix)
 
 
-def _places(values: NDArray[Any], vocabulary: tuple[str, ...]) -> NDArray[np.int64]:
+def _positions(values: NDArray[Any], vocabulary: tuple[str, ...]) -> NDArray[np.int64]:
     """(B,) 1 + place of each value, 0 for one that training never saw."""
     numbers = {value: place + 1 for place, value in enumerate(vocabulary)}
     return np.array([numbers.get(str(value), 0) for value in values], dtype=np.int64)
-
-
-def _rows_of(
-    values: NDArray[Any], offsets: NDArray[np.int64], rows: NDArray[np.int64]
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The jagged rows ``rows`` alone: values and offsets."""
-    lengths = np.diff(offsets)[rows]
-    bounds = np.concatenate([[0], np.cumsum(lengths)])
-    places = np.arange(bounds[-1]) - np.repeat(bounds[:-1] - offsets[rows], lengths)
-    return values[places], bounds
-
-
-def _only(batch: Batch, rows: torch.Tensor) -> Batch:
-    """The histories ``rows``; those left out must be empty, so events stay as they are."""
-    if len(rows) == batch.num_histories:
-        return batch
-    ends = torch.cat([batch.offsets[:1], batch.offsets[rows + 1]])
-    return replace(
-        batch,
-        offsets=ends,
-        as_of=None if batch.as_of is None else batch.as_of[rows],
-        profiles={name: values[rows] for name, values in batch.profiles.items()},
-    )

@@ -25,7 +25,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sidera.core import Batch, InputError
+from sidera.batch import Batch
+from sidera.core import InputError
 
 # One rank evaluates while the others wait at a collective, so the limit is that of a long evaluation.
 TIMEOUT = timedelta(hours=2)

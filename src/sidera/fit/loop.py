@@ -25,8 +25,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sidera.batch import Batch
 from sidera.config import digest
-from sidera.core import Batch, InputError
+from sidera.core import InputError
 from sidera.fit import distributed
 from sidera.fit.checkpoint import (
     FOLDER,
@@ -255,7 +256,7 @@ class _Run:
         """Events and, where the model counts them, floating-point operations of this rank's batches."""
         count_flops = getattr(self.model, "flops_per_batch", None)
         flops = sum(float(count_flops(batch)) for batch in pulled) if count_flops else 0.0
-        return float(sum(batch.item_ids.numel() for batch in pulled)), flops
+        return float(sum(batch.events.num_values for batch in pulled)), flops
 
     def _peak_tflops(self, reached: float) -> float:
         """What the MFU is measured against, all ranks together; a measured peak is never below what was reached."""

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sidera.core import Batch
+from sidera.batch import Batch
 from sidera.fit import distributed
 from sidera.fit.config import FitConfig
 from sidera.fit.schedule import make_optimizer

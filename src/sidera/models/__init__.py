@@ -4,9 +4,10 @@ Every class is built as ``Model(config, catalog)`` with its frozen dataclass ``M
 
 * ``role``: "generator" or "scorer" (they answer lists), "ranker" (it scores candidates), "reward" (it scores lists).
   The role chooses the evaluator;
-* ``feed``: the class that makes the batches of its ``loss`` (``RequestRows``, ...), and/or a method ``fit_once(view)``
-  that learns from the training part without steps, before the first of them;
-* ``reads_feedback = True`` where it reads every exposure with its feedback, not the positive events alone;
+* ``feed``: the class that makes the batches of its ``loss`` (``RequestRows``, ...), or a partial of it set by
+  ``__init__``; called as ``feed(reading, split, batch_size, seed)``, and with ``target_mask=`` to choose targets;
+* and/or a method ``fit_once(view)`` that learns from the training part without steps, before the first of them;
+* ``Config.reads``, and as ``model.reads``: which events it reads, and of these how many (``sidera.batch.Reads``);
 * ``reads_codes = False`` where it reads no semantic IDs: its catalogue needs none.
 """
 
@@ -29,6 +30,7 @@ from sidera.models.generators.onerec_v2 import OneRecV2
 from sidera.models.generators.sidera import SideraGenerator
 from sidera.models.generators.tiger import Tiger
 from sidera.models.rankers.pscore import PScore
+from sidera.models.rankers.session_reward import SessionReward
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.models.retrievers.popularity import Popularity
 from sidera.models.retrievers.sasrec import SASRec
@@ -44,7 +46,9 @@ MODELS: dict[str, Any] = {
     "onerec_v1": OneRecV1,
     "onerec_v2": OneRecV2,
     "pscore": PScore,
+    "session_reward": SessionReward,
 }
+RANKING = ("ranker", "reward")  # roles that score what is given; the others find it
 SIZES = {"width", "num_layers", "ff_width", "ff_multiple", "num_experts", "neighbours"}  # what weights grow with
 
 

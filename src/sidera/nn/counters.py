@@ -9,7 +9,7 @@ batches without padding (a test). Counts from sizes alone, for architectures tha
 A model reports its MFU by a method ``flops_per_batch(batch)``; most need no more than
 
     def flops_per_batch(self, batch: Batch) -> float:
-        forward = matmul_flops(self.events, batch.item_ids.numel()) + attention_flops(...)
+        forward = matmul_flops(self.events, batch.events.num_values) + attention_flops(...)
         return TRAINING * forward
 
 Shape legend: tokens = vectors that enter a module, over the whole batch.

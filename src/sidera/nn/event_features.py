@@ -20,12 +20,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidera.core import Batch, InputError
+from sidera.batch import Batch, Items
+from sidera.core import InputError
 
 ItemInput = Literal["id", "sid", "both"]
 TIMELESS = 0.1  # share of training histories whose times are hidden
@@ -37,16 +37,13 @@ class ItemSource(Protocol):
     """What is read of a Catalog; this room stands below the catalogue's, so it names the shape and not the class."""
 
     @property
-    def codes(self) -> np.ndarray: ...  # (N, L)
-
-    @property
     def level_sizes(self) -> tuple[int, ...]: ...
 
     @property
     def num_items(self) -> int: ...
 
     @property
-    def categories(self) -> Mapping[str, np.ndarray]: ...  # field -> (N,)
+    def categories(self) -> Mapping[str, Any]: ...  # field -> (N,)
 
     @property
     def schema(self) -> Any: ...  # data.features.FeatureSchema
@@ -69,17 +66,11 @@ class EventFeatures(nn.Module):
             schema.labels, schema.has_watch_time, schema.has_duration,
         )  # fmt: skip
         self.columns = schema.columns
-        codes = torch.from_numpy(np.asarray(catalog.codes, dtype=np.int64))
-        self.register_buffer("codes", codes, persistent=False)  # (N, L)
-        self.codes: Tensor
         self.item = nn.Embedding(catalog.num_items, width) if item_input != "sid" else None
         self.code = (
             nn.ModuleList(nn.Embedding(size, width) for size in catalog.level_sizes) if item_input != "id" else None
         )
         self.fields = tuple(catalog.categories)
-        for name in self.fields:
-            values = torch.from_numpy(np.asarray(catalog.categories[name], dtype=np.int64))
-            self.register_buffer(f"category_{name}", values, persistent=False)  # (N,)
         self.side = nn.ModuleDict(
             {name: nn.Embedding(len(schema.item_fields[name]) + 1, side_width) for name in self.fields}
         )
@@ -93,11 +84,11 @@ class EventFeatures(nn.Module):
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
 
-    def item_vectors(self, item_ids: Tensor) -> Tensor:
+    def item_vectors(self, items: Items) -> Tensor:
         """(U, D) of the items alone."""
-        parts = [] if self.item is None else [self.item(item_ids)]
+        parts = [] if self.item is None else [self.item(items.ids)]
         if self.code is not None:
-            parts += [table(self.codes[item_ids, level]) for level, table in enumerate(self.code)]
+            parts += [table(items.codes[:, level]) for level, table in enumerate(self.code)]
         return torch.stack(parts).sum(0)
 
     def forward(self, batch: Batch, places: Tensor | None = None) -> Tensor:
@@ -108,11 +99,10 @@ class EventFeatures(nn.Module):
         self._check(batch)
         first, activation, second = cast(tuple[nn.Linear, nn.Module, nn.Module], tuple(self.mix))
         ages, places, numbers = self._per_event(batch, places)
-        item_ids, which = torch.unique(batch.item_ids, return_inverse=True)  # (U,), (T,)
-        of_items = torch.cat(self._item_parts(item_ids), dim=-1)  # (U, F)
+        of_items = torch.cat(self._item_parts(batch.items), dim=-1)  # (U, F)
         sizes = (of_items.shape[1], self.age.embedding_dim, self.place.embedding_dim, self.num_numbers)
         by_item, by_age, by_place, by_number = first.weight.split(sizes, dim=1)
-        hidden = F.embedding(which, F.linear(of_items, by_item, first.bias))  # (T, 2D)
+        hidden = F.embedding(batch.events.items, F.linear(of_items, by_item, first.bias))  # (T, 2D)
         hidden += F.embedding(ages, F.linear(self.age.weight, by_age))
         hidden += F.embedding(places, F.linear(self.place.weight, by_place))
         if numbers is not None:
@@ -125,7 +115,7 @@ class EventFeatures(nn.Module):
         first, _, second = cast(tuple[nn.Linear, nn.Module, nn.Linear], tuple(self.mix))
         buckets = self.age.weight.numel() + self.place.weight.numel()
         of_items = first.in_features - self.num_numbers - self.age.embedding_dim - self.place.embedding_dim
-        num_items, num_events = len(batch.item_ids.unique()), batch.item_ids.numel()
+        num_items, num_events = batch.items.num_items, batch.events.num_values
         inputs = num_items * of_items + buckets + num_events * (self.num_numbers + second.out_features)
         return 2.0 * first.out_features * inputs
 
@@ -133,49 +123,49 @@ class EventFeatures(nn.Module):
         """The reference of :meth:`forward`: every feature of every event side by side, then the MLP."""
         self._check(batch)
         ages, places, numbers = self._per_event(batch, places)
-        parts = [*self._item_parts(batch.item_ids), self.age(ages), self.place(places)]
+        of_items = [part[batch.events.items] for part in self._item_parts(batch.items)]
+        parts = [*of_items, self.age(ages), self.place(places)]
         return self.mix(torch.cat(parts if numbers is None else [*parts, numbers], dim=-1))
 
-    def _item_parts(self, item_ids: Tensor) -> list[Tensor]:
+    def _item_parts(self, items: Items) -> list[Tensor]:
         """(U, F_i) each: the items' own vectors and those of their categories."""
-        sides = [table(getattr(self, f"category_{name}")[item_ids]) for name, table in self.side.items()]
-        return [self.item_vectors(item_ids), *sides]
+        sides = [table(items.features[name]) for name, table in self.side.items()]
+        return [self.item_vectors(items), *sides]
 
     def _per_event(self, batch: Batch, places: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """(T,) bucket of the age, (T,) of the place, (T, numbers) of what was logged."""
-        lengths = batch.lengths
-        buckets = _half_octaves(_places(batch, lengths) if places is None else places, PLACE_BUCKETS)
-        return self._ages(batch, lengths), buckets, self._numbers(batch)
+        buckets = _half_octaves(batch.events.from_end if places is None else places, PLACE_BUCKETS)
+        return self._ages(batch), buckets, self._numbers(batch)
 
     def _check(self, batch: Batch) -> None:
-        missing = [name for name in self.columns if name not in batch.feedback]
+        missing = [name for name in self.columns if name not in batch.events.feedback]
         if missing:
             raise InputError(
                 f"the batch has no feedback column {missing[0]!r}", fix="read the log through the Catalog's schema"
             )
 
-    def _ages(self, batch: Batch, lengths: Tensor) -> Tensor:
+    def _ages(self, batch: Batch) -> Tensor:
         """(T,) bucket of the seconds between an event and the request; 0 where times are unknown.
 
         In training every tenth history is read without its times, so that histories that come without are no surprise.
         """
-        if batch.times is None or batch.as_of is None:
-            return torch.zeros_like(batch.item_ids)
-        total = batch.item_ids.numel()
-        moment = torch.repeat_interleave(batch.as_of, lengths, output_size=total)
-        ages = 1 + _half_octaves((moment - batch.times).clamp(min=0), AGE_BUCKETS - 1)
+        times, as_of, rows = batch.events.times, batch.requests.as_of, batch.events.row_ids
+        if times is None or as_of is None:
+            return torch.zeros_like(batch.events.items)
+        ages = 1 + _half_octaves((as_of[rows] - times).clamp(min=0), AGE_BUCKETS - 1)
         if self.training:
-            hidden_mask = torch.rand(len(lengths), device=ages.device) < TIMELESS
-            ages = ages.masked_fill(torch.repeat_interleave(hidden_mask, lengths, output_size=total), 0)
+            hidden_mask = torch.rand(batch.num_histories, device=ages.device) < TIMELESS
+            ages = ages.masked_fill(hidden_mask[rows], 0)
         return ages
 
     def _numbers(self, batch: Batch) -> Tensor | None:
         """(T, numbers) labels, log seconds, marks of unknown seconds, the share watched."""
-        found = [batch.feedback[name] for name in self.labels]
+        feedback = batch.events.feedback
+        found = [feedback[name] for name in self.labels]
         seconds = {}
         for name, there in (("watch_time", self.has_watch_time), ("duration", self.has_duration)):
             if there:
-                values = batch.feedback[name]
+                values = feedback[name]
                 unknown = values.isnan()
                 seconds[name] = values.masked_fill(unknown, 0.0)
                 found += [seconds[name].clamp(min=0).log1p() / 4, unknown.float()]
@@ -207,17 +197,10 @@ class UserFeatures(nn.Module):
         """(B, D)"""
         parts = [self.nobody.expand(batch.num_histories, 1)]
         for name, table in self.fields.items():
-            values = batch.profiles.get(name)
+            values = batch.requests.profiles.get(name)
             ids = torch.zeros(batch.num_histories, dtype=torch.int64, device=self.nobody.device)
             parts.append(table(ids if values is None else values))
         return self.mix(torch.cat(parts, dim=-1))
-
-
-def _places(batch: Batch, lengths: Tensor) -> Tensor:
-    """(T,) 0 for the newest event of a history."""
-    total = batch.item_ids.numel()
-    ends = torch.repeat_interleave(batch.offsets[1:], lengths, output_size=total)
-    return ends - 1 - torch.arange(total, device=ends.device)
 
 
 def _half_octaves(values: Tensor, limit: int) -> Tensor:

@@ -27,8 +27,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from sidera.batch import Lifelong
 from sidera.config import digest
-from sidera.core import InputError, Lifelong
+from sidera.core import InputError
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
 from sidera.store.events import Events, ItemTable
@@ -95,11 +96,11 @@ def tokens_of(events: Events | Representatives) -> NDArray[Any]:
 
 
 def lifelong_of(schema: FeatureSchema, rows: Sequence[NDArray[Any]]) -> Lifelong:
-    """Tokens (dtype TOKEN) of each history -> what a Batch carries of them."""
+    """Tokens (dtype TOKEN) of each history -> what a Batch carries of them, with dense ids for ``items``."""
     joined = np.concatenate([np.empty(0, dtype=TOKEN), *rows])
     columns = columns_of(schema, joined["labels"], joined["watch_time"], joined["duration"])
     return Lifelong(
-        item_ids=torch.from_numpy(joined["item_ids"].astype(np.int64)),
+        items=torch.from_numpy(joined["item_ids"].astype(np.int64)),
         offsets=torch.from_numpy(np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)),
         counts=torch.from_numpy(joined["counts"].astype(np.int64)),
         times=torch.from_numpy(joined["times"].copy()),

@@ -33,6 +33,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import digest
 from sidera.core import InputError
 from sidera.data.batches import RequestRows
+from sidera.data.reading import Reading
 from sidera.engine.recommender import check_device
 from sidera.eval.scaling import MIN_SIZES, Scaling, SizeRun, fit_scaling
 from sidera.eval.scaling_record import save_record, scaling_record
@@ -124,8 +125,8 @@ def scale(
     factors, tried = choose_factors([row[:2] for row in trials], anchor, stream, out, options, device, say)
     context = {
         "rows": stream.train.num_rows,
-        "targets": len(stream.train.target_places),
-        "slice_targets": len(stream.test.target_places),
+        "targets": len(stream.train.targets),
+        "slice_targets": len(stream.test.targets),
         "recipe": recipe.sections(),
         "data": stream.prepared.digest,
         "device": device,
@@ -180,11 +181,11 @@ def open_stream(recipe: Recipe, data: str | Path, out: Path, rows: int | None, s
     catalog = catalog_stage(recipe, prepared, out, say)
     dataset, split = prepared.dataset, prepared.split
     assert split.cut_times is not None
+    reading = Reading(prepared.schema, catalog.items, recipe.model_config.reads).over(dataset)
 
     def source(train_ends: np.ndarray) -> RequestRows:
         cut = replace(split, train_ends=train_ends)
-        size, history = recipe.fit.batch_size, recipe.model_config.max_history
-        return RequestRows(dataset, cut, prepared.schema, history, size, order="time")
+        return RequestRows(reading, cut, recipe.fit.batch_size, order="time")
 
     train, everything = source(split.train_ends), source(dataset.offsets[1:])
     if rows is not None and rows < train.num_rows:
@@ -316,9 +317,8 @@ def target_losses(model: Any, rows: RequestRows, device: str) -> tuple[np.ndarra
         moved = batch.to(device)
         log_p = model.target_log_probs(moved)  # (targets, L)
         losses.append(-log_p.double().mean(1).cpu().numpy())
-        assert batch.user_ids is not None
-        assert batch.target_offsets is not None
-        users.append(np.repeat(batch.user_ids.numpy(), batch.target_offsets.diff().numpy()))
+        assert batch.requests.user_ids is not None
+        users.append(np.repeat(batch.requests.user_ids.numpy(), batch.targets_of().lengths.numpy()))
     model.train(training)
     return np.concatenate(users), np.concatenate(losses)
 

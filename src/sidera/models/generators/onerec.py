@@ -34,13 +34,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sidera.batch import Batch, Events, Lifelong, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value, later
-from sidera.core import Batch, InputError, Lifelong
+from sidera.core import InputError
 from sidera.models.generators.request_generator import (
     RequestContext,
     RequestGenerator,
-    event_places,
     positive_mask,
 )
 from sidera.nn.code_decoder import DecoderSize, KeysValues
@@ -124,10 +124,14 @@ class OneRec(RequestGenerator):
                 code_std=self.code_std,
             )  # fmt: skip
 
+        @property
+        def reads(self) -> Reads:
+            return Reads(self.max_history, "all", lifelong=self.lifelong_config())
+
     def __init__(self, config: Config, catalog: Catalog) -> None:
         size = config.decoder_size()
         super().__init__(size, catalog)
-        self.config, self.size = config, size
+        self.config, self.size, self.reads = config, size, config.reads
         self.positive = catalog.schema.positive
         self.events = EventFeatures(catalog, config.width, config.item_input)
         self.user = UserFeatures(catalog, config.width, use_profile=config.static)
@@ -156,7 +160,7 @@ class OneRec(RequestGenerator):
 
     def context(self, batch: Batch) -> RequestContext:
         """Pathways, encoder, and the keys and values of every decoder layer."""
-        tokens, offsets = self.pathways(self.readable(batch))
+        tokens, offsets = self.pathways(self.of_pathways(batch))
         states = self.encoder(self.dropout(tokens), jagged_layout(offsets))  # (M, D)
         table, mask = padded(self.project(states), offsets)
         shape = (self.config.decoder_layers, 2, self.config.num_kv_groups, self.size.head_width)
@@ -167,19 +171,17 @@ class OneRec(RequestGenerator):
         """Each layer has its own."""
         return context.pairs
 
-    def readable(self, batch: Batch) -> Batch:
-        """The events that some pathway reads, ``max_history`` at most."""
-        config = self.config
-        _, places = event_places(batch)
-        kept_mask = places < config.max_history
-        if self.lifelong is None or self.count is not None:
-            kept_mask &= (places < config.short_term) | self._newest_positives(batch)
-        return batch if bool(kept_mask.all()) else batch.keep(kept_mask)
+    def of_pathways(self, batch: Batch) -> Batch:
+        """The events that some pathway reads."""
+        if self.lifelong is not None and self.count is None:
+            return batch
+        mask = (batch.events.from_end < self.config.short_term) | self._newest_positives(batch)
+        return batch if bool(mask.all()) else batch.keep(mask)
 
     def pathways(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Tokens (M, D) of all pathways with their places added, and the histories' bounds (B+1,)."""
         config, num_rows = self.config, batch.num_histories
-        rows, places = event_places(batch)
+        rows, places = batch.events.row_ids, batch.events.from_end
         users = self.norm_users(self.user(batch))  # (B, D)
         events, older, older_bounds = self.embedded(batch, rows, places)  # (T, D), (O, D), (B+1,)
         histories = torch.arange(num_rows, device=rows.device)
@@ -189,7 +191,7 @@ class OneRec(RequestGenerator):
             found.append(Pathway(num_rows + chosen, rows[chosen], self.first_places[1] + places[chosen]))
         if config.positive_length:
             chosen = self._newest_positives(batch).nonzero().squeeze(1)
-            ranks = _counted_from_newest(positive_mask(batch, self.positive), batch.offsets, rows)[chosen]
+            ranks = _counted_from_newest(positive_mask(batch, self.positive), batch.events.offsets, rows)[chosen]
             found.append(Pathway(num_rows + chosen, rows[chosen], self.first_places[2] + ranks))
         if self.lifelong is not None:
             owners = older_bounds.diff().nonzero().squeeze(1)  # (b,) histories that have anything to read
@@ -212,7 +214,7 @@ class OneRec(RequestGenerator):
         """(T, D) events, (O, D) what the lifelong queries read, and its bounds (B+1,)."""
         if self.lifelong is None:
             events = self.norm_events(self.events(batch))
-            return events, events[:0], batch.offsets.new_zeros(batch.num_histories + 1)
+            return events, events[:0], batch.events.offsets.new_zeros(batch.num_histories + 1)
         if self.count is None:
             events = self.norm_events(self.events(batch))
             older = (places >= self.config.short_term).nonzero().squeeze(1)
@@ -228,25 +230,25 @@ class OneRec(RequestGenerator):
     def _newest_positives(self, batch: Batch) -> Tensor:
         """(T,) True for the newest ``positive_length`` positive events of each history."""
         liked = positive_mask(batch, self.positive)
-        rows, _ = event_places(batch)
-        return liked & (_counted_from_newest(liked, batch.offsets, rows) < self.config.positive_length)
+        rows = batch.events.row_ids
+        return liked & (_counted_from_newest(liked, batch.events.offsets, rows) < self.config.positive_length)
 
     # -- counting ------------------------------------------------------------------------------------------------
 
     def flops_per_batch(self, batch: Batch) -> float:
         """FLOPs of one training step on this batch, forward and backward; padding does not count."""
-        if batch.target_ids is None:
+        if batch.targets is None:
             return 0.0
         config, width = self.config, self.config.width
-        batch = self.readable(batch)
+        batch = self.of_pathways(batch)
         lengths = batch.lengths
         short = lengths.clamp(max=config.short_term)
-        liked = F.pad(positive_mask(batch, self.positive).long().cumsum(0), (1, 0))[batch.offsets].diff()
+        liked = F.pad(positive_mask(batch, self.positive).long().cumsum(0), (1, 0))[batch.events.offsets].diff()
         older = lengths - short if self.lifelong is not None else torch.zeros_like(lengths)
         read = batch
         if self.count is not None:
             older = representatives(batch).offsets.diff()
-            read = with_representatives(batch, event_places(batch)[1])[0]
+            read = with_representatives(batch, batch.events.from_end)[0]
         queries = config.num_lifelong_queries * (older > 0)
         tokens = 1 + short + liked.clamp(max=config.positive_length) + queries  # (B,)
         forward = self.events.flops(read) + matmul_flops(self.user, batch.num_histories)
@@ -275,29 +277,25 @@ def with_representatives(batch: Batch, places: Tensor) -> tuple[Batch, Tensor, T
     """One batch of both, each history's representatives before its events: (R+T) events, which of them (R+T,) are the
     batch's own, and how many events came after each (R+T,)."""
     lifelong = representatives(batch)
-    lengths = lifelong.offsets.diff()
-    total, device = lifelong.item_ids.numel(), lifelong.item_ids.device
-    rows = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=total)
+    events, rows, total = batch.events, lifelong.row_ids, lifelong.num_values
     so_far = F.pad(lifelong.counts.cumsum(0), (1, 0))  # (R+1,)
     after = so_far[lifelong.offsets[1:]][rows] - so_far[1:]  # (R,)
-    order = torch.cat((rows, event_places(batch)[0])).argsort(stable=True)
+    order = torch.cat((rows, events.row_ids)).argsort(stable=True)
 
     def merged(theirs: Tensor, ours: Tensor) -> Tensor:
         return torch.cat((theirs, ours))[order]
 
-    both = replace(
-        batch,
-        item_ids=merged(lifelong.item_ids, batch.item_ids),
-        offsets=lifelong.offsets + batch.offsets,
-        times=None if batch.times is None else merged(lifelong.times, batch.times),
-        feedback={
-            name: merged(values, batch.feedback[name])
+    both = Events(
+        merged(lifelong.items, events.items),
+        lifelong.offsets + events.offsets,
+        None if events.times is None else merged(lifelong.times, events.times),
+        {
+            name: merged(values, events.feedback[name])
             for name, values in lifelong.feedback.items()
-            if name in batch.feedback  # what the model misses it names itself
+            if name in events.feedback  # what the model misses it names itself
         },
-        lifelong=None,
     )
-    return both, order >= total, merged(after, places)
+    return replace(batch, events=both, lifelong=None), order >= total, merged(after, places)
 
 
 def _counted_from_newest(chosen_mask: Tensor, offsets: Tensor, rows: Tensor) -> Tensor:

@@ -21,14 +21,15 @@ tokens · D width · R groups of keys and values · E dims of a head.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts
-from sidera.core import Batch, InputError, Loss, StepOutput
 from sidera.data.sessions import INTERACTIONS, SessionRows, SessionRules
 from sidera.models.generators.tiger import own_casts
 from sidera.nn.code_decoder import DecoderSize, KeysValues
@@ -38,6 +39,7 @@ from sidera.nn.list_decoder import ListCache, ListDecoder
 from sidera.nn.moe import balance_experts
 from sidera.nn.t5 import Encoder, T5Size
 from sidera.nn.t5_functions import Group, equal_length_groups
+from sidera.roles import Loss, StepOutput
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,16 @@ class OneRecV1(nn.Module):
                 min_interactions=self.min_interactions, combine=self.combine,
             )  # fmt: skip
 
+        @property
+        def reads(self) -> Reads:
+            return Reads(self.max_history, "all")
+
     role = "generator"
-    feed = SessionRows
-    reads_feedback = True
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
-        self.config = config
+        self.feed = partial(SessionRows, rules=config.session_rules())
+        self.config, self.reads = config, config.reads
         self.codebook_id = catalog.codebook_id
         self.level_sizes = tuple(int(size) for size in catalog.level_sizes)
         self.session_length, self.list_beam = config.session_length, config.list_beam
@@ -123,9 +128,6 @@ class OneRecV1(nn.Module):
         self.events = (
             EventFeatures(catalog, config.width, config.item_input) if config.history_tokens == "item" else None
         )
-        codes = torch.tensor(catalog.codes).long()
-        self.register_buffer("item_codes", codes, persistent=False)  # (N, L)
-        self.item_codes: Tensor
         self.user = UserFeatures(catalog, config.width)
         self.places = nn.Embedding(config.max_history, config.width)
         nn.init.normal_(self.places.weight, std=0.02)
@@ -142,8 +144,6 @@ class OneRecV1(nn.Module):
 
     def loss(self, batch: Batch) -> Loss:
         """Sum over the items of all lists of -log p(item | history, items before it)."""
-        if batch.target_ids is None or batch.per_position:
-            raise InputError("the batch has no lists to write", fix="use SessionRows batches")
         if self.training:
             balance_experts(self)
         sids, there_mask = self.target_lists(batch)  # (B, 1, m, L), (B, 1, m)
@@ -155,24 +155,20 @@ class OneRecV1(nn.Module):
 
     def target_lists(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The codes of each history's list (B, 1, m, L), and which of its items are there (B, 1, m)."""
-        assert batch.target_ids is not None
-        codes = self.item_codes[batch.target_ids]  # (targets, L)
-        if batch.target_offsets is None:
-            return codes[:, None, None], torch.ones(len(codes), 1, 1, dtype=torch.bool, device=codes.device)
-        table, mask = padded(codes, batch.target_offsets)
+        targets = batch.targets_of("list", "request", "history")
+        table, mask = padded(batch.items.codes[targets.items], targets.offsets)
         return table[:, None], mask[:, None]
 
     def flops_per_batch(self, batch: Batch) -> float:
         """FLOPs of one training step on this batch, forward and backward; padding of lists and histories does not
         count."""
-        if batch.target_ids is None:
+        if batch.targets is None:
             return 0.0
-        targets, bounds = batch.target_ids.numel(), batch.target_offsets
+        targets, items = batch.targets.num_values, batch.targets.lengths  # items (B,) of each list
         config, width, levels = self.config, self.config.width, len(self.level_sizes)
         batch = self.liked(batch)
         lengths = batch.lengths * (1 if self.item_tokens is None else levels + 1) + 1  # (B,) encoder tokens
         tokens = int(lengths.sum())
-        items = torch.ones_like(lengths) if bounds is None else bounds.diff()  # (B,) of each list
         places = (items * (levels + 1) - 1).clamp(min=0)  # (B,) of each stream: the last code of a list is not read
         forward = matmul_flops(self.user, batch.num_histories)
         forward += 0.0 if self.events is None else self.events.flops(batch)
@@ -189,7 +185,7 @@ class OneRecV1(nn.Module):
         front = self.user(batch)  # (B, D)
         tokens, per_item = self.tokens(batch)  # (items * per_item, D)
         with own_casts(front) as dtype:
-            rows = _pack(tokens.float(), batch.offsets * per_item, front.float())
+            rows = _pack(tokens.float(), batch.events.offsets * per_item, front.float())
             states = self.encoder(rows.tokens, rows.groups, dtype)
         table, mask = padded(states, rows.offsets)  # (B, S, D), rows in packed order
         table, mask = table[rows.places], mask[rows.places]
@@ -198,22 +194,20 @@ class OneRecV1(nn.Module):
 
     def liked(self, batch: Batch) -> Batch:
         """The events that count as liked: positive, or answered with a like, a follow, a comment, ..."""
-        columns = [batch.feedback[name] > 0 for name in self.liked_by if name in batch.feedback]
+        feedback = batch.events.feedback
+        columns = [feedback[name] > 0 for name in self.liked_by if name in feedback]
         if not columns or not self.liked_by[0]:
             return batch
         return batch.keep(torch.stack(columns).any(0))
 
     def tokens(self, batch: Batch) -> tuple[Tensor, int]:
         """One token or several of each item, and how many."""
-        lengths = batch.lengths
-        total = batch.item_ids.numel()
-        newest = torch.repeat_interleave(batch.offsets[1:], lengths, output_size=total) - 1
-        places = newest - torch.arange(total, device=newest.device)  # 0 = newest
-        vectors = self.places(places.clamp(max=self.config.max_history - 1))  # (items, D)
+        vectors = self.places(batch.events.from_end)  # (items, D)
         if self.events is not None:
             return self.events(batch) + vectors, 1
         assert self.item_tokens is not None
-        tokens = self.item_tokens(batch.item_ids) + vectors[:, None]  # (items, L+1, D)
+        of_items = self.item_tokens(batch.items.codes)  # (U, L+1, D)
+        tokens = of_items[batch.events.items] + vectors[:, None]  # (items, L+1, D)
         return tokens.flatten(0, 1), tokens.shape[1]
 
     def new_cache(self, context: ListContext, width: int) -> ListCache:
@@ -251,17 +245,16 @@ class ItemCodes(nn.Module):
 
     def __init__(self, catalog: Catalog, width: int) -> None:
         super().__init__()
-        codes = torch.tensor(catalog.codes).long()
         starts = torch.tensor([0, *catalog.level_sizes]).cumsum(0)
-        self.register_buffer("rows", codes + starts[:-1], persistent=False)  # (N, L)
-        self.rows: Tensor
+        self.register_buffer("starts", starts[:-1], persistent=False)  # (L,) first row of each level
+        self.starts: Tensor
         self.code = nn.Embedding(int(starts[-1]), width)
         self.separator = nn.Parameter(torch.randn(width) * width**-0.5)
         nn.init.normal_(self.code.weight, std=width**-0.5)
 
-    def forward(self, item_ids: Tensor) -> Tensor:
-        """(T,) -> (T, L+1, D)"""
-        codes = self.code(self.rows[item_ids])
+    def forward(self, codes: Tensor) -> Tensor:
+        """(U, L) -> (U, L+1, D)"""
+        codes = self.code(codes + self.starts)
         return torch.cat((codes, self.separator.expand(len(codes), 1, -1)), dim=1)
 
 

@@ -29,14 +29,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
-from sidera.core import Batch
 from sidera.models.generators.request_generator import (
     RequestContext,
     RequestGenerator,
-    event_places,
-    positive_mask,
 )
 from sidera.nn.code_decoder import DecoderSize, KeysValues
 from sidera.nn.counters import TRAINING, matmul_flops
@@ -108,11 +106,15 @@ class OneRecV2(RequestGenerator):
                 code_std=self.code_std,
             )  # fmt: skip
 
+        @property
+        def reads(self) -> Reads:
+            """The newest ``short_term`` events of each history, and the positive ones of the rest."""
+            return Reads(self.max_history, "all", recent=self.short_term)
+
     def __init__(self, config: Config, catalog: Catalog) -> None:
         size = config.decoder_size()
         super().__init__(size, catalog)
-        self.config = config
-        self.positive = catalog.schema.positive
+        self.config, self.reads = config, config.reads
         self.events = EventFeatures(catalog, config.width, config.item_input)
         self.user = UserFeatures(catalog, config.width)
         self.processor = ContextProcessor(size, config.kv_sharing, config.separate_values)
@@ -122,15 +124,10 @@ class OneRecV2(RequestGenerator):
 
     def context(self, batch: Batch) -> RequestContext:
         """One token for the user and one for each event that is read."""
-        batch = self.readable(batch)
         events = self.processor(self.dropout(self.events(batch)))  # (T, C*R*E)
         users = self.processor(self.dropout(self.user(batch)))  # (B, C*R*E)
-        table, mask = padded(events, batch.offsets, front=users)
+        table, mask = padded(events, batch.events.offsets, front=users)
         return RequestContext(self.processor.pairs(table), mask, batch.num_histories)
-
-    def readable(self, batch: Batch) -> Batch:
-        """The newest ``short_term`` events of each history, and the positive ones of the rest."""
-        return select_events(batch, self.config.short_term, self.config.max_history, self.positive)
 
     def keys_values(self, context: RequestContext) -> list[KeysValues]:
         """Of every layer: its pair, shared with its neighbours."""
@@ -140,22 +137,11 @@ class OneRecV2(RequestGenerator):
 
     def flops_per_batch(self, batch: Batch) -> float:
         """FLOPs of one training step on this batch, forward and backward; padding does not count."""
-        if batch.target_ids is None:
+        if batch.targets is None:
             return 0.0
-        batch = self.readable(batch)
         lengths = batch.lengths
         events = int(lengths.sum())
         forward = self.events.flops(batch) + matmul_flops(self.user, batch.num_histories)
         forward += matmul_flops(self.processor, events + batch.num_histories)
         forward += self.decoder_flops(batch, lengths + 1)
         return TRAINING * forward
-
-
-def select_events(batch: Batch, newest: int, limit: int, positive: str) -> Batch:
-    """The ``newest`` events of each history whatever they are, and of the older ones, as far as ``limit`` reaches,
-    those with the label ``positive`` (all where there is no such label)."""
-    lengths = batch.lengths
-    if not lengths.numel() or int(lengths.max()) <= newest:
-        return batch
-    _, places = event_places(batch)
-    return batch.keep((places < newest) | (positive_mask(batch, positive) & (places < limit)))

@@ -14,16 +14,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog
-from sidera.core import Batch, InputError, Loss, StepOutput
 from sidera.data.batches import RequestRows
 from sidera.nn.code_decoder import CodeDecoder, DecoderCache, DecoderSize, KeysValues, Streams
 from sidera.nn.counters import attention_flops, matmul_flops
 from sidera.nn.moe import balance_experts
+from sidera.roles import Loss, StepOutput
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,11 @@ class RequestGenerator(nn.Module, ABC):
 
     role = "generator"
     feed = RequestRows
-    reads_feedback = True
-    item_codes: Tensor  # (N, L)
 
     def __init__(self, size: DecoderSize, catalog: Catalog) -> None:
         super().__init__()
         self.codebook_id = catalog.codebook_id
         self.level_sizes = tuple(int(codes) for codes in catalog.level_sizes)
-        codes = torch.from_numpy(np.asarray(catalog.codes, dtype=np.int64))
-        self.register_buffer("item_codes", codes, persistent=False)
         self.decoder = CodeDecoder(size, self.level_sizes)
 
     @abstractmethod
@@ -76,21 +72,18 @@ class RequestGenerator(nn.Module, ABC):
 
     def target_log_probs(self, batch: Batch) -> Tensor:
         """(M, L) log-probability of every code of the batch's targets."""
-        if batch.target_ids is None:
-            raise InputError("the batch has no targets", fix="use RequestRows batches")
-        sids = self.item_codes[batch.target_ids]  # (M, L)
-        streams = Streams(len(sids), 1) if batch.target_offsets is None else Streams.of(batch.target_offsets)
+        targets = batch.targets_of("request", "exposure", "history")
+        sids = batch.items.codes[targets.items]  # (M, L)
+        streams = Streams.of(targets.offsets)
         context = self.context(batch)
         return self.decoder.log_probs(sids, self.keys_values(context), context.mask, streams)
 
     def decoder_flops(self, batch: Batch, context_tokens: Tensor) -> float:
         """Forward FLOPs of writing the batch's targets, each reading its request's ``context_tokens`` (B,)."""
-        assert batch.target_ids is not None
-        size, levels, targets = self.decoder.size, len(self.level_sizes), batch.target_ids.numel()
-        bounds = batch.target_offsets
-        per_request = torch.ones_like(context_tokens) if bounds is None else bounds.diff()
-        pairs = levels * float((per_request * context_tokens).sum()) + targets * levels**2
-        written = matmul_flops(self.decoder.layers, targets * levels) + matmul_flops(self.decoder.heads, targets)
+        targets, size, levels = batch.targets_of(), self.decoder.size, len(self.level_sizes)
+        number = targets.num_values
+        pairs = levels * float((targets.lengths * context_tokens).sum()) + number * levels**2
+        written = matmul_flops(self.decoder.layers, number * levels) + matmul_flops(self.decoder.heads, number)
         return written + size.num_layers * attention_flops(pairs, size.width)
 
     def log_probs(self, context: RequestContext, sids: Tensor) -> Tensor:
@@ -117,15 +110,8 @@ class RequestGenerator(nn.Module, ABC):
         return StepOutput(self.decoder.step(cache, self.keys_values(context), context.mask, level, codes, parents))
 
 
-def event_places(batch: Batch) -> tuple[Tensor, Tensor]:
-    """(T,) the history of each event and (T,) its place there, 0 = newest."""
-    lengths, total = batch.lengths, batch.item_ids.numel()
-    rows = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths, output_size=total)
-    return rows, batch.offsets[1:][rows] - 1 - torch.arange(total, device=rows.device)
-
-
 def positive_mask(batch: Batch, positive: str) -> Tensor:
     """(T,) events with the label ``positive``; all where there is no such label."""
-    if positive not in batch.feedback:
-        return torch.ones_like(batch.item_ids, dtype=torch.bool)
-    return batch.feedback[positive] > 0
+    if positive not in batch.events.feedback:
+        return torch.ones_like(batch.events.items, dtype=torch.bool)
+    return batch.events.feedback[positive] > 0

@@ -28,13 +28,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
-from sidera.core import Batch, InputError, Loss, StepOutput
+from sidera.core import InputError
 from sidera.data.batches import PackedSequences
 from sidera.nn.counters import TRAINING, matmul_flops
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.jagged import JaggedLayout, jagged_layout
+from sidera.roles import Loss, StepOutput
 
 NEVER = float("-inf")
 TABLE_SHARE = 16  # beams that ask for a 16th of a level's nodes are answered from a table of all of them
@@ -85,6 +87,10 @@ class SideraGenerator(nn.Module):
             if self.width % self.num_heads:
                 raise InputError(f"[model] width = {self.width} is not a multiple of num_heads = {self.num_heads}")
 
+        @property
+        def reads(self) -> Reads:
+            return Reads(self.max_history)
+
     role = "generator"
     feed = PackedSequences
     paths: Tensor  # (N, L) node of each item at each level
@@ -92,7 +98,7 @@ class SideraGenerator(nn.Module):
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.reads = config, config.reads
         self.codebook_id = catalog.codebook_id
         self.level_sizes = tuple(catalog.level_sizes)
         width, num_items = config.width, len(catalog.item_keys)
@@ -204,27 +210,28 @@ class SideraGenerator(nn.Module):
 
     def states(self, batch: Batch, layout: JaggedLayout) -> Tensor:
         """(T, D): at each event what the history up to it says."""
-        events = self.item(batch.item_ids)
+        paths = self.paths[batch.items.ids]  # (U, L)
+        items = self.item(batch.items.ids)
         for level, table in enumerate(self.node_in):
-            events = events + table(self.paths[batch.item_ids, level])
+            items = items + table(paths[:, level])
+        events = F.embedding(batch.events.items, items)
         return self.encoder(events, layout)
 
     def _visited(self, batch: Batch, first: Tensor, count: Tensor) -> Tensor:
         """(R, S, L) nodes of the ``count`` (R,) events from token ``first`` (R,) on; -1 behind them."""
         steps = torch.arange(int(count.max()), device=first.device)
-        tokens = (first[:, None] + steps).clamp(max=batch.item_ids.numel() - 1)  # (R, S)
-        nodes = self.paths[batch.item_ids[tokens]]  # (R, S, L)
+        tokens = (first[:, None] + steps).clamp(max=batch.events.num_values - 1)  # (R, S)
+        nodes = self.paths[batch.items.ids][batch.events.items[tokens]]  # (R, S, L)
         return nodes.masked_fill((steps >= count[:, None])[:, :, None], -1)
 
     def loss(self, batch: Batch) -> Loss:
         """Sum over targets of -log p(next item), one softmax over siblings a level."""
-        if batch.target_ids is None or not batch.per_position:
-            raise InputError("the generator trains on one target per event", fix="use PackedSequences batches")
-        target_paths = self.paths[batch.target_ids]  # (T, L)
-        total, parts = batch.item_ids.new_zeros((), dtype=torch.float32), {}
-        parents = torch.zeros_like(batch.target_ids)
-        layout = jagged_layout(batch.offsets)
-        visited = self._visited(batch, batch.offsets[layout.rows], layout.positions + 1)  # (T, S, L)
+        target_ids, offsets = batch.target_ids_of("event"), batch.events.offsets
+        target_paths = self.paths[target_ids]  # (T, L)
+        total, parts = target_paths.new_zeros((), dtype=torch.float32), {}
+        parents = torch.zeros_like(target_ids)
+        layout = jagged_layout(offsets)
+        visited = self._visited(batch, offsets[layout.rows], layout.positions + 1)  # (T, S, L)
         for level, states in enumerate(self._level_states(self.states(batch, layout))):
             logits, _ = self._children_logits(level, states, parents, visited)  # (T, C)
             starts = getattr(self, f"starts_{level}")
@@ -238,13 +245,13 @@ class SideraGenerator(nn.Module):
             parts[f"level_{level}"] = float(level_total.detach()) / max(1, place.numel())
             total = total + level_total
             parents = target_paths[:, level]
-        return Loss(total, batch.target_ids.numel(), parts)
+        return Loss(total, target_ids.numel(), parts)
 
     def flops_per_batch(self, batch: Batch) -> float:
         """FLOPs of one training step on this batch, forward and backward; places past a last child do not count."""
-        events = batch.item_ids.numel()
+        events = batch.events.num_values
         forward = self.encoder.flops(batch.lengths) + matmul_flops(self.project, events)
-        if batch.target_ids is not None:
+        if batch.targets is not None:
             paths, parents = self.paths.cpu()[batch.target_ids.cpu()], torch.zeros(events, dtype=torch.int64)
             for level in range(len(self.level_sizes)):
                 starts = getattr(self, f"starts_{level}").cpu()
@@ -256,8 +263,9 @@ class SideraGenerator(nn.Module):
 
     def context(self, batch: Batch) -> TreeContext:
         """Encode the histories once. Requires at least one event in each."""
-        last = self.states(batch, jagged_layout(batch.offsets))[batch.offsets[1:] - 1]  # (B, D)
-        visited = self._visited(batch, batch.offsets[:-1], batch.lengths)
+        offsets = batch.events.offsets
+        last = self.states(batch, jagged_layout(offsets))[offsets[1:] - 1]  # (B, D)
+        visited = self._visited(batch, offsets[:-1], batch.lengths)
         return TreeContext(torch.stack(self._level_states(last), dim=1), visited)
 
     def new_cache(self, context: TreeContext, width: int) -> TreeCache:

@@ -22,15 +22,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
-from sidera.core import Batch, InputError, Loss, StepOutput
+from sidera.core import InputError
 from sidera.data.batches import PrefixRows
 from sidera.models.generators import tiger_decode
 from sidera.models.generators.tiger_decode import BeamCache, FastWeights, TigerContext
 from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
 from sidera.nn.t5 import Decoder, Encoder, T5Size
 from sidera.nn.t5_functions import Group, equal_length_groups
+from sidera.roles import Loss, StepOutput
 
 PAD, BEGIN, FIRST_CODE = 0, 1, 2
 
@@ -64,12 +66,16 @@ class Tiger(nn.Module):
             check_value("[model]", "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= x < 1")
             check_counts("[model]", self, "num_user_tokens", low=0)
 
+        @property
+        def reads(self) -> Reads:
+            return Reads(self.max_history)
+
     role = "generator"
     feed = PrefixRows
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.reads = config, config.reads
         self.codebook_id = catalog.codebook_id
         self.level_sizes = tuple(int(size) for size in catalog.level_sizes)
         starts = FIRST_CODE + np.concatenate([[0], np.cumsum(self.level_sizes)])
@@ -81,9 +87,8 @@ class Tiger(nn.Module):
         self.embedding = nn.Embedding(self.user_start + config.num_user_tokens, config.width)
         nn.init.normal_(self.embedding.weight)
         self.encoder, self.decoder = Encoder(size), Decoder(size)
-        tokens = torch.tensor(catalog.codes, dtype=torch.int64) + torch.tensor(self.level_starts)
-        self.register_buffer("item_tokens", tokens, persistent=False)  # (N, L)
-        self.item_tokens: Tensor
+        self.register_buffer("starts", torch.tensor(self.level_starts), persistent=False)  # (L,)
+        self.starts: Tensor
         self._fast_dtype = torch.float32
         self._fast_weights: FastWeights | None = None
         self._parts: tuple[nn.Module, ...] | None = None
@@ -95,9 +100,13 @@ class Tiger(nn.Module):
 
     # -- reading -------------------------------------------------------------------------------------------------
 
+    def item_tokens(self, codes: Tensor) -> Tensor:
+        """(..., L) codes -> (..., L) tokens."""
+        return codes + self.starts
+
     def packed_rows(self, batch: Batch) -> PackedRows:
         """The newest items of every history as tokens, rows sorted by length (longest first)."""
-        lengths = batch.lengths.clamp(max=self.config.max_history)  # (B,) items
+        lengths, offsets = batch.lengths, batch.events.offsets  # (B,) items
         if lengths.numel() == 0 or int(lengths.min()) == 0:
             raise InputError(
                 "TIGER was given an empty history", allowed="at least one known item", fix="answer it by popularity"
@@ -105,10 +114,10 @@ class Tiger(nn.Module):
         order = torch.argsort(lengths, descending=True, stable=True)
         lengths = lengths[order]
         ends = lengths.cumsum(0)
-        first = batch.offsets[1:][order] - lengths  # (B,) oldest event that is read
+        first = offsets[1:][order] - lengths  # (B,) oldest event that is read
         events = torch.arange(int(ends[-1]), device=ends.device)
         events += torch.repeat_interleave(first - ends + lengths, lengths, output_size=events.numel())
-        tokens = self.item_tokens[batch.item_ids[events]]  # (items, L)
+        tokens = self.item_tokens(batch.items.codes)[batch.events.items[events]]  # (items, L)
         prefix = 0
         if self.config.num_user_tokens:
             tokens, prefix = self._with_users(tokens, batch, order, ends - lengths), 1
@@ -117,9 +126,10 @@ class Tiger(nn.Module):
 
     def _with_users(self, tokens: Tensor, batch: Batch, order: Tensor, starts: Tensor) -> Tensor:
         """A user's token in front of each row. starts (B,): the row's first item."""
-        if batch.user_ids is None:
+        user_ids = batch.requests.user_ids
+        if user_ids is None:
             raise InputError("this TIGER reads user ids and the batch has none", fix="train with num_user_tokens = 0")
-        users = self.user_start + batch.user_ids[order] % self.config.num_user_tokens
+        users = self.user_start + user_ids[order] % self.config.num_user_tokens
         places = starts * self.num_levels + torch.arange(starts.numel(), device=starts.device)
         out = tokens.new_empty(tokens.numel() + users.numel())
         code_mask = torch.ones_like(out, dtype=torch.bool)
@@ -131,16 +141,11 @@ class Tiger(nn.Module):
 
     def loss(self, batch: Batch) -> Loss:
         """Sum over histories of -log p(next item); ``parts`` has the mean of each level."""
-        targets = batch.target_ids
-        if targets is None or targets.numel() != batch.num_histories:
-            found = "none" if targets is None else f"{targets.numel()} for {batch.num_histories} histories"
-            raise InputError(
-                f"TIGER trains on one target per history, the batch has {found}", fix="use PrefixRows batches"
-            )
+        targets = batch.targets_of("history").items
         with own_casts(self.embedding.weight) as dtype:
             rows = self.packed_rows(batch)
             memory = self.encoder(self.embedding(rows.tokens), rows.groups, dtype)
-            written = self.item_tokens[targets[rows.order]]  # (B, L)
+            written = self.item_tokens(batch.items.codes[targets[rows.order]])  # (B, L)
             read = F.pad(written[:, :-1], (1, 0), value=BEGIN)  # (B, L)
             states = self.decoder(self.embedding(read.reshape(-1)), memory, self.num_levels, rows.groups, dtype=dtype)
             per_level = self._level_losses(states.view(-1, self.num_levels, self.config.width).to(dtype), written)
@@ -167,7 +172,7 @@ class Tiger(nn.Module):
     def flops_per_batch(self, batch: Batch) -> float:
         """FLOPs of one training step on this batch, forward and backward."""
         levels, targets = self.num_levels, batch.num_histories
-        lengths = batch.lengths.clamp(max=self.config.max_history) * levels + (self.config.num_user_tokens > 0)
+        lengths = batch.lengths * levels + (self.config.num_user_tokens > 0)
         tokens, inner = int(lengths.sum()), self.config.num_heads * self.config.head_width
         forward = matmul_flops(self.encoder, tokens) + matmul_flops(self.decoder, targets * levels)
         pairs = float((lengths**2).sum()) + targets * levels**2 + levels * tokens  # encoder, decoder, cross

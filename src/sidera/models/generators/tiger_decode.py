@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidera.core import StepOutput
 from sidera.nn.product import packed, product
 from sidera.nn.t5 import DecoderLayer, EncoderLayer
 from sidera.nn.t5_functions import EPSILON, Group, packed_attention
+from sidera.roles import StepOutput
 
 if TYPE_CHECKING:
     from sidera.models.generators.tiger import Tiger

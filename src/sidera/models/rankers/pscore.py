@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -31,14 +32,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
-from sidera.core import Batch, InputError, Loss
+from sidera.core import InputError
 from sidera.data.batches import ExposureRows, trained_mask
 from sidera.data.config import View
 from sidera.data.features import MAX_DURATION_LOG2, duration_buckets
 from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
-from sidera.nn.event_features import UserFeatures, padded
+from sidera.nn.event_features import UserFeatures
 from sidera.nn.item_features import ItemFeatures
 from sidera.nn.target_attention import (
     AGE_BUCKETS,
@@ -50,6 +52,8 @@ from sidera.nn.target_attention import (
     squashed,
     weighted_signals,
 )
+from sidera.ops.jagged import Jagged
+from sidera.roles import Loss
 
 WATCH = "watch"  # the objective "watched longer than others did an item of like duration", a share and no yes or no
 WATCH_GRID = 33  # quantiles kept of each bucket of duration
@@ -101,20 +105,23 @@ class PScore(nn.Module):
             for name, weight in self.weights.items():
                 check_value("[model] weights", name, weight, weight >= 0, "0 or more")
 
+        @property
+        def reads(self) -> Reads:
+            return Reads(self.max_history, "all")
+
     role = "ranker"
-    feed = ExposureRows
-    reads_feedback = True
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
-        self.config, schema = config, catalog.schema
+        self.config, self.reads, schema = config, config.reads, catalog.schema
+        self.feed = partial(ExposureRows, outcomes=config.outcomes)
         if not schema.labels:
             raise InputError(
                 "a P-Score needs a log with labels (click, like, ...), this one has none",
                 fix="import the log with its feedback columns",
             )
-        self.labels, self.columns = schema.labels, schema.columns
-        self.objectives = tuple(f"not_{name}" if name in NEGATIVE_LABELS else name for name in self.labels)
+        self.given, self.columns = schema.labels, schema.columns
+        self.objectives = tuple(f"not_{name}" if name in NEGATIVE_LABELS else name for name in self.given)
         self.has_seconds = schema.has_watch_time and schema.has_duration
         if self.has_seconds:
             self.objectives += (WATCH,)
@@ -132,7 +139,7 @@ class PScore(nn.Module):
         self.profile = UserFeatures(catalog, width)
         grid = torch.linspace(0, 1, WATCH_GRID)[1:].log2().clamp(min=-9)  # until fitted: as a share of a minute
         self.register_buffer("watch_levels", (64 * 2**grid).expand(MAX_DURATION_LOG2 + 1, -1).contiguous())
-        self.num_signals = 1 + len(self.labels) + self.has_seconds
+        self.num_signals = 1 + len(self.given) + self.has_seconds
         self.kernels = Kernels(config.num_kernels)
         self.event = nn.Sequential(nn.Linear(width + self.num_signals, width), nn.LeakyReLU())
         self.learned = nn.Linear(width, config.num_learned)
@@ -159,15 +166,12 @@ class PScore(nn.Module):
 
     def loss(self, batch: Batch) -> Loss:
         """Sum over exposures of the towers' BCE and of p's weighted one."""
-        if batch.target_ids is None or batch.target_offsets is None or not batch.target_feedback:
-            raise InputError("the batch has no targets with feedback", fix="use ExposureRows batches")
-        count = len(batch.target_ids)
-        table, mask = padded(torch.arange(count, device=batch.target_ids.device)[:, None], batch.target_offsets)
-        places = table[..., 0]  # (B, C) which target, 0 where there is none
-        labels = self.label_table(batch.target_feedback)[places[mask]]  # (targets, objectives)
+        targets = batch.targets_of("exposure")
+        candidates, mask = Jagged(batch.target_ids, targets.offsets).pad()  # (B, C)
+        labels = self.label_table(targets.feedback)  # (targets, objectives)
         known = labels.isfinite()  # whether somebody comes back is not known yet when the log ends
         labels = labels.nan_to_num(0.0)
-        p_logits, tower_logits = self.logits(self.context(batch), batch.target_ids[places])
+        p_logits, tower_logits = self.logits(self.context(batch), candidates)
         towers = F.binary_cross_entropy_with_logits(tower_logits[mask], labels, reduction="none") * known
         fused = F.binary_cross_entropy_with_logits(p_logits[mask][:, None].expand_as(labels), labels, reduction="none")
         fused = (fused * known) @ cast(Tensor, self.weights)
@@ -177,10 +181,15 @@ class PScore(nn.Module):
         towers = towers * (0.25 / (rates * (1 - rates)).clamp(min=1e-6)).clamp(max=self.config.rare_weight)
         return Loss(towers.sum() + self.config.p_weight * fused.sum(), len(labels), parts)
 
+    def labels(self, batch: Batch) -> dict[str, Tensor]:
+        """Of every objective; p has no label of its own."""
+        table = self.label_table(batch.targets_of("exposure").feedback)
+        return dict(zip(self.objectives, table.unbind(1), strict=True))
+
     def label_table(self, feedback: Mapping[str, Tensor]) -> Tensor:
         """(targets, objectives) 1 where the objective was met, NaN where nobody knows."""
-        values = torch.stack([feedback[name].float() for name in self.labels], dim=1)
-        negative = torch.tensor([name in NEGATIVE_LABELS for name in self.labels], device=values.device)
+        values = torch.stack([feedback[name].float() for name in self.given], dim=1)
+        negative = torch.tensor([name in NEGATIVE_LABELS for name in self.given], device=values.device)
         values = torch.where(negative, 1 - values, values)
         more = [feedback[name].float() for name in self.config.outcomes]
         if self.has_seconds:
@@ -200,11 +209,10 @@ class PScore(nn.Module):
 
         Products with what no gradient flows to (who matches whom, the items' numbers) have half the backward pass.
         """
-        if batch.target_ids is None or batch.target_offsets is None:
+        if batch.targets is None:
             return 0.0
-        lengths = batch.lengths.clamp(max=self.config.max_history)
-        events, targets = int(lengths.sum()), batch.target_ids.numel()
-        pairs = float((lengths * batch.target_offsets.diff()).sum())  # (candidate, event of its history)
+        events, targets = batch.events.num_values, batch.targets.num_values
+        pairs = float((batch.lengths * batch.targets.lengths).sum())  # (candidate, event of its history)
         width, num_sums = self.config.width, self.config.num_kernels * self.num_signals
         forward = matmul_flops(self.profile, batch.num_histories) + matmul_flops(self.taste, batch.num_histories)
         of_events: list[nn.Module] = [self.event, self.learned, self.attention.key, self.attention.value]
@@ -221,25 +229,24 @@ class PScore(nn.Module):
     # -- answering -----------------------------------------------------------------------------------------------
 
     def context(self, batch: Batch) -> PScoreContext:
-        """Read the newest ``max_history`` events of each history."""
+        """Read the histories once."""
         for name in self.columns:
-            if name not in batch.feedback:
+            if name not in batch.events.feedback:
                 raise InputError(
                     f"the batch has no feedback column {name!r}", fix="read the log through the Catalog's schema"
                 )
-        device = batch.item_ids.device
-        lengths = batch.lengths.clamp(max=self.config.max_history)
+        lengths, device = batch.lengths, batch.events.items.device
         longest = max(1, int(lengths.max()) if lengths.numel() else 0)
         places = torch.arange(longest - 1, -1, -1, device=device)  # (S,) 0 = newest, padding in front
         mask = places < lengths[:, None]  # (B, S)
-        where = (batch.offsets[1:, None] - 1 - places).clamp(min=0)
+        where = (batch.events.offsets[1:, None] - 1 - places).clamp(min=0)
         where = torch.where(mask, where, 0)
-        empty = batch.item_ids.numel() == 0
+        empty, times, as_of = batch.events.num_values == 0, batch.events.times, batch.requests.as_of
         event_ids = torch.full(mask.shape, -1, device=device) if empty else batch.item_ids[where]
         event_ids = event_ids.masked_fill(~mask, -1)
         ages = torch.zeros_like(event_ids)
-        if batch.times is not None and batch.as_of is not None and not empty:
-            ages = 1 + half_octaves((batch.as_of[:, None] - batch.times[where]).clamp(min=0), AGE_BUCKETS - 1)
+        if times is not None and as_of is not None and not empty:
+            ages = 1 + half_octaves((as_of[:, None] - times[where]).clamp(min=0), AGE_BUCKETS - 1)
         signals = self._signals(batch, where, mask, empty)  # (B, S, Y)
         items = self.items.table()  # (N, D)
         vectors = items[event_ids.clamp(min=0)] * mask[..., None]  # (B, S, D)
@@ -260,7 +267,7 @@ class PScore(nn.Module):
     def item_scores(self, batch: Batch) -> Tensor:
         """(B, N): p of every item, so that the ranker alone can answer."""
         context = self.context(batch)
-        every = torch.arange(self.items.num_items, device=batch.item_ids.device)
+        every = torch.arange(self.items.num_items, device=batch.events.items.device)
         step = max(1, CHUNK // max(1, context.event_ids.numel()))
         parts = [self.score(context, part.expand(context.num_histories, -1))[..., 0] for part in every.split(step)]
         return torch.cat(parts, dim=1)
@@ -299,11 +306,12 @@ class PScore(nn.Module):
         """(B, S, given) what the log says of each event: 1, the labels, how long it was watched."""
         columns = [torch.ones(mask.shape, device=mask.device)]
         if empty:
-            columns += [torch.zeros(mask.shape, device=mask.device)] * (len(self.labels) + self.has_seconds)
+            columns += [torch.zeros(mask.shape, device=mask.device)] * (len(self.given) + self.has_seconds)
             return torch.stack(columns, dim=-1) * mask[..., None]
-        columns += [batch.feedback[name][where] for name in self.labels]
+        feedback = batch.events.feedback
+        columns += [feedback[name][where] for name in self.given]
         if self.has_seconds:
-            columns.append(self.watch_quantiles(batch.feedback["watch_time"], batch.feedback["duration"])[where])
+            columns.append(self.watch_quantiles(feedback["watch_time"], feedback["duration"])[where])
         return torch.stack(columns, dim=-1) * mask[..., None]
 
     def fit_once(self, view: View) -> None:

@@ -27,13 +27,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
-from sidera.core import Batch, InputError, Loss
+from sidera.core import InputError
 from sidera.data.batches import ExposureRows
 from sidera.data.config import View
 from sidera.models.rankers.pscore import WATCH, PScore, PScoreContext
-from sidera.nn.event_features import padded
+from sidera.ops.jagged import Jagged
+from sidera.roles import Loss
 
 TOWERS = ("swt", "vtr", "wtr", "ltr")
 
@@ -48,10 +50,6 @@ class SessionReward(nn.Module):
         tower_width: int = 32
         weights: dict[str, float] = field(default_factory=dict)  # of towers in R; 1 where not named
 
-        @property
-        def max_history(self) -> int:
-            return self.item.max_history
-
         def __post_init__(self) -> None:
             fits = self.item.hidden % self.num_heads == 0
             check_value("[model]", "num_heads", self.num_heads, fits, f"a divisor of {self.item.hidden}")
@@ -59,19 +57,22 @@ class SessionReward(nn.Module):
                 if name not in TOWERS:
                     raise InputError(f"[model] weights names {name!r}", allowed=", ".join(TOWERS))
 
+        @property
+        def reads(self) -> Reads:
+            return self.item.reads
+
     role = "reward"
     feed = ExposureRows
-    reads_feedback = True
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.reads = config, config.reads
         self.reader = PScore(config.item, catalog)
         there = (
             ("swt", self.reader.has_seconds),
-            ("vtr", bool({"long_view", "click"} & set(self.reader.labels))),
-            ("wtr", "follow" in self.reader.labels),
-            ("ltr", "like" in self.reader.labels),
+            ("vtr", bool({"long_view", "click"} & set(self.reader.given))),
+            ("wtr", "follow" in self.reader.given),
+            ("ltr", "like" in self.reader.given),
         )
         self.tasks = tuple(name for name, present in there if present)
         if not self.tasks:
@@ -90,19 +91,17 @@ class SessionReward(nn.Module):
 
     def loss(self, batch: Batch) -> Loss:
         """Sum over requests of the towers' BCEs, on the list that each request showed."""
-        if batch.target_ids is None or batch.target_offsets is None or not batch.target_feedback:
-            raise InputError("the batch has no lists with feedback", fix="use ExposureRows batches")
-        items, mask = padded(batch.target_ids[:, None], batch.target_offsets)
-        logits = self.logits(self.reader.context(batch), items.transpose(1, 2), mask[:, None])[:, 0]  # (B, tasks)
-        losses = F.binary_cross_entropy_with_logits(logits, self.labels(batch), reduction="none")
+        items, mask = Jagged(batch.target_ids, batch.targets_of("exposure").offsets).pad()
+        logits = self.logits(self.reader.context(batch), items[:, None], mask[:, None])[:, 0]  # (B, tasks)
+        labels = torch.stack(list(self.labels(batch).values()), dim=1)
+        losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
         means = losses.detach().mean(0).tolist()
         return Loss(losses.sum(), len(logits), dict(zip(self.tasks, means, strict=True)))
 
-    def labels(self, batch: Batch) -> Tensor:
-        """(B, tasks) 0 to 1: what the request's list came to."""
-        assert batch.target_offsets is not None
-        table = self.reader.label_table(batch.target_feedback)
-        each, mask = padded(table, batch.target_offsets)  # (B, m, objectives)
+    def labels(self, batch: Batch) -> dict[str, Tensor]:
+        """task -> (B,) 0 to 1: what the request's list came to."""
+        targets = batch.targets_of("exposure")
+        each, mask = Jagged(self.reader.label_table(targets.feedback), targets.offsets).pad()  # (B, m, objectives)
         column = {name: each[..., place] * mask for place, name in enumerate(self.reader.objectives)}
         sizes = mask.sum(1).clamp(min=1)
         viewed = "long_view" if "long_view" in column else "click"
@@ -112,7 +111,7 @@ class SessionReward(nn.Module):
             "wtr": lambda: column["follow"].amax(1),
             "ltr": lambda: column["like"].amax(1),
         }
-        return torch.stack([found[name]() for name in self.tasks], dim=1)
+        return {name: found[name]() for name in self.tasks}
 
     def context(self, batch: Batch) -> PScoreContext:
         """The user's side, shared by all lists."""

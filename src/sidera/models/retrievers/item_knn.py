@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
-from sidera.core import Batch
 from sidera.data.config import View
 from sidera.data.split import train_sequences
 
@@ -42,6 +42,10 @@ class ItemKNN(nn.Module):
                 value = getattr(self, name)
                 check_value("[model]", name, value, 0 <= value < float("inf"), "a finite number >= 0")
 
+        @property
+        def reads(self) -> Reads:
+            return Reads(self.max_history)
+
     role = "scorer"
     reads_codes = False
     neighbour_ids: Tensor  # (N, neighbours)
@@ -49,7 +53,7 @@ class ItemKNN(nn.Module):
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.reads = config, config.reads
         num_items = len(catalog.item_keys)
         self.register_buffer("neighbour_ids", torch.zeros(num_items, config.neighbours, dtype=torch.int32))
         self.register_buffer("similarity", torch.zeros(num_items, config.neighbours))
@@ -107,12 +111,10 @@ class ItemKNN(nn.Module):
 
     def item_scores(self, batch: Batch) -> Tensor:
         """(B, N); 0 for items that no history item was seen with."""
-        lengths = batch.lengths
-        rows = torch.repeat_interleave(torch.arange(batch.num_histories, device=lengths.device), lengths)  # (T,)
-        back = batch.offsets[1:][rows] - 1 - torch.arange(batch.item_ids.numel(), device=lengths.device)  # 0 = newest
-        vote = 0.5 ** (back / self.config.half_life)  # (T,)
+        events, item_ids = batch.events, batch.item_ids
+        vote = 0.5 ** (events.from_end / self.config.half_life)  # (T,)
         num_items = self.similarity.shape[0]
-        flat_ids = rows[:, None] * num_items + self.neighbour_ids[batch.item_ids]  # (T, neighbours)
-        scores = torch.zeros(batch.num_histories * num_items, device=lengths.device)
-        scores.index_add_(0, flat_ids.flatten(), (vote[:, None] * self.similarity[batch.item_ids]).flatten())
+        flat_ids = events.row_ids[:, None] * num_items + self.neighbour_ids[item_ids]  # (T, neighbours)
+        scores = torch.zeros(batch.num_histories * num_items, device=item_ids.device)
+        scores.index_add_(0, flat_ids.flatten(), (vote[:, None] * self.similarity[item_ids]).flatten())
         return scores.view(batch.num_histories, num_items)

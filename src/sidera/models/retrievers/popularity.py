@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts
-from sidera.core import Batch
 from sidera.data.config import View
 from sidera.data.split import item_popularity
 
@@ -24,13 +24,17 @@ class Popularity(nn.Module):
         def __post_init__(self) -> None:
             check_counts("[model]", self, "max_history")
 
+        @property
+        def reads(self) -> Reads:
+            return Reads(self.max_history)
+
     role = "scorer"
     reads_codes = False
     counts: Tensor  # (N,)
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.reads = config, config.reads
         self.register_buffer("counts", torch.zeros(catalog.num_items))
 
     def fit_once(self, view: View) -> None:

@@ -18,13 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
-from sidera.core import Batch, InputError, Loss
+from sidera.core import InputError
 from sidera.data.batches import PackedSequences
 from sidera.nn.counters import TRAINING
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.jagged import jagged_layout
+from sidera.roles import Loss
 
 
 class SASRec(nn.Module):
@@ -54,13 +56,17 @@ class SASRec(nn.Module):
             if self.width % self.num_heads:
                 raise InputError(f"[model] width = {self.width} is not a multiple of num_heads = {self.num_heads}")
 
+        @property
+        def reads(self) -> Reads:
+            return Reads(self.max_history)
+
     role = "scorer"
     feed = PackedSequences
     reads_codes = False
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.reads = config, config.reads
         num_items = len(catalog.item_keys)
         self.item = nn.Embedding(num_items, config.width)
         nn.init.normal_(self.item.weight, std=0.02)
@@ -86,11 +92,12 @@ class SASRec(nn.Module):
 
     def states(self, batch: Batch) -> Tensor:
         """(T, D): at each event what the history up to it says."""
-        return self.encoder(self.item(batch.item_ids), jagged_layout(batch.offsets))
+        items = self.item(batch.items.ids)  # (U, D)
+        return self.encoder(F.embedding(batch.events.items, items), jagged_layout(batch.events.offsets))
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """(B, 1, D)"""
-        return self.states(batch)[batch.offsets[1:] - 1, None]
+        return self.states(batch)[batch.events.offsets[1:] - 1, None]
 
     def item_scores(self, batch: Batch) -> Tensor:
         """(B, N)"""
@@ -98,9 +105,7 @@ class SASRec(nn.Module):
 
     def loss(self, batch: Batch) -> Loss:
         """Sum over targets of the chosen loss; one target per event."""
-        target_ids = batch.target_ids
-        if target_ids is None or not batch.per_position:
-            raise InputError("SASRec trains on one target per event", fix="use PackedSequences batches")
+        target_ids = batch.target_ids_of("event")
         states_TD = self.states(batch)  # no dropout here: on the last state it costs a third of NDCG (docs/log.md)
         vectors_ND = self.item_vectors()
         if self.config.loss == "full":
@@ -119,7 +124,7 @@ class SASRec(nn.Module):
         """FLOPs of one training step on this batch, forward and backward."""
         num_items = self.item.num_embeddings
         scored = {"full": num_items, "sampled": 1 + self.config.num_negatives, "bce": 2}[self.config.loss]
-        products = 2.0 * batch.item_ids.numel() * scored * self.config.width
+        products = 2.0 * batch.events.num_values * scored * self.config.width
         return TRAINING * (self.encoder.flops(batch.lengths) + products)
 
     def _sampled_softmax(self, states_TD: Tensor, vectors_ND: Tensor, target_ids: Tensor) -> Tensor:

@@ -1,0 +1,68 @@
+"""The table of items: what is known of every item, and the sub-table of those that a batch speaks of.
+
+The class is here, its versioned instance belongs to a Catalog. Columns are read where they lie (they may be
+memory-mapped): only the rows that a batch names are copied.
+
+Shape legend: N items · U distinct items of a batch · L levels of a semantic ID.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from sidera.batch import Items
+
+DENSE = 16  # a batch that names a 16th of the items or more marks them in a table instead of sorting their ids
+
+
+@dataclass(frozen=True, eq=False)
+class ItemTable:
+    """Codes and features of every item."""
+
+    codes: np.ndarray  # (N, L) integers; L = 0: no semantic IDs
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)  # feature -> (N,) category, 0: unknown
+    version: int = 0  # moves when items come and go
+
+    @classmethod
+    def plain(cls, num_items: int) -> ItemTable:
+        """Items of which nothing is known but their ids."""
+        return cls(np.zeros((num_items, 0), dtype=np.int64))
+
+    @property
+    def num_items(self) -> int:
+        return len(self.codes)
+
+    def items(self, ids: np.ndarray) -> Items:
+        """The rows of ``ids`` (U,)."""
+        return Items(
+            torch.from_numpy(ids),
+            torch.from_numpy(self.codes[ids].astype(np.int64, copy=False)),
+            {name: torch.from_numpy(values[ids].astype(np.int64, copy=False)) for name, values in self.features.items()},
+        )
+
+    def codes_of(self, ids: torch.Tensor) -> torch.Tensor:
+        """(...,) ids on any device -> (..., L) int64 on it."""
+        return torch.from_numpy(self.codes[ids.cpu().numpy()].astype(np.int64, copy=False)).to(ids.device)
+
+    def all_items(self) -> Items:
+        """Every row."""
+        return self.items(np.arange(self.num_items))
+
+    def distinct(self, *columns: np.ndarray) -> tuple[Items, list[torch.Tensor]]:
+        """The distinct items of several columns of ids (n_i,), and for each column the positions (n_i,) in them."""
+        joined = np.concatenate(columns)
+        if self.num_items <= DENSE * len(joined):
+            marks = np.zeros(self.num_items, dtype=bool)
+            marks[joined] = True
+            ids = np.flatnonzero(marks)
+            position = np.empty(self.num_items, dtype=np.int64)
+            position[ids] = np.arange(len(ids))
+            inverse = position[joined]
+        else:
+            ids, inverse = np.unique(joined, return_inverse=True)
+        bounds = np.cumsum([len(column) for column in columns])[:-1]
+        return self.items(ids), [torch.from_numpy(part) for part in np.split(inverse, bounds)]

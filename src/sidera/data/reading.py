@@ -1,0 +1,216 @@
+"""The one way from what users did to what a model reads.
+
+    reading = Reading(schema, items, model.reads)
+    batch = reading.over(dataset).rows(user_ids, ends)      # training, evaluation, alignment: positions of a log
+    batch = reading.batch(item_ids, offsets, ...)           # HTTP, the store, the simulator: events at hand
+
+A model class declares what it ``Reads``: all events with what came of them, or the positive ones alone; how many of the
+newest; whether representatives of whole histories. Every batch of the package is built here, so that what was trained
+on, what is measured and what is served are read alike. Models never cut a history.
+
+A history ends before the request that it is read for: events of that request are not in it.
+
+Shape legend: T events of all histories · B histories · G targets of all histories · E events of a log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from sidera.batch import Batch, Events, Lifelong, Reads, Requests, TargetKind, Targets
+from sidera.core import InputError
+from sidera.data.dataset import Dataset
+from sidera.data.features import FeatureSchema
+from sidera.data.items import ItemTable
+
+
+class LogRepresentatives(Protocol):
+    """Representatives of the histories of a log; ``store.log_events`` has them."""
+
+    identity: str  # what decides its answers, beside the data set
+
+    def __call__(self, user_ids: np.ndarray, ends: np.ndarray) -> Lifelong:
+        """Of the events of each user (B,) before a position of the log (B,); ``items`` holds dense ids."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Targets of the histories of a batch, by dense id."""
+
+    kind: TargetKind
+    item_ids: np.ndarray  # (G,)
+    offsets: np.ndarray | None = None  # (B+1,); None: one a history
+    feedback: Mapping[str, np.ndarray] = field(default_factory=dict)  # column -> (G,)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Builds the batches of one model over one table of items."""
+
+    schema: FeatureSchema
+    items: ItemTable
+    reads: Reads
+    representatives: Callable[[Events], Lifelong] | None = None  # of whole histories; ``items`` of both: dense ids
+
+    def over(self, dataset: Dataset, representatives: LogRepresentatives | None = None) -> LogReading:
+        """Read this data set, whose ids are rows of ``items``."""
+        return LogReading(self, dataset, representatives)
+
+    def batch(
+        self,
+        item_ids: np.ndarray,
+        offsets: np.ndarray,
+        *,
+        times: np.ndarray | None = None,
+        feedback: Mapping[str, np.ndarray] | None = None,
+        requests: Requests | None = None,
+        wanted: Wanted | None = None,
+        lifelong: Lifelong | None = None,
+        global_count: int | None = None,
+        whole: bool = False,
+    ) -> Batch:
+        """Histories as they stand here, oldest event first -> a Batch over the distinct items that they, the targets
+        and the representatives name.
+
+        ``lifelong.items`` holds dense ids. ``whole``: nothing is left out yet; :meth:`cut` does that.
+        """
+        when = None if times is None else torch.from_numpy(times)
+        events = Events(torch.from_numpy(item_ids), torch.from_numpy(offsets), when, _tensors(feedback or {}))
+        if not whole:
+            if self.reads.lifelong is not None and lifelong is None and self.representatives is not None:
+                lifelong = self.representatives(events)
+            events = self.select(events)
+        columns = [events.items.numpy()]
+        if wanted is not None:
+            columns.append(wanted.item_ids)
+        if lifelong is not None:
+            columns.append(lifelong.items.numpy())
+        items, positions = self.items.distinct(*columns)
+        targets = None
+        if wanted is not None:
+            bounds = np.arange(len(wanted.item_ids) + 1) if wanted.offsets is None else wanted.offsets
+            targets = Targets(wanted.kind, positions[1], torch.from_numpy(bounds), _tensors(wanted.feedback))
+        return Batch(
+            events=replace(events, items=positions[0]),
+            items=items,
+            requests=requests or Requests(),
+            targets=targets,
+            lifelong=None if lifelong is None else replace(lifelong, items=positions[-1]),
+            global_count=global_count,
+        )
+
+    def cut(self, batch: Batch) -> Batch:
+        """What the model reads of a batch of whole histories, which may lie on any device."""
+        lifelong = batch.lifelong
+        if self.reads.lifelong is not None and lifelong is None and self.representatives is not None:
+            found = self.representatives(replace(batch.events.to("cpu"), items=batch.item_ids.cpu()))
+            ids = batch.items.ids
+            lifelong = replace(found.to(ids.device), items=torch.searchsorted(ids, found.items.to(ids.device)))
+        events = self.select(batch.events)
+        if events is batch.events and lifelong is batch.lifelong:
+            return batch
+        return replace(batch, events=events, lifelong=lifelong, targets=None)
+
+    def select(self, events: Events) -> Events:
+        """The events that the model reads: the positive ones or all, the newest, of the older ones the positive."""
+        reads, positive = self.reads, events.feedback.get(self.schema.positive)
+        if not reads.feedback and positive is not None:
+            events = events.keep(positive > 0)
+        if not reads.feedback and events.feedback:
+            events = replace(events, feedback={})
+        events = events.newest(reads.max_events)
+        longest = int(events.lengths.max()) if events.num_rows else 0
+        if reads.recent is None or longest <= reads.recent or positive is None:
+            return events
+        return events.keep((events.from_end < reads.recent) | (events.feedback[self.schema.positive] > 0))
+
+
+class LogReading:
+    """A data set read for one model: columns as numbers and profiles as categories, gathered into batches."""
+
+    def __init__(
+        self, reading: Reading, dataset: Dataset, representatives: LogRepresentatives | None = None
+    ) -> None:
+        """InputError where the log lacks a feedback column that the model reads, or representatives that it asks for."""
+        self.reading, self.dataset, self.representatives = reading, dataset, representatives
+        schema, feedback = reading.schema, reading.reads.feedback
+        if reading.items.num_items < dataset.num_items:
+            raise InputError(
+                f"data set {dataset.name!r} has {dataset.num_items:,} items, the catalogue {reading.items.num_items:,}",
+                fix="read it with the catalogue that was built from it",
+            )
+        for name in schema.columns if feedback else ():
+            if name not in dataset.feedback:
+                known = ", ".join(dataset.feedback) or "none"
+                raise InputError(f"the log has no feedback column {name!r}", allowed=f"those it has: {known}")
+        self.columns = {
+            name: np.asarray(dataset.feedback[name], dtype=np.float32) for name in (schema.columns if feedback else ())
+        }
+        self.profiles = schema.profile_categories(dataset.users) if feedback else {}
+
+    @property
+    def max_events(self) -> int:
+        return self.reading.reads.max_events
+
+    @property
+    def identity(self) -> list[Any]:
+        """What decides the batches beside the data set and the rows."""
+        reads = self.reading.reads
+        named = [reads.max_events] if not reads.feedback else [reads.max_events, self.reading.schema.to_json()]
+        return named if self.representatives is None else [*named, self.representatives.identity]
+
+    def starts(self, user_ids: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """(B,) the oldest event that is read of each history."""
+        return np.maximum(self.dataset.offsets[user_ids], ends - self.max_events)
+
+    def rows(
+        self,
+        user_ids: np.ndarray,
+        ends: np.ndarray,
+        wanted: Wanted | None = None,
+        *,
+        starts: np.ndarray | None = None,
+        global_count: int | None = None,
+        whole: bool = False,
+    ) -> Batch:
+        """Row b: the newest events of user ``user_ids[b]`` before position ``ends[b]`` of the log.
+
+        ``starts`` (B,): the oldest event of each row, where it is not the oldest that is read. ``as_of`` of a request
+        is the time of the event at ``ends``: when the question was asked, which is known then. ``whole``: the history
+        is not cut to what the model reads (then give ``starts``).
+        """
+        dataset = self.dataset
+        starts = self.starts(user_ids, ends) if starts is None else starts
+        lengths = ends - starts
+        offsets = np.concatenate([[0], np.cumsum(lengths)])  # (B+1,)
+        events = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])  # (T,) positions in the log
+        if wanted is not None and wanted.kind == "event":  # every event's target is the next one of the log
+            wanted = replace(wanted, item_ids=dataset.item_ids[events + 1], offsets=offsets)
+        return self.reading.batch(
+            dataset.item_ids[events],
+            offsets,
+            times=dataset.times[events],
+            feedback=self.feedback(events),
+            requests=Requests(
+                torch.from_numpy(user_ids),
+                torch.from_numpy(dataset.times[ends]),
+                _tensors({name: values[user_ids] for name, values in self.profiles.items()}),
+            ),
+            wanted=wanted,
+            lifelong=None if self.representatives is None else self.representatives(user_ids, ends),
+            global_count=global_count,
+            whole=whole,
+        )
+
+    def feedback(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """column -> (n,) of the events at these positions of the log."""
+        return {name: values[positions] for name, values in self.columns.items()}
+
+
+def _tensors(columns: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(values) for name, values in columns.items()}

@@ -1,0 +1,52 @@
+"""Batches written down by hand, for tests that need no log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from sidera.batch import Batch, Lifelong, Reads, Requests, TargetKind
+from sidera.data.features import FeatureSchema
+from sidera.data.items import ItemTable
+from sidera.data.reading import Reading, Wanted
+
+
+def hand_made(
+    item_ids: Tensor,
+    offsets: Tensor,
+    target_ids: Tensor | None = None,
+    *,
+    items: ItemTable | None = None,
+    kind: TargetKind | None = None,
+    target_offsets: Tensor | None = None,
+    times: Tensor | None = None,
+    feedback: Mapping[str, Tensor] | None = None,
+    target_feedback: Mapping[str, Tensor] | None = None,
+    user_ids: Tensor | None = None,
+    as_of: Tensor | None = None,
+    profiles: Mapping[str, Tensor] | None = None,
+    lifelong: Lifelong | None = None,
+    global_count: int | None = None,
+) -> Batch:
+    """``items``: the table whose rows the ids are; by default items of which nothing is known. ``kind`` of the targets:
+    by default "request" with ``target_offsets``, "history" for one a history, else "event"."""
+    wanted = None
+    if target_ids is not None:
+        if kind is None:
+            one = len(target_ids) == len(offsets) - 1
+            kind = "request" if target_offsets is not None else "history" if one else "event"
+        bounds = target_offsets if target_offsets is not None else offsets if kind == "event" else None
+        wanted = Wanted(
+            kind, target_ids.numpy(), None if bounds is None else bounds.numpy(),
+            {name: values.numpy() for name, values in (target_feedback or {}).items()},
+        )  # fmt: skip
+    named = [part.numel() and int(part.max()) for part in (item_ids, target_ids) if part is not None]
+    table = items or ItemTable.plain(1 + max(named))
+    batch = Reading(FeatureSchema(), table, Reads(1)).batch(
+        item_ids.numpy(), offsets.numpy(), times=None if times is None else times.numpy(),
+        requests=Requests(user_ids, as_of, profiles or {}), wanted=wanted, lifelong=lifelong,
+        global_count=global_count, whole=True,
+    )  # fmt: skip
+    return replace(batch, events=replace(batch.events, feedback=feedback or {}))
