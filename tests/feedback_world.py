@@ -73,6 +73,7 @@ def requests(lengths: list[int], targets: list[int] | None = None, num_items: in
         as_of=torch.full((histories,), NOW),
         feedback=feedback,
         profiles={"region": draw(histories, 3)},
+        items=feedback_catalog(num_items),
     )
     if targets is None:
         return batch

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from sidera.batch import Batch, Lifelong, Reads, Requests, TargetKind
+from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
 from sidera.data.items import ItemTable
-from sidera.data.reading import Reading, Wanted
+from sidera.data.reading import LogReading, Reading, Wanted
+
+
+def read_log(
+    dataset: Dataset, max_events: int, schema: FeatureSchema | None = None, items: ItemTable | None = None
+) -> LogReading:
+    """With a schema: every event with its feedback. Without: the item ids."""
+    reads = Reads(max_events, "positive" if schema is None else "all")
+    table = items or ItemTable.plain(dataset.num_items)
+    return Reading(schema or FeatureSchema(), table, reads).over(dataset)
+
+
+def table_of(catalog: Any) -> ItemTable:
+    """Of as much of a Catalog as tests make."""
+    return ItemTable(catalog.codes, getattr(catalog, "categories", {}))
 
 
 def hand_made(
@@ -18,7 +34,7 @@ def hand_made(
     offsets: Tensor,
     target_ids: Tensor | None = None,
     *,
-    items: ItemTable | None = None,
+    items: Any = None,
     kind: TargetKind | None = None,
     target_offsets: Tensor | None = None,
     times: Tensor | None = None,
@@ -30,7 +46,7 @@ def hand_made(
     lifelong: Lifelong | None = None,
     global_count: int | None = None,
 ) -> Batch:
-    """``items``: the table whose rows the ids are; by default items of which nothing is known. ``kind`` of the targets:
+    """``items``: the table whose rows the ids are, or its catalogue; by default items of which nothing is known. ``kind`` of the targets:
     by default "request" with ``target_offsets``, "history" for one a history, else "event"."""
     wanted = None
     if target_ids is not None:
@@ -43,7 +59,7 @@ def hand_made(
             {name: values.numpy() for name, values in (target_feedback or {}).items()},
         )  # fmt: skip
     named = [part.numel() and int(part.max()) for part in (item_ids, target_ids) if part is not None]
-    table = items or ItemTable.plain(1 + max(named))
+    table = ItemTable.plain(1 + max(named)) if items is None else items if isinstance(items, ItemTable) else table_of(items)
     batch = Reading(FeatureSchema(), table, Reads(1)).batch(
         item_ids.numpy(), offsets.numpy(), times=None if times is None else times.numpy(),
         requests=Requests(user_ids, as_of, profiles or {}), wanted=wanted, lifelong=lifelong,

@@ -63,7 +63,7 @@ def test_the_probe_looks_at_the_weights_and_at_nothing_else() -> None:
 def test_recall_is_that_of_the_ranking() -> None:
     """All items at once: every recall is 1."""
     world = tiny()
-    probe = make_probe(world.view, 24, max_rows=16)
+    probe = make_probe(world.view, world.catalog.items, 24, max_rows=16)
     everything = type(probe)(probe.batches, probe.targets, probe.labels, recall_at=300)
     figures = everything.measure(world.recommender)
     assert figures["recall@300_long_view"] == 1.0

@@ -38,7 +38,7 @@ def run(
     source = exposures if METHODS[method].needs_log else next_tokens
     result = align(
         policy, engine, config,
-        ntp=next_tokens(policy, world.view, 16, targets=METHODS[method].targets),
+        ntp=next_tokens(policy, world.view, world.catalog.items, 16, targets=METHODS[method].targets),
         requests=source(policy, world.view, 8, seed=1),
         reward=reward or TableReward.of(world.view, FUSED),
         probe=probe,
@@ -136,7 +136,7 @@ def test_a_broken_reward_ends_the_run_at_its_last_good_weights(how: str, text: s
 
     with pytest.raises(InputError, match=text + r".*\(step 5; the weights are those of step 4\)") as error:
         align(
-            policy, engine, config, requests=next_tokens(policy, world.view, 8), reward=Broken(5, how),
+            policy, engine, config, requests=next_tokens(policy, world.view, world.catalog.items, 8), reward=Broken(5, how),
             gates=Gates.open(), on_progress=remember,
         )  # fmt: skip
     assert "\n" not in str(error.value)
@@ -150,7 +150,7 @@ def test_a_constant_reward_teaches_nothing_and_leaves_the_gates() -> None:
     policy, engine = world.policy()
     result = align(
         policy, engine, AlignConfig(steps=6, group=4, check_every=2, ntp_weight=0.0, format_weight=0.0),
-        requests=next_tokens(policy, world.view, 8), reward=TableReward(torch.full((300,), 0.7)),
+        requests=next_tokens(policy, world.view, world.catalog.items, 8), reward=TableReward(torch.full((300,), 0.7)),
     )  # fmt: skip
     assert result.stopped == ("stopped at step 2: zero_advantage is 1, above 0.99; the weights are those of step 0")
     for name, tensor in policy.state_dict().items():
@@ -169,7 +169,7 @@ def test_groups_without_a_legal_rollout_are_passed_over() -> None:
     engine.load_weights(policy.state_dict(), "lost")
     config = AlignConfig(steps=2, group=4, rollout="free", ntp_weight=0.0, check_every=1)
     result = align(
-        policy, engine, config, requests=next_tokens(policy, world.view, 8), reward=TableReward.of(world.view, FUSED),
+        policy, engine, config, requests=next_tokens(policy, world.view, world.catalog.items, 8), reward=TableReward.of(world.view, FUSED),
         gates=Gates.open(),
     )  # fmt: skip
     assert (result.checks[-1]["zero_advantage"], result.checks[-1]["legal"]) == (1.0, 0.0)
@@ -184,7 +184,7 @@ def step_of(batch: Any) -> AlignStep:
 
 def test_recorded_propensities_are_used_and_their_absence_is_ratio_one() -> None:
     world = tiny()
-    batch = next(iter(exposures(world.pretrained, world.view, 32).batches(0)))
+    batch = next(iter(exposures(world.pretrained, world.view, world.catalog.items, 32).batches(0)))
     assert batch.target_ids is not None
     without = logged_policy_gradient(step_of(batch), "gbpo").figures
     assert without["ratio_max"] == pytest.approx(1.0)
@@ -209,7 +209,7 @@ def test_feedback_is_worth_one_minus_one_or_nothing() -> None:
 
 def test_any_of_several_targets_is_chosen_evenly() -> None:
     world = tiny()
-    batch = next(iter(next_tokens(world.pretrained, world.view, 32).batches(0)))
+    batch = next(iter(next_tokens(world.pretrained, world.view, world.catalog.items, 32).batches(0)))
     assert batch.target_ids is not None
     assert batch.targets.offsets is not None
     generator = torch.Generator().manual_seed(0)
@@ -243,7 +243,7 @@ def test_drift_is_zero_on_own_samples_and_counts_items() -> None:
 def test_what_cannot_be_run_is_refused() -> None:
     world = tiny()
     policy, engine = world.policy()
-    source = next_tokens(policy, world.view, 8)
+    source = next_tokens(policy, world.view, world.catalog.items, 8)
     with pytest.raises(InputError, match="method = 'ecop' is not known"):
         method_of("ecop")
     with pytest.raises(InputError, match="share one model"):
@@ -284,7 +284,7 @@ def test_models_that_read_items_alone_are_aligned_too(name: str) -> None:
     section = {"name": name, **SECTIONS[name]}
     policy = build_model(*parse_model(section), world.catalog, 0)
     engine = engine_for(policy, Recommender(policy, world.catalog, model_section=section))
-    source = next_tokens(policy, world.view, 32)
+    source = next_tokens(policy, world.view, world.catalog.items, 32)
     config = AlignConfig(steps=60, group=8, check_every=10, lr=5e-3)
     result = align(
         policy, engine, config, ntp=source, requests=source, reward=TableReward.of(world.view, FUSED),

@@ -34,8 +34,8 @@ def run(
     config = AlignConfig(**{**COMMON, **settings})
     result = align(
         policy, engine, config,
-        ntp=next_tokens(policy, world.view, 64),
-        requests=next_tokens(policy, world.view, 16, seed=1),
+        ntp=next_tokens(policy, world.view, world.catalog.items, 64),
+        requests=next_tokens(policy, world.view, world.catalog.items, 16, seed=1),
         reward=TableReward.of(world.view, weights),
         probe=world.probe(),
         gates=gates or Gates.open(),
@@ -79,7 +79,7 @@ def test_stale_probabilities_explode_grpo_and_neither_ecpo_nor_gbpo() -> None:
     """Samples of the policy of now, recorded probabilities of an old one, bad items only: the ratio has no bound."""
     world = tiny()
     _, policy, engine = run(FUSED, steps=20, check_every=20, **NO_CURE)
-    batch = next(iter(next_tokens(policy, world.view, 64, seed=3).batches(0)))
+    batch = next(iter(next_tokens(policy, world.view, world.catalog.items, 64, seed=3).batches(0)))
     rollout = engine.rollout(batch, 16)
     old = world.recommender.sid_log_probs(batch, rollout.sids)
     reward = TableReward.of(world.view, FUSED)
@@ -107,7 +107,7 @@ def test_logged_negatives_drive_a_plain_gradient_away_and_not_gbpo() -> None:
         config = AlignConfig(
             method=method, steps=120, check_every=40, positive="follow", **{**COMMON, "lr": 3e-3}, ntp_weight=0.0
         )
-        result = align(policy, engine, config, requests=exposures(policy, world.view, 32, seed=1), gates=Gates.open())
+        result = align(policy, engine, config, requests=exposures(policy, world.view, world.catalog.items, 32, seed=1), gates=Gates.open())
         last[method] = (result.checks[0], result.checks[-1])
     (pg_first, pg_last), (gbpo_first, gbpo_last) = last["pg_log"], last["gbpo_log"]
     assert pg_last["grad_norm"] > 1.2 * pg_first["grad_norm"]

@@ -51,7 +51,7 @@ class Tiny:
         return policy, engine_for(policy, self.recommender)
 
     def probe(self, rows: int = 128) -> Probe:
-        return make_probe(self.view, SECTION["max_history"], max_rows=rows)
+        return make_probe(self.view, self.catalog.items, SECTION["max_history"], max_rows=rows)
 
 
 @cache
@@ -67,7 +67,7 @@ def tiny(seed: int = 0, ntp_steps: int = NTP_STEPS) -> Tiny:
     )
     catalog, _ = build_catalog(positives.dataset, positives.split, config, positives.schema)
     model = build_model(*parse_model(SECTION), catalog, seed)
-    pretrain(model, next_tokens(model, view, 64, seed), ntp_steps, 5e-3)
+    pretrain(model, next_tokens(model, view, catalog.items, 64, seed), ntp_steps, 5e-3)
     section: dict[str, Any] = dict(SECTION)
     return Tiny(view, catalog, model, Recommender(model, catalog, model_section=section, beam=64))
 

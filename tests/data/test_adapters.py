@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.hand_made import read_log
 
 from sidera.core import ArtifactError, InputError
 from sidera.data.adapters import ADAPTERS, detect
@@ -71,7 +72,7 @@ def test_beauty_loads_and_batches_fast() -> None:
     split = make_split(dataset)
     assert time.process_time() - before < 20 * unit
     before = time.process_time()
-    targets = sum(batch.item_ids.numel() for batch in PackedSequences(dataset, split, 50, 256).batches(0))
+    targets = sum(batch.item_ids.numel() for batch in PackedSequences(read_log(dataset, 50), split, 256).batches(0))
     assert targets == 198_502 - 3 * 22_363
     assert time.process_time() - before < 5 * unit
 

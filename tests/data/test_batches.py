@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.hand_made import read_log
 
 from sidera.batch import Batch
 from sidera.core import InputError
@@ -67,7 +68,7 @@ def test_an_epoch_holds_every_train_target_once(
     source_class: type, lengths: list[int], max_history: int, batch_size: int, seed: int
 ) -> None:
     dataset, split = numbered(lengths)
-    source = source_class(dataset, split, max_history, batch_size, seed)
+    source = source_class(read_log(dataset, max_history), split, batch_size, seed)
     batches = list(source.batches(epoch=seed))
     assert len(batches) == source.num_batches(seed)
     found = [pair for batch in batches for pair in pairs(batch, max_history)]
@@ -87,15 +88,15 @@ def test_an_epoch_holds_every_train_target_once(
 
 def test_prefix_rows_read_all_that_fits() -> None:
     dataset, split = numbered([9, 4])
-    found = [pair for batch in PrefixRows(dataset, split, 3, 4).batches(0) for pair in pairs(batch, 3)]
+    found = [pair for batch in PrefixRows(read_log(dataset, 3), split, 4).batches(0) for pair in pairs(batch, 3)]
     assert sorted(found) == [(1, 0), (2, 0, 1), (3, 0, 1, 2), (4, 1, 2, 3), (5, 2, 3, 4), (6, 3, 4, 5), (10, 9)]
 
 
 def test_packed_windows_are_full_at_the_newest_end() -> None:
     dataset, split = numbered([12])  # ten training events, nine targets
-    windows = [batch.item_ids.tolist() for batch in PackedSequences(dataset, split, 4, 1).batches(0)]
+    windows = [batch.item_ids.tolist() for batch in PackedSequences(read_log(dataset, 4), split, 1).batches(0)]
     assert sorted(windows) == [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
-    last = list(PackedSequences(dataset, split, 4, 1, windows="last").batches(0))
+    last = list(PackedSequences(read_log(dataset, 4), split, 1, windows="last").batches(0))
     assert [batch.item_ids.tolist() for batch in last] == [[5, 6, 7, 8]]
     assert last[0].target_ids is not None
     assert last[0].target_ids.tolist() == [6, 7, 8, 9]
@@ -105,7 +106,7 @@ def test_packed_windows_are_full_at_the_newest_end() -> None:
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_cut_the_same_global_batch(source_class: type, world_size: int) -> None:
     dataset = tiny_log(num_users=50, num_items=60)
-    source = source_class(dataset, leave_one_out(dataset), 8, 16, seed=3)
+    source = source_class(read_log(dataset, 8), leave_one_out(dataset), 16, seed=3)
     whole = list(source.batches(epoch=1))
     cut = [list(source.batches(epoch=1, rank=rank, world_size=world_size)) for rank in range(world_size)]
     for index, batch in enumerate(whole):
@@ -122,7 +123,7 @@ def test_order_depends_on_seed_and_epoch_alone_and_can_be_entered_anywhere(sourc
     split = leave_one_out(dataset)
 
     def run(seed: int, epoch: int, start: int = 0) -> list[list[int]]:
-        source = source_class(dataset, split, 8, 16, seed=seed)
+        source = source_class(read_log(dataset, 8), split, 16, seed=seed)
         return [[*batch.item_ids.tolist(), -1, *batch.events.offsets.tolist()] for batch in source.batches(epoch, start)]
 
     assert run(0, 0) == run(0, 0)
@@ -139,20 +140,20 @@ def test_digest_names_data_and_settings(source_class: type) -> None:
     shorter = dataclasses.replace(split, train_ends=np.maximum(split.train_ends - 1, dataset.offsets[:-1]))
     other = tiny_log(num_users=20, num_items=60, seed=1)
     sources = [
-        source_class(dataset, split, 8, 16),
-        source_class(dataset, shorter, 8, 16),
-        source_class(dataset, split, 9, 16),
-        source_class(dataset, split, 8, 17),
-        source_class(dataset, split, 8, 16, seed=1),
-        source_class(other, leave_one_out(other), 8, 16),
+        source_class(read_log(dataset, 8), split, 16),
+        source_class(read_log(dataset, 8), shorter, 16),
+        source_class(read_log(dataset, 9), split, 16),
+        source_class(read_log(dataset, 8), split, 17),
+        source_class(read_log(dataset, 8), split, 16, seed=1),
+        source_class(read_log(other, 8), leave_one_out(other), 16),
     ]
     assert len({source.digest for source in sources}) == len(sources)
-    assert source_class(dataset, split, 8, 16).digest == sources[0].digest
+    assert source_class(read_log(dataset, 8), split, 16).digest == sources[0].digest
 
 
 def test_prefix_batches_hold_like_lengths_without_running_from_short_to_long() -> None:
     dataset = tiny_log(num_users=400, num_items=300)
-    batches = list(PrefixRows(dataset, leave_one_out(dataset), 20, 32).batches(0))
+    batches = list(PrefixRows(read_log(dataset, 20), leave_one_out(dataset), 32).batches(0))
     padded = sum(int(batch.lengths.max()) * batch.num_histories for batch in batches)
     assert padded <= 1.15 * sum(batch.item_ids.numel() for batch in batches)
     longest = np.array([int(batch.lengths.max()) for batch in batches])
@@ -161,7 +162,7 @@ def test_prefix_batches_hold_like_lengths_without_running_from_short_to_long() -
 
 def test_batches_of_an_epoch_differ_by_one_row_at_most() -> None:
     dataset = checkerboard(num_users=65)
-    sizes = {batch.num_histories for batch in PackedSequences(dataset, leave_one_out(dataset), 8, 32).batches(0)}
+    sizes = {batch.num_histories for batch in PackedSequences(read_log(dataset, 8), leave_one_out(dataset), 32).batches(0)}
     assert sizes == {21, 22}
 
 
@@ -173,7 +174,7 @@ def test_eval_batches_read_every_row_once_and_only_its_newest_events(
     dataset, split = numbered(lengths)
     seen = []
     longest = None
-    for index, batch in eval_batches(dataset, split.test, max_history, batch_size):
+    for index, batch in eval_batches(read_log(dataset, max_history), split.test, batch_size):
         assert len(index) == batch.num_histories <= batch_size
         assert longest is None or int(batch.lengths.max()) <= longest
         longest = int(batch.lengths.max())
@@ -209,7 +210,7 @@ def test_a_history_of_a_million_events_costs_its_newest_ones() -> None:
     rows = EvalRows(np.array([0]), np.array([0]), np.array([num]), np.array([0]))
     tracemalloc.start()
     try:
-        ((_, batch),) = eval_batches(dataset, rows, max_history=50, batch_size=8)
+        ((_, batch),) = eval_batches(read_log(dataset, 50), rows, batch_size=8)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -217,7 +218,7 @@ def test_a_history_of_a_million_events_costs_its_newest_ones() -> None:
     assert batch.events.times is not None
     assert batch.events.times.tolist() == list(range(num - 50, num))
     # in training the same user is cut into windows, none of its targets lost
-    source = PackedSequences(dataset, leave_one_out(dataset), 50, 1024)
+    source = PackedSequences(read_log(dataset, 50), leave_one_out(dataset), 1024)
     assert sum(batch.item_ids.numel() for batch in source.batches(0)) == num - 2
 
 
@@ -225,21 +226,21 @@ def test_a_history_of_a_million_events_costs_its_newest_ones() -> None:
 def test_bad_sizes_and_logs_without_targets_are_refused(source_class: type) -> None:
     dataset, split = numbered([4, 4])
     with pytest.raises(InputError, match="max_history = 0; allowed: 1 or more"):
-        source_class(dataset, split, 0, 4)
+        source_class(read_log(dataset, 0), split, 4)
     with pytest.raises(InputError, match="batch_size = -1"):
-        source_class(dataset, split, 5, -1)
+        source_class(read_log(dataset, 5), split, -1)
     with pytest.raises(InputError, match="2 rows cannot be cut among 3 processes"):
-        next(source_class(dataset, split, 5, 4).batches(0, rank=0, world_size=3))
+        next(source_class(read_log(dataset, 5), split, 4).batches(0, rank=0, world_size=3))
     lonely, lonely_split = numbered([1, 3, 1])
     with pytest.raises(InputError, match="nothing to train on"):
-        source_class(lonely, lonely_split, 5, 4)
+        source_class(read_log(lonely, 5), lonely_split, 4)
 
 
 def test_checkerboard_has_the_answer_it_promises() -> None:
     dataset = checkerboard(num_users=60, num_items=24, num_cycles=4)
     following = checkerboard_next(24, 4)
     assert sorted(following.tolist()) == list(range(24))
-    for batch in PackedSequences(dataset, leave_one_out(dataset), 8, 16).batches(0):
+    for batch in PackedSequences(read_log(dataset, 8), leave_one_out(dataset), 16).batches(0):
         assert batch.target_ids is not None
         assert batch.target_ids.tolist() == following[batch.item_ids.numpy()].tolist()
     assert dataset.num_items == len(set(dataset.item_ids.tolist())) == 24

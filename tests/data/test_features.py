@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.hand_made import read_log
 
 from sidera.core import InputError
-from sidera.data.batches import Reader, RequestRows, request_starts
+from sidera.data.batches import RequestRows, request_starts
 from sidera.data.config import DataConfig, make_views
 from sidera.data.dataset import Dataset
 from sidera.data.features import (
@@ -79,7 +80,7 @@ def test_without_a_positive_label_there_is_one_view() -> None:
 def test_a_request_is_one_row_and_its_items_are_in_no_history() -> None:
     every, _ = make_views(tiny_exposures(), DataConfig(positive="click"))
     dataset, split = every.dataset, every.split
-    source = RequestRows(dataset, split, every.schema, max_history=10, batch_size=5, seed=3)
+    source = RequestRows(read_log(dataset, 10, every.schema), split, batch_size=5, seed=3)
     clicked = np.flatnonzero(dataset.feedback["click"])
     first = request_starts(dataset)
     users = dataset.event_users
@@ -110,7 +111,7 @@ def test_a_request_is_one_row_and_its_items_are_in_no_history() -> None:
 
 def test_rows_in_time_order_for_streaming() -> None:
     every, _ = make_views(tiny_exposures(), DataConfig(positive="click"))
-    source = RequestRows(every.dataset, every.split, every.schema, 10, 5, order="time")
+    source = RequestRows(read_log(every.dataset, 10, every.schema), every.split, 5, order="time")
     moments = [batch.requests.as_of for batch in source.batches(epoch=0)]
     ends = [int(moment.max()) for moment in moments if moment is not None]
     starts = [int(moment.min()) for moment in moments if moment is not None]
@@ -156,7 +157,7 @@ def test_bad_columns_are_named() -> None:
         fit_schema(Dataset(**{**dataset.__dict__, "feedback": flags}), "", every)
     schema = fit_schema(dataset, "click", every)
     with pytest.raises(InputError, match="no feedback column 'click'"):
-        Reader(Dataset(**{**dataset.__dict__, "feedback": {}}), schema)
+        read_log(Dataset(**{**dataset.__dict__, "feedback": {}}), 10, schema)
     none = {**dataset.feedback, "click": np.zeros(dataset.num_events, bool)}
     with pytest.raises(InputError, match="no event of 'tiny_exposures' is positive"):
         make_views(Dataset(**{**dataset.__dict__, "feedback": none}), DataConfig(positive="click"))

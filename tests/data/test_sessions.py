@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
+from tests.hand_made import read_log
 
 from sidera.core import InputError
 from sidera.data.batches import RequestRows, request_starts
@@ -103,7 +104,7 @@ def test_lists_equal_the_slow_reading(rules: SessionRules) -> None:
 
 def test_rows_hold_the_history_before_and_the_list_in_order() -> None:
     here, rules = view(), SessionRules(length=4, min_watched=2)
-    source = SessionRows(here.dataset, here.split, here.schema, max_history=9, batch_size=5, seed=1, rules=rules)
+    source = SessionRows(read_log(here.dataset, 9, here.schema), here.split, batch_size=5, seed=1, rules=rules)
     dataset = here.dataset
     expected = sorted(
         (dataset.item_ids[max(dataset.offsets[dataset.event_users[end]], end - 9) : end].tolist(),
@@ -127,11 +128,11 @@ def test_rows_hold_the_history_before_and_the_list_in_order() -> None:
 
 def test_no_list_reaches_what_is_asked_for() -> None:
     here = view()
-    source = SessionRows(here.dataset, here.split, here.schema, max_history=9, batch_size=5)
-    users = here.dataset.event_users[source.target_places]
-    assert (source.target_places < here.split.train_ends[users]).all()
+    source = SessionRows(read_log(here.dataset, 9, here.schema), here.split, batch_size=5)
+    users = here.dataset.event_users[source.targets]
+    assert (source.targets < here.split.train_ends[users]).all()
     asked = np.concatenate([here.split.valid.ends, here.split.test.ends])
-    assert not np.isin(source.target_places, asked).any()
+    assert not np.isin(source.targets, asked).any()
 
 
 def test_a_pause_ends_a_visit() -> None:
@@ -146,11 +147,11 @@ def test_a_pause_ends_a_visit() -> None:
 def test_the_rules_are_part_of_the_digest() -> None:
     here = view()
     sources = [
-        SessionRows(here.dataset, here.split, here.schema, 9, 5, rules=rules)
+        SessionRows(read_log(here.dataset, 9, here.schema), here.split, 5, rules=rules)
         for rules in (SessionRules(min_watched=1), SessionRules(min_watched=1), SessionRules(min_watched=3))
     ]
     assert sources[0].digest == sources[1].digest != sources[2].digest
-    assert sources[0].digest != RequestRows(here.dataset, here.split, here.schema, 9, 5).digest
+    assert sources[0].digest != RequestRows(read_log(here.dataset, 9, here.schema), here.split, 5).digest
 
 
 @pytest.mark.parametrize(
@@ -175,6 +176,6 @@ def test_rules_that_the_log_cannot_answer_are_refused() -> None:
         (SessionRules(min_watched=1, min_interactions=1), "no interaction"),
     ):
         with pytest.raises(InputError, match=match):
-            SessionRows(here.dataset, here.split, bare, 9, 5, rules=rules)
+            SessionRows(read_log(here.dataset, 9, bare), here.split, 5, rules=rules)
     with pytest.raises(InputError, match=r"none of the \d+ lists .* min_interactions = 50"):
-        SessionRows(here.dataset, here.split, here.schema, 9, 5, rules=SessionRules(min_watched=1, min_interactions=50))
+        SessionRows(read_log(here.dataset, 9, here.schema), here.split, 5, rules=SessionRules(min_watched=1, min_interactions=50))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from labelled_log import NUM_ITEMS, NUM_TOPICS, labelled_view
+from tests.hand_made import read_log
 
 from sidera.batch import Batch
 from sidera.core import InputError
@@ -29,7 +30,7 @@ def make(**changes: object) -> PScore:
 
 def rows(batch_size: int = 32) -> RequestRows:
     view, _ = labelled_view()
-    return RequestRows(view.dataset, view.split, view.schema, 24, batch_size, targets="all")
+    return RequestRows(read_log(view.dataset, 24, view.schema), view.split, batch_size, kind="exposure")
 
 
 def questions(count: int = 24) -> Batch:
@@ -83,8 +84,8 @@ def test_it_finds_what_each_user_likes() -> None:
 def test_every_exposure_is_a_target() -> None:
     view, _ = labelled_view()
     dataset, split = view.dataset, view.split
-    everything = RequestRows(dataset, split, view.schema, 24, 32, targets="all")
-    positive = RequestRows(dataset, split, view.schema, 24, 32)
+    everything = RequestRows(read_log(dataset, 24, view.schema), split, 32, kind="exposure")
+    positive = RequestRows(read_log(dataset, 24, view.schema), split, 32)
     trained_on = np.arange(dataset.num_events) < split.train_ends[dataset.event_users]
     first = np.arange(dataset.num_events) < dataset.offsets[dataset.event_users] + 4  # no history before it
     assert len(everything.target_places) == (trained_on & ~first).sum()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from labelled_log import labelled_view
+from tests.hand_made import read_log
 
 from sidera.core import InputError
 from sidera.data.batches import RequestRows
@@ -21,7 +22,7 @@ def make(**changes: object) -> SessionReward:
 
 def rows() -> RequestRows:
     view, _ = labelled_view()
-    return RequestRows(view.dataset, view.split, view.schema, 24, 64, targets="all")
+    return RequestRows(read_log(view.dataset, 24, view.schema), view.split, 64, kind="exposure")
 
 
 def test_its_labels_are_those_of_the_list() -> None:

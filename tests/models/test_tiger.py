@@ -46,6 +46,7 @@ def make_batch(lengths: list[int], num_items: int = 60, seed: int = 0, targets: 
         offsets=offsets,
         target_ids=torch.randint(num_items, (len(lengths),), generator=generator) if targets else None,
         user_ids=torch.arange(len(lengths)),
+        items=make_codes(num_items),
     )
 
 

@@ -102,7 +102,7 @@ def test_training_evaluation_and_store_read_the_same(data: Path, trained: Path, 
     assert recommender.lifelong == recipe(**REPRESENTATIVES).model_config.lifelong_config()
     prepared = prepare(recipe(**REPRESENTATIVES), data, lambda _: None)
     dataset, rows = prepared.dataset, prepared.split.test.take(np.arange(12))
-    ((index, batch),) = eval_batches(dataset, rows, 10**6, 10**6, recommender.reader(dataset))
+    ((index, batch),) = eval_batches(dataset, rows, 10**6, 10**6, recommender.read_log(dataset))
     assert batch.lifelong is not None
     assert int(batch.lifelong.counts.max()) > 1
     # whole histories without representatives: found on the way
@@ -142,9 +142,9 @@ def test_training_evaluation_and_store_read_the_same(data: Path, trained: Path, 
 def test_a_model_without_them_is_told_what_is_missing(data: Path, trained: Path) -> None:
     recommender = Recommender.load(trained)
     view = make_views(Dataset.load(data), recipe().data)[0]
-    reader = recommender.reader(view.dataset)
+    reader = recommender.read_log(view.dataset)
     assert reader is not None
-    assert reader is recommender.reader(view.dataset)  # long histories are clustered once
+    assert reader is recommender.read_log(view.dataset)  # long histories are clustered once
     reader.lifelong = None
     ((_, batch),) = eval_batches(view.dataset, view.split.test, READ, 10**6, reader)
     with pytest.raises(InputError, match="no representatives"):

@@ -43,7 +43,7 @@ def test_answers_in_a_training_are_those_of_a_fresh_model_with_the_same_weights(
     catalog = catalog_stage(recipe, prepared, tmp_path / "run", lambda _: None)
     model = build_model(recipe.model_name, recipe.model_config, catalog)
     ours = Recommender(model, catalog, model_section=recipe.model_section, beam=8)
-    source = batch_source(recipe, prepared, model, ours.reader(prepared.dataset))
+    source = batch_source(recipe, prepared, model, ours.read_log(prepared.dataset))
     assert source is not None
     seen: list[torch.Tensor] = []
 
