@@ -13,7 +13,7 @@ from tests.hand_made import read_log
 
 from sidera.batch import Batch
 from sidera.core import InputError
-from sidera.data.batches import RequestRows
+from sidera.data.batches import ExposureRows, RequestRows
 from sidera.data.features import FeatureSchema
 from sidera.models.rankers.pscore import PScore
 from sidera.nn.target_attention import match_sums
@@ -28,9 +28,9 @@ def make(**changes: object) -> PScore:
     return PScore(PScore.Config(**{**SMALL, **changes}), catalog)  # type: ignore[arg-type]
 
 
-def rows(batch_size: int = 32) -> RequestRows:
+def rows(batch_size: int = 32) -> ExposureRows:
     view, _ = labelled_view()
-    return RequestRows(read_log(view.dataset, 24, view.schema), view.split, batch_size, kind="exposure")
+    return ExposureRows(read_log(view.dataset, 24, view.schema), view.split, batch_size)
 
 
 def questions(count: int = 24) -> Batch:
@@ -84,7 +84,7 @@ def test_it_finds_what_each_user_likes() -> None:
 def test_every_exposure_is_a_target() -> None:
     view, _ = labelled_view()
     dataset, split = view.dataset, view.split
-    everything = RequestRows(read_log(dataset, 24, view.schema), split, 32, kind="exposure")
+    everything = ExposureRows(read_log(dataset, 24, view.schema), split, 32)
     positive = RequestRows(read_log(dataset, 24, view.schema), split, 32)
     trained_on = np.arange(dataset.num_events) < split.train_ends[dataset.event_users]
     first = np.arange(dataset.num_events) < dataset.offsets[dataset.event_users] + 4  # no history before it
