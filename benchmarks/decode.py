@@ -59,7 +59,6 @@ class World:
     def __init__(self, case: Case) -> None:
         import torch
 
-        from sidera.batch import Batch
         from sidera.models.generators.tiger import Tiger
         from sidera.ops.trie import CodeTrie
 
@@ -76,8 +75,11 @@ class World:
                 if "norm" in name:
                     weight.uniform_(0.5, 1.5)
             self.model.decoder.norm.weight.mul_(3.0)
-        offsets = torch.tensor([0, history])
-        self.batches = [Batch(torch.randint(case.num_items, (history,)), offsets) for _ in range(NUM_HISTORIES)]
+        offsets = np.array([0, history])
+        reading = Reading(FeatureSchema(), ItemTable(catalog.codes), self.model.reads)
+        self.batches = [
+            reading.batch(torch.randint(case.num_items, (history,)).numpy(), offsets) for _ in range(NUM_HISTORIES)
+        ]
 
     def ours(self, batch: Any) -> Any:
         from sidera.decode.beam import beam_search
@@ -100,7 +102,7 @@ class World:
             return list(node)
 
         def call(batch: Any, **settings: Any) -> Any:
-            tokens = self.model.item_tokens[batch.item_ids].view(1, -1)
+            tokens = self.model.item_tokens(batch.items.codes[batch.events.items]).view(1, -1)
             with torch.inference_mode():
                 return t5.generate(
                     input_ids=tokens,
@@ -195,7 +197,6 @@ def run_sidera(num_items: int = 12_000, num_clusters: int = 256, width: int = 50
     import numpy as np
     import torch
 
-    from sidera.batch import Batch
     from sidera.decode.beam import beam_search
     from sidera.models.generators.sidera import SideraGenerator
     from sidera.ops.trie import CodeTrie
@@ -209,7 +210,8 @@ def run_sidera(num_items: int = 12_000, num_clusters: int = 256, width: int = 50
     )
     model = SideraGenerator(SideraGenerator.Config(), catalog).eval()
     history = 20
-    batches = [Batch(torch.randint(num_items, (history,)), torch.tensor([0, history])) for _ in range(NUM_HISTORIES)]
+    reading, offsets = Reading(FeatureSchema(), ItemTable(codes), model.reads), np.array([0, history])
+    batches = [reading.batch(torch.randint(num_items, (history,)).numpy(), offsets) for _ in range(NUM_HISTORIES)]
 
     def ours(batch: Any) -> Any:
         exclude = (batch.item_ids, batch.events.offsets)

@@ -122,10 +122,8 @@ def pipeline(run: Run) -> None:
 def one_recipe(run: Run, name: str, precision: str) -> dict[str, Any]:
     """A recipe on the checkerboard, where the right answer is known, trained in two calls."""
     import numpy as np
-    import torch
 
     from gpu_models import SMALL
-    from sidera.batch import Batch
     from sidera.data.split import leave_one_out
     from sidera.data.tiny import checkerboard
     from sidera.engine.recommender import Recommender
@@ -152,8 +150,9 @@ def one_recipe(run: Run, name: str, precision: str) -> dict[str, Any]:
             calls += 1
         rows = leave_one_out(world).test
         histories = [world.item_ids[end - 4 : end] for end in rows.ends[:60]]
-        batch = Batch(torch.from_numpy(np.concatenate(histories)), torch.arange(61) * 4)
-        answered = Recommender.load(Path(folder) / "run").rank(batch, 1).item_ids[:, 0].numpy()
+        recommender = Recommender.load(Path(folder) / "run")
+        batch = recommender.reading.batch(np.concatenate(histories), np.arange(61) * 4, whole=True)
+        answered = recommender.rank(batch, 1).item_ids[:, 0].numpy()
         right = float((answered == rows.target_ids[:60]).mean())
     problems = [] if result is not None else ["the training is unfinished after two calls"]
     if right <= 0.9 and not run.tiny:

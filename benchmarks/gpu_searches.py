@@ -68,7 +68,8 @@ def _catalogue() -> tuple[CodeTrie, Batch, tuple[Tensor, Tensor]]:
     codes = np.stack([rng.integers(0, size, 90) for size in SIZES], axis=1)
     trie = CodeTrie.build(codes, SIZES, order=rng.permutation(90), alive=rng.random(90) < 0.9)
     barred = torch.from_numpy(rng.integers(0, 90, 10))
-    return trie, Batch(torch.arange(5), torch.arange(6)), (barred, torch.arange(6) * 2)
+    reading = Reading(FeatureSchema(), ItemTable(codes), Reads(1))
+    return trie, reading.batch(np.arange(5), np.arange(6)), (barred, torch.arange(6) * 2)
 
 
 def trie_tables(device: str, dtype: torch.dtype) -> float:

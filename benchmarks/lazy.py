@@ -49,7 +49,8 @@ def long_histories(folder: Path, seed: int) -> tuple[Any, list[Any], list[Any]]:
     every, positives = make_views(load_dataset(folder / "log"), DataConfig(positive="long_view"))
     codes = CatalogConfig(vectors=("tfidf", "behaviour"), num_levels=3, codebook_size=32, balanced=True)
     catalog, _ = build_catalog(positives.dataset, positives.split, codes, every.schema)
-    source = RequestRows(every.dataset, every.split, every.schema, CONTEXT, BATCH_SIZE, order="time")
+    reading = Reading(every.schema, catalog.items, Reads(CONTEXT, "all")).over(every.dataset)
+    source = RequestRows(reading, every.split, BATCH_SIZE, order="time")
     full = []
     for batch in source.batches(0):  # longest first, so the full histories stand in front
         count = int((batch.lengths == CONTEXT).sum())

@@ -250,8 +250,8 @@ def kuairand() -> dict[str, Any]:
     users = view.dataset.event_users
     learned = (np.arange(view.dataset.num_events) < view.split.train_ends[users]) & (groups == 0)[users]
     seen = np.bincount(view.dataset.item_ids[learned], minlength=catalog.num_items)
-    count = seen[view.dataset.item_ids[rows.target_places]]  # how often training users met the item
-    bare = {name: auc(count, view.dataset.feedback[name][rows.target_places]) for name in KUAIRAND_LABELS}
+    count = seen[view.dataset.item_ids[rows.targets]]  # how often training users met the item
+    bare = {name: auc(count, view.dataset.feedback[name][rows.targets]) for name in KUAIRAND_LABELS}
     return {
         "exposures": len(shown), "steps": fitted.steps, "auc": {name: round(found[name], 4) for name in wanted},
         "auc of the item's count alone": {name: round(value, 4) for name, value in bare.items()},

@@ -60,7 +60,7 @@ class Samplers:
         """(G, L) codes, (G, L) log-probabilities."""
         import torch
 
-        tokens = self.world.model.item_tokens[batch.item_ids].view(1, -1)
+        tokens = self.world.model.item_tokens(batch.items.codes[batch.events.items]).view(1, -1)
         with torch.inference_mode():
             found = self.t5.generate(
                 input_ids=tokens,

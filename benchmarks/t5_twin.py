@@ -71,8 +71,8 @@ def padded_tokens(model: Tiger, batch: Batch, num_items: int | None = None) -> t
 
     rows = []
     for start, end in zip(batch.events.offsets[:-1].tolist(), batch.events.offsets[1:].tolist(), strict=True):
-        ids = batch.item_ids[max(start, end - model.config.max_history) : end]
-        rows.append(model.item_tokens[ids].flatten())
+        items = batch.events.items[max(start, end - model.config.max_history) : end]
+        rows.append(model.item_tokens(batch.items.codes[items]).flatten())
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     if num_items is not None:
         tokens = torch.nn.functional.pad(tokens, (0, num_items * model.num_levels - tokens.shape[1]))

@@ -38,8 +38,9 @@ def history_lengths() -> tuple[Any, str]:
         from sidera.data.config import load_dataset, make_split
 
         dataset = load_dataset(BEAUTY)
-        rows = PrefixRows(dataset, make_split(dataset), MAX_HISTORY, BATCH_SIZE, seed=SEED)
-        return rows.ends - rows.starts, "amazon2014_beauty"
+        reading = Reading(FeatureSchema(), ItemTable.plain(dataset.num_items), Reads(MAX_HISTORY)).over(dataset)
+        rows = PrefixRows(reading, make_split(dataset), BATCH_SIZE, seed=SEED)
+        return rows.ends - reading.starts(rows.user_ids, rows.ends), "amazon2014_beauty"
     users = 5 + np.random.default_rng(SEED).geometric(1 / 4.6, 22_000) - 1  # events: 8.6 on average, 5 at least
     return np.minimum(np.concatenate([np.arange(1, count - 2) for count in users]), MAX_HISTORY), "geometric, mean 8.6"
 
@@ -47,9 +48,7 @@ def history_lengths() -> tuple[Any, str]:
 def make_batches(num_batches: int, num_items: int, bucketed: bool) -> tuple[list[Any], dict[str, Any]]:
     """Batches of random items with Beauty's lengths; ``bucketed`` cuts the same rows into batches of like length."""
     import numpy as np
-    import torch
 
-    from sidera.batch import Batch
 
     rng = np.random.default_rng(SEED)
     lengths, source = history_lengths()
@@ -61,7 +60,7 @@ def make_batches(num_batches: int, num_items: int, bucketed: bool) -> tuple[list
     for index in rng.permutation(num_batches):
         offsets = np.concatenate([[0], np.cumsum(rows[index])])
         items, targets = rng.integers(num_items, size=offsets[-1]), rng.integers(num_items, size=BATCH_SIZE)
-        batches.append(Batch(torch.from_numpy(items), torch.from_numpy(offsets), torch.from_numpy(targets)))
+        batches.append(reading.batch(items, offsets, wanted=Wanted("history", targets)))
     return batches, {"lengths": source, "mean_items": round(float(lengths.mean()), 2)}
 
 
@@ -87,7 +86,7 @@ def t5_batches(model: Any, batches: list[Any], num_items: int | None) -> list[di
     prepared = []
     for batch in batches:
         tokens, mask = padded_tokens(model, batch, num_items)
-        prepared.append({"input_ids": tokens, "attention_mask": mask, "labels": model.item_tokens[batch.target_ids]})
+        prepared.append({"input_ids": tokens, "attention_mask": mask, "labels": model.item_tokens(batch.items.codes[batch.targets.items])})
     return prepared
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.hand_made import hand_made
 
+from hand_made import changed, hand_made
 from sidera.batch import Batch
 from sidera.data.features import FeatureSchema
 
@@ -79,4 +79,7 @@ def requests(lengths: list[int], targets: list[int] | None = None, num_items: in
         return batch
     bounds = torch.tensor([0, *targets]).cumsum(0)
     count = int(bounds[-1])
-    return replace(batch, target_ids=draw(count, num_items), target_offsets=bounds, global_count=count)
+    return changed(
+        batch, feedback_catalog(num_items), target_ids=draw(count, num_items), target_offsets=bounds, kind="request",
+        global_count=count,
+    )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from sidera.batch import Batch, Lifelong, Reads, Requests, TargetKind
@@ -66,3 +67,28 @@ def hand_made(
         global_count=global_count, whole=True,
     )  # fmt: skip
     return replace(batch, events=replace(batch.events, feedback=feedback or {}))
+
+
+def changed(batch: Batch, items: Any = None, **changes: Any) -> Batch:
+    """The batch with other columns, named as in :func:`hand_made`. ``items``: needed where other items are named."""
+    events, requests, targets = batch.events, batch.requests, batch.targets
+    given: dict[str, Any] = {
+        "item_ids": batch.item_ids, "offsets": events.offsets, "times": events.times, "feedback": events.feedback,
+        "user_ids": requests.user_ids, "as_of": requests.as_of, "profiles": requests.profiles,
+        "lifelong": None if batch.lifelong is None else replace(batch.lifelong, items=batch.items.ids[batch.lifelong.items]),
+        "global_count": batch.global_count,
+    }  # fmt: skip
+    if targets is not None and changes.get("target_ids", targets) is not None:
+        given |= {
+            "target_ids": batch.target_ids, "kind": targets.kind, "target_feedback": targets.feedback,
+            "target_offsets": targets.offsets if targets.kind not in ("event", "history") else None,
+        }  # fmt: skip
+    if items is None:
+        rows = int(batch.items.ids.max()) + 1
+        codes = np.zeros((rows, batch.items.codes.shape[1]), dtype=np.int64)
+        codes[batch.items.ids] = batch.items.codes
+        features = {name: np.zeros(rows, dtype=np.int64) for name in batch.items.features}
+        for name, values in batch.items.features.items():
+            features[name][batch.items.ids] = values
+        items = ItemTable(codes, features)
+    return hand_made(items=items, **(given | changes))

@@ -34,6 +34,10 @@ class Reads:
     recent: int | None = None  # of these events, so many newest are read whatever they are, older ones when positive
     lifelong: Any | None = None  # a ``store.lifelong.LifelongConfig``: representatives of the whole history too
 
+    def __post_init__(self) -> None:
+        if self.max_events < 1:
+            raise InputError(f"max_history = {self.max_events}", allowed="1 or more")
+
     @property
     def feedback(self) -> bool:
         """Whether batches carry what came of every event, and profiles."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 import torch
-from tests.hand_made import hand_made
 
+from hand_made import hand_made
 from sidera.align.rewards import RewardBatch, Rewards
 
 DAY = 86_400

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from tiny_world import FUSED, TableReward, tiny
 
+from hand_made import changed
 from sidera.align.config import AlignConfig
 from sidera.align.gates import Gates
 from sidera.align.logged import feedback_advantages, logged_policy_gradient
@@ -39,7 +39,7 @@ def run(
     result = align(
         policy, engine, config,
         ntp=next_tokens(policy, world.view, world.catalog.items, 16, targets=METHODS[method].targets),
-        requests=source(policy, world.view, 8, seed=1),
+        requests=source(policy, world.view, world.catalog.items, 8, seed=1),
         reward=reward or TableReward.of(world.view, FUSED),
         probe=probe,
         gates=Gates.open(),
@@ -189,10 +189,10 @@ def test_recorded_propensities_are_used_and_their_absence_is_ratio_one() -> None
     without = logged_policy_gradient(step_of(batch), "gbpo").figures
     assert without["ratio_max"] == pytest.approx(1.0)
     recorded = {f"log_prob_{level}": torch.full((len(batch.target_ids),), -0.5) for level in range(3)}
-    logged = replace(batch, target_feedback={**batch.targets.feedback, **recorded})
+    logged = changed(batch, target_feedback={**batch.targets.feedback, **recorded})
     found = logged_policy_gradient(step_of(logged), "gbpo").figures
     assert found["ratio_max"] != pytest.approx(1.0)
-    bad = replace(
+    bad = changed(
         batch, target_feedback={**batch.targets.feedback, **recorded, "log_prob_1": recorded["log_prob_1"] + 1}
     )
     with pytest.raises(InputError, match="recorded log-probabilities hold numbers above 0"):

@@ -7,6 +7,7 @@ import torch
 from reward_world import Numbers, asked
 
 from sidera.align.rewards import NetworkReward, RewardBatch, Rewards, Together
+from sidera.batch import Reads
 from sidera.core import InputError
 
 GROUP = [[0, 1, 2, -1], [3, 4, 5, 5]]
@@ -88,6 +89,7 @@ class FourTasks(torch.nn.Module):
     """Stands for a P-Score: task t of item i is i * 10 ** -t."""
 
     tasks = ("p", "click", "like")
+    reads = Reads(10)
 
     def context(self, batch: object) -> object:
         return batch

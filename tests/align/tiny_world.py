@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.hand_made import hand_made
 
+from hand_made import hand_made
 from sidera.align.diagnostics import Probe, make_probe
 from sidera.align.loop import engine_for
 from sidera.align.rewards import RewardBatch, Rewards

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.hand_made import hand_made
 
+from hand_made import hand_made
 from sidera.batch import Batch
 from sidera.catalog.build import build_catalog
 from sidera.catalog.catalog import Catalog
@@ -169,7 +169,8 @@ def batches(name: str, model: torch.nn.Module, batch_size: int = 64) -> BatchSou
     """What the model trains on, as the training stage makes it; None where it takes no steps."""
     recipe: Any = SimpleNamespace(model_config=model.config, fit=FitConfig(batch_size=batch_size))
     view = View(world().dataset, world().split, FeatureSchema())
-    return batch_source(recipe, Prepared(view.dataset, view.split, view.schema, view), model)
+    prepared = Prepared(view.dataset, view.split, view.schema, view)
+    return batch_source(recipe, prepared, model, recommender(name, model).read_log(view.dataset))
 
 
 def recommender(name: str, model: torch.nn.Module, catalog: Catalog | None = None) -> Recommender:
@@ -184,7 +185,8 @@ def full_section(name: str) -> dict[str, Any]:
 
 def batch_of(histories: list[np.ndarray] | list[list[int]]) -> Batch:
     offsets = np.concatenate([[0], np.cumsum([len(history) for history in histories])])
-    return hand_made(torch.as_tensor(np.concatenate(histories)).long(), torch.as_tensor(offsets).long())
+    items = torch.as_tensor(np.concatenate(histories)).long()
+    return hand_made(items, torch.as_tensor(offsets).long(), items=world().catalog.items)
 
 
 # The checkerboard has no feedback, without which rankers and rewards have nothing to learn: test_every_ranker.py.

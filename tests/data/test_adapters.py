@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.hand_made import read_log
 
+from hand_made import read_log
 from sidera.core import ArtifactError, InputError
 from sidera.data.adapters import ADAPTERS, detect
 from sidera.data.batches import PackedSequences

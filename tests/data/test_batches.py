@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.hand_made import read_log
 
+from hand_made import read_log
 from sidera.batch import Batch
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences, PrefixRows, eval_batches
@@ -51,7 +51,7 @@ def pairs(batch: Batch, max_history: int) -> list[tuple[int, ...]]:
     for row, (low, high) in enumerate(itertools.pairwise(offsets)):
         history = batch.item_ids[low:high].tolist()
         assert 1 <= len(history) <= max_history
-        if batch.per_position:
+        if batch.targets_of().kind == "event":
             found += [(int(batch.target_ids[low + i]), *history[: i + 1]) for i in range(len(history))]
         else:
             found.append((int(batch.target_ids[row]), *history))

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.hand_made import read_log
 
 from sidera.core import InputError
 from sidera.data.config import DataConfig, load_dataset, make_views

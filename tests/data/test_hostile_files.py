@@ -22,7 +22,7 @@ import pytest
 PEAK_MIB = 2048
 IMPORT = """
 import resource, sys
-from tests.hand_made import read_log
+from hand_made import read_log
 from sidera.core import InputError
 from sidera.data.importing import import_log
 code = 0

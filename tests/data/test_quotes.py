@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.hand_made import read_log
 
 from sidera.core import InputError
 from sidera.data.importing import read_log

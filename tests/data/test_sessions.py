@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.hand_made import read_log
 
+from hand_made import read_log
 from sidera.core import InputError
 from sidera.data.batches import RequestRows, request_starts
 from sidera.data.config import DataConfig, View, make_views

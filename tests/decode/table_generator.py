@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from tests.hand_made import hand_made
 from torch import Tensor
 
+from hand_made import hand_made
 from sidera.batch import Batch
 from sidera.roles import Loss, StepOutput
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_generator import TableGenerator, indices
-from tests.hand_made import hand_made
 from worlds import worlds
 
+from hand_made import hand_made
 from sidera.core import InputError
 from sidera.decode.beam import beam_search
 from sidera.decode.exact import score_all_items, score_all_leaves

@@ -10,10 +10,11 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
+from hand_made import read_log
 from sidera.catalog.build import build_catalog
 from sidera.catalog.config import CatalogConfig
 from sidera.core import InputError, Request
-from sidera.data.batches import Reader, eval_batches
+from sidera.data.batches import eval_batches
 from sidera.data.config import DataConfig, View, make_views
 from sidera.data.tiny import tiny_exposures
 from sidera.engine.recommender import Recommender
@@ -60,9 +61,8 @@ def request_of(view: View, row: int, **changes: Any) -> Request:
 @pytest.mark.parametrize("name", ["onerec_v2", "sasrec"])
 def test_a_request_is_read_as_evaluation_reads_it(name: str, views: tuple[View, View]) -> None:
     model = recommender(name, views)
-    view = views[0] if model.reads_feedback else views[1]
-    reader = Reader(view.dataset, view.schema) if model.reads_feedback else None
-    ((index, batch),) = eval_batches(view.dataset, view.split.test, 100, 100, reader)
+    view = views[0] if model.reads.feedback else views[1]
+    ((index, batch),) = eval_batches(model.read_log(view.dataset), view.split.test, 100, whole=True)
     expected = model.rank(batch, 6)
     answers = model.recommend([request_of(views[0], row) for row in index])
     for place, answer in enumerate(answers):
@@ -95,7 +95,7 @@ def test_bad_feedback_is_named(views: tuple[View, View]) -> None:
         model.recommend([request_of(views[0], 0, times=[3])])
     with pytest.raises(InputError, match="not in the order of its times"):
         model.recommend([request_of(views[0], 0, times=request_of(views[0], 0).times[::-1])])  # type: ignore[index]
-    bare = next(iter(eval_batches(views[0].dataset, views[0].split.test, 100, 100)))[1]
+    bare = next(iter(eval_batches(read_log(views[0].dataset, 100), views[0].split.test, 100)))[1]
     with pytest.raises(InputError, match="no feedback column"):
         model.rank(bare, 3)
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.hand_made import hand_made
 
 import sidera
+from hand_made import hand_made
 from sidera import artifacts
 from sidera.artifacts import Manifest, save_tensors, writing
 from sidera.catalog.catalog import Catalog
 from sidera.core import ArtifactError, InputError, Request
 from sidera.data.tiny import checkerboard_next
-from sidera.engine.recommender import MAX_BATCH, Recommender, check_device, newest
+from sidera.engine.recommender import MAX_BATCH, Recommender, check_device
 from yardstick import yardstick
 
 NUM_ITEMS = 24
@@ -240,12 +240,12 @@ def test_a_device_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_newest_cuts_and_keeps_times() -> None:
     batch = hand_made(torch.arange(8), torch.tensor([0, 5, 6, 8]), times=torch.arange(8) * 10)
-    cut = newest(batch, 2)
+    cut = batch.newest(2)
     assert cut.item_ids.tolist() == [3, 4, 5, 6, 7]
-    assert cut.offsets.tolist() == [0, 2, 3, 5]
-    assert cut.times is not None
-    assert cut.times.tolist() == [30, 40, 50, 60, 70]
-    assert newest(batch, 5) is batch
+    assert cut.events.offsets.tolist() == [0, 2, 3, 5]
+    assert cut.events.times is not None
+    assert cut.events.times.tolist() == [30, 40, 50, 60, 70]
+    assert batch.newest(5) is batch
 
 
 # -- folders that cannot be opened -----------------------------------------------------------------------------------

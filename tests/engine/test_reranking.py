@@ -182,7 +182,7 @@ def test_jagged_rows_are_picked() -> None:
         low, high = int(batch.events.offsets[row]), int(batch.events.offsets[row + 1])
         mine = slice(int(offsets[place]), int(offsets[place + 1]))
         assert torch.equal(picked.item_ids[mine], batch.item_ids[low:high])
-        assert torch.equal(picked.feedback["click"][mine], batch.events.feedback["click"][low:high])
+        assert torch.equal(picked.events.feedback["click"][mine], batch.events.feedback["click"][low:high])
     assert batch.requests.as_of is not None
-    assert picked.as_of is not None
-    assert torch.equal(picked.as_of, batch.requests.as_of[rows])
+    assert picked.requests.as_of is not None
+    assert torch.equal(picked.requests.as_of, batch.requests.as_of[rows])

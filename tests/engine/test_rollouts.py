@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.hand_made import hand_made
 
+from hand_made import hand_made
 from sidera.core import InputError
 from sidera.data.tiny import checkerboard_next
 from sidera.engine.recommender import Recommender

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.hand_made import read_log
 
 from sidera.catalog.build import build_catalog
 from sidera.catalog.config import CatalogConfig

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.hand_made import hand_made
 from torch import nn
 from toy_training import RingSource, Toy, accuracy
 
+from hand_made import hand_made
 from sidera.batch import Batch
 from sidera.core import ArtifactError, InputError
 from sidera.fit import Diverged, FitConfig, FitResult, Interrupted, fit, seed_everything, step_generator
@@ -96,6 +96,7 @@ def test_accumulation_does_not_change_the_loss(tmp_path: Path) -> None:
                     torch.cat([batch.item_ids for batch in group]),
                     torch.cat([torch.zeros(1, dtype=torch.int64), *(batch.lengths for batch in group)]).cumsum(0),
                     torch.cat([batch.target_ids for batch in group if batch.target_ids is not None]),
+                    kind="event",
                     global_count=sum(batch.global_count or 0 for batch in group),
                 )
 

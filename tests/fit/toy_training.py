@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from tests.hand_made import hand_made
 from torch import Tensor, nn
 
-from sidera.batch import Batch
+from sidera.batch import Batch, Reads
+from sidera.data.features import FeatureSchema
+from sidera.data.items import ItemTable
+from sidera.data.reading import Reading, Wanted
 from sidera.roles import Loss
 
 NUM_ITEMS = 23
+READING = Reading(FeatureSchema(), ItemTable.plain(NUM_ITEMS), Reads(10))
 
 
 class Toy(nn.Module):
@@ -60,7 +63,8 @@ class RingSource:
             empty = [torch.zeros(0, dtype=torch.int64)]
             offsets = torch.tensor([0, *(len(walk) - 1 for walk in mine)]).cumsum(0)
             inputs, targets = (torch.cat([walk[cut] for walk in mine] + empty) for cut in (slice(-1), slice(1, None)))
-            yield hand_made(inputs, offsets, targets, global_count=int(lengths.sum()))
+            wanted = Wanted("event", targets.numpy(), offsets.numpy())
+            yield READING.batch(inputs.numpy(), offsets.numpy(), wanted=wanted, global_count=int(lengths.sum()), whole=True)
 
 
 def accuracy(model: nn.Module) -> dict[str, float]:

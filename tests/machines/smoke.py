@@ -10,9 +10,10 @@ import json
 import sys
 from typing import Any
 
+import numpy as np
 import torch
-from tests.hand_made import hand_made
 
+from sidera.data.reading import Reading, Wanted
 from sidera.decode.beam import beam_search
 from sidera.engine.recommender import Recommender
 from sidera.models import build_model, parse_model
@@ -28,7 +29,9 @@ def trained(catalog: Any, bf16: bool) -> tuple[list[float], torch.nn.Module]:
     """Losses of a few steps, and the model."""
     model = build_model(*parse_model(SECTION), catalog, 0)
     items = torch.randint(catalog.num_items, (32, 3), generator=torch.Generator().manual_seed(1))
-    batch = hand_made(items.flatten(), torch.arange(33) * 3, items[:, -1])  # answer the last item
+    reading = Reading(catalog.schema, catalog.items, model.reads)  # answer the last item
+    offsets, wanted = np.arange(33) * 3, Wanted("history", items[:, -1].numpy())
+    batch = reading.batch(items.flatten().numpy(), offsets, wanted=wanted)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(STEPS):
@@ -51,7 +54,7 @@ def main() -> None:
     for bf16 in (False, True):
         losses, model = trained(catalog, bf16)
         model.prepare(torch.bfloat16 if bf16 else torch.float32)
-        batch = hand_made(torch.tensor([3, 7]), torch.tensor([0, 2]))
+        batch = Reading(catalog.schema, catalog.items, model.reads).batch(np.array([3, 7]), np.array([0, 2]))
         beams = beam_search(model, batch, catalog.trie, width=10, num_results=3)  # type: ignore[arg-type]
         found["bf16" if bf16 else "f32"] = {"losses": losses, "items": beams.item_ids.tolist()}
     print(json.dumps(found))

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_catalog import small_catalog
-from tests.hand_made import hand_made
 
+from hand_made import hand_made
 from sidera.core import InputError
 from sidera.models.retrievers.item_knn import ItemKNN
 

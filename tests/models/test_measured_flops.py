@@ -5,7 +5,6 @@ On the CPU the decoder's self-attention is written out without matrix products; 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,10 @@ import pytest
 import torch
 from labelled_log import labelled_view
 from small_catalog import position_batch, small_catalog
-from tests.hand_made import hand_made
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from hand_made import changed, hand_made
 from sidera.batch import Batch, Lifelong
 from sidera.data.features import FeatureSchema
 from sidera.models.counters import Architecture
@@ -73,6 +72,7 @@ def requests(length: int = 30, rows: int = 4, targets: int = 2) -> Batch:
         torch.arange(0, rows * length + 1, length),
         torch.randint(200, (rows * targets,), generator=generator),
         target_offsets=torch.arange(0, rows * targets + 1, targets),
+        items=small_catalog(200, (16, 16, 16)),
     )
 
 
@@ -108,9 +108,9 @@ def test_onerec(changes: dict[str, Any]) -> None:
 def test_onerec_with_representatives() -> None:
     batch = requests()
     tokens = requests(length=20)
-    lifelong = Lifelong(tokens.item_ids, tokens.offsets, torch.full((80,), 3), torch.zeros(80, dtype=torch.int64))
+    lifelong = Lifelong(tokens.item_ids, tokens.events.offsets, torch.full((80,), 3), torch.zeros(80, dtype=torch.int64))
     model = encoded(short_term=6, positive_length=10, num_lifelong_queries=4, lifelong="representatives")
-    batch = replace(batch, lifelong=lifelong)
+    batch = changed(batch, lifelong=lifelong)
     assert model.flops_per_batch(batch) == pytest.approx(measured(model, batch), rel=0.03)
 
 
@@ -129,7 +129,8 @@ def test_sizes_alone_give_the_decoder_of_onerec_v2() -> None:
 def test_padding_does_not_count() -> None:
     model, batch = lazy(), requests()
     short = hand_made(
-        batch.item_ids[:33], torch.tensor([0, 30, 31, 32, 33]), batch.target_ids, target_offsets=batch.targets.offsets
+        batch.item_ids[:33], torch.tensor([0, 30, 31, 32, 33]), batch.target_ids, target_offsets=batch.targets.offsets,
+        items=small_catalog(200, (16, 16, 16)),
     )
     needed, done = model.flops_per_batch(short), measured(model, short)
     assert needed < 0.98 * done  # keys of three histories of one event are padded to thirty, and nothing else is
@@ -152,8 +153,8 @@ def test_onerec_v1(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> 
     model = OneRecV1(OneRecV1.Config(**(sizes | changes), min_watched=1), catalog)
     batch = requests(length=30, targets=4)
     assert model.flops_per_batch(batch) == pytest.approx(measured(model, batch), rel=0.03)
-    assert model.flops_per_batch(replace(batch, target_ids=None)) == 0
-    uneven = replace(batch, target_ids=batch.target_ids[:10], target_offsets=torch.tensor([0, 4, 7, 8, 10]))  # type: ignore[index]
+    assert model.flops_per_batch(changed(batch, target_ids=None)) == 0
+    uneven = changed(batch, target_ids=batch.target_ids[:10], target_offsets=torch.tensor([0, 4, 7, 8, 10]))
     assert model.flops_per_batch(uneven) < 0.95 * measured(model, uneven)  # short lists are padded, which is no work
 
 
@@ -165,17 +166,17 @@ def test_pscore(changes: dict[str, Any]) -> None:
     def feedback(count: int) -> dict[str, torch.Tensor]:
         return {name: torch.arange(count) % (2 + place) / 1.0 for place, name in enumerate(model.columns)}
 
-    batch = requests(length=30, rows=6, targets=4)  # six events more than are read
-    batch = replace(
-        batch, item_ids=batch.item_ids % 40, target_ids=batch.target_ids % 40,  # type: ignore[operator]
-        feedback=feedback(180), target_feedback=feedback(24),
+    batch = requests(length=30, rows=6, targets=4)
+    batch = changed(
+        batch, labelled_view()[1].items, item_ids=batch.item_ids % 40, target_ids=batch.target_ids % 40,
+        kind="exposure", feedback=feedback(180), target_feedback=feedback(24),
     )  # fmt: skip
     assert model.flops_per_batch(batch) == pytest.approx(measured(model, batch), rel=0.03)
-    assert model.flops_per_batch(replace(batch, target_ids=None)) == 0
+    assert model.flops_per_batch(changed(batch, target_ids=None)) == 0
     bounds, offsets = torch.tensor([0, 4, 5, 6, 7, 8, 9]), torch.tensor([0, 30, 32, 34, 36, 38, 40])
-    uneven = replace(
+    uneven = changed(
         batch, item_ids=batch.item_ids[:40], offsets=offsets, feedback=feedback(40), target_feedback=feedback(9),
-        target_ids=batch.target_ids[:9], target_offsets=bounds,  # type: ignore[index]
+        target_ids=batch.target_ids[:9], target_offsets=bounds,
     )  # fmt: skip
     assert model.flops_per_batch(uneven) < 0.7 * measured(model, uneven)  # most candidates and events are padding
 
@@ -204,8 +205,8 @@ def test_tiger(normalize: str) -> None:
     catalog: Any = small_catalog(200, (16, 16, 16))
     sizes = {"width": 64, "num_layers": 2, "num_heads": 4, "head_width": 16, "ff_width": 128, "dropout": 0.0}
     model = Tiger(Tiger.Config(**sizes, normalize=normalize, num_user_tokens=0), catalog)  # type: ignore[arg-type]
-    packed = position_batch([10] * 6, 200)
-    batch = hand_made(packed.item_ids, packed.events.offsets, packed.item_ids[:6])
+    packed = position_batch([10] * 6, 200, sizes=(16, 16, 16))
+    batch = changed(packed, target_ids=packed.item_ids[:6], kind="history")
     loss = model.loss(batch).total
     with FlopCounterMode(display=False) as counter:
         loss.backward()

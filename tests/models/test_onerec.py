@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.hand_made import hand_made
 
-from feedback_world import bare_catalog, feedback_catalog, requests
+from feedback_world import SCHEMA, bare_catalog, feedback_catalog, requests
+from hand_made import changed, hand_made, table_of
 from sidera.batch import Batch, Lifelong
 from sidera.config import written
 from sidera.core import InputError
+from sidera.data.reading import Reading
 from sidera.models.generators.onerec import OneRec
 from sidera.nn.moe import MoE
 
@@ -31,13 +32,14 @@ def build(catalog: Any = None, **changes: Any) -> OneRec:
 
 def answers(model: OneRec, batch: Batch) -> torch.Tensor:
     """(B, 5, L) log-probabilities of the first five items."""
-    return model.log_probs(model.context(batch), model.item_codes[None, :5].expand(batch.num_histories, -1, -1))
+    codes = torch.from_numpy(feedback_catalog().codes).long()[None, :5]
+    return model.log_probs(model.context(batch), codes.expand(batch.num_histories, -1, -1))
 
 
-def changed(batch: Batch, event: int, item: int) -> Batch:
+def other_item(batch: Batch, event: int, item: int) -> Batch:
     items = batch.item_ids.clone()
     items[event] = item
-    return replace(batch, item_ids=items)
+    return changed(batch, feedback_catalog(), item_ids=items)
 
 
 def test_pathways_hold_what_they_say() -> None:
@@ -77,26 +79,29 @@ def test_any_pathway_alone_and_none_at_all(left: str) -> None:
         "num_lifelong_queries": [3, 3, 0],  # without a short-term pathway every event is an older one
     }
     assert counts == [1 + number for number in expected.get(left, [0, 0, 0])]
-    other = replace(batch, profiles={"region": (batch.requests.profiles["region"] + 1) % 3})
+    other = changed(batch, profiles={"region": (batch.requests.profiles["region"] + 1) % 3})
     assert torch.allclose(answers(model, batch), answers(model, other)) == (left != "static")
 
 
 def test_what_no_pathway_reads_changes_nothing() -> None:
     batch = requests([17], seed=5)
     ignored = next(event for event in range(12) if batch.events.feedback["long_view"][event] == 0)
-    other = changed(batch, ignored, int(batch.item_ids[ignored] + 1) % 20)
+    other = other_item(batch, ignored, int(batch.item_ids[ignored] + 1) % 20)
     without, with_lifelong = build(num_lifelong_queries=0), build()
     assert torch.equal(answers(without, batch), answers(without, other))
-    assert without.readable(batch).item_ids.numel() < 17
+    assert without.of_pathways(batch).item_ids.numel() < 17
     assert not torch.allclose(answers(with_lifelong, batch), answers(with_lifelong, other))
 
 
 def test_events_over_the_limit_change_nothing() -> None:
     batch = requests([30])
     model = build(max_history=10)
-    assert torch.equal(answers(model, batch), answers(model, changed(batch, 19, int(batch.item_ids[19] + 1) % 20)))
+    def read(batch: Batch) -> torch.Tensor:
+        return answers(model, Reading(SCHEMA, table_of(feedback_catalog()), model.reads).cut(batch))
+
+    assert torch.equal(read(batch), read(other_item(batch, 19, int(batch.item_ids[19] + 1) % 20)))
     assert not torch.allclose(
-        answers(model, batch), answers(model, changed(batch, 20, int(batch.item_ids[20] + 1) % 20))
+        read(batch), read(other_item(batch, 20, int(batch.item_ids[20] + 1) % 20))
     )
 
 
@@ -138,7 +143,7 @@ def test_loss_is_minus_the_log_probabilities_of_the_targets(item_input: str) -> 
     model = build(item_input=item_input)
     batch = requests([7, 12], targets=[1, 3])
     context = model.context(batch)
-    sids = model.item_codes[batch.target_ids]  # type: ignore[index]
+    sids = batch.items.codes[batch.targets.items]  # type: ignore[union-attr]
     expected = -model.log_probs(context, sids[:1].expand(2, 1, 3))[0].sum()
     expected -= model.log_probs(context, sids[1:].expand(2, 3, 3))[1].sum()
     torch.testing.assert_close(model.loss(batch).total, expected, rtol=1e-5, atol=1e-4)
@@ -169,9 +174,9 @@ def test_hard_inputs() -> None:
     model = build()
     batch = requests([9, 1], targets=[1, 1])
     nothing = {name: torch.zeros_like(values) for name, values in batch.events.feedback.items()}  # durations too
-    assert model.loss(replace(batch, feedback=nothing)).total.isfinite()
+    assert model.loss(changed(batch, feedback=nothing)).total.isfinite()
     with pytest.raises(InputError, match="no feedback column 'click'"):
-        model.loss(replace(batch, feedback={}))
+        model.loss(changed(batch, feedback={}))
     with pytest.raises(InputError, match="no targets"):
         model.loss(requests([3]))
 
@@ -191,8 +196,10 @@ def with_lifelong(batch: Batch, lengths: list[int], seed: int = 3) -> Batch:
     """Random representatives of these numbers beside the histories."""
     tokens = requests(lengths, seed=seed)
     counts = torch.randint(1, 50, (tokens.item_ids.numel(),), generator=torch.Generator().manual_seed(seed))
-    assert tokens.times is not None
-    return replace(batch, lifelong=Lifelong(tokens.item_ids, tokens.offsets, counts, tokens.times, tokens.feedback))
+    events = tokens.events
+    assert events.times is not None
+    lifelong = Lifelong(tokens.item_ids, events.offsets, counts, events.times, events.feedback)
+    return changed(batch, feedback_catalog(), lifelong=lifelong)
 
 
 def test_the_lifelong_pathway_reads_representatives_and_their_sizes() -> None:
@@ -202,14 +209,14 @@ def test_the_lifelong_pathway_reads_representatives_and_their_sizes() -> None:
     assert lifelong is not None
     assert model.lifelong is not None
     assert model.count is not None
-    tokens, offsets = model.pathways(model.readable(batch))
+    tokens, offsets = model.pathways(model.of_pathways(batch))
     assert model.context(batch).mask.sum(1).tolist() == offsets.diff().tolist()
     for row, number in enumerate([8, 0, 0, 5]):
         # the same tokens as a history of their own, each counted as often as it stands for events
         mine = slice(int(lifelong.offsets[row]), int(lifelong.offsets[row + 1]))
         alone = hand_made(
-            lifelong.item_ids[mine], torch.tensor([0, number]), times=lifelong.times[mine], as_of=batch.requests.as_of[:1],  # type: ignore[index]
-            feedback={name: values[mine] for name, values in lifelong.feedback.items()},
+            batch.items.ids[lifelong.items[mine]], torch.tensor([0, number]), times=lifelong.times[mine], as_of=batch.requests.as_of[:1],  # type: ignore[index]
+            feedback={name: values[mine] for name, values in lifelong.feedback.items()}, items=feedback_catalog(),
         )  # fmt: skip
         counts = lifelong.counts[mine]
         after = torch.tensor([int(counts[place + 1 :].sum()) for place in range(number)], dtype=torch.int64)
@@ -251,7 +258,7 @@ def test_a_batch_without_representatives_is_refused() -> None:
     with pytest.raises(InputError, match="the batch has no representatives of its histories; fix: read the log with"):
         build(**READS_ALL).loss(requests([9], targets=[1]))
     with pytest.raises(InputError, match="no feedback column 'click'"):
-        build(**READS_ALL).loss(replace(with_lifelong(requests([9], targets=[1]), [3]), feedback={}))
+        build(**READS_ALL).loss(changed(with_lifelong(requests([9], targets=[1]), [3]), feedback={}))
     with pytest.raises(InputError, match="num_lifelong_queries = 0"):
         OneRec.Config(lifelong="representatives", num_lifelong_queries=0)
     with pytest.raises(InputError, match="lifelong_chunk = 0"):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from small_catalog import SmallCatalog, small_catalog
-from tests.hand_made import hand_made
 
+from hand_made import changed, hand_made
 from sidera.batch import Batch
 from sidera.core import InputError
 from sidera.data.features import FeatureSchema
@@ -50,6 +50,8 @@ def make_batch(lengths: list[int], num_targets: list[int], seed: int = 0) -> Bat
         torch.randint(NUM_ITEMS, (int(bounds[-1]),), generator=generator),
         times=torch.arange(total),
         target_offsets=bounds,
+        kind="list",
+        items=small_catalog(NUM_ITEMS),
         as_of=torch.full((len(lengths),), total),
         feedback={
             "click": (torch.rand(total, generator=generator) < 0.5).float(),
@@ -60,7 +62,7 @@ def make_batch(lengths: list[int], num_targets: list[int], seed: int = 0) -> Bat
 
 def logits_of(model: OneRecV1, batch: Batch) -> torch.Tensor:
     """(B, N) log-probabilities of all items as the first of a list."""
-    sids = model.item_codes[None].expand(batch.num_histories, -1, -1)
+    sids = torch.from_numpy(small_catalog(NUM_ITEMS).codes).long()[None].expand(batch.num_histories, -1, -1)
     with torch.no_grad():
         return model.log_probs(model.context(batch), sids).sum(-1)
 
@@ -75,7 +77,7 @@ def test_loss_is_minus_the_log_probability_of_every_list(tokens: str) -> None:
     expected = torch.zeros(())
     for row in range(batch.num_histories):
         mine = batch.cut(row, row + 1)
-        sids = model.item_codes[mine.target_ids][None, None]  # (1, 1, m, L)
+        sids = mine.items.codes[mine.targets.items][None, None]  # (1, 1, m, L)
         expected = expected - model.log_probs_lists(model.context(mine), sids).sum()
     torch.testing.assert_close(loss.total, expected, rtol=1e-4, atol=1e-4)
     assert sum(loss.parts.values()) == pytest.approx(float(loss.total.detach()) / loss.count, rel=1e-4)
@@ -88,11 +90,11 @@ def test_only_what_was_liked_is_read(tokens: str) -> None:
     batch.events.feedback["click"][:] = torch.tensor([1, 0, 0, 1, 0, 0, 1, 0]).float()
     batch.events.feedback["like"][:] = torch.tensor([0, 0, 1, 1, 0, 0, 0, 0]).float()
     expected = logits_of(model, batch)
-    assert model.liked(batch).offsets.tolist() == [0, 4]  # clicked, or liked without a click
+    assert model.liked(batch).events.offsets.tolist() == [0, 4]  # clicked, or liked without a click
     for place in range(8):
         item_ids = batch.item_ids.clone()
         item_ids[place] = (item_ids[place] + 1) % NUM_ITEMS
-        same = torch.allclose(logits_of(model, replace(batch, item_ids=item_ids)), expected, atol=1e-5)
+        same = torch.allclose(logits_of(model, changed(batch, small_catalog(NUM_ITEMS), item_ids=item_ids)), expected, atol=1e-5)
         assert same == (place not in (0, 2, 3, 6))
 
 
@@ -105,7 +107,7 @@ def test_order_matters_and_neighbours_in_the_batch_do_not(tokens: str) -> None:
     for row in range(5):
         torch.testing.assert_close(logits_of(model, batch.cut(row, row + 1))[0], together[row], rtol=1e-4, atol=1e-4)
     turned = batch.cut(1, 2)
-    turned = replace(turned, item_ids=turned.item_ids.flip(0))
+    turned = changed(turned, item_ids=turned.item_ids.flip(0))
     assert not torch.allclose(logits_of(model, turned)[0], together[1], atol=1e-4)
 
 
@@ -162,7 +164,7 @@ def test_experts_are_balanced_while_training() -> None:
 def test_a_missing_column_is_named() -> None:
     batch = make_batch([4], [1])
     with pytest.raises(InputError, match="'like'"):
-        make().loss(replace(batch, feedback={"click": batch.events.feedback["click"]}))
+        make().loss(changed(batch, feedback={"click": batch.events.feedback["click"]}))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from feedback_world import bare_catalog, feedback_catalog, requests
+from feedback_world import SCHEMA, bare_catalog, feedback_catalog, requests
+from hand_made import changed, table_of
+from sidera.batch import Batch
 from sidera.core import InputError
-from sidera.models.generators.onerec_v2 import ContextProcessor, OneRecV2, select_events
+from sidera.data.reading import Reading
+from sidera.models.generators.onerec_v2 import ContextProcessor, OneRecV2
 from sidera.nn.code_decoder import DecoderSize
 from sidera.nn.moe import MoE
 
@@ -22,6 +25,7 @@ SMALL: dict[str, Any] = {
     "ff_width": 32,
     "dropout": 0.0,
 }
+CODES = torch.from_numpy(feedback_catalog().codes).long()  # (N, L)
 
 
 def build(catalog: Any = None, **changes: Any) -> OneRecV2:
@@ -75,7 +79,7 @@ def test_grouped_heads_are_heads_whose_keys_are_repeated(separate: bool) -> None
         table = state[f"processor.project.{name}"].unflatten(0, (chunks, 2, 4))
         state[f"processor.project.{name}"] = table.repeat_interleave(2, dim=1).flatten(0, 2)
     full.load_state_dict(state)
-    batch, sids = requests([7, 2]), grouped.item_codes[torch.arange(6).view(2, 3)]
+    batch, sids = requests([7, 2]), CODES[torch.arange(6).view(2, 3)]
     ours, theirs = (model.log_probs(model.context(batch), sids) for model in (grouped, full))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -90,7 +94,7 @@ def test_loss_is_minus_the_log_probabilities_of_the_targets(make: Any, item_inpu
     expected = torch.zeros(())
     for row, (first, last) in enumerate([(0, 2), (2, 3), (3, 7)]):
         sids = torch.zeros(3, last - first, 3, dtype=torch.int64)
-        sids[row] = model.item_codes[batch.target_ids[first:last]]  # type: ignore[index]
+        sids[row] = batch.items.codes[batch.targets.items[first:last]]  # type: ignore[union-attr]
         expected = expected - model.log_probs(context, sids)[row].sum()
     assert loss.count == 7
     torch.testing.assert_close(loss.total, expected, rtol=1e-5, atol=1e-4)
@@ -107,34 +111,38 @@ def test_every_parameter_learns() -> None:
 
 def test_the_newest_events_and_older_positives_are_read() -> None:
     batch = requests([15, 4, 9], seed=3)
-    kept = select_events(batch, newest=5, limit=11, positive="like")
+
+    def cut(newest: int, limit: int, positive: str) -> Batch:
+        reads = OneRecV2.Config(max_history=limit, short_term=newest).reads
+        return Reading(replace(SCHEMA, positive=positive), table_of(feedback_catalog()), reads).cut(batch)
+
+    kept = cut(5, 11, "like")
     wanted = []
     for row in range(3):
         events = range(int(batch.events.offsets[row]), int(batch.events.offsets[row + 1]))
-        newest = list(events)[::-1]
-        chosen = [e for place, e in enumerate(newest) if place < 5 or (place < 11 and batch.events.feedback["like"][e] > 0)]
+        liked = batch.events.feedback["like"]
+        chosen = [e for place, e in enumerate(list(events)[::-1]) if place < 5 or (place < 11 and liked[e] > 0)]
         wanted.append(sorted(chosen))
     assert kept.lengths.tolist() == [len(chosen) for chosen in wanted]
     places = torch.tensor([event for chosen in wanted for event in chosen])
     assert torch.equal(kept.item_ids, batch.item_ids[places])
-    assert torch.equal(kept.times, batch.events.times[places])  # type: ignore[arg-type,index]
+    assert torch.equal(kept.events.times, batch.events.times[places])  # type: ignore[arg-type,index]
     for name, values in batch.events.feedback.items():
-        assert torch.equal(kept.feedback[name], values[places])
-    assert select_events(batch, newest=15, limit=20, positive="like") is batch
-    assert select_events(batch, newest=2, limit=6, positive="").lengths.tolist() == [6, 4, 6]  # no such label
+        assert torch.equal(kept.events.feedback[name], values[places])
+    assert cut(15, 20, "like") is batch
+    assert cut(2, 6, "").lengths.tolist() == [6, 4, 6]  # no such label: all are positive
+
+
+
+def model_reading(model: OneRecV2) -> Reading:
+    return Reading(SCHEMA, table_of(feedback_catalog()), model.reads)
 
 
 def test_events_over_the_limit_change_nothing() -> None:
     model, batch = build(), requests([30])
-    recent = requests([30])
-    recent = replace(
-        recent,
-        item_ids=recent.item_ids[-12:],
-        times=recent.times[-12:],  # type: ignore[index]
-        offsets=torch.tensor([0, 12]),
-        feedback={name: values[-12:] for name, values in recent.feedback.items()},
-    )
-    sids = model.item_codes[None, :5]
+    recent = model_reading(model).cut(batch.newest(12))
+    batch = model_reading(model).cut(batch)
+    sids = CODES[None, :5]
     first, second = (model.log_probs(model.context(asked), sids) for asked in (batch, recent))
     torch.testing.assert_close(first, second)
 
@@ -167,23 +175,23 @@ def test_a_missing_feedback_column_is_refused() -> None:
     batch = requests([3], targets=[1])
     feedback = {name: values for name, values in batch.events.feedback.items() if name != "watch_time"}
     with pytest.raises(InputError, match="no feedback column 'watch_time'"):
-        build().loss(replace(batch, feedback=feedback))
+        build().loss(changed(batch, feedback=feedback))
 
 
 def test_users_without_positives_zero_durations_and_empty_histories() -> None:
     batch = requests([9, 0, 1], targets=[1, 1, 1])
     nothing = {name: torch.zeros_like(values) for name, values in batch.events.feedback.items()}
     model = build(short_term=2)
-    loss = model.loss(replace(batch, feedback=nothing))
+    loss = model.loss(changed(batch, feedback=nothing))
     assert loss.total.isfinite()
-    context = model.context(replace(batch, feedback=nothing))
+    context = model.context(model_reading(model).cut(changed(batch, feedback=nothing)))
     assert context.mask.sum(1).tolist() == [3, 1, 2]  # two newest events and the user; the user alone; one event
 
 
 def test_a_batch_answers_as_one_by_one() -> None:
     model = build()
     batch = requests([9, 2, 5])
-    sids = model.item_codes[None, :4].expand(3, -1, -1)
+    sids = CODES[None, :4].expand(3, -1, -1)
     together = model.log_probs(model.context(batch), sids)
     for row in range(3):
         alone = model.log_probs(model.context(batch.cut(row, row + 1)), sids[:1])

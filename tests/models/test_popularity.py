@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from small_catalog import small_catalog
-from tests.hand_made import hand_made
 
+from hand_made import hand_made
 from sidera.core import InputError
 from sidera.data.config import View
 from sidera.data.features import FeatureSchema

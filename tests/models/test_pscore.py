@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from labelled_log import NUM_ITEMS, NUM_TOPICS, labelled_view
-from tests.hand_made import read_log
 
+from hand_made import changed, read_log
 from sidera.batch import Batch
 from sidera.core import InputError
 from sidera.data.batches import ExposureRows, RequestRows
 from sidera.data.features import FeatureSchema
+from sidera.data.reading import Reading
 from sidera.models.rankers.pscore import PScore
 from sidera.nn.target_attention import match_sums
 from sidera.roles import Ranker
@@ -88,8 +89,8 @@ def test_every_exposure_is_a_target() -> None:
     positive = RequestRows(read_log(dataset, 24, view.schema), split, 32)
     trained_on = np.arange(dataset.num_events) < split.train_ends[dataset.event_users]
     first = np.arange(dataset.num_events) < dataset.offsets[dataset.event_users] + 4  # no history before it
-    assert len(everything.target_places) == (trained_on & ~first).sum()
-    assert set(positive.target_places) < set(everything.target_places)
+    assert len(everything.targets) == (trained_on & ~first).sum()
+    assert set(positive.targets) < set(everything.targets)
     assert everything.digest != positive.digest
 
 
@@ -135,8 +136,8 @@ def test_unclicked_exposures_count() -> None:
     like_it = torch.nonzero(topic == topic[5]).flatten()[: batch.item_ids.numel()]
     unlike = torch.nonzero(topic != topic[5]).flatten()
     number = batch.item_ids.numel()
-    many = replace(batch, item_ids=like_it.repeat(number)[:number], feedback=none)
-    few = replace(batch, item_ids=unlike.repeat(number)[:number], feedback=none)
+    many = changed(batch, item_ids=like_it.repeat(number)[:number], feedback=none)
+    few = changed(batch, item_ids=unlike.repeat(number)[:number], feedback=none)
     for change in (many, few):
         sums = match_sums(topic[candidate], topic[change.item_ids][None], torch.ones(1, number, 1))
         assert float(sums) == (number if change is many else 0)
@@ -169,16 +170,11 @@ def test_padding_and_company_change_nothing() -> None:
 def test_the_newest_events_count_and_older_ones_are_cut() -> None:
     model = make(max_history=4).eval()
     batch = questions(4)
-    starts = batch.events.offsets[1:] - 4
-    assert (starts >= batch.events.offsets[:-1]).all()
-    places = (starts[:, None] + torch.arange(4)).flatten()
-    assert batch.events.times is not None
-    short = replace(
-        batch, item_ids=batch.item_ids[places], offsets=torch.arange(5) * 4, times=batch.events.times[places],
-        feedback={name: values[places] for name, values in batch.events.feedback.items()},
-    )  # fmt: skip
-    scores = [model.score(model.context(each), every_item(batch)) for each in (batch, short)]
-    torch.testing.assert_close(*scores)
+    assert int(batch.lengths.min()) > 4
+    view, catalog = labelled_view()
+    read = Reading(view.schema, catalog.items, model.reads).cut(batch)
+    assert read.lengths.tolist() == [4] * 4
+    assert torch.equal(read.events.offsets, torch.arange(5) * 4)
 
 
 def test_an_unseen_item_is_its_content() -> None:
@@ -210,7 +206,7 @@ def test_unknown_outcomes_teach_nothing() -> None:
     model.eval()
     losses = []
     for values in (known, unknown):
-        given = replace(batch, target_feedback={**batch.targets.feedback, "returns": values})
+        given = changed(batch, target_feedback={**batch.targets.feedback, "returns": values})
         losses.append(model.loss(given))
     assert losses[1].total < losses[0].total
     assert losses[1].total.isfinite()
@@ -226,4 +222,4 @@ def test_refusals() -> None:
         PScore(PScore.Config(), replace(catalog, schema=FeatureSchema()))
     batch = questions(2)
     with pytest.raises(InputError, match="no feedback column 'click'"):
-        make().context(replace(batch, feedback={}))
+        make().context(changed(batch, feedback={}))

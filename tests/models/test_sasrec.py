@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_catalog import position_batch, small_catalog
 
+from hand_made import changed
 from sidera.core import InputError
 from sidera.models.retrievers.sasrec import SASRec
 
@@ -122,8 +123,8 @@ def test_scores_come_from_the_last_state() -> None:
 
 
 def test_one_target_per_history_is_refused() -> None:
-    batch = type(BATCH)(BATCH.item_ids, BATCH.offsets, BATCH.target_ids[:3])
-    with pytest.raises(InputError, match="one target per event"):
+    batch = changed(BATCH, target_ids=BATCH.target_ids[:3], kind="history")
+    with pytest.raises(InputError, match="targets of kind event"):
         make().loss(batch)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from labelled_log import labelled_view
-from tests.hand_made import read_log
 
+from hand_made import read_log
 from sidera.core import InputError
 from sidera.data.batches import ExposureRows
 from sidera.models.rankers.pscore import PScore

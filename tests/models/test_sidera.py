@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from small_catalog import SmallCatalog, position_batch, small_catalog
-from tests.hand_made import hand_made
 
+from hand_made import hand_made
 from sidera.core import InputError
 from sidera.models import parse_model
 from sidera.models.generators.sidera import SideraGenerator

@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.hand_made import hand_made
 from torch import Tensor
 
+from hand_made import changed, hand_made
 from sidera.batch import Batch
 from sidera.core import InputError
+from sidera.data.features import FeatureSchema
+from sidera.data.items import ItemTable
+from sidera.data.reading import Reading
 from sidera.models import parse_model
 from sidera.models.generators.tiger import Tiger
 from sidera.nn import t5_functions as functions
@@ -40,6 +43,7 @@ def make_codes(num_items: int = 60, level_sizes: tuple[int, ...] = (8, 6, 5), se
 
 def make_batch(lengths: list[int], num_items: int = 60, seed: int = 0, targets: bool = True) -> Batch:
     generator = torch.Generator().manual_seed(seed)
+    lengths = [min(length, 20) for length in lengths]  # what a TIGER reads at most
     offsets = torch.tensor([0, *np.cumsum(lengths)])
     return hand_made(
         item_ids=torch.randint(num_items, (int(offsets[-1]),), generator=generator),
@@ -83,7 +87,7 @@ def test_loss_and_gradients_equal_t5() -> None:
     loss = model.loss(batch)
     loss.total.backward()
     tokens, mask = padded_tokens(model, batch)
-    expected = t5(input_ids=tokens, attention_mask=mask, labels=model.item_tokens[batch.target_ids]).loss
+    expected = t5(input_ids=tokens, attention_mask=mask, labels=model.item_tokens(batch.items.codes[batch.targets.items])).loss
     (expected * batch.target_ids.numel() * model.num_levels).backward()
     assert loss.count == len(LENGTHS)
     torch.testing.assert_close(loss.total / loss.count / model.num_levels, expected, rtol=1e-5, atol=1e-5)
@@ -155,7 +159,7 @@ def test_batch_equals_single() -> None:
     batch = make_batch(LENGTHS)
     alone = []
     for row, (start, end) in enumerate(zip(batch.events.offsets[:-1].tolist(), batch.events.offsets[1:].tolist(), strict=True)):
-        single = hand_made(batch.item_ids[start:end], torch.tensor([0, end - start]), batch.target_ids[row : row + 1])
+        single = batch.cut(row, row + 1)
         alone.append(model.loss(single).total)
     torch.testing.assert_close(torch.stack(alone).sum(), model.loss(batch).total, rtol=1e-5, atol=1e-4)
 
@@ -211,35 +215,34 @@ def test_users_are_read_when_asked_for() -> None:
     model = spread(make_tiger(num_user_tokens=4))
     batch = make_batch(LENGTHS)
     total = model.loss(batch).total
-    other = hand_made(batch.item_ids, batch.events.offsets, batch.target_ids, user_ids=batch.requests.user_ids + 1)
-    same = hand_made(batch.item_ids, batch.events.offsets, batch.target_ids, user_ids=batch.requests.user_ids + 4)  # the same hashes
+    other = changed(batch, user_ids=batch.requests.user_ids + 1)
+    same = changed(batch, user_ids=batch.requests.user_ids + 4)  # the same hashes
     assert model.loss(other).total != total
     torch.testing.assert_close(model.loss(same).total, total)
     rows = model.packed_rows(batch)
     assert rows.tokens[rows.groups[0].start] >= model.user_start
     assert int((rows.tokens >= model.user_start).sum()) == len(LENGTHS)
     with pytest.raises(InputError, match="user ids"):
-        model.loss(hand_made(batch.item_ids, batch.events.offsets, batch.target_ids))
+        model.loss(changed(batch, user_ids=None))
 
 
 def test_only_the_newest_items_are_read() -> None:
     model = make_tiger(max_history=4)
     batch = make_batch([9])
-    newest = hand_made(batch.item_ids[-4:], torch.tensor([0, 4]), batch.target_ids)
-    torch.testing.assert_close(model.loss(batch).total, model.loss(newest).total, rtol=0, atol=0)
+    read = Reading(FeatureSchema(), ItemTable.plain(60), model.reads).cut(batch)
+    assert read.item_ids.tolist() == batch.item_ids[-4:].tolist()
 
 
 def test_bad_input() -> None:
     model = make_tiger()
     packed = make_batch([3, 2])
-    every_position = hand_made(packed.item_ids, packed.events.offsets, packed.item_ids)
+    every_position = changed(packed, target_ids=packed.item_ids, kind="event")
     for batch in (every_position, make_batch([3, 2], targets=False)):
-        with pytest.raises(InputError, match="one target per history"):
+        with pytest.raises(InputError, match="targets of kind history"):
             model.loss(batch)
     with pytest.raises(InputError, match="empty history"):
         model.context(make_batch([3, 0], targets=False))
     single = make_batch([1, 1, 1])  # as many targets as events, and still one per history
-    assert single.per_position
     assert model.loss(single).count == 3
 
 
@@ -336,7 +339,7 @@ def test_learns_a_world_with_one_answer() -> None:
     model = make_tiger(codes, dropout=0.05)
     successor = torch.randperm(12, generator=torch.Generator().manual_seed(2))
     items = torch.randint(12, (64, 2), generator=torch.Generator().manual_seed(3))
-    batch = hand_made(items.flatten(), torch.arange(65) * 2, successor[items[:, 1]])
+    batch = hand_made(items.flatten(), torch.arange(65) * 2, successor[items[:, 1]], items=codes)
     losses = train(model, batch, 150)
     assert losses[-1] < 0.1 * losses[0]
     trie = CodeTrie.build(codes.codes, codes.level_sizes)

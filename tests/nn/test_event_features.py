@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from feedback_world import bare_catalog, feedback_catalog, requests
+from hand_made import changed, table_of
 from sidera.core import InputError
 from sidera.nn.event_features import AGE_BUCKETS, EventFeatures, UserFeatures, _half_octaves, padded
 
@@ -38,13 +37,14 @@ def test_only_the_chosen_tables_exist() -> None:
     ids = torch.tensor([3, 3, 5])
     codes = torch.from_numpy(catalog.codes).long()[ids]
     expected = both.item(ids) + sum(table(codes[:, level]) for level, table in enumerate(both.code))  # type: ignore[misc,arg-type]
-    torch.testing.assert_close(both.item_vectors(ids), expected)
+    items = table_of(catalog).items(ids.numpy())
+    torch.testing.assert_close(both.item_vectors(items), expected)
 
 
 def test_a_missing_feedback_column_is_named() -> None:
     features = EventFeatures(feedback_catalog(), 16)
     batch = requests([3])
-    without = replace(batch, feedback={name: value for name, value in batch.events.feedback.items() if name != "like"})
+    without = changed(batch, feedback={name: value for name, value in batch.events.feedback.items() if name != "like"})
     with pytest.raises(InputError, match="no feedback column 'like'"):
         features(without)
 
@@ -54,15 +54,15 @@ def test_zero_and_unknown_seconds_are_numbers() -> None:
     batch = requests([4])
     odd = {**batch.events.feedback, "duration": torch.tensor([0.0, float("nan"), 1e9, 0.0])}
     odd["watch_time"] = torch.tensor([0.0, 3.0, float("nan"), 9.0])
-    assert features(replace(batch, feedback=odd)).isfinite().all()
-    assert features(replace(batch, times=None)).isfinite().all()
+    assert features(changed(batch, feedback=odd)).isfinite().all()
+    assert features(changed(batch, times=None)).isfinite().all()
 
 
 def test_an_unknown_watch_time_is_not_a_watch_time_of_zero() -> None:
     features = EventFeatures(feedback_catalog(), 16).eval()
     batch = requests([1])
-    known = replace(batch, feedback={**batch.events.feedback, "watch_time": torch.zeros(1)})
-    unknown = replace(batch, feedback={**batch.events.feedback, "watch_time": torch.full((1,), float("nan"))})
+    known = changed(batch, feedback={**batch.events.feedback, "watch_time": torch.zeros(1)})
+    unknown = changed(batch, feedback={**batch.events.feedback, "watch_time": torch.full((1,), float("nan"))})
     assert not torch.allclose(features(known), features(unknown))
 
 
@@ -70,10 +70,10 @@ def test_times_are_hidden_from_some_histories_in_training_and_never_later() -> N
     features = EventFeatures(feedback_catalog(), 8)
     batch = requests([2] * 400)
     torch.manual_seed(0)
-    hidden = (features.train()._ages(batch, batch.lengths) == 0).view(400, 2)
+    hidden = (features.train()._ages(batch) == 0).view(400, 2)
     assert (hidden[:, 0] == hidden[:, 1]).all()  # a history's times are hidden together
     assert 0.05 < hidden[:, 0].float().mean() < 0.16
-    assert (features.eval()._ages(batch, batch.lengths) > 0).all()
+    assert (features.eval()._ages(batch) > 0).all()
 
 
 def test_buckets_are_half_octaves_and_have_an_end() -> None:
@@ -83,8 +83,8 @@ def test_buckets_are_half_octaves_and_have_an_end() -> None:
 
 def test_users_with_and_without_a_profile() -> None:
     users = UserFeatures(feedback_catalog(), 8)
-    known = replace(requests([1, 1, 1]), profiles={"region": torch.tensor([0, 1, 2])})
-    nothing = replace(known, profiles={})
+    known = changed(requests([1, 1, 1]), profiles={"region": torch.tensor([0, 1, 2])})
+    nothing = changed(known, profiles={})
     vectors = users(known)
     assert vectors.shape == (3, 8)
     assert not torch.allclose(vectors[1], vectors[2])

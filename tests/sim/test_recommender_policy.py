@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from small_world import small_config
 
+from hand_made import read_log
 from sidera.catalog.build import build_catalog
 from sidera.catalog.config import CatalogConfig
 from sidera.core import InputError
-from sidera.data.batches import Reader
 from sidera.data.config import DataConfig, View, load_dataset, make_views
 from sidera.engine.recommender import Recommender
 from sidera.eval.recommender_policy import RecommenderPolicy, to_batch
@@ -89,7 +89,7 @@ def test_feedback_profiles_and_times_are_those_that_training_sees(
     world: World, views: tuple[View, View], recommenders: dict[str, Recommender]
 ) -> None:
     view = views[0]
-    reader = Reader(view.dataset, view.schema)
+    reader = read_log(view.dataset, 10**6, view.schema)
     requests = asked(world)
     batch = to_batch(requests, recommenders["onerec_v2"])
     keys = [f"u{user:08d}" for user in requests.user_ids.tolist()]
@@ -100,10 +100,10 @@ def test_feedback_profiles_and_times_are_those_that_training_sees(
     assert batch.events.times is not None
     assert batch.events.times.tolist() == view.dataset.times[events].tolist()
     assert set(batch.events.feedback) == set(view.schema.columns)
-    for name, values in reader.events(events).items():
-        assert np.array_equal(batch.events.feedback[name].numpy(), values.numpy()), name
-    for name, values in reader.users(users).items():
-        assert batch.requests.profiles[name][there].tolist() == values.tolist(), name
+    for name, values in reader.feedback(events).items():
+        assert np.array_equal(batch.events.feedback[name].numpy(), values), name
+    for name, values in reader.profiles.items():
+        assert batch.requests.profiles[name][there].tolist() == values[users].tolist(), name
     assert set(batch.requests.profiles) == {"age_group", "region", "device"}
 
 

@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tests.hand_made import hand_made
 
+from hand_made import hand_made
 from sidera.core import InputError, Request
 from sidera.data.batches import eval_batches
 from sidera.data.config import make_views
 from sidera.data.dataset import Dataset
 from sidera.data.schema import build_dataset
-from sidera.engine.histories import lifelong_of_batch, open_behaviour
+from sidera.engine.histories import open_behaviour
 from sidera.engine.recommender import Recommender
 from sidera.train.recipe import Recipe
 from sidera.train.stages import prepare, run
@@ -99,22 +99,22 @@ def test_representatives_hold_what_the_newest_events_do_not(data: Path, trained:
 
 def test_training_evaluation_and_store_read_the_same(data: Path, trained: Path, tmp_path: Path) -> None:
     recommender = Recommender.load(trained)
-    assert recommender.lifelong == recipe(**REPRESENTATIVES).model_config.lifelong_config()
+    assert recommender.reads.lifelong == recipe(**REPRESENTATIVES).model_config.lifelong_config()
     prepared = prepare(recipe(**REPRESENTATIVES), data, lambda _: None)
     dataset, rows = prepared.dataset, prepared.split.test.take(np.arange(12))
-    ((index, batch),) = eval_batches(dataset, rows, 10**6, 10**6, recommender.read_log(dataset))
+    ((index, batch),) = eval_batches(recommender.read_log(dataset), rows, 10**6, whole=True)
     assert batch.lifelong is not None
     assert int(batch.lifelong.counts.max()) > 1
     # whole histories without representatives: found on the way
-    plain = replace(batch, lifelong=None, target_ids=None)
-    assert recommender.lifelong is not None
-    again = lifelong_of_batch(plain, recommender.catalog, recommender.lifelong)
-    for name in ("item_ids", "offsets", "counts", "times"):
+    plain = replace(batch, lifelong=None, targets=None)
+    assert recommender.reads.lifelong is not None
+    again = recommender.reading.cut(plain).lifelong
+    for name in ("items", "offsets", "counts", "times"):
         assert torch.equal(getattr(again, name), getattr(batch.lifelong, name))
-    expected = recommender.rank(replace(batch, target_ids=None), 3)
+    expected = recommender.rank(replace(batch, targets=None), 3)
     assert torch.equal(recommender.rank(plain, 3).item_ids, expected.item_ids)
     # a store that was told the whole log, what is asked for included
-    with open_behaviour(tmp_path / "store", recommender.catalog, recommender.lifelong) as behaviour:
+    with open_behaviour(tmp_path / "store", recommender.catalog, recommender.reads.lifelong) as behaviour:
         assert behaviour.fill(dataset) == dataset.num_events
         recommender.behaviour = behaviour
         moments = dataset.times[rows.ends[index]].tolist()
@@ -145,8 +145,8 @@ def test_a_model_without_them_is_told_what_is_missing(data: Path, trained: Path)
     reader = recommender.read_log(view.dataset)
     assert reader is not None
     assert reader is recommender.read_log(view.dataset)  # long histories are clustered once
-    reader.lifelong = None
-    ((_, batch),) = eval_batches(view.dataset, view.split.test, READ, 10**6, reader)
+    reader.representatives = None
+    ((_, batch),) = eval_batches(reader, view.split.test, 10**6)
     with pytest.raises(InputError, match="no representatives"):
         recommender.model.context(batch)
     empty = hand_made(torch.tensor([1]), torch.tensor([0, 1]), feedback={"like": torch.zeros(1)})

@@ -78,7 +78,7 @@ def test_every_row_is_seen_once_in_the_order_of_time(log: Path, tmp_path: Path) 
     assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
     moments = [rows.dataset.times[rows.ends] for rows in (stream.train, stream.valid, stream.test)]
     assert moments[0].max() < moments[1].min() <= moments[1].max() < moments[2].min()
-    shared = set(stream.train.target_places) & set(stream.test.target_places)
+    shared = set(stream.train.targets) & set(stream.test.targets)
     assert not shared
 
 
@@ -97,8 +97,8 @@ def test_between_cuts_rows_and_keeps_their_targets(log: Path, tmp_path: Path) ->
     middle = int(np.median(rows.dataset.times[rows.ends]))
     early, late = rows.between(-np.inf, middle), rows.between(middle, np.inf)
     assert early.num_rows + late.num_rows == rows.num_rows
-    both = np.concatenate([early.target_places, late.target_places])
-    assert sorted(both.tolist()) == rows.target_places.tolist()
+    both = np.concatenate([early.targets, late.targets])
+    assert sorted(both.tolist()) == rows.targets.tolist()
     with pytest.raises(InputError, match="nothing to train on"):
         rows.between(0, 1)
 

@@ -125,7 +125,7 @@ class Reading:
             events = replace(events, feedback={})
         events = events.newest(reads.max_events)
         longest = int(events.lengths.max()) if events.num_rows else 0
-        if reads.recent is None or longest <= reads.recent or positive is None:
+        if reads.recent is None or longest <= reads.recent or positive is None:  # no label: all are positive
             return events
         return events.keep((events.from_end < reads.recent) | (events.feedback[self.schema.positive] > 0))
 
