@@ -49,6 +49,11 @@ class Runs:
         return list(found.values())
 
 
+def holds_lists(path: str | Path) -> bool:
+    """Whether an evaluation of recommended lists lies below a folder; a ranker's run has none."""
+    return any(kind_at(file.parent) == KIND for file in Path(path).rglob(MANIFEST))
+
+
 def read_runs(paths: Sequence[str | Path]) -> Runs:
     """Read every evaluation, catalogue and training log below the folders.
 
