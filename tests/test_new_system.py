@@ -19,7 +19,7 @@ from models.labelled_log import labelled_log
 from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.cli import main
-from sidera.data.batches import ExposureRows, PrefixRows
+from sidera.data.batches import ExposureRows, RequestRows
 from sidera.engine.recommender import Recommender
 from sidera.engine.reranker import Reranker
 from sidera.models import MODELS
@@ -60,10 +60,10 @@ class FadingCodes(nn.Module):
 
         @property
         def reads(self) -> Reads:
-            return Reads(self.max_history)
+            return Reads(self.max_history, "all")  # so that a ranker of feedback can order its candidates
 
     role = "generator"
-    feed = PrefixRows
+    feed = RequestRows
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
@@ -89,8 +89,9 @@ class FadingCodes(nn.Module):
         return torch.cat(each, dim=-1)
 
     def loss(self, batch: Batch) -> Loss:
-        sids = batch.items.codes[batch.targets_of("history").items][:, None]  # (B, 1, L)
-        log_p = self.log_probs(self.context(batch), sids)
+        targets, users = batch.targets_of("request"), self.context(batch).users
+        sids = batch.items.codes[targets.items][:, None]  # (targets, 1, L)
+        log_p = self.log_probs(Said(users.repeat_interleave(targets.lengths, 0)), sids)
         return Loss(-log_p.sum(), len(sids))
 
     def new_cache(self, context: Said, width: int) -> dict[str, Tensor]:
