@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import arguments, finish, single_thread
+from result_tables import result_file
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -127,7 +128,7 @@ def means(evaluations: Sequence[Any], label: str) -> dict[str, float]:
 
 
 def protocol(evaluations: Sequence[Any]) -> str:
-    from sidera.eval.tables import protocol_line
+    from sidera.eval.evaluation import protocol_line
 
     return protocol_line(*(one.protocol for one in evaluations))
 
@@ -136,7 +137,6 @@ def result(claim: Claim, evaluations: Sequence[Any]) -> dict[str, Any]:
     """The result file: every seed's figures, the paired differences, the trials that chose the recipe."""
     from sidera import __version__
     from sidera.eval.compare import compare
-    from sidera.eval.tables import result_file
 
     first_seeds = {one.name: one for one in reversed(evaluations)}
     paired = {}

@@ -58,8 +58,8 @@ def cell(name: str, seed: int, training_seed: int, quick: bool) -> dict[str, Any
     """One world, one training seed: everything trained, served and measured; kept beside the log and reused."""
     from sidera.align.recipe import AlignRecipe
     from sidera.align.run import align_recipe
-    from sidera.engine.serving import Serving
-    from sidera.eval.alignment_online import serve_policies, usual_arms
+    from sidera.engine.serving import ServeConfig
+    from sidera.lab.alignment import serve_policies, usual_arms
     from sidera.pages.alignment import write_alignment_page
 
     data = world_log(name, seed, **(QUICK_LOG if quick else {}))
@@ -72,10 +72,9 @@ def cell(name: str, seed: int, training_seed: int, quick: bool) -> dict[str, Any
     if training_seed == 0 and not quick:
         runs = found.runs
         for number in CANDIDATES if seed == 0 else ():
-            arms[f"pretrained+rerank beam {number}"] = Serving(
-                runs["pretrained"], candidates=number, source="beam", beam=number
-            )
-        arms["safe+cold quota"] = Serving(runs["safe"], cold_share=COLD_SHARE)
+            wide = ServeConfig(rerank=number, rerank_from="beam", beam=number)
+            arms[f"pretrained+rerank beam {number}"] = (runs["pretrained"], wide)
+        arms["safe+cold quota"] = (runs["safe"], ServeConfig(cold_share=COLD_SHARE))
     others = [(control, arm) for control in CONTROLS[1:] for arm in ARMS]
     if training_seed == 0:
         others += [("pretrained+rerank", f"{arm}+rerank") for arm in ARMS] + [("safe", "pretrained+rerank")]
@@ -103,8 +102,8 @@ def version_of(run: Path) -> str:
 
 def figures(record: dict[str, Any], online: Any, arms: dict[str, Any]) -> dict[str, Any]:
     """What the claims are made of, in per cent with half-widths where it is a difference."""
-    from sidera.eval.alignment_online import gap_closed
-    from sidera.eval.online import OnlineTest
+    from sidera.lab.alignment import gap_closed
+    from sidera.lab.online import OnlineTest
 
     assert isinstance(online, OnlineTest)
     return {

@@ -26,7 +26,7 @@ Shown beside the claim, not part of it:
   kind of vectors and with its own (text and behaviour); true utility, one training seed a world.
 
 Worlds, encoders and generators are kept under ``runs/bench`` and reused, so a stopped run goes on. Settings were chosen
-on Beauty's validation rows and on another world (seed 7; docs/log.md).
+on Beauty's validation rows and on another world (seed 7; docs/evidence/log.md).
 """
 
 from __future__ import annotations
@@ -237,9 +237,9 @@ def measure_world(seed: int, seeds: tuple[int, ...], quick: bool, folder: Path) 
     training ``seeds``; what is in ``folder`` is reused."""
     from sidera.data.config import DataConfig, load_dataset, make_views
     from sidera.sim.config import world_config
-    from sidera.sim.images import cover, write_images
     from sidera.sim.simulate import simulate
     from sidera.sim.world import World
+    from world_images import cover, write_images
 
     config = world_config("easy", {"num_items": 900, "num_creators": 60} if quick else {})
     images = folder / "images"
@@ -271,7 +271,7 @@ def online_differences(
     """arm -> metric -> difference to codes of raw vectors in the online test, and half of its interval (both in %)."""
     from sidera.catalog.vectors_file import save_vectors
     from sidera.engine.recommender import Recommender
-    from sidera.eval.online import RecommenderPolicy
+    from sidera.lab.online import RecommenderPolicy
 
     opened: dict[str, Any] = {}
     for label, of in ONLINE.items():

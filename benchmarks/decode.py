@@ -25,7 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from harness import NEEDS_BF16, arguments, finish, has_bf16, interleaved, single_thread, tuned_allocator
-from t5_twin import BEGIN, as_t5
+from t5_twin import BEGIN, as_t5, event_tokens
 from trie import skewed_codes
 
 SEED, NUM_RESULTS, ENCODER_TOKENS, NUM_HISTORIES = 0, 10, 80, 8
@@ -53,10 +53,23 @@ CASES = (
 TIGER_MILLISECONDS, SIDERA_MILLISECONDS = 35.0, 15.0  # at 12 k items, 50 beams
 
 
+def batch_of(codes: Any, item_ids: Any, offsets: Any, target_ids: Any = None) -> Any:
+    """Histories over items of which the codes (N, L) are known; ``target_ids``: one a history."""
+    from sidera.batch import Reads
+    from sidera.data.features import FeatureSchema
+    from sidera.data.items import ItemTable
+    from sidera.data.reading import Reading, Wanted
+
+    reading = Reading(FeatureSchema(), ItemTable(codes), Reads(max_events=1 << 30))
+    wanted = None if target_ids is None else Wanted("history", target_ids)
+    return reading.batch(item_ids, offsets, wanted=wanted)
+
+
 class World:
     """A catalogue, a Tiger with spread-out random weights, and histories; models share nothing between cases."""
 
     def __init__(self, case: Case) -> None:
+        import numpy as np
         import torch
 
         from sidera.models.generators.tiger import Tiger
@@ -76,10 +89,8 @@ class World:
                     weight.uniform_(0.5, 1.5)
             self.model.decoder.norm.weight.mul_(3.0)
         offsets = np.array([0, history])
-        reading = Reading(FeatureSchema(), ItemTable(catalog.codes), self.model.reads)
-        self.batches = [
-            reading.batch(torch.randint(case.num_items, (history,)).numpy(), offsets) for _ in range(NUM_HISTORIES)
-        ]
+        drawn = [torch.randint(case.num_items, (history,)).numpy() for _ in range(NUM_HISTORIES)]
+        self.batches = [batch_of(self.codes, item_ids, offsets) for item_ids in drawn]
 
     def ours(self, batch: Any) -> Any:
         from sidera.decode.beam import beam_search
@@ -102,7 +113,7 @@ class World:
             return list(node)
 
         def call(batch: Any, **settings: Any) -> Any:
-            tokens = self.model.item_tokens(batch.items.codes[batch.events.items]).view(1, -1)
+            tokens = event_tokens(self.model, batch).view(1, -1)
             with torch.inference_mode():
                 return t5.generate(
                     input_ids=tokens,
@@ -210,8 +221,8 @@ def run_sidera(num_items: int = 12_000, num_clusters: int = 256, width: int = 50
     )
     model = SideraGenerator(SideraGenerator.Config(), catalog).eval()
     history = 20
-    reading, offsets = Reading(FeatureSchema(), ItemTable(codes), model.reads), np.array([0, history])
-    batches = [reading.batch(torch.randint(num_items, (history,)).numpy(), offsets) for _ in range(NUM_HISTORIES)]
+    drawn = [torch.randint(num_items, (history,)).numpy() for _ in range(NUM_HISTORIES)]
+    batches = [batch_of(codes, item_ids, np.array([0, history])) for item_ids in drawn]
 
     def ours(batch: Any) -> Any:
         exclude = (batch.item_ids, batch.events.offsets)

@@ -17,11 +17,12 @@ from torch import Tensor
 from gpu_numbers import differs, distance, random
 from gpu_searches import SEARCHES
 from sidera.nn import t5_functions
-from sidera.nn.code_decoder import CodeDecoder, DecoderSize, Streams, fused_places_attention, places_attention
-from sidera.nn.dropout import dropout, keep_mask, rounded_rate
+from sidera.nn.code_decoder import CodeDecoder, DecoderSize
 from sidera.nn.moe import MoE
 from sidera.nn.product import packed, product
-from sidera.ops.jagged import jagged_attention, jagged_layout, looped_attention
+from sidera.ops.attention import attention, equal_layout, layout_of, looped_attention, sorted_layout
+from sidera.ops.dropout import dropout, keep_mask, rounded_rate
+from sidera.ops.shared_keys import Streams
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 LENGTHS = (17, 1, 0, 30, 6, 6)
@@ -48,33 +49,40 @@ def error(body: Function, reference: Function, inputs: Sequence[Tensor], device:
 
 
 def attention_of_histories(device: str, dtype: torch.dtype) -> float:
-    """Grouped jagged attention against one history at a time, causal and not."""
+    """Grouped jagged attention against one history at a time, causal and not; and few queries of each history's own."""
     offsets = torch.tensor([0, *LENGTHS]).cumsum(0)
-    inputs = [random(int(offsets[-1]), 2, 16, seed=seed) for seed in range(3)]
-    layout = jagged_layout(offsets.to(device))
-    return max(
+    packed, layout = random(int(offsets[-1]), 3, 2, 16), layout_of(offsets.to(device))
+    own = max(
         error(
-            lambda q, k, v, c=causal: jagged_attention(q, k, v, layout, causal=c),
-            lambda q, k, v, c=causal: looped_attention(q, k, v, offsets, causal=c),
-            inputs,
+            lambda qkv, c=causal: attention(None, qkv, layout, causal=c),
+            lambda qkv, c=causal: looped_attention(*qkv.unbind(1), offsets=offsets, causal=c),
+            [packed],
             device,
             dtype,
         )
         for causal in (True, False)
     )
+    bounds = torch.arange(0, 4 * len(LENGTHS) + 1, 4)
+    asked = error(
+        lambda q, kv: attention(q, kv, layout.asked_by(4)),
+        lambda q, kv: looped_attention(q, *kv.unbind(1), offsets=bounds, key_offsets=offsets),
+        [random(4 * len(LENGTHS), 2, 16, seed=1), random(int(offsets[-1]), 2, 2, 16, seed=2)],
+        device,
+        dtype,
+    )
+    return max(own, asked)
 
 
 def attention_inside_a_stream(device: str, dtype: torch.dtype) -> float:
-    """Causal attention over few places: what the device picks, against the fused kernel's definition."""
-
-    def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scores = torch.einsum("mqhe,mkhe->mhqk", q, k) * q.shape[-1] ** -0.5
-        later = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool).triu(1)
-        return torch.einsum("mhqk,mkhe->mqhe", scores.masked_fill(later, float("-inf")).softmax(-1), v)
-
-    inputs = [random(9, 4, 2, 16, seed=seed) for seed in range(3)]
-    bodies = (places_attention, fused_places_attention)
-    return max(error(body, written_out, inputs, device, dtype) for body in bodies)
+    """Causal attention over few positions."""
+    offsets = torch.arange(0, 37, 4)
+    return error(
+        lambda qkv: attention(None, qkv, equal_layout(9, 4), causal=True),
+        lambda qkv: looped_attention(*qkv.unbind(1), offsets=offsets, causal=True),
+        [random(36, 3, 2, 16)],
+        device,
+        dtype,
+    )
 
 
 def code_decoder(device: str, dtype: torch.dtype) -> float:
@@ -130,47 +138,25 @@ def t5_norm_and_products(device: str, dtype: torch.dtype) -> float:
 
 
 def t5_attention(device: str, dtype: torch.dtype) -> float:
-    """Packed attention in groups of equal length with a position bias: of a row to itself, and to another."""
-    lengths, heads, width = (5, 5, 3, 1), 2, 8
-    groups = t5_functions.equal_length_groups(lengths)
-    cross = tuple(t5_functions.Group(2 * i, 1, 2) for i in range(4))
-    keys = tuple(t5_functions.Group(sum(lengths[:i]), 1, lengths[i]) for i in range(4))
-    tokens, bias = sum(lengths), random(heads, 5, 5, seed=3)
-
-    def rows(packed_rows: Tensor, bounds: Any, parts: int) -> list[Tensor]:
-        cut = [packed_rows[group.start : group.end] for group in bounds]
-        return [part.view(len(part), parts, heads, -1).permute(1, 2, 0, 3) for part in cut]  # (P, H, S, E)
-
-    def plain_self(packed_rows: Tensor, added: Tensor) -> Tensor:
-        out = []
-        for q, k, v in rows(packed_rows, keys, 3):
-            scores = q @ k.mT + added[:, : q.shape[1], : q.shape[1]]
-            out.append((scores.softmax(-1) @ v).transpose(0, 1).flatten(1))
-        return torch.cat(out)
-
-    def plain_cross(query: Tensor, packed_rows: Tensor) -> Tensor:
-        out = []
-        for (q,), (k, v) in zip(rows(query, cross, 1), rows(packed_rows, keys, 2), strict=True):
-            out.append(((q @ k.mT).softmax(-1) @ v).transpose(0, 1).flatten(1))
-        return torch.cat(out)
-
-    own, both = random(tokens, 3 * width, seed=4), random(tokens, 2 * width, seed=5)
-    return max(
-        error(
-            lambda p, b: t5_functions.packed_attention(None, p, b.float(), groups, groups, heads, 0.0),
-            plain_self,
-            [own, bias],
-            device,
-            dtype,
-        ),
-        error(
-            lambda q, p: t5_functions.packed_attention(q, p, None, cross, keys, heads, 0.0),
-            plain_cross,
-            [random(8, width, seed=6), both],
-            device,
-            dtype,
-        ),
+    """Neighbouring rows of equal length with a position bias: of a row to itself, and to another."""
+    lengths, heads = (5, 5, 3, 1), 2
+    offsets, layout, bias = torch.tensor([0, *lengths]).cumsum(0), sorted_layout(lengths), random(heads, 5, 5, seed=3)
+    bounds = torch.arange(0, 9, 2)
+    own = error(
+        lambda qkv, b: attention(None, qkv, layout, bias=b.float(), scale=1.0),
+        lambda qkv, b: looped_attention(*qkv.unbind(1), offsets=offsets, bias=b, scale=1.0),
+        [random(sum(lengths), 3, heads, 4, seed=4), bias],
+        device,
+        dtype,
     )
+    asked = error(
+        lambda q, kv: attention(q, kv, layout.asked_by(2), scale=1.0),
+        lambda q, kv: looped_attention(q, *kv.unbind(1), offsets=bounds, key_offsets=offsets, scale=1.0),
+        [random(8, heads, 4, seed=6), random(sum(lengths), 2, heads, 4, seed=5)],
+        device,
+        dtype,
+    )
+    return max(own, asked)
 
 
 def products(device: str, dtype: torch.dtype) -> float:

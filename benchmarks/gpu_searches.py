@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from gpu_numbers import differs, distance, random
-from sidera.batch import Batch
+from sidera.batch import Batch, Reads
+from sidera.data.features import FeatureSchema
+from sidera.data.items import ItemTable
+from sidera.data.reading import Reading
 from sidera.decode.beam import beam_search
 from sidera.decode.exact import score_all_leaves
 from sidera.decode.sample import sample
 from sidera.decode.select import best_first, best_positions, excluded_mask
 from sidera.decode.session import session_beam_search
 from sidera.nn.code_decoder import DecoderSize
-from sidera.nn.list_decoder import ListCache, ListDecoder
+from sidera.nn.list_decoder import ListDecoder
 from sidera.ops.trie import CodeTrie
 from sidera.roles import StepOutput
 
@@ -150,7 +153,7 @@ def list_decoder(device: str, dtype: torch.dtype) -> float:
         kvs = [(keys, keys)] * 2
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype != torch.float32):
             whole = decoder.list_log_probs(sids, kvs, mask)
-            cache, codes, found = ListCache(1), None, []
+            cache, codes, found = decoder.new_cache(3, 1), None, []
             parents = torch.zeros(3, 1, dtype=torch.long, device=device)
             for item in range(2):
                 for level in range(len(SIZES)):

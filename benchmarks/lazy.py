@@ -38,10 +38,12 @@ def long_histories(folder: Path, seed: int) -> tuple[Any, list[Any], list[Any]]:
     """A catalogue, STEPS training batches in random order, later validation batches; every history has 512 events."""
     import numpy as np
 
+    from sidera.batch import Reads
     from sidera.catalog.build import build_catalog
     from sidera.catalog.config import CatalogConfig
     from sidera.data.batches import RequestRows
     from sidera.data.config import DataConfig, load_dataset, make_views
+    from sidera.data.reading import Reading
     from sidera.sim.config import world_config
     from sidera.sim.simulate import simulate
 

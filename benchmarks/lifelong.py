@@ -43,10 +43,10 @@ def cost(vectors: Any, ids: Any, times: Any, num_updates: int) -> dict[str, Any]
     """What one full history costs in time and memory. ``ids`` (n + num_updates,) clicks of one user."""
     import numpy as np
 
-    from sidera.store.events import Events, ItemTable
+    from sidera.store.events import Events
     from sidera.store.lifelong import LifelongConfig, LifelongHistory
 
-    table = ItemTable.of(vectors)
+    table = np.ascontiguousarray(vectors, dtype=np.float32)
     size = len(ids) - num_updates
     config = LifelongConfig(max_events=size)
 
@@ -87,7 +87,7 @@ def cost(vectors: Any, ids: Any, times: Any, num_updates: int) -> dict[str, Any]
         "megabytes": round(history.nbytes / 1e6, 2),
         "representatives": len(history.representatives()),
         "depth": depth,
-        "width": table.width,
+        "width": table.shape[1],
         "growth": growth(table, ids[:size], times[:size], config),
         "by_length": lengths(table, ids, times, config),
     }
@@ -99,7 +99,7 @@ def squared_error(history: Any) -> float:
 
     history.tree.refresh()
     slots = history.ring.slots()
-    vectors = history.items.vectors[history.ring.item_ids[slots]]
+    vectors = history.vectors[history.ring.item_ids[slots]]
     return float(np.square(vectors - history.tree.centre[history.ring.leaf[slots]]).sum() / len(slots))
 
 
@@ -145,10 +145,10 @@ def representatives(users: Any, number: int, max_events: int, leaf_size: int, ch
     """(ids, counts) of every user's representatives; ``chunks`` above 1: appended in so many parts, never rebuilt."""
     import numpy as np
 
-    from sidera.store.events import Events, ItemTable
+    from sidera.store.events import Events
     from sidera.store.lifelong import LifelongConfig, LifelongHistory
 
-    table = ItemTable.of(users.vectors)
+    table = np.ascontiguousarray(users.vectors, dtype=np.float32)
     config = LifelongConfig(max_events=max_events, max_representatives=number, leaf_size=leaf_size)
     found = []
     for ids, times in zip(users.histories, users.times, strict=True):
@@ -156,7 +156,7 @@ def representatives(users: Any, number: int, max_events: int, leaf_size: int, ch
         for part in np.array_split(np.arange(len(ids)), chunks):
             history.append(Events.of(ids[part], times[part]))
         tokens = history.representatives()
-        found.append((tokens.item_ids, tokens.counts))
+        found.append((tokens["item_ids"], tokens["counts"]))
     return found
 
 

@@ -61,11 +61,11 @@ def told_one_by_one(dataset: Any, schema: Any, items: Any, config: Any, ends: li
     """Tokens after each of ``ends`` events, and what an event cost."""
     import numpy as np
 
+    from sidera.store.events import packed_events
     from sidera.store.lifelong import LifelongHistory
-    from sidera.store.log_events import events_of, tokens_of
 
     columns = {name: dataset.feedback[name] for name in schema.columns}
-    events = events_of(schema, dataset.item_ids, dataset.times, columns)
+    events = packed_events(schema, dataset.item_ids, dataset.times, columns)
     tokens, waited, reading, wanted = {}, [], 0.0, set(ends)
     begun = time.process_time()
     with ThreadPoolExecutor(1) as background:
@@ -78,7 +78,7 @@ def told_one_by_one(dataset: Any, schema: Any, items: Any, config: Any, ends: li
             waited.append(1000 * (time.perf_counter() - start))
             if place + 1 in wanted:
                 start = time.process_time()
-                tokens[place + 1] = tokens_of(history.representatives())
+                tokens[place + 1] = history.representatives()
                 reading += time.process_time() - start
     cpu = 1000 * (time.process_time() - begun - reading) / len(events)
     p50, p99, p999, most = np.percentile(waited, [50, 99, 99.9, 100]).round(3).tolist()
@@ -93,15 +93,15 @@ def main() -> None:
     import numpy as np
 
     from sidera.data.features import fit_schema
-    from sidera.store.events import ItemTable
+    from sidera.data.representatives import lifelong_of
     from sidera.store.lifelong import LifelongConfig
-    from sidera.store.log_events import LogRepresentatives, lifelong_of, read_whole
+    from sidera.store.log_representatives import LogRepresentatives, read_whole
 
     single_thread()
     sizes = QUICK if options.quick else FULL
     dataset, vectors = log_of_one_user(sizes)
     schema = fit_schema(dataset, "like", np.ones(dataset.num_events, bool))
-    items, config = ItemTable.of(vectors), LifelongConfig(chunk=options.chunk)
+    items, config = np.ascontiguousarray(vectors, dtype=np.float32), LifelongConfig(chunk=options.chunk)
     dataset = dataset.with_feedback("long_view", np.zeros(dataset.num_events, bool))
     ends = np.sort(np.random.default_rng(1).integers(2 * options.chunk, dataset.num_events, sizes["rows"]))
     checked = ends[:: max(1, len(ends) // sizes["checked"])].tolist()
@@ -117,7 +117,7 @@ def main() -> None:
         all(
             bool((getattr(by_end[end], name) == getattr(row, name)).all())
             for row in [lifelong_of(schema, [expected[end]])]
-            for name in ("item_ids", "counts", "times")
+            for name in ("items", "counts", "times")
         )
         for end in checked
     ]

@@ -37,8 +37,8 @@ class LongUsers:
 def world_users(num_users: int, num_events: int, num_targets: int, seed: int, num_items: int = 10_000) -> LongUsers:
     """People who clicked ``num_events`` items and then ``num_targets`` more; vectors are the items' content numbers."""
     from sidera.sim.config import world_config
+    from sidera.sim.day import Exposures, run_day
     from sidera.sim.searches import SearchLog
-    from sidera.sim.session import Exposures, run_day
     from sidera.sim.simulate import logger_choice
     from sidera.sim.world import World
 

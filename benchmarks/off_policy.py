@@ -19,12 +19,12 @@ import numpy as np
 
 from harness import arguments, finish, tuned_allocator
 from sidera.eval.off_policy import OffPolicy, off_policy
+from sidera.lab.brackets import expected
 from sidera.sim.config import world_config
+from sidera.sim.day import Exposures, run_day
 from sidera.sim.logging_policy import Logger, Slate
-from sidera.sim.policies import expected
 from sidera.sim.portable import sigmoid
 from sidera.sim.searches import SearchLog
-from sidera.sim.session import Exposures, run_day
 from sidera.sim.users import Users
 from sidera.sim.world import World
 

@@ -68,8 +68,8 @@ def online(
     name: str, seed: int, policies: Mapping[str, Callable[[Any], Any]], audience: int = AUDIENCE, days: int = TEST_DAYS
 ) -> dict[str, Any]:
     """Outcomes of every policy (made by its function of the world) over the same users of a world."""
+    from sidera.lab.trial import prepare, run_policy
     from sidera.sim.config import world_config
-    from sidera.sim.online import prepare, run_policy
     from sidera.sim.world import World
 
     world = World.build(world_config(name), seed)
@@ -93,8 +93,8 @@ def serve_arms(seed: int, arms: Mapping[str, Arm], against: Sequence[str], quick
     from sidera import artifacts
     from sidera.artifacts import write_text
     from sidera.engine.recommender import Recommender
-    from sidera.eval.online import RecommenderPolicy
-    from sidera.sim.policies import OraclePolicy, PopularityPolicy, RandomPolicy
+    from sidera.lab.brackets import OraclePolicy, PopularityPolicy, RandomPolicy
+    from sidera.lab.online import RecommenderPolicy
 
     data = world_log("easy", seed)
     runs = {label: train_arm(label, arm, data, seed, QUICK if quick else ()) for label, arm in arms.items()}
@@ -109,7 +109,7 @@ def serve_arms(seed: int, arms: Mapping[str, Arm], against: Sequence[str], quick
     }
     if "sasrec" in opened:
         policies["random"] = lambda world: RandomPolicy(world.config.num_items)
-        policies["popularity"] = lambda world: PopularityPolicy(opened["sasrec"].catalog.popularity)
+        policies["popularity"] = lambda world: PopularityPolicy(np.asarray(opened["sasrec"].catalog.popularity))
         policies["oracle"] = lambda world: OraclePolicy("utility")
     found = online("easy", seed, policies, audience)
     outcome: dict[str, Any] = {"means": levels(found)}
@@ -121,7 +121,7 @@ def serve_arms(seed: int, arms: Mapping[str, Arm], against: Sequence[str], quick
 
 def differences(found: Mapping[str, Any], reference: str) -> dict[str, dict[str, list[float]]]:
     """arm -> metric -> [relative difference to the reference, half of its 95 % interval], both in per cent."""
-    from sidera.sim.compare import compare
+    from sidera.lab.differences import compare
 
     rows = {}
     for label, outcomes in found.items():

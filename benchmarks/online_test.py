@@ -34,9 +34,9 @@ WEAK, LESS_WEAK = 0.5, 0.6  # strengths of two oracles whose true utility differ
 
 def a_a_test(quick: bool) -> dict[str, dict[str, float]]:
     """kind of luck -> metric -> of 100 repetitions, those whose interval holds 0 (counted over 500)."""
+    from sidera.lab.brackets import LoggerPolicy, RandomPolicy
+    from sidera.lab.trial import prepare, run_policy
     from sidera.sim.config import world_config
-    from sidera.sim.online import prepare, run_policy
-    from sidera.sim.policies import LoggerPolicy, RandomPolicy
     from sidera.sim.world import World
 
     size, days, rounds = (60, 3, 1) if quick else (100, 8, 5)
@@ -64,8 +64,8 @@ def _covered(differences: np.ndarray) -> int:
 
 def ladder(name: str, seed: int, folder: Path, quick: bool) -> dict[str, Any]:
     """One world's rungs with their intervals, and whether they stand as they should."""
-    from sidera.eval.online import online_test
-    from sidera.eval.recommender_policy import RecommenderPolicy
+    from sidera.lab.online import online_test
+    from sidera.lab.recommender_policy import RecommenderPolicy
     from sidera.sim.config import world_config
     from sidera.sim.simulate import simulate
     from sidera.sim.world import World
@@ -116,12 +116,19 @@ def ladder(name: str, seed: int, folder: Path, quick: bool) -> dict[str, Any]:
     }
 
 
+def apart(a: Any, b: Any, metric: str = "utility") -> tuple[float, float]:
+    """B less A and half of its 95 % interval with the arms as two independent groups, as an app has to take them."""
+    groups = [side.metrics[metric][np.isfinite(side.metrics[metric])] for side in (a, b)]
+    errors = [group.std(ddof=1) / np.sqrt(len(group)) for group in groups]
+    return float(groups[1].mean() - groups[0].mean()), 1.96 * float(np.hypot(*errors))
+
+
 def power(quick: bool) -> dict[str, Any]:
     """Detection of a difference of about 2 %, its cost, and what pairing saves."""
-    from sidera.sim.compare import compare, compare_apart
+    from sidera.lab.brackets import OraclePolicy
+    from sidera.lab.differences import compare
+    from sidera.lab.trial import prepare, run_policy
     from sidera.sim.config import world_config
-    from sidera.sim.online import prepare, run_policy
-    from sidera.sim.policies import OraclePolicy
     from sidera.sim.world import World
 
     groups, size = (3, 1000) if quick else (20, 1500)
@@ -133,10 +140,10 @@ def power(quick: bool) -> dict[str, Any]:
         a, b = (run_policy(world, OraclePolicy("utility", s), audience, days=2) for s in (WEAK, LESS_WEAK))
         paired = compare(a, b)["utility"]
         seconds.append(time.process_time() - begun)
-        apart = compare_apart(a, b)["utility"]
+        value, half_width = apart(a, b)
         found += paired.value > paired.half_width
-        unpaired_found += apart.value > apart.half_width
-        ratios.append((apart.half_width / paired.half_width) ** 2)
+        unpaired_found += value > half_width
+        ratios.append((half_width / paired.half_width) ** 2)
         values.append(paired.relative)
     return {
         "groups": groups,
@@ -151,10 +158,10 @@ def power(quick: bool) -> dict[str, Any]:
 
 def unlike_pairs(quick: bool) -> dict[str, float]:
     """How many times the users independent arms need, for pairs of policies that show quite different items."""
-    from sidera.sim.compare import compare, compare_apart
+    from sidera.lab.brackets import LoggerPolicy, OraclePolicy, RandomPolicy
+    from sidera.lab.differences import compare
+    from sidera.lab.trial import prepare, run_policy
     from sidera.sim.config import world_config
-    from sidera.sim.online import prepare, run_policy
-    from sidera.sim.policies import LoggerPolicy, OraclePolicy, RandomPolicy
     from sidera.sim.world import World
 
     world = World.build(world_config("easy"), 0)
@@ -169,7 +176,7 @@ def unlike_pairs(quick: bool) -> dict[str, float]:
     ratios = {}
     for names, pair in policies.items():
         a, b = (run_policy(world, policy, audience, days=3) for policy in pair)
-        widths = (compare_apart(a, b)["utility"].half_width, compare(a, b)["utility"].half_width)
+        widths = (apart(a, b)[1], compare(a, b)["utility"].half_width)
         ratios[names] = round((widths[0] / widths[1]) ** 2, 2)
     return ratios
 

@@ -162,9 +162,9 @@ def questions(name: str, seed: int, view: Any, audience: int) -> tuple[Array, An
 
     from sidera.batch import Batch
     from sidera.data.split import user_groups
+    from sidera.lab.brackets import expected
+    from sidera.lab.trial import prepare
     from sidera.sim.config import world_config
-    from sidera.sim.online import prepare
-    from sidera.sim.policies import expected
     from sidera.sim.world import World, user_keys
     from sidera.train.ranker import RANKER_SHARES
 

@@ -48,9 +48,9 @@ def one_world(name: str, seed: int, quick: bool) -> dict[str, Any]:
     from sidera.align.recipe import AlignRecipe
     from sidera.align.run import align_recipe
     from sidera.engine.recommender import Recommender
-    from sidera.engine.serving import Serving
-    from sidera.eval.alignment_online import gap_closed, serve_policies
-    from sidera.eval.own_exposures import expose
+    from sidera.engine.serving import ServeConfig
+    from sidera.lab.alignment import gap_closed, serve_policies
+    from sidera.lab.own_exposures import expose
 
     data = world_log(name, seed, **(QUICK_LOG if quick else {}))
     out = bench_folder() / f"{name}-{seed}"
@@ -78,7 +78,7 @@ def one_world(name: str, seed: int, quick: bool) -> dict[str, Any]:
         }
     pairs = [(FIRST, STALE), (FIRST, FRESH), (STALE, FRESH)]
     online = serve_policies(
-        {arm: Serving(run) for arm, run in runs.items()}, first.audience, data, "sft",
+        {arm: (run, ServeConfig()) for arm, run in runs.items()}, first.audience, data, "sft",
         users=60 if quick else None, pairs=pairs, say=print,
     )  # fmt: skip
     return {

@@ -23,7 +23,7 @@ from typing import Any
 
 from decode import BEGIN, NUM_HISTORIES, SMALL, Case, World, next_history
 from harness import arguments, finish, interleaved, single_thread, tuned_allocator
-from t5_twin import as_t5
+from t5_twin import as_t5, event_tokens
 
 SEED = 0
 BARS = {128: 6.0, 512: 10.0}
@@ -60,7 +60,7 @@ class Samplers:
         """(G, L) codes, (G, L) log-probabilities."""
         import torch
 
-        tokens = self.world.model.item_tokens(batch.items.codes[batch.events.items]).view(1, -1)
+        tokens = event_tokens(self.world.model, batch).view(1, -1)
         with torch.inference_mode():
             found = self.t5.generate(
                 input_ids=tokens,

@@ -65,14 +65,18 @@ def _t5_state(model: Tiger) -> dict[str, Tensor]:
     return {name: weight.detach() for name, weight in state.items()}
 
 
+def event_tokens(model: Tiger, batch: Batch) -> Tensor:
+    """(T, L) tokens of the items of all events."""
+    return model.item_tokens(batch.items.codes)[batch.events.items]
+
+
 def padded_tokens(model: Tiger, batch: Batch, num_items: int | None = None) -> tuple[Tensor, Tensor]:
     """(B, S) tokens of the newest items, 0 behind the last, and their mask (int64); S from the longest or num_items."""
     import torch
 
-    rows = []
+    tokens_TL, rows = event_tokens(model, batch), []
     for start, end in zip(batch.events.offsets[:-1].tolist(), batch.events.offsets[1:].tolist(), strict=True):
-        items = batch.events.items[max(start, end - model.config.max_history) : end]
-        rows.append(model.item_tokens(batch.items.codes[items]).flatten())
+        rows.append(tokens_TL[max(start, end - model.config.max_history) : end].flatten())
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     if num_items is not None:
         tokens = torch.nn.functional.pad(tokens, (0, num_items * model.num_levels - tokens.shape[1]))

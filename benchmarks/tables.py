@@ -1,6 +1,6 @@
 """Write what the documents show of the committed result files: ``python benchmarks/tables.py``.
 
-The tables of docs/results.md, the chart and the cost table of the README. Nobody types a number into them.
+The tables of docs/evidence/results.md, the chart and the cost table of the README. Nobody types a number into them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import RESULTS
+from result_tables import put_between, update_document
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = (
@@ -26,7 +27,7 @@ COSTS = (("Amazon Beauty", "beauty_generator"), ("Amazon Beauty", "beauty_onerec
 
 
 def result_files() -> list[Path]:
-    """The result files that docs/results.md shows, in its order."""
+    """The result files that docs/evidence/results.md shows, in its order."""
     return [RESULTS / f"{name}.json" for name in TABLES]
 
 
@@ -98,12 +99,11 @@ def _claim(name: str) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    from sidera.eval.tables import put_between, update_document
 
-    update_document(ROOT / "docs" / "results.md", result_files())
+    update_document(ROOT / "docs" / "evidence" / "results.md", result_files())
     put_between(ROOT / "README.md", "costs", costs())
     put_between(ROOT / "README.md", "size", at_size())
-    print(f"docs/results.md, README.md and {draw(CHART).relative_to(ROOT)} are current")
+    print(f"docs/evidence/results.md, README.md and {draw(CHART).relative_to(ROOT)} are current")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from decode import batch_of
 from harness import NEEDS_BF16, arguments, finish, has_bf16, interleaved, single_thread, tuned_allocator
 from t5_twin import as_t5, padded_tokens
 
@@ -34,8 +35,12 @@ def history_lengths() -> tuple[Any, str]:
     import numpy as np
 
     if BEAUTY.exists():
+        from sidera.batch import Reads
         from sidera.data.batches import PrefixRows
         from sidera.data.config import load_dataset, make_split
+        from sidera.data.features import FeatureSchema
+        from sidera.data.items import ItemTable
+        from sidera.data.reading import Reading
 
         dataset = load_dataset(BEAUTY)
         reading = Reading(FeatureSchema(), ItemTable.plain(dataset.num_items), Reads(MAX_HISTORY)).over(dataset)
@@ -45,10 +50,9 @@ def history_lengths() -> tuple[Any, str]:
     return np.minimum(np.concatenate([np.arange(1, count - 2) for count in users]), MAX_HISTORY), "geometric, mean 8.6"
 
 
-def make_batches(num_batches: int, num_items: int, bucketed: bool) -> tuple[list[Any], dict[str, Any]]:
-    """Batches of random items with Beauty's lengths; ``bucketed`` cuts the same rows into batches of like length."""
+def make_batches(num_batches: int, codes: Any, bucketed: bool) -> tuple[list[Any], dict[str, Any]]:
+    """Batches of random items with Beauty's lengths; ``codes`` (N, L). ``bucketed`` cuts the same rows by length."""
     import numpy as np
-
 
     rng = np.random.default_rng(SEED)
     lengths, source = history_lengths()
@@ -59,8 +63,8 @@ def make_batches(num_batches: int, num_items: int, bucketed: bool) -> tuple[list
     batches = []
     for index in rng.permutation(num_batches):
         offsets = np.concatenate([[0], np.cumsum(rows[index])])
-        items, targets = rng.integers(num_items, size=offsets[-1]), rng.integers(num_items, size=BATCH_SIZE)
-        batches.append(reading.batch(items, offsets, wanted=Wanted("history", targets)))
+        items, targets = rng.integers(len(codes), size=offsets[-1]), rng.integers(len(codes), size=BATCH_SIZE)
+        batches.append(batch_of(codes, items, offsets, targets))
     return batches, {"lengths": source, "mean_items": round(float(lengths.mean()), 2)}
 
 
@@ -82,11 +86,16 @@ def stepper(model: Any, loss: Callable[[Any, Any], Any], batches: list[Any], bf1
     return step
 
 
+def target_tokens(model: Any, batch: Any) -> Any:
+    """(B, L) tokens of what should follow."""
+    return model.item_tokens(batch.items.codes)[batch.targets.items]
+
+
 def t5_batches(model: Any, batches: list[Any], num_items: int | None) -> list[dict[str, Any]]:
     prepared = []
     for batch in batches:
         tokens, mask = padded_tokens(model, batch, num_items)
-        prepared.append({"input_ids": tokens, "attention_mask": mask, "labels": model.item_tokens(batch.items.codes[batch.targets.items])})
+        prepared.append({"input_ids": tokens, "attention_mask": mask, "labels": target_tokens(model, batch)})
     return prepared
 
 
@@ -100,8 +109,8 @@ def main() -> None:
 
     single_thread()
     torch.manual_seed(SEED)
-    num_items, rounds = 12_101, 2 if options.quick else 24
-    codes = np.random.default_rng(SEED).integers(256, size=(num_items, 4)).astype(np.int32)
+    rounds = 2 if options.quick else 24
+    codes = np.random.default_rng(SEED).integers(256, size=(12_101, 4)).astype(np.int32)
     catalog: Any = SimpleNamespace(codes=codes, level_sizes=LEVEL_SIZES, codebook_id="benchmark")
 
     def tiger() -> Any:
@@ -114,8 +123,8 @@ def main() -> None:
         return model(**batch, use_cache=False).loss
 
     model = tiger()
-    bucketed, context = make_batches(rounds, num_items, bucketed=True)
-    mixed, _ = make_batches(rounds, num_items, bucketed=False)
+    bucketed, context = make_batches(rounds, codes, bucketed=True)
+    mixed, _ = make_batches(rounds, codes, bucketed=False)
     sorted_batches = t5_batches(model, bucketed, None)
     bf16 = has_bf16()
     ours = "ours_bf16" if bf16 else "ours_f32"

@@ -1,4 +1,4 @@
-"""The pictures of docs/world.md, drawn from the `easy` world itself: ``python benchmarks/world_pictures.py``.
+"""The pictures of docs/understand/world.md, drawn from the `easy` world: ``python benchmarks/world_pictures.py``.
 
 One picture for each table of parameters, one for the four biases that tests hold (popularity, duration, satiation, cold
 start), and the ladder of policies out of benchmarks/results/online_test.json where that is there.
@@ -15,9 +15,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from harness import RESULTS, single_thread
+from sidera.lab.trial import Audience, prepare
 from sidera.sim.config import world_config
 from sidera.sim.feedback import affinity, click_logit, satisfaction_mean
-from sidera.sim.online import Audience, prepare
 from sidera.sim.portable import sigmoid
 from sidera.sim.searches import NUM_FORMS
 from sidera.sim.world import World

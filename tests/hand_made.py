@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,11 @@ def read_log(
     reads = Reads(max_events, "positive" if schema is None else "all")
     table = items or ItemTable.plain(dataset.num_items)
     return Reading(schema or FeatureSchema(), table, reads).over(dataset)
+
+
+def finder(ids: Mapping[str, int]) -> Callable[[Sequence[str]], np.ndarray]:
+    """As ``Catalog.find_ids``."""
+    return lambda keys: np.array([ids.get(key, -1) for key in keys], dtype=np.int64)
 
 
 def table_of(catalog: Any) -> ItemTable:

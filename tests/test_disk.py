@@ -43,11 +43,8 @@ def test_without_fcntl_the_lock_is_that_of_windows(tmp_path: Path, monkeypatch: 
 
 
 def test_a_store_opens_once_without_fcntl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import numpy as np
-
     from sidera.core import InputError
-    from sidera.store.behaviour import BehaviourStore
-    from sidera.store.events import ItemTable
+    from sidera.store.embedded import EmbeddedStore
 
     taken: list[int] = []
 
@@ -58,9 +55,8 @@ def test_a_store_opens_once_without_fcntl(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(disk, "fcntl", None)
     monkeypatch.setattr(disk, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2))
-    items = ItemTable(np.eye(4, dtype=np.float32), np.zeros(4, dtype=np.int64))
-    with BehaviourStore(tmp_path / "store", items), pytest.raises(InputError, match="is open already"):
-        BehaviourStore(tmp_path / "store", items)
+    with EmbeddedStore(tmp_path / "store"), pytest.raises(InputError, match="is open already"):
+        EmbeddedStore(tmp_path / "store")
 
 
 def test_windows_syncs_no_folder_and_opens_files_for_writing(

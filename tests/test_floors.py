@@ -111,7 +111,7 @@ FLAGS = {
         "--threads",
     ],
     "simulate": ["--config", "--set", "--seed", "--users", "--days", "--out"],
-    "ab": ["a", "b", "more", *AB_FLAGS],
+    "ab": ["arms", "--reranked", *AB_FLAGS],
     "demo": ["--data", "--out"],
     "recipes": ["--show", "--write", "--commented"],
     "keys": ["what", "--toml"],
@@ -142,8 +142,8 @@ def test_http_fields_are_frozen() -> None:
 
     asked = ["history", "user", "k", "filter_seen", "exclude", "feedback", "times", "profile", "as_of", "unknown"]
     assert list(RecommendRequest.model_fields) == asked
-    said = ["items", "cold_start", "unknown", "unread", "unknown_user", "policy_version", "codebook_id"]
-    assert list(RecommendResponse.model_fields) == [*said, "items_version", "request", "milliseconds"]
+    said = ["items", "cold_start", "unknown", "unread", "unknown_user", "policy_version", "reranker_version"]
+    assert list(RecommendResponse.model_fields) == [*said, "codebook_id", "items_version", "request", "milliseconds"]
     assert list(EventsRequest.model_fields) == ["user", "items", "times", "feedback", "unknown", "request", "slots"]
     assert list(EventsResponse.model_fields) == ["new", "known", "unknown"]
 

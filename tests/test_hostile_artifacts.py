@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from hand_made import finder
 from sidera import artifacts, bounds
 from sidera.align.measure import Measured
 from sidera.artifacts import Manifest, writing
@@ -34,8 +35,10 @@ from sidera.eval.evaluation import load_evaluation
 from sidera.fit.checkpoint import load_checkpoint, save_checkpoint
 from sidera.loading import open_artifact
 from sidera.sim.source import world_source
-from sidera.store.events import Events, ItemTable
-from sidera.store.lifelong import LifelongConfig, LifelongHistory
+from sidera.store.embedded import EmbeddedStore
+from sidera.store.events import Events
+from sidera.store.lifelong import LifelongConfig
+from sidera.store.store_representatives import CatalogItems, StoreRepresentatives
 
 HISTORIES = [["item0003", "item0007"], ["item0011"]]
 AT_ONCE = 10.0  # seconds of this process: a busy machine still takes far less, an allocation of gigabytes far more
@@ -120,7 +123,7 @@ def test_nor_beside_a_data_set_a_checkpoint_or_a_history(trained_run: Path, tmp_
     shutil.copyfile(data / "users.parquet", data / "events-2.parquet")
     assert Dataset.load(data).digest == digest
     save_checkpoint(tmp_path / "c", {"a": torch.ones(3)}, {"step": 1}, {"x": 1})
-    save_file({"a#1": torch.ones(3), "b#0": torch.ones(1)}, tmp_path / "c" / "part-00001.safetensors")
+    save_file({"a#1": torch.ones(3), "b#0": torch.ones(1)}, tmp_path / "c" / "weights-00001.safetensors")
     tensors, _ = load_checkpoint(tmp_path / "c", {"x": 1})
     assert list(tensors) == ["a"]
     assert tensors["a"].tolist() == [1, 1, 1]
@@ -309,6 +312,11 @@ TENSORS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     "not finite": (lambda state: state["item.weight"].fill_(float("nan")), "that are not finite"),
     "parts": (lambda state: state.update({"item.weight#7": state.pop("item.weight")}), "a part of 'item.weight'"),
     "part names": (lambda state: state.update({"item.weight#x": state.pop("item.weight")}), "'item.weight#x'"),
+    "cut shape": (
+        lambda state: state.update({"item.weight#shape": torch.tensor([25, 16]), "item.weight#0": state.pop("item.weight")}),
+        "shape '[25, 16]' is invalid",
+    ),
+    "shape alone": (lambda state: state.update({"other#shape": torch.tensor([2])}), "'other' has a shape and no part"),
     "twice": (lambda state: state.update({"item.weight#0": state["item.weight"].clone()}), "once more"),
 }
 
@@ -361,12 +369,6 @@ def test_data_sets(trained_run: Path, tmp_path: Path) -> None:
 def test_checkpoints(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     for file, change in (
-        ("index.json", {"a": {"shape": [3], "parts": 7}}),
-        ("index.json", {"a": {"shape": [-3], "parts": [0]}}),
-        ("index.json", {"a": {"shape": [10**12], "parts": [0]}}),
-        ("index.json", {"a": {"parts": [0]}}),
-        ("index.json", [1]),
-        ("index.json", {"b": {"shape": [3], "parts": [0]}}),
         ("state.json", {"state": 1, "identity": {}}),
         ("state.json", []),
         ("state.json", {"identity": {"x": 1}}),
@@ -379,29 +381,53 @@ def test_checkpoints(tmp_path: Path) -> None:
 
 def test_histories(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    items = ItemTable.of(rng.normal(size=(30, 4)))
-    history = LifelongHistory(items, LifelongConfig(max_representatives=8, leaf_size=2))
-    history.append(Events.of(rng.integers(0, 30, 60), np.arange(60)))
-    history.save(tmp_path / "h")
-    file = tmp_path / "h" / "history-00000.safetensors"
+    keys = [f"i{number}" for number in range(30)]
+    items = CatalogItems.of(keys, finder({key: number for number, key in enumerate(keys)}), rng.normal(size=(30, 4)))
+    store = EmbeddedStore(tmp_path / "s")
+    store.append("u", Events.of(store.numbers_of(keys)[rng.integers(0, 30, 60)], np.arange(60)))
+    config = LifelongConfig(max_representatives=8, leaf_size=2, chunk=2)
+    view = StoreRepresentatives(store, items, config, tmp_path / "h")
+    view.of("u")
+    file = tmp_path / "h" / "representatives-00000.safetensors"
     for name, value in (
-        ("item_ids", torch.full((60,), 99, dtype=torch.int32)),
-        ("item_ids", torch.zeros(60, dtype=torch.int64)),
-        ("times", torch.zeros(59, dtype=torch.int64)),
-        ("tree", torch.tensor([1])),
-        ("counters", torch.zeros(2, dtype=torch.int64)),
-        ("nodes", None),
-        ("children", torch.full((10,), 2**40)),
+        ("0/item_ids", torch.full((58,), 99, dtype=torch.int32)),
+        ("0/item_ids", torch.zeros(58, dtype=torch.int64)),
+        ("0/times", torch.zeros(57, dtype=torch.int64)),
+        ("0/tree", torch.tensor([1])),
+        ("0/counters", torch.zeros(2, dtype=torch.int64)),
+        ("0/nodes", None),
+        ("0/children", torch.full((10,), 2**40)),
+        ("counters", torch.zeros((0, 2), dtype=torch.int64)),
+        ("user_ends", torch.zeros(0, dtype=torch.int64)),
+        ("users", torch.full((1,), 255, dtype=torch.uint8)),
     ):
-        history.save(tmp_path / "h")
+        view.save()
         state = load_file(file)
         if value is None:
             del state[name]
         else:
-            state[name] = value if name != "children" else torch.full_like(state[name], 2**40)
+            state[name] = value if name != "0/children" else torch.full_like(state[name], 2**40)
         save_file(state, file)
         reseal(tmp_path / "h")
-        refused(lambda: LifelongHistory.load(tmp_path / "h", items))
+        assert "made again from the events" in refused(
+            lambda: StoreRepresentatives(store, items, config, tmp_path / "h")
+        )
+    store.snapshot()
+    store.close()
+    (snapshot,) = [part for part in (tmp_path / "s").glob("shard-*/snapshot") if load_file(
+        part / "users-00000.safetensors")["users"].numel()]  # fmt: skip
+    whole = load_file(snapshot / "users-00000.safetensors")
+    for name, value in (
+        ("item_ids", torch.full((60,), 99, dtype=torch.int32)), ("times", torch.zeros(60, dtype=torch.int32)),
+        ("times", torch.zeros(59, dtype=torch.int64)), ("counts", torch.tensor([61])), ("counts", torch.tensor([-1])),
+        ("firsts", torch.tensor([3])), ("firsts", torch.tensor([-3])), ("user_ends", torch.tensor([2])),
+        ("users", torch.full((1,), 255, dtype=torch.uint8)), ("users", None), ("firsts", torch.tensor([0, 0])),
+    ):  # fmt: skip
+        state = {**whole, name: value}
+        save_file({part: tensor for part, tensor in state.items() if tensor is not None},
+                  snapshot / "users-00000.safetensors")  # fmt: skip
+        reseal(snapshot)
+        refused(lambda: EmbeddedStore(tmp_path / "s"))
 
 
 def test_evaluations_and_measures(run: Path, tmp_path: Path) -> None:

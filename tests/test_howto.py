@@ -11,7 +11,7 @@ import pytest
 from sidera.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted((ROOT / "docs" / "howto").glob("*.md"))
+PAGES = sorted((ROOT / "docs" / "use" / "howto").glob("*.md"))
 BLOCKS = re.compile(r"<!-- commands:begin -->\s*```\n(.*?)```\s*<!-- commands:end -->|```python\n(.*?)```", re.DOTALL)
 
 

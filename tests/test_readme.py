@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from sidera.cli import main
-from sidera.eval.tables import put_between, update_document
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,8 +49,9 @@ def test_commands_and_python_run_as_written(
 def test_what_is_shown_is_that_of_the_result_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # the list of tables is the script's own
     tables = importlib.import_module("tables")
+    put_between, update_document = tables.put_between, tables.update_document
     assert len(tables.result_files()) >= 7
-    assert update_document(ROOT / "docs" / "results.md", tables.result_files(), check=True)
+    assert update_document(ROOT / "docs" / "evidence" / "results.md", tables.result_files(), check=True)
     assert put_between(ROOT / "README.md", "costs", tables.costs(), check=True)
     assert put_between(ROOT / "README.md", "size", tables.at_size(), check=True)
     assert tables.draw(tmp_path / "beauty.svg").read_text() == tables.CHART.read_text()

@@ -5,7 +5,7 @@
     run.recommend(["user-7"], k=10).to_frame()
 
 ``sidera.load("runs/tiger").recommend(histories, k=10)`` answers from a trained run; the shell verbs are in
-:mod:`sidera.cli`. The rooms and what may know what: docs/architecture.md.
+:mod:`sidera.cli`. The rooms and what may know what: docs/understand/architecture.md.
 """
 
 from __future__ import annotations
@@ -15,26 +15,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sidera.engine.recommender import Recommender
+    from sidera.engine.serving import ServeConfig
     from sidera.frame import from_frame
     from sidera.front import fit
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "fit", "from_frame", "load"]
+__all__ = ["ServeConfig", "__version__", "fit", "from_frame", "load"]
 
 
-def load(path: str, device: str = "cpu") -> Recommender:
-    """Open a trained recommender: the folder that ``sidera run`` or ``sidera train`` wrote."""
+def load(path: str, device: str = "cpu", serve: ServeConfig | None = None) -> Recommender:
+    """Open a trained recommender: the folder that ``sidera run`` or ``sidera train`` wrote.
+
+    ``serve`` opens beside it what ``sidera serve`` opens: a store, an exposure log, a reranker, a quota.
+    """
     from sidera.engine.recommender import Recommender  # torch is heavy; `import sidera` stays cheap
 
-    return Recommender.load(path, device=device)
+    return Recommender.load(path, device=device, serve=serve)
 
 
 def __getattr__(name: str) -> Any:
-    """``from_frame`` and ``fit`` are imported when they are first asked for, and torch with them."""
+    """The other names are imported when they are first asked for, and torch with them."""
     if name == "from_frame":
         from sidera.frame import from_frame
 
         return from_frame
+    if name == "ServeConfig":
+        from sidera.engine.serving import ServeConfig
+
+        return ServeConfig
     if name == "fit":
         return importlib.import_module("sidera.fit")  # the room of that name, which can be called: see there
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

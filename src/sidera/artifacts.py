@@ -19,11 +19,12 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -58,9 +59,10 @@ class Manifest:
 
 
 @contextlib.contextmanager
-def writing(path: str | Path, manifest: Manifest) -> Iterator[Path]:
+def writing(path: str | Path, manifest: Manifest | Callable[[], Manifest]) -> Iterator[Path]:
     """Yield an empty folder to write into; on leaving without an error it becomes ``path``, with its manifest.
 
+    A function is asked for the manifest once everything else is written.
     InputError when something is at ``path`` that is not ours to replace.
     """
     path = Path(os.path.realpath(path))  # behind a link the folder is replaced, not the link
@@ -70,9 +72,10 @@ def writing(path: str | Path, manifest: Manifest) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
     try:
         yield staging
+        made = manifest() if callable(manifest) else manifest
         inner = sorted(staging.rglob("*"))
         files = {file.relative_to(staging).as_posix(): _sha256(file) for file in inner if file.is_file()}
-        record = {**manifest.__dict__, "files": files}
+        record = {**made.__dict__, "files": files}
         text = json.dumps({**record, "seal": _seal(record)}, indent=2, sort_keys=True) + "\n"
         if len(text) > MAX_MANIFEST_BYTES:  # rather than an artifact that nobody can open
             raise InputError(f"the manifest of {path} takes {len(text):,} bytes", allowed=f"{MAX_MANIFEST_BYTES:,}")
@@ -182,18 +185,21 @@ def is_current(path: str | Path, kind: str, digest: str) -> bool:
 
 
 def save_tensors(folder: Path, tensors: Mapping[str, Tensor], prefix: str = "weights") -> None:
-    """Write tensors as ``prefix-00000.safetensors`` ... of at most SHARD_BYTES each; long tensors are cut by rows."""
-    shards: list[dict[str, Tensor]] = [{}]
-    room = SHARD_BYTES - HEADER_BYTES
+    """Write tensors of any dtype and size as ``prefix-00000.safetensors`` ... of at most SHARD_BYTES each.
+
+    A tensor too large for one file is cut along its flattened length: "NAME#0", "NAME#1", ... and "NAME#shape".
+    """
+    shard: dict[str, Tensor] = {}
+    used = number = 0
     for name, tensor in tensors.items():
-        for part_name, part in _row_parts(name, tensor.detach().cpu()):
-            if part.nbytes > room and shards[-1]:
-                shards.append({})
-                room = SHARD_BYTES - HEADER_BYTES
-            shards[-1][part_name] = part.contiguous().clone()
-            room -= part.nbytes
-    for index, shard in enumerate(shards):
-        save_file(shard, str(folder / f"{prefix}-{index:05d}.safetensors"))
+        for part_name, part in _parts(name, tensor.detach().cpu()):
+            needed = part.nbytes + _entry_bytes(part_name)
+            if shard and used + needed > SHARD_BYTES - HEADER_BYTES:
+                save_file(shard, str(folder / f"{prefix}-{number:05d}.safetensors"))
+                shard, used, number = {}, 0, number + 1
+            shard[part_name] = part.contiguous().clone()  # a slice would carry its whole storage along
+            used += needed
+    save_file(shard, str(folder / f"{prefix}-{number:05d}.safetensors"))
 
 
 def check_replaceable(path: str | Path) -> None:
@@ -222,14 +228,19 @@ def check_replaceable(path: str | Path) -> None:
         )
 
 
-def _row_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    limit = SHARD_BYTES - HEADER_BYTES
-    if tensor.nbytes <= limit or tensor.ndim == 0:
+def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    room = SHARD_BYTES - HEADER_BYTES - _entry_bytes(f"{name}#0000")
+    if tensor.nbytes <= room and "#" not in name:
         yield name, tensor
         return
-    rows = max(1, limit * tensor.shape[0] // tensor.nbytes)
-    for index, part in enumerate(tensor.split(rows)):
+    yield f"{name}#shape", torch.tensor(tensor.shape, dtype=torch.int64)
+    for index, part in enumerate(tensor.reshape(-1).split(max(1, room // tensor.element_size()))):
         yield f"{name}#{index}", part
+
+
+def _entry_bytes(name: str) -> int:
+    """What a tensor takes of its file's header, at most."""
+    return 2 * len(name.encode()) + 160
 
 
 def _wrong_field(record: Mapping[str, Any]) -> str:

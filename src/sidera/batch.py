@@ -118,6 +118,10 @@ class Batch:
     global_count: int | None = None  # targets over all ranks: a loss divided by it does not depend on the cut
 
     @property
+    def num_events(self) -> int:
+        return self.events.num_values
+
+    @property
     def num_histories(self) -> int:
         return self.events.num_rows
 

@@ -3,7 +3,7 @@
 Three kinds of words. A *note* (:func:`say`) tells what happens on the way, a *result* (:func:`result`) is what was
 asked for, a *warning* (:func:`warn`) is what the user must know. ``-q`` leaves results and warnings, ``-v`` adds
 :func:`detail`. Notes and results go to standard output and warnings to standard error. With ``--json`` all words go to
-standard error and the last line of standard output is one JSON object (docs/cli.md).
+standard error and the last line of standard output is one JSON object (docs/use/cli.md).
 
 :class:`Progress` draws a bar on a terminal. Elsewhere (a log file, a pipe, a notebook's output) it writes a line every
 30 seconds, so that a long stage is never silent.
@@ -100,12 +100,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1
     cells = [[str(name) for name in header], *([cell(value) for value in row] for row in rows)]
     if any(len(row) != len(header) for row in cells):
         raise ValueError("every row needs a cell for each column of the header")
-    widths = [max(len(row[place]) for row in cells) for place in range(len(header))]
+    widths = [max(len(row[position]) for row in cells) for position in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
         padded = [
-            text.ljust(width) if place < left else text.rjust(width)
-            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+            text.ljust(width) if position < left else text.rjust(width)
+            for position, (text, width) in enumerate(zip(row, widths, strict=True))
         ]
         return (indent + "  ".join(padded)).rstrip()
 

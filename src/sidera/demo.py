@@ -20,8 +20,8 @@ from sidera.engine.recommender import Recommender
 from sidera.eval.compare import compare
 from sidera.eval.evaluation import Evaluation
 from sidera.eval.lines import evaluation_lines
-from sidera.eval.online import online_test, to_text
-from sidera.eval.recommender_policy import RecommenderPolicy
+from sidera.lab.online import online_test, to_text
+from sidera.lab.recommender_policy import RecommenderPolicy
 from sidera.pages.headline import headline
 from sidera.pages.online import write_online_page
 from sidera.pages.run import write_report
@@ -64,8 +64,8 @@ def demo(data: str | None, out: Path) -> list[Path]:
     console.result(f"\n== {first} against sasrec, paired\n{compare(results[first], results['sasrec']).to_text()}")
     console.result(f"\n{results_lines(results)}")
     pages = [write_report(out, out / "report.html")]
-    found = headline(read_runs([out]).groups()[0])
-    console.say(f"\n{' '.join((found.first, *found.rest))}\nreport: {pages[0]}")
+    words = headline(read_runs([out]).groups()[0])
+    console.say(f"\n{' '.join((words.first, *words.rest))}\nreport: {pages[0]}")
     if world is not None:
         pages.append(demo_online(world, list(recipes), out))
     history = ",".join(example_history(data))

@@ -2,7 +2,7 @@
 
 POSIX has ``flock``, and a folder that is opened and synced so that a new name in it survives a power cut. Windows has
 ``msvcrt.locking``, opens no folder (NTFS journals names by itself), syncs only what is open for writing, and translates
-line ends of whatever is not opened as binary. docs/portability.md says what was run where.
+line ends of whatever is not opened as binary. docs/evidence/portability.md says what was run where.
 """
 
 from __future__ import annotations

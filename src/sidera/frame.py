@@ -61,8 +61,8 @@ def from_frame(
     feedback. ``event`` says what happened (view, purchase); ``keep`` names the kinds that count, or gives each its
     weight (0: shown, but no positive). ``min_rating`` leaves lower ratings out, ``order="rows"`` takes the order of the
     rows where there is no time; ``drop_duplicates``, ``max_bad``, ``strict_items``, ``time_unit``, ``time_format`` are
-    those of ``sidera import`` (docs/data.md). ``items`` and ``users`` are further frames with one row an item or user,
-    whose key is called ``item_key`` or ``user_key`` (else as in the log).
+    those of ``sidera import`` (docs/use/data.md). ``items`` and ``users`` are further frames with one row an item or
+    user, whose key is called ``item_key`` or ``user_key`` (else as in the log).
 
     InputError when a column is missing or a value cannot be understood, as ``sidera import`` says it.
     """

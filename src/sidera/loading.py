@@ -124,13 +124,15 @@ class Opened:
         """What :func:`sidera.artifacts.save_tensors` wrote."""
         shard = re.compile(re.escape(prefix) + r"-\d{5,}\.safetensors")
         parts: dict[str, dict[int, Tensor]] = {}
+        shapes: dict[str, dict[int, Tensor]] = {}  # of what was cut
         for name in sorted(name for name in self.manifest.files if shard.fullmatch(name)):
             for part_name, part in self.tensor_file(name).items():
-                tensor_name, _, index = part_name.partition("#")
-                known = parts.setdefault(tensor_name, {})
-                if not (index or "0").isdecimal() or int(index or 0) in known:
+                tensor_name, _, index = part_name.rpartition("#") if "#" in part_name else (part_name, "", "0")
+                known = (shapes if index == "shape" else parts).setdefault(tensor_name, {})
+                place = 0 if index == "shape" else int(index) if index.isdecimal() else -1
+                if place < 0 or place in known:
                     raise self.damaged(f"{name} holds {shown(part_name)} once more")
-                known[int(index or 0)] = part
+                known[place] = part
         if not parts:
             raise self.damaged(f"it lists no {prefix} files")
         joined = {}
@@ -138,7 +140,11 @@ class Opened:
             for tensor_name, found in parts.items():
                 if sorted(found) != list(range(len(found))):
                     raise self.damaged(f"a part of {shown(tensor_name)} is missing")
-                joined[tensor_name] = found[0] if len(found) == 1 else torch.cat([found[i] for i in sorted(found)])
+                shape = shapes.pop(tensor_name, {}).get(0)
+                flat = found[0] if len(found) == 1 else torch.cat([found[i] for i in sorted(found)])
+                joined[tensor_name] = flat if shape is None else flat.view(shape.tolist())
+            if shapes:
+                raise self.damaged(f"{shown(min(shapes))} has a shape and no part")
         return joined
 
     def table(self, name: str, rows: int | None = None, kinds: Mapping[str, pa.DataType] | None = None) -> pa.Table:

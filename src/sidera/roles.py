@@ -64,9 +64,6 @@ class Generator(Protocol):
         code each beam chose at ``level - 1`` and ``parents`` (B, W) the beam of the previous step that it grew from.
         """
 
-    def log_probs(self, context: Any, sids: Tensor) -> Tensor:
-        """Log-probability of every code of given semantic IDs, with gradient. sids (B, G, L) -> (B, G, L)."""
-
     def code_logits(self, context: Any, sids: Tensor) -> Sequence[Tensor]:
         """What ``step`` would score after each prefix of given semantic IDs, all levels at once, with gradient.
 

@@ -15,15 +15,14 @@ from hand_made import changed
 from sidera.align.config import AlignConfig
 from sidera.align.gates import Gates
 from sidera.align.logged import feedback_advantages, logged_policy_gradient
-from sidera.align.loop import AlignResult, align, engine_for
 from sidera.align.methods import METHODS, method_of
 from sidera.align.preference import logged_positives
 from sidera.align.rewards import RewardBatch, Rewards
 from sidera.align.sources import exposures, next_tokens, target_mask
 from sidera.align.step import AlignStep, RewardFailed, drift_figures
-from sidera.core import InputError
+from sidera.align.training import AlignResult, align, engine_for
+from sidera.core import ArtifactError, InputError
 from sidera.engine.recommender import Recommender
-from sidera.fit.checkpoint import load_checkpoint
 from sidera.models import build_model, parse_model
 
 
@@ -83,16 +82,18 @@ def test_beam_and_free_rollouts_can_be_learned_from() -> None:
         assert last["ratio_q50"] == pytest.approx(1.0, abs=0.2)
 
 
-def test_a_run_leaves_its_log_and_a_checkpoint_of_good_weights(tmp_path: Path) -> None:
+def test_a_run_leaves_its_log_and_is_not_repeated(tmp_path: Path) -> None:
     result, policy, _ = run("ecpo", probe=tiny().probe(32), run_dir=tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["event"] for line in lines] == ["start", "step", "step", "check", "step", "check"]
+    assert [line["event"] for line in lines] == ["eval", "train", "train", "eval", "train", "eval"]
     assert lines[0]["coverage"] == result.start["coverage"]
-    config = AlignConfig(method="ecpo", steps=3, group=8, check_every=2, snapshot_every=2)
-    tensors, state = load_checkpoint(tmp_path / "checkpoint", {"align": config.__dict__})
-    assert state == {"step": 3}
+    again, other, engine = run("ecpo", probe=tiny().probe(32), run_dir=tmp_path)
+    assert again == result
+    assert engine.version == "ecpo-3"
     for name, tensor in policy.state_dict().items():
-        assert torch.equal(tensors[f"model.{name}"], tensor)
+        assert torch.equal(other.state_dict()[name], tensor)
+    with pytest.raises(ArtifactError, match=r"align\.beta = 0\.1 there and 0\.2 here"):
+        run("ecpo", probe=tiny().probe(32), run_dir=tmp_path, beta=0.2)
 
 
 def test_the_same_seed_gives_the_same_run() -> None:
@@ -131,7 +132,7 @@ def test_a_broken_reward_ends_the_run_at_its_last_good_weights(how: str, text: s
     good: list[dict[str, torch.Tensor]] = []
 
     def remember(record: dict[str, Any]) -> None:
-        if record["event"] == "check":
+        if record["event"] == "eval":
             good.append({name: tensor.clone() for name, tensor in policy.state_dict().items()})
 
     with pytest.raises(InputError, match=text + r".*\(step 5; the weights are those of step 4\)") as error:

@@ -15,9 +15,9 @@ from tiny_world import FUSED, LOG_DAYS, SMALL, Served, TableReward, Tiny, tiny
 
 from sidera.align.config import AlignConfig
 from sidera.align.gates import Gates
-from sidera.align.loop import AlignResult, align
 from sidera.align.objectives import SURROGATES, group_advantages, policy_loss
 from sidera.align.sources import exposures, next_tokens
+from sidera.align.training import AlignResult, align
 from sidera.decode.sample import masked_log_probs
 from sidera.engine.recommender import Recommender
 
@@ -124,9 +124,9 @@ def test_a_click_reward_hacks_clicks_and_a_frozen_reward_is_over_optimised() -> 
     Clicks alone: the reward rises, true utility does not. The fused reward lifts utility as long as next tokens hold
     the policy; without them its reward is the best of all, and utility falls below that of the policy it began with.
     """
-    from sidera.sim.compare import compare
+    from sidera.lab.differences import compare
+    from sidera.lab.trial import prepare, run_policy
     from sidera.sim.config import world_config
-    from sidera.sim.online import prepare, run_policy
     from sidera.sim.world import World
 
     seed = 0

@@ -17,11 +17,13 @@ from sidera.artifacts import read_manifest
 from sidera.core import InputError
 from sidera.data.config import DataConfig, load_dataset, make_views
 from sidera.data.split import user_groups
+from sidera.engine.quota import Quota
 from sidera.engine.recommender import Recommender
-from sidera.engine.serving import Serving
-from sidera.eval.alignment_online import gap_closed
-from sidera.eval.online import OnlineTest
-from sidera.eval.own_exposures import expose
+from sidera.engine.reranker import Reranker
+from sidera.engine.serving import ServeConfig
+from sidera.lab.alignment import gap_closed
+from sidera.lab.online import OnlineTest
+from sidera.lab.own_exposures import expose
 from sidera.sim.config import world_config
 from sidera.sim.simulate import simulate
 from sidera.store.exposures import ExposureLog
@@ -213,12 +215,12 @@ def test_a_start_that_cannot_be_is_refused_before_anything_is_trained(aligned: P
 
 
 def test_a_reranked_arm_opens_with_its_reward(aligned: Path) -> None:
-    arm = Serving(aligned / "align" / "safe", candidates=16, source="beam", beam=16, cold_share=0.1)
-    recommender = arm.open()
-    assert recommender.reranker is not None
-    assert recommender.reranker.num_candidates == 16
-    assert recommender.quota is not None
-    assert recommender.quota.share == 0.1
+    serve = ServeConfig(rerank=16, rerank_from="beam", beam=16, cold_share=0.1)
+    recommender = Recommender.load(aligned / "align" / "safe", serve=serve)
+    reranker, quota = recommender.parts.steps
+    assert isinstance(reranker, Reranker)
+    assert isinstance(quota, Quota)
+    assert (recommender.beam, reranker.num_candidates, quota.share) == (16, 16, 0.1)
 
 
 @pytest.mark.parametrize(

@@ -17,17 +17,17 @@ import torch
 
 from hand_made import hand_made
 from sidera.align.diagnostics import Probe, make_probe
-from sidera.align.loop import engine_for
 from sidera.align.rewards import RewardBatch, Rewards
 from sidera.align.sources import next_tokens
+from sidera.align.training import engine_for
 from sidera.catalog.build import build_catalog
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
 from sidera.data.config import DataConfig, View, load_dataset, make_views
 from sidera.engine.recommender import Recommender
+from sidera.lab.policy import Requests
 from sidera.models import build_model, parse_model
 from sidera.sim.config import world_config
-from sidera.sim.requests import Requests
 from sidera.sim.simulate import simulate
 
 SMALL = {"num_items": 300, "num_topics": 8, "num_creators": 40, "num_candidates": 20, "arrival_days": 5.0}

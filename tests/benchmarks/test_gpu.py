@@ -29,6 +29,9 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
     return gpu, gpu_bodies, gpu_models, gpu_searches
 
 
+ATTENTION = ("attention_of_histories", "attention_inside_a_stream", "t5_attention")
+
+
 def only(gpu: Any, monkeypatch: pytest.MonkeyPatch, *sections: str) -> Any:
     monkeypatch.setattr(gpu, "SECTIONS", tuple(getattr(gpu, name) for name in sections))
     run = gpu.Run("cpu", tiny=True, seconds=600)
@@ -40,7 +43,7 @@ def test_a_broken_body_is_found_and_the_others_are_looked_at(
     modules: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu, bodies, _, searches = modules
-    attend = bodies.jagged_attention
+    attend = bodies.attention
 
     def off(*arguments: Any, **settings: Any) -> torch.Tensor:
         return attend(*arguments, **settings) * 1.001
@@ -48,13 +51,13 @@ def test_a_broken_body_is_found_and_the_others_are_looked_at(
     def broken(*arguments: Any, **settings: Any) -> Any:
         raise ValueError("no such kernel")
 
-    monkeypatch.setattr(bodies, "jagged_attention", off)
+    monkeypatch.setattr(bodies, "attention", off)
     monkeypatch.setattr(searches, "beam_search", broken)
     run = only(gpu, monkeypatch, "bodies")
     found = {failure["what"]: failure["why"] for failure in run.failures}
     assert "error 1.00e-03, allowed 0.0001" in found["attention_of_histories f32"]
     assert "ValueError: no such kernel" in found["beams f32"]
-    assert {name.split()[0] for name in found} == {"attention_of_histories", "beams"}
+    assert {name.split()[0] for name in found} == {*ATTENTION, "beams"}
     assert len(run.figures["bodies"]) > 15
 
 

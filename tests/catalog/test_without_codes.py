@@ -16,6 +16,7 @@ from sidera.data.config import DataConfig, make_views
 from sidera.data.tiny import tiny_log
 from sidera.engine.histories import open_behaviour
 from sidera.engine.recommender import Recommender
+from sidera.engine.serving import Parts
 from sidera.models import MODELS, build_model, reads_codes
 from sidera.pages.run import write_report
 from sidera.train.recipe import Recipe
@@ -104,7 +105,8 @@ def test_a_store_keeps_histories_beside_it(tmp_path: Path) -> None:
         events = [keys[place % len(keys)] for place in range(1500)]
         behaviour.append("u", events, list(range(1, 1501)), {})
         model = build_model("popularity", MODELS["popularity"].Config(), catalog)
-        recommender = Recommender(model, catalog, model_section={"name": "popularity"}, behaviour=behaviour)
+        section, parts = {"name": "popularity"}, Parts(behaviour=behaviour)
+        recommender = Recommender(model, catalog, model_section=section, parts=parts)
         (answer,) = recommender.recommend([Request(user="u", k=2)])
     assert len(answer.item_keys) == 2
     assert not answer.unknown_user

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,29 +18,31 @@ from sidera.batch import Batch
 from sidera.core import InputError, Request
 from sidera.engine.exposures import ExposureWriter, exposure_columns
 from sidera.engine.histories import KnownHistory
+from sidera.engine.pipeline import Query, log_probs_of
 from sidera.engine.recommender import Recommender
 from sidera.engine.reranker import Reranker
+from sidera.engine.serving import Parts
 from sidera.models.rankers.pscore import PScore
 from sidera.store.exposures import ExposureLog
 
 
-def recommender() -> Recommender:
+def recommender(version: str = "one", parts: Parts | None = None) -> Recommender:
     world = tiny()
     return Recommender(
-        world.pretrained, world.catalog, model_section=world.recommender.model_section, beam=64, version="one"
-    )
+        world.pretrained, world.catalog, model_section=world.recommender.model_section, beam=64, version=version,
+        parts=parts,
+    )  # fmt: skip
 
 
-def columns_of(
-    one: Recommender, batch: Batch, item_ids: torch.Tensor, weights: str = "one", items_version: int | None = None
-) -> dict[str, list[Any]]:
+def columns_of(one: Recommender, batch: Batch, item_ids: torch.Tensor) -> dict[str, list[Any]]:
     names = [f"r{row}" for row in range(len(item_ids))]
     users = [f"u{row}" for row in range(len(item_ids))]
-    version = one.catalog.items_version if items_version is None else items_version
+    with torch.inference_mode():
+        log_probs = log_probs_of(Query(one.snapshot, batch, item_ids.shape[1]), item_ids)
+    policies = ["p+q"] * len(names)
     return exposure_columns(
-        one, batch, item_ids, requests=names, users=users, times=[5] * len(names), weights=weights, policy="p+q",
-        items_version=version,
-    )  # fmt: skip
+        one.catalog, item_ids, log_probs, requests=names, users=users, times=[5] * len(names), policies=policies
+    )
 
 
 def rows(request: str = "r", count: int = 2, **more: Any) -> dict[str, list[Any]]:
@@ -66,38 +70,61 @@ def test_probabilities_are_those_of_a_rollout() -> None:
     assert found["item"][0] == str(one.catalog.item_keys[item_ids[0, 0]])
 
 
-def test_weights_that_did_not_answer_say_nothing() -> None:
-    one, batch = recommender(), tiny().probe(64).batches[0]
-    item_ids = one.rank(batch, 3).item_ids
-    assert set(columns_of(one, batch, item_ids, weights="older")["log_prob_0"]) == {None}
-    assert None not in columns_of(one, batch, item_ids)["log_prob_0"]
-    assert set(columns_of(one, batch, item_ids, items_version=7)["log_prob_0"]) == {None}
+def test_an_answer_is_encoded_once_and_signed_by_its_own_snapshot(tmp_path: Path) -> None:
+    """Weights and catalogue that are swapped while an answer is on its way change nothing of what it logs."""
+    catalog, model = tiny().catalog, copy.deepcopy(tiny().pretrained)
+    history = KnownHistory(np.array([1, 2, 3]), np.arange(3), catalog.schema.complete({}, 3), None)
+    store: Any = SimpleNamespace(read=lambda *_, **__: history, set_catalog=lambda _: None)
+    other = {name: 0.5 * tensor for name, tensor in model.state_dict().items()}
+    encoded: list[threading.Thread] = []
+    context = model.context
+
+    def swapped(batch: Batch) -> Any:
+        one.use_catalog(catalog.without([str(catalog.item_keys[9])]))
+        encoded.append(threading.Thread(target=one.load_weights, args=(other, "two")))
+        encoded[-1].start()
+        return context(batch)
+
+    tables = []
+    for change in (False, True):
+        log = ExposureLog.open(tmp_path / str(change), codebook_id=catalog.codebook_id, num_levels=3)
+        with ExposureWriter(log) as writer:
+            section, parts = tiny().recommender.model_section, Parts(behaviour=store, exposures=writer)
+            one = Recommender(model, catalog, model_section=section, beam=64, version="one", parts=parts)
+            model.context = swapped if change else context
+            (answer,) = one.recommend([Request(user="ann", k=3)])
+        assert (answer.policy_version, answer.items_version) == ("one", catalog.items_version)
+        tables.append(log.read().drop(["request", "time"]))
+    (thread,) = encoded  # the history was encoded once, for the search and for the log
+    thread.join()
+    assert (one.version, one.catalog.items_version) == ("two", catalog.items_version + 1)
+    assert tables[0].equals(tables[1])
+    assert tables[0]["log_prob_2"].null_count == 0
 
 
 @pytest.mark.parametrize("reranked", [False, True])
 def test_a_version_may_hold_a_plus(tmp_path: Path, reranked: bool) -> None:
     """Nobody takes the name of a policy apart: "2026-11+hotfix" names weights, and "2+b" a reranker."""
-    one = recommender()
-    one.version, schema, times = "2026-11+hotfix", one.catalog.schema, np.arange(3)
-    history = KnownHistory(np.array([1, 2, 3]), times, schema.complete({}, 3), None)
-    one.behaviour = SimpleNamespace(read=lambda *_, **__: history)  # type: ignore[assignment]
+    schema, steps = tiny().catalog.schema, ()
+    history = KnownHistory(np.array([1, 2, 3]), np.arange(3), schema.complete({}, 3), None)
+    store: Any = SimpleNamespace(read=lambda *_, **__: history)
     if reranked:
-        network = PScore(PScore.Config(width=8, hidden=8), one.catalog).eval()
-        one.reranker = Reranker(network, "2+b", num_candidates=8)
-    log = ExposureLog.open(tmp_path, codebook_id=one.catalog.codebook_id, num_levels=3)
+        network = PScore(PScore.Config(width=8, hidden=8), tiny().catalog).eval()
+        steps = (Reranker(network, "2+b", num_candidates=8),)
+    log = ExposureLog.open(tmp_path, codebook_id=tiny().catalog.codebook_id, num_levels=3)
     with ExposureWriter(log) as writer:
-        one.exposures = writer
+        one = recommender("2026-11+hotfix", Parts(steps, store, writer))
         (answer,) = one.recommend([Request(user="ann", k=3)])
     table = log.read()
     assert table.num_rows == len(answer.item_ids) == 3
-    assert set(table["policy"].to_pylist()) == {answer.policy_version}
-    assert answer.policy_version == ("2026-11+hotfix+2+b" if reranked else "2026-11+hotfix")
+    assert set(table["policy"].to_pylist()) == {"2026-11+hotfix+2+b" if reranked else "2026-11+hotfix"}
+    assert (answer.policy_version, answer.reranker_version) == ("2026-11+hotfix", "2+b" if reranked else "")
     assert table["log_prob_0"].null_count == 0
 
 
 def test_an_item_out_of_reach_has_no_probability(tmp_path: Path) -> None:
     one, batch = recommender(), tiny().probe(64).batches[0].rows(torch.tensor([0]))
-    one.catalog = one.catalog.without([str(one.catalog.item_keys[3])])
+    one.use_catalog(one.catalog.without([str(one.catalog.item_keys[3])]))
     found = columns_of(one, batch, torch.tensor([[3, 4]]))
     assert found["log_prob_2"][0] is None
     assert found["log_prob_2"][1] <= 0

@@ -18,8 +18,9 @@ from sidera.batch import Batch
 from sidera.core import ArtifactError, CatalogMismatch, InputError
 from sidera.engine.quota import Quota
 from sidera.engine.ranking import Ranking
-from sidera.engine.recommender import Recommender, without_repeats
-from sidera.engine.reranker import Reranker
+from sidera.engine.recommender import Recommender
+from sidera.engine.reranker import Reranker, without_repeats
+from sidera.engine.serving import Parts
 from sidera.models import build_model
 from sidera.models.rankers.pscore import PScore
 from sidera.ops.jagged import jagged_rows
@@ -52,7 +53,7 @@ def questions() -> Batch:
 def test_the_reranker_chooses_among_the_search() -> None:
     one, batch, ranker = recommender(), questions(), network()
     candidates = one.rank(batch, 20, beam=64).item_ids
-    one.reranker = Reranker(ranker, "two", num_candidates=20)
+    one.parts = Parts((Reranker(ranker, "two", num_candidates=20),))
     found = one.rank(batch, 5, beam=64)
     with torch.inference_mode():
         scores = ranker.score(ranker.context(batch), candidates)[..., 0]
@@ -66,7 +67,7 @@ def test_the_reranker_chooses_among_the_search() -> None:
 def test_draws_widen_the_choice_and_hold_nothing_seen_nor_twice() -> None:
     one, batch = recommender(), questions()
     beam = one.rank(batch, 5, filter_seen=True)
-    one.reranker = Reranker(network(), "two", num_candidates=64, source="sample")
+    one.parts = Parts((Reranker(network(), "two", num_candidates=64, source="sample"),))
     found = one.rank(batch, 5, filter_seen=True)
     assert torch.equal(found.item_ids, one.rank(batch, 5, filter_seen=True).item_ids)  # draws are repeatable
     assert not torch.equal(found.item_ids.sort(1).values, beam.item_ids.sort(1).values)
@@ -84,7 +85,23 @@ def test_items_without_a_row_stand_behind_in_the_generators_order() -> None:
     ids, scores = Reranker(ranker, "two", num_known=late).order(batch, candidates, 5)
     assert ids[0, 2:].tolist() == [late + 1, late, -1]
     assert ids[1, 2:].tolist() == [late, -1, -1]
-    assert (scores[:, :2] > 0).all()
+    assert torch.equal(scores[0, 1:4], scores[0, 1].expand(3))  # no score of their own: the last that was given
+    assert scores[0, 4] == float("-inf")
+
+
+def test_the_order_does_not_depend_on_the_sign_of_scores() -> None:
+    """Items without a row stand behind all others whatever a ranker's scores are."""
+    late, batch, ranker = tiny().catalog.num_items, questions().cut(0, 2), network()
+    candidates = torch.tensor([[late + 1, 3, late, 5, 9], [late + 2, -1, late, -1, -1]])
+    ids, scores = Reranker(ranker, "two").order(batch, candidates, 5)
+    plain, score = ids.clone(), ranker.score
+    ranker.score = lambda context, asked: score(context, asked) - 5.0  # type: ignore[method-assign]
+    ids, below = Reranker(ranker, "two").order(batch, candidates, 5)
+    assert torch.equal(ids, plain)
+    assert ids[0, 3:].tolist() == [late + 1, late]
+    assert ids[1].tolist() == [late + 2, late, -1, -1, -1]
+    torch.testing.assert_close(below[0], scores[0] - 5.0)
+    assert below[1].tolist() == [0.0, 0.0] + 3 * [float("-inf")]
 
 
 def test_repeats_and_left_out_items_go() -> None:
@@ -127,17 +144,17 @@ def test_a_ranker_is_read_as_its_manifest_lists_and_its_weights_imply(tmp_path: 
 
 
 def cold_quota(share: float) -> Quota:
-    catalog = tiny().catalog
-    return Quota(catalog, share, np.arange(catalog.num_items) % 10 == 0)
+    return Quota(share, lambda catalog: np.arange(catalog.num_items) % 10 == 0)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5])
 def test_a_quota_gives_its_share_and_no_more(share: float) -> None:
     one, batch, k = recommender(), questions(), 10
     plain = one.rank(batch, k)
-    quota = one.quota = cold_quota(share)
+    quota = cold_quota(share)
+    one.parts = Parts((quota,))
     found = one.rank(batch, k)
-    mask = torch.from_numpy(quota.item_mask)
+    mask = torch.from_numpy(quota.set_of(one.catalog).item_mask)
     held = mask[found.item_ids].sum(1)
     wanted = quota.num_slots(batch, k)
     assert (held >= wanted).all()
@@ -153,22 +170,26 @@ def test_a_quota_gives_its_share_and_no_more(share: float) -> None:
 
 def test_a_request_gets_the_same_alone_and_in_a_batch() -> None:
     one, batch = recommender(), questions().cut(0, 12)
-    one.quota = cold_quota(0.3)
+    one.parts = Parts((cold_quota(0.3),))
     together = one.rank(batch, 5).item_ids
     alone = torch.cat([one.rank(batch.cut(row, row + 1), 5).item_ids for row in range(12)])
     assert torch.equal(together, alone)
 
 
-def test_a_quota_of_nothing_or_of_another_catalogue_is_refused() -> None:
+def test_a_quota_of_nothing_is_refused_and_the_others_follow_the_catalogue() -> None:
     catalog, one = tiny().catalog, recommender()
     with pytest.raises(InputError, match="no item of the catalogue is in the quota's set"):
-        Quota(catalog, 0.1, np.zeros(catalog.num_items, dtype=bool))
+        Quota(0.1, lambda catalog: np.zeros(catalog.num_items, dtype=bool)).check(catalog)
+    with pytest.raises(InputError, match=r"the quota's mask has shape \(3,\); allowed: \(300,\)"):
+        Quota(0.1, lambda _: np.zeros(3, dtype=bool)).check(catalog)
     with pytest.raises(InputError, match=r"quota share = 1.5 is out of range; allowed: 0 to 1"):
         cold_quota(1.5)
-    one.quota = cold_quota(0.5)
-    one.catalog = catalog.without([str(catalog.item_keys[0])])
-    with pytest.raises(CatalogMismatch, match="the quota is of catalogue"):
-        one.rank(questions(), 5)
+    one.parts = Parts((cold_quota(0.5),))
+    assert 0 in one.rank(questions(), 20).item_ids
+    one.use_catalog(catalog.without([str(catalog.item_keys[0])]))
+    found = one.rank(questions(), 20)
+    assert 0 not in found.item_ids
+    assert (found.item_ids % 10 == 0).sum(1).min() >= 10
 
 
 def test_jagged_rows_are_picked() -> None:

@@ -6,6 +6,7 @@ import threading
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from hand_made import hand_made
 from sidera.core import InputError
 from sidera.data.tiny import checkerboard_next
 from sidera.engine.recommender import Recommender
+from sidera.models import build_model, parse_model
 
 KEYS = [f"item{item:04d}" for item in range(24)]
 BATCH = hand_made(torch.tensor([3, 7, 2]), torch.tensor([0, 2, 3]))
@@ -39,7 +41,7 @@ def test_a_rollout_says_what_was_written_and_by_whom(recommender: Recommender, m
     assert rollout.policy_version == recommender.version != ""
     assert (rollout.mode, rollout.items_version) == (mode, recommender.catalog.items_version)
     assert rollout.legal_mask.all()
-    codes = torch.tensor(recommender.catalog.codes).long()
+    codes = torch.tensor(np.asarray(recommender.catalog.codes)).long()
     assert torch.equal(codes[rollout.item_ids], rollout.sids)
     again = recommender.sid_log_probs(BATCH, rollout.sids, mode=mode)
     torch.testing.assert_close(again, rollout.log_probs, rtol=1e-4, atol=1e-4)
@@ -75,9 +77,9 @@ def test_a_rollout_of_others_is_refused_naming_both(recommender: Recommender) ->
 def test_a_scorer_and_too_many_are_refused(recommender: Recommender) -> None:
     with pytest.raises(InputError, match="a rollout of 513 semantic IDs; allowed: 1 to 512"):
         recommender.rollout(BATCH, 513)
-    recommender.kind = "scorer"
+    scorer = build_model("popularity", *parse_model({"name": "popularity"})[1:], recommender.catalog)
     with pytest.raises(InputError, match="a scorer generates nothing"):
-        recommender.rollout(BATCH, 4)
+        Recommender(scorer, recommender.catalog, model_section={"name": "popularity"}).rollout(BATCH, 4)
 
 
 def test_new_weights_answer_at_once_and_sign(recommender: Recommender) -> None:

@@ -10,7 +10,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from sidera.batch import Reads
 from sidera.data.dataset import Dataset
+from sidera.data.features import FeatureSchema
+from sidera.data.items import ItemTable
+from sidera.data.reading import LogReading, Reading
 
 
 def make_dataset(num_users: int = 60, num_items: int = 40, seed: int = 0) -> Dataset:
@@ -63,8 +67,15 @@ class FakeRecommender:
     max_history: int = 20
     calls: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def reads(self) -> Reads:
+        return Reads(self.max_history)
+
+    def read_log(self, dataset: Dataset) -> LogReading:
+        return Reading(FeatureSchema(), ItemTable.plain(dataset.num_items), self.reads).over(dataset)
+
     def rank(self, batch: Any, k: int, *, beam: int = 50, filter_seen: bool = False) -> Any:
-        self.calls.append({"k": k, "beam": beam, "filter_seen": filter_seen, "targets": batch.target_ids})
+        self.calls.append({"k": k, "beam": beam, "filter_seen": filter_seen, "targets": batch.targets})
         sids = np.unique(self.catalog.codes, axis=0, return_inverse=True)[1].reshape(-1)
         item_ids = np.full((batch.num_histories, k), -1)
         for row, user in enumerate(batch.requests.user_ids.tolist()):

@@ -209,7 +209,7 @@ def test_nothing_heavy_is_needed_to_measure() -> None:
         "import sys\n"
         "for name in ('matplotlib', 'sklearn', 'scipy', 'fastapi', 'tensorboard', 'sentence_transformers'):\n"
         "    sys.modules[name] = None\n"
-        "import sidera.eval.evaluate, sidera.eval.compare, sidera.eval.tables, sidera.pages.run\n"
+        "import sidera.eval.evaluate, sidera.eval.compare, sidera.pages.run\n"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -47,7 +47,7 @@ def test_a_value_out_of_range_is_named(key: str, value: Any) -> None:
 
 
 def test_the_page_names_every_key() -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "use" / "training.md").read_text(encoding="utf-8")
     table = page.split("## The keys of `[fit]`")[1].split("\n## ")[0]
     assert [field.name for field in fields(FitConfig) if f"`{field.name}" not in table] == []
 

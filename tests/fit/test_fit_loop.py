@@ -182,9 +182,6 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
     repeated = train(tmp_path, model=again, evaluate=accuracy)
     assert repeated == result
     assert torch.equal(first.item.weight, again.item.weight)
-    anew = train(tmp_path, replace(FAST, epochs=1), evaluate=accuracy, resume=False)
-    assert anew.steps == 7
-    assert len(lines(tmp_path)) == 7
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -26,9 +26,10 @@ from sidera.models.generators.sidera import SideraGenerator
 from sidera.models.generators.tiger import Tiger
 from sidera.models.rankers.pscore import PScore
 from sidera.models.retrievers.sasrec import SASRec
-from sidera.nn import code_decoder, t5_functions
+from sidera.nn import t5_functions
 from sidera.nn.counters import count_parameters, matmul_flops
 from sidera.nn.moe import MoE
+from sidera.ops import attention
 
 
 def measured(model: Any, batch: Batch) -> float:
@@ -78,7 +79,7 @@ def requests(length: int = 30, rows: int = 4, targets: int = 2) -> Batch:
 
 @pytest.fixture(autouse=True)
 def _reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code_decoder, "places_attention", code_decoder.fused_places_attention)
+    monkeypatch.setattr(attention, "FEW_POSITIONS", 0)
 
 
 @pytest.mark.parametrize("changes", [{}, {"kv_sharing": 3, "num_kv_groups": 1}, {"separate_values": True}])

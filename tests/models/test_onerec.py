@@ -15,6 +15,7 @@ from sidera.batch import Batch, Lifelong
 from sidera.config import written
 from sidera.core import InputError
 from sidera.data.reading import Reading
+from sidera.decode.sample import free_log_probs
 from sidera.models.generators.onerec import OneRec
 from sidera.nn.moe import MoE
 
@@ -33,7 +34,7 @@ def build(catalog: Any = None, **changes: Any) -> OneRec:
 def answers(model: OneRec, batch: Batch) -> torch.Tensor:
     """(B, 5, L) log-probabilities of the first five items."""
     codes = torch.from_numpy(feedback_catalog().codes).long()[None, :5]
-    return model.log_probs(model.context(batch), codes.expand(batch.num_histories, -1, -1))
+    return free_log_probs(model, model.context(batch), codes.expand(batch.num_histories, -1, -1))
 
 
 def other_item(batch: Batch, event: int, item: int) -> Batch:
@@ -144,8 +145,8 @@ def test_loss_is_minus_the_log_probabilities_of_the_targets(item_input: str) -> 
     batch = requests([7, 12], targets=[1, 3])
     context = model.context(batch)
     sids = batch.items.codes[batch.targets.items]  # type: ignore[union-attr]
-    expected = -model.log_probs(context, sids[:1].expand(2, 1, 3))[0].sum()
-    expected -= model.log_probs(context, sids[1:].expand(2, 3, 3))[1].sum()
+    expected = -free_log_probs(model, context, sids[:1].expand(2, 1, 3))[0].sum()
+    expected -= free_log_probs(model, context, sids[1:].expand(2, 3, 3))[1].sum()
     torch.testing.assert_close(model.loss(batch).total, expected, rtol=1e-5, atol=1e-4)
 
 

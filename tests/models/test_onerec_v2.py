@@ -13,6 +13,7 @@ from hand_made import changed, table_of
 from sidera.batch import Batch
 from sidera.core import InputError
 from sidera.data.reading import Reading
+from sidera.decode.sample import free_log_probs
 from sidera.models.generators.onerec_v2 import ContextProcessor, OneRecV2
 from sidera.nn.code_decoder import DecoderSize
 from sidera.nn.moe import MoE
@@ -80,7 +81,7 @@ def test_grouped_heads_are_heads_whose_keys_are_repeated(separate: bool) -> None
         state[f"processor.project.{name}"] = table.repeat_interleave(2, dim=1).flatten(0, 2)
     full.load_state_dict(state)
     batch, sids = requests([7, 2]), CODES[torch.arange(6).view(2, 3)]
-    ours, theirs = (model.log_probs(model.context(batch), sids) for model in (grouped, full))
+    ours, theirs = (free_log_probs(model, model.context(batch), sids) for model in (grouped, full))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -95,7 +96,7 @@ def test_loss_is_minus_the_log_probabilities_of_the_targets(make: Any, item_inpu
     for row, (first, last) in enumerate([(0, 2), (2, 3), (3, 7)]):
         sids = torch.zeros(3, last - first, 3, dtype=torch.int64)
         sids[row] = batch.items.codes[batch.targets.items[first:last]]  # type: ignore[union-attr]
-        expected = expected - model.log_probs(context, sids)[row].sum()
+        expected = expected - free_log_probs(model, context, sids)[row].sum()
     assert loss.count == 7
     torch.testing.assert_close(loss.total, expected, rtol=1e-5, atol=1e-4)
     assert loss.parts["gen_loss"] == pytest.approx(loss.total.item() / 7 / 3, rel=1e-5)
@@ -143,7 +144,7 @@ def test_events_over_the_limit_change_nothing() -> None:
     recent = model_reading(model).cut(batch.newest(12))
     batch = model_reading(model).cut(batch)
     sids = CODES[None, :5]
-    first, second = (model.log_probs(model.context(asked), sids) for asked in (batch, recent))
+    first, second = (free_log_probs(model, model.context(asked), sids) for asked in (batch, recent))
     torch.testing.assert_close(first, second)
 
 
@@ -192,9 +193,9 @@ def test_a_batch_answers_as_one_by_one() -> None:
     model = build()
     batch = requests([9, 2, 5])
     sids = CODES[None, :4].expand(3, -1, -1)
-    together = model.log_probs(model.context(batch), sids)
+    together = free_log_probs(model, model.context(batch), sids)
     for row in range(3):
-        alone = model.log_probs(model.context(batch.cut(row, row + 1)), sids[:1])
+        alone = free_log_probs(model, model.context(batch.cut(row, row + 1)), sids[:1])
         torch.testing.assert_close(together[row], alone[0], rtol=1e-5, atol=1e-5)
 
 

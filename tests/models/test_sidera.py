@@ -12,6 +12,7 @@ from small_catalog import SmallCatalog, position_batch, small_catalog
 
 from hand_made import hand_made
 from sidera.core import InputError
+from sidera.decode.sample import free_log_probs
 from sidera.models import parse_model
 from sidera.models.generators.sidera import SideraGenerator
 
@@ -45,7 +46,7 @@ def test_loss_is_minus_log_probs_of_every_prefix(leaf: str, level_sizes: tuple[i
             for stop in range(start + 1, end + 1):
                 context = model.context(hand_made(batch.item_ids[start:stop], torch.tensor([0, stop - start])))
                 sid = sids_of(catalog, batch.target_ids[stop - 1])[None, None]
-                reference = reference - model.log_probs(context, sid).sum()
+                reference = reference - free_log_probs(model, context, sid).sum()
         loss = model.loss(batch)
     assert loss.count == 11
     torch.testing.assert_close(loss.total, reference, rtol=1e-4, atol=1e-4)
@@ -61,7 +62,7 @@ def test_label_smoothing_spreads_over_siblings() -> None:
     with torch.no_grad():
         for stop in range(1, 4):
             context = model.context(hand_made(batch.item_ids[:stop], torch.tensor([0, stop])))
-            log_p = model.log_probs(context, sids[None])[0]  # (N, L)
+            log_p = free_log_probs(model, context, sids[None])[0]  # (N, L)
             target = int(batch.target_ids[stop - 1])
             for level in range(3):
                 siblings = {
@@ -78,8 +79,7 @@ def test_all_probability_lies_on_items() -> None:
     catalog = small_catalog(NUM_ITEMS)
     model = make(catalog)
     with torch.no_grad():
-        log_p = model.log_probs(
-            model.context(position_batch([4, 1], NUM_ITEMS)),
+        log_p = free_log_probs(model, model.context(position_batch([4, 1], NUM_ITEMS)),
             sids_of(catalog, torch.arange(NUM_ITEMS)).expand(2, -1, -1),
         )
     torch.testing.assert_close(log_p.sum(-1).exp().sum(1), torch.ones(2))
@@ -91,7 +91,7 @@ def test_codes_of_no_item_have_no_probability() -> None:
     taken = {tuple(codes) for codes in catalog.codes.tolist()}
     free = [sid for sid in np.ndindex(4, 3, 2) if sid not in taken]
     with torch.no_grad():
-        log_p = model.log_probs(model.context(position_batch([4], NUM_ITEMS)), torch.tensor(free)[None]).sum(-1)
+        log_p = free_log_probs(model, model.context(position_batch([4], NUM_ITEMS)), torch.tensor(free)[None]).sum(-1)
     assert (log_p == float("-inf")).all()
 
 
@@ -112,7 +112,7 @@ def test_leaf_vectors_follow_the_weights(change: str) -> None:
     batch = position_batch([4], NUM_ITEMS)
     sids = sids_of(small_catalog(NUM_ITEMS), torch.arange(NUM_ITEMS))[None]
     with torch.no_grad():
-        before = model.log_probs(model.context(batch), sids)
+        before = free_log_probs(model, model.context(batch), sids)
         if change == "loaded":
             model.load_state_dict(other.state_dict())
         elif change == "replaced":
@@ -121,8 +121,8 @@ def test_leaf_vectors_follow_the_weights(change: str) -> None:
             model.train(change == "in training mode")
             model.leaf.weight.copy_(other.leaf.weight)
             model.eval()
-        after = model.log_probs(model.context(batch), sids)
-        expected = other.log_probs(other.context(batch), sids)
+        after = free_log_probs(model, model.context(batch), sids)
+        expected = free_log_probs(other, other.context(batch), sids)
     assert not torch.allclose(before, after)
     torch.testing.assert_close(after, expected)
 
@@ -131,11 +131,10 @@ def test_leaf_vectors_are_folded_once() -> None:
     model, batch = make(leaf="sum"), position_batch([4], NUM_ITEMS)
     sids = sids_of(small_catalog(NUM_ITEMS), torch.arange(NUM_ITEMS))[None]
     with torch.inference_mode():
-        model.log_probs(model.context(batch), sids)
-        folded = model._folded
-        model.log_probs(model.context(batch), sids)
-        assert folded is not None
-        assert model._folded is folded
+        free_log_probs(model, model.context(batch), sids)
+        folded = model._node_vectors(len(model.level_sizes) - 1)
+        free_log_probs(model, model.context(batch), sids)
+        assert model._node_vectors(len(model.level_sizes) - 1) is folded
 
 
 def test_gradients_after_answering() -> None:
@@ -143,8 +142,8 @@ def test_gradients_after_answering() -> None:
     model, batch = make(leaf="untied"), position_batch([4], NUM_ITEMS)
     sids = sids_of(small_catalog(NUM_ITEMS), torch.arange(NUM_ITEMS))[None]
     with torch.inference_mode():
-        model.log_probs(model.context(batch), sids)
-    model.log_probs(model.context(batch), sids).sum().backward()
+        free_log_probs(model, model.context(batch), sids)
+    free_log_probs(model, model.context(batch), sids).sum().backward()
     assert model.leaf.weight.grad is not None
     assert float(model.leaf.weight.grad.abs().sum()) > 0
 

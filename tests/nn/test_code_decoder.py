@@ -10,15 +10,9 @@ import torch
 
 from sidera.core import InputError
 from sidera.nn import code_decoder
-from sidera.nn.code_decoder import (
-    CodeDecoder,
-    DecoderCache,
-    DecoderLayer,
-    DecoderSize,
-    Streams,
-    fused_places_attention,
-    places_attention,
-)
+from sidera.nn.code_decoder import CodeDecoder, DecoderLayer, DecoderSize
+from sidera.ops import shared_keys
+from sidera.ops.shared_keys import Streams
 
 LEVELS = (6, 5, 4)
 SIZE = DecoderSize(width=16, num_layers=2, num_heads=4, num_kv_groups=2, ff_width=32, dropout=0.0)
@@ -40,19 +34,6 @@ def some_sids(*shape: int) -> torch.Tensor:
     return torch.stack([torch.randint(size, shape, generator=generator) for size in LEVELS], dim=-1)
 
 
-def test_attention_between_places_is_causal_attention() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for places in (1, 3, 5):
-        parts = [torch.randn(6, places, 4, 8, generator=generator, requires_grad=True) for _ in range(3)]
-        gradients = []
-        outputs = [form(*parts) for form in (places_attention, fused_places_attention)]
-        for output in outputs:
-            gradients.append(torch.autograd.grad(output.sin().sum(), parts))
-        torch.testing.assert_close(*outputs)
-        for ours, theirs in zip(*gradients, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("counts", [[2, 1, 4], [0, 3, 1], [2, 2, 2], [3, 0, 0]])
 @pytest.mark.parametrize("shared", [False, True])
 def test_few_queries_written_out_are_the_fused_attention(
@@ -67,8 +48,8 @@ def test_few_queries_written_out_are_the_fused_attention(
     leaves = list({id(part): part.requires_grad_() for pair in pairs for part in pair}.values())
     streams, sids = Streams.of(torch.tensor([0, *counts]).cumsum(0)), some_sids(sum(counts))
     found, calls = [], []
-    written_out = code_decoder.few_queries_attention
-    monkeypatch.setattr(code_decoder, "few_queries_attention", lambda *given: calls.append(1) or written_out(*given))
+    written_out = shared_keys._FewQueries.apply
+    monkeypatch.setattr(shared_keys._FewQueries, "apply", lambda *given: calls.append(1) or written_out(*given))
     for limit in (code_decoder.FEW_QUERIES, 0):
         monkeypatch.setattr(code_decoder, "FEW_QUERIES", limit)
         log_p = decoder.log_probs(sids, pairs, mask, streams)
@@ -138,7 +119,7 @@ def test_steps_are_the_whole_pass() -> None:
     pairs, mask = inputs(SIZE)
     sids = some_sids(3, 4)
     expected = decoder.log_probs(sids.flatten(0, 1), pairs, mask, Streams(3, 4)).view(3, 4, 3)
-    cache = DecoderCache(width=1)
+    cache = decoder.new_cache(3, 4)
     parents = torch.zeros(3, 4, dtype=torch.int64)
     logits = decoder.step(cache, pairs, mask, 0, None, None).expand(-1, 4, -1)
     for level in range(3):

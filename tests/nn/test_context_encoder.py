@@ -11,7 +11,7 @@ from torch import Tensor
 from sidera.nn.code_decoder import DecoderSize
 from sidera.nn.context_encoder import ContextEncoder
 from sidera.nn.moe import MoE
-from sidera.ops.jagged import jagged_layout
+from sidera.ops.attention import layout_of
 
 SIZE = DecoderSize(width=16, num_layers=1, num_heads=4, ff_width=24, dropout=0.0, num_experts=4, expert_width=8)
 
@@ -34,7 +34,7 @@ def test_jagged_histories_are_each_encoded_alone(sparse: bool) -> None:
     assert isinstance(encoder.blocks[0].ff, MoE) == sparse
     lengths = [5, 1, 9, 3]
     x, offsets = torch.randn(sum(lengths), 16), torch.tensor([0, *lengths]).cumsum(0)
-    states = encoder(x, jagged_layout(offsets))
+    states = encoder(x, layout_of(offsets))
     for first, last in pairwise(offsets.tolist()):
         torch.testing.assert_close(states[first:last], alone(encoder, x[first:last]), rtol=1e-4, atol=1e-5)
 
@@ -44,5 +44,5 @@ def test_the_first_token_reads_the_last() -> None:
     x = torch.randn(4, 16)
     changed = x.clone()
     changed[3] += 1
-    layout = jagged_layout(torch.tensor([0, 4]))
+    layout = layout_of(torch.tensor([0, 4]))
     assert not torch.allclose(encoder(x, layout)[0], encoder(changed, layout)[0])

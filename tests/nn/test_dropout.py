@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sidera.core import InputError
-from sidera.nn.dropout import Dropout, dropout, keep_mask, rounded_rate
+from sidera.nn.dropout import Dropout
+from sidera.ops.dropout import dropout, keep_mask, rounded_rate
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.1, 0.5, 0.9, 0.999])

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from sidera.nn.product import packed, product
-from sidera.nn.t5_functions import Group, feed_forward, packed_attention
+from sidera.nn.t5_functions import feed_forward
 from sidera.ops import processor
-from sidera.ops.few_queries import few_queries_attention
+from sidera.ops.attention import attention, sorted_layout
+from sidera.ops.shared_keys import Streams, shared_attention
 
 SPECIAL = tuple(processor.OPERATIONS)
 
@@ -61,14 +62,13 @@ def gradients() -> list[torch.Tensor]:
     def drawn(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).requires_grad_()
 
-    groups = (Group(0, 3, 5), Group(15, 2, 4))
-    qkv, bias, x, up, down = drawn(23, 3 * 2 * 8), drawn(2, 5, 5), drawn(30, 16), drawn(24, 16), drawn(16, 24)
-    q, k, v = drawn(6, 2, 3, 4), drawn(3, 2, 7, 4), drawn(3, 2, 7, 4)
+    qkv, bias, x, up, down = drawn(23, 3, 2, 8), drawn(2, 5, 5), drawn(30, 16), drawn(24, 16), drawn(16, 24)
+    q, k, v = drawn(6, 1, 6, 4), drawn(3, 2, 7, 4), drawn(3, 2, 7, 4)
     mask = torch.ones(3, 7, dtype=torch.bool)
     outs = [
-        packed_attention(None, qkv, bias, groups, groups, 2, 0.0),
+        attention(None, qkv, sorted_layout([5, 5, 5, 4, 4]), bias=bias),
         feed_forward(x, up, down, 0.0),
-        few_queries_attention(q, k, v, mask, [(3, 2)]),
+        shared_attention(q, k, v, mask, Streams(3, 2, runs=((3, 2),))),
     ]
     sum((out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum() for out in outs).backward()
     return [*outs, *(leaf.grad for leaf in (qkv, bias, x, up, down, q, k, v))]

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from page_checks import check_page
 
-from sidera.eval.online import OnlineTest
+from sidera.lab.differences import Difference
+from sidera.lab.online import OnlineTest
 from sidera.pages.alignment import write_alignment_page
 from sidera.pages.online import REST, SHOWN, write_online_page
 from sidera.pages.scaling import write_scaling_page
-from sidera.sim.compare import Difference
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBER = re.compile(r"(?<![a-zA-Z#0-9])\d+(?:\.\d+)?")

@@ -223,7 +223,7 @@ def test_answers_say_which_weights_and_which_catalogue_gave_them(trained_run: Pa
     assert client.get("/healthz").json()["policy_version"] == "step-10"
     served.load_weights(old, "back")
     assert ask(client, history=HISTORY)["items"] == first["items"]
-    served.catalog = catalog.without([first["items"][0]["item"]])
+    served.use_catalog(catalog.without([first["items"][0]["item"]]))
     third = ask(client, history=HISTORY)
     assert (third["policy_version"], third["items_version"]) == ("back", first["items_version"] + 1)
     assert third["codebook_id"] == first["codebook_id"]

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from sidera.data.config import DataConfig, View, make_views
 from sidera.data.schema import build_dataset
 from sidera.data.tiny import tiny_exposures
 from sidera.engine.exposures import ExposureWriter
-from sidera.engine.histories import MAX_AHEAD, open_behaviour
+from sidera.engine.histories import MAX_AHEAD, Kept, open_behaviour
 from sidera.engine.recommender import Recommender
+from sidera.engine.serving import Parts
 from sidera.models import build_model, parse_model
 from sidera.serve.app import create_app
-from sidera.store.exposures import ExposureLog, events_of
+from sidera.store.exposures import ExposureLog, as_dataset_events
 from sidera.store.lifelong import LifelongConfig
+from sidera.store.log_representatives import read_whole
 
 SECTIONS: dict[str, dict[str, Any]] = {
     "onerec": {"name": "onerec", "max_history": 16, "short_term": 4, "positive_length": 4, "num_lifelong_queries": 2,
@@ -37,6 +40,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
                   "num_kv_groups": 2},
     "sasrec": {"name": "sasrec", "max_history": 16, "width": 16},
 }  # fmt: skip
+CONFIG = LifelongConfig(max_representatives=10, chunk=3, leaf_size=30_000)
 RAW = ("click", "like", "watch_time", "duration")  # long_view is derived
 
 
@@ -52,23 +56,26 @@ def catalog(views: tuple[View, View]) -> Catalog:
     return build_catalog(kept.dataset, kept.split, config, kept.schema)[0]
 
 
-def recommender(name: str, catalog: Catalog) -> Recommender:
-    return Recommender(build_model(*parse_model(SECTIONS[name]), catalog, 1), catalog, model_section=SECTIONS[name])
+def recommender(name: str, catalog: Catalog, version: str = "unsaved") -> Recommender:
+    section = SECTIONS[name]
+    return Recommender(
+        build_model(*parse_model(section), catalog, 1), catalog, model_section=section, version=version
+    )
 
 
 @pytest.fixture(params=SECTIONS)
 def model(request: pytest.FixtureRequest, catalog: Catalog, tmp_path: Path) -> Iterator[Recommender]:
     opened = recommender(request.param, catalog)
-    with open_behaviour(tmp_path / "store", catalog, opened.lifelong) as behaviour:
-        opened.behaviour = behaviour
+    with open_behaviour(tmp_path / "store", catalog) as behaviour:
+        opened.parts = Parts(behaviour=behaviour)
         yield opened
 
 
 @pytest.fixture
 def client(catalog: Catalog, tmp_path: Path) -> Iterator[TestClient]:
     opened = recommender("onerec", catalog)
-    with open_behaviour(tmp_path / "store", catalog, opened.lifelong) as behaviour:
-        opened.behaviour = behaviour
+    with open_behaviour(tmp_path / "store", catalog) as behaviour:
+        opened.parts = Parts(behaviour=behaviour)
         yield TestClient(create_app(opened))
 
 
@@ -126,8 +133,8 @@ def test_what_was_acknowledged_survives(catalog: Catalog, views: tuple[View, Vie
     answers = []
     for start in (0, 10, None):
         opened = recommender("onerec", catalog)
-        with open_behaviour(tmp_path / "store", catalog, opened.lifelong) as behaviour:
-            opened.behaviour = behaviour
+        with open_behaviour(tmp_path / "store", catalog) as behaviour:
+            opened.parts = Parts(behaviour=behaviour)
             client = TestClient(create_app(opened))
             if start is not None:
                 body = body_of(views[0], 0, start, start + 10)
@@ -136,7 +143,7 @@ def test_what_was_acknowledged_survives(catalog: Catalog, views: tuple[View, Vie
             assert client.get("/healthz").json()["users"] == 1
             answers.append(post(client, "/v1/recommend", user="user 0")["items"])
             if start == 10:
-                behaviour.store.snapshot()
+                behaviour.snapshot()
     assert answers[0] != answers[1] == answers[2]
 
 
@@ -169,7 +176,8 @@ def test_an_unknown_user_gets_what_is_popular_and_the_answer_says_so(
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"items": ["nothing", "nothing"]}, "the catalogue holds no item 'nothing'"),
+        ({"items": ["nothing"] * 2, "unknown": "refuse"}, "the catalogue holds no item 'nothing'"),
+        ({"items": ["nothing", ""]}, "item key '' cannot be used; allowed: text of 1 to 65,535 bytes"),
         ({"times": [5]}, "1 times for 2 events"),
         ({"times": [5, -1]}, "times.1: Input should be greater than or equal to 0 (got -1)"),
         ({"times": [5, 10**30]}, "times.1: Input should be"),
@@ -260,52 +268,115 @@ def test_many_senders_at_once_lose_nothing(client: TestClient, catalog: Catalog)
 
 
 def test_new_items_can_be_done_something_with(catalog: Catalog, tmp_path: Path) -> None:
-    """A catalogue that grew: its new items are kept; a model that has no row for them passes them over."""
+    """An event of an item that no catalogue holds is kept; a catalogue that grew reads it; a model without a row for it
+    passes it over."""
     opened = recommender("onerec", catalog)
     grown = catalog.with_items(["new"], torch.zeros(1, catalog.codebooks.dim))
     keys = [str(key) for key in catalog.item_keys[:12]]
-    with open_behaviour(tmp_path / "store", catalog, opened.lifelong) as behaviour:
+    with open_behaviour(tmp_path / "store", catalog) as behaviour:
         behaviour.append("u", keys, list(range(12)), {})
+        with pytest.raises(InputError, match="holds no item 'new'"):
+            behaviour.append("u", ["new"], [50], {})
+        assert behaviour.keep("u", ["new"], [50], {}) == Kept(1, 0, ("new",))
+        history = behaviour.read("u", lifelong=CONFIG)
+        assert history is not None
+        assert history.tokens is not None
+        assert (len(history.item_ids), history.unknown) == (12, ("new",))
+        assert history.tokens["counts"].sum() == 12
         behaviour.set_catalog(grown)
         served = Recommender(
-            opened.model, grown, model_section=opened.model_section, num_known=opened.num_known, behaviour=behaviour
+            opened.model, grown, model_section=opened.model_section, num_known=opened.num_known,
+            parts=Parts(behaviour=behaviour),
         )
-        before = served.recommend([Request(user="u")])[0]
-        assert behaviour.append("u", ["new"], [50], {}) == 1
         (answer,) = served.recommend([Request(user="u", filter_seen=True, k=50)])
         assert "new" not in answer.item_keys
-        assert before.item_ids != ()
-        history = behaviour.read("u", representatives=True)
+        assert answer.unread == ("new",)
+        history = behaviour.read("u", lifelong=CONFIG)
         assert history is not None
-        assert history.item_ids[-1] == catalog.num_items
-    with open_behaviour(tmp_path / "store", grown, opened.lifelong) as behaviour:
+        assert history.tokens is not None
+        assert (history.item_ids[-1], history.unknown) == (catalog.num_items, ())
+        assert history.tokens["counts"].sum() == 13
+    with open_behaviour(tmp_path / "store", grown) as behaviour:
         assert behaviour.read("u").item_ids[-1] == catalog.num_items  # type: ignore[union-attr]
 
 
-def test_a_store_is_of_one_schema_and_one_way_to_keep_histories(
+def test_a_retrained_catalogue_reads_the_same_histories(
     catalog: Catalog, views: tuple[View, View], tmp_path: Path
 ) -> None:
-    lifelong = recommender("onerec", catalog).lifelong
-    open_behaviour(tmp_path / "store", catalog, lifelong).close()
-    open_behaviour(tmp_path / "store", catalog).close()  # a model that reads no representatives takes what is there
-    with pytest.raises(InputError, match="was made with config"):
-        open_behaviour(tmp_path / "store", catalog, LifelongConfig(chunk=5))
+    """Other numbers, other codes and vectors, an item less: the events are the same, and representatives are made of
+    its vectors. Back with the first catalogue all is as before."""
+    config = CatalogConfig(vectors=("behaviour",), num_levels=1, codebook_size=3, vector_dim=4)
+    retrained = build_catalog(views[1].dataset, views[1].split, config, views[1].schema)[0]
+    order = np.random.default_rng(0).permutation(retrained.num_items)[1:]
+    retrained = replace(
+        retrained, item_keys=retrained.item_keys[order], codes=retrained.codes[order],
+        removed=retrained.removed[order], popularity=retrained.popularity[order],
+        titles=[retrained.titles[item] for item in order],
+        categories={name: values[order] for name, values in retrained.categories.items()},
+    )  # fmt: skip
+    assert retrained.item_vectors.shape[1] != catalog.item_vectors.shape[1]
+    answers = []
+    for number, reading in enumerate((catalog, retrained, catalog)):
+        with open_behaviour(tmp_path / "store", reading) as behaviour:
+            if number == 0:
+                for user in range(3):
+                    body = body_of(views[0], user)
+                    behaviour.keep(body["user"], body["items"], body["times"], body["feedback"])
+            assert behaviour.store.users() == ["user 0", "user 1", "user 2"]
+            for user in range(3):
+                body, found = body_of(views[0], user), behaviour.read(f"user {user}", lifelong=CONFIG)
+                assert found is not None
+                assert found.tokens is not None
+                known = [place for place, key in enumerate(body["items"]) if key in reading.ids_by_key]
+                assert [str(reading.item_keys[item]) for item in found.item_ids] == [body["items"][n] for n in known]
+                assert found.times.tolist() == [body["times"][n] for n in known]
+                assert found.feedback["like"].tolist() == [body["feedback"]["like"][n] for n in known]
+                assert set(found.unknown) == set(body["items"]) - set(reading.ids_by_key)
+                expected = read_whole(
+                    reading.schema, reading.item_vectors, CONFIG, found.item_ids, found.times, found.feedback
+                )
+                assert found.tokens.tobytes() == expected.tobytes()
+                assert found.tokens["counts"].max() > 1
+                answers.append(found.tokens.tobytes())
+            behaviour.snapshot()
+    assert answers[:3] == answers[6:] != answers[3:6]
+    assert set(retrained.item_keys) < set(catalog.item_keys)
+
+
+def test_an_erased_user_is_in_no_file_of_the_store(catalog: Catalog, views: tuple[View, View], tmp_path: Path) -> None:
+    with open_behaviour(tmp_path / "store", catalog) as behaviour:
+        for user in range(2):
+            body = body_of(views[0], user)
+            behaviour.keep(body["user"], body["items"], body["times"], body["feedback"])
+            assert behaviour.read(body["user"], lifelong=CONFIG) is not None
+        behaviour.snapshot()
+    with open_behaviour(tmp_path / "store", catalog) as behaviour:  # which has not read the representatives yet
+        assert (behaviour.erase("user 0"), behaviour.erase("user 0")) == (True, False)
+        assert behaviour.read("user 0") is None
+        assert behaviour.read("user 1") is not None
+    content = b"".join(file.read_bytes() for file in (tmp_path / "store").rglob("*") if file.is_file())
+    assert (b"user 0" in content, b"user 1" in content) == (False, True)
+
+
+def test_a_store_is_of_one_schema(catalog: Catalog, tmp_path: Path) -> None:
+    open_behaviour(tmp_path / "store", catalog).close()
     bare = make_views(tiny_exposures())[0]
     config = CatalogConfig(vectors=("behaviour",), num_levels=2, codebook_size=5, vector_dim=8)
     other = build_catalog(bare.dataset, bare.split, config)[0]
     with pytest.raises(InputError, match="was made with"):
         open_behaviour(tmp_path / "store", other)
-    open_behaviour(tmp_path / "own", other).close()
-    with pytest.raises(InputError, match="open already"), open_behaviour(tmp_path / "own", other):
-        open_behaviour(tmp_path / "own", other)
+    with open_behaviour(tmp_path / "own", other) as behaviour:
+        with pytest.raises(InputError, match="the store was made with"):
+            behaviour.set_catalog(catalog)
+        with pytest.raises(InputError, match="open already"):
+            open_behaviour(tmp_path / "own", other)
 
 
 def test_answers_are_logged_with_what_came_of_them(catalog: Catalog, views: tuple[View, View], tmp_path: Path) -> None:
-    opened = recommender("onerec_v2", catalog)
-    opened.version = "first"
+    opened = recommender("onerec_v2", catalog, "first")
     log = ExposureLog.open(tmp_path / "log", codebook_id=catalog.codebook_id, num_levels=catalog.num_levels)
     with open_behaviour(tmp_path / "store", catalog) as behaviour, ExposureWriter(log) as writer:
-        opened.behaviour, opened.exposures = behaviour, writer
+        opened.parts = Parts(behaviour=behaviour, exposures=writer)
         client = TestClient(create_app(opened))
         body = body_of(views[0], 0)
         post(client, "/v1/events", **body)
@@ -325,7 +396,7 @@ def test_answers_are_logged_with_what_came_of_them(catalog: Catalog, views: tupl
             ({"request": answer["request"], "slots": [0, 2], "feedback": {}}, "have no feedback"),
         ):
             assert problem in refused(client, "/v1/events", **{**seen, **wrong})
-        assert behaviour.store.history("user 0")[0].item_ids.size == 24  # type: ignore[index]
+        assert behaviour.store.history("user 0").item_ids.size == 24  # type: ignore[index]
         post(client, "/v1/events", **seen, request=answer["request"], slots=[0, 2])
         opened.load_weights(opened.model.state_dict(), "second")
         stranger = post(client, "/v1/recommend", user="nobody", k=2)
@@ -340,7 +411,7 @@ def test_answers_are_logged_with_what_came_of_them(catalog: Catalog, views: tupl
     sums = np.sum([table[f"log_prob_{level}"].to_pylist()[:3] for level in range(2)], axis=0)
     assert (sums >= np.array([item["score"] for item in answer["items"]]) - 1e-4).all()  # renormalised inside the trie
     assert table["log_prob_0"].to_pylist()[3:5] == [None, None]  # by popularity
-    dataset = build_dataset("own", events_of(table))
+    dataset = build_dataset("own", as_dataset_events(table))
     assert dataset.feedback["watch_time"].tolist() == [9, 0]
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from small_world import logged, small_config, small_world
 
-from sidera.sim.online import prepare, run_policy
-from sidera.sim.policies import RandomPolicy
+from sidera.lab.brackets import RandomPolicy
+from sidera.lab.policy import Requests
+from sidera.lab.trial import prepare, run_policy
 from sidera.sim.randomness import keys
-from sidera.sim.requests import Requests
 from sidera.sim.searches import NUM_FORMS, query_texts, search
 from sidera.sim.simulate import simulate
 from sidera.sim.text import topic_names
+from small_world import logged, small_config, small_world
 
 
 def searching(config_changes: dict[str, float], num_users: int = 4000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

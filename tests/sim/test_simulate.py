@@ -10,16 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_world import logged, small_config, small_world
 
 from sidera.core import InputError
+from sidera.data import writer
 from sidera.data.config import load_dataset
-from sidera.sim import simulate as simulate_module
+from sidera.lab.trial import prepare
 from sidera.sim.logging_policy import Logger
-from sidera.sim.online import prepare
 from sidera.sim.randomness import sub_keys
 from sidera.sim.simulate import FEEDBACK, simulate
 from sidera.sim.users import day_keys
+from small_world import logged, small_config, small_world
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +61,22 @@ def test_nothing_of_the_truth_is_written(folder: Path) -> None:
 def test_the_same_seed_gives_the_same_files_however_users_are_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simulate_module, "ROW_GROUP", 500)  # blocks straddle row groups
+    monkeypatch.setattr(writer, "ROW_GROUP", 500)  # blocks straddle row groups
     for block in (100, 7, 64):
         simulate(small_config(), users=100, days=3, out=tmp_path / str(block), block=block)
     assert digests(tmp_path / "7") == digests(tmp_path / "100") == digests(tmp_path / "64")
     simulate(small_config(), users=100, days=3, out=tmp_path / "other", seed=1)
     assert digests(tmp_path / "other") != digests(tmp_path / "7")
+
+
+def test_a_block_in_which_nobody_comes_is_logged_as_empty(tmp_path: Path) -> None:
+    """User 0 joins later than on the first day."""
+    late = int(np.flatnonzero(small_world().users(np.arange(50)).join_day > 0)[0])
+    counts = simulate(small_config(), users=late + 1, days=1, out=tmp_path / "one", block=1)
+    dataset = load_dataset(tmp_path / "one")
+    assert dataset.num_events == counts["num_events"]
+    assert dataset.offsets[late] == dataset.offsets[late + 1]
+    assert prepare(small_world(), np.array([late]), 1).counts.tolist() == [0]
 
 
 @settings(max_examples=10, deadline=None)

@@ -73,6 +73,6 @@ def test_the_named_worlds_are_frozen() -> None:
 
 
 def test_the_page_explains_every_parameter_with_its_default() -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs" / "world.md").read_text()
+    page = (Path(__file__).resolve().parents[2] / "docs" / "understand" / "world.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \| (\S+) \| .+ \|$", page, flags=re.M))
     assert rows == {field.name: f"{field.default:g}" for field in dataclasses.fields(WorldConfig)}

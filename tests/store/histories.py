@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from sidera.store.events import Events, ItemTable
+from sidera.store.events import Events
 from sidera.store.lifelong import LifelongHistory
 
 
-def item_table(num_items: int = 300, width: int = 8, seed: int = 0) -> ItemTable:
-    """Items around 12 topics; neighbours in number share a creator."""
+def item_vectors(num_items: int = 300, width: int = 8, seed: int = 0) -> np.ndarray:
+    """(N, D) float32 vectors of items around 12 topics."""
     rng = np.random.default_rng(seed)
     topics = rng.normal(size=(12, width))
     vectors = topics[rng.integers(12, size=num_items)] + 0.4 * rng.normal(size=(num_items, width))
-    return ItemTable.of(vectors, np.arange(num_items) // 7)
+    return vectors.astype(np.float32)
 
 
 def stream(num_events: int, num_items: int = 300, start: int = 1_000_000, seed: int = 0) -> Events:
@@ -35,15 +35,15 @@ def clusters_of(history: LifelongHistory) -> dict[int, list[int]]:
     return found
 
 
-def recomputed(history: LifelongHistory) -> list[tuple[float, int, int, int, int, float, float, float]]:
-    """The tokens from the members of each cluster, in plain loops: time, item, creator, label, count, watch, duration,
+def recomputed(history: LifelongHistory) -> list[tuple[float, int, int, int, float, float, float]]:
+    """The tokens from the members of each cluster, in plain loops: time, item, label, count, watch, duration,
     and the squared distance of the representative."""
-    ring, items = history.ring, history.items
+    ring = history.ring
     events = ring.events(ring.slots())
     rows = []
     for leaf in sorted(history.tree.members):
         members = clusters_of(history).get(leaf, [])
-        vectors = items.vectors[events.item_ids[members]].astype(np.float64)
+        vectors = history.vectors[events.item_ids[members]].astype(np.float64)
         centre = vectors.mean(axis=0)
         distances = np.square(vectors - centre).sum(axis=1)
         best = min(
@@ -55,7 +55,6 @@ def recomputed(history: LifelongHistory) -> list[tuple[float, int, int, int, int
             (
                 float(np.mean(events.times[members].astype(np.float64))),
                 item,
-                int(items.creators[item]),
                 int(events.labels[event]),
                 len(members),
                 float(np.mean(events.watch_time[members].astype(np.float64))),

@@ -11,7 +11,7 @@ import pytest
 
 from sidera.core import ArtifactError, CatalogMismatch, InputError
 from sidera.data.schema import build_dataset
-from sidera.store.exposures import ExposureLog, events_of
+from sidera.store.exposures import ExposureLog, as_dataset_events
 
 
 def shown(first: int = 0, policy: str = "sft", items_version: int = 1, **changes: Any) -> dict[str, list[Any]]:
@@ -149,9 +149,9 @@ def test_its_exposures_are_a_data_set(tmp_path: Path) -> None:
     log = open_log(tmp_path / "log")
     log.append(shown(0, log_prob_0=[-1.0, -2.0, -3.0, -4.0], log_prob_1=[-0.5] * 4, propensity=[0.5] * 4))
     with pytest.raises(InputError, match="nothing followed"):
-        events_of(log.read())
+        as_dataset_events(log.read())
     log.follow({"request": ["r0", "r0", "r1"], "slot": [0, 1, 0], "click": [True, False, True]})
-    dataset = build_dataset("own", events_of(log.read()))
+    dataset = build_dataset("own", as_dataset_events(log.read()))
     assert dataset.num_events == 3  # the fourth exposure's outcome is not known
     assert dataset.feedback["click"].tolist() == [True, False, True]
     assert dataset.feedback["log_prob_0"].tolist() == [-1.0, -2.0, -3.0]

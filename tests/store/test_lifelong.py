@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from histories import clusters_of, item_table, recomputed, stream
+from histories import clusters_of, item_vectors, recomputed, stream
 
-from sidera import artifacts
-from sidera.core import ArtifactError, InputError
-from sidera.store.events import Events, ItemTable, concatenate
-from sidera.store.lifelong import LifelongConfig, LifelongHistory, Representatives
+from sidera.core import InputError
+from sidera.data.representatives import TOKEN
+from sidera.store.events import Events, concatenate
+from sidera.store.lifelong import LifelongConfig, LifelongHistory
 from sidera.store.splitting import nearest_centres, num_splits, weighted_kmeans
 
 SMALL = LifelongConfig(max_events=600, max_representatives=40, leaf_size=30)
@@ -22,7 +21,7 @@ SMALL = LifelongConfig(max_events=600, max_representatives=40, leaf_size=30)
 
 def grown(config: LifelongConfig = SMALL, first: int = 400, then: int = 500, seed: int = 0) -> LifelongHistory:
     """A history of one large append and many small ones, over its limit when ``first + then`` is."""
-    history = LifelongHistory(item_table(), config, seed)
+    history = LifelongHistory(item_vectors(), config, seed)
     events = stream(first + then)
     history.append(events.take(slice(0, first)))
     place = first
@@ -34,8 +33,8 @@ def grown(config: LifelongConfig = SMALL, first: int = 400, then: int = 500, see
     return history
 
 
-def same(a: Representatives, b: Representatives) -> bool:
-    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in vars(a))
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype == TOKEN and a.tobytes() == b.tobytes()
 
 
 def check_against_reference(history: LifelongHistory) -> None:
@@ -46,19 +45,18 @@ def check_against_reference(history: LifelongHistory) -> None:
     assert set(clusters) == set(tree.members)
     tokens, rows = history.representatives(), recomputed(history)
     assert len(tokens) == len(rows) <= history.config.max_representatives
-    assert tokens.counts.sum() == len(history)
+    assert tokens["counts"].sum() == len(history)
     columns = [np.array(column) for column in zip(*rows, strict=True)]
-    times, items, creators, labels, counts, watch, duration, _ = columns
-    np.testing.assert_allclose(tokens.times, times, rtol=1e-12)
+    times, items, labels, counts, watch, duration, _ = columns
+    np.testing.assert_allclose(tokens["times"], times, rtol=1e-12)
     for found, expected in (
-        (tokens.item_ids, items),
-        (tokens.creators, creators),
-        (tokens.labels, labels),
-        (tokens.counts, counts),
+        (tokens["item_ids"], items),
+        (tokens["labels"], labels),
+        (tokens["counts"], counts),
     ):
         np.testing.assert_array_equal(found, expected)
-    np.testing.assert_allclose(tokens.watch_time, watch, rtol=1e-6)
-    np.testing.assert_allclose(tokens.duration, duration, rtol=1e-6)
+    np.testing.assert_allclose(tokens["watch_time"], watch, rtol=1e-6)
+    np.testing.assert_allclose(tokens["duration"], duration, rtol=1e-6)
 
 
 @pytest.mark.parametrize("then", [0, 150, 500, 1400])
@@ -67,14 +65,14 @@ def test_tokens_equal_a_recomputation_from_the_members(then: int) -> None:
     check_against_reference(history)
     assert history.num_evicted == max(0, 400 + then - 600)
     leaves = [len(members) for members in history.tree.members.values()]
-    assert all(size <= max(history.clusters.max_leaf, history.tree.spared.get(leaf, 0))
+    assert all(size <= max(history.clusters.max_leaf, history.tree.size_limits.get(leaf, 0))
                for leaf, size in zip(history.tree.members, leaves, strict=True))  # fmt: skip
 
 
 def test_an_event_is_where_the_descent_by_nearest_cells_leads() -> None:
     history = grown()
     slots = history.ring.slots()
-    vectors = history.items.vectors[history.ring.item_ids[slots]]
+    vectors = history.vectors[history.ring.item_ids[slots]]
     expected = []
     for vector in vectors:
         reference = history.tree.root
@@ -103,39 +101,38 @@ def test_every_cell_leads_somewhere_and_parents_agree() -> None:
 
 
 def test_short_histories_are_kept_as_they_are() -> None:
-    history, events = LifelongHistory(item_table(), SMALL), stream(40)
+    history, events = LifelongHistory(item_vectors(), SMALL), stream(40)
     assert len(history.representatives()) == 0
     for place in range(40):
         history.append(events.take(slice(place, place + 1)))
     tokens = history.representatives()
-    np.testing.assert_array_equal(tokens.item_ids, events.item_ids)
-    np.testing.assert_array_equal(tokens.times, events.times)
-    np.testing.assert_array_equal(tokens.counts, np.ones(40))
-    np.testing.assert_array_equal(tokens.creators, events.item_ids // 7)
+    np.testing.assert_array_equal(tokens["item_ids"], events.item_ids)
+    np.testing.assert_array_equal(tokens["times"], events.times)
+    np.testing.assert_array_equal(tokens["counts"], np.ones(40))
     history.append(stream(1, start=2_000_000, seed=3))  # one more than the limit
-    assert history.representatives().counts.sum() == 41
+    assert history.representatives()["counts"].sum() == 41
     check_against_reference(history)
 
 
 def test_the_oldest_leave_first_and_are_counted() -> None:
-    history, events = LifelongHistory(item_table(), SMALL), stream(2000)
+    history, events = LifelongHistory(item_vectors(), SMALL), stream(2000)
     history.append(events.take(slice(0, 500)))
     history.append(events.take(slice(500, 2000)))  # alone more than the limit
     assert (len(history), history.num_evicted) == (600, 1400)
     np.testing.assert_array_equal(history.events().item_ids, events.item_ids[1400:])
     check_against_reference(history)
-    fresh = LifelongHistory(item_table(), SMALL)
+    fresh = LifelongHistory(item_vectors(), SMALL)
     fresh.append(events.take(slice(1400, 2000)))
     assert len(history.representatives()) == len(fresh.representatives())
 
 
 def test_one_item_a_thousand_times_is_one_cluster() -> None:
-    history = LifelongHistory(item_table(), SMALL)
+    history = LifelongHistory(item_vectors(), SMALL)
     for start in range(0, 900, 30):
         history.append(Events.of(np.full(30, 5), start + np.arange(30)))
     tokens = history.representatives()
-    assert tokens.item_ids.tolist() == [5]
-    assert tokens.counts.tolist() == [600]
+    assert tokens["item_ids"].tolist() == [5]
+    assert tokens["counts"].tolist() == [600]
 
 
 def test_the_same_calls_give_the_same_tree_and_another_seed_another() -> None:
@@ -152,12 +149,12 @@ def test_no_change_moves_the_global_generators() -> None:
 
 
 def test_late_events_are_taken_and_counted() -> None:
-    history = LifelongHistory(item_table(), SMALL)
+    history = LifelongHistory(item_vectors(), SMALL)
     history.append(Events.of([1, 2], [100, 300]))
     history.append(Events.of([4, 3], [400, 200]))  # not in order, and one older than what came before
     assert history.num_late == 1
     assert history.events().item_ids.tolist() == [1, 3, 2, 4]
-    assert history.representatives().times.tolist() == [100, 200, 300, 400]
+    assert history.representatives()["times"].tolist() == [100, 200, 300, 400]
     assert history.events(as_of=300).item_ids.tolist() == [1, 3]
 
 
@@ -165,33 +162,33 @@ def test_a_past_moment_sees_nothing_of_what_came_later() -> None:
     history = grown()
     as_of = int(np.median(history.events().times))
     tokens, before = history.representatives(as_of), history.events(as_of)
-    assert tokens.counts.sum() == len(before)
+    assert tokens["counts"].sum() == len(before)
     assert before.times.max() < as_of
-    np.testing.assert_allclose((tokens.times * tokens.counts).sum(), before.times.astype(float).sum(), rtol=1e-12)
-    assert set(tokens.item_ids.tolist()) <= set(before.item_ids.tolist())
+    np.testing.assert_allclose((tokens["times"] * tokens["counts"]).sum(), before.times.astype(float).sum(), rtol=1e-12)
+    assert set(tokens["item_ids"].tolist()) <= set(before.item_ids.tolist())
     now = history.newest_time + 1
     assert same(history.representatives(now), history.representatives())
     early = int(history.events().times[30])
     assert len(history.representatives(early)) == len(history.events(early)) <= 40  # few: as they are
-    assert history.representatives(early).counts.tolist() == [1] * len(history.events(early))
+    assert history.representatives(early)["counts"].tolist() == [1] * len(history.events(early))
 
 
 def squared_error(history: LifelongHistory) -> float:
     """Summed squared distance of the events to their cluster's centre."""
     history.tree.refresh()
     slots = history.ring.slots()
-    vectors = history.items.vectors[history.ring.item_ids[slots]]
+    vectors = history.vectors[history.ring.item_ids[slots]]
     return float(np.square(vectors - history.tree.centre[history.ring.leaf[slots]]).sum())
 
 
 def test_a_rebuild_is_as_good_as_a_fresh_history_and_growth_nearly_so() -> None:
-    history = LifelongHistory(item_table(), SMALL)
+    history = LifelongHistory(item_vectors(), SMALL)
     events = stream(1200)
     for place in range(0, 1200, 2):
         history.append(events.take(slice(place, place + 2)))
-    fresh = LifelongHistory(item_table(), SMALL)
+    fresh = LifelongHistory(item_vectors(), SMALL)
     fresh.append(history.events())
-    random = [item_table().vectors[item] for item in history.events().item_ids]
+    random = [item_vectors()[item] for item in history.events().item_ids]
     one_cluster = float(np.square(random - np.mean(random, axis=0)).sum())
     assert squared_error(fresh) < squared_error(history) < 2 * squared_error(fresh)
     assert squared_error(fresh) < one_cluster / 4
@@ -202,10 +199,13 @@ def test_a_rebuild_is_as_good_as_a_fresh_history_and_growth_nearly_so() -> None:
     check_against_reference(history)
 
 
-def test_saved_and_loaded_it_answers_and_grows_as_before(tmp_path: Path) -> None:
+def restored(history: LifelongHistory) -> LifelongHistory:
+    return LifelongHistory.from_state(history.state(), history.vectors, history.config)
+
+
+def test_restored_it_answers_and_grows_as_before() -> None:
     history = grown(then=700)
-    history.save(tmp_path / "h")
-    loaded = LifelongHistory.load(tmp_path / "h", item_table())
+    loaded = restored(history)
     assert same(history.representatives(), loaded.representatives())
     assert (loaded.num_evicted, loaded.config, loaded.seed) == (history.num_evicted, SMALL, 0)
     more = stream(300, start=3_000_000, seed=9)
@@ -218,73 +218,30 @@ def test_saved_and_loaded_it_answers_and_grows_as_before(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("number", [0, 1, 40])
-def test_short_histories_are_saved_too(tmp_path: Path, number: int) -> None:
-    history = LifelongHistory(item_table(), SMALL)
+def test_short_histories_are_restored_too(number: int) -> None:
+    history = LifelongHistory(item_vectors(), SMALL)
     history.append(stream(number))
-    history.save(tmp_path / "h")
-    loaded = LifelongHistory.load(tmp_path / "h", item_table())
+    loaded = restored(history)
     assert same(history.representatives(), loaded.representatives())
     loaded.append(stream(300, start=2_000_000))
     check_against_reference(loaded)
 
 
-def test_damaged_files_and_other_vectors_are_refused(tmp_path: Path) -> None:
-    history = grown(then=10)
-    history.save(tmp_path / "h")
-    with pytest.raises(ArtifactError, match="width 8, the table has 5"):
-        LifelongHistory.load(tmp_path / "h", item_table(width=5))
-    with pytest.raises(ArtifactError, match="other vectors"):
-        LifelongHistory.load(tmp_path / "h", item_table(seed=4))
+def test_a_state_of_items_without_a_vector_is_refused() -> None:
     with pytest.raises(InputError, match="is of item"):
-        LifelongHistory.load(tmp_path / "h", item_table(num_items=20))
-    (file,) = (tmp_path / "h").glob("*.safetensors")
-    whole = file.read_bytes()
-    for damaged in (whole[:-100], whole[:900] + bytes([whole[900] ^ 1]) + whole[901:]):
-        file.write_bytes(damaged)
-        with pytest.raises(ArtifactError, match="truncated or was edited"):
-            LifelongHistory.load(tmp_path / "h", item_table())
-    file.unlink()
-    with pytest.raises(ArtifactError, match="lacks its file"):
-        LifelongHistory.load(tmp_path / "h", item_table())
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    history = grown(then=0)
-    history.save(tmp_path / "h")
-    tokens = history.representatives()
-
-    def full_disk(*args: object, **kwargs: object) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(artifacts, "save_tensors", full_disk)
-    history.append(stream(20, start=2_000_000))
-    with pytest.raises(OSError, match="no space"):
-        history.save(tmp_path / "h")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["h"]
-    assert same(LifelongHistory.load(tmp_path / "h", item_table()).representatives(), tokens)
+        LifelongHistory.from_state(grown(then=10).state(), item_vectors(num_items=20), SMALL)
 
 
 def test_new_items_come_below_the_old_ones() -> None:
-    history, old = grown(then=0), item_table()
-    longer = ItemTable.of(np.concatenate([old.vectors, np.ones((1, 8))]), np.append(old.creators, 77))
-    history.set_items(longer)
+    history = grown(then=0)
+    history.vectors = np.concatenate([item_vectors(), np.ones((1, 8), np.float32)])
     history.append(Events.of([300], [5_000_000]))
-    assert history.representatives().counts.sum() == 401
-    for wrong, message in (
-        (old, "does not begin with the 301"),
-        (item_table(400, seed=2), "does not begin"),
-        (item_table(400, width=3), "width 3"),
-    ):
-        with pytest.raises(InputError, match=message):
-            history.set_items(wrong)
+    assert history.representatives()["counts"].sum() == 401
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ItemTable.of(np.ones(4)), r"shape \(4,\)"),
-        (lambda: ItemTable.of([[1.0, float("nan")]]), "item 0 holds NaN"),
-        (lambda: ItemTable.of(np.ones((3, 2)), [1, 2]), "creators"),
         (lambda: Events.of([1, 2], [5]), "times have shape"),
         (lambda: Events.of([-1], [5]), r"item ids\[0\] = -1"),
         (lambda: Events.of([1.5], [5]), "item ids are float64; allowed: whole numbers"),
@@ -292,8 +249,8 @@ def test_new_items_come_below_the_old_ones() -> None:
         (lambda: Events.of([1], [5], labels=[-1]), r"labels\[0\] = -1"),
         (lambda: Events.of([1], [5], watch_time=[float("nan")]), r"watch_time\[0\] = nan"),
         (lambda: Events.of([1], [5], duration=[-2.0]), r"duration\[0\] = -2.0"),
-        (lambda: LifelongHistory(item_table(), SMALL).append(Events.of([1, 300], [5, 6])), "of item 300.*0..299"),
-        (lambda: LifelongHistory(item_table(), SMALL, seed=-1), "seed = -1"),
+        (lambda: LifelongHistory(item_vectors(), SMALL).append(Events.of([1, 300], [5, 6])), "of item 300.*0..299"),
+        (lambda: LifelongHistory(item_vectors(), SMALL, seed=-1), "seed = -1"),
         (lambda: LifelongConfig(max_events=0), "max_events = 0"),
         (lambda: LifelongConfig(max_representatives=-3), "max_representatives = -3"),
         (lambda: LifelongConfig(leaf_size=2.5), "leaf_size = 2.5"),  # type: ignore[arg-type]
@@ -348,7 +305,7 @@ CHUNKED = LifelongConfig(max_events=300, max_representatives=40, leaf_size=30, c
 
 def told(events: Events, steps: list[int], config: LifelongConfig = CHUNKED) -> LifelongHistory:
     """A history that got its events in calls of these sizes, the rest at once."""
-    history, place = LifelongHistory(item_table(), config), 0
+    history, place = LifelongHistory(item_vectors(), config), 0
     for step in [*steps, len(events)]:
         history.append(events.take(slice(place, place + step)))
         place += step
@@ -362,12 +319,12 @@ def test_with_chunks_it_does_not_matter_how_events_came(number: int) -> None:
     first, *others = [told(events, steps) for steps in ways]
     tokens = first.representatives()
     assert len(tokens) < 40
-    assert tokens.counts.sum() == len(first) == number - first.num_evicted
+    assert tokens["counts"].sum() == len(first) == number - first.num_evicted
     clustered = max(0, number // 8 - 1) * 8  # a chunk enters when the one behind it is whole
     assert first.num_evicted == max(0, clustered - 300)
     assert len(first.tail) == number - clustered < 16
-    assert (np.diff(tokens.times) >= 0).all()
-    assert tokens.counts.max(initial=1) == 1 if clustered <= 24 else tokens.counts.max() > 1
+    assert (np.diff(tokens["times"]) >= 0).all()
+    assert tokens["counts"].max(initial=1) == 1 if clustered <= 24 else tokens["counts"].max() > 1
     for other in others:
         assert same(tokens, other.representatives())
         assert not other.rebuild_due
@@ -384,11 +341,10 @@ def test_with_chunks_a_past_moment_is_the_history_that_was() -> None:
         assert len(history.events(as_of)) == len(before)
 
 
-def test_with_chunks_saved_and_loaded_it_grows_as_before(tmp_path: Path) -> None:
+def test_with_chunks_restored_it_grows_as_before() -> None:
     events = stream(203)
     history = told(events.take(slice(0, 150)), [])
-    history.save(tmp_path / "h")
-    loaded = LifelongHistory.load(tmp_path / "h", item_table())
+    loaded = restored(history)
     assert (loaded.config, len(loaded), len(loaded.tail)) == (CHUNKED, 150, 14)
     assert same(loaded.representatives(), history.representatives())
     loaded.append(events.take(slice(150, 203)))
@@ -427,7 +383,7 @@ def test_chunks_clustered_ahead_by_another_thread_give_the_same_history() -> Non
     events, later = stream(517), Later()
     with ThreadPoolExecutor(1) as thread:
         ways: list[Executor | None] = [None, Idle(), later, thread]
-        histories = [LifelongHistory(item_table(), CHUNKED, background=background) for background in ways]
+        histories = [LifelongHistory(item_vectors(), CHUNKED, background=background) for background in ways]
         for place in range(517):
             before = histories[2].representatives()
             for history in histories:
@@ -447,19 +403,18 @@ def test_chunks_clustered_ahead_by_another_thread_give_the_same_history() -> Non
 
 def test_items_that_come_while_a_chunk_is_clustered_ahead_are_known_afterwards() -> None:
     later, events = Later(), stream(120)
-    history = LifelongHistory(item_table(), CHUNKED, background=later)
+    history = LifelongHistory(item_vectors(), CHUNKED, background=later)
     for place in range(102):
         history.append(events.take(slice(place, place + 1)))
         if place < 100:
             later.work()
     assert later.waiting
     later.work()
-    old = item_table()
-    history.set_items(ItemTable.of(np.concatenate([old.vectors, np.ones((1, 8))]), np.append(old.creators, 77)))
+    history.vectors = np.concatenate([item_vectors(), np.ones((1, 8), np.float32)])
     for place in range(40):
         history.append(Events.of([300], [5_000_000 + place]))
     later.work()
-    assert history.representatives().counts.sum() == 142
+    assert history.representatives()["counts"].sum() == 142
     assert history.tree.vectors.shape == (301, 8)
 
 
@@ -469,8 +424,8 @@ def test_with_chunks_late_events_are_sorted_in() -> None:
     history.append(Events.of([7], [newest - 500]))
     assert (history.num_late, history.newest_time) == (1, newest)
     tokens = history.representatives()
-    assert (np.diff(tokens.times) >= 0).all()
-    assert newest - 500 in tokens.times[tokens.item_ids == 7]
+    assert (np.diff(tokens["times"]) >= 0).all()
+    assert newest - 500 in tokens["times"][tokens["item_ids"] == 7]
     assert history.events().times.tolist() == sorted(history.events().times)
     assert len(history.events(newest)) == 100
 
@@ -484,7 +439,7 @@ def test_impossible_chunks_are_named(chunk: int) -> None:
 def test_means_are_of_the_seconds_that_are_known() -> None:
     seconds = np.array([1.0, np.nan, 4.0, np.nan] * 100)
     events = Events.of(np.arange(400) % 4, np.arange(400), None, seconds, seconds, may_lack_seconds=True)
-    history = LifelongHistory(item_table(), LifelongConfig(max_events=600, max_representatives=4, leaf_size=150))
+    history = LifelongHistory(item_vectors(), LifelongConfig(max_events=600, max_representatives=4, leaf_size=150))
     history.append(events)
     tokens = history.representatives()
     clusters = clusters_of(history)
@@ -492,5 +447,5 @@ def test_means_are_of_the_seconds_that_are_known() -> None:
     for members in clusters.values():
         known = seconds[members][np.isfinite(seconds[members])]
         mean = known.mean() if len(known) else np.nan
-        assert any(np.array_equal(mean, value, equal_nan=True) for value in tokens.watch_time.tolist())
-    assert np.isnan(tokens.watch_time).any()
+        assert any(np.array_equal(mean, value, equal_nan=True) for value in tokens["watch_time"].tolist())
+    assert np.isnan(tokens["watch_time"]).any()

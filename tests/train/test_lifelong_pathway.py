@@ -23,6 +23,7 @@ from sidera.data.dataset import Dataset
 from sidera.data.schema import build_dataset
 from sidera.engine.histories import open_behaviour
 from sidera.engine.recommender import Recommender
+from sidera.engine.serving import Parts
 from sidera.train.recipe import Recipe
 from sidera.train.stages import prepare, run
 
@@ -114,9 +115,9 @@ def test_training_evaluation_and_store_read_the_same(data: Path, trained: Path, 
     expected = recommender.rank(replace(batch, targets=None), 3)
     assert torch.equal(recommender.rank(plain, 3).item_ids, expected.item_ids)
     # a store that was told the whole log, what is asked for included
-    with open_behaviour(tmp_path / "store", recommender.catalog, recommender.reads.lifelong) as behaviour:
+    with open_behaviour(tmp_path / "store", recommender.catalog) as behaviour:
         assert behaviour.fill(dataset) == dataset.num_events
-        recommender.behaviour = behaviour
+        recommender.parts = Parts(behaviour=behaviour)
         moments = dataset.times[rows.ends[index]].tolist()
         keys = [str(dataset.user_keys[user]) for user in rows.user_ids[index]]
         asked = [Request(user=key, as_of=moment, k=3) for key, moment in zip(keys, moments, strict=True)]

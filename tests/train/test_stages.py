@@ -33,7 +33,7 @@ def test_an_edited_catalogue_is_evaluated_again(tmp_path: Path) -> None:
     evaluate_stage(recipe, prepared, recommender, out, say=said.append)
     assert "reused" in said[-1]
     top = str(recommender.catalog.item_keys[recommender.catalog.serving_order[0]])
-    recommender.catalog = recommender.catalog.without([top])
+    recommender.use_catalog(recommender.catalog.without([top]))
     said.clear()
     after = evaluate_stage(recipe, prepared, recommender, out, say=said.append)
     assert not any("evaluate: reused" in line for line in said)

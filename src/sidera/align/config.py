@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from sidera.config import check_counts, check_value
 from sidera.engine.rollouts import MAX_COUNT, RolloutMode
-from sidera.fit.config import FitConfig
+from sidera.fit.config import FREE_TO_CHANGE, FitConfig
 
-NTP_WEIGHTS = {"safe": 1.0, "aggressive": 0.3}  # docs/alignment.md: what each costs
+NTP_WEIGHTS = {"safe": 1.0, "aggressive": 0.3}  # docs/understand/alignment.md: what each costs
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,18 @@ class AlignConfig:
     lr: float = 3e-4  # AdamW, constant
     weight_decay: float = 0.01  # decoupled decay, on matrices only
     clip_norm: float = 1.0  # gradients of a larger global norm are scaled down to it; 0: no clipping
+    accumulate: int = 1  # batches (of requests and of next tokens) whose gradients are summed before one step
+    precision: Literal["f32", "bf16"] = "f32"  # of matrix products of policy and rollouts (autocast), never of rewards
     check_every: int = 50  # steps between looks at the diagnostics and gates
+    checkpoint_minutes: float = 3.0  # wall minutes between checkpoints: what a crash can cost; 0: after every step
     seed: int = 0  # of draws, batches and dropout
 
     def __post_init__(self) -> None:
         check_counts("[align]", self, "steps", "requests", "ntp_batch", "snapshot_every", "rejected", "check_every")
+        check_counts("[align]", self, "accumulate")
         self._check("group", 2 <= self.group <= MAX_COUNT, f"2 to {MAX_COUNT}")
         self._check("format_members", 1 <= self.format_members <= MAX_COUNT, f"1 to {MAX_COUNT}")
-        for name in ("method_weight", "format_weight", "weight_decay", "clip_norm", "delta"):
+        for name in ("method_weight", "format_weight", "weight_decay", "clip_norm", "delta", "checkpoint_minutes"):
             self._check(name, 0 <= getattr(self, name) < math.inf, "a finite number >= 0")
         for name in ("temperature", "beta", "lr"):
             self._check(name, 0 < getattr(self, name) < math.inf, "a finite number > 0")
@@ -61,7 +65,15 @@ class AlignConfig:
     def next_token_weight(self) -> float:
         return NTP_WEIGHTS[self.ntp] if self.ntp_weight is None else self.ntp_weight
 
+    def identity(self) -> dict[str, Any]:
+        """The keys that decide the result."""
+        return {name: value for name, value in asdict(self).items() if name not in FREE_TO_CHANGE}
+
     def fit(self) -> FitConfig:
-        """What the optimizer is made from."""
-        settings: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, "schedule": "constant"}
-        return FitConfig(**settings, warmup_steps=0, clip_norm=self.clip_norm, seed=self.seed)
+        """The training that this is: every step in the log, a look every ``check_every`` steps and after the last."""
+        return FitConfig(
+            epochs=1, max_steps=self.steps, accumulate=self.accumulate, lr=self.lr, weight_decay=self.weight_decay,
+            schedule="constant", warmup_steps=0, clip_norm=self.clip_norm, precision=self.precision, seed=self.seed,
+            eval_every_epochs=0, eval_every_steps=self.check_every, checkpoint_minutes=self.checkpoint_minutes,
+            log_every=1,
+        )  # fmt: skip

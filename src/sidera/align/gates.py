@@ -5,7 +5,7 @@ may besides fall by twice its standard error, because few held-out likes make a 
 what the steps since the last look reported: ratios and KL to the snapshot, and the share of groups that taught nothing.
 The gradient's norm is compared with that of the first steps.
 
-What a healthy run needs and what a broken one does (small worlds): docs/alignment.md.
+What a healthy run needs and what a broken one does (small worlds): docs/understand/alignment.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Beside the main group runs the format reward of OneRec's technical report (2506.13695, 4.2.3): a few *free* rollouts of
 each request, +1 where they are legal, nothing where they are not, under the same surrogate. Without it (and without
 the next-token loss) an update that is masked like its rollout never sees illegal probability, which then grows:
-docs/alignment.md.
+docs/understand/alignment.md.
 """
 
 from __future__ import annotations

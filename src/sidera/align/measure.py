@@ -2,7 +2,7 @@
 
 Recall is measured on test rows, which no step and no gate looks at, and compared row by row: most of what makes recall
 differ is which rows were asked. ``reward`` is the network that the policy was rewarded by, ``judge`` one that learned
-from other users; trap: both share what they cannot see, so a judge that agrees proves little (docs/alignment.md).
+from other users. Both share what they cannot see: a judge that agrees proves little (docs/understand/alignment.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every method by name. The three without a step of their own are controls: they differ in the next-token batches.
 
 A gain of reinforcement learning that is not measured against ``sft`` for the same number of steps, and against
-``long_view_sft`` and ``rsft``, is none (docs/alignment.md).
+``long_view_sft`` and ``rsft``, is none (docs/understand/alignment.md).
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sidera.batch import Batch
 from sidera.core import InputError
+from sidera.fit.protocols import restore, states
 
 FLAT = 1e-7  # a spread inside every group below this tells no item from another
 CHUNK = 1 << 15  # items scored in one pass; bounds memory, not results
@@ -53,7 +54,7 @@ class Reward(Protocol):
 class NetworkReward:
     """What a trained ranker says: its main task (a P-Score's fused score), another one, or a weighted sum of several.
 
-    One task alone is the textbook way to be hacked (docs/alignment.md); it is allowed, since that has to be shown.
+    One task alone is the textbook way to be hacked (docs/understand/alignment.md); it is allowed to show that.
     """
 
     def __init__(self, network: Any, weights: Mapping[str, float] | None = None) -> None:
@@ -96,6 +97,14 @@ class Together:
             parts[name] = found.total
             parts |= {f"{name}/{part}": values for part, values in found.parts.items() if len(found.parts) > 1}
         return Rewards(total, parts)
+
+    def state(self) -> Mapping[str, Any]:
+        """The counters, and what the members keep."""
+        return {"flat_for": dict(self.flat_for), **states({name: member for name, (_, member) in self.members.items()})}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.flat_for = dict(state["flat_for"])
+        restore({name: member for name, (_, member) in self.members.items()}, state)
 
     def _checked(self, name: str, reward: Reward, asked: RewardBatch) -> Rewards:
         try:

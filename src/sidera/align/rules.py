@@ -33,6 +33,7 @@ from torch import Tensor
 from sidera.align.rewards import Reward, RewardBatch, Rewards
 from sidera.config import check_value, closest, parse_section
 from sidera.core import InputError
+from sidera.fit.protocols import restore, states
 
 DAY = 86_400
 NEEDED = {"cap": ("value", "share"), "fresh": ("days", "bonus"), "diversity": ("weight",)}
@@ -90,6 +91,13 @@ class Ruled:
             parts[rule.name] = change
             total = total + change
         return Rewards(total, parts)
+
+    def state(self) -> Mapping[str, Any]:
+        """What the reward keeps."""
+        return states({"reward": self.reward})
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        restore({"reward": self.reward}, state)
 
 
 def _change(rule: Rule, values: Tensor, total: Tensor, asked: RewardBatch, there: Tensor) -> Tensor:

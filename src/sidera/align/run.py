@@ -23,7 +23,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,7 +33,6 @@ import numpy as np
 from sidera import artifacts
 from sidera.align.config import AlignConfig
 from sidera.align.diagnostics import Probe, make_probe
-from sidera.align.loop import align, engine_for
 from sidera.align.measure import KIND as MEASURED
 from sidera.align.measure import Measured, measure, recall_differences
 from sidera.align.methods import METHODS, method_of
@@ -42,6 +40,7 @@ from sidera.align.recipe import PRETRAINED, AlignRecipe
 from sidera.align.rewards import NetworkReward, Reward, Together
 from sidera.align.rules import Ruled
 from sidera.align.sources import EXPOSURES, exposures, next_tokens, requests, target_mask
+from sidera.align.training import align, engine_for
 from sidera.catalog.catalog import Catalog
 from sidera.config import digest, written
 from sidera.core import InputError
@@ -49,12 +48,13 @@ from sidera.data.config import View, load_dataset, make_views
 from sidera.data.extend import extended
 from sidera.data.split import user_groups
 from sidera.engine.ranking import Ranking
-from sidera.engine.recommender import RUN_RECIPE, Recommender
+from sidera.engine.recommender import Recommender
 from sidera.engine.reranker import FOLDER
+from sidera.engine.run_folder import RUN_RECIPE
 from sidera.eval.naming import FOLDER as EVALUATION
 from sidera.models import build_model, parse_model, role_of
 from sidera.roles import Ranker
-from sidera.store.exposures import ExposureLog, events_of
+from sidera.store.exposures import ExposureLog, as_dataset_events
 from sidera.train.ranker import FIT, RANKER_SHARES, teach
 from sidera.train.run_lock import one_writer
 from sidera.train.stages import Say, Trained, say_once, train
@@ -187,7 +187,7 @@ def _started(start: Path, view: View, out: Path, device: str) -> Recommender:
 def _grown(view: View, recipe: AlignRecipe, path: str | Path, catalog: Catalog, say: Say) -> View:
     """The log with one's own exposures behind it."""
     log = ExposureLog.open(path, codebook_id=catalog.codebook_id, num_levels=catalog.num_levels, must_exist=True)
-    events = events_of(log.read())
+    events = as_dataset_events(log.read())
     found = extended(view, recipe.base.data, events)
     more = found.dataset.num_events - view.dataset.num_events
     left = f" ({events.num_rows - more:,} of unknown users or items left out)" if more < events.num_rows else ""
@@ -233,12 +233,11 @@ def arm_stage(name: str, config: AlignConfig, setting: _Setting) -> tuple[Recomm
     """One policy -> ``out/align/NAME``, a run folder; with how its training went."""
     out, say, method = setting.out, setting.say, method_of(config.method)
     path = out / ALIGN / name
-    wanted = digest([setting.version, asdict(config), setting.rewarded_by if method.needs_reward else ""])
+    wanted = digest([setting.version, config.identity(), setting.rewarded_by if method.needs_reward else ""])
     if artifacts.is_current(path / "model", "model", wanted):
         say(f"{name}: reused ({path})")
         engine = Recommender.load(path, device=setting.pretrained.device)
         return engine, artifacts.read_manifest(path / "model", "model").info["training"]
-    begun = time.process_time()
     policy = copy.deepcopy(setting.pretrained.model)
     engine = engine_for(policy, setting.pretrained)
     batches = None
@@ -252,18 +251,17 @@ def arm_stage(name: str, config: AlignConfig, setting: _Setting) -> tuple[Recomm
         if config.next_token_weight
         else None,
         requests=batches, reward=setting.reward if method.needs_reward else None, probe=setting.valid,
-        run_dir=path / "fit", on_progress=lambda record: _progress(name, record, say),
+        run_dir=path / "fit", identity={"arm": wanted}, on_progress=lambda record: _progress(name, record, say),
     )  # fmt: skip
     training = {
         "method": config.method,
         "steps": result.steps,
         "good_step": result.good_step,
         "stopped": result.stopped,
-        "cpu_seconds": round(time.process_time() - begun, 1),
+        "cpu_seconds": round(result.cpu_seconds, 1),
         "start": dict(result.start),
         "checks": [dict(check) for check in result.checks],
     }
-    engine.version = wanted
     for part in ("catalog", FOLDER):  # so that the folder can be moved and served alone
         shutil.rmtree(path / part, ignore_errors=True)
         shutil.copytree(out / part, path / part)
@@ -271,6 +269,7 @@ def arm_stage(name: str, config: AlignConfig, setting: _Setting) -> tuple[Recomm
     # Last, because it is what says that the folder is done. The data of the pretraining goes along: an evaluation has
     # to know what a policy may have seen.
     parents = {**artifacts.read_manifest(out / "model", "model").parents, "pretrained": setting.version}
+    engine.sign(wanted)
     engine.save_model(path / "model", digest=wanted, parents=parents, training=training)
     shutil.rmtree(path / "fit", ignore_errors=True)
     why = f"; {result.stopped}" if result.stopped else ""
@@ -341,6 +340,6 @@ def _record(
 
 
 def _progress(name: str, record: Mapping[str, Any], say: Say) -> None:
-    if record["event"] == "check":
+    if record["event"] == "eval":
         shown = ", ".join(f"{key} {record[key]:.3f}" for key in SHOWN if key in record)
         say(f"  {name} step {record['step']}: {shown}")

@@ -24,6 +24,7 @@ from sidera.data.items import ItemTable
 from sidera.decode.sample import free_log_probs, masked_log_probs
 from sidera.engine.recommender import Recommender
 from sidera.engine.rollouts import RolloutMode
+from sidera.fit import distributed
 from sidera.fit.seeding import step_seed
 from sidera.roles import Context, Generator, Rollout
 
@@ -49,7 +50,7 @@ class AlignStep:
     reward: Reward | None
     config: AlignConfig
     batch: Batch  # B requests
-    number: int
+    number: int  # of the batch, which decides all draws
 
     @cached_property
     def read(self) -> Batch:
@@ -70,7 +71,7 @@ class AlignStep:
         return self.engine.catalog.items
 
     def seed(self, use: int) -> int:
-        return step_seed(self.config.seed, self.number, use)
+        return step_seed(self.config.seed, self.number, use, distributed.rank())
 
     def rollout(self, mode: RolloutMode, count: int, use: int = 1) -> Rollout:
         """(B, count) from the engine; ``use`` tells apart the rollouts of one step."""
@@ -95,7 +96,7 @@ class AlignStep:
         if self.reward is None:
             raise InputError(f"method {self.config.method!r} needs a reward", fix="give align(..., reward=...)")
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(torch.device(self.engine.device).type, enabled=False):
                 found = self.reward(RewardBatch(self.batch, rollout.item_ids))
         except Exception as error:  # a reward is somebody else's code: whatever it raises is named
             raise RewardFailed(f"the reward raised {type(error).__name__}: {error}") from error

@@ -31,6 +31,7 @@ from sidera.core import InputError
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema, item_numbers
 from sidera.data.split import Split, item_popularity
+from sidera.ops.columns import Column, Marks, Texts
 
 
 def build_catalog(
@@ -84,20 +85,20 @@ def _assembled(
 ) -> Catalog:  # fmt: skip
     """The first version of a Catalog; ``inputs`` is the digest of what it was made from."""
     return Catalog(
-        item_keys=dataset.item_keys.astype(object),
-        codes=codes,
+        item_keys=Texts.of(dataset.item_keys),
+        codes=Column.of(codes),
         level_sizes=level_sizes,
         codebooks=codebooks,
         collision=collision,
         codebook_id=codebook_identity(inputs, codebooks, collision, codes),
         items_version=1,
-        removed=np.zeros(dataset.num_items, bool),
-        popularity=popularity,
-        titles=_titles(dataset),
+        removed=Marks.none(dataset.num_items),
+        popularity=Column.of(popularity),
+        titles=Texts.of(_titles(dataset)),
         report=report,
         schema=schema,
-        categories=schema.item_categories(dataset.items),
-        numbers=item_numbers(dataset.items),
+        categories={name: Column.of(values) for name, values in schema.item_categories(dataset.items).items()},
+        numbers=Column.of(item_numbers(dataset.items)),
     )
 
 

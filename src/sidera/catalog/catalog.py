@@ -20,40 +20,80 @@ import torch
 from torch import Tensor
 
 from sidera.catalog import storage
+from sidera.catalog.key_index import KeyIndex
 from sidera.catalog.placing import CodeSpace
 from sidera.catalog.rq_kmeans import RQCodebooks
 from sidera.config import digest
 from sidera.core import CatalogMismatch, InputError
 from sidera.data.features import FeatureSchema
 from sidera.data.items import ItemTable
+from sidera.ops.columns import Column, Marks, Rows, Texts
 from sidera.ops.trie import CodeTrie
+from sidera.ops.trie_edit import with_items, without_items
+
+WAITING = 1 << 14  # changes that wait for a trie; with more of them the next one is built from the codes
+
+
+@dataclass
+class _Behind:
+    """What a Catalog can take over from the version that it came from, instead of making it again."""
+
+    trie: CodeTrie | None = None  # of an earlier version, and what came and went since
+    added: list[int] = field(default_factory=list)
+    gone: list[int] = field(default_factory=list)
+    space: CodeSpace | None = None
+    order: np.ndarray | None = None  # serving order of the first items
+
+    def after(self, trie: CodeTrie | None, added: Sequence[int], gone: Sequence[int]) -> _Behind:
+        """Behind the next version; ``trie`` is this version's, if it was made."""
+        if trie is not None:
+            return _Behind(trie, list(added), list(gone), self.space, self.order)
+        if self.trie is None or len(self.added) + len(self.gone) > WAITING:
+            return _Behind(None, [], [], self.space, self.order)
+        return _Behind(self.trie, [*self.added, *added], [*self.gone, *gone], self.space, self.order)
 
 
 @dataclass(frozen=True, eq=False)
 class Catalog:
-    """Items with their semantic IDs; make one with :func:`sidera.catalog.build.build_catalog` or ``load``."""
+    """Items with their semantic IDs; make one with :func:`sidera.catalog.build.build_catalog` or ``load``.
 
-    item_keys: np.ndarray  # (N,) object of str: an array of fixed width would cost the longest key N times
-    codes: np.ndarray  # (N, L) int32; L = 0: no codes, for models that score items
+    The columns read like numpy arrays (:mod:`sidera.ops.columns`): versions share their rows, and a
+    column in a mapped file stays there.
+    """
+
+    item_keys: Texts  # (N,)
+    codes: Column  # (N, L) int32; L = 0: no codes, for models that score items
     level_sizes: tuple[int, ...]
     codebooks: RQCodebooks
     collision: str  # extra_digit | greedy | share | none
     codebook_id: str
     items_version: int
-    removed: np.ndarray  # (N,) bool
-    popularity: np.ndarray  # (N,) int64 training events
-    titles: list[str | None]
+    removed: Marks  # (N,) bool
+    popularity: Column  # (N,) int64 training events
+    titles: Texts
     report: Mapping[str, Any] = field(default_factory=dict)
     schema: FeatureSchema = field(default_factory=FeatureSchema)  # how events, items and users are read
-    categories: Mapping[str, np.ndarray] = field(default_factory=dict)  # item field -> (N,) int64, 0: unknown
-    numbers: np.ndarray | None = None  # (N, F) float32 of ``data.features.item_numbers``; None: nothing is known
+    categories: Mapping[str, Column] = field(default_factory=dict)  # item field -> (N,) int64, 0: unknown
+    numbers: Column | None = None  # (N, F) float32 of ``data.features.item_numbers``; None: nothing is known
+    ids_by_key: KeyIndex = None  # type: ignore[assignment]  # made of item_keys where it is not given
+    _behind: _Behind = field(init=False, default_factory=_Behind, repr=False)
 
     def __post_init__(self) -> None:
-        for array in (self.item_keys, self.codes, self.removed, self.popularity):
-            array.setflags(write=False)
-        if len(self.ids_by_key) != len(self.item_keys):
-            keys, counts = np.unique(self.item_keys, return_counts=True)
-            raise InputError(f"item id {str(keys[counts.argmax()])!r} occurs {counts.max()} times", allowed="once each")
+        columns: dict[str, Any] = {
+            "item_keys": Texts.of(self.item_keys),
+            "titles": Texts.of(self.titles),
+            "codes": Column.of(self.codes),
+            "popularity": Column.of(self.popularity),
+            "removed": Marks.of(self.removed),
+            "categories": {name: Column.of(values) for name, values in self.categories.items()},
+            "numbers": None if self.numbers is None else Column.of(self.numbers),
+        }
+        for name, column in columns.items():
+            object.__setattr__(self, name, column)
+        for numbers in (self.codes, self.popularity):
+            numbers.base.setflags(write=False)
+        if self.ids_by_key is None or self.ids_by_key.keys is not self.item_keys:
+            object.__setattr__(self, "ids_by_key", KeyIndex.build(self.item_keys))
 
     @property
     def num_items(self) -> int:
@@ -76,10 +116,6 @@ class Catalog:
             )
 
     @cached_property
-    def ids_by_key(self) -> dict[str, int]:
-        return {str(key): index for index, key in enumerate(self.item_keys)}
-
-    @cached_property
     def items(self) -> ItemTable:
         """What batches are told of the items."""
         return ItemTable(self.codes, self.categories, self.items_version)
@@ -87,33 +123,50 @@ class Catalog:
     @cached_property
     def serving_order(self) -> np.ndarray:
         """(N,) item ids, most popular first; ties keep the catalogue's order."""
-        return np.argsort(-self.popularity, kind="stable")
+        order = self._behind.order
+        if order is None:
+            order = np.argsort(-np.asarray(self.popularity), kind="stable")
+        else:  # later items were never seen in training
+            order = np.concatenate([order, np.arange(len(order), self.num_items)])
+        self._behind.order = order
+        return order
 
-    @cached_property
-    def item_vectors(self) -> np.ndarray:
-        """(N, D) float32: every item as its codes tell it, the sum of their vectors in the codebooks.
+    @property
+    def item_vectors(self) -> ItemVectors:
+        """(N, D) float32: every item as its codes tell it, decoded where it is asked for (``item_vectors[ids]``).
 
         Coarser than what the codebooks were fitted on, but there for every item that is served, and for ever the same.
+        Zeros (N, 1) where there are no codes: nothing is known of the items.
         """
-        if not self.has_codes:  # nothing is known of them
-            return np.zeros((self.num_items, 1), dtype=np.float32)
-        codes = torch.from_numpy(np.asarray(self.codes, dtype=np.int64))
-        return self.codebooks.decode(codes).numpy()
+        return ItemVectors(self.codes, self.codebooks if self.has_codes else None)
 
     @cached_property
     def trie(self) -> CodeTrie:
         """The legal prefixes, without removed items."""
         self.check_codes("a search for items")
-        return CodeTrie.build(self.codes, self.level_sizes, order=self.serving_order, alive=~self.removed)
+        behind = self._behind
+        old, gone = behind.trie, np.array(behind.gone, dtype=np.int64)
+        if old is not None:
+            added = np.setdiff1d(np.array(behind.added, dtype=np.int64), gone)
+            gone = gone[gone < old.num_items]
+            left = without_items(old, gone, self.codes[gone])
+            if left is not None:
+                return with_items(left, added, self.codes[added], self.num_items)
+        return CodeTrie.build(
+            np.asarray(self.codes), self.level_sizes, order=self.serving_order, alive=~np.asarray(self.removed)
+        )
+
+    def find_ids(self, keys: Sequence[str]) -> np.ndarray:
+        """(n,) dense ids of publisher's keys, -1 for those that the catalogue does not hold."""
+        return self.ids_by_key.find(keys)
 
     def ids_of(self, keys: Sequence[str]) -> np.ndarray:
         """(n,) dense ids of publisher's keys; InputError names the first that the catalogue does not hold."""
-        try:
-            return np.fromiter((self.ids_by_key[key] for key in keys), np.int64, count=len(keys))
-        except KeyError as error:
-            raise InputError(
-                f"the catalogue holds no item {error.args[0]!r}", allowed=f"one of its {self.num_items} item ids"
-            ) from None
+        ids = self.find_ids(keys)
+        if (ids < 0).any():
+            key = keys[int((ids < 0).argmax())]
+            raise InputError(f"the catalogue holds no item {key!r}", allowed=f"one of its {self.num_items} item ids")
+        return ids
 
     def check_codebook(self, expected: str) -> None:
         """CatalogMismatch when a model trained on codebook ``expected`` is given this Catalog."""
@@ -127,28 +180,30 @@ class Catalog:
         """The first ``num_items`` items: those a model has rows for. Later comers only ever stand behind them."""
         if num_items == self.num_items:
             return self
+        keys = self.item_keys.head(num_items)
         return replace(
             self,
-            item_keys=self.item_keys[:num_items],
-            codes=self.codes[:num_items],
-            removed=np.zeros(num_items, dtype=bool),
-            popularity=self.popularity[:num_items],
-            titles=self.titles[:num_items],
-            categories={name: values[:num_items] for name, values in self.categories.items()},
-            numbers=None if self.numbers is None else self.numbers[:num_items],
+            item_keys=keys,
+            codes=self.codes.head(num_items),
+            removed=Marks.none(num_items),
+            popularity=self.popularity.head(num_items),
+            titles=self.titles.head(num_items),
+            categories={name: values.head(num_items) for name, values in self.categories.items()},
+            ids_by_key=self.ids_by_key.head(keys),
+            numbers=None if self.numbers is None else self.numbers.head(num_items),
         )
 
     def without(self, keys: Sequence[str]) -> Catalog:
-        """This Catalog less some items; their codes stay taken."""
+        """This Catalog less some items; their codes stay taken. The time does not grow with N."""
         ids = self.ids_of(keys)
         if len(np.unique(ids)) != len(ids):
             twice = next(key for place, key in enumerate(keys) if key in keys[:place])
             raise InputError(f"item {twice!r} is named twice", fix="name each item to remove once")
-        if self.removed[ids].any():
-            raise InputError(f"item {keys[int(self.removed[ids].argmax())]!r} is removed already")
-        removed = self.removed.copy()
-        removed[ids] = True
-        return replace(self, removed=removed, items_version=self.items_version + 1)
+        gone_mask = self.removed[ids]
+        if gone_mask.any():
+            raise InputError(f"item {keys[int(gone_mask.argmax())]!r} is removed already")
+        after = replace(self, removed=self.removed.marked(ids), items_version=self.items_version + 1)
+        return self._followed_by(after, [], ids.tolist())
 
     def with_items(
         self,
@@ -159,52 +214,74 @@ class Catalog:
     ) -> Catalog:
         """This Catalog and new items, coded by the frozen codebooks; vectors (n, D) as the codebooks' encoder makes.
 
-        A catalogue without codes takes ``vectors = None``.
-        ``table``: a row per new item with the columns that categories are read from; None: they are unknown.
+        A catalogue without codes takes ``vectors = None``. ``table``: a row per new item with the columns that
+        categories are read from; None: they are unknown. The time does not grow with N, but for the first call on a
+        catalogue that was just built or loaded, which looks at the codes that are taken.
         """
-        if table is not None and table.num_rows != len(keys):
-            raise InputError(f"the table has {table.num_rows} rows for {len(keys)} items", allowed="one each")
-        for key in keys:
-            if key in self.ids_by_key:
-                raise InputError(f"item {key!r} is in the catalogue already", fix="leave it out of the new items")
-        if titles is not None and len(titles) != len(keys):
-            raise InputError(f"{len(titles)} titles for {len(keys)} items", allowed="one each, None where unknown")
-        codes = self._codes_of(keys, vectors)
         count = len(keys)
+        if table is not None and table.num_rows != count:
+            raise InputError(f"the table has {table.num_rows} rows for {count} items", allowed="one each")
+        known_mask = self.find_ids(keys) >= 0
+        if known_mask.any():
+            key = keys[int(known_mask.argmax())]
+            raise InputError(f"item {key!r} is in the catalogue already", fix="leave it out of the new items")
+        if titles is not None and len(titles) != count:
+            raise InputError(f"{len(titles)} titles for {count} items", allowed="one each, None where unknown")
+        self._check_vectors(keys, vectors)
+        all_keys = self.item_keys.extended(keys)
+        ids_by_key = self.ids_by_key.extended(keys, all_keys)
         new = self.schema.item_categories(table) if table is not None else {}
-        return replace(
+        nothing = np.zeros(count, np.int64)
+        after = replace(
             self,
-            item_keys=np.concatenate([self.item_keys.astype(object), np.array(keys, dtype=object)]),
-            codes=np.concatenate([self.codes, codes]),
-            removed=np.concatenate([self.removed, np.zeros(count, bool)]),
-            popularity=np.concatenate([self.popularity, np.zeros(count, np.int64)]),
-            titles=[*self.titles, *(titles if titles is not None else [None] * count)],
+            item_keys=all_keys,
+            codes=self.codes.extended(self._codes_of(vectors, count)),
+            removed=self.removed.extended(count),
+            popularity=self.popularity.extended(nothing),
+            titles=self.titles.extended(titles if titles is not None else [None] * count),
             items_version=self.items_version + 1,
-            categories={
-                name: np.concatenate([values, new.get(name, np.zeros(count, np.int64))])
-                for name, values in self.categories.items()
-            },
-            numbers=None if self.numbers is None else np.pad(self.numbers, ((0, count), (0, 0))),  # 0: the mean
+            categories={name: values.extended(new.get(name, nothing)) for name, values in self.categories.items()},
+            ids_by_key=ids_by_key,
+            numbers=None if self.numbers is None else self.numbers.extended(self._mean_numbers(count)),
         )
+        return self._followed_by(after, range(self.num_items, after.num_items), [])
 
-    def _codes_of(self, keys: Sequence[str], vectors: Tensor | np.ndarray | None) -> np.ndarray:
-        """(n, L) int32 free codes for new items."""
+    def _mean_numbers(self, count: int) -> np.ndarray:
+        """(count, F) of items of which no number is known: each column has mean 0."""
+        assert self.numbers is not None
+        return np.zeros((count, self.numbers.base.shape[1]), np.float32)
+
+    def _followed_by(self, after: Catalog, added: Sequence[int], gone: Sequence[int]) -> Catalog:
+        object.__setattr__(after, "_behind", self._behind.after(self.__dict__.get("trie"), added, gone))
+        return after
+
+    def _check_vectors(self, keys: Sequence[str], vectors: Tensor | np.ndarray | None) -> None:
         if not self.has_codes:
-            return np.zeros((len(keys), 0), dtype=np.int32)
+            return
+        allowed = f"({len(keys)}, {self.codebooks.dim})"
         if vectors is None:
-            raise InputError(f"no vectors for {len(keys)} new items", allowed=f"({len(keys)}, {self.codebooks.dim})")
-        vectors = torch.as_tensor(vectors, dtype=torch.float32)
+            raise InputError(f"no vectors for {len(keys)} new items", allowed=allowed)
+        vectors = torch.as_tensor(vectors)
         if tuple(vectors.shape) != (len(keys), self.codebooks.dim):
-            raise InputError(
-                f"vectors have shape {tuple(vectors.shape)}", allowed=f"({len(keys)}, {self.codebooks.dim})"
-            )
+            raise InputError(f"vectors have shape {tuple(vectors.shape)}", allowed=allowed)
         for key, finite in zip(keys, vectors.isfinite().all(dim=1).tolist(), strict=True):
             if not finite:
                 raise InputError(f"the vector of item {key!r} holds NaN or inf")
+
+    def _codes_of(self, vectors: Tensor | np.ndarray | None, count: int) -> np.ndarray:
+        """(n, L) int32 free codes for new items."""
+        if not self.has_codes:
+            return np.zeros((count, 0), dtype=np.int32)
+        vectors = torch.as_tensor(vectors, dtype=torch.float32)
         if self.collision == "share":
             return self.codebooks.encode(vectors).numpy().astype(np.int32)
-        space = CodeSpace(self.codebooks, self.level_sizes, self.codes)
-        return np.array([space.place(vector) for vector in vectors], np.int32).reshape(len(keys), self.num_levels)
+        space = self._behind.space
+        if space is None or space.num_items != self.num_items:  # or another version grew from this one
+            whole = self.trie if not self.removed.any() else None
+            space = CodeSpace(whole or CodeTrie.build(np.asarray(self.codes), self.level_sizes))
+            self._behind.space = space
+        placed = [space.place(vector, self.codebooks) for vector in vectors]
+        return np.array(placed, np.int32).reshape(count, self.num_levels)
 
     def save(
         self,
@@ -226,6 +303,33 @@ class Catalog:
     def load(cls, path: str | Path) -> Catalog:
         """Read an artifact that ``save`` wrote; ArtifactError when it is missing, truncated or edited."""
         return storage.load(path, cls)
+
+
+class ItemVectors(Rows):
+    """(N, D) float32, decoded from the codes of the items that are asked for. Nothing is kept."""
+
+    def __init__(self, codes: Column, quantizer: RQCodebooks | None) -> None:
+        self.codes, self.quantizer = codes, quantizer
+
+    def take(self, ids: np.ndarray) -> np.ndarray:
+        if self.quantizer is None:
+            return np.zeros((len(ids), 1), dtype=np.float32)
+        return self.quantizer.decode(torch.from_numpy(self.codes[ids].astype(np.int64))).numpy()
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        whole = self.take(np.arange(len(self)))
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), 1 if self.quantizer is None else self.quantizer.dim)
 
 
 def codebook_identity(encoder: Any, codebooks: RQCodebooks, collision: str, codes: np.ndarray) -> str:

@@ -20,6 +20,7 @@ from sidera.catalog.matching import cheapest_matching
 from sidera.catalog.placing import CodeSpace
 from sidera.catalog.rq_kmeans import RQCodebooks
 from sidera.core import InputError
+from sidera.ops.trie import CodeTrie
 
 DIGIT_STEP = 8  # the extra level's size is rounded up to a multiple: equal shapes for nearby catalogues, room to grow
 
@@ -78,26 +79,24 @@ def _greedy(codes: np.ndarray, vectors: Tensor, codebooks: RQCodebooks) -> Resol
             fix='raise [catalog] codebook_size or num_levels, or use collision = "extra_digit"',
         )
     fixed = codes.copy()
-    residuals = vectors - codebooks.decode(
-        torch.from_numpy(codes[:, :-1].astype(np.int64))
-    )  # (N, D), what the last level has to name
-    last = codebooks.levels[-1]
+    prefixes = torch.from_numpy(codes[:, :-1].astype(np.int64))
+    distances = (vectors - codebooks.decode(prefixes)).square().sum(1).numpy()  # (N,) to what the prefix says
     buckets, counts = bucket_ids(codes[:, :-1])
     order = np.argsort(buckets, kind="stable")
     overflow: list[int] = []
     for members in np.split(order, np.cumsum(counts)[:-1]):
         if len(np.unique(codes[members, -1])) == len(members):
             continue
-        costs = (last.square().sum(1) - 2 * residuals[members] @ last.T).numpy()  # (n, K) + a constant a row
+        costs = codebooks.next_costs(prefixes[members[0]], vectors[members]).numpy()  # (n, K) + a constant a row
         if len(members) > sizes[-1]:  # the farthest from the prefix leave
-            by_distance = np.argsort(residuals[members].square().sum(1).numpy(), kind="stable")
+            by_distance = np.argsort(distances[members], kind="stable")
             overflow += members[by_distance[sizes[-1] :]].tolist()
             members, costs = members[by_distance[: sizes[-1]]], costs[by_distance[: sizes[-1]]]
         fixed[members, -1] = cheapest_matching(costs)
     if overflow:
         staying = np.setdiff1d(np.arange(len(codes)), overflow)
-        space = CodeSpace(codebooks, sizes, fixed[staying])
+        space = CodeSpace(CodeTrie.build(fixed[staying], sizes))
         for item in overflow:
-            fixed[item] = space.place(vectors[item])
+            fixed[item] = space.place(vectors[item], codebooks)
     moved = int((fixed != codes).any(axis=1).sum())
     return Resolved(fixed, sizes, moved, len(overflow))

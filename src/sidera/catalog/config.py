@@ -47,7 +47,7 @@ class AlignConfig:
     swing_alpha: float = 1.0  # Swing: weakens pairs whose users share much else
     max_user_items: int = 100  # Swing: newest items of a user that count
     max_item_users: int = 200  # Swing: users of an item that count, drawn by the seed
-    steps: int = 1200  # optimizer steps; 300 of 256 pairs are too few to keep what a user wants (docs/log.md)
+    steps: int = 1200  # optimizer steps; 300 of 256 pairs are too few to keep what a user wants (docs/evidence/log.md)
     batch_size: int = 1024  # pairs a step
     lr: float = 2e-3  # learning rate of AdamW
     seed: int = 0  # of weights, pairs and dropout

@@ -29,8 +29,8 @@ from sidera.loading import open_artifact
 from sidera.nn.picture_encoder import PictureEncoder
 from sidera.nn.qformer import QFormer
 from sidera.nn.transformer import CausalEncoder
+from sidera.ops.attention import layout_of
 from sidera.ops.budget import budget_of
-from sidera.ops.jagged import jagged_layout
 from sidera.ops.weights import put_weights
 
 KIND = "item_encoder"
@@ -146,7 +146,7 @@ class CaptionDecoder(nn.Module):
         lengths = number + (words_BW > 0).sum(1)  # (B,)
         mask = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
         offsets = F.pad(lengths.cumsum(0), (1, 0))
-        states = self.decoder(inputs[mask], jagged_layout(offsets))  # (T, D)
+        states = self.decoder(inputs[mask], layout_of(offsets))  # (T, D)
         targets = F.pad(words_BW, (number - 1, 1))  # place p predicts the word after it, the last place the end
         writes = mask & (torch.arange(inputs.shape[1], device=inputs.device) >= number - 1)
         logits = states[writes[mask]] @ self.word.weight.T

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sidera.catalog.balance import WHOLE, balanced_assign
-from sidera.catalog.nearest import chunk_rows, nearest
+from sidera.catalog.nearest import chunk_rows, half_distances, nearest
 from sidera.core import InputError
 
 SEEDING_LIMIT = 1024  # k-means++ is quadratic in K: above this many codes the seeds are a plain sample
@@ -56,6 +56,15 @@ class RQCodebooks:
         for level, code in zip(self.levels, codes.unbind(dim=1), strict=False):
             total += level[code]
         return total
+
+    def next_costs(self, prefix: Tensor, vectors: Tensor) -> Tensor:
+        """(n, D) vectors that share a prefix (l,) -> (n, K): half the squared distance of what the prefix leaves over
+        to each code of the next level, less a constant a row."""
+        residual = vectors
+        for level, code in zip(self.levels, prefix, strict=False):
+            residual = residual - level[code]
+        level = self.levels[len(prefix)]
+        return half_distances(residual, level, level.square().sum(1) / 2)
 
     def state(self) -> dict[str, Tensor]:
         return {f"codebook.{index}": level.contiguous() for index, level in enumerate(self.levels)}

@@ -17,6 +17,7 @@ from sidera.catalog.config import NO_CODES
 from sidera.catalog.rq_kmeans import RQCodebooks
 from sidera.data.features import FeatureSchema
 from sidera.loading import Opened, open_artifact
+from sidera.ops.columns import Column, Marks, Texts
 
 if TYPE_CHECKING:
     from sidera.catalog.catalog import Catalog
@@ -42,18 +43,18 @@ def save(
     }
     items = pa.table(
         {
-            "key": pa.array([str(key) for key in catalog.item_keys], pa.string()),
-            "title": pa.array(catalog.titles, pa.string()),
-            "popularity": pa.array(catalog.popularity, pa.int64()),
-            "removed": pa.array(catalog.removed, pa.bool_()),
-            **{CATEGORY + name: pa.array(values, pa.int64()) for name, values in catalog.categories.items()},
+            "key": catalog.item_keys.arrow().cast(pa.string()),
+            "title": catalog.titles.arrow().cast(pa.string()),
+            "popularity": pa.array(np.asarray(catalog.popularity), pa.int64()),
+            "removed": pa.array(np.asarray(catalog.removed), pa.bool_()),
+            **{CATEGORY + name: pa.array(np.asarray(rows), pa.int64()) for name, rows in catalog.categories.items()},
         }
     )
     with writing(path, Manifest(KIND, artifact_digest, parents, recipe, info)) as folder:
-        codes = torch.from_numpy(catalog.codes.copy())
+        codes = torch.from_numpy(np.array(catalog.codes))
         save_file({"codes": codes, **catalog.codebooks.state()}, folder / "codes.safetensors")
         if catalog.numbers is not None:
-            save_file({"numbers": torch.from_numpy(catalog.numbers.copy())}, folder / NUMBERS)
+            save_file({"numbers": torch.from_numpy(np.array(catalog.numbers))}, folder / NUMBERS)
         pq.write_table(items, folder / "items.parquet", compression="zstd")
         write_text(folder / "schema.json", json.dumps(catalog.schema.to_json()) + "\n")
         write_text(folder / "report.json", json.dumps(dict(catalog.report), indent=2) + "\n")
@@ -79,15 +80,15 @@ def load(path: str | Path, kind: type[Catalog]) -> Catalog:
         codes = _codes(opened, tensors.pop("codes"), number, level_sizes)
         return kind(
             item_keys=_keys(opened, items["key"]),
-            codes=codes,
+            codes=Column.of(codes),
             level_sizes=level_sizes,
             codebooks=_codebooks(opened, tensors, level_sizes),
             collision=collision,
             codebook_id=opened.info("codebook_id", str),
             items_version=opened.info("items_version", int),
-            removed=np.array(items["removed"].to_pylist(), dtype=bool),
-            popularity=np.array(items["popularity"].to_pylist(), dtype=np.int64),
-            titles=items["title"].to_pylist(),
+            removed=Marks.of(_whole(opened, items, "removed")),
+            popularity=Column.of(_whole(opened, items, "popularity")),
+            titles=Texts.of(items["title"]),
             report=opened.json("report.json", dict),
             schema=FeatureSchema.from_json(opened.json("schema.json", dict)),
             categories=_categories(opened, items),
@@ -120,29 +121,34 @@ def _codebooks(opened: Opened, tensors: dict[str, torch.Tensor], level_sizes: tu
     return codebooks
 
 
-def _keys(opened: Opened, column: pa.ChunkedArray) -> np.ndarray:
-    """(N,) object of str."""
+def _whole(opened: Opened, items: pa.Table, name: str) -> np.ndarray:
+    if items[name].null_count:
+        raise opened.damaged(f"an item of items.parquet has no {name}")
+    return items[name].to_numpy()
+
+
+def _keys(opened: Opened, column: pa.ChunkedArray) -> Texts:
     if column.null_count:
         raise opened.damaged("an item has no id")
-    return np.array(column.to_pylist(), dtype=object)
+    return Texts.of(column)
 
 
-def _numbers(opened: Opened, number: int) -> np.ndarray | None:
+def _numbers(opened: Opened, number: int) -> Column | None:
     """(N, F) float32, each finite."""
     if NUMBERS not in opened.manifest.files:
         return None
     found = opened.tensor_file(NUMBERS)["numbers"]
     if found.dtype != torch.float32 or found.ndim != 2 or len(found) != number or not bool(found.isfinite().all()):
         raise opened.damaged(f"{NUMBERS} holds {found.dtype} of shape {tuple(found.shape)}, or what is no number")
-    return found.numpy()
+    return Column.of(found.numpy())
 
 
-def _categories(opened: Opened, items: pa.Table) -> dict[str, np.ndarray]:
+def _categories(opened: Opened, items: pa.Table) -> dict[str, Column]:
     found = {}
     for name in items.column_names:
         if name.startswith(CATEGORY):
             values = items[name].to_numpy()
             if values.dtype.kind not in "iu" or (len(values) and values.min() < 0):
                 raise opened.damaged(f"column {name!r} of items.parquet does not hold whole numbers from 0")
-            found[name.removeprefix(CATEGORY)] = values.astype(np.int64)
+            found[name.removeprefix(CATEGORY)] = Column.of(values.astype(np.int64))
     return found

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sidera import console
 from sidera.cli.parsing import Arguments, Verbs, add_threads_flag, add_verb
-from sidera.core import InputError
-
-if TYPE_CHECKING:
-    from sidera.engine.histories import Behaviour
-    from sidera.engine.recommender import Recommender
 
 
 def recommend_verb(arguments: Arguments) -> dict[str, Any]:
@@ -32,11 +26,11 @@ def recommend_verb(arguments: Arguments) -> dict[str, Any]:
         console.warn("nothing of the history is known: the most popular items follow")
     if len(answer.item_keys) < arguments.k:
         console.warn(f"only {len(answer.item_keys)} items can be answered (k = {arguments.k})")
-    found = list(zip(answer.item_keys, answer.scores, answer.titles, strict=True))
-    for key, score, title in found:
+    rows = list(zip(answer.item_keys, answer.scores, answer.titles, strict=True))
+    for key, score, title in rows:
         console.result(f"{key}\t{score:.4f}\t{title or ''}")
     return {
-        "items": [{"item": key, "score": score, "title": title} for key, score, title in found],
+        "items": [{"item": key, "score": score, "title": title} for key, score, title in rows],
         "cold_start": answer.cold_start,
         "unknown": answer.unknown,
         "unread": answer.unread,
@@ -46,54 +40,25 @@ def recommend_verb(arguments: Arguments) -> dict[str, Any]:
 
 def serve_verb(arguments: Arguments) -> None:
     """Answer over HTTP until interrupted."""
-    from sidera.engine.exposures import ExposureWriter
-    from sidera.engine.serving import Serving
+    from sidera.engine.recommender import Recommender
+    from sidera.engine.serving import ServeConfig
     from sidera.serve.app import check_port, serve
-    from sidera.store.exposures import ExposureLog
 
-    if arguments.fill and not arguments.store:
-        raise InputError(f"--fill {arguments.fill} without a store", fix="name its folder with --store")
-    if arguments.exposures and not arguments.store:
-        raise InputError(
-            f"--exposures {arguments.exposures} without a store: logged answers are of requests that name a user",
-            fix="name the store's folder with --store",
-        )
+    config = ServeConfig(
+        arguments.rerank, arguments.rerank_from, arguments.cold_share, store=arguments.store, fill=arguments.fill,
+        exposures=arguments.exposures,
+    )  # fmt: skip
     check_port(arguments.host, arguments.port)
-    plan = Serving(Path(arguments.run), arguments.rerank, arguments.rerank_from, cold_share=arguments.cold_share)
-    recommender = plan.open(arguments.device)
-    with contextlib.ExitStack() as opened:
-        if arguments.store:
-            opened.enter_context(_open_store(recommender, arguments))
-        if arguments.exposures:
-            catalog = recommender.catalog
-            log = ExposureLog.open(arguments.exposures, codebook_id=catalog.codebook_id, num_levels=catalog.num_levels)
-            recommender.exposures = opened.enter_context(ExposureWriter(log))
+    with Recommender.load(arguments.run, device=arguments.device, serve=config) as recommender:
+        if recommender.behaviour is not None:
+            console.say(f"store: {arguments.store}, {recommender.behaviour.store.num_users:,} users")
         console.say(
             f"serving {arguments.run} on http://{arguments.host}:{arguments.port} (POST /v1/recommend, page /docs);"
             " Ctrl-C stops"
         )
         with contextlib.suppress(KeyboardInterrupt):  # the way to stop it, no failure
             serve(recommender, arguments.host, arguments.port)
-        if recommender.behaviour is not None:
-            recommender.behaviour.store.snapshot()  # the next start reads it instead of all events
 
-
-def _open_store(recommender: Recommender, arguments: Arguments) -> Behaviour:
-    """The behaviour store of ``--store``, with the events of ``--fill`` where it is new."""
-    from sidera.data.config import load_dataset
-    from sidera.engine.histories import open_behaviour
-    from sidera.train.recipe import Recipe
-
-    behaviour = open_behaviour(arguments.store, recommender.catalog, recommender.reads.lifelong)
-    recommender.behaviour = behaviour
-    try:
-        if arguments.fill and not behaviour.store.num_users:
-            behaviour.fill(load_dataset(arguments.fill, Recipe.of_run(arguments.run).data))
-    except BaseException:
-        behaviour.close()
-        raise
-    console.say(f"store: {arguments.store}, {behaviour.store.num_users:,} users")
-    return behaviour
 
 
 def add_recommend(verbs: Verbs) -> None:

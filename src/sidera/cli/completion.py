@@ -18,7 +18,7 @@ from typing import Any
 from sidera import console
 from sidera.cli.parsing import Arguments, Verbs, add_verb
 
-FOLDERS = ("run", "runs", "a", "b", "more", "data", "out", "start", "store", "exposures", "fill")
+FOLDERS = ("run", "runs", "a", "b", "arms", "reranked", "data", "out", "start", "store", "exposures", "fill")
 RECIPES = ("recipe", "show", "write", "toml")
 
 
@@ -40,11 +40,11 @@ class Verb:
 def verbs_of(parser: argparse.ArgumentParser) -> list[Verb]:
     (action,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
-    found = []
+    verbs = []
     for name, below in action.choices.items():
         flags = {flag: one for one in below._actions for flag in one.option_strings}
-        found.append(Verb(name, helps[name], flags, [one for one in below._actions if not one.option_strings]))
-    return found
+        verbs.append(Verb(name, helps[name], flags, [one for one in below._actions if not one.option_strings]))
+    return verbs
 
 
 def words_for(action: argparse.Action) -> list[str]:

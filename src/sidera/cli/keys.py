@@ -29,22 +29,22 @@ def keys_verb(arguments: Arguments) -> dict[str, Any]:
     elif what.strip("[]") in classes:
         chosen = [(what.strip("[]"), list(keys_of(classes[what.strip("[]")])))]
     else:
-        section, _, wanted = what.rpartition(".")
+        section, _, key_name = what.rpartition(".")
         chosen = [
-            (name, found)
+            (name, matches)
             for name, cls in classes.items()
             if not section or name == section
-            if (found := [key for key in keys_of(cls) if key.name == wanted])
+            if (matches := [key for key in keys_of(cls) if key.name == key_name])
         ]
     if not chosen:
         known = [*classes, *(key.name for cls in classes.values() for key in keys_of(cls))]
         raise InputError(
             f"no section, model or key is called {what!r}{closest(what, known)}", allowed=", ".join(classes)
         )
-    for place, (name, keys) in enumerate(chosen):
+    for position, (name, keys) in enumerate(chosen):
         rows = [(key.name, key.kind, key.default_text, key.comment) for key in keys]
         table = console.table(("key", "type", "default", "what it is"), rows, left=4)
-        console.result(("\n" if place else "") + f"{title(name)}\n{table}")
+        console.result(("\n" if position else "") + f"{title(name)}\n{table}")
     console.say("\none section: sidera keys fit   one model: sidera keys tiger   one key: sidera keys fit.lr")
     console.say("a recipe with every key: sidera keys --toml generator")
     return {

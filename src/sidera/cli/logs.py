@@ -20,7 +20,7 @@ def import_verb(arguments: Arguments) -> dict[str, Any]:
     from sidera.data.importing import ImportMapping, import_with_report, parse_keep, parse_names, read_mapping
 
     mapping = read_mapping(arguments.mapping) if arguments.mapping else ImportMapping()
-    given = {ours: getattr(arguments, ours) for ours in ROLES if getattr(arguments, ours)}
+    given = {role: getattr(arguments, role) for role in ROLES if getattr(arguments, role)}
     if arguments.event_column:
         given["event"] = arguments.event_column
     changes: dict[str, object] = {"columns": {**mapping.columns, **given}}
@@ -84,7 +84,7 @@ def add_import(verbs: Verbs) -> None:
     add("--drop-duplicates", action="store_true", help="keep one event of each user, item and second")
     add("--max-bad", type=float, help="share of rows that may be left out because they cannot be read (else 0.01)")
     add("--max-bytes", type=int, help="bytes that a packed file may swell to (else 100 times its size)")
-    add("--mapping", help="TOML file that maps columns: docs/data.md")
+    add("--mapping", help="TOML file that maps columns: docs/use/data.md")
     add("--strict", dest="strict_items", action="store_true", help="refuse events whose item is not in --items")
 
 
@@ -96,7 +96,7 @@ def fetch_verb(arguments: Arguments) -> dict[str, Any] | None:
     from sidera.data.fetch import convert_command, fetch, listing
     from sidera.data.published import Published, published
 
-    def accept(found: Published) -> bool:
+    def accept(release: Published) -> bool:
         if arguments.accept_licence or not sys.stdin.isatty():
             return bool(arguments.accept_licence)
         return input("Do you accept these terms? [y/N] ").strip().lower() in ("y", "yes")
@@ -115,7 +115,7 @@ def fetch_verb(arguments: Arguments) -> dict[str, Any] | None:
 
 
 def add_fetch(verbs: Verbs) -> None:
-    parser = add_verb(verbs, "fetch", fetch_verb, "get the raw files of a published data set (docs/public_data.md)")
+    parser = add_verb(verbs, "fetch", fetch_verb, "get a published data set (docs/evidence/public_data.md)")
     parser.add_argument("name", nargs="?", help="data set, e.g. amazon2014-beauty or ml-1m")
     parser.add_argument("--list", action="store_true", help="name every data set")
     parser.add_argument("--out", help="folder to write (else data/raw/NAME)")
@@ -146,7 +146,9 @@ def convert_verb(arguments: Arguments) -> dict[str, Any]:
 
 
 def add_convert(verbs: Verbs) -> None:
-    parser = add_verb(verbs, "convert", convert_verb, "make a data folder of published raw files (docs/public_data.md)")
+    parser = add_verb(
+        verbs, "convert", convert_verb, "published raw files to a data folder (docs/evidence/public_data.md)"
+    )
     parser.add_argument(
         "format", help="amazon2014, amazon2018, amazon2023, movielens, yelp, steam, lastfm, taobao, ..."
     )

@@ -26,14 +26,14 @@ def add_verb(verbs: Verbs, name: str, function: object, text: str) -> argparse.A
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="only what was asked for, and what is wrong")
     loudness.add_argument("-v", "--verbose", action="store_true", help="more detail, and a line for every logged step")
-    parser.add_argument("--json", action="store_true", help="last line of the output: one JSON object (docs/cli.md)")
+    parser.add_argument("--json", action="store_true", help="last line of output: one JSON object (docs/use/cli.md)")
     return parser
 
 
 def add_threads_flag(parser: argparse.ArgumentParser, default: int = 0) -> None:
     """``--threads``: the verb runs on so many; 0 leaves it to the cores and, where work is long, to what is timed."""
-    found = "all cores" if default else "found by timing, within cores and CPU quota"
-    parser.add_argument("--threads", type=_threads, default=default, metavar="N", help=f"on the CPU; 0: {found}")
+    text = "all cores" if default else "found by timing, within cores and CPU quota"
+    parser.add_argument("--threads", type=_threads, default=default, metavar="N", help=f"on the CPU; 0: {text}")
 
 
 def _threads(text: str) -> int:
@@ -55,7 +55,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_recipe(arguments: Arguments) -> Recipe:
-    from sidera.engine.recommender import check_device
+    from sidera.engine.snapshot import check_device
     from sidera.train.recipe import Recipe
 
     check_device(arguments.device)

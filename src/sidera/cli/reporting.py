@@ -14,8 +14,8 @@ def report_verb(arguments: Arguments) -> dict[str, Any]:
     """The page about evaluated runs, side by side."""
     from sidera.pages.run import write_report
 
-    repeated = [run for place, run in enumerate(arguments.runs) if Path(run).resolve() in
-                {Path(other).resolve() for other in arguments.runs[:place]}]  # fmt: skip
+    repeated = [run for position, run in enumerate(arguments.runs) if Path(run).resolve() in
+                {Path(other).resolve() for other in arguments.runs[:position]}]  # fmt: skip
     if repeated:
         raise InputError(f"{repeated[0]!r} is named twice", fix="name every run once")
     several = len(arguments.runs) > 1

@@ -92,10 +92,16 @@ def compare_verb(arguments: Arguments) -> Answer:
 
     runs = (arguments.a, arguments.b)
     first, second = (load_evaluation(existing_evaluation(run, arguments.name)) for run in runs)
-    found = compare(first, second)
-    console.result(found.to_text())
-    tests = [{"seen": seen, "metric": metric, **asdict(test)} for (seen, metric), test in found.tests.items()]
-    return {"a": arguments.a, "b": arguments.b, "protocol": found.protocol, "tests": tests, "notes": found.notes}
+    comparison = compare(first, second)
+    console.result(comparison.to_text())
+    tests = [{"seen": seen, "metric": metric, **asdict(test)} for (seen, metric), test in comparison.tests.items()]
+    return {
+        "a": arguments.a,
+        "b": arguments.b,
+        "protocol": comparison.protocol,
+        "tests": tests,
+        "notes": comparison.notes,
+    }
 
 
 def scale_verb(arguments: Arguments) -> Answer:
@@ -122,32 +128,32 @@ def align_verb(arguments: Arguments) -> Answer:
     """Pretrained policy, reward, controls and arms, the online test where the log is simulated, and the page."""
     from sidera.align.recipe import AlignRecipe
     from sidera.align.run import ALIGN, align_recipe
-    from sidera.engine.recommender import check_device
-    from sidera.eval.alignment_online import is_simulated, serve_policies, usual_arms
-    from sidera.eval.online import to_text
+    from sidera.engine.snapshot import check_device
+    from sidera.lab.alignment import is_simulated, serve_policies, usual_arms
+    from sidera.lab.online import to_text
     from sidera.pages.alignment import write_alignment_page
 
     check_device(arguments.device)
     if arguments.users < 2 or arguments.days < 1:
         raise InputError(f"--users {arguments.users} --days {arguments.days}", allowed="2 users or more, 1 day or more")
     recipe = AlignRecipe.read(arguments.recipe, arguments.set)
-    found = align_recipe(
+    alignment = align_recipe(
         recipe, arguments.data, arguments.out, start=arguments.start, exposures=arguments.exposures,
         device=arguments.device,
     )  # fmt: skip
-    record, out, online = found.record, Path(arguments.out), None
+    record, out, online = alignment.record, Path(arguments.out), None
     if is_simulated(arguments.data) and not arguments.no_online:
-        reranked = [name for name in ("pretrained", record["recommended"]) if name in found.runs]
+        reranked = [name for name in ("pretrained", record["recommended"]) if name in alignment.runs]
         online = serve_policies(
-            usual_arms(found.runs, reranked), found.audience, arguments.data, record["reference"],
+            usual_arms(alignment.runs, reranked), alignment.audience, arguments.data, record["reference"],
             users=arguments.users, days=arguments.days, device=arguments.device, say=console.say,
         )  # fmt: skip
         online.save(out / ALIGN / "online.json")
         console.result(f"\n{to_text(online)}")
     page = write_alignment_page(record, online, out / ALIGN / "alignment.html")
     best = record["recommended"]
-    console.say(f"\nreport: {page}\nnext:   sidera serve {found.runs[best]} --port 8000")
-    return {"out": arguments.out, "recommended": best, "runs": dict(found.runs), "report": page}
+    console.say(f"\nreport: {page}\nnext:   sidera serve {alignment.runs[best]} --port 8000")
+    return {"out": arguments.out, "recommended": best, "runs": dict(alignment.runs), "report": page}
 
 
 def measured(result: Evaluation | RankerEvaluation) -> Answer:

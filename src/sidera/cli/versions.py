@@ -1,4 +1,4 @@
-"""``sidera --version``: what a bug report needs, told without importing what it names."""
+"""``sidera --version``: what a bug report needs, read without importing what it names."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def details() -> list[str]:
     import torch
 
     lines = [f"{name} {version_of(name)}" for name in PACKAGES]
-    devices = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
+    devices = [torch.cuda.get_device_name(position) for position in range(torch.cuda.device_count())]
     lines.append(f"system {platform.system()} {platform.machine()}, {torch.get_num_threads()} threads")
     lines.append(f"processor {torch.backends.cpu.get_cpu_capability()}, CUDA {', '.join(devices) or 'none'}")
     return lines
@@ -62,10 +62,10 @@ def commit_of(root: Path) -> str:
     if not (root / ".git").exists() or not (root / "src" / "sidera").is_dir():
         return ""
     try:
-        found = subprocess.run(
+        described = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"],
             capture_output=True, text=True, timeout=5, check=True,
         ).stdout.strip()  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return ""
-    return found if re.fullmatch(r"[0-9a-f]{7,40}\+?", found) else ""
+    return described if re.fullmatch(r"[0-9a-f]{7,40}\+?", described) else ""

@@ -28,8 +28,8 @@ def simulate_verb(arguments: Arguments) -> dict[str, Any]:
 
 
 def ab_verb(arguments: Arguments) -> dict[str, Any]:
-    """Online test of two or more arms in a simulated world."""
-    from sidera.eval.online import online_test, read_arms, to_text
+    """Online test of arms in a simulated world."""
+    from sidera.lab.online import online_test, read_arms, to_text
     from sidera.pages.online import write_online_page
     from sidera.sim.source import world_source
     from sidera.sim.world import World
@@ -40,7 +40,9 @@ def ab_verb(arguments: Arguments) -> dict[str, Any]:
     seed = source.seed if source.seed is not None else arguments.seed or 0
     log_days = arguments.log_days or source.days or 10
     world = World.build(source.config, seed)
-    arms = read_arms([arguments.a, arguments.b, *arguments.more], world, arguments.device)
+    arms = read_arms(arguments.arms, world, arguments.device, arguments.reranked)
+    if len(arms) < 2 and arguments.no_brackets:
+        raise InputError(f"nothing to compare {arguments.arms[0]!r} with", fix="name another arm")
     page = Path(arguments.out)
     if page.suffix != ".html":
         raise InputError(f"--out {arguments.out!r} is no page", allowed="a path that ends in .html")
@@ -81,10 +83,11 @@ def add_simulate(verbs: Verbs) -> None:
 
 def add_ab(verbs: Verbs) -> None:
     parser = add_verb(verbs, "ab", ab_verb, "online test in a simulated world: paired differences and a report page")
-    arm = "run folder, or random, popularity, logger, oracle[:utility|watch_time|click[:strength]]"
-    parser.add_argument("a", help=f"the reference arm: a {arm}")
-    parser.add_argument("b", help="an arm that is compared with it")
-    parser.add_argument("more", nargs="*", help="further arms")
+    policies = "random, popularity, logger, oracle[:utility|watch_time|click[:strength]]"
+    text = f"run folders or policies ({policies}); the first is what the others are compared with"
+    parser.add_argument("arms", nargs="+", metavar="ARM", help=text)
+    text = "one more arm: a run folder whose reward chooses among its candidates"
+    parser.add_argument("--reranked", action="append", default=[], metavar="RUN", help=text)
     _add_world_flags(parser)
     parser.add_argument("--users", type=int, default=1000, help="users of each arm, the same for all")
     parser.add_argument("--days", type=int, default=3, help="days of the test")

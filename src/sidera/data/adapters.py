@@ -33,7 +33,7 @@ def read_canonical(folder: Path, min_rating: float | None, text_fields: Sequence
     dataset = Dataset.load(folder)
     if min_rating is None and not text_fields:
         return dataset
-    kept = np.ones(dataset.num_events, dtype=bool)
+    kept_mask = np.ones(dataset.num_events, dtype=bool)
     if min_rating is not None:
         if "rating" not in dataset.feedback:
             raise InputError(
@@ -41,12 +41,12 @@ def read_canonical(folder: Path, min_rating: float | None, text_fields: Sequence
                 allowed=f"feedback columns: {', '.join(dataset.feedback) or 'none'}",
                 fix="leave min_rating out",
             )
-        kept = dataset.feedback["rating"] >= min_rating
+        kept_mask = dataset.feedback["rating"] >= min_rating
     events = {
-        "user": pa.array(dataset.user_keys[dataset.event_users[kept]], type=pa.string()),
-        "item": pa.array(dataset.item_keys[dataset.item_ids[kept]], type=pa.string()),
-        ("time" if dataset.time_kind == "seconds" else "position"): dataset.times[kept],
-        **{name: values[kept] for name, values in dataset.feedback.items()},
+        "user": pa.array(dataset.user_keys[dataset.event_users[kept_mask]], type=pa.string()),
+        "item": pa.array(dataset.item_keys[dataset.item_ids[kept_mask]], type=pa.string()),
+        ("time" if dataset.time_kind == "seconds" else "position"): dataset.times[kept_mask],
+        **{name: values[kept_mask] for name, values in dataset.feedback.items()},
     }
     items = with_text(dataset.items, text_fields) if text_fields else dataset.items
     return build_dataset(dataset.name, pa.table(events), items, dataset.users)
@@ -118,8 +118,8 @@ def amazon_layout(folder: Path) -> Layout:
     both = [name for name in ("item_id", "item_idx") if name in events.names and name in items.names]
     users = [name for name in ("user_id", "user_idx") if name in events.names]
     order = tuple(name for name in ("timestamp", "position") if name in events.names)
-    for found, what in ((users, "user_id or user_idx"), (both, "item_id or item_idx in both tables")):
-        if not found:
+    for present, what in ((users, "user_id or user_idx"), (both, "item_id or item_idx in both tables")):
+        if not present:
             raise InputError(
                 f"{folder} has no {what} (interactions: {', '.join(events.names)}; items: {', '.join(items.names)})",
                 fix="bring the log in with `sidera import`",
@@ -163,9 +163,9 @@ def detect(folder: Path) -> str:
         ordered = columns & {"timestamp", "position"}
         if columns & {"user_id", "user_idx"} and columns & items & {"item_id", "item_idx"} and ordered:
             return "amazon"
-    found = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
+    listed = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
     raise InputError(
-        f"no adapter knows the folder {str(folder)!r} (holds {found})",
+        f"no adapter knows the folder {str(folder)!r} (holds {listed})",
         allowed=", ".join(ADAPTERS),
         fix="name one with --set data.adapter=NAME, or bring the log in with `sidera import`",
     )

@@ -1,32 +1,29 @@
 """A Dataset: one cleaned log in memory, events sorted by user and, inside a user, oldest first.
 
-Saved as an artifact of kind "dataset": ``events.parquet`` (user, item, time and the feedback columns),
-``items.parquet`` and ``users.parquet`` (first column ``key``). Row order is the meaning: event order inside a user
-(ties included) is the row order of ``events.parquet``, dense item ids are the row numbers of ``items.parquet``.
+Saved as an artifact of kind "dataset", whose files :mod:`sidera.data.writer` describes. Row order is the meaning: event
+order inside a user (ties included) is the row order of ``events.parquet``, dense item ids are the row numbers of
+``items.parquet``.
 
 Trap: a Dataset holds *all* events. What may be learned from is decided by ``sidera.data.split``.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sidera import artifacts
 from sidera.bounds import shown
 from sidera.core import ArtifactError
+from sidera.data.writer import TimeKind, content_digest, dataset_writer
 from sidera.loading import Opened, open_artifact
-
-TimeKind = Literal["seconds", "order"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,18 +68,9 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         """16 hex digits over everything but ``name`` and ``notes``."""
-        sha = hashlib.sha256(self.time_kind.encode())
-        for array in (self.offsets, self.item_ids, self.times):
-            sha.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
-        _hash_array(sha, pa.array(self.user_keys, type=pa.string()))
-        for name in sorted(self.feedback):
-            sha.update(name.encode())
-            _hash_array(sha, pa.array(self.feedback[name]))
-        for table in (self.items, self.users):
-            for name in table.column_names:
-                sha.update(name.encode())
-                _hash_array(sha, pa.concat_arrays(table[name].chunks) if table.num_rows else pa.array([]))
-        return sha.hexdigest()[:16]
+        feedback = {name: (pa.from_numpy_dtype(values.dtype), [values]) for name, values in self.feedback.items()}
+        columns = (self.offsets, [self.item_ids], [self.times], feedback)
+        return content_digest(self.time_kind, *columns, self.items, self.users)
 
     def keep(self, kept_mask: np.ndarray) -> Dataset:
         """The same users and items with only the events that a mask (E,) names."""
@@ -105,26 +93,12 @@ class Dataset:
 
         ``info`` is kept in the manifest beside names and counts; it is no part of the digest.
         """
-        rows = (self.event_users.astype(np.int32), self.item_ids.astype(np.int32))
-        events = {
-            "user": pa.DictionaryArray.from_arrays(rows[0], pa.array(self.user_keys, type=pa.string())),
-            "item": pa.DictionaryArray.from_arrays(rows[1], pa.array(self.item_keys, type=pa.string())),
-            "time": pa.array(self.times),
-            **{name: pa.array(values) for name, values in self.feedback.items()},
-        }
-        info = {
-            **(info or {}),
-            "name": self.name,
-            "time_kind": self.time_kind,
-            "num_users": self.num_users,
-            "num_items": self.num_items,
-            "num_events": self.num_events,
-            "notes": dict(self.notes),
-        }
-        manifest = artifacts.Manifest(kind="dataset", digest=self.digest, info=info)
-        with artifacts.writing(path, manifest) as folder:
-            for name, table in (("events", pa.table(events)), ("items", self.items), ("users", self.users)):
-                pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+        feedback = {name: pa.from_numpy_dtype(values.dtype) for name, values in self.feedback.items()}
+        with dataset_writer(
+            path, self.name, self.items, feedback, time_kind=self.time_kind, digest=self.digest
+        ) as writer:
+            writer.info |= {**(info or {}), "notes": dict(self.notes)}
+            writer.write(self.users, np.diff(self.offsets), self.item_ids, self.times, self.feedback)
 
     @classmethod
     def load(cls, path: str | Path) -> Dataset:
@@ -192,26 +166,5 @@ def positions_of(column: pa.ChunkedArray, keys: pa.ChunkedArray | pa.Array) -> n
     """(E,) int64: the row of ``keys`` that each value names, -1 where there is none."""
     if pa.types.is_dictionary(column.type):  # parquet keeps the encoding of save(): decode, or the types do not meet
         column = column.cast(pa.string())
-    found = pc.index_in(column.cast(pa.string()), value_set=keys.cast(pa.string()))
-    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
-
-
-def _hash_array(sha: Any, array: pa.Array) -> None:
-    """Feed values, lengths and nulls, so that chunking, slicing and string width do not show in the digest."""
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    sha.update(np.packbits(array.is_null().to_numpy(zero_copy_only=False)).tobytes())
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        sha.update(b"list")
-        sha.update(pc.fill_null(pc.list_value_length(array), 0).to_numpy().astype("<i8").tobytes())
-        _hash_array(sha, pc.list_flatten(array))
-    elif pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-        sha.update(b"text")
-        filled = pc.fill_null(array, "").cast(pa.large_string())
-        sha.update(pc.binary_length(filled).to_numpy().astype("<i8").tobytes())
-        sha.update("".join(filled.to_pylist()).encode())
-    elif pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type):
-        sha.update(str(array.type).encode())
-        sha.update(np.ascontiguousarray(array.drop_null().to_numpy(zero_copy_only=False)).tobytes())
-    else:  # dates, structs, ...: rare in items and users, so the slow way will do
-        sha.update(f"{array.type}:{array.to_pylist()!r}".encode())
+    rows = pc.index_in(column.cast(pa.string()), value_set=keys.cast(pa.string()))
+    return pc.fill_null(rows, -1).to_numpy().astype(np.int64)

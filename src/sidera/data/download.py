@@ -181,10 +181,10 @@ def _where(answer: Any, have: int) -> tuple[int, int | None]:
     coming = int(length) if length and length.isdigit() else None
     if answer.status != 206:
         return 0, coming
-    found = _RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
-    if found is None or int(found[1]) != have:
+    match = _RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
+    if match is None or int(match[1]) != have:
         raise _Retry("the server sent another part than was asked for")
-    return have, int(found[3]) if found[3] != "*" else None if coming is None else have + coming
+    return have, int(match[3]) if match[3] != "*" else None if coming is None else have + coming
 
 
 def _copy(answer: Any, stream: IO[bytes], begin: int, total: int | None, progress: _Progress) -> None:

@@ -1,6 +1,6 @@
 """A log that grew: exposures of one's own policy behind the events that came before it.
 
-    view = extended(view, data_config, events_of(exposure_log.read()))      # the reward learns from both
+    view = extended(view, data_config, as_dataset_events(exposure_log.read()))      # the reward learns from both
 
 Items, users, vocabularies and what counts as a long view stay those of the first log: a model's catalogue was made with
 them. Rows of users or items that the first log does not know teach nobody and are counted in ``notes``.
@@ -24,7 +24,7 @@ UNKNOWN = "exposures_of_unknown_users_or_items"  # in the notes
 
 
 def extended(view: View, config: DataConfig, events: pa.Table) -> View:
-    """The view with more events (columns ``user``, ``item``, ``time`` and feedback), split anew as ``config`` says.
+    """The view with more events (columns ``user``, ``item``, ``time`` and feedback), split again as ``config`` says.
 
     InputError when a column that models read is missing or unknown in a row, or when nothing is left.
     """

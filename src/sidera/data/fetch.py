@@ -51,20 +51,20 @@ def fetch(
     ``accept`` is asked once, before anything is fetched. ``source``: a folder or an address that holds the same file
     names, in place of the publisher's. ``repin``: a file that differs from its pin takes the pin's place.
     """
-    found = published(name)
+    release = published(name)
     out = Path(out)
-    say(describe(found))
-    if not found.files:
+    say(describe(release))
+    if not release.files:
         raise InputError(
             f"{name} cannot be fetched without an account",
-            fix=f"{found.by_hand} ({found.page}); then {convert_command(found, out)}",
+            fix=f"{release.by_hand} ({release.page}); then {convert_command(release, out)}",
         )
-    if not accept(found):
+    if not accept(release):
         raise InputError(f"the terms of {name} were not accepted", fix="read them, and pass --accept-licence")
     lock_path = Path(lock) if lock else out / LOCK
     pins = read_lock(lock_path)
     paths = []
-    for url in found.files:
+    for url in release.files:
         path = out / _base(url)
         address = _address(url, source)
         pin = pins.get(path.name)
@@ -77,21 +77,22 @@ def fetch(
     return paths
 
 
-def describe(found: Published) -> str:
-    files = "".join(f"\n  file     {url}" for url in found.files) or f"\n  by hand  {found.by_hand}"
-    return f"{found.name}: {found.about}\n  page     {found.page}\n  licence  {found.terms}{files}"
+def describe(release: Published) -> str:
+    files = "".join(f"\n  file     {url}" for url in release.files) or f"\n  by hand  {release.by_hand}"
+    return f"{release.name}: {release.about}\n  page     {release.page}\n  licence  {release.terms}{files}"
 
 
 def listing() -> str:
     """Every set, a line each."""
     width = max(map(len, CATALOGUE))
     return "\n".join(
-        f"{name:<{width}}  {found.about}{'' if found.files else ' (by hand)'}" for name, found in CATALOGUE.items()
+        f"{name:<{width}}  {release.about}{'' if release.files else ' (by hand)'}"
+        for name, release in CATALOGUE.items()
     )
 
 
-def convert_command(found: Published, out: str | Path) -> str:
-    return f"`sidera convert {found.raw_format} {out} --out data/{found.name}`"
+def convert_command(release: Published, out: str | Path) -> str:
+    return f"`sidera convert {release.raw_format} {out} --out data/{release.name}`"
 
 
 def read_lock(path: Path) -> dict[str, Pin]:

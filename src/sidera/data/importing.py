@@ -178,12 +178,12 @@ def _choose(source: Source, names: list[str], mapping: ImportMapping) -> Choice:
 def _with_all(table: pa.Table, blocks: EventBlocks) -> pa.Table:
     """A block with every column that is read; objects of JSON may leave some out, or bring new ones late."""
     choice = blocks.choice
-    wanted = [*choice.sources.values(), *choice.kept.values()]
-    for name in wanted:
+    named = [*choice.sources.values(), *choice.kept.values()]
+    for name in named:
         if name not in table.column_names:
             table = table.append_column(name, pa.nulls(table.num_rows))
     for name in table.column_names:
-        if name not in wanted and blocks.blocks:
+        if name not in named and blocks.blocks:
             choice.said.append(f"column {name!r} is left out: it appears after {blocks.num_rows:,} rows")
             choice.kept[name] = name
             blocks.left[name] = Left("it appears late")
@@ -212,11 +212,11 @@ def _ordered(events: pa.Table, unit: str, mapping: ImportMapping, report: Import
 
 def _describe(report: ImportReport, blocks: EventBlocks, names: list[str]) -> None:
     choice = blocks.choice
-    for ours, theirs in choice.sources.items():
-        report.columns.append(ours if ours == theirs else f"{ours} ← {theirs}")
-    for ours, theirs in choice.kept.items():
-        if theirs not in blocks.left:
-            report.columns.append(f"{ours} (feedback)" if ours == theirs else f"{ours} (feedback) ← {theirs}")
+    for role, source in choice.sources.items():
+        report.columns.append(role if role == source else f"{role} ← {source}")
+    for role, source in choice.kept.items():
+        if source not in blocks.left:
+            report.columns.append(f"{role} (feedback)" if role == source else f"{role} (feedback) ← {source}")
     for name, left in blocks.left.items():
         report.left_out.append(f"{name} ({left.reason}{', e.g. ' + repr(left.example) if left.example else ''})")
     texts = [name for name, left in blocks.left.items() if left.reason == "text"]
@@ -235,13 +235,13 @@ def _read_other(
     said: list[str] = []
     where = f"{what} file {sources[0].name}"
     roles = {"key": ("key", called, *keys, "id"), **(ITEM_ROLES if what == "items" else {})}
-    theirs = {
+    read_columns = {
         name
         for role, names in {**roles, "text": ("text",)}.items()
         for name in names
         if role in ("key", *TEXT_FIELDS, "text")
     }
-    table = read_table(sources, mapping, where, said, [*mapped.values(), *theirs, *TEXT_FIELDS, called])
+    table = read_table(sources, mapping, where, said, [*mapped.values(), *read_columns, *TEXT_FIELDS, called])
     names = [name for name in table.column_names if name]
     if called in names and "key" not in mapped and "key" not in names:
         mapped = {**mapped, "key": called}
@@ -254,16 +254,16 @@ def _read_other(
     report.notes += said + choice.said
     columns = {**choice.sources, **choice.kept}
     report.files += [source.name for source in sources]
-    described = [ours if ours == source else f"{ours} ← {source}" for ours, source in columns.items()]
+    described = [column if column == source else f"{column} ← {source}" for column, source in columns.items()]
     lost = [name for name in table.column_names if name not in columns.values()]
     described += [f"left out: {', '.join(name or '(without a name)' for name in lost)}"] if lost else []
     text = {"key", *TEXT_FIELDS, "text"} & columns.keys()
-    return pa.table({ours: _as_text(table[source], ours in text) for ours, source in columns.items()}), described
+    return pa.table({column: _as_text(table[source], column in text) for column, source in columns.items()}), described
 
 
-def _as_text(column: pa.ChunkedArray, wanted: bool) -> pa.ChunkedArray:
+def _as_text(column: pa.ChunkedArray, needed: bool) -> pa.ChunkedArray:
     """Numbers as text where text is read (a title may be 1984)."""
-    if wanted and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+    if needed and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         return column.cast(pa.string()) if pa.types.is_integer(column.type) else column
     return column
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from sidera.batch import Items
+from sidera.ops.columns import Column
 
 DENSE = 16  # a batch that names a 16th of the items or more marks them in a table instead of sorting their ids
 
@@ -23,8 +24,8 @@ DENSE = 16  # a batch that names a 16th of the items or more marks them in a tab
 class ItemTable:
     """Codes and features of every item."""
 
-    codes: np.ndarray  # (N, L) integers; L = 0: no semantic IDs
-    features: Mapping[str, np.ndarray] = field(default_factory=dict)  # feature -> (N,) category, 0: unknown
+    codes: Column | np.ndarray  # (N, L) integers; L = 0: no semantic IDs
+    features: Mapping[str, Column | np.ndarray] = field(default_factory=dict)  # feature -> (N,) category, 0: unknown
     version: int = 0  # moves when items come and go
 
     @classmethod

@@ -26,7 +26,7 @@ MAX_DEPTH = 64
 
 def plain_content(items: pa.Table) -> pa.Table:
     """The items with every content column as text or as a list of text (or of numbers)."""
-    for place, name in enumerate(items.column_names):
+    for position, name in enumerate(items.column_names):
         if name not in CONTENT:
             continue
         column = items[name]
@@ -36,18 +36,18 @@ def plain_content(items: pa.Table) -> pa.Table:
             column = _flattened(column.to_pylist())
         elif name in LISTS and (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             column = _split(column)
-        items = items.set_column(place, name, column)
+        items = items.set_column(position, name, column)
     return items
 
 
 def storable(table: pa.Table) -> pa.Table:
     """The table as Parquet gives it back: what is saved must be what was measured (a second becomes a millisecond)."""
-    for place, field in enumerate(table.schema):
+    for position, field in enumerate(table.schema):
         if not _is_plain(field.type):
             sink = pa.BufferOutputStream()
             pq.write_table(pa.table({field.name: table[field.name]}), sink)
             with pq.ParquetFile(pa.BufferReader(sink.getvalue())) as file:
-                table = table.set_column(place, field.name, file.read()[field.name])
+                table = table.set_column(position, field.name, file.read()[field.name])
     return table
 
 
@@ -96,16 +96,16 @@ def _split(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
     written = pc.match_substring_regex(column, r"^\s*\[.*\]\s*$|\|")
     if not pc.any(written).as_py():
         return column
-    found: list[list[str] | None] = []
+    pieces: list[list[str] | None] = []
     for text in column.to_pylist():
         if text is None:
-            found.append(None)
+            pieces.append(None)
             continue
         parts = _literal(text)
         if parts is None:
             parts = text.split("|")
-        found.append(list(dict.fromkeys(texts_of(parts))))
-    return pa.array(found, type=pa.list_(pa.string()))
+        pieces.append(list(dict.fromkeys(texts_of(parts))))
+    return pa.array(pieces, type=pa.list_(pa.string()))
 
 
 def _literal(text: str) -> list[Any] | None:

@@ -1,6 +1,6 @@
 """The catalogue of ``sidera fetch``: published data sets, where their publishers keep them, and on which terms.
 
-Terms are told in a sentence of our own; the publisher's page has the word that counts. Addresses and names are the
+Terms are given in a sentence of our own; the publisher's page has the word that counts. Addresses and names are the
 publishers'; the files have not been seen by this project, so no digest stands here: see ``fetch.py``.
 """
 
@@ -104,7 +104,7 @@ def _others() -> list[Published]:
     steam = "https://cseweb.ucsd.edu/~jmcauley/datasets.html#steam_data"
     games = "https://cseweb.ucsd.edu/~wckang/steam_games.json.gz"
     kuairand = "CC BY-SA 4.0: name the source, share what is made of it alike."
-    found = [
+    releases = [
         Published(
             "lastfm",
             "Last.fm of HetRec 2011: 1,892 users, 17,632 artists, tags with times",
@@ -169,8 +169,10 @@ def _others() -> list[Published]:
     ):
         files = (f"{ZENODO}/KuaiRand-{size}.tar.gz",)
         name = f"kuairand-{size.lower()}"
-        found.append(Published(name, f"KuaiRand-{size}: {about}", "https://kuairand.com/", kuairand, "kuairand", files))
-    return found
+        releases.append(
+            Published(name, f"KuaiRand-{size}: {about}", "https://kuairand.com/", kuairand, "kuairand", files)
+        )
+    return releases
 
 
 def _slug(release: str, category: str) -> str:

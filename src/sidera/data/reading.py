@@ -30,7 +30,7 @@ from sidera.data.items import ItemTable
 
 
 class LogRepresentatives(Protocol):
-    """Representatives of the histories of a log; ``store.log_events`` has them."""
+    """Representatives of the histories of a log; ``store.log_representatives`` has them."""
 
     identity: str  # what decides its answers, beside the data set
 

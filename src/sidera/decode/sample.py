@@ -195,7 +195,7 @@ def masked_log_probs(
 def free_log_probs(generator: Generator, context: Context, sids: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probability of every code over all codes of its level; differentiable. sids (B, G, L) -> (B, G, L).
 
-    Unlike ``Generator.log_probs`` it knows no other normaliser than the level's codes; -inf where a sid holds -1.
+    A generator's own normaliser (``StepOutput.log_norm``) does not count here; -inf where a sid holds -1.
     """
     codes = sids.clamp(min=0)
     found = [

@@ -125,7 +125,13 @@ def session_beam_search(
 
 
 def rank_by_lists(
-    generator: SessionGenerator, batch: Batch, trie: CodeTrie, *, k: int, beam: int, exclude: Jagged | None = None
+    generator: SessionGenerator,
+    context: Context | Batch,
+    trie: CodeTrie,
+    *,
+    k: int,
+    beam: int,
+    exclude: Jagged | None = None,
 ) -> tuple[Tensor, Tensor]:
     """k items of each history, best first: ids (B, k), -1 where there are no more, and scores (B, k).
 
@@ -135,7 +141,8 @@ def rank_by_lists(
     ``beam`` beams for one item, without those answered already). The score at a place is the log-probability of the
     answer up to there, read as a list and then lists of one item: it falls from place to place.
     """
-    context = generator.context(batch)
+    if isinstance(context, Batch):
+        context = generator.context(context)
     found = session_beam_search(
         generator, context, trie, length=generator.session_length, width=generator.list_beam, code_width=beam,
         exclude=exclude,

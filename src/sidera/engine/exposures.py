@@ -1,7 +1,7 @@
 """The engine writes what it answered: exposures with versions and per-token log-probabilities, gathered into parts.
 
     with ExposureWriter(ExposureLog.open(folder, codebook_id=..., num_levels=...)) as writer:
-        recommender.exposures = writer            # recommend() logs every answer of a request that names its user
+        parts = Parts(exposures=writer)           # recommend() logs every answer of a request that names its user
         writer.follow({"request": [answer.request], "slot": [0], "click": [True]})
 
 The probabilities are recorded when the answer is given: once weights or catalogue have moved, nobody can compute them
@@ -16,18 +16,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from sidera.batch import Batch
+from sidera.catalog.catalog import Catalog
 from sidera.store.exposures import ExposureLog, together
-
-if TYPE_CHECKING:  # a Recommender has a writer
-    from sidera.engine.recommender import Recommender
 
 HELD = 100  # times max_rows: exposures kept for a disk that takes none
 Columns = Mapping[str, Sequence[Any]]
@@ -118,36 +115,24 @@ class ExposureWriter:
 
 
 def exposure_columns(
-    recommender: Recommender,
-    batch: Batch,
+    catalog: Catalog,
     item_ids: Tensor,
+    log_probs: Tensor,
     *,
     requests: Sequence[str],
     users: Sequence[str],
     times: Sequence[int],
-    weights: str,
-    policy: str,
-    items_version: int,
+    policies: Sequence[str],
 ) -> dict[str, list[Any]]:
-    """What an ExposureLog takes of the answers ``item_ids`` (B, k; -1: empty slot) to the histories of ``batch``.
+    """What an ExposureLog takes of the answers ``item_ids`` (B, k; -1: empty slot) from the items of ``catalog``.
 
-    ``log_prob_0``, ...: what the policy gives each code of an item, renormalised inside the trie like a masked rollout;
-    null for scorers, for items that no code of the policy reaches, for histories without an event, which are answered
-    by popularity, and for all when other weights or another catalogue came since. The propensity is null: what a search
-    answers is no draw. ``weights``: version of those that found the items; ``policy``: what the log calls who answered
-    (the weights, and a reranker); ``items_version``: of the catalogue that was ranked.
+    ``log_probs`` (B, k, L) of each code of an item (``pipeline.Candidates``); null in the log where they are not
+    finite: a scorer wrote no codes, no code of the policy reaches the item, or the history had no event and was
+    answered by popularity. The propensity is null: what a search answers is no draw. ``policies``: what the log calls
+    who gave each answer (the weights, and a reranker).
     """
-    catalog, levels = recommender.catalog, recommender.catalog.num_levels
     rows, slots = (part.cpu() for part in torch.nonzero(item_ids >= 0, as_tuple=True))
-    shown = item_ids.cpu()[rows, slots]
-    log_probs = torch.full((len(rows), levels), float("nan"))
-    warm = torch.nonzero(batch.lengths > 0).squeeze(1).cpu()
-    if recommender.kind == "generator" and len(warm):
-        sids = torch.from_numpy(catalog.codes[item_ids.cpu().clamp(min=0)[warm].numpy()]).long()  # (W, k, L)
-        found = torch.full((*item_ids.shape, levels), float("nan"))
-        found[warm] = recommender.sid_log_probs(batch.rows(warm.to(batch.events.offsets.device)), sids).float().cpu()
-        if (weights, items_version) == (recommender.version, recommender.catalog.items_version):
-            log_probs = found[rows, slots]
+    shown, log_probs = item_ids.cpu()[rows, slots], log_probs.cpu()[rows, slots]
     known = log_probs.isfinite().all(1, keepdim=True).numpy()
     columns: dict[str, list[Any]] = {
         "request": [requests[row] for row in rows.tolist()],
@@ -155,8 +140,8 @@ def exposure_columns(
         "user": [users[row] for row in rows.tolist()],
         "item": [str(key) for key in catalog.item_keys[shown.numpy()]],
         "time": [int(times[row]) for row in rows.tolist()],
-        "policy": [policy] * len(rows),
-        "items_version": [items_version] * len(rows),
+        "policy": [policies[row] for row in rows.tolist()],
+        "items_version": [catalog.items_version] * len(rows),
     }
     for level, values in enumerate(np.where(known, log_probs.numpy(), np.nan).T):
         columns[f"log_prob_{level}"] = [None if np.isnan(value) else min(0.0, value) for value in values.tolist()]

@@ -1,25 +1,25 @@
-"""Where histories come from: the items that clusters are made of, representatives of what a request brings, and users
-whose behaviour is in a store.
+"""Where histories come from: a history store spoken to in the keys and columns of a Catalog.
 
     with open_behaviour("store", recommender.catalog) as behaviour:  # what `sidera serve RUN --store store` does
         behaviour.append("user-7", ["cup-3"], [1_700_000_000], {"click": [1]})
         recommender.recommend([Request(user="user-7")])              # once recommender.behaviour is set
 
-Clusters are made in the space of :attr:`Catalog.item_vectors`, so a store belongs to a codebook, and a Catalog that
-grew may be given in place of the one it was opened with. Which labels an event can carry says the Catalog's schema,
-which is kept beside the store and compared: bits of another schema would be read as other labels.
+Any Catalog opens any store: items go by their keys. Events of items that it does not hold are kept, and are read once a
+Catalog holds them. Which labels an event can carry says the Catalog's schema, which is kept beside the store and
+compared: bits of another schema would be read as other labels. Representatives are made in the space of
+:attr:`Catalog.item_vectors`, when a model asks for them.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,54 +28,45 @@ from sidera.artifacts import write_text
 from sidera.batch import Events, Lifelong
 from sidera.bounds import read_json
 from sidera.catalog.catalog import Catalog
-from sidera.config import parse_section
+from sidera.config import digest, written
 from sidera.core import ArtifactError, InputError
 from sidera.data.dataset import Dataset
-from sidera.store.behaviour import BehaviourStore, StoreConfig
-from sidera.store.events import ItemTable
+from sidera.data.representatives import lifelong_of, unpacked_columns
+from sidera.store.embedded import EmbeddedStore, StoreConfig
+from sidera.store.events import packed_events
+from sidera.store.history_store import CatalogIds, HistoryStore
 from sidera.store.lifelong import LifelongConfig
-from sidera.store.log_events import (
-    columns_of,
-    events_of,
-    lifelong_of,
-    positive_bits,
-    read_whole,
-    tokens_of,
-)
+from sidera.store.log_representatives import read_whole
+from sidera.store.store_representatives import CatalogItems, StoreRepresentatives
 
 SCHEMA_FILE = "schema.json"
 MAX_AHEAD = 60  # seconds that a sender's clock may be ahead of ours
-DEFAULT_CHUNK = 250  # of stores that no model with representatives asks for
-
-
-@lru_cache(maxsize=4)
-def item_table(catalog: Catalog) -> ItemTable:
-    """Vectors of the catalogue's items, and their creators where it knows any."""
-    creators = catalog.categories.get("creator")
-    return ItemTable.of(catalog.item_vectors, None if creators is None else creators - 1)
+VIEWS = "representatives-"  # folders beside the shards, by the digest of how histories are represented
 
 
 def lifelong_of_events(events: Events, catalog: Catalog, config: LifelongConfig) -> Lifelong:
-    """Representatives of whole histories, whose ``items`` are dense ids. O(events) for long ones: a store is quicker."""
-    item_ids, items = events.items.numpy(), item_table(catalog)
+    """Representatives of whole histories, whose ``items`` are dense ids. O(events) for long ones."""
+    item_ids, vectors = events.items.numpy(), catalog.item_vectors
     times = np.zeros(len(item_ids), np.int64) if events.times is None else events.times.numpy()
     feedback = {name: values.numpy() for name, values in events.feedback.items()}
+    feedback = feedback or catalog.schema.complete({}, len(item_ids))  # without any, events count as chosen
     rows = []
     for start, end in pairwise(events.offsets.tolist()):
         mine = slice(start, end)
         columns = {name: values[mine] for name, values in feedback.items()}
-        rows.append(read_whole(catalog.schema, items, config, item_ids[mine], times[mine], columns))
+        rows.append(read_whole(catalog.schema, vectors, config, item_ids[mine], times[mine], columns))
     return lifelong_of(catalog.schema, rows)
 
 
 @dataclass(frozen=True)
 class KnownHistory:
-    """What a store knows of one user."""
+    """What a store knows of one user, of items that the catalogue holds."""
 
     item_ids: NDArray[np.int64]  # (n,) oldest first
     times: NDArray[np.int64]  # (n,)
     feedback: Mapping[str, NDArray[np.float32]]  # column -> (n,)
-    tokens: NDArray[Any] | None  # representatives, where they were asked for
+    tokens: NDArray | None  # representatives, where they were asked for
+    unknown: tuple[str, ...] = ()  # items that the catalogue does not hold, each once
 
 
 @dataclass(frozen=True)
@@ -84,14 +75,20 @@ class Kept:
 
     new: int
     known: int  # of an item and second that the store held already, or that came twice
-    unknown: tuple[str, ...]  # items that the catalogue does not hold, each once: their events were left out
+    unknown: tuple[str, ...]  # items that the catalogue does not hold, each once: kept, and not read until it does
 
 
 class Behaviour:
-    """A behaviour store spoken to in the keys and columns of a Catalog. Any number of threads."""
+    """A history store spoken to in the keys and columns of a Catalog. Any number of threads."""
 
-    def __init__(self, store: BehaviourStore, catalog: Catalog, now: Callable[[], float] = time.time) -> None:
-        self.store, self.catalog, self.now = store, catalog, now
+    def __init__(
+        self, store: HistoryStore, catalog: Catalog, folder: Path | None = None, now: Callable[[], float] = time.time
+    ) -> None:
+        """``folder``: where representatives are saved with a snapshot; None: they are made again after a start."""
+        self.store, self.catalog, self.folder, self.now = store, catalog, folder, now
+        self._ids = CatalogIds(store, catalog.find_ids)
+        self._views: dict[LifelongConfig, StoreRepresentatives] = {}
+        self._lock = threading.Lock()
 
     def append(
         self, user: str, item_keys: Sequence[str], times: Sequence[int], feedback: Mapping[str, Sequence[float]]
@@ -108,16 +105,17 @@ class Behaviour:
         self, user: str, item_keys: Sequence[str], times: Sequence[int], feedback: Mapping[str, Sequence[float]],
         *, refuse_unknown: bool = False,
     ) -> Kept:  # fmt: skip
-        """Like :meth:`append`, but events of unknown items are left out and named; InputError where none is left."""
+        """Like :meth:`append`, but events of items that the catalogue does not hold are kept, too, and named."""
         schema = self.catalog.schema
         when = np.asarray(times)
         if when.shape != (len(item_keys),):
             raise InputError(f"{when.size} times for {len(item_keys)} events", allowed="one each")
         if when.size and when.dtype.kind not in "iu":
             raise InputError(f"times are {when.dtype}", allowed="whole numbers: unix seconds")
-        there = [key in self.catalog.ids_by_key for key in item_keys]
-        kept = [key for key, known in zip(item_keys, there, strict=True) if known]
-        item_ids = self.catalog.ids_of(item_keys if refuse_unknown or not kept else kept)
+        missing = self.catalog.find_ids(item_keys) < 0
+        unknown = tuple(dict.fromkeys(key for key, lost in zip(item_keys, missing.tolist(), strict=True) if lost))
+        if unknown and refuse_unknown:
+            self.catalog.ids_of(unknown)
         latest = int(self.now()) + MAX_AHEAD
         late = np.flatnonzero(when > latest)
         if len(late):
@@ -126,54 +124,95 @@ class Behaviour:
                 allowed=f"unix seconds up to {latest}",
                 fix="give seconds (not milliseconds), and check the sender's clock",
             )
-        unknown = [name for name in feedback if name not in schema.columns]
-        if unknown:
+        others = [name for name in feedback if name not in schema.columns]
+        if others:
             raise InputError(
-                f"feedback {unknown[0]!r} is no column of this catalogue", allowed=", ".join(schema.columns) or "none"
+                f"feedback {others[0]!r} is no column of this catalogue", allowed=", ".join(schema.columns) or "none"
             )
-        columns = {name: values[there] for name, values in schema.complete(feedback, len(item_keys)).items()}
-        new = self.store.append(user, events_of(schema, item_ids, when[there], columns), new_only=True)
-        left_out = dict.fromkeys(key for key, known in zip(item_keys, there, strict=True) if not known)
-        return Kept(new, len(kept) - new, tuple(left_out))
+        events = packed_events(schema, np.arange(len(item_keys)), when, schema.complete(feedback, len(item_keys)))
+        numbers = self.store.numbers_of(item_keys)[events.item_ids]  # last: what is refused gets none
+        new = self.store.append(user, replace(events, item_ids=numbers), new_only=True)
+        for view in list(self._views.values()):
+            view.follow(user)
+        return Kept(new, len(item_keys) - new, unknown)
 
-    def read(self, user: str, as_of: int | None = None, *, representatives: bool = False) -> KnownHistory | None:
-        """What a user did before ``as_of`` (None: ever); None for a user of whom nothing is known."""
-        found = self.store.history(user, as_of, representatives=representatives)
-        if found is None:
+    def read(
+        self, user: str, as_of: int | None = None, n: int | None = None, lifelong: LifelongConfig | None = None
+    ) -> KnownHistory | None:
+        """The newest ``n`` events of a user before ``as_of`` (None for either: all) of items that the catalogue holds,
+        and representatives of all of these where ``lifelong`` says which; None for a user of whom nothing is known."""
+        events = self.store.history(user, as_of, n)
+        if events is None:
             return None
-        events, tokens = found
-        columns = columns_of(self.catalog.schema, events.labels, events.watch_time, events.duration)
+        ids = self._ids.of(events.item_ids)
+        unread = events.item_ids[ids < 0]
+        if len(unread):
+            events, ids = events.take(ids >= 0), ids[ids >= 0]
+        keys = [self.store.item_keys(number)[0] for number in dict.fromkeys(unread.tolist())]
         return KnownHistory(
-            item_ids=events.item_ids.astype(np.int64),
+            item_ids=ids.astype(np.int64),
             times=events.times,
-            feedback=columns,
-            tokens=None if tokens is None else tokens_of(tokens),
+            feedback=unpacked_columns(self.catalog.schema, events.labels, events.watch_time, events.duration),
+            tokens=None if lifelong is None else self.representatives(lifelong).of(user, as_of),
+            unknown=tuple(keys),
         )
 
+    def representatives(self, config: LifelongConfig) -> StoreRepresentatives:
+        """Who answers with the representatives of users, as a model wants histories represented."""
+        with self._lock:
+            if config not in self._views:
+                folder = None if self.folder is None else self.folder / f"{VIEWS}{digest(written(config))[:16]}"
+                self._views[config] = StoreRepresentatives(self.store, _items(self.catalog), config, folder)
+            return self._views[config]
+
     def fill(self, dataset: Dataset) -> int:
-        """Keep every event of a data set of the same items, and begin new logs; -> how many.
+        """Keep every event of a data set, and begin new logs; -> how many.
 
         InputError when the store knows a user already, or a column that models read is missing.
         """
         if self.store.num_users:
             raise InputError(f"the store knows {self.store.num_users:,} users already", fix="fill an empty folder")
-        schema, item_ids = self.catalog.schema, self.catalog.ids_of(dataset.item_keys.tolist())
+        schema = self.catalog.schema
         feedback = {name: values for name, values in dataset.feedback.items() if name in schema.columns}
         columns = schema.complete(feedback, dataset.num_events)
+        numbers = self.store.numbers_of(dataset.item_keys.tolist())[dataset.item_ids]
         for user, key in enumerate(dataset.user_keys):
             span = slice(int(dataset.offsets[user]), int(dataset.offsets[user + 1]))
             mine = {name: values[span] for name, values in columns.items()}
-            self.store.append(str(key), events_of(schema, item_ids[dataset.item_ids[span]], dataset.times[span], mine))
-        self.store.snapshot()
+            self.store.append(str(key), packed_events(schema, numbers[span], dataset.times[span], mine))
+        self.snapshot()
         return dataset.num_events
 
     def set_catalog(self, catalog: Catalog) -> None:
-        """Take a catalogue with new items; InputError when it is of another codebook."""
-        catalog.check_codebook(self.catalog.codebook_id)
-        self.store.set_items(item_table(catalog))
-        self.catalog = catalog
+        """Read with another catalogue from now on; InputError when events have other columns there."""
+        _check_columns(_columns(self.catalog), _columns(catalog), "the store")
+        ids = CatalogIds(self.store, catalog.find_ids)
+        with self._lock:
+            for view in self._views.values():
+                view.set_items(_items(catalog))
+            self._ids, self.catalog = ids, catalog
+
+    def snapshot(self) -> None:
+        """Write what makes the next start quick: events without their logs, and the clusters of long histories."""
+        self.store.snapshot()
+        for view in list(self._views.values()):
+            view.save()
+
+    def erase(self, user: str) -> bool:
+        """Take a user out of the store and of everything made of it; False where nothing is known of the user."""
+        erased = self.store.erase(user)
+        with self._lock:
+            for view in self._views.values():
+                view.forget(user)
+            opened = {view.folder for view in self._views.values()}
+            for folder in [] if self.folder is None else self.folder.glob(f"{VIEWS}*"):
+                if folder not in opened:  # of another model; made again from the events
+                    shutil.rmtree(folder)
+        return erased
 
     def close(self) -> None:
+        for view in self._views.values():
+            view.close()
         self.store.close()
 
     def __enter__(self) -> Behaviour:
@@ -183,41 +222,30 @@ class Behaviour:
         self.close()
 
 
-def open_behaviour(
-    path: str | Path, catalog: Catalog, lifelong: LifelongConfig | None = None, *, sync: bool = True
-) -> Behaviour:
-    """The store at ``path`` (made when there is none), read as ``catalog`` says.
+def open_behaviour(path: str | Path, catalog: Catalog, *, sync: bool = True) -> Behaviour:
+    """The embedded store at ``path`` (made when there is none), read with ``catalog``.
 
-    ``lifelong``: how the model that will read it wants histories kept. InputError when the store keeps them otherwise,
-    or was made under another schema of feedback columns.
+    InputError when it was made under another schema of feedback columns.
     """
-    path = Path(path)
-    config = StoreConfig(lifelong=lifelong or LifelongConfig(chunk=DEFAULT_CHUNK))
-    bits = positive_bits(catalog.schema)
-    if bits is not None:
-        config = replace(config, positive_labels=bits)
-    if lifelong is None and (path / "store.json").exists():
-        config = replace(config, lifelong=_kept_as(path))
-    store = BehaviourStore(path, item_table(catalog), replace(config, sync=sync))
+    store = EmbeddedStore(path, StoreConfig(sync=sync))
     try:
-        _check_schema(path, catalog)
+        _check_schema(Path(path), catalog)
     except BaseException:
         store.close()
         raise
-    return Behaviour(store, catalog)
+    return Behaviour(store, catalog, Path(path))
 
 
-def _kept_as(path: Path) -> LifelongConfig:
-    """How an existing store keeps histories: good for every model that does not ask for more."""
-    try:
-        values = read_json(path / "store.json")["config"]["lifelong"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{path / 'store.json'} is damaged", fix="restore it from a backup") from None
-    return parse_section(LifelongConfig, values, "[lifelong]")
+def _items(catalog: Catalog) -> CatalogItems:
+    return CatalogItems.of(catalog.item_keys.tolist(), catalog.find_ids, catalog.item_vectors)
+
+
+def _columns(catalog: Catalog) -> dict[str, list[str]]:
+    return {"columns": list(catalog.schema.columns), "labels": list(catalog.schema.labels)}
 
 
 def _check_schema(path: Path, catalog: Catalog) -> None:
-    ours = {"columns": list(catalog.schema.columns), "labels": list(catalog.schema.labels)}
+    ours = _columns(catalog)
     file = path / SCHEMA_FILE
     if not file.exists():
         write_text(file, json.dumps(ours) + "\n")
@@ -227,9 +255,13 @@ def _check_schema(path: Path, catalog: Catalog) -> None:
         theirs["columns"] = [str(name) for name in theirs["columns"]]
     except (OSError, ValueError, KeyError, TypeError):
         raise ArtifactError(f"{file} is damaged", fix="restore it from a backup") from None
+    _check_columns(theirs, ours, f"store {str(path)!r}")
+
+
+def _check_columns(theirs: Mapping[str, list[str]], ours: Mapping[str, list[str]], store: str) -> None:
     if theirs != ours:
         raise InputError(
-            f"store {str(path)!r} was made with columns {', '.join(theirs['columns']) or 'none'}",
+            f"{store} was made with columns {', '.join(theirs['columns']) or 'none'}",
             allowed=f"those of the catalogue: {', '.join(ours['columns']) or 'none'}",
             fix="give this model a store of its own",
         )

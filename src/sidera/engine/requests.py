@@ -21,10 +21,9 @@ from sidera.batch import Batch, Requests
 from sidera.catalog.catalog import Catalog
 from sidera.core import InputError, Request
 from sidera.data.reading import Reading
-from sidera.engine.histories import Behaviour, KnownHistory, item_table
-from sidera.store.log_events import lifelong_of, read_whole
-
-UNKNOWN = -1  # in place of an item that the catalogue does not hold
+from sidera.data.representatives import lifelong_of
+from sidera.engine.histories import Behaviour, KnownHistory
+from sidera.store.log_representatives import read_whole
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class ReadHistory:
     item_ids: np.ndarray  # (n,) readable, oldest first
     times: np.ndarray  # (n,) int64
     feedback: Mapping[str, np.ndarray]  # column -> (n,) float32
-    tokens: np.ndarray | None  # (R,) of dtype store.log_events.TOKEN, where the model reads representatives
+    tokens: np.ndarray | None  # (R,) of dtype data.representatives.TOKEN, where the model reads representatives
     profile: Mapping[str, str]
     as_of: int
     seen_ids: list[int]  # every item of the whole history, where they are not to be answered again
@@ -57,7 +56,7 @@ class RequestReader:
         wrong with it."""
         if request.user is not None:
             return self._of_user(request, request.user)
-        known, schema, number = self.catalog.ids_by_key, self.catalog.schema, len(request.history)
+        schema, number = self.catalog.schema, len(request.history)
         feedback: dict[str, np.ndarray] = {}
         if request.feedback or self.reading.reads.feedback:
             feedback = schema.complete(request.feedback, number)
@@ -66,8 +65,8 @@ class RequestReader:
             raise InputError(f"the request has {times.size} times for {number} events", allowed="one each, or none")
         if (np.diff(times) < 0).any():
             raise InputError("the history is not in the order of its times", allowed="oldest event first")
-        item_ids = np.array([known.get(key, UNKNOWN) for key in request.history], dtype=np.int64)
-        missing = tuple(key for key in request.history if key not in known)
+        item_ids = self.catalog.find_ids(request.history)
+        missing = tuple(key for key, item in zip(request.history, item_ids.tolist(), strict=True) if item < 0)
         return self._readable(request, KnownHistory(item_ids, times, feedback, None), missing)
 
     def batch(self, histories: Sequence[ReadHistory]) -> Batch:
@@ -105,12 +104,12 @@ class RequestReader:
                 f"the request names user {user!r}, but no behaviour store is open",
                 fix="serve with --store FOLDER, or send the history",
             )
-        found = self.behaviour.read(user, request.as_of, representatives=self.reading.reads.lifelong is not None)
+        found = self.behaviour.read(user, request.as_of, lifelong=self.reading.reads.lifelong)
         if found is None or not len(found.item_ids):
             nothing = np.empty(0, dtype=np.int64)
             found = KnownHistory(nothing, nothing, self.catalog.schema.complete({}, 0), None)
             return replace(self._readable(request, found, ()), unknown_user=True)
-        return self._readable(request, found, ())
+        return self._readable(request, found, found.unknown)
 
     def _readable(self, request: Request, whole: KnownHistory, missing: tuple[str, ...]) -> ReadHistory:
         schema, item_ids, feedback, reads = self.catalog.schema, whole.item_ids, whole.feedback, self.reading.reads
@@ -123,8 +122,8 @@ class RequestReader:
             tokens = tokens[tokens["item_ids"] < self.num_known]
         elif reads.lifelong is not None:
             columns = {name: values[places] for name, values in feedback.items()}
-            items = item_table(self.catalog)
-            tokens = read_whole(schema, items, reads.lifelong, item_ids[places], whole.times[places], columns)
+            vectors = self.catalog.item_vectors
+            tokens = read_whole(schema, vectors, reads.lifelong, item_ids[places], whole.times[places], columns)
         newest = int(whole.times[-1]) if len(whole.times) else 0
         return ReadHistory(
             item_ids=item_ids[places],

@@ -1,7 +1,6 @@
 """Reranking at serving: the generator writes candidates, a ranker reads them and puts the best first.
 
-    reranker = Reranker.load("runs/x/reward", recommender.catalog)
-    recommender.reranker = reranker              # every answer goes through it from now on
+    sidera.load("runs/x", serve=ServeConfig(rerank=64))      # runs/x/reward orders 64 candidates of every answer
 
 This is the reward model's *selection* (2502.18965, 3.4 trains by it; here it answers): the same P-Score that alignment
 is rewarded by, asked at the last moment about candidates of the policy. It costs a wider search and a second network
@@ -27,7 +26,10 @@ from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
 from sidera.core import ArtifactError
+from sidera.decode.beam import NEG_INF, Jagged
+from sidera.engine.pipeline import Candidates, Query
 from sidera.engine.ranking import Ranking
+from sidera.engine.rollouts import roll_out
 
 FOLDER = "reward"  # of a run folder: the network that rewards, and that reranks when asked to
 Source = Literal["beam", "sample"]
@@ -47,20 +49,42 @@ class Reranker:
         check_value("rerank", "candidates", self.num_candidates, 1 <= self.num_candidates <= 512, "1 to 512")
         self.network.eval()
 
+    def needs(self, k: int) -> int:
+        return max(k, self.num_candidates) if self.source == "beam" else k
+
+    def __call__(self, query: Query, candidates: Candidates) -> Candidates:
+        """The ``k`` best candidates, in the ranker's order and with its scores."""
+        snapshot, ids = query.snapshot, candidates.item_ids
+        if self.source == "sample":
+            with snapshot.answering():
+                drawn = roll_out(
+                    snapshot.generator, query.context, snapshot.catalog, self.num_candidates, "masked", 1.0, 0,
+                    snapshot.version,
+                )  # fmt: skip
+            ids = without_repeats(torch.cat((ids, drawn.item_ids), dim=1), query.left_out)
+        ids, scores = self.order(query.batch, ids, query.k)
+        return Candidates(ids, scores, candidates.version, candidates.items_version, self.version)
+
     @torch.inference_mode()
     def order(self, batch: Batch, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """(B, C) candidates, -1 where none -> the k best of each (B, k) with their scores, -1 and -inf behind."""
-        known_mask = candidates >= 0
+        """(B, C) candidates, -1 where none -> the k best of each (B, k) with their scores, -1 and -inf behind.
+
+        A candidate without a row carries the lowest score that the ranker gave in its history, 0 where it gave none:
+        it stands there by rule, not by score.
+        """
+        none_mask, known_mask = candidates < 0, candidates >= 0
         if self.num_known is not None:
             known_mask = known_mask & (candidates < self.num_known)
         asked = candidates.masked_fill(~known_mask, 0)
         context = self.network.context(batch.newest(self.network.reads.max_events))
         scores = self.network.score(context, asked)[..., 0].float()
-        places = torch.arange(candidates.shape[1], device=candidates.device)
-        scores = torch.where(known_mask, scores, -1.0 - places)  # p is above 0: items without a row keep their order
-        scores = scores.masked_fill(candidates < 0, float("-inf"))
-        best, order = scores.topk(min(k, candidates.shape[1]), dim=1)
-        return candidates.gather(1, order), best
+        by_score = scores.masked_fill(~known_mask, NEG_INF).sort(dim=1, descending=True, stable=True).indices
+        groups = (~known_mask).long() + none_mask  # 0: scored, 1: without a row, 2: none
+        order = by_score.gather(1, groups.gather(1, by_score).sort(dim=1, stable=True).indices)[:, :k]
+        lowest = scores.masked_fill(~known_mask, float("inf")).amin(1, keepdim=True)  # (B, 1)
+        lowest = lowest.masked_fill(~known_mask.any(1, keepdim=True), 0.0)
+        scores = torch.where(known_mask, scores, lowest).masked_fill(none_mask, NEG_INF)
+        return candidates.gather(1, order), scores.gather(1, order)
 
     @classmethod
     def load(cls, path: str | Path, catalog: Catalog, num_candidates: int = 64, source: Source = "beam") -> Reranker:
@@ -69,3 +93,14 @@ class Reranker:
         if ranking.role != "ranker":
             raise ArtifactError(f"{str(path)!r} holds a {ranking.role}", allowed="a ranker: it scores single items")
         return cls(ranking.model, ranking.version, num_candidates, source, ranking.num_known)
+
+
+def without_repeats(candidates: Tensor, left_out: Jagged | None) -> Tensor:
+    """(B, C) candidates with -1 where an item stands further to the left already, or is left out."""
+    earlier_mask = torch.ones(candidates.shape[1:] * 2, dtype=torch.bool, device=candidates.device).tril(-1)
+    repeats = ((candidates[:, :, None] == candidates[:, None]) & earlier_mask).any(2)
+    if left_out is not None:
+        values, offsets = left_out[0].to(candidates.device), left_out[1].to(candidates.device)
+        for row in range(len(candidates)):
+            repeats[row] |= torch.isin(candidates[row], values[offsets[row] : offsets[row + 1]])
+    return candidates.masked_fill(repeats, -1)

@@ -19,7 +19,7 @@ from sidera.core import InputError
 from sidera.decode.beam import beam_search
 from sidera.decode.sample import SampleMode, free_log_probs, masked_log_probs, sample
 from sidera.ops.trie import CodeTrie
-from sidera.roles import Generator, Rollout
+from sidera.roles import Context, Generator, Rollout
 
 RolloutMode = Literal["masked", "free", "beam"]
 MAX_COUNT = 512  # semantic IDs of one history
@@ -28,7 +28,7 @@ MAX_COUNT = 512  # semantic IDs of one history
 @torch.inference_mode()
 def roll_out(
     generator: Generator,
-    batch: Batch,
+    context: Context,
     catalog: Catalog,
     count: int,
     mode: RolloutMode,
@@ -39,7 +39,6 @@ def roll_out(
     """``count`` semantic IDs for each history; ``seed`` and ``temperature`` have no say in a beam's choice."""
     if not 1 <= count <= MAX_COUNT:
         raise InputError(f"a rollout of {count} semantic IDs", allowed=f"1 to {MAX_COUNT}")
-    context = generator.context(batch)
     if mode == "beam":
         found = beam_search(generator, context, catalog.trie, width=count, num_results=count)
         sids, item_ids = found.sids, found.item_ids

@@ -1,31 +1,90 @@
-"""How a run folder serves: alone, reranked by the network that it was rewarded by, with slots kept for new items."""
+"""How a run folder serves: alone, reranked by the network that it was rewarded by, with slots kept for new items, with
+its users' histories in a store and its answers in a log.
+
+    with sidera.load("runs/x", serve=ServeConfig(rerank=64, store="store", exposures="log")) as recommender:
+        recommender.recommend([Request(user="ann")])
+
+``sidera serve`` opens the same, with the same names as flags.
+"""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from sidera.config import parse_section
+from sidera.core import InputError
+from sidera.data.config import DataConfig, load_dataset
+from sidera.engine.exposures import ExposureWriter
+from sidera.engine.histories import Behaviour, open_behaviour
+from sidera.engine.pipeline import Step
 from sidera.engine.quota import Quota
-from sidera.engine.recommender import Recommender
 from sidera.engine.reranker import FOLDER, Reranker, Source
+from sidera.engine.run_folder import section_of_run
+from sidera.engine.snapshot import Snapshot
+from sidera.store.exposures import ExposureLog
 
 
 @dataclass(frozen=True)
-class Serving:
-    """What ``sidera serve`` and an arm of an online test are told."""
+class ServeConfig:
+    """What stands beside the model of a run folder when it serves; nothing by default."""
 
-    run: Path
-    candidates: int = 0  # that its reward's network chooses among; 0: none does
-    source: Source = "sample"
-    beam: int | None = None  # else the run's
-    cold_share: float = 0.0  # of the slots kept for items that the log never showed
+    rerank: int = 0  # candidates that the run's reward chooses among; 0: none does
+    rerank_from: Source = "sample"  # candidates are drawn, or the search's best ("beam")
+    cold_share: float = 0.0  # of the slots, kept for items that no log showed
+    beam: int | None = None  # width of the search; None: the run's
+    store: str | Path | None = None  # folder of the behaviour store, made where there is none
+    fill: str | Path | None = None  # data folder whose events a new store begins with
+    exposures: str | Path | None = None  # folder of the exposure log: answers to users
 
-    def open(self, device: str = "cpu") -> Recommender:
-        """ArtifactError when there is no such run, or no ``reward/`` in it to rerank with."""
-        recommender = Recommender.load(self.run, device=device, beam=self.beam)
-        if self.candidates:
-            recommender.reranker = Reranker.load(self.run / FOLDER, recommender.catalog, self.candidates, self.source)
-            recommender.reranker.network.to(device)
-        if self.cold_share:
-            recommender.quota = Quota.cold(recommender.catalog, self.cold_share)
-        return recommender
+    def __post_init__(self) -> None:
+        fix = "name the store's folder (store, --store)"
+        if self.fill and not self.store:
+            raise InputError(f"fill {self.fill} without a store", fix=fix)
+        if self.exposures and not self.store:
+            problem = f"exposures {self.exposures} without a store: logged answers are of requests that name a user"
+            raise InputError(problem, fix=fix)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What stands beside a Snapshot."""
+
+    steps: tuple[Step, ...] = ()  # of the pipeline, behind the search
+    behaviour: Behaviour | None = None  # histories of users that requests may name
+    exposures: ExposureWriter | None = None  # answers to requests that name their user are logged
+
+    def close(self) -> None:
+        """What was taken is on the disk when this returns, and the store's next start reads a snapshot."""
+        with ExitStack() as closing:
+            if self.behaviour is not None:
+                closing.callback(self.behaviour.close)
+                closing.callback(self.behaviour.snapshot)
+            if self.exposures is not None:
+                closing.callback(self.exposures.close)
+
+
+def open_parts(run: Path, config: ServeConfig, snapshot: Snapshot) -> Parts:
+    """ArtifactError when there is no ``reward/`` in the run to rerank with; InputError for a store or a log of another
+    catalogue. What was opened is closed again where a later part fails."""
+    catalog, steps = snapshot.catalog, list[Step]()
+    if config.rerank:
+        reranker = Reranker.load(run / FOLDER, catalog, config.rerank, config.rerank_from)
+        reranker.network.to(snapshot.device)
+        steps.append(reranker)
+    if config.cold_share:
+        steps.append(Quota.cold(config.cold_share).check(catalog))
+    with ExitStack() as opened:
+        behaviour = writer = None
+        if config.store:
+            behaviour = opened.enter_context(open_behaviour(config.store, catalog))
+            if config.fill and not behaviour.store.num_users:
+                why, fix = "how its data folder is read", "run the recipe again, or send the events"
+                section = section_of_run(run, "data", why, fix)
+                behaviour.fill(load_dataset(config.fill, parse_section(DataConfig, section, "[data]")))
+        if config.exposures:
+            log = ExposureLog.open(config.exposures, codebook_id=catalog.codebook_id, num_levels=catalog.num_levels)
+            writer = ExposureWriter(log)
+        opened.pop_all()
+        return Parts(tuple(steps), behaviour, writer)

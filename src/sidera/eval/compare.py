@@ -64,11 +64,11 @@ def compare(
     for seen in (seen for seen in a.protocol["seen"] if seen in b.protocol["seen"]):
         lists_b = {tuple(made["ks"]) for made in b.protocol["lists"]}
         for ks in (tuple(made["ks"]) for made in a.protocol["lists"] if tuple(made["ks"]) in lists_b):
-            ours, theirs = (row_metrics(run.target_ranks(seen, ks[-1]), ks) for run in (a, b))
-            for metric in ours:
+            metrics_a, metrics_b = (row_metrics(run.target_ranks(seen, ks[-1]), ks) for run in (a, b))
+            for metric in metrics_a:
                 if not metric.startswith("expected_"):
-                    found = paired_test(ours[metric], theirs[metric], users, resamples=resamples, seed=seed)
-                    tests[seen, metric] = found
+                    test = paired_test(metrics_a[metric], metrics_b[metric], users, resamples=resamples, seed=seed)
+                    tests[seen, metric] = test
     if not tests:
         raise InputError(
             f"{names[0]} and {names[1]} share no seen mode and list of cut-offs",
@@ -94,10 +94,10 @@ def _p(value: float) -> str:
 
 def _notes(a: Evaluation, b: Evaluation) -> tuple[str, ...]:
     notes = []
-    for ours, theirs in zip(a.protocol["lists"], b.protocol["lists"], strict=False):
-        if ours["ks"] == theirs["ks"] and ours["beam"] != theirs["beam"]:
-            beams = [f"beam {made['beam']}" if made["beam"] else "exact" for made in (ours, theirs)]
-            notes.append(f"lists for k = {', '.join(map(str, ours['ks']))}: A {beams[0]}, B {beams[1]}")
+    for list_a, list_b in zip(a.protocol["lists"], b.protocol["lists"], strict=False):
+        if list_a["ks"] == list_b["ks"] and list_a["beam"] != list_b["beam"]:
+            beams = [f"beam {made['beam']}" if made["beam"] else "exact" for made in (list_a, list_b)]
+            notes.append(f"lists for k = {', '.join(map(str, list_a['ks']))}: A {beams[0]}, B {beams[1]}")
     if a.protocol["max_history"] != b.protocol["max_history"]:
         notes.append(f"events read: A {a.protocol['max_history']}, B {b.protocol['max_history']}")
     return tuple(notes)

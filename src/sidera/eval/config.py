@@ -1,7 +1,7 @@
 """The ``[eval]`` section of a recipe: what is measured, and with which decoding settings.
 
-Decoding settings live here and never in a checkpoint: two models are compared with the same beam. docs/protocol.md says
-what every number means.
+Decoding settings live here and never in a checkpoint: two models are compared with the same beam.
+docs/understand/protocol.md says what every number means.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rank the rows of a split with a Recommender and measure the answers. The protocol is in docs/protocol.md.
+"""Rank the rows of a split with a Recommender and measure the answers. The protocol is in docs/understand/protocol.md.
 
 Evaluation asks through the same ``rank`` that serves: the whole history goes in (the recommender reads its newest
 events, and with ``filter_seen`` drops every item of the history, also those too old for the model), the target never
@@ -69,14 +69,14 @@ def evaluate(
     reads_all = recommender.reads.feedback  # then the log holds more than the positive events
     popularity = recommender.catalog.popularity[: dataset.num_items] if reads_all else item_popularity(dataset, split)
     head = PopularitySlices.of(popularity)
-    found: dict[str, dict[int, Lists]] = {}
+    by_mode: dict[str, dict[int, Lists]] = {}
     clock = Clock(total=len(rows) * len(config.seen) * num_lists(recommender, config), progress=progress)
     choice = ranking_threads(recommender, dataset, rows, config)
     with num_threads(choice.threads):
         for seen in config.seen:
-            found[seen] = rank_lists(recommender, dataset, rows, config, seen, clock)
+            by_mode[seen] = rank_lists(recommender, dataset, rows, config, seen, clock)
         legality = _legality(recommender, dataset, rows, config)
-    measured = {seen: _all_metrics(lists, config) for seen, lists in found.items()}
+    measured = {seen: _all_metrics(lists, config) for seen, lists in by_mode.items()}
     flat = {f"{seen}/{key}": values for seen, part in measured.items() for key, values in part.items()}
     estimates = intervals(flat, rows.user_ids, resamples=config.bootstrap, seed=config.seed)
     return Evaluation(
@@ -84,7 +84,7 @@ def evaluate(
         protocol=_protocol(recommender, dataset, split, which, rows, len(all_rows), config, head),
         metrics={seen: {key: estimates[f"{seen}/{key}"] for key in part} for seen, part in measured.items()},
         lists={
-            seen: _list_metrics(lists, config, recommender.catalog, head, popularity) for seen, lists in found.items()
+            seen: _list_metrics(lists, config, recommender.catalog, head, popularity) for seen, lists in by_mode.items()
         },
         slices={seen: _slices(part, rows, popularity, head, config) for seen, part in measured.items()},
         latency={
@@ -93,8 +93,8 @@ def evaluate(
             **_latency(recommender, dataset, rows, config),
         },
         legality=legality,
-        samples=_samples(found[config.seen[0]], dataset, rows, config),
-        ranks=_rank_table(found, dataset, rows),
+        samples=_samples(by_mode[config.seen[0]], dataset, rows, config),
+        ranks=_rank_table(by_mode, dataset, rows),
         info=dict(info or {}),
     )
 
@@ -120,11 +120,11 @@ def quick_metrics(
     rows = sample_rows(rows, max_rows, seed)
     values: dict[str, float] = {}
     for prefix, filter_seen in (("", False), ("filter_", True))[: 2 if filter_too else 1]:
-        places = np.zeros(len(rows), dtype=np.int32)
+        positions = np.zeros(len(rows), dtype=np.int32)
         for index, batch in questions(recommender, dataset, rows, batch_size):
             ranked = rank(batch, k, beam=beam, filter_seen=filter_seen)
-            places[index] = target_ranks(to_numpy(ranked.item_ids), rows.target_ids[index]).rank
-        means = row_metrics(TargetRanks(places, places, np.ones_like(places), k), [k])
+            positions[index] = target_ranks(to_numpy(ranked.item_ids), rows.target_ids[index]).rank
+        means = row_metrics(TargetRanks(positions, positions, np.ones_like(positions), k), [k])
         values |= {f"{prefix}{name}": float(means[name].mean()) for name in (f"ndcg@{k}", f"recall@{k}")}
     return values
 
@@ -226,7 +226,7 @@ def _samples(lists: dict[int, Lists], dataset: Dataset, rows: EvalRows, config: 
     """A few rows with titles: what was read, what came next, what was answered."""
     keys = dataset.item_keys
     titles = dataset.items["title"].to_pylist() if "title" in dataset.items.column_names else [None] * len(keys)
-    found = next(iter(lists.values()))
+    shown_lists = next(iter(lists.values()))
 
     def shown(ids: np.ndarray) -> list[dict[str, Any]]:
         return [{"key": str(keys[i]), "title": titles[i]} for i in ids.tolist() if 0 <= i < len(keys)]
@@ -237,20 +237,20 @@ def _samples(lists: dict[int, Lists], dataset: Dataset, rows: EvalRows, config: 
             "user": str(dataset.user_keys[rows.user_ids[row]]),
             "history": shown(dataset.item_ids[max(rows.starts[row], rows.ends[row] - 5) : rows.ends[row]]),
             "target": shown(rows.target_ids[row : row + 1])[0],
-            "answer": shown(found.top_ids[row][:5]),
-            "rank": int(found.ranks.rank[row]),
+            "answer": shown(shown_lists.top_ids[row][:5]),
+            "rank": int(shown_lists.ranks.rank[row]),
         }
         for row in picked.tolist()
     ]
 
 
-def _rank_table(found: dict[str, dict[int, Lists]], dataset: Dataset, rows: EvalRows) -> pa.Table:
+def _rank_table(by_mode: dict[str, dict[int, Lists]], dataset: Dataset, rows: EvalRows) -> pa.Table:
     columns: dict[str, Any] = {
         "user": pa.array(dataset.user_keys[rows.user_ids], type=pa.string()),
         "target": pa.array(dataset.item_keys[rows.target_ids], type=pa.string()),
         "history": pa.array(rows.ends - rows.starts),
     }
-    for seen, lists in found.items():
+    for seen, lists in by_mode.items():
         for length, part in lists.items():
             for name in ("rank", "tie_start", "tie_size"):
                 columns[f"{name}_{seen}_{length}"] = pa.array(getattr(part.ranks, name))

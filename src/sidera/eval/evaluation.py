@@ -100,7 +100,7 @@ def load_evaluation(path: str | Path) -> Evaluation:
     with opened.believed():
         record = opened.json("metrics.json", dict)
         ranks = opened.table("ranks.parquet", opened.info("rows", int))
-        metrics = {seen: _estimates(found) for seen, found in record["metrics"].items()}
+        metrics = {seen: _estimates(estimates) for seen, estimates in record["metrics"].items()}
         slices = {
             seen: {
                 kind: {name: Slice(part["rows"], _estimates(part["metrics"])) for name, part in parts.items()}
@@ -117,3 +117,27 @@ def _estimates(record: Mapping[str, Mapping[str, float]]) -> dict[str, Estimate]
         if not all(type(value) in (int, float) for value in values.values()):
             raise ValueError(f"{name} is no estimate")
     return {name: Estimate(**values) for name, values in record.items()}
+
+
+def protocol_line(*protocols: Mapping[str, Any]) -> str:
+    """What a reader must know beside an accuracy table, in one line; several runs on the same rows share it."""
+    first = protocols[0]
+    sampled = f" of {first['rows_in_split']:,}" if first["rows"] != first["rows_in_split"] else ""
+    events = sorted({protocol["max_history"] for protocol in protocols}, reverse=True)
+    decoding = [
+        f"beam {made['beam']} for @{'/@'.join(map(str, made['ks']))}" if made["beam"] else "scorers exact"
+        for protocol in protocols
+        for made in protocol["lists"]
+    ]
+    return " · ".join(
+        [
+            first["dataset"],
+            f"{first['split'].replace('_', '-')}, {first['which']}",
+            f"{first['rows']:,}{sampled} rows",
+            f"full ranking over {first['num_items']:,} items",
+            "item-level hits",
+            f"seen = {' and '.join(first['seen'])}",
+            ", ".join(dict.fromkeys(decoding)),
+            f"newest {' or '.join(map(str, events))} events read",
+        ]
+    )

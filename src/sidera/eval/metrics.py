@@ -1,4 +1,4 @@
-"""Item-level ranking metrics, vectorised over rows. Definitions: docs/protocol.md.
+"""Item-level ranking metrics, vectorised over rows. Definitions: docs/understand/protocol.md.
 
 A *row* is one history with one target; the served list of a row is `item_ids (R, k)`, best first, -1 where fewer than
 k items exist. One relevant item per row makes recall@k the hit rate and NDCG@k = 1 / log2(1 + rank), the ideal list
@@ -36,8 +36,8 @@ class TargetRanks:
     @property
     def expected_rank(self) -> np.ndarray:
         """(R,) mean place of the target over the orders inside its semantic ID; 0 where the ID is not in the list."""
-        found = self.tie_start > 0
-        return np.where(found, self.tie_start + (self.tie_size - 1) / 2, 0.0)
+        in_list = self.tie_start > 0
+        return np.where(in_list, self.tie_start + (self.tie_size - 1) / 2, 0.0)
 
     def cut(self, length: int) -> TargetRanks:
         """The same ranks in lists cut at a shorter ``length``."""
@@ -93,7 +93,7 @@ def row_metrics(ranks: TargetRanks, ks: Sequence[int]) -> dict[str, np.ndarray]:
     gain = np.concatenate([[0.0], 1.0 / np.log2(np.arange(1, ranks.length + 1) + 1.0)])
     gain_sum = np.cumsum(gain)
     before = ranks.tie_start.astype(np.int64) - 1  # places above the tie; -1 where the ID was not found
-    found = before >= 0
+    in_list = before >= 0
     size = np.maximum(ranks.tie_size.astype(np.int64), 1)
     metrics: dict[str, np.ndarray] = {}
     for k in ks:
@@ -102,8 +102,8 @@ def row_metrics(ranks: TargetRanks, ks: Sequence[int]) -> dict[str, np.ndarray]:
         metrics[f"ndcg@{k}"] = np.where(hit, gain[np.minimum(rank, k)], 0.0)
         last = np.clip(before + size, 0, k)  # place of the tie's last item inside the cut
         first = np.clip(before, 0, last)
-        metrics[f"expected_recall@{k}"] = np.where(found, (last - first) / size, 0.0)
-        metrics[f"expected_ndcg@{k}"] = np.where(found, (gain_sum[last] - gain_sum[first]) / size, 0.0)
+        metrics[f"expected_recall@{k}"] = np.where(in_list, (last - first) / size, 0.0)
+        metrics[f"expected_ndcg@{k}"] = np.where(in_list, (gain_sum[last] - gain_sum[first]) / size, 0.0)
     metrics[f"mrr@{ranks.length}"] = np.divide(1.0, rank, out=np.zeros(rank.shape), where=rank > 0)
     return metrics
 
@@ -118,8 +118,8 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     negative = len(labels) - positive
     if not positive or not negative:
         return float("nan")
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # from 1, the mean rank among equals
+    _, position, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[position]  # from 1, the mean rank among equals
     return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 

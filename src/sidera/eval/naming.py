@@ -30,18 +30,18 @@ def evaluation_path(run: str | Path, name: str = "") -> Path:
 
 def evaluations_of(run: str | Path) -> list[str]:
     """Names of the evaluations in a run folder; "" is the official one."""
-    found = sorted(path.name for path in Path(run).glob(f"{FOLDER}*") if path.is_dir())
-    return [name[len(FOLDER) + 1 :] for name in found if name == FOLDER or name.startswith(f"{FOLDER}-")]
+    folders = sorted(path.name for path in Path(run).glob(f"{FOLDER}*") if path.is_dir())
+    return [name[len(FOLDER) + 1 :] for name in folders if name == FOLDER or name.startswith(f"{FOLDER}-")]
 
 
 def existing_evaluation(run: str | Path, name: str) -> Path:
     """The path of one that is there; ArtifactError names those that are."""
     path = evaluation_path(run, name)
     if not path.is_dir() and name:
-        there = ", ".join(each or "(the official one)" for each in evaluations_of(run)) or "none"
+        known = ", ".join(each or "(the official one)" for each in evaluations_of(run)) or "none"
         raise ArtifactError(
             f"{str(run)!r} holds no evaluation {name!r}",
-            allowed=there,
+            allowed=known,
             fix=f"sidera evaluate {run} --data DATA --name {name}",
         )
     return path

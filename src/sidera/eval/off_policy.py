@@ -1,4 +1,4 @@
-"""Off-policy estimates: what another policy would have earned, told from the log of this one.
+"""Off-policy estimates: what another policy would have earned, estimated from the log of this one.
 
 Each logged choice has the chance ``propensity`` that the logging policy made it and the chance ``target`` that the
 other policy would have. With w = target / propensity (Horvitz & Thompson 1952; Swaminathan & Joachims 2015; Dudík et
@@ -65,10 +65,10 @@ def off_policy(
     ``model_logged`` q of the logged choice; ``model_target`` the mean of q under the target policy, over all that it
     could choose. q must not have been fitted on these rows, or DR borrows their luck. ``cap``: the largest weight.
     """
-    rewards, chances, wanted = (np.asarray(values, dtype=np.float64) for values in (reward, propensity, target))
+    rewards, chances, targets = (np.asarray(values, dtype=np.float64) for values in (reward, propensity, target))
     users = np.asarray(user_ids)
-    _check(rewards, chances, wanted, users, cap)
-    weights = wanted / chances
+    _check(rewards, chances, targets, users, cap)
+    weights = targets / chances
     num_capped = 0
     if cap is not None:
         num_capped = int((weights > cap).sum())
@@ -112,10 +112,10 @@ def mean_by_user(values: Floats, user_ids: NDArray, weights: Floats | None = Non
     return Estimate(float(ratio), float(ratio - WIDTH * error), float(ratio + WIDTH * error))
 
 
-def _check(rewards: Floats, chances: Floats, wanted: Floats, users: NDArray, cap: float | None) -> None:
+def _check(rewards: Floats, chances: Floats, targets: Floats, users: NDArray, cap: float | None) -> None:
     if not len(rewards):
         raise InputError("no logged choice to estimate from", allowed="1 or more")
-    for name, values in (("propensity", chances), ("target", wanted), ("user_ids", users)):
+    for name, values in (("propensity", chances), ("target", targets), ("user_ids", users)):
         if values.shape != rewards.shape:
             raise InputError(f"{name} has shape {values.shape} for {len(rewards)} rewards", allowed="one each")
     if not np.isfinite(rewards).all():
@@ -126,8 +126,10 @@ def _check(rewards: Floats, chances: Floats, wanted: Floats, users: NDArray, cap
             f"propensity {chances[bad][0]} of choice {int(bad.argmax())} ({int(bad.sum())} such)",
             allowed="above 0, at most 1", fix="leave out choices whose propensity was not logged",
         )  # fmt: skip
-    bad = ~((wanted >= 0) & (wanted <= 1))
+    bad = ~((targets >= 0) & (targets <= 1))
     if bad.any():
-        raise InputError(f"the target policy's chance {wanted[bad][0]} of choice {int(bad.argmax())}", allowed="0 to 1")
+        raise InputError(
+            f"the target policy's chance {targets[bad][0]} of choice {int(bad.argmax())}", allowed="0 to 1"
+        )
     if cap is not None and not cap > 0:
         raise InputError(f"cap = {cap}", allowed="a number above 0, or none")

@@ -53,8 +53,12 @@ RankFn = Callable[..., Any]  # rank(batch, k, *, beam, filter_seen) -> RankedLis
 class Ranker(Protocol):
     """What evaluation needs of ``sidera.engine.recommender.Recommender``."""
 
-    catalog: Catalog
-    kind: str  # "generator" | "scorer"
+    @property
+    def catalog(self) -> Catalog: ...
+
+    @property
+    def kind(self) -> str:
+        """generator or scorer."""
 
     @property
     def reads(self) -> Reads: ...
@@ -77,17 +81,20 @@ def sample_rows(rows: EvalRows, max_rows: int | None, seed: int) -> EvalRows:
 def check_items(catalog: Catalog, dataset: Dataset) -> None:
     """InputError unless the catalogue's first items are the data set's, in its order: ids must mean the same."""
     num = dataset.num_items
-    ours, theirs = catalog.item_keys[:num].astype(object), dataset.item_keys  # fixed width would cost the longest key
-    if len(ours) == num and (ours == theirs).all():
+    catalog_keys, dataset_keys = (
+        catalog.item_keys[:num].astype(object),
+        dataset.item_keys,
+    )  # fixed width would cost the longest key
+    if len(catalog_keys) == num and (catalog_keys == dataset_keys).all():
         return
     at = (
-        len(ours)
-        if len(ours) < num and (ours == theirs[: len(ours)]).all()
-        else int((ours != theirs[: len(ours)]).argmax())
+        len(catalog_keys)
+        if len(catalog_keys) < num and (catalog_keys == dataset_keys[: len(catalog_keys)]).all()
+        else int((catalog_keys != dataset_keys[: len(catalog_keys)]).argmax())
     )
-    mine = repr(str(ours[at])) if at < len(ours) else "nothing"
+    catalog_key = repr(str(catalog_keys[at])) if at < len(catalog_keys) else "nothing"
     raise InputError(
-        f"the catalogue holds {mine} as item {at}, data set {dataset.name!r} holds {str(theirs[at])!r}",
+        f"the catalogue holds {catalog_key} as item {at}, data set {dataset.name!r} holds {str(dataset_keys[at])!r}",
         fix="evaluate on the data set that the catalogue was built from",
     )
 

@@ -57,9 +57,9 @@ class SizeRun:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SizeRun:
-        kept = {name: values[name] for name in ("name", "seed", "parameters", "flops")}
+        plain = {name: values[name] for name in ("name", "seed", "parameters", "flops")}
         curve = tuple((float(flops), float(loss)) for flops, loss in values["curve"])
-        return cls(**kept, loss_sums=tuple(values["loss_sums"]), counts=tuple(values["counts"]), curve=curve)
+        return cls(**plain, loss_sums=tuple(values["loss_sums"]), counts=tuple(values["counts"]), curve=curve)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def fit_power_law(x: Sequence[float] | Array, losses: Sequence[float] | Array) -
 
 @dataclass(frozen=True)
 class Prediction:
-    """The largest run, foretold by the others."""
+    """The largest run, predicted by the others."""
 
     name: str
     parameters: int
@@ -105,7 +105,7 @@ class Prediction:
     def summary(self) -> str:
         """One line for the terminal and the page."""
         return (
-            f"{self.name} (N = {self.parameters:,}) was left out: foretold {self.predicted.value:.4f}, measured"
+            f"{self.name} (N = {self.parameters:,}) was left out: predicted {self.predicted.value:.4f}, measured"
             f" {self.observed:.4f}, {100 * self.error:.2f} % off; no gain over the next smaller size would be"
             f" {100 * self.error_without_law:.2f} % off"
         )
@@ -143,19 +143,19 @@ def fit_scaling(runs: Sequence[SizeRun], resamples: int = 500, seed: int = 0) ->
     whole = _estimates(_fit_many(sizes, losses, weights))
     fitted = _fit_many(sizes, losses, weights * smaller)
     E, A, a = fitted
-    foretold = E + A * sizes[-1] ** -a
+    forecast = E + A * sizes[-1] ** -a
     of_size = {name: [run.loss for run in runs if run.name == name] for name in dict.fromkeys(run.name for run in runs)}
-    means = [float(np.mean(found)) for found in of_size.values()]
+    means = [float(np.mean(sample)) for sample in of_size.values()]
     observed = losses[:, ~smaller].mean(1)
     prediction = Prediction(
         name=runs[-1].name,
         parameters=runs[-1].parameters,
-        predicted=_estimate(foretold),
+        predicted=_estimate(forecast),
         observed=means[-1],
         next_smaller=means[-2],
-        gap=_estimate(foretold / observed - 1),
+        gap=_estimate(forecast / observed - 1),
     )
-    several = [np.var(found, ddof=1) for found in of_size.values() if len(found) > 1]
+    several = [np.var(sample, ddof=1) for sample in of_size.values() if len(sample) > 1]
     points, compute_law = _along_frontier(runs, min(resamples, 200), seed)
     return Scaling(
         law=whole,
@@ -170,12 +170,12 @@ def fit_scaling(runs: Sequence[SizeRun], resamples: int = 500, seed: int = 0) ->
 def compute_frontier(runs: Sequence[SizeRun]) -> tuple[tuple[float, float, str], ...]:
     """(FLOPs, loss, size) of every point of the learning curves that no cheaper or equally cheap point beats."""
     points = sorted((flops, loss, run.name) for run in runs for flops, loss in run.curve)
-    best, kept = np.inf, []
+    best, frontier = np.inf, []
     for flops, loss, name in points:
         if loss < best:
             best = loss
-            kept.append((flops, loss, name))
-    return tuple(kept)
+            frontier.append((flops, loss, name))
+    return tuple(frontier)
 
 
 def _along_frontier(
@@ -187,17 +187,17 @@ def _along_frontier(
     laws = []
     for number in range(resamples + 1):
         drawn = rng.integers(len(runs), size=len(runs)) if number else np.arange(len(runs))
-        found = points if number == 0 else compute_frontier([runs[place] for place in drawn])
-        if number and len(found) < MIN_SIZES:
+        frontier = points if number == 0 else compute_frontier([runs[position] for position in drawn])
+        if number and len(frontier) < MIN_SIZES:
             continue
-        x, y = [flops for flops, _, _ in found], [loss for _, loss, _ in found]
+        x, y = [flops for flops, _, _ in frontier], [loss for _, loss, _ in frontier]
         law = fit_power_law(x, y)
         laws.append((law.E, law.A, law.a))
     return points, _estimates(tuple(np.array(laws).T))
 
 
 def _resampled(runs: Sequence[SizeRun], resamples: int, seed: int) -> tuple[Array, Array]:
-    """Losses and weights of the runs, (1 + S, R) each: as they are, then with users and runs drawn anew."""
+    """Losses and weights of the runs, (1 + S, R) each: as they are, then with users and runs drawn again."""
     rng = np.random.default_rng(seed)
     sums = np.array([run.loss_sums for run in runs])  # (R, U)
     counts = np.array(runs[0].counts, dtype=np.float64)  # (U,)

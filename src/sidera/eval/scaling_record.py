@@ -38,7 +38,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
         _ = [SizeRun.from_json(values) for values in record["runs"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} holds no runs: {error}", fix="write it anew with `sidera scale`") from None
+        raise ArtifactError(f"{path} holds no runs: {error}", fix="write it again with `sidera scale`") from None
     return record
 
 

@@ -1,4 +1,4 @@
-"""Training: :func:`fit` and its settings. Knows modules and batches, nothing of recommending. See docs/training.md.
+"""Training: :func:`fit` and its settings. Knows modules and batches, nothing of recommending. See docs/use/training.md.
 
 Called as a function, ``sidera.fit(data, "generator")``, this room is :func:`sidera.front.fit`, the whole way from data
 to a trained recommender: the two share a name, and a package's attribute is its room once that is imported.
@@ -10,7 +10,8 @@ import types
 from typing import Any
 
 from sidera.fit.config import FitConfig
-from sidera.fit.loop import BatchSource, Diverged, fit
+from sidera.fit.loop import Diverged, fit
+from sidera.fit.protocols import BatchSource, Look, Objective, Resumable, Watch
 from sidera.fit.seeding import seed_everything, step_generator
 from sidera.fit.signals import Interrupted
 from sidera.fit.state import FitResult
@@ -21,6 +22,10 @@ __all__ = [
     "FitConfig",
     "FitResult",
     "Interrupted",
+    "Look",
+    "Objective",
+    "Resumable",
+    "Watch",
     "fit",
     "seed_everything",
     "step_generator",

@@ -1,9 +1,7 @@
 """Checkpoints for exact resume: one folder of safetensors shards and JSON, whole or not there.
 
 The folder holds the weights, the optimizer's state, the best weights so far and ``state.json`` (position in the data,
-early stopping, clocks, open log window, and the identity of recipe, model and data). There is no pickle. A tensor is
-cut along its flattened length, so that no file passes ``SHARD_BYTES`` however large a table is; ``index.json`` says
-which pieces make it up.
+early stopping, clocks, open log window, and the identity of recipe, model and data). There is no pickle.
 
 Writing it whole, and on the disk before it takes the old one's place, is the work of :func:`sidera.artifacts.writing`:
 a checkpoint survives the machine, not only the process.
@@ -13,26 +11,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from sidera.artifacts import Manifest, read_manifest, writing
+from sidera.artifacts import Manifest, read_manifest, save_tensors, writing
 from sidera.config import digest
 from sidera.core import ArtifactError
-from sidera.loading import Opened, open_artifact
+from sidera.loading import open_artifact
 
 KIND = "checkpoint"
 FOLDER = "checkpoint"
-SHARD_BYTES = 15 * 2**20  # largest file, header included
-_PIECE_BYTES = 512  # what one piece takes of a shard's header, at most
-_DATA_BYTES = SHARD_BYTES - 2**16  # data and pieces' shares of the header
 
 
 def save_checkpoint(
@@ -41,7 +34,7 @@ def save_checkpoint(
     """Replace the checkpoint at ``path``; ArtifactError, with the old one whole, when it cannot be written."""
     try:
         with writing(path, Manifest(kind=KIND, digest=digest(identity), info={"step": state["step"]})) as folder:
-            write_shards(folder, tensors)
+            save_tensors(folder, tensors)
             text = json.dumps({"state": state, "identity": identity}, indent=1)
             (folder / "state.json").write_text(text, encoding="utf-8")
     except OSError as error:
@@ -59,7 +52,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> tuple[dict[str, 
         opened = open_artifact(path, KIND)
         record = opened.json("state.json", dict)
         theirs, state = opened.typed(record, "identity", dict), opened.typed(record, "state", dict)
-        tensors = read_shards(opened)
+        tensors = opened.tensors()
     except ArtifactError as error:
         raise ArtifactError(error.problem, allowed=error.allowed, fix=anew) from error
     _refuse_other(path, theirs, json.loads(json.dumps(identity)))
@@ -73,47 +66,6 @@ def tidy(path: Path) -> None:
         os.replace(old, path)
     for folder in (old, *path.parent.glob(f".{path.name}.new-*")):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def write_shards(folder: Path, tensors: Mapping[str, Tensor], data_bytes: int = _DATA_BYTES) -> None:
-    """Write tensors of any dtype and size as ``part-00000.safetensors``... and ``index.json``."""
-    index: dict[str, dict[str, Any]] = {}
-    shard: dict[str, Tensor] = {}
-    used = number = 0
-    for name, tensor in tensors.items():
-        flat = tensor.detach().cpu().contiguous().view(-1)
-        parts: list[int] = []
-        start = 0
-        while start < flat.numel() or not parts:
-            fits = (data_bytes - used - _PIECE_BYTES) // flat.element_size()
-            if fits < 1:
-                save_file(shard, folder / f"part-{number:05d}.safetensors")
-                shard, used, number = {}, 0, number + 1
-                continue
-            piece = flat[start : start + fits]
-            shard[f"{name}#{len(parts)}"] = piece.clone()  # a slice would carry its whole storage along
-            parts.append(number)
-            used += piece.numel() * piece.element_size() + _PIECE_BYTES
-            start += fits
-        index[name] = {"shape": list(tensor.shape), "parts": parts}
-    if shard:
-        save_file(shard, folder / f"part-{number:05d}.safetensors")
-    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
-
-
-def read_shards(opened: Opened) -> dict[str, Tensor]:
-    """The inverse of :func:`write_shards`, from the artifact that it was written into."""
-    index = opened.json("index.json", dict)
-    pieces: dict[str, Tensor] = {}
-    for name in opened.manifest.files:
-        if re.fullmatch(r"part-\d{5,}\.safetensors", name):
-            pieces |= opened.tensor_file(name)
-    found = {}
-    with opened.believed():
-        for name, entry in index.items():
-            parts = range(len(opened.typed(entry, "parts", list)))
-            found[name] = torch.cat([pieces.pop(f"{name}#{part}") for part in parts]).view(entry["shape"])
-    return found
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

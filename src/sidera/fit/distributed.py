@@ -15,7 +15,7 @@ import contextlib
 import gc
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -25,8 +25,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sidera.batch import Batch
 from sidera.core import InputError
+from sidera.fit.protocols import Objective, TrainingBatch
 
 # One rank evaluates while the others wait at a collective, so the limit is that of a long evaluation.
 TIMEOUT = timedelta(hours=2)
@@ -109,25 +109,29 @@ def _collective_device() -> torch.device:
 
 
 class _LossOf(nn.Module):
-    """``model.loss`` as a forward, because DistributedDataParallel hooks only that."""
+    """The objective as a forward, because DistributedDataParallel hooks only that."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.objective = model, objective
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        if batch.num_histories == 0:  # fewer histories than ranks: take part in the averaging with zeros
-            zeros = [parameter.sum() * 0.0 for parameter in self.model.parameters() if parameter.requires_grad]
-            return torch.stack(zeros).sum(), {}
-        loss = self.model.loss(batch)  # type: ignore[operator]
-        return loss.total, dict(loss.parts)
+    def forward(self, batch: TrainingBatch, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        if batch.num_histories == 0:  # fewer histories than ranks
+            return self._nothing(), {}
+        loss = self.objective(self.model, batch, step)
+        alone = world_size() == 1 or loss.total.requires_grad
+        return loss.total if alone else loss.total + self._nothing(), loss.parts
+
+    def _nothing(self) -> Tensor:
+        """A rank that learns nothing takes part in the averaging with zeros."""
+        return torch.stack([p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad]).sum()
 
 
 class ParallelLoss:
-    """Calls ``model.loss`` so that the backward pass of the step's last batch averages gradients over ranks."""
+    """Calls the objective so that the backward pass of the step's last batch averages gradients over ranks."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._loss: nn.Module = _LossOf(model)
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        self._loss: nn.Module = _LossOf(model, objective)
         if world_size() > 1:
             # buffers (tries, code tables) are constants and large: sent once, not at every step. The option's name
             # has changed between the torch versions that are allowed.
@@ -141,8 +145,9 @@ class ParallelLoss:
         """Let go of the group, or the traceback of an exception would keep it beyond :func:`cleanup`."""
         self._loss = nn.Identity()
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        return self._loss(batch)
+    def __call__(self, batch: TrainingBatch, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        found: tuple[Tensor, Mapping[str, float]] = self._loss(batch, step)
+        return found
 
     def keep_local(self, is_last: bool) -> AbstractContextManager[Any]:
         """Around forward *and* backward of a batch: gradients stay on the rank unless it is the step's last."""

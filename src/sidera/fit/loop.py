@@ -5,67 +5,63 @@
 Order within a step: batches -> gradients of the *sum* of losses over the *number* of targets (over micro-batches and
 ranks) -> agreement of the ranks on clock and signals -> clip -> update. Then, if due: log line, evaluation, checkpoint.
 Everything that a step depends on is in the checkpoint or is a function of (seed, step), so a training that was killed
-and resumed takes the same steps as one that was not (docs/training.md says what this covers).
+and resumed takes the same steps as one that was not (docs/use/training.md says what this covers).
 
-The loop knows modules and batches and nothing of recommending: a model has ``loss(batch) -> core.Loss`` and, if it
-likes, ``flops_per_batch(batch) -> float`` (forward and backward) for the MFU.
+The loop knows modules and batches and nothing of recommending. The *objective* makes the loss of a batch: by default
+``model.loss(batch)``, with ``model.flops_per_batch(batch)`` (forward and backward) for the MFU where a model has it.
+The *watch* looks at the weights of now, says which are worth keeping, and may end the training: validation with
+patience (``evaluate=``) is one, alignment's gates are another.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sidera.batch import Batch
 from sidera.config import digest
 from sidera.core import InputError
 from sidera.fit import distributed
-from sidera.fit.checkpoint import (
-    FOLDER,
-    load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-    tidy,
-)
+from sidera.fit.checkpoint import FOLDER, load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint, tidy
 from sidera.fit.config import FitConfig
 from sidera.fit.log import TrainingLog
 from sidera.fit.memory import check_fits
 from sidera.fit.peak import measured_tflops
+from sidera.fit.protocols import (
+    BatchSource,
+    Look,
+    Objective,
+    TrainingBatch,
+    Watch,
+    model_loss,
+    restore,
+    states,
+    under,
+)
 from sidera.fit.schedule import learning_rate, make_optimizer
 from sidera.fit.seeding import EVALUATION, seed_everything
 from sidera.fit.signals import Interrupted, StopNow, StopSignals
-from sidera.fit.state import Clock, FitResult, TrainState
+from sidera.fit.state import Clock, FitResult, TrainState, Window
 from sidera.fit.tuning import autocast, settle
+from sidera.fit.watch import Evaluate, Monitor
 from sidera.ops.allocator import release_memory
 from sidera.ops.threads import num_threads
 
-Evaluate = Callable[[nn.Module], Mapping[str, float]]
-
-
-class BatchSource(Protocol):
-    """Training data in a fixed order: the same (epoch, start) gives the same batches, today and after a crash.
-
-    A source may have a ``digest: str`` that names its data and settings; a checkpoint of other data is then refused.
-    """
-
-    def num_batches(self, epoch: int) -> int: ...
-
-    def batches(self, epoch: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        """Batches ``start``... of the epoch, this rank's cut of each, with ``global_count`` set."""
+OnProgress = Callable[[Mapping[str, Any]], None]
 
 
 class Diverged(InputError):
     """The loss or its gradient is not a finite number."""
+
+    step = 0  # steps that were taken, the one that diverged included
+    loss = norm = math.nan
 
 
 def fit(
@@ -74,40 +70,42 @@ def fit(
     config: FitConfig,
     run_dir: str | Path,
     *,
+    objective: Objective = model_loss,
     evaluate: Evaluate | None = None,
-    resume: bool = True,
+    watch: Watch | None = None,
     device: str = "cpu",
     identity: Mapping[str, Any] | None = None,
-    on_progress: Callable[[Mapping[str, Any]], None] | None = None,
+    on_progress: OnProgress | None = None,
     say: Callable[[str], None] | None = None,
     spent_seconds: float = 0.0,
 ) -> FitResult:
-    """Train ``model`` in place; afterwards it holds its best weights (by ``config.monitor``; the last without it).
+    """Train ``model`` in place; afterwards it holds the weights that the watch kept (the last without one).
 
-    ``run_dir`` receives ``checkpoint/`` and ``metrics.jsonl``. With ``resume`` a checkpoint found there is continued:
-    at once when it is a finished one. ``identity`` is whatever else decides the result (recipe, catalogue digest): a
-    checkpoint with another one is refused. ``on_progress`` gets every line of the log, ``say`` the precision and the
-    number of threads that were settled. ``spent_seconds`` of ``max_minutes`` are gone before the training begins (by
-    ``config.clock``).
+    ``objective(model, batch, step)`` gives the loss. ``evaluate(model)`` gives validation figures, of which
+    ``config.monitor`` chooses the best weights; ``watch`` stands in its place where more is to be decided.
+    ``run_dir`` receives ``checkpoint/`` and ``metrics.jsonl``. A checkpoint found there is continued: at once when it
+    is a finished one. ``identity`` is whatever else decides the result (recipe, catalogue digest): a checkpoint with
+    another one is refused. ``on_progress`` gets every line of the log, ``say`` the precision and the number of threads
+    that were settled. ``spent_seconds`` of ``max_minutes`` are gone before the training begins (by ``config.clock``).
 
     Raises ``Interrupted`` (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when the step is done and saved; ``Diverged``
-    when the loss is no longer finite.
+    when the loss is no longer finite. After an InputError of a step the model holds the weights that were kept.
     """
     check_fits(model, device)
     run_dir = Path(run_dir)
-    checkpoint = run_dir / FOLDER
     if distributed.rank() == 0:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the folder {run_dir}: {error.strerror}", fix="choose another one") from error
-        tidy(checkpoint)
-        if not resume:
-            shutil.rmtree(checkpoint, ignore_errors=True)
+        tidy(run_dir / FOLDER)
     distributed.barrier()
+    if watch is None and evaluate is not None:
+        watch = Monitor(evaluate, config)
     with num_threads(0), StopSignals() as signals:
-        run = _Run(model, source, config, run_dir, evaluate, device, identity or {}, signals)
+        run = _Run(model, source, config, run_dir, objective, watch, device, signals)
         run.budget -= spent_seconds
+        run.restore(identity or {})
         return run.go(on_progress, say)
 
 
@@ -115,35 +113,25 @@ class _Run:
     """One call of :func:`fit`."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        source: BatchSource,
-        config: FitConfig,
-        run_dir: Path,
-        evaluate: Evaluate | None,
-        device: str,
-        identity: Mapping[str, Any],
-        signals: StopSignals,
-    ) -> None:
+        self, model: nn.Module, source: BatchSource, config: FitConfig, run_dir: Path, objective: Objective,
+        watch: Watch | None, device: str, signals: StopSignals,
+    ) -> None:  # fmt: skip
         self.clock = Clock()
-        self.config, self.source, self.evaluate, self.signals = config, source, evaluate, signals
+        self.config, self.source, self.signals = config, source, signals
+        self.objective, self.watch = objective, watch
         self.run_dir, self.path, self.device = run_dir, run_dir / FOLDER, torch.device(device)
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self.model = model.to(self.device)
         self.budget = 60 * config.max_minutes if config.max_minutes else math.inf  # seconds, the last evaluation's too
-        self.identity = {"fit": config.resumable(), "model": _describe(model), "data": getattr(source, "digest", "")}
-        self.identity |= identity
         self.optimizer = make_optimizer(model, config)
         self.optimizer.zero_grad(set_to_none=True)
         self.total_steps = self._count_steps()
-        self.state = TrainState()
-        self.best: dict[str, Tensor] = {}  # the best weights, on the CPU; empty before the first evaluation
+        self.state = TrainState(evaluation_due=watch is not None and watch.at_start)
+        self.best: dict[str, Tensor] = {}  # the weights that the watch kept, on the CPU; empty before it has looked
         self.pause = ""  # why this call has to stop with the training unfinished; the same on every rank
         self.steps_here = 0  # optimizer steps of this call
-        self.micro_batches: Iterator[Batch] | None = None  # of the running epoch
+        self.micro_batches: Iterator[TrainingBatch] | None = None  # of the running epoch
         self.log: TrainingLog | None = None
-        self._restore()
-        self.parallel_loss = distributed.ParallelLoss(model)
 
     def _count_steps(self) -> int:
         """All optimizer steps of the training: ``epochs`` of them, more where that makes fewer than ``min_steps``."""
@@ -159,15 +147,17 @@ class _Run:
             raise InputError("there is nothing to train on: the data gives no batch", fix="use a larger log")
         return steps
 
-    def go(
-        self, on_progress: Callable[[Mapping[str, Any]], None] | None, say: Callable[[str], None] | None
-    ) -> FitResult:
-        """Steps and evaluations until the training is finished or this call has to pause."""
+    def go(self, on_progress: OnProgress | None, say: Callable[[str], None] | None) -> FitResult:
+        """Steps and looks until the training is finished or this call has to pause."""
         if self.state.finished:
             return self._result(self.state.finished)
-        settled = settle(self.model, self.source, self.config, self.state, self.clock, self.device, self.total_steps)
+        settled = settle(
+            self.model, self.source, self.config, self.state, self.clock, self.device,
+            self.total_steps if self.objective is model_loss else None,
+        )  # fmt: skip
         if say is not None:
             say(f"train: {settled}")
+        self.parallel_loss = distributed.ParallelLoss(self.model, self.objective)
         if self.rank == 0:
             self.log = TrainingLog(
                 self.run_dir, self.config, self.state.log_bytes, self.state.step, self.total_steps, on_progress
@@ -175,7 +165,7 @@ class _Run:
         try:
             while not self.state.finished:
                 if self.state.evaluation_due:
-                    self._evaluate()
+                    self._look()
                 else:
                     self._step()
                 if self.state.finished:
@@ -185,6 +175,11 @@ class _Run:
                 if self.clock.since_save() >= 60 * self.config.checkpoint_minutes:
                     self._save()
             return self._finish()
+        except InputError:
+            if self.best:
+                self.model.load_state_dict(self.best)
+                self.model.eval()
+            raise
         finally:
             self.parallel_loss.close()
             if self.log is not None:
@@ -217,7 +212,8 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps_here += 1
-        state.window.add(loss, norm, sum(row[2] for row in rows), sum(row[3] for row in rows))
+        for window in (state.window, state.since_look):
+            window.add(loss, norm, sum(row[2] for row in rows), sum(row[3] for row in rows))
         self._advance(len(pulled), time_share)
         if self.log is not None:
             self.log.advance()
@@ -228,7 +224,7 @@ class _Run:
         elif config.piece_minutes is not None and in_call >= 60 * config.piece_minutes:
             self.pause = "piece_minutes"
 
-    def _pull(self) -> list[Batch]:
+    def _pull(self) -> list[TrainingBatch]:
         """The batches of one optimizer step; the last step of an epoch may have fewer."""
         state = self.state
         if self.micro_batches is None:
@@ -238,25 +234,36 @@ class _Run:
             raise InputError(f"the data of epoch {state.epoch} ended at batch {state.batch}, before its num_batches")
         return pulled
 
-    def _backward(self, pulled: list[Batch], targets: int) -> float:
+    def _backward(self, pulled: list[TrainingBatch], targets: int) -> float:
         """Gradients of the mean loss over ``targets``; this rank's share of that mean."""
         summed = torch.zeros((), device=self.device)
         for number, batch in enumerate(pulled):
             seed_everything(self.config.seed, self.state.step, number, self.rank)
             with self.parallel_loss.keep_local(is_last=number == len(pulled) - 1):
                 with autocast(self.device, self.state.precision):
-                    total, parts = self.parallel_loss(batch.to(self.device))
-                # DistributedDataParallel averages over ranks: undo its division
-                (total.float() * (self.world_size / targets)).backward()
+                    total, parts = self._loss(batch)
+                if total.requires_grad:  # an objective may have found nothing to learn from
+                    # DistributedDataParallel averages over ranks: undo its division
+                    (total.float() * (self.world_size / targets)).backward()
             summed += total.detach().float()
-            self.state.window.add_parts(parts, 1 / len(pulled))
+            for window in (self.state.window, self.state.since_look):
+                window.add_parts(parts, 1 / len(pulled))
         return summed.item() / targets
 
-    def _work(self, pulled: list[Batch]) -> tuple[float, float]:
+    def _loss(self, batch: TrainingBatch) -> tuple[Tensor, Mapping[str, float]]:
+        state = self.state
+        try:
+            return self.parallel_loss(batch.to(self.device), state.step)
+        except InputError as error:  # such as a reward that is no number
+            kept = f"; the weights are those of step {state.best_step}" if state.best_step >= 0 else ""
+            problem = f"{error.problem} (step {state.step}{kept})"
+            raise type(error)(problem, allowed=error.allowed, fix=error.fix) from error
+
+    def _work(self, pulled: list[TrainingBatch]) -> tuple[float, float]:
         """Events and, where the model counts them, floating-point operations of this rank's batches."""
-        count_flops = getattr(self.model, "flops_per_batch", None)
+        count_flops = getattr(self.model, "flops_per_batch", None) if self.objective is model_loss else None
         flops = sum(float(count_flops(batch)) for batch in pulled) if count_flops else 0.0
-        return float(sum(batch.events.num_values for batch in pulled)), flops
+        return float(sum(batch.num_events for batch in pulled)), flops
 
     def _peak_tflops(self, reached: float) -> float:
         """What the MFU is measured against, all ranks together; a measured peak is never below what was reached."""
@@ -277,7 +284,7 @@ class _Run:
             state.ending = "max_minutes"
         by_epoch = epoch_ended and config.eval_every_epochs and state.epoch % config.eval_every_epochs == 0
         by_step = config.eval_every_steps and state.step % config.eval_every_steps == 0
-        if self.evaluate is None:
+        if self.watch is None:
             state.finished = state.ending
         else:
             # an evaluation before the last must leave time for steps between the two
@@ -286,16 +293,18 @@ class _Run:
 
     def _diverged(self, loss: float, norm: float) -> Diverged:
         saved = f"checkpoint of step {self.clock.saved_step}: {self.path}" if self.path.exists() else "none was saved"
-        return Diverged(
+        error = Diverged(
             f"training diverged at step {self.state.step}: loss {loss}, gradient norm {norm}; last good state: {saved}",
-            fix=f"lower [fit] lr (now {self.config.lr}), lengthen warmup_steps or lower clip_norm, and train anew",
+            fix=f"lower [fit] lr (now {self.config.lr}), lengthen warmup_steps or lower clip_norm, and train again",
         )
+        error.step, error.loss, error.norm = self.state.step + 1, loss, norm
+        return error
 
-    # ---- evaluation ------------------------------------------------------------------------------------------------
+    # ---- the watch -------------------------------------------------------------------------------------------------
 
-    def _evaluate(self) -> None:
-        """Rank 0 evaluates, everyone learns the figures and draws the same conclusions."""
-        state, config = self.state, self.config
+    def _look(self) -> None:
+        """Rank 0 looks, everyone learns the figures and draws the same conclusions."""
+        state = self.state
         release_memory()
         outcome = distributed.share(self._measure() if self.rank == 0 else None)
         release_memory()
@@ -303,22 +312,22 @@ class _Run:
         if isinstance(outcome, str):
             self.pause = outcome
             return
-        metrics, state.evaluation_seconds, state.evaluation_cpu = outcome
-        state.evaluation_due = False
-        if state.judge(metrics, config) and self.rank == 0:
-            self.best = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
-        record = {"step": state.step, "epoch": state.epoch, "seconds": round(state.wall_seconds, 3), **metrics}
+        look, state.evaluation_seconds, state.evaluation_cpu = outcome
+        state.evaluation_due, state.since_look = False, Window()
+        if look.better:
+            state.best_step, state.best_metrics = state.step, dict(look.figures)
+            if self.rank == 0:
+                self.best = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+        record = {"step": state.step, "epoch": state.epoch, "seconds": round(state.wall_seconds, 3), **look.figures}
         state.evaluations.append(record)
         if self.log is not None:
             self.log.write("eval", record)
-        state.finished = state.ending
-        if not state.finished and config.patience and state.num_worse >= config.patience:
-            state.finished = "patience"
+        state.finished = state.ending or look.stop
 
-    def _measure(self) -> tuple[dict[str, float], float, float] | str:
-        """Figures, wall and processor seconds, or why this call has to pause before it has them."""
+    def _measure(self) -> tuple[Look, float, float] | str:
+        """What the watch saw, wall and processor seconds, or why this call has to pause before it has looked."""
         config, state, started, started_cpu = self.config, self.state, time.perf_counter(), time.process_time()
-        assert self.evaluate is not None
+        assert self.watch is not None
         if config.piece_minutes is not None and self.steps_here:
             left = 60 * config.piece_minutes - self.clock.in_call()
             if left < state.evaluation_seconds:
@@ -327,41 +336,47 @@ class _Run:
         seed_everything(config.seed, state.step, 0, EVALUATION)
         try:
             with self.signals.at_once(), torch.no_grad():
-                metrics = {name: float(value) for name, value in self.evaluate(self.model).items()}
+                look = self.watch(self.model, state.step, state.since_look.means())
         except StopNow:
             return "interrupted"
-        return metrics, time.perf_counter() - started, time.process_time() - started_cpu
+        return look, time.perf_counter() - started, time.process_time() - started_cpu
 
     # ---- saving, stopping, continuing ------------------------------------------------------------------------------
 
     def _save(self) -> None:
         """Rank 0 writes the checkpoint; of a finished training it holds the final weights alone."""
+        state = self.state
         if self.rank == 0 and self.log is not None:
-            self.clock.tick(self.state)
-            self.state.log_bytes = self.log.sync()
+            self.clock.tick(state)
+            state.log_bytes = self.log.sync()
             parts: dict[str, Mapping[str, Tensor]] = {"best": self.best}
-            if not self.state.finished:
+            if not state.finished:
                 parts |= {"model": self.model.state_dict(), "optimizer": dict(optimizer_tensors(self.optimizer))}
             elif not self.best:
                 parts = {"best": self.model.state_dict()}
+            memory = states({"objective": self.objective, "watch": self.watch})
+            parts["memory"] = {name: value for name, value in memory.items() if isinstance(value, Tensor)}
+            state.memory = {name: value for name, value in memory.items() if name not in parts["memory"]}
             tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
-            save_checkpoint(self.path, tensors, self.state.to_json(), self.identity)
-        self.clock.saved(self.state.step)
+            save_checkpoint(self.path, tensors, state.to_json(), self.identity)
+        self.clock.saved(state.step)
 
-    def _restore(self) -> None:
-        """Continue from the checkpoint, where there is one."""
+    def restore(self, identity: Mapping[str, Any]) -> None:
+        """Continue from the checkpoint, where there is one; it has to be of this training."""
+        self.identity = {
+            "fit": self.config.resumable(), "model": _describe(self.model), "data": getattr(self.source, "digest", ""),
+            **identity,
+        }  # fmt: skip
         if not self.path.exists():
             return
         tensors, values = load_checkpoint(self.path, self.identity)
         self.state = TrainState.from_json(values)
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-        self.best = part("best/")
-        self.model.load_state_dict(self.best if self.state.finished else part("model/"))
+        self.best = under("best/", tensors)
+        self.model.load_state_dict(self.best if self.state.finished else under("model/", tensors))
         if not self.state.finished:
-            restore_optimizer(self.optimizer, part("optimizer/"))
+            restore_optimizer(self.optimizer, under("optimizer/", tensors))
+        memory = {**self.state.memory, **under("memory/", tensors)}
+        restore({"objective": self.objective, "watch": self.watch}, memory)
         self.clock.saved(self.state.step)
 
     def _stop_here(self) -> FitResult:

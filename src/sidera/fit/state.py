@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sidera.core import InputError
 from sidera.fit.config import FitConfig
 
 
@@ -39,7 +38,7 @@ class Clock:
 
 @dataclass
 class Window:
-    """Sums since the last line of the log."""
+    """Sums over some steps: those since the last line of the log, or since the last look."""
 
     steps: int = 0
     loss: float = 0.0
@@ -47,7 +46,7 @@ class Window:
     tokens: float = 0.0
     flops: float = 0.0
     wall_start: float = 0.0  # TrainState.wall_seconds when it was opened
-    parts: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, list[float]] = field(default_factory=dict)  # name -> [weighted sum, weight]
 
     def add(self, loss: float, grad_norm: float, tokens: float, flops: float) -> None:
         self.steps += 1
@@ -57,8 +56,23 @@ class Window:
         self.flops += flops
 
     def add_parts(self, parts: Mapping[str, float], weight: float) -> None:
+        """Parts of a batch's loss that is ``weight`` of a step; a part that is NaN says nothing."""
         for name, value in parts.items():
-            self.parts[name] = self.parts.get(name, 0.0) + weight * float(value)
+            if math.isnan(value):
+                continue
+            total = self.parts.setdefault(name, [-math.inf if name.endswith("_max") else 0.0, 0.0])
+            if name.endswith("_max"):
+                total[0] = max(total[0], float(value))
+            else:
+                total[0] += weight * float(value)
+            total[1] += weight
+
+    def means(self) -> dict[str, float]:
+        """Each figure's mean over the steps that had it; the largest of those that end in _max."""
+        if not self.steps:
+            return {}
+        parts = {n: total if n.endswith("_max") else total / weight for n, (total, weight) in self.parts.items()}
+        return {"loss": self.loss / self.steps, "grad_norm": self.grad_norm / self.steps, **parts}
 
 
 @dataclass
@@ -70,15 +84,15 @@ class TrainState:
     batch: int = 0  # batches of this epoch used up
     evaluation_due: bool = False
     best_step: int = -1
-    best_value: float | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)
-    num_worse: int = 0  # evaluations since the best one
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     wall_seconds: float = 0.0  # over all pieces
     cpu_seconds: float = 0.0
     evaluation_seconds: float = 0.0  # of the last evaluation, wall
     evaluation_cpu: float = 0.0
-    window: Window = field(default_factory=Window)
+    window: Window = field(default_factory=Window)  # since the last line of the log
+    since_look: Window = field(default_factory=Window)
+    memory: dict[str, Any] = field(default_factory=dict)  # what objective and watch keep, without tensors
     log_bytes: int = 0
     ending: str = ""  # why it ends once the last evaluation is made
     finished: str = ""  # why the whole training ended; "" while it has not
@@ -90,7 +104,8 @@ class TrainState:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainState:
-        return cls(**{**values, "window": Window(**values["window"])})
+        windows = {name: Window(**values[name]) for name in ("window", "since_look")}
+        return cls(**{**values, **windows})
 
     def seconds(self, config: FitConfig) -> float:
         """What ``max_minutes`` counts."""
@@ -109,37 +124,23 @@ class TrainState:
 
         ``peak_tflops`` takes the rate that was reached and gives the peak that it is a share of, TFLOP/s both.
         """
-        window, steps = self.window, self.window.steps
+        window, means = self.window, self.window.means()
         seconds = max(self.wall_seconds - window.wall_start, 1e-9)
         record = {
             "step": self.step,
             "epoch": self.epoch,
-            "loss": window.loss / steps,
+            "loss": means.pop("loss"),
             "lr": lr,
-            "grad_norm": window.grad_norm / steps,
+            "grad_norm": means.pop("grad_norm"),
             "tokens_per_second": round(window.tokens / seconds, 1),
             "seconds": round(self.wall_seconds, 3),
-            **{name: value / steps for name, value in window.parts.items()},
+            **means,
         }
         if window.flops:
             record["tflops"] = window.flops / seconds / 1e12
             record["mfu"] = record["tflops"] / peak_tflops(record["tflops"])
         self.window = Window(wall_start=self.wall_seconds)
         return record
-
-    def judge(self, metrics: dict[str, float], config: FitConfig) -> bool:
-        """Take in an evaluation; True when it is the best so far."""
-        if config.monitor not in metrics:
-            raise InputError(f"[fit] monitor = {config.monitor!r} is not evaluated", allowed=", ".join(sorted(metrics)))
-        value = metrics[config.monitor]
-        if not math.isfinite(value):
-            raise InputError(f"validation {config.monitor} = {value} at step {self.step}", fix="lower [fit] lr")
-        sign = -1.0 if config.lower_is_better else 1.0
-        better = self.best_value is None or sign * value > sign * self.best_value
-        if better:
-            self.best_step, self.best_value, self.best_metrics = self.step, value, metrics
-        self.num_worse = 0 if better else self.num_worse + 1
-        return better
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class FitResult:
     best_step: int  # optimizer steps behind those weights
     steps: int  # optimizer steps taken
     history: list[dict[str, Any]]  # one entry an evaluation: step, epoch, seconds and the figures
-    stopped_because: str  # "epochs", "max_steps", "patience", "max_minutes" or "piece_minutes"
+    stopped_because: str  # "epochs", "max_steps", "max_minutes", "piece_minutes", or what the watch said ("patience")
     finished: bool  # False after "piece_minutes": call fit again with the same arguments
     cpu_seconds: float  # processor time of rank 0, evaluations included
     wall_seconds: float

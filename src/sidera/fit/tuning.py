@@ -17,15 +17,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from sidera.batch import Batch
 from sidera.fit import distributed
 from sidera.fit.config import FitConfig
+from sidera.fit.protocols import BatchSource, TrainingBatch
 from sidera.fit.schedule import make_optimizer
 from sidera.fit.seeding import seed_everything
 from sidera.fit.state import Clock, TrainState
@@ -36,25 +36,20 @@ from sidera.ops.threads import ROUNDS, Choice, choose_threads, in_turns, num_thr
 SHORT = 50  # steps of a training that is over soon: it is timed with one round
 
 
-class Upcoming(Protocol):
-    """A source of batches, as :class:`sidera.fit.loop.BatchSource`."""
-
-    def batches(self, epoch: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]: ...
-
-
 def settle(
     model: nn.Module,
-    source: Upcoming,
+    source: BatchSource,
     config: FitConfig,
     state: TrainState,
     clock: Clock,
     device: torch.device,
-    total_steps: int,
+    total_steps: int | None,
 ) -> str:
     """Settle precision and threads into ``state``, set the threads, and return what is to be said of it.
 
     What a resumed ``state`` holds is repeated; only threads that recipe or command line name go before it. The seconds
-    that timing takes are part of the training, but of no step's rate.
+    that timing takes are part of the training, but of no step's rate. ``total_steps`` None: nothing is timed, because
+    an objective does more in a step than a model's loss.
     """
     if state.num_threads:
         threads = config.num_threads or fixed_threads() or state.num_threads
@@ -71,18 +66,24 @@ def settle(
 
 
 def _settle(
-    model: nn.Module, source: Upcoming, config: FitConfig, state: TrainState, device: torch.device, total_steps: int
+    model: nn.Module,
+    source: BatchSource,
+    config: FitConfig,
+    state: TrainState,
+    device: torch.device,
+    total_steps: int | None,
 ) -> tuple[Precision, Choice, str]:
     precision, limit = resolve_precision(config.precision, device), usable_threads()
     alone = distributed.world_size() == 1
     neighbours = 1 if alone else int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
     asked = config.num_threads or fixed_threads()
     choice = Choice(asked or max(1, limit // neighbours), max(limit, asked))
-    times_threads = alone and device.type == "cpu" and not asked and limit > 1
-    times_precision = alone and config.precision == "auto" and precision == "bf16"
+    is_timed = alone and total_steps is not None
+    times_threads = is_timed and device.type == "cpu" and not asked and limit > 1
+    times_precision = is_timed and config.precision == "auto" and precision == "bf16"
     if not times_threads and not times_precision:
         return precision, choice, f"{precision}, {choice.describe()}"
-    rounds, aside = ROUNDS if total_steps >= SHORT else 1, ""
+    rounds, aside = ROUNDS if total_steps and total_steps >= SHORT else 1, ""
     with _same_random_numbers(device):
         trial = _Trial(model, list(islice(source.batches(state.epoch, state.batch), rounds + 1)), config, device)
         if times_threads:
@@ -100,7 +101,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 class _Trial:
     """Whole steps of a copy of the model; their learning rate is 0, which costs the same and cannot diverge."""
 
-    def __init__(self, model: nn.Module, batches: list[Batch], config: FitConfig, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, batches: list[TrainingBatch], config: FitConfig, device: torch.device) -> None:
         self.model = copy.deepcopy(model).train()
         self.batches, self.config, self.device = batches, config, device
         self.optimizer = make_optimizer(self.model, config)

@@ -11,7 +11,7 @@
 Conventions are the paper's: 2 FLOPs a multiply-add, backward = 2 x forward, and ``sharing`` targets of one request
 share one context (its k = 5), so a context costs a target a k-th. A layer has 4 d^2 weights of self-attention, 3 d ff
 of SwiGLU, and in decoders of an encoder 4 d^2 of cross-attention (2 d^2 in the lazy one, which owns no key and value
-weights). docs/scaling.md has these counts beside the published ones.
+weights). docs/understand/scaling.md has these counts beside the published ones.
 
 Counts of built models are in ``nn/counters.py``; a test holds the two and ``torch.utils.flop_counter`` together.
 """

@@ -8,10 +8,9 @@ layer. Query heads share ``num_kv_groups`` heads of keys and values (grouped-que
 ``moe_from`` on are mixtures of experts.
 
 All targets of a request look at the same keys and values: nothing of the context is copied per target or per beam.
-Streams are jagged (:class:`Streams`): requests with one target do not pay for a neighbour's five; only a GPU, or many
-beams, have the queries of the cross-attention padded. On the CPU, training takes requests in the order of their numbers
-of targets and writes the products of its few queries out (``ops/few_queries.py``), and inside a stream of three or four
-places attention is plain arithmetic: both beat kernels made for long rows (:func:`places_attention`).
+Streams are jagged (:mod:`sidera.ops.shared_keys`): requests with one target do not pay for a neighbour's five; only a
+GPU, or many beams, have the queries of the cross-attention padded. On the CPU, training takes requests in the order of
+their numbers of targets and writes the products of its few queries out.
 
 Shape legend: B histories · G most targets or beams of one · M streams: targets or beams of all · P places of a
 stream · S context tokens · D width · H query heads · R groups of keys and values · E dims of a head · K codes of a
@@ -21,70 +20,21 @@ level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import cast
+from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.config import check_counts, check_value
+from sidera.nn.beam_cache import BeamCache
 from sidera.nn.dropout import Dropout
 from sidera.nn.moe import Gate, MoE, SwiGLU
-from sidera.ops.few_queries import Run, few_queries_attention
+from sidera.ops.attention import attention, equal_layout
+from sidera.ops.shared_keys import Streams, shared_attention
 
-FEW_PLACES = 8  # where writing out all pairs is cheaper than a call per head
 FEW_QUERIES = 24  # of a history and group, for which the same holds in the cross-attention's training
 KeysValues = tuple[Tensor, Tensor]  # (B, R, S, E) each
-
-
-@dataclass(frozen=True)
-class Streams:
-    """Which history each of M streams belongs to; streams of one history are neighbours."""
-
-    num_histories: int
-    most: int  # G: streams of the history that has most
-    places: Tensor | None = None  # (M,) place in a (B, G) table; None: M = B * G, every history has ``most``
-    runs: tuple[Run, ...] = ()  # (histories, streams of each) in order, where few queries ask; else nothing
-
-    @classmethod
-    def of(cls, offsets: Tensor) -> Streams:
-        """History b has streams ``offsets[b]`` to ``offsets[b + 1]``."""
-        counts = offsets.diff()
-        total, histories = int(offsets[-1]), counts.numel()
-        most = int(counts.max()) if histories else 0
-        if total == most * histories:
-            return cls(histories, most)
-        begins = torch.arange(histories, device=offsets.device) * most - offsets[:-1]
-        places = torch.repeat_interleave(begins, counts, output_size=total) + torch.arange(total, device=offsets.device)
-        return cls(histories, most, places)
-
-    def sorted(self) -> tuple[Streams, Tensor | None, Tensor | None]:
-        """The same with ``runs``, its histories by rising number of streams: and of each new history, (B,), and each
-        new stream, (M,), where it was; None and None where nothing moves."""
-        if self.places is None:
-            return replace(self, runs=((self.num_histories, self.most),)), None, None
-        of = self.places // self.most  # (M,) history of a stream
-        counts = torch.bincount(of, minlength=self.num_histories)
-        histories = counts.argsort(stable=True)
-        rank = torch.empty_like(histories)
-        rank[histories] = torch.arange(len(rank))
-        each, how_many = counts.unique(return_counts=True)
-        runs = tuple(zip(how_many.tolist(), each.tolist(), strict=True))
-        return Streams(self.num_histories, self.most, runs=runs), histories, rank[of].argsort(stable=True)
-
-    def spread(self, x: Tensor) -> Tensor:
-        """(M, ...) -> (B, G, ...), zero where a history has no such stream."""
-        shape = (self.num_histories, self.most, *x.shape[1:])
-        if self.places is None:
-            return x.view(shape)
-        empty = x.new_zeros(self.num_histories * self.most, *x.shape[1:])
-        return empty.index_copy(0, self.places, x).view(shape)
-
-    def collect(self, x: Tensor) -> Tensor:
-        """(B, G, ...) -> (M, ...)"""
-        flat = x.flatten(0, 1)
-        return flat if self.places is None else flat.index_select(0, self.places)
 
 
 @dataclass(frozen=True)
@@ -124,6 +74,12 @@ class DecoderSize:
     def head_width(self) -> int:
         return self.width // self.num_heads
 
+    @classmethod
+    def of(cls, config: object, **fixed: Any) -> DecoderSize:
+        """The sizes that a model's Config has under the same names; ``fixed``: those that it names otherwise or not."""
+        own = {field.name: getattr(config, field.name) for field in fields(cls) if hasattr(config, field.name)}
+        return cls(**own | fixed)
+
 
 def feed_forward(size: DecoderSize, sparse: bool) -> nn.Module:
     """A mixture of experts where ``size`` has experts and ``sparse`` wants them here, a dense SwiGLU otherwise."""
@@ -145,7 +101,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, size: DecoderSize, index: int) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.index = size, index
         width = size.width
         self.norm_cross, self.norm_self, self.norm_ff = (nn.RMSNorm(width) for _ in range(3))
         self.query, self.cross_out = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
@@ -153,45 +109,27 @@ class DecoderLayer(nn.Module):
         self.ff = feed_forward(size, sparse=index >= size.moe_from)
         self.dropout = Dropout(size.dropout)
 
-    def forward(self, x: Tensor, kv: KeysValues, mask: Tensor, streams: Streams) -> Tensor:
-        """x (M, P, D); mask (B, S) True = attend -> (M, P, D)."""
+    def forward(
+        self, x: Tensor, kv: KeysValues, mask: Tensor, streams: Streams, beams: BeamCache | None = None
+    ) -> Tensor:
+        """x (M, P, D), mask (B, S) True = attend -> (M, P, D). With ``beams``: x (M, 1, D) is the newest position."""
         x = x + self.dropout(self.cross(self.norm_cross(x), kv, mask, streams))
-        q, k, v = self._heads(self.norm_self(x))
-        attended = places_attention(q, k, v)
-        x = x + self.dropout(self.self_out(attended.flatten(2)))
+        qkv = self.qkv(self.norm_self(x))
+        if beams is None:
+            layout = equal_layout(*x.shape[:2])
+            packed = qkv.view(-1, 3, self.size.num_heads, self.size.head_width)  # (M*P, 3, H, E)
+            attended = attention(None, packed, layout, causal=True).view(x.shape)
+        else:
+            query, key_value = qkv[:, 0].tensor_split((x.shape[2],), dim=1)
+            query = query * self.size.head_width**-0.5
+            attended = beams.attend(self.index, query, key_value, self.size.num_heads)[:, None]
+        x = x + self.dropout(self.self_out(attended))
         return x + self.dropout(self.ff(self.norm_ff(x)))
 
-    def step(
-        self, x: Tensor, kv: KeysValues, mask: Tensor, streams: Streams, past: KeysValues | None
-    ) -> tuple[Tensor, KeysValues]:
-        """One more place of every stream. x (M, 1, D), past (M, places, H, E) -> the same and the new past."""
-        x = x + self.cross(self.norm_cross(x), kv, mask, streams)
-        q, k, v = self._heads(self.norm_self(x))
-        if past is not None:
-            k, v = torch.cat((past[0], k), dim=1), torch.cat((past[1], v), dim=1)
-        attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        x = x + self.self_out(attended.transpose(1, 2).flatten(2))
-        return x + self.ff(self.norm_ff(x)), (k, v)
-
     def cross(self, x: Tensor, kv: KeysValues, mask: Tensor, streams: Streams) -> Tensor:
-        """(M, P, D): all streams of a history ask its one set of keys, heads of a group side by side."""
-        places, batch, most = x.shape[1], streams.num_histories, streams.most
-        groups, dim = self.size.num_kv_groups, self.size.head_width
-        per_group = self.size.num_heads // groups
-        if streams.runs:
-            q = self.query(x).view(-1, groups, per_group, dim)
-            runs = [(histories, each * places) for histories, each in streams.runs]
-            return self.cross_out(few_queries_attention(q, *kv, mask, runs).view(x.shape))
-        q = streams.spread(self.query(x)).view(batch, most * places, groups, per_group, dim)
-        q = q.permute(0, 2, 3, 1, 4).reshape(batch, groups, per_group * most * places, dim)
-        out = F.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=mask[:, None, None, :])
-        out = out.view(batch, groups, per_group, most, places, dim).permute(0, 3, 4, 1, 2, 5)
-        return self.cross_out(streams.collect(out.reshape(batch, most, places, -1)))
-
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(M, P, H, E) each."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.size.num_heads, self.size.head_width)).unbind(2)
-        return q, k, v
+        """(M, P, D): all streams of a history ask its one set of keys."""
+        query = self.query(x).unflatten(-1, (self.size.num_heads, self.size.head_width))
+        return self.cross_out(shared_attention(query, *kv, mask, streams).flatten(2))
 
 
 def _select(kvs: Sequence[KeysValues], histories: Tensor) -> list[KeysValues]:
@@ -202,38 +140,6 @@ def _select(kvs: Sequence[KeysValues], histories: Tensor) -> list[KeysValues]:
             if id(part) not in chosen:
                 chosen[id(part)] = part.index_select(0, histories)
     return [(chosen[id(keys)], chosen[id(values)]) for keys, values in kvs]
-
-
-def places_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention inside streams of a few places: all pairs of places written out. (M, P, H, E) -> the same."""
-    if not q.is_cpu or q.shape[1] > FEW_PLACES:
-        return fused_places_attention(q, k, v)
-    places, dim = q.shape[1], q.shape[3]
-    later_mask = torch.ones(places, places, dtype=torch.bool).triu(1)[:, :, None]  # (P, P, 1)
-    scores = (q[:, :, None] * k[:, None]).sum(-1) * dim**-0.5  # (M, P, P, H)
-    weights = scores.masked_fill(later_mask, float("-inf")).softmax(2)
-    return (weights[..., None] * v[:, None]).sum(2)
-
-
-def fused_places_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The reference of :func:`places_attention`, and the fast way on a GPU."""
-    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-
-
-@dataclass
-class DecoderCache:
-    """Self-attention keys and values of every layer for the beams of one search."""
-
-    width: int  # beams per history at the last step
-    past: list[KeysValues] = field(default_factory=list)  # per layer (B*W, places, H, E)
-
-    def follow(self, parents: Tensor) -> None:
-        """Let beam w of the next step continue beam ``parents[:, w]`` of the last. parents (B, W')"""
-        rows = torch.arange(len(parents), device=parents.device)[:, None] * self.width + parents
-        flat = rows.flatten()
-        self.past = [(k[flat], v[flat]) for k, v in self.past]
-        self.width = parents.shape[1]
 
 
 class CodeDecoder(nn.Module):
@@ -292,7 +198,16 @@ class CodeDecoder(nn.Module):
 
     def log_probs(self, sids: Tensor, kvs: Sequence[KeysValues], mask: Tensor, streams: Streams) -> Tensor:
         """Log-probability of every code of ``sids`` (M, L) -> (M, L)."""
-        return self.code_log_probs(self(self.embed(sids), kvs, mask, streams), sids)
+        return self.code_log_probs(self(self.inputs(sids), kvs, mask, streams), sids)
+
+    def code_logits(self, sids: Tensor, kvs: Sequence[KeysValues], mask: Tensor) -> list[Tensor]:
+        """Codes (B, G, L) of G candidates of each history -> per level (B, G, K)."""
+        states = self(self.inputs(sids.flatten(0, 1)), kvs, mask, Streams(*sids.shape[:2]))
+        return [logits.unflatten(0, sids.shape[:2]) for logits in self.all_logits(states)]
+
+    def inputs(self, sids: Tensor) -> Tensor:
+        """Codes (M, L) of single items -> inputs (M, L, D)."""
+        return self.embed(sids)
 
     def code_log_probs(self, states: Tensor, sids: Tensor) -> Tensor:
         """States (M, L, D) of the inputs of ``sids`` (M, L) -> (M, L)."""
@@ -306,31 +221,32 @@ class CodeDecoder(nn.Module):
         """States (M, L, D) -> per level (M, K) float32."""
         return [self.logits(states[:, level], level).float() for level in range(len(self.level_sizes))]
 
+    def new_cache(self, num_histories: int, width: int) -> BeamCache:
+        """Room for one search of at most ``width`` beams a history."""
+        size = self.size
+        return BeamCache(num_histories, width, self.num_positions, size.num_layers, size.width, like=self.begin)
+
+    @property
+    def num_positions(self) -> int:
+        """P, of the longest stream that is written."""
+        return len(self.level_sizes)
+
+    @torch.no_grad()
     def step(
-        self, cache: DecoderCache, kvs: Sequence[KeysValues], mask: Tensor, level: int, codes: Tensor | None,
+        self, cache: BeamCache, kvs: Sequence[KeysValues], mask: Tensor, level: int, codes: Tensor | None,
         parents: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """Logits (B, W, K) of the next code of every beam; see ``core.Generator.step``."""
-        num_histories = mask.shape[0]
-        if codes is None or parents is None:
-            streams = Streams(num_histories, 1)
-            x = (self.begin + self.level_vectors[0]).expand(num_histories, 1, -1)
+        cache.begin_position(parents)
+        if codes is None:
+            x = (self.begin + self.level_vectors[0]).expand(cache.num_beams, -1)
         else:
-            cache.follow(parents)
-            streams = Streams(num_histories, codes.shape[1])
-            table = cast(nn.Embedding, self.code[level - 1])
-            x = (table(codes.flatten()) + self.level_vectors[level])[:, None]
-        states = self.advance(cache, kvs, mask, streams, x)
-        return self.logits(states[:, 0], level).unflatten(0, (num_histories, streams.most))
+            x = cast(nn.Embedding, self.code[level - 1])(codes.flatten()) + self.level_vectors[level]
+        return self.logits(self.advance(cache, kvs, mask, x), level).unflatten(0, (cache.num_histories, -1))
 
-    def advance(
-        self, cache: DecoderCache, kvs: Sequence[KeysValues], mask: Tensor, streams: Streams, x: Tensor
-    ) -> Tensor:
-        """Inputs (M, 1, D) of the next place of every beam -> states (M, 1, D)."""
-        new: list[KeysValues] = []
-        for index, (module, kv) in enumerate(zip(self.layers, kvs, strict=True)):
-            past = cache.past[index] if cache.past else None
-            x, grown = cast(DecoderLayer, module).step(x, kv, mask, streams, past)
-            new.append(grown)
-        cache.past = new
-        return x
+    def advance(self, cache: BeamCache, kvs: Sequence[KeysValues], mask: Tensor, x: Tensor) -> Tensor:
+        """Inputs (M, D) of the position that every beam writes now -> states (M, D)."""
+        streams, x = Streams(cache.num_histories, cache.num_beams // max(1, cache.num_histories)), x[:, None]
+        for layer, kv in zip(self.layers, kvs, strict=True):
+            x = layer(x, kv, mask, streams, cache)
+        return x[:, 0]

@@ -1,7 +1,7 @@
 """The encoder of OneRec's technical report (arXiv 2506.13695, 2.2): pre-RMSNorm blocks, every token reads every other.
 
 Tokens are jagged: linear layers, norms and dropout see real tokens only, attention goes through
-:mod:`sidera.ops.jagged`, which pads inside groups of similar length. A block is ``x += attention(norm(x));
+:mod:`sidera.ops.attention`, which pads inside groups of like length. A block is ``x += attention(norm(x));
 x += ffn(norm(x))`` with a dense SwiGLU or a mixture of experts; one more norm stands behind the last block.
 
 This is what OneRec-V2 does without: its cost grows with the tokens of the context, its use is in the few that are
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sidera.nn.code_decoder import DecoderSize, feed_forward
 from sidera.nn.dropout import Dropout
-from sidera.ops.jagged import JaggedLayout, jagged_attention
+from sidera.ops.attention import Layout, attention
 
 
 class EncoderBlock(nn.Module):
@@ -33,10 +33,10 @@ class EncoderBlock(nn.Module):
         self.ff = feed_forward(size, sparse)
         self.dropout = Dropout(size.dropout)
 
-    def forward(self, x: Tensor, layout: JaggedLayout) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """(T, D) -> (T, D)"""
-        q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # (T, H, E) each
-        x = x + self.dropout(self.out(jagged_attention(q, k, v, layout, causal=False).flatten(1)))
+        qkv = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.num_heads, -1))  # (T, 3, H, E)
+        x = x + self.dropout(self.out(attention(None, qkv, layout).flatten(1)))
         return x + self.dropout(self.ff(self.norm_ff(x)))
 
 
@@ -52,7 +52,7 @@ class ContextEncoder(nn.Module):
                 small = (2 * num_layers) ** -0.5 if name.endswith(("out", "down")) else 1.0
                 nn.init.normal_(module.weight, std=small * module.in_features**-0.5)
 
-    def forward(self, x: Tensor, layout: JaggedLayout) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """(T, D) tokens -> (T, D) states of unit root mean square times a weight."""
         for block in self.blocks:
             x = block(x, layout)

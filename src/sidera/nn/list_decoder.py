@@ -14,21 +14,15 @@ W beams · K codes of a level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.core import InputError
-from sidera.nn.code_decoder import CodeDecoder, DecoderCache, DecoderSize, KeysValues, Streams
-
-
-@dataclass
-class ListCache(DecoderCache):
-    """The beams of one search over lists."""
-
-    item: int = 0  # which item of the list is being written
+from sidera.nn.beam_cache import BeamCache
+from sidera.nn.code_decoder import CodeDecoder, DecoderSize, KeysValues
+from sidera.ops.shared_keys import Streams
 
 
 class ListDecoder(CodeDecoder):
@@ -61,31 +55,32 @@ class ListDecoder(CodeDecoder):
         states = F.pad(states, (0, 0, 0, 1)).unflatten(1, (length, num_levels + 1))[:, :, :-1]  # (B*G, m, L, D)
         return self.code_log_probs(states.flatten(0, 1), sids.reshape(-1, num_levels)).view_as(sids)
 
-    def first_logits(self, sids: Tensor, kvs: Sequence[KeysValues], mask: Tensor) -> list[Tensor]:
-        """Codes (B, G, L) of single items -> per level (B*G, K)."""
-        inputs = self.embed_lists(sids.flatten(0, 1)[:, None])  # (B*G, L, D)
-        return self.all_logits(self(inputs, kvs, mask, Streams(*sids.shape[:2])))
+    def inputs(self, sids: Tensor) -> Tensor:
+        """Codes (M, L) of the first items of lists -> inputs (M, L, D)."""
+        return self.embed_lists(sids[:, None])
 
+    @property
+    def num_positions(self) -> int:
+        return self.length * (len(self.level_sizes) + 1) - 1
+
+    @torch.no_grad()
     def step(
-        self, cache: DecoderCache, kvs: Sequence[KeysValues], mask: Tensor, level: int, codes: Tensor | None,
+        self, cache: BeamCache, kvs: Sequence[KeysValues], mask: Tensor, level: int, codes: Tensor | None,
         parents: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """Logits (B, W, K) of the next code; see ``core.SessionGenerator``: level 0 with codes begins the next item."""
-        assert isinstance(cache, ListCache)
-        streams = Streams(mask.shape[0], 1 if codes is None else codes.shape[1])
-        beams = streams.num_histories * streams.most
-        if codes is not None and parents is not None:
-            cache.follow(parents)
-            if level == 0:
-                last = self.last_code(codes.flatten()) + self.last_vector + self.item_vectors[cache.item]
-                self.advance(cache, kvs, mask, streams, last[:, None])
-                cache.item += 1
-                if cache.item >= self.length:
-                    raise InputError(f"item {cache.item + 1} of a list", allowed=f"{self.length} (session_length)")
+        item = cache.ancestors.shape[1] // (len(self.level_sizes) + 1)  # of the list, the one that is being written
+        if codes is not None and level == 0 and item + 1 == self.length:
+            raise InputError(f"item {item + 2} of a list", allowed=f"{self.length} (session_length)")
+        cache.begin_position(parents)
+        if codes is not None and level == 0:
+            self.advance(cache, kvs, mask, self.last_code(codes.flatten()) + self.last_vector + self.item_vectors[item])
+            cache.begin_position(None)
+            item += 1
         if level == 0:
-            x = (self.begin + self.level_vectors[0]).expand(beams, -1)
+            x = (self.begin + self.level_vectors[0]).expand(cache.num_beams, -1)
         else:
             assert codes is not None
             x = self.code[level - 1](codes.flatten()) + self.level_vectors[level]
-        states = self.advance(cache, kvs, mask, streams, (x + self.item_vectors[cache.item])[:, None])
-        return self.logits(states[:, 0], level).unflatten(0, (streams.num_histories, streams.most))
+        states = self.advance(cache, kvs, mask, x + self.item_vectors[item])
+        return self.logits(states, level).unflatten(0, (cache.num_histories, -1))

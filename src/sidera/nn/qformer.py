@@ -4,12 +4,12 @@ The block of OneRec's technical report (arXiv 2506.13695): N layers of ``Q <- Cr
 ``Q <- FFN(RMSNorm(Q))``, here with pre-RMSNorm on both sides and residuals. Item vectors use 4 queries over the tokens
 of text, pictures and numbers; lifelong histories use 128 over their representatives.
 
-Tokens come padded (B, S, D) with a mask, or jagged (T, D) with offsets; jagged rows are padded only inside groups of
-similar length, and both ways give the same numbers. Queries do not read each other: they differ through what they read.
+Tokens come padded (B, S, D) with a mask, or jagged (T, D) with offsets. Queries do not read each other: they differ
+through what they read.
 
-Traps: a row without tokens has nothing to attend to: softmax over nothing is NaN, so such a row's attention is 0 and it
-comes out as the queries alone, the same for every empty row. The queries start small: after the first layer a row is
-what it read, not a constant that all rows share.
+Traps: a row without tokens has nothing to attend to: its attention is 0 and it comes out as the queries alone, the same
+for every empty row. The queries start small: after the first layer a row is what it read, not a constant that all rows
+share.
 
 Shape legend: T tokens of all rows · B rows · S longest row · D width · Q queries · H heads · E dims of a head.
 """
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sidera.core import InputError
 from sidera.nn.dropout import Dropout
-from sidera.ops.jagged import JaggedLayout, jagged_layout
+from sidera.ops.attention import Layout, attention, layout_of
 
 EPSILON = 1e-6
 
@@ -38,30 +38,11 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(token_width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, queries_BQD: Tensor, tokens: Tensor, layout: JaggedLayout | None, mask: Tensor | None) -> Tensor:
-        query = self.query(self.norm(queries_BQD)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, Q, E)
-        key_value = self.key_value(tokens)  # (T, 2D) or (B, S, 2D)
-        if layout is None:
-            attended = self._attend(query, key_value, mask)
-        else:
-            attended = torch.zeros_like(query)
-            for group in layout.groups:
-                members = layout.rows[group.gather[:, 0]]  # (b,) rows of this group
-                steps = torch.arange(group.gather.shape[1], device=tokens.device)
-                real_mask = steps < group.lengths[:, None] if group.padded else None  # (b, s)
-                read = self._attend(query[members], key_value[group.gather], real_mask)
-                attended = attended.index_copy(0, members, read)
-        return self.out(attended.transpose(1, 2).flatten(2))  # (B, Q, D)
-
-    def _attend(self, query: Tensor, key_value: Tensor, mask: Tensor | None) -> Tensor:
-        """query (b, H, Q, E), key_value (b, s, 2D), mask (b, s) -> (b, H, Q, E)."""
-        key, value = key_value.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (b, H, s, E)
-        if mask is None:
-            return F.scaled_dot_product_attention(query, key, value)
-        empty = ~mask.any(1)  # (b,): let these look anywhere and forget what they saw
-        seen = (mask | empty[:, None])[:, None, None]  # (b, 1, 1, s)
-        read = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
-        return read.masked_fill(empty[:, None, None, None], 0.0)
+    def forward(self, queries_BQD: Tensor, tokens: Tensor, layout: Layout) -> Tensor:
+        """tokens (T, D) of the rows; ``layout``: the queries of each row read its tokens."""
+        query = self.query(self.norm(queries_BQD)).unflatten(-1, (self.num_heads, -1))  # (B, Q, H, E)
+        key_value = self.key_value(tokens).unflatten(-1, (2, self.num_heads, -1))  # (T, 2, H, E)
+        return self.out(attention(query.flatten(0, 1), key_value, layout).view_as(queries_BQD))
 
 
 class QFormerLayer(nn.Module):
@@ -75,8 +56,8 @@ class QFormerLayer(nn.Module):
         self.down = nn.Linear(ff_width, width)
         self.dropout = Dropout(dropout)
 
-    def forward(self, queries_BQD: Tensor, tokens: Tensor, layout: JaggedLayout | None, mask: Tensor | None) -> Tensor:
-        queries_BQD = queries_BQD + self.dropout(self.attention(queries_BQD, tokens, layout, mask))
+    def forward(self, queries_BQD: Tensor, tokens: Tensor, layout: Layout) -> Tensor:
+        queries_BQD = queries_BQD + self.dropout(self.attention(queries_BQD, tokens, layout))
         return queries_BQD + self.dropout(self.down(F.gelu(self.up(self.norm(queries_BQD)))))
 
 
@@ -118,30 +99,21 @@ class QFormer(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        *,
-        offsets: Tensor | None = None,
-        mask: Tensor | None = None,
-        layout: JaggedLayout | None = None,
-    ) -> Tensor:
-        """Padded (B, S, D) with ``mask`` (B, S) bool, True = a token (none: all are), or jagged (T, D) with ``offsets``
-        (B+1,), or with a ``layout`` that the caller has already -> (B, Q, D) of unit root mean square times a weight.
+    def forward(self, tokens: Tensor, *, offsets: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Jagged (T, D) with ``offsets`` (B+1,), or padded (B, S, D) with ``mask`` (B, S) bool, True = a token (none:
+        all are) -> (B, Q, D) of unit root mean square times a weight.
         """
-        if tokens.ndim == 2:
-            if layout is None:
-                if offsets is None:
-                    problem = f"QFormer tokens have shape {tuple(tokens.shape)} and no offsets"
-                    raise InputError(problem, fix="give offsets, or tokens (B, S, D)")
-                layout = jagged_layout(offsets)
-            num_rows = len(layout.offsets) - 1
-        else:
-            num_rows, layout = tokens.shape[0], None
+        if tokens.ndim == 3:
+            mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
+            tokens, offsets = tokens[mask], F.pad(mask.sum(1).cumsum(0), (1, 0))
+        if offsets is None:
+            problem = f"QFormer tokens have shape {tuple(tokens.shape)} and no offsets"
+            raise InputError(problem, fix="give offsets, or tokens (B, S, D)")
+        layout = layout_of(offsets).asked_by(len(self.queries))
         tokens = self.norm_tokens(tokens)
-        queries_BQD = self.queries.expand(num_rows, -1, -1)
+        queries_BQD = self.queries.expand(len(offsets) - 1, -1, -1)
         for layer in self.layers:
-            queries_BQD = layer(queries_BQD, tokens, layout, mask)
+            queries_BQD = layer(queries_BQD, tokens, layout)
         return self.norm(queries_BQD)
 
 

@@ -15,14 +15,17 @@ head · D width · F feed-forward width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from sidera.nn.dropout import dropout, rounded_rate
-from sidera.nn.t5_functions import Group, add_dropped, feed_forward, linear, packed_attention, unit_rms
+from sidera.nn.t5_functions import add_dropped, feed_forward, linear, unit_rms
+from sidera.ops.attention import Layout, attention, equal_layout, sorted_layout
+from sidera.ops.dropout import dropout, rounded_rate
+from sidera.ops.jagged import Jagged
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,37 @@ class T5Size:
     @property
     def inner(self) -> int:
         return self.num_heads * self.head_width
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows of tokens one after another, longest first."""
+
+    tokens: Tensor  # (T, ...)
+    layout: Layout
+    order: Tensor  # (B,) the history of each packed row
+    offsets: Tensor  # (B+1,)
+
+
+def packed_rows(tokens: Tensor, offsets: Tensor, front: Tensor | None = None) -> PackedRows:
+    """Jagged tokens (T, ...), with one more, ``front`` (B, ...), before each row's, sorted by length."""
+    index = Jagged(torch.arange(len(tokens), device=offsets.device), offsets)
+    if front is not None:
+        each = torch.arange(len(offsets), device=offsets.device)
+        index = Jagged(each[:-1] + len(tokens), each).join(index)
+        tokens = torch.cat((tokens, front))
+    order = index.lengths.argsort(descending=True, stable=True)
+    index = index.rows(order)
+    return PackedRows(tokens[index.values], sorted_layout(index.lengths.tolist()), order, index.offsets)
+
+
+@contextmanager
+def own_casts(weight: Tensor) -> Iterator[torch.dtype]:
+    """Autocast off, because the layers cast by themselves; gives the number format that it asked products to have."""
+    kind = weight.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    with torch.autocast(kind, enabled=False):
+        yield dtype
 
 
 class RMSNorm(nn.Module):
@@ -116,9 +150,10 @@ class SelfAttention(nn.Module):
         nn.init.normal_(self.qkv.weight[: size.inner], std=(size.width * size.head_width) ** -0.5)
         self.out = _linear(size.inner, size.width, size.inner**-0.5)
 
-    def forward(self, x: Tensor, groups: Sequence[Group], bias: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, bias: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
         qkv = linear(unit_rms(x, dtype), (self.qkv.weight * self.norm.weight).to(dtype))  # (T, 3*H*E)
-        attended = packed_attention(None, qkv, bias, groups, groups, self.num_heads, rate)
+        qkv = qkv.view(len(x), 3, self.num_heads, -1)
+        attended = attention(None, qkv, layout, bias=bias, scale=1.0, rate=rate).flatten(1)
         return add_dropped(x, linear(attended, self.out.weight.to(dtype)), rate)
 
 
@@ -131,13 +166,12 @@ class CrossAttention(nn.Module):
         self.key_value = _linear(size.width, 2 * size.inner, size.width**-0.5)
         self.out = _linear(size.inner, size.width, size.inner**-0.5)
 
-    def forward(
-        self, x: Tensor, memory: Tensor, groups: Sequence[Group], memory_groups: Sequence[Group], rate: float
-    ) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, layout: Layout, rate: float) -> Tensor:
         dtype = memory.dtype
         query = linear(unit_rms(x, dtype), (self.query.weight * self.norm.weight).to(dtype))  # (Tq, H*E)
         key_value = linear(memory, self.key_value.weight.to(dtype))  # (Tk, 2*H*E)
-        attended = packed_attention(query, key_value, None, groups, memory_groups, self.num_heads, rate)
+        query, key_value = query.view(len(x), self.num_heads, -1), key_value.view(len(memory), 2, self.num_heads, -1)
+        attended = attention(query, key_value, layout, scale=1.0, rate=rate).flatten(1)
         return add_dropped(x, linear(attended, self.out.weight.to(dtype)), rate)
 
 
@@ -146,8 +180,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.attention, self.feed_forward = SelfAttention(size), FeedForward(size)
 
-    def forward(self, x: Tensor, groups: Sequence[Group], bias: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
-        return self.feed_forward(self.attention(x, groups, bias, rate, dtype), rate, dtype)
+    def forward(self, x: Tensor, layout: Layout, bias: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
+        return self.feed_forward(self.attention(x, layout, bias, rate, dtype), rate, dtype)
 
 
 class DecoderLayer(nn.Module):
@@ -166,13 +200,13 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(size) for _ in range(size.num_layers))
         self.norm = RMSNorm(size.width)
 
-    def forward(self, x: Tensor, groups: Sequence[Group], dtype: torch.dtype = torch.float32) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, dtype: torch.dtype = torch.float32) -> Tensor:
         """(T, D) embeddings of packed rows, sorted by length -> (T, D) float32. ``dtype``: of the products."""
         rate = self.rate if self.training else 0.0
-        bias = self.bias(max(group.length for group in groups))
+        bias = self.bias(max(rows.length for rows in layout.keys))
         x = dropout(x, rate)
         for layer in self.layers:
-            x = layer(x, groups, bias, rate, dtype)
+            x = layer(x, layout, bias, rate, dtype)
         return dropout(self.norm(x), rate)
 
 
@@ -191,7 +225,7 @@ class Decoder(nn.Module):
         x: Tensor,
         memory: Tensor,
         length: int,
-        memory_groups: Sequence[Group],
+        memory_layout: Layout,
         num_candidates: int = 1,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
@@ -200,15 +234,12 @@ class Decoder(nn.Module):
         Rows stand in the memory's order; the candidates of a row do not see each other.
         """
         rate = self.rate if self.training else 0.0
-        groups, start = [], 0
-        for memory_group in memory_groups:
-            groups.append(Group(start, memory_group.num_rows, num_candidates * length))
-            start = groups[-1].end
-        bias, rows = self.bias(length), (Group(0, start // length, length),)
+        bias, own = self.bias(length), equal_layout(len(x) // length, length)
+        reading = memory_layout.asked_by(num_candidates * length)
         x, memory = dropout(x, rate), memory.to(dtype)
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
-            x = layer.attention(x, rows, bias, rate, dtype)
-            x = layer.cross(x, memory, groups, memory_groups, rate)
+            x = layer.attention(x, own, bias, rate, dtype)
+            x = layer.cross(x, memory, reading, rate)
             x = layer.feed_forward(x, rate, dtype)
         return dropout(self.norm(x), rate)

@@ -1,11 +1,11 @@
 """The causal item encoder that SASRec and sidera's generator share: a vector per event, reading what came before.
 
 Pre-norm transformer blocks on jagged tokens (SASRec, arXiv 1808.09781, with GELU and pre-norm as in later practice).
-Linear layers, norms and dropout see real tokens only; attention goes through :mod:`sidera.ops.jagged`.
+Linear layers, norms and dropout see real tokens only; attention goes through :mod:`sidera.ops.attention`.
 
 Initialisation decides here: event vectors enter scaled by sqrt(D) and the linear layers start small (std 0.02), so
 that at first a state is mostly its own event. With PyTorch's default layers and unscaled vectors the item's own signal
-drowns in the residual stream, and training needs many times the epochs (docs/log.md has the figures).
+drowns in the residual stream, and training needs many times the epochs (docs/evidence/log.md has the figures).
 
 Shape legend: T tokens of all histories · D width · H heads.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sidera.nn.counters import attention_flops, causal_pairs, matmul_flops
 from sidera.nn.dropout import Dropout
-from sidera.ops.jagged import JaggedLayout, jagged_attention
+from sidera.ops.attention import Layout, attention
 
 
 class Block(nn.Module):
@@ -33,11 +33,9 @@ class Block(nn.Module):
         self.down = nn.Linear(ff_width, width)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x_TD: Tensor, layout: JaggedLayout) -> Tensor:
-        num_tokens, width = x_TD.shape
-        qkv = self.qkv(self.norm_attention(x_TD)).view(num_tokens, 3, self.num_heads, width // self.num_heads)
-        q, k, v = qkv.unbind(1)  # each (T, H, D/H)
-        attended = jagged_attention(q, k, v, layout, causal=True).flatten(1)  # (T, D)
+    def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        qkv = self.qkv(self.norm_attention(x_TD)).unflatten(-1, (3, self.num_heads, -1))  # (T, 3, H, D/H)
+        attended = attention(None, qkv, layout, causal=True).flatten(1)  # (T, D)
         x_TD = x_TD + self.dropout(self.out(attended))
         hidden = nn.functional.gelu(self.up(self.norm_ff(x_TD)))  # (T, F)
         return x_TD + self.dropout(self.down(hidden))
@@ -61,7 +59,7 @@ class CausalEncoder(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, events_TD: Tensor, layout: JaggedLayout) -> Tensor:
+    def forward(self, events_TD: Tensor, layout: Layout) -> Tensor:
         """(T, D) event vectors -> (T, D): at each place what the history up to it says."""
         x_TD = self.dropout(self.scale * events_TD + self.position(layout.positions))
         for block in self.blocks:

@@ -186,13 +186,9 @@ class CodeTrie:
             else:
                 ptr = self.ptr[level - 1]
                 low, end = ptr[nodes].astype(np.int64), ptr[nodes + 1].astype(np.int64)
-            wanted, high = flat[:, level], end.copy()
-            for _ in range(int((high - low).max(initial=0)).bit_length()):  # binary search inside each node's children
-                middle = (low + high) >> 1
-                below = (tokens[np.minimum(middle, tokens.size - 1)] < wanted) & (low < high)
-                low, high = np.where(below, middle + 1, low), np.where(below, high, middle)
+            low = search_children(tokens, low, end, flat[:, level])
             nodes = np.minimum(low, tokens.size - 1)
-            found &= (low < end) & (tokens[nodes] == wanted)
+            found &= (low < end) & (tokens[nodes] == flat[:, level])
             nodes[~found] = 0
         return np.where(found, nodes, -1).reshape(codes.shape[:-1])
 
@@ -224,6 +220,16 @@ class CodeTrie:
                 shared_extra=moved(self.shared_extra),
             )
         return self._tensors[device]
+
+
+def search_children(tokens: Array, low: Array, end: Array, codes: Array) -> Array:
+    """(Q,) the first place in ``tokens[low[q]:end[q]]``, which ascend, whose code is not below ``codes[q]``."""
+    high = end.copy()
+    for _ in range(int((high - low).max(initial=0)).bit_length()):  # binary search inside each node's children
+        middle = (low + high) >> 1
+        below = (tokens[np.minimum(middle, tokens.size - 1)] < codes) & (low < high)
+        low, high = np.where(below, middle + 1, low), np.where(below, high, middle)
+    return low
 
 
 def _checked_codes(codes: Array, level_sizes: Sequence[int]) -> tuple[Array, tuple[int, ...]]:

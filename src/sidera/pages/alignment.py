@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sidera.eval.alignment_online import gap_closed
-from sidera.eval.online import OnlineTest
+from sidera.lab.alignment import gap_closed
+from sidera.lab.online import OnlineTest
 from sidera.pages import charts
 from sidera.pages.charts import Figure
 from sidera.pages.online import differences, levels_figures, levels_note
@@ -123,8 +123,8 @@ def _frontier(record: Mapping[str, Any], online: OnlineTest | None) -> Figure:
     for name, one in record["policies"].items():
         gap = one["recall_differences"].get("long_view") or next(iter(one["recall_differences"].values()), (0.0, 0.0))
         if online is not None:
-            found = online.differences.get(name, {}).get("utility")
-            up = (100 * found.relative, 100 * found.relative_half_width) if found is not None else (0.0, 0.0)
+            utility = online.differences.get(name, {}).get("utility")
+            up = (100 * utility.relative, 100 * utility.relative_half_width) if utility is not None else (0.0, 0.0)
         else:
             up = (100 * (one["figures"]["judge"] / base["judge"] - 1), 0.0)
         points[name] = (gap[0], gap[1], *up)

@@ -22,9 +22,9 @@ class Axis:
             value, low, high = math.log(max(value, low)), math.log(low), math.log(high)
         return min(1.0, max(0.0, (value - low) / (high - low)))
 
-    def ticks(self, wanted: int = 5) -> list[float]:
+    def ticks(self, number: int = 5) -> list[float]:
         """Round values inside the range."""
-        return _log_ticks(self.low, self.high, wanted) if self.log else _ticks(self.low, self.high, wanted)
+        return _log_ticks(self.low, self.high, number) if self.log else _ticks(self.low, self.high, number)
 
 
 def axis(values: Iterable[float], *, log: bool = False, zero: bool = False, margin: float = 0.05) -> Axis:
@@ -32,10 +32,10 @@ def axis(values: Iterable[float], *, log: bool = False, zero: bool = False, marg
 
     ``zero``: the axis begins at 0, or ends there when all values are below it.
     """
-    kept = [float(value) for value in values if math.isfinite(value) and (value > 0 or not log)]
-    if not kept:
+    finite = [float(value) for value in values if math.isfinite(value) and (value > 0 or not log)]
+    if not finite:
         return Axis(0.1, 1.0, log) if log else Axis(0.0, 1.0)
-    low, high = min(kept), max(kept)
+    low, high = min(finite), max(finite)
     if log:
         room = max(high / low, 1.05) ** margin
         return Axis(low / room, high * room, True)
@@ -59,19 +59,19 @@ def tick_text(value: float) -> str:
     return f"{round(value, 10):,g}" if size >= 1000 else f"{round(value, 10):g}"
 
 
-def _ticks(low: float, high: float, wanted: int) -> list[float]:
-    rough = (high - low) / wanted
+def _ticks(low: float, high: float, number: int) -> list[float]:
+    rough = (high - low) / number
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(lead * power for lead in (1, 2, 2.5, 5, 10) if lead * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [step * place for place in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [step * position for position in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _log_ticks(low: float, high: float, wanted: int) -> list[float]:
+def _log_ticks(low: float, high: float, number: int) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for leads in ((1, 2, 5), (1, 3), (1,)):
-        found = [lead * 10.0**power for power in powers for lead in leads]
-        inside = [tick for tick in found if low * 0.999 <= tick <= high * 1.001]
-        if len(inside) <= wanted + 1:
-            return inside if len(inside) > 1 else _ticks(low, high, wanted)
-    return inside[:: math.ceil(len(inside) / (wanted + 1))]
+        ticks = [lead * 10.0**power for power in powers for lead in leads]
+        inside = [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
+        if len(inside) <= number + 1:
+            return inside if len(inside) > 1 else _ticks(low, high, number)
+    return inside[:: math.ceil(len(inside) / (number + 1))]

@@ -114,8 +114,8 @@ def curves(title: str, groups: Mapping[str, Curves], x_label: str, y_label: str,
     """Lines over a common x, a colour for each group and a dash for each line in it."""
     lines = [
         (Key(group % SERIES, dash, " ".join(part for part in (label, name) if part)), _thinned(x, y))
-        for group, (label, found) in enumerate(groups.items())
-        for dash, (name, (x, y)) in enumerate(found.items())
+        for group, (label, members) in enumerate(groups.items())
+        for dash, (name, (x, y)) in enumerate(members.items())
     ]
     points = [point for _, line in lines for point in line]
     frame = Frame(axis((x for x, _ in points), margin=0.02), axis(y for _, y in points))
@@ -134,9 +134,9 @@ def fitted(
     title: str, lines: Mapping[str, Curves], points: Mapping[str, Sequence[Point]], x_label: str, y_label: str
 ) -> Figure:
     """Curves over a logarithmic x, all lines of a label in one colour, and named points over them."""
-    drawn = {label: [_thinned(x, y) for x, y in found.values()] for label, found in lines.items()}
+    drawn = {label: [_thinned(x, y) for x, y in series.values()] for label, series in lines.items()}
     spots = [
-        point for found in (*points.values(), *(line for many in drawn.values() for line in many)) for point in found
+        point for series in (*points.values(), *(line for many in drawn.values() for line in many)) for point in series
     ]
     frame = Frame(axis((x for x, _ in spots), log=True, margin=0.02), axis(y for _, y in spots))
     frame.grid(x_label, y_label)
@@ -145,8 +145,8 @@ def fitted(
         for line in filter(None, many):
             frame.path(line, f"line s{number % SERIES} d{number // SERIES % 3}")
         legend.append(Key(number % SERIES, number // SERIES, label))
-    for number, (label, found) in enumerate(points.items(), start=len(drawn)):
-        for x, y in found:
+    for number, (label, series) in enumerate(points.items(), start=len(drawn)):
+        for x, y in series:
             frame.dot(frame.px(x), frame.py(y), f"s{number % SERIES}")
         legend.append(Key(number % SERIES, 0, label))
     return _or_empty(frame, spots).figure(title, legend)
@@ -175,8 +175,8 @@ def dots(
     height = TOP + 26 * max(1, len(rows)) + BOTTOM
     frame = Frame(axis(values, log=log, zero=zero), Axis(0, 1), height, name_width, 62)
     frame.grid(x_label, "", y_ticks=False)
-    for place, (name, (value, low, high), strong) in enumerate(rows):
-        y, style = TOP + 13 + 26 * place, "s0" if strong else "plain"
+    for position, (name, (value, low, high), strong) in enumerate(rows):
+        y, style = TOP + 13 + 26 * position, "s0" if strong else "plain"
         _name(frame, name, name_width, y)
         if not math.isfinite(value):
             frame.text(WIDTH - 4, y + 4, "–", "tick end")
@@ -194,39 +194,39 @@ def groups(
     title: str, names: Sequence[str], runs: Mapping[str, Sequence[Interval | None]], x_label: str, y_label: str
 ) -> Figure:
     """For each name (lines of it are split at a newline) a dot with its interval per run, side by side."""
-    found = [value for run in runs.values() for interval in run if interval for value in interval]
-    frame = Frame(Axis(0, max(1, len(names))), axis(found, zero=True), HEIGHT + 14, bottom=BOTTOM + 14)
+    ends = [value for run in runs.values() for interval in run if interval for value in interval]
+    frame = Frame(Axis(0, max(1, len(names))), axis(ends, zero=True), HEIGHT + 14, bottom=BOTTOM + 14)
     frame.grid(x_label, y_label, x_ticks=False)
-    for place, name in enumerate(names):
+    for position, name in enumerate(names):
         for line, text in enumerate(name.split("\n")):
-            frame.text(frame.px(place + 0.5), frame.height - frame.bottom + 15 + 13 * line, text, "tick middle")
+            frame.text(frame.px(position + 0.5), frame.height - frame.bottom + 15 + 13 * line, text, "tick middle")
     for number, run in enumerate(runs.values()):
-        for place, interval in enumerate(run):
+        for position, interval in enumerate(run):
             if interval is None or not math.isfinite(interval[0]):
                 continue
-            x = frame.px(place + 0.5 + 0.7 * ((number + 0.5) / len(runs) - 0.5))
+            x = frame.px(position + 0.5 + 0.7 * ((number + 0.5) / len(runs) - 0.5))
             style = f"s{number % SERIES}"
             frame.line((x, frame.py(interval[1])), (x, frame.py(interval[2])), f"span {style}")
             frame.dot(x, frame.py(interval[0]), style)
     legend = [Key(number % SERIES, 0, name) for number, name in enumerate(runs)]
-    return _or_empty(frame, found).figure(title, legend)
+    return _or_empty(frame, ends).figure(title, legend)
 
 
 def histogram(title: str, values: Mapping[str, tuple[str, Sequence[float]]], x_label: str, y_label: str) -> Figure:
     """``values``: run -> (text of the legend, what was measured); a logarithmic axis where the range is wide."""
-    everything = np.concatenate([np.asarray(found, dtype=float) for _, found in values.values()])
+    everything = np.concatenate([np.asarray(sample, dtype=float) for _, sample in values.values()])
     everything = everything[np.isfinite(everything)]
     low, high = (float(everything.min()), float(everything.max())) if everything.size else (1.0, 2.0)
     low = max(low, 1e-3)
     wide = high / low > 20  # a scorer beside a generator
     bins = np.geomspace(low, max(high, low) * 1.001, 41) if wide else np.linspace(low * 0.95, max(high, low) * 1.02, 41)
-    counts = [np.histogram(found, bins)[0] for _, found in values.values()]
+    counts = [np.histogram(sample, bins)[0] for _, sample in values.values()]
     frame = Frame(Axis(float(bins[0]), float(bins[-1]), wide), axis(np.concatenate([*counts, [0, 1]]), zero=True))
     frame.grid(x_label, y_label)
     for number, count in enumerate(counts):
         outline = [(float(bins[0]), 0.0)]
-        for place, height in enumerate(count.tolist()):
-            outline += [(float(bins[place]), float(height)), (float(bins[place + 1]), float(height))]
+        for position, height in enumerate(count.tolist()):
+            outline += [(float(bins[position]), float(height)), (float(bins[position + 1]), float(height))]
         frame.path([*outline, (float(bins[-1]), 0.0)], f"area s{number % SERIES}", closed=True)
     legend = [Key(number % SERIES, 0, text) for number, (text, _) in enumerate(values.values())]
     return frame.figure(title, legend)
@@ -268,9 +268,9 @@ def code_usage(title: str, codes: np.ndarray, level_sizes: Sequence[int]) -> Fig
 
 
 def _thinned(x: Sequence[float], y: Sequence[float]) -> list[Point]:
-    kept = [(float(a), float(b)) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
-    step = math.ceil(len(kept) / MAX_POINTS) if kept else 1
-    return kept[::step] + (kept[-1:] if (len(kept) - 1) % step else [])
+    points = [(float(a), float(b)) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    step = math.ceil(len(points) / MAX_POINTS) if points else 1
+    return points[::step] + (points[-1:] if (len(points) - 1) % step else [])
 
 
 def _name(frame: Frame, name: str, width: float, y: float) -> None:

@@ -48,8 +48,8 @@ def headline(measured: Sequence[Measured]) -> Headline:
 
 
 def _recall(run: Evaluation, seen: str, k: int) -> float:
-    found = run.metrics.get(seen, {}).get(f"recall@{k}")
-    return found.value if found else math.nan
+    estimate = run.metrics.get(seen, {}).get(f"recall@{k}")
+    return estimate.value if estimate else math.nan
 
 
 def main_k(run: Evaluation) -> int:
@@ -69,9 +69,9 @@ def list_length(run: Evaluation, k: int) -> int:
     return next(made["ks"][-1] for made in run.protocol["lists"] if k in made["ks"])
 
 
-def verdict(found: PairedTest, against: str) -> str:
+def verdict(test: PairedTest, against: str) -> str:
     """``1.3 [0.9, 1.7] more than item-kNN``; a difference that may be chance is called unclear."""
-    gap, low, high = (100 * value for value in (found.difference, found.low, found.high))
+    gap, low, high = (100 * value for value in (test.difference, test.low, test.high))
     if low <= 0 <= high:
         return f"with no clear difference from {against} ({_signed(gap)} [{_signed(low)}, {_signed(high)}])"
     if gap > 0:

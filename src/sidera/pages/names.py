@@ -26,10 +26,10 @@ def data_title(name: str) -> str:
 
     ``world-<digest>`` is a ``Simulated app``. Other names stay as they are.
     """
-    if found := re.fullmatch(r"amazon(20\d\d)_([a-z0-9_]+)", name):
-        return f"Amazon {found[2].replace('_', ' ').title()} {found[1]}"
-    if found := re.fullmatch(r"ml-(\d+[km]|latest-small)(-\d+)?", name):
-        return f"MovieLens {found[1].upper() if found[1][0].isdigit() else found[1].replace('-', ' ')}"
+    if match := re.fullmatch(r"amazon(20\d\d)_([a-z0-9_]+)", name):
+        return f"Amazon {match[2].replace('_', ' ').title()} {match[1]}"
+    if match := re.fullmatch(r"ml-(\d+[km]|latest-small)(-\d+)?", name):
+        return f"MovieLens {match[1].upper() if match[1][0].isdigit() else match[1].replace('-', ' ')}"
     return "Simulated app" if re.fullmatch(r"world-[0-9a-f]{16}", name) else name
 
 

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidera.eval.online import OnlineTest, troubles
+from sidera.lab.online import OnlineTest, troubles
 from sidera.pages.charts import Figure, dots
 from sidera.pages.names import model_title
 from sidera.pages.render import write_page
@@ -71,10 +71,10 @@ def headline(result: OnlineTest) -> str:
     if not arms:
         return f"{result.setting['users']:,} users served by {reference} and {len(result.differences)} other arms."
     best = max(arms, key=lambda arm: result.differences[arm]["utility"].value)
-    found = result.differences[best]["utility"]
-    gap, half = 100 * found.relative, 100 * found.relative_half_width
+    utility = result.differences[best]["utility"]
+    gap, half = 100 * utility.relative, 100 * utility.relative_half_width
     span = f"[{gap - half:+.1f}, {gap + half:+.1f}]"
-    if not found.clear:
+    if not utility.clear:
         return f"{model_title(best)} and {reference} give users about the same: true utility {gap:+.1f} % {span}."
     word = "more" if gap > 0 else "less"
     low, high = sorted((abs(gap - half), abs(gap + half)))
@@ -111,10 +111,10 @@ def levels_note(result: OnlineTest) -> str:
 def differences(result: OnlineTest) -> Differences:
     names = {**{metric: heading for metric, (heading, _) in SHOWN.items()}, **REST}
     rows = []
-    for arm, found in result.differences.items():
+    for arm, by_metric in result.differences.items():
         cells = []
         for metric in names:
-            one = found[metric]
+            one = by_metric[metric]
             if not math.isfinite(one.value):
                 cells.append(Cell("–", "", False))
             elif not math.isfinite(one.relative):

@@ -22,7 +22,7 @@ def write_page(path: str | Path, template: str, **values: Any) -> Path:
 
 @functools.cache
 def environment() -> Environment:
-    found = Environment(
+    jinja = Environment(
         loader=PackageLoader("sidera.pages"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -30,8 +30,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters.update(number=number, short=short)
-    return found
+    jinja.filters.update(number=number, short=short)
+    return jinja
 
 
 def number(value: object, digits: int = 4) -> str:

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from sidera.eval.bootstrap import intervals
-from sidera.eval.evaluation import Evaluation
+from sidera.eval.evaluation import Evaluation, protocol_line
 from sidera.eval.metrics import row_metrics
-from sidera.eval.tables import protocol_line
 from sidera.pages.charts import Figure, dots
 from sidera.pages.headline import main_k
 from sidera.pages.runs import Measured
@@ -65,8 +64,10 @@ def overview(measured: Sequence[Measured]) -> list[Figure]:
             rows = []
             for one in measured:
                 if metric in one.run.metrics.get(seen, {}):
-                    found = one.run.metrics[seen][metric]
-                    rows.append((one.label, (found.value, found.low, found.high), one.trained and not one.baseline))
+                    estimate = one.run.metrics[seen][metric]
+                    rows.append(
+                        (one.label, (estimate.value, estimate.low, estimate.high), one.trained and not one.baseline)
+                    )
             figures.append(dots(f"{metric_name(metric)}, history {'kept' if seen == 'keep' else 'left out'}",
                                 "95 % intervals over users", rows, zero=True))  # fmt: skip
     return figures
@@ -91,12 +92,14 @@ def _table(measured: Sequence[Measured], seen: str) -> Table:
     lists = list(measured[0].run.lists[seen])
     clear = _clear_winners([one.run for one in measured], seen, names)
     rows = []
-    for place, one in enumerate(measured):
+    for position, one in enumerate(measured):
         cells = []
         for name in names:
-            found = one.run.metrics[seen].get(name)
+            estimate = one.run.metrics[seen].get(name)
             cells.append(
-                Cell(found.value, found.half_width, clear.get(name) == place) if found else Cell(None, None, False)
+                Cell(estimate.value, estimate.half_width, clear.get(name) == position)
+                if estimate
+                else Cell(None, None, False)
             )
         cells += [Cell(one.run.lists[seen].get(name), None, False) for name in lists]
         rows.append(Row(one.label, one.baseline, cells))
@@ -112,23 +115,23 @@ def _clear_winners(runs: Sequence[Evaluation], seen: str, names: Sequence[str]) 
     differences: dict[str, np.ndarray] = {}
     best: dict[str, int] = {}
     for name in names:
-        places = [place for place, found in enumerate(values) if name in found]
-        if len(places) < 2:
+        positions = [position for position, estimates in enumerate(values) if name in estimates]
+        if len(positions) < 2:
             continue
-        best[name] = max(places, key=lambda place: float(values[place][name].mean()))
-        for place in places:
-            if place != best[name]:
-                differences[f"{name}\n{place}"] = values[best[name]][name] - values[place][name]
+        best[name] = max(positions, key=lambda position: float(values[position][name].mean()))
+        for position in positions:
+            if position != best[name]:
+                differences[f"{name}\n{position}"] = values[best[name]][name] - values[position][name]
     if not differences:
         return {}
-    found = intervals(differences, runs[0].user_numbers, resamples=RESAMPLES)
-    unclear = {key.partition("\n")[0] for key, estimate in found.items() if not estimate.low > 0}
-    return {name: place for name, place in best.items() if name not in unclear}
+    estimates = intervals(differences, runs[0].user_numbers, resamples=RESAMPLES)
+    unclear = {key.partition("\n")[0] for key, estimate in estimates.items() if not estimate.low > 0}
+    return {name: position for name, position in best.items() if name not in unclear}
 
 
 def _row_values(run: Evaluation, seen: str) -> dict[str, np.ndarray]:
     """metric -> (R,)."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for made in run.protocol["lists"]:
-        found |= row_metrics(run.target_ranks(seen, made["ks"][-1]), made["ks"])
-    return found
+        values |= row_metrics(run.target_ranks(seen, made["ks"][-1]), made["ks"])
+    return values

@@ -122,12 +122,12 @@ def _slices(measured: Sequence[Measured]) -> dict[str, Any]:
         for name, part in shown[0].run.slices[seen][kind].items()
         if name not in drawn_slices([one.run for one in shown], seen, kind)
     ]
-    found = shown[0].run.protocol
+    first = shown[0].run.protocol
     return {
         "figures": figures,
         "protocol": protocol(shown, seen),
-        "head": found["head_min_events"],
-        "tail": found["tail_max_events"],
+        "head": first["head_min_events"],
+        "tail": first["tail_max_events"],
         "small": f"Too few rows to draw: {', '.join(small)} for {shown[0].label}." if small else "",
     }
 
@@ -139,8 +139,8 @@ def _has_slices(run: Evaluation, seen: str, metric: str) -> bool:
 
 def _slice_figure(shown: Sequence[Measured], seen: str, kind: str, metric: str) -> Figure:
     names = drawn_slices([one.run for one in shown], seen, kind)
-    found = {one.label: one.run.slices[seen][kind] for one in shown}
-    rows = {name: max(parts[name].rows for parts in found.values() if name in parts) for name in names}
+    slices = {one.label: one.run.slices[seen][kind] for one in shown}
+    rows = {name: max(parts[name].rows for parts in slices.values() if name in parts) for name in names}
     values = {
         label: [
             (parts[name].metrics[metric].value, parts[name].metrics[metric].low, parts[name].metrics[metric].high)
@@ -148,7 +148,7 @@ def _slice_figure(shown: Sequence[Measured], seen: str, kind: str, metric: str) 
             else None
             for name in names
         ]
-        for label, parts in found.items()
+        for label, parts in slices.items()
     }
     title = f"{metric_name(metric)} by {'target popularity' if kind == 'popularity' else 'history length'}"
     ticks = [f"{name}\n{rows[name]:,} rows" for name in names]
@@ -157,11 +157,12 @@ def _slice_figure(shown: Sequence[Measured], seen: str, kind: str, metric: str) 
 
 def drawn_slices(runs: Sequence[Evaluation], seen: str, kind: str) -> list[str]:
     """Slices with enough rows to be drawn; all of them when none has."""
-    found = [name for name in SLICE_ORDER[kind] if any(name in run.slices[seen][kind] for run in runs)]
+    measured = [name for name in SLICE_ORDER[kind] if any(name in run.slices[seen][kind] for run in runs)]
     rows = {
-        name: max(run.slices[seen][kind][name].rows for run in runs if name in run.slices[seen][kind]) for name in found
+        name: max(run.slices[seen][kind][name].rows for run in runs if name in run.slices[seen][kind])
+        for name in measured
     }
-    return [name for name in found if rows[name] >= MIN_SLICE_ROWS] or found
+    return [name for name in measured if rows[name] >= MIN_SLICE_ROWS] or measured
 
 
 def _training(trainings: Mapping[str, list[dict[str, Any]]]) -> list[Figure]:
@@ -190,19 +191,19 @@ def _training(trainings: Mapping[str, list[dict[str, Any]]]) -> list[Figure]:
 def _catalogs(catalogs: Mapping[str, Catalog]) -> list[dict[str, Any]]:
     """One figure and table for each codebook: models of one run often share it."""
     distinct = {catalog.codebook_id: (label, catalog) for label, catalog in catalogs.items() if catalog.has_codes}
-    found = []
+    described = []
     for label, catalog in distinct.values():
         title = "Code usage" if len(distinct) == 1 else f"Code usage: {label}"
         coded = catalog.codes.ndim == 2 and catalog.codes.shape[1] > 0
         sids = len(np.unique(catalog.codes, axis=0)) if coded else 0
-        found.append({
-            "figures": [charts.code_usage(title, catalog.codes, catalog.level_sizes)] if coded else [],
+        described.append({
+            "figures": [charts.code_usage(title, np.asarray(catalog.codes), catalog.level_sizes)] if coded else [],
             "facts": _facts(catalog.report),
             "note": f"{f'{label}: ' if len(distinct) > 1 else ''}{catalog.num_items:,} items, "
             + (f"{sids:,} distinct semantic IDs of {catalog.num_levels} codes; " if coded else "no codes; ")
             + f"codebook {catalog.codebook_id}, items version {catalog.items_version}",
         })  # fmt: skip
-    return found
+    return described
 
 
 def _facts(report: Mapping[str, Any]) -> dict[str, float | int]:

@@ -43,10 +43,10 @@ class Runs:
 
     def groups(self) -> list[list[Measured]]:
         """Those that answered the same questions, together."""
-        found: dict[str, list[Measured]] = {}
+        groups: dict[str, list[Measured]] = {}
         for one in self.measured:
-            found.setdefault(json.dumps([one.run.protocol[key] for key in SAME]), []).append(one)
-        return list(found.values())
+            groups.setdefault(json.dumps([one.run.protocol[key] for key in SAME]), []).append(one)
+        return list(groups.values())
 
 
 def holds_lists(path: str | Path) -> bool:
@@ -60,13 +60,13 @@ def read_runs(paths: Sequence[str | Path]) -> Runs:
     InputError when nothing was evaluated in one of them, and when several were measured on other rows or data.
     """
     several = len(paths) > 1
-    found: list[tuple[Evaluation, Path, str, bool]] = []
+    evaluations: list[tuple[Evaluation, Path, str, bool]] = []
     catalogs: dict[str, Catalog] = {}
     trainings: dict[str, list[dict[str, Any]]] = {}
     for path in map(Path, paths):
         if not path.is_dir():
             raise InputError(f"no run folder at {str(path)!r}", fix="give a folder that `sidera run` wrote")
-        before = len(found)
+        before = len(evaluations)
         for manifest in sorted(path.rglob(MANIFEST)):
             folder = manifest.parent
             if any(part.startswith(".") for part in folder.relative_to(path).parts):
@@ -74,30 +74,30 @@ def read_runs(paths: Sequence[str | Path]) -> Runs:
             kind = kind_at(folder)
             if kind == KIND:
                 baseline = BASELINES in folder.relative_to(path).parts
-                found.append((load_evaluation(folder), folder.parent, _label(folder, path, several), baseline))
+                evaluations.append((load_evaluation(folder), folder.parent, _label(folder, path, several), baseline))
             elif kind == "catalog":
                 catalogs[_label(folder, path, several)] = Catalog.load(folder)
-        if len(found) == before:
+        if len(evaluations) == before:
             raise InputError(f"{str(path)!r} holds no evaluation", fix="run `sidera evaluate` on it first")
         for file in sorted(path.rglob("metrics.jsonl")):
             trainings[_label(file.parent, path, several)] = _lines(file)
         if before:
-            first, other = (next(one for one in part if not one[3]) for part in (found, found[before:]))
+            first, other = (next(one for one in part if not one[3]) for part in (evaluations, evaluations[before:]))
             check_comparable(first[0], other[0], [str(paths[0]), str(path)])
-    return Runs(_named(found), catalogs, trainings)
+    return Runs(_named(evaluations), catalogs, trainings)
 
 
-def _named(found: list[tuple[Evaluation, Path, str, bool]]) -> list[Measured]:
+def _named(evaluations: list[tuple[Evaluation, Path, str, bool]]) -> list[Measured]:
     """In order and with distinct labels. An own run of a model takes the place of the baseline of that name."""
-    own = {(one.name, _questions(one)) for one, _, _, baseline in found if not baseline}
-    kept: dict[object, tuple[Evaluation, Path, str, bool]] = {}
-    for place, (one, folder, label, baseline) in enumerate(found):
+    own = {(one.name, _questions(one)) for one, _, _, baseline in evaluations if not baseline}
+    shown: dict[object, tuple[Evaluation, Path, str, bool]] = {}
+    for position, (one, folder, label, baseline) in enumerate(evaluations):
         if not baseline:
-            kept[place] = (one, folder, label, baseline)
+            shown[position] = (one, folder, label, baseline)
         elif (one.name, _questions(one)) not in own:
-            kept.setdefault((one.name, _questions(one)), (one, folder, "", baseline))
+            shown.setdefault((one.name, _questions(one)), (one, folder, "", baseline))
     order = sorted(
-        kept.values(),
+        shown.values(),
         key=lambda one: (one[0].protocol["which"] != "test", one[3], one[0].protocol["kind"] != "generator",
                          not _trained(one[0]), one[0].name),
     )  # fmt: skip

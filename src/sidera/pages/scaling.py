@@ -25,7 +25,7 @@ def write_scaling_page(record: Mapping[str, Any], out: Path) -> Path:
     write_svg(figures, out / SVG)
     fit = record["fit"]
     laws = [
-        (title, {part: _estimate(found) for part, found in law.items()})
+        (title, {part: _estimate(estimate) for part, estimate in law.items()})
         for title, law in (
             ("L(N), all sizes", fit["law"]),
             ("L(N) without the largest", fit["held_out"]),
@@ -45,24 +45,24 @@ def write_scaling_page(record: Mapping[str, Any], out: Path) -> Path:
 
 
 def draw(record: Mapping[str, Any]) -> list[Figure]:
-    """L(N) with the foretold largest size, and L(C) with the learning curves."""
+    """L(N) with the predicted largest size, and L(C) with the learning curves."""
     return [_by_size(record), _by_compute(record)]
 
 
 def _by_size(record: Mapping[str, Any]) -> Figure:
     fit, runs = record["fit"], record["runs"]
-    foretold = _prediction(fit["prediction"])
+    prediction = _prediction(fit["prediction"])
     law = _law(fit["held_out"])
-    ends = min(run["parameters"] for run in runs) / 1.3, foretold.parameters * 1.3
+    ends = min(run["parameters"] for run in runs) / 1.3, prediction.parameters * 1.3
     x = np.geomspace(*ends, 120)
-    fitted = sorted((run["parameters"], run["loss"]) for run in runs if run["name"] != foretold.name)
-    largest = [(run["parameters"], run["loss"]) for run in runs if run["name"] == foretold.name]
+    fitted = sorted((run["parameters"], run["loss"]) for run in runs if run["name"] != prediction.name)
+    largest = [(run["parameters"], run["loss"]) for run in runs if run["name"] == prediction.name]
     lines: dict[str, charts.Curves] = {
         f"fit without the largest: {law.E:.3f} + {law.A:.3g} / N^{law.a:.3f}": {"": (x.tolist(), law(x).tolist())}
     }
     points = {
         "fitted runs": fitted,
-        f"largest, left out: {foretold.observed:.4f}, foretold {foretold.predicted.value:.4f}": largest,
+        f"largest, left out: {prediction.observed:.4f}, predicted {prediction.predicted.value:.4f}": largest,
     }
     return charts.fitted("Loss by size", lines, points, "parameters without embeddings", "loss, nats per code")
 
@@ -82,13 +82,13 @@ def _by_compute(record: Mapping[str, Any]) -> Figure:
 
 
 def _prediction(values: Mapping[str, Any]) -> Prediction:
-    kept = {field.name: values[field.name] for field in fields(Prediction)}
-    return Prediction(**{**kept, "predicted": Estimate(**kept["predicted"]), "gap": Estimate(**kept["gap"])})
+    plain = {field.name: values[field.name] for field in fields(Prediction)}
+    return Prediction(**{**plain, "predicted": Estimate(**plain["predicted"]), "gap": Estimate(**plain["gap"])})
 
 
 def _law(values: Mapping[str, Mapping[str, float]]) -> PowerLaw:
-    return PowerLaw(**{name: found["value"] for name, found in values.items()})
+    return PowerLaw(**{name: estimate["value"] for name, estimate in values.items()})
 
 
-def _estimate(found: Mapping[str, float]) -> str:
-    return f"{found['value']:.4g} [{found['low']:.4g}, {found['high']:.4g}]"
+def _estimate(estimate: Mapping[str, float]) -> str:
+    return f"{estimate['value']:.4g} [{estimate['low']:.4g}, {estimate['high']:.4g}]"

@@ -17,9 +17,9 @@ def write_svg(figures: list[Figure], path: str | Path) -> Path:
     """One SVG of all figures in a row, each with its title above and its legend below."""
     height = max(TITLE + figure.height + KEY * len(figure.legend) for figure in figures)
     width = WIDTH * len(figures) + GAP * (len(figures) - 1)
-    places = [(place * (WIDTH + GAP), figure) for place, figure in enumerate(figures)]
+    positions = [(position * (WIDTH + GAP), figure) for position, figure in enumerate(figures)]
     template = environment().get_template("chart.svg")
-    text = template.render(width=width, height=height + 8, places=places, title_height=TITLE, key_height=KEY,
+    text = template.render(width=width, height=height + 8, places=positions, title_height=TITLE, key_height=KEY,
                            label=Markup("; ").join(figure.title for figure in figures))  # fmt: skip
     write_text(path, text)
     return Path(path)

@@ -70,9 +70,9 @@ def find_recipe(name: str | Path) -> Path:
     if path.is_file():
         return path
     text = path.as_posix().removeprefix("./")
-    wanted = text.removeprefix(f"{TOP}/").removesuffix(".toml") if text.startswith(f"{TOP}/") else text
+    asked = text.removeprefix(f"{TOP}/").removesuffix(".toml") if text.startswith(f"{TOP}/") else text
     names = recipe_names()
-    for candidate in (wanted, f"{ANY}/{wanted}"):
+    for candidate in (asked, f"{ANY}/{asked}"):
         if candidate in names:
             return recipes_folder() / f"{candidate}.toml"
     if path.is_dir():
@@ -80,7 +80,7 @@ def find_recipe(name: str | Path) -> Path:
     if text.endswith(".toml") and not text.startswith(f"{TOP}/"):
         raise InputError(f"no recipe at {text!r}", fix="give the path of a .toml file, or a name of `sidera recipes`")
     short = [known.removeprefix(f"{ANY}/") for known in names]
-    raise InputError(f"no recipe is called {text!r}{closest(wanted, [*short, *names])}", fix="see `sidera recipes`")
+    raise InputError(f"no recipe is called {text!r}{closest(asked, [*short, *names])}", fix="see `sidera recipes`")
 
 
 def read_card(name: str) -> RecipeCard:

@@ -93,6 +93,7 @@ class RecommendResponse(BaseModel):
     unread: list[str] = Field(description="ids of the history that are newer than the model, which has not read them")
     unknown_user: bool = Field(description="true: the store has no event of this user (before `as_of`)")
     policy_version: str = Field(description="of the weights that answered; changes when others are loaded")
+    reranker_version: str | None = Field(description="of the network that ordered the items; null: none did")
     codebook_id: str = Field(description="of the catalogue that answered: what its codes mean")
     items_version: int = Field(description="of the catalogue that answered: counts items coming and going")
     request: str | None = Field(
@@ -115,8 +116,8 @@ class EventsRequest(BaseModel):
     )
     unknown: Annotated[str, Field(pattern="^(report|refuse)$")] = Field(
         "report",
-        description="events of items that the catalogue does not hold: 'report' leaves them out and names the items in"
-        " the answer, 'refuse' keeps nothing and answers 422; 422 too where no event is left",
+        description="events of items that the catalogue does not hold: 'report' keeps them and names the items in the"
+        " answer, 'refuse' keeps nothing and answers 422",
     )
     request: Text | None = Field(
         None, min_length=1, description="the answer that showed these items: their feedback is logged beside it"
@@ -127,11 +128,11 @@ class EventsRequest(BaseModel):
 
 
 class EventsResponse(BaseModel):
-    """The events are on the disk, but for those of unknown items."""
+    """The events are on the disk."""
 
     new: int = Field(description="events kept by this call")
     known: int = Field(description="events of an item and second that the store held already, or that came twice")
-    unknown: list[str] = Field(description="items that the catalogue does not hold: their events were left out")
+    unknown: list[str] = Field(description="items that the catalogue does not hold: their events are read once it does")
 
 
 def create_app(recommender: Recommender) -> FastAPI:
@@ -274,6 +275,7 @@ def _response(answer: Recommendation, milliseconds: float) -> RecommendResponse:
         unread=list(answer.unread),
         unknown_user=answer.unknown_user,
         policy_version=answer.policy_version,
+        reranker_version=answer.reranker_version or None,
         codebook_id=answer.codebook_id,
         items_version=answer.items_version,
         request=answer.request or None,

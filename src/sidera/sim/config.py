@@ -4,7 +4,7 @@
 from what the log does not reward pays. ``hard``: a good logger and little clickbait, so the log is already near right.
 
 Units: scores are logits (0 = indifferent, +1 = clearly liked); durations are seconds; decays are kept shares per item
-shown. Logits become probabilities through ``sigmoid``. docs/world.md explains each number with what it does.
+shown. Logits become probabilities through ``sigmoid``. docs/understand/world.md explains each number with what it does.
 """
 
 from __future__ import annotations

@@ -59,11 +59,13 @@ class Logger:
         coins = low_uniform(bits_table(request_keys, Purpose.UNIFORM_SLOT, size))  # the upper bits draw the item
         uniform_mask = coins < np.float32(config.uniform_share)  # (n, S)
         uniform_places = self._spread(request_keys, Purpose.UNIFORM_ITEM, size, Purpose.UNIFORM_SLOT)[0]  # (n, S)
-        places, words = self._spread(request_keys, Purpose.OFFSET, config.num_candidates, Purpose.CANDIDATE)  # (n, C)
-        weights = exp(self.scores(users, rows, places))  # (n, C)
+        positions, words = self._spread(
+            request_keys, Purpose.OFFSET, config.num_candidates, Purpose.CANDIDATE
+        )  # (n, C)
+        weights = exp(self.scores(users, rows, positions))  # (n, C)
         arrival_times = -log(low_uniform(words))  # exponential races: the smallest time / weight wins
         for slot in range(size):
-            taken_mask = uniform_mask[:, slot, None] & (places == uniform_places[:, slot, None])
+            taken_mask = uniform_mask[:, slot, None] & (positions == uniform_places[:, slot, None])
             weights[taken_mask] = 0
         total = np.zeros(len(rows), dtype=np.float32)
         for candidate in range(weights.shape[1]):  # one after the other: the sum's order is part of the result
@@ -77,23 +79,23 @@ class Logger:
             best = races.argmin(axis=1)
             won = weights[everyone, best]
             mine_mask = ~uniform_mask[:, slot]
-            chosen_places[:, slot] = np.where(mine_mask, places[everyone, best], chosen_places[:, slot])
+            chosen_places[:, slot] = np.where(mine_mask, positions[everyone, best], chosen_places[:, slot])
             chance = drawn_share * np.minimum(won / total, np.float32(1))
             propensity[:, slot] = np.where(mine_mask, chance, propensity[:, slot])
             total = np.where(mine_mask, np.maximum(total - won, np.float32(1e-20)), total)
             races[everyone, best] = np.where(mine_mask, np.float32(np.inf), races[everyone, best])
         return Slate(self.alive[chosen_places], propensity, uniform_mask)
 
-    def scores(self, users: Users, rows: Rows, places: NDArray[np.int64]) -> Floats:
+    def scores(self, users: Users, rows: Rows, positions: NDArray[np.int64]) -> Floats:
         """(n, C) logits of candidates, which are places in ``alive``."""
         estimate = users.estimate.ravel()
         base = (rows * users.estimate.shape[1])[:, None]
-        result = estimate.take(base + self.topic.take(places))
-        result *= self.main_weight.take(places)
-        second = estimate.take(base + self.second_topic.take(places))
-        second *= self.second_weight.take(places)
+        result = estimate.take(base + self.topic.take(positions))
+        result *= self.main_weight.take(positions)
+        second = estimate.take(base + self.second_topic.take(positions))
+        second *= self.second_weight.take(positions)
         result += second
-        result += self.popularity.take(places)
+        result += self.popularity.take(positions)
         return result
 
     def _spread(
@@ -103,7 +105,7 @@ class Logger:
         num_alive = len(self.alive)
         edges = np.arange(count + 1, dtype=np.int64) * num_alive // count
         words = bits_table(request_keys, counter, count)
-        places = below(words, np.diff(edges)) + edges[:-1]
-        places += below(bits(request_keys, offset), num_alive)[:, None]
-        places -= np.where(places >= num_alive, num_alive, 0)
-        return places, words
+        positions = below(words, np.diff(edges)) + edges[:-1]
+        positions += below(bits(request_keys, offset), num_alive)[:, None]
+        positions -= np.where(positions >= num_alive, num_alive, 0)
+        return positions, words

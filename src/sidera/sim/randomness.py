@@ -78,7 +78,7 @@ def bits(parents: Bits, counter: int) -> Bits:
 
 def bits_table(parents: Bits, counter: int, count: int) -> Bits:
     """(B, count): counters ``counter``, ``counter + 1``, ..."""
-    steps = [((counter + place) * GOLDEN + GOLDEN) & MASK for place in range(count)]
+    steps = [((counter + position) * GOLDEN + GOLDEN) & MASK for position in range(count)]
     return mix(parents[:, None] + np.array(steps, dtype=np.uint64))
 
 

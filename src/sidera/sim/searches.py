@@ -31,10 +31,10 @@ def search(users: Users, rows: Rows, request_keys: Bits, config: WorldConfig) ->
     Their short-term taste moves at once. ``request_keys`` (n,) are the request's random keys.
     """
     wants = uniform(bits(request_keys, Purpose.SEARCH)) < np.float32(config.search_share)
-    places = np.flatnonzero(wants)
-    if not len(places):
-        return places, np.empty(0, dtype=np.int32)
-    own, searching = request_keys[places], rows[places]
+    positions = np.flatnonzero(wants)
+    if not len(positions):
+        return positions, np.empty(0, dtype=np.int32)
+    own, searching = request_keys[positions], rows[positions]
     words = bits(own, Purpose.SEARCH_WHIM)
     draws = -log(low_uniform(bits_table(own, Purpose.SEARCH_TOPIC, config.num_topics)))  # (n, K) exponential races
     liked = (draws * exp(-users.taste[searching])).argmin(axis=1)  # a draw from softmax(taste)
@@ -43,13 +43,13 @@ def search(users: Users, rows: Rows, request_keys: Bits, config: WorldConfig) ->
     subtopic = topic * config.num_subtopics + below(bits(own, Purpose.SEARCH_SUBTOPIC), config.num_subtopics)
     codes = subtopic * NUM_FORMS + below(bits(own, Purpose.SEARCH_FORM), NUM_FORMS)
     users.drift[searching, topic] += np.float32(config.search_pull)
-    return places, codes.astype(np.int32)
+    return positions, codes.astype(np.int32)
 
 
 def query_texts(codes: NDArray[np.integer], config: WorldConfig) -> list[str]:
     """The words of each code, from the vocabularies that titles and tags are made of."""
     topics, below_each = topic_names(config)
-    distinct, places = np.unique(codes, return_inverse=True)
+    distinct, positions = np.unique(codes, return_inverse=True)
     texts = []
     for code in distinct.tolist():
         subtopic, form = divmod(code, NUM_FORMS)
@@ -58,7 +58,7 @@ def query_texts(codes: NDArray[np.integer], config: WorldConfig) -> list[str]:
         whole = (detail, name, f"{name} {detail}")
         openers = tuple(f"{word} {detail}" for word in OPENERS)
         texts.append((*whole, *openers, *(f"{detail} {word}" for word in CLOSERS))[form])
-    return [texts[place] for place in places.tolist()]
+    return [texts[position] for position in positions.tolist()]
 
 
 class SearchLog:
@@ -73,20 +73,20 @@ class SearchLog:
         """One more search for each of ``rows``, which are distinct."""
         if not len(rows):
             return
-        places = self.counts[rows]
-        if int(places.max()) >= self.times.shape[1]:
+        positions = self.counts[rows]
+        if int(positions.max()) >= self.times.shape[1]:
             self.times = np.concatenate([self.times, np.zeros_like(self.times)], axis=1)
             self.codes = np.concatenate([self.codes, np.zeros_like(self.codes)], axis=1)
-        self.times[rows, places], self.codes[rows, places] = times, codes
+        self.times[rows, positions], self.codes[rows, positions] = times, codes
         self.counts[rows] += 1
 
     def of(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64], Ids]:
         """Jagged (offsets, times, codes) of these users."""
         lengths = self.counts[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         owners = np.repeat(rows, lengths)
-        return offsets, self.times[owners, places], self.codes[owners, places]
+        return offsets, self.times[owners, positions], self.codes[owners, positions]
 
     def copy(self) -> SearchLog:
         twin = SearchLog(0)
@@ -96,7 +96,7 @@ class SearchLog:
 
 def searches_table(user_keys: Any, rows: Rows, times: NDArray[np.int64], codes: Ids, config: WorldConfig) -> pa.Table:
     """Columns user, time (unix seconds), query; one row per search, by user and time. ``rows`` index ``user_keys``."""
-    distinct, places = np.unique(codes, return_inverse=True)
+    distinct, positions = np.unique(codes, return_inverse=True)
     texts = pa.array(query_texts(distinct, config), type=pa.string())
     users = pa.array(user_keys, type=pa.string()).take(pa.array(rows))
-    return pa.table({"user": users, "time": pa.array(times), "query": texts.take(pa.array(places))})
+    return pa.table({"user": users, "time": pa.array(times), "query": texts.take(pa.array(positions))})

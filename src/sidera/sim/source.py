@@ -60,9 +60,9 @@ def logged_world(data: str | Path, keys: Sequence[str]) -> tuple[World, NDArray[
     source = world_source(str(data))
     if source.seed is None or source.days is None:
         raise InputError(f"{str(data)!r} is no log of `sidera simulate`: only a world's users can be served")
-    wanted = sorted(keys)
-    numbers = np.array([int(key[1:]) if key[1:].isdigit() else -1 for key in wanted], dtype=np.int64)
-    for key, known in zip(wanted, user_keys(numbers), strict=True):
+    ordered = sorted(keys)
+    numbers = np.array([int(key[1:]) if key[1:].isdigit() else -1 for key in ordered], dtype=np.int64)
+    for key, known in zip(ordered, user_keys(numbers), strict=True):
         if key != known:
             raise InputError(f"{key!r} is no user of a simulated log", allowed="keys such as u00000007")
     return World.build(source.config, source.seed), numbers, source.days

@@ -107,6 +107,6 @@ def _made_up(number: int) -> str:
     """A word of four syllables, another one for every number below 20,736."""
     word = ""
     for _ in range(4):
-        number, place = divmod(number, len(SYLLABLES))
-        word += SYLLABLES[place]
+        number, position = divmod(number, len(SYLLABLES))
+        word += SYLLABLES[position]
     return word

@@ -76,12 +76,12 @@ class Users:
         main_weight, second_weight = items.main_weight[chosen], items.second_weight[chosen]
         drift = self.drift[rows] * np.float32(config.drift_decay)  # (n, K)
         satiation = self.satiation[rows] * np.float32(config.satiation_decay)
-        place = np.arange(len(rows)) * drift.shape[1]
+        position = np.arange(len(rows)) * drift.shape[1]
         gain = np.float32(config.drift_gain) * np.where(click, felt, np.float32(0))
-        drift.ravel()[place + topic] += gain * main_weight
-        drift.ravel()[place + second] += gain * second_weight
-        satiation.ravel()[place + topic] += main_weight
-        satiation.ravel()[place + second] += second_weight
+        drift.ravel()[position + topic] += gain * main_weight
+        drift.ravel()[position + second] += gain * second_weight
+        satiation.ravel()[position + topic] += main_weight
+        satiation.ravel()[position + second] += second_weight
         self.drift[rows], self.satiation[rows] = drift, satiation
         shown = self.num_shown[rows]
         self.recent_items[rows, shown % self.recent_items.shape[1]] = chosen

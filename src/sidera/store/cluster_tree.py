@@ -28,8 +28,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from sidera.store.events import EventRing, Slots
-from sidera.store.splitting import Floats, half_norms, nearest_centres, num_splits, weighted_kmeans
+from sidera.store.events import ClusteredRing, Slots
+from sidera.store.splitting import Floats, Vectors, half_norms, nearest_centres, num_splits, weighted_kmeans
 from sidera.store.statistics import statistics
 
 ROOT = -1  # the parent of the topmost reference
@@ -57,7 +57,7 @@ class Node:
 class ClusterTree:
     """Clusters over the events of ``ring``; ``vectors`` (N, D) are the items'."""
 
-    def __init__(self, ring: EventRing, vectors: Floats, max_leaves: int, iterations: int, seed: int) -> None:
+    def __init__(self, ring: ClusteredRing, vectors: Vectors, max_leaves: int, iterations: int, seed: int) -> None:
         self.ring, self.vectors = ring, vectors
         self.max_leaves, self.iterations, self.seed = max_leaves, iterations, seed
         self.nodes: dict[int, Node] = {}
@@ -66,7 +66,7 @@ class ClusterTree:
         self.num_draws = 0  # splits so far: each has random numbers of its own, also after a reload
         self.members: dict[int, array[int]] = {0: array("i")}  # leaf -> slots in order of arrival
         self.leaf_parent: dict[int, int] = {0: ROOT}
-        self.spared: dict[int, int] = {}  # leaf -> size up to which it is not split though larger than M
+        self.size_limits: dict[int, int] = {}  # leaf -> size up to which it is not split though larger than M
         self.dirty: set[int] = set()  # leaves whose statistics are not those of their members
         self._free: list[int] = []
         self._pairs: dict[int, Pair | None] = {}  # node -> best pair of its leaves; None: to be found again
@@ -109,7 +109,7 @@ class ClusterTree:
         pending = touched.tolist()
         while pending:
             leaf = pending.pop()
-            if len(self.members[leaf]) > max(max_leaf, self.spared.get(leaf, 0)):
+            if len(self.members[leaf]) > max(max_leaf, self.size_limits.get(leaf, 0)):
                 pending.extend(self._split(leaf))
         self.trim(max_leaf)
         self.settle(max_leaf)  # a little after each event, rather than much at the next merge
@@ -121,7 +121,7 @@ class ClusterTree:
             del self.members[leaf][:number]
             self._touch(leaf)
             if not self.members[leaf]:
-                self.spared.pop(leaf, None)
+                self.size_limits.pop(leaf, None)
                 if self.leaf_parent[leaf] != ROOT:
                     self._drop(leaf)
 
@@ -178,14 +178,14 @@ class ClusterTree:
         """Everything but the leaf of each event, which lies in the ring."""
         numbers = sorted(self.nodes)
         nodes = [self.nodes[number] for number in numbers]
-        spared = sorted(self.spared.items())
+        size_limits = sorted(self.size_limits.items())
         return {
             "tree": np.array([self.root, self.next_node, self.num_draws], dtype=np.int64),
             "nodes": np.array([numbers, [node.parent for node in nodes]], dtype=np.int64).T,
             "cell_offsets": np.cumsum([0, *(len(node.children) for node in nodes)]),
             "children": np.array([child for node in nodes for child in node.children], dtype=np.int64),
             "centres": np.concatenate([self.vectors[:0], *(node.centres for node in nodes)]),
-            "spared": np.array(spared, dtype=np.int64).reshape(-1, 2),
+            "size_limits": np.array(size_limits, dtype=np.int64).reshape(-1, 2),
         }
 
     def restore(self, state: Mapping[str, NDArray]) -> None:
@@ -194,7 +194,7 @@ class ClusterTree:
         bounds = pairwise(state["cell_offsets"].tolist())
         for (number, parent), (start, end) in zip(state["nodes"].tolist(), bounds, strict=True):
             self.nodes[number] = Node(parent, state["centres"][start:end], state["children"][start:end].tolist())
-        self.spared = dict(state["spared"].tolist())
+        self.size_limits = dict(state["size_limits"].tolist())
         self.leaf_parent = {leaf: number for number, node in self.nodes.items() for leaf in node.leaves()}
         if self.root < 0:
             self.leaf_parent[~self.root] = ROOT
@@ -209,7 +209,7 @@ class ClusterTree:
         self._reserve(max(16, max(self.members) + 1))
         self.dirty = set(self.members)
 
-    def copy(self, ring: EventRing) -> ClusterTree:
+    def copy(self, ring: ClusteredRing) -> ClusterTree:
         """A tree over ``ring``, a copy of this one's; it grows as this one would."""
         other = ClusterTree(ring, self.vectors, self.max_leaves, self.iterations, self.seed)
         other.nodes = {number: copy(node) for number, node in self.nodes.items()}
@@ -217,7 +217,8 @@ class ClusterTree:
             node.children = list(node.children)  # centres are never written to
         other.root, other.next_node, other.num_draws = self.root, self.next_node, self.num_draws
         other.members = {leaf: slots[:] for leaf, slots in self.members.items()}
-        other.leaf_parent, other.spared, other.dirty = dict(self.leaf_parent), dict(self.spared), set(self.dirty)
+        other.leaf_parent, other.size_limits = dict(self.leaf_parent), dict(self.size_limits)
+        other.dirty = set(self.dirty)
         other._free, other._pairs, other._pairs_for = list(self._free), dict(self._pairs), self._pairs_for
         for name in STATISTICS:
             setattr(other, name, getattr(self, name).copy())
@@ -235,7 +236,7 @@ class ClusterTree:
         points = self.vectors[items]
         centres, assignment = weighted_kmeans(points, weights, wanted, self.iterations, rng)
         if len(centres) == 1:
-            self.spared[leaf] = 2 * len(slots)
+            self.size_limits[leaf] = 2 * len(slots)
             return []
         number, self.next_node = self.next_node, self.next_node + 1
         parent = self.leaf_parent[leaf]
@@ -260,7 +261,7 @@ class ClusterTree:
         self.members[kept] = array("i", slots.tolist())
         self.ring.leaf[slots] = kept
         if len(slots) > max_leaf:
-            self.spared[kept] = 2 * len(slots)  # or the next event would split what the limit has merged
+            self.size_limits[kept] = 2 * len(slots)  # or the next event would split what the limit has merged
         node.children = [~kept if child == ~gone else child for child in node.children]
         self._forget(gone)
         self._touch(kept)
@@ -333,7 +334,7 @@ class ClusterTree:
 
     def _forget(self, leaf: int) -> None:
         del self.members[leaf], self.leaf_parent[leaf]
-        self.spared.pop(leaf, None)
+        self.size_limits.pop(leaf, None)
         self.dirty.discard(leaf)
         self.count[leaf] = 0
         heapq.heappush(self._free, leaf)

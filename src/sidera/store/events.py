@@ -1,88 +1,39 @@
-"""One user's events as columns, the item table they point into, and the ring that keeps the newest so many.
+"""One user's events as columns, and the ring that keeps the newest of them.
 
 OneRec (technical report, 2.2) reads of each event: item, creator, time, watch time, duration and a set of labels. The
-creator follows from the item and stays in the table, which all users share.
+creator follows from the item and is not kept here.
 
 Trap: a late event (older than one that came before it) is taken, not refused: a log that drops what a slow network
 delivers is worse than one that is a few seconds out of order. So *arrival* decides what leaves a full ring first, and
 time decides what a reader is shown.
 
-Shape legend: n events · N items · D width of the item vectors.
+Shape legend: n events.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sidera.core import InputError
+from sidera.data.features import FeatureSchema
+from sidera.data.representatives import TOKEN, label_bits
 
 Slots = NDArray[np.int64]  # places in a ring
 MAX_LABELS = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
-class ItemTable:
-    """What the store must know of the items: their vectors and creators, by dense item id."""
-
-    vectors: NDArray[np.float32]  # (N, D)
-    creators: NDArray[np.int64]  # (N,), -1 where unknown
-
-    @classmethod
-    def of(cls, vectors: ArrayLike, creators: ArrayLike | None = None) -> ItemTable:
-        """Check and convert; InputError for vectors that are not a finite table, or creators that do not fit."""
-        table = np.ascontiguousarray(vectors, dtype=np.float32)
-        if table.ndim != 2 or 0 in table.shape:
-            raise InputError(f"item vectors have shape {table.shape}", allowed="(items, dims), both above 0")
-        bad = np.flatnonzero(~np.isfinite(table).all(axis=1))
-        if len(bad):
-            raise InputError(
-                f"the vector of item {bad[0]} holds NaN or inf ({len(bad)} such items)",
-                allowed="finite numbers",
-                fix="mend or recompute these vectors",
-            )
-        makers = np.full(len(table), -1, dtype=np.int64) if creators is None else np.asarray(creators)
-        if makers.shape != (len(table),) or makers.dtype.kind not in "iu":
-            raise InputError(
-                f"creators are {makers.dtype} of shape {makers.shape} for {len(table)} items", allowed="one id per item"
-            )
-        return cls(table, makers.astype(np.int64))
-
-    @property
-    def num_items(self) -> int:
-        return len(self.vectors)
-
-    @property
-    def width(self) -> int:
-        return self.vectors.shape[1]
-
-    def digest(self, item_ids: NDArray[np.integer]) -> str:
-        """16 hex digits over the vectors of some items: clusters are only good for the vectors they were made with."""
-        return hashlib.sha256(self.vectors[np.unique(item_ids)].tobytes()).hexdigest()[:16]
-
-    def check_extends(self, older: ItemTable) -> None:
-        """InputError unless this table is the older one with items added below."""
-        if self.width != older.width:
-            raise InputError(
-                f"item vectors have width {self.width}, the histories were clustered with {older.width}",
-                allowed=str(older.width),
-                fix="build the histories again on the new vectors",
-            )
-        if self.num_items < older.num_items or not np.array_equal(self.vectors[: older.num_items], older.vectors):
-            raise InputError(
-                f"the table of {self.num_items} items does not begin with the {older.num_items} vectors of the old one",
-                allowed="new items below the old ones",
-                fix="build the histories again on the new vectors",
-            )
-
-
-@dataclass(frozen=True, eq=False)
 class Events:
-    """Events of one user, side by side; build with :meth:`of`, which checks them."""
+    """Events of one user, side by side; build with :meth:`of`, which checks them.
+
+    ``item_ids`` are a store's own item numbers where a store holds the events, and a catalogue's ids where clusters do.
+    """
 
     item_ids: NDArray[np.int32]  # (n,)
     times: NDArray[np.int64]  # (n,) unix seconds
@@ -128,15 +79,18 @@ class Events:
     def take(self, rows: NDArray[np.integer] | NDArray[np.bool_] | slice) -> Events:
         return Events(**{name: getattr(self, name)[rows] for name in COLUMNS})
 
-    def check_known(self, items: ItemTable) -> None:
-        """InputError when an event is of an item that the table does not have."""
-        unknown = np.flatnonzero(self.item_ids >= items.num_items)
-        if len(unknown):
-            raise InputError(
-                f"event {unknown[0]} is of item {self.item_ids[unknown[0]]} ({len(unknown)} of {len(self)} events)",
-                allowed=f"items 0..{items.num_items - 1}",
-                fix="add the item's vector to the table, or leave the event out",
-            )
+    def in_time_order(self) -> Events:
+        """The same events by time; ties keep their order."""
+        if (self.times[1:] >= self.times[:-1]).all():
+            return self
+        return self.take(np.argsort(self.times, kind="stable"))
+
+    def tokens(self) -> NDArray[Any]:
+        """(n,) of dtype TOKEN: every event stands for itself."""
+        rows = np.ones(len(self), dtype=TOKEN)
+        for name in COLUMNS:
+            rows[name] = getattr(self, name)
+        return rows
 
 
 COLUMNS = tuple(field.name for field in fields(Events))
@@ -144,23 +98,24 @@ DTYPES = {"item_ids": np.int32, "times": np.int64, "labels": np.int32, "watch_ti
 
 
 class EventRing:
-    """The newest ``max_events`` events in order of arrival; an event keeps its place, its *slot*, for as long."""
+    """The newest ``max_events`` events in order of arrival; an event keeps its place, its *slot*, for as long.
 
-    def __init__(self, max_events: int) -> None:
+    Events are numbered by arrival: the ring holds those from ``first`` to before ``end``.
+    """
+
+    def __init__(self, max_events: int, first: int = 0) -> None:
+        """``first``: the number of the next event, above 0 where earlier ones were let go before."""
         self.max_events = max_events
-        self.first = 0  # number of the oldest event kept, counted from the first that ever came
-        self.end = 0  # number of the next one
-        self.capacity = min(64, max_events)
+        self.first = self.end = first
+        self.capacity = max_events if first else min(8, max_events)
         self.columns = {name: np.zeros(self.capacity, dtype=DTYPES[name]) for name in COLUMNS}
-        self.leaf = np.full(self.capacity, -1, dtype=np.int32)  # the cluster that holds the event
 
     def __len__(self) -> int:
         return self.end - self.first
 
-    def slots(self, newest: int | None = None) -> Slots:
-        """Slots in order of arrival, of all or of the last so many."""
-        first = self.first if newest is None else max(self.first, self.end - newest)
-        return np.arange(first, self.end) % self.capacity
+    def slots(self, first: int | None = None) -> Slots:
+        """Slots in order of arrival, of all or of those from number ``first`` on."""
+        return np.arange(self.first if first is None else max(first, self.first), self.end) % self.capacity
 
     def oldest(self, number: int) -> Slots:
         return np.arange(self.first, self.first + number) % self.capacity
@@ -178,7 +133,6 @@ class EventRing:
         more = min(self.max_events, max(number, 2 * self.capacity)) - self.capacity
         for name, column in self.columns.items():
             self.columns[name] = np.concatenate([column, np.zeros(more, dtype=column.dtype)])
-        self.leaf = np.concatenate([self.leaf, np.full(more, -1, dtype=np.int32)])
         self.capacity += more
 
     def forget(self, number: int) -> None:
@@ -186,11 +140,11 @@ class EventRing:
         self.first += number
 
     def extend(self, events: Events) -> Slots:
-        """Keep events that fit beside those that are here, and say where."""
+        """Keep events that fit beside those that are kept, and say where."""
         self.reserve(len(self) + len(events))
         slots = np.arange(self.end, self.end + len(events)) % self.capacity
-        for name, column in self.columns.items():
-            column[slots] = getattr(events, name)
+        for name in COLUMNS:
+            self.columns[name][slots] = getattr(events, name)
         self.end += len(events)
         return slots
 
@@ -200,23 +154,48 @@ class EventRing:
         return self.columns["item_ids"]
 
     def events(self, slots: Slots) -> Events:
-        return Events(**{name: column[slots] for name, column in self.columns.items()})
+        return Events(**{name: self.columns[name][slots] for name in COLUMNS})
 
-    def copy(self) -> EventRing:
-        other = object.__new__(EventRing)
-        other.__dict__.update(self.__dict__)
+    def copy(self) -> Self:
+        other = copy(self)
         other.columns = {name: column.copy() for name, column in self.columns.items()}
-        other.leaf = self.leaf.copy()
         return other
 
     @property
     def nbytes(self) -> int:
-        return sum(column.nbytes for column in self.columns.values()) + self.leaf.nbytes
+        return sum(column.nbytes for column in self.columns.values())
+
+
+class ClusteredRing(EventRing):
+    """A ring that also says which cluster, which *leaf* of a tree, holds each event."""
+
+    def __init__(self, max_events: int) -> None:
+        super().__init__(max_events)
+        self.columns["leaf"] = np.full(self.capacity, -1, dtype=np.int32)
+
+    @property
+    def leaf(self) -> NDArray[np.int32]:
+        """(capacity,), by slot."""
+        return self.columns["leaf"]
 
 
 def concatenate(parts: Sequence[Events]) -> Events:
     """One after the other, as they come."""
     return Events(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS})
+
+
+def packed_events(schema: FeatureSchema, item_ids: ArrayLike, times: ArrayLike, feedback: Mapping[str, Any]) -> Events:
+    """Events with all columns that ``schema`` names (n,), packed as a store keeps them; InputError names bad values."""
+    seconds = {name: feedback[name] for name in ("watch_time", "duration") if name in schema.columns}
+    unknown = np.full(np.size(np.asarray(item_ids)), np.nan)
+    return Events.of(
+        item_ids,
+        times,
+        label_bits(schema, feedback),
+        seconds.get("watch_time", unknown),
+        seconds.get("duration", unknown),
+        may_lack_seconds=True,
+    )
 
 
 def _whole(name: str, values: ArrayLike, length: int | None, largest: int) -> NDArray:

@@ -4,7 +4,7 @@
     log.append(shown)                       # a table of exposures; returns when it is on the disk
     log.follow(outcomes)                    # clicks and seconds arrive later, by (request, slot)
     table = log.read(policies=["ecpo-300"])
-    dataset = build_dataset("own exposures", events_of(table), items)      # P-Score refreshed from it, GBPO on it
+    dataset = build_dataset("own exposures", as_dataset_events(table), items)  # P-Score refreshed from it, GBPO on it
 
 OneRec-V2 (2508.20900, 5.1) needs the probabilities that were in force when an item was written: per-token
 log-probabilities for ratios of policies, and the propensity of the whole choice (slot given the ones above it) for
@@ -247,7 +247,7 @@ def together(tables: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables(tables, promote_options="permissive")
 
 
-def events_of(table: pa.Table) -> pa.Table:
+def as_dataset_events(table: pa.Table) -> pa.Table:
     """Exposures as the events of a data set: requests numbered, versions left to the log, unknown outcomes dropped.
 
     Rows of which nothing followed yet are left out: an outcome that is not known is not a view that went badly.

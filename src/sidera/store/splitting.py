@@ -11,10 +11,13 @@ Shape legend: U distinct items · K clusters · D width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Vectors = Any  # (N, D) of items: Floats, or a table that decodes the rows that are asked for
 
 
 def num_splits(num_events: int) -> int:

@@ -14,7 +14,7 @@ from sidera.catalog.config import CatalogConfig
 from sidera.config import MAX_RECIPE_BYTES, load_recipe, parse_section, written
 from sidera.core import ArtifactError, InputError
 from sidera.data.config import DataConfig
-from sidera.engine.recommender import RUN_RECIPE
+from sidera.engine.run_folder import RUN_RECIPE
 from sidera.eval.config import EvalConfig
 from sidera.fit.config import FitConfig
 from sidera.models import RANKING, parse_model, reads_codes, role_of

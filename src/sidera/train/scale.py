@@ -34,7 +34,7 @@ from sidera.config import digest
 from sidera.core import InputError
 from sidera.data.batches import RequestRows
 from sidera.data.reading import Reading
-from sidera.engine.recommender import check_device
+from sidera.engine.snapshot import check_device
 from sidera.eval.scaling import MIN_SIZES, Scaling, SizeRun, fit_scaling
 from sidera.eval.scaling_record import save_record, scaling_record
 from sidera.fit.config import FitConfig

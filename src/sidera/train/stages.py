@@ -178,9 +178,9 @@ def train_stage(
         say("train: this device has no bf16 arithmetic and emulates it, several times slower; --set fit.precision=auto")
     section = recipe.model_section
     trained: Trained = (
-        Ranking(model, catalog, section, device)
+        Ranking(model, catalog, section, device, version=wanted)
         if role_of(recipe.model_name) in RANKING
-        else Recommender(model, catalog, model_section=section, beam=recipe.eval.beam, device=device)
+        else Recommender(model, catalog, model_section=section, beam=recipe.eval.beam, device=device, version=wanted)
     )
     training: dict[str, Any] = {"parameters": num_parameters}
     fit_once(model, prepared.view)
@@ -215,7 +215,6 @@ def train_stage(
             "mfu": None if mfu is None else round(mfu, 4),
         }
     model.eval()
-    trained.version = wanted
     if distributed.rank() == 0:
         parents = {"catalog": catalog_id, "data": prepared.digest}
         trained.save_model(path, digest=wanted, parents=parents, training=training)

@@ -321,8 +321,8 @@ def test_convert_writes_a_data_folder_and_says_what_it_did(tmp_path: Path, capsy
 
 
 def test_defaults_are_stated() -> None:
-    """What makes the published figures; docs/public_data.md tells them."""
-    page = (Path(__file__).resolve().parents[3] / "docs" / "public_data.md").read_text()
+    """What makes the published figures; docs/evidence/public_data.md tells them."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "evidence" / "public_data.md").read_text()
     for name, found in RAW_FORMATS.items():
         options = found.options
         rating = "-" if options.min_rating is None else f"{options.min_rating:g}"

@@ -34,7 +34,7 @@ class BadRows:
         raise InputError(
             f"{self.count:,} of {num_rows:,} rows of the {self.what} cannot be used: {', '.join(self.examples)}",
             allowed=f"{max_share:.1%} of the rows (--max-bad)",
-            fix="mend them, or pass a larger --max-bad to leave them out",
+            fix="correct them, or pass a larger --max-bad to leave them out",
         )
 
     def line(self) -> str:

@@ -54,12 +54,12 @@ _KIND = re.compile(r":(token|float|token_seq|float_seq)$")
 
 @dataclass
 class Choice:
-    """Ours -> theirs, and what the reader should know of how it was found."""
+    """Role -> column of the file, and what the reader should know of how it was chosen."""
 
     sources: dict[str, str]
     kept: dict[str, str] = field(default_factory=dict)  # the other columns, by the name that they get
     said: list[str] = field(default_factory=list)
-    mapped: frozenset[str] = frozenset()  # ours that were named by a flag or a mapping file
+    mapped: frozenset[str] = frozenset()  # roles that were named by a flag or a mapping file
 
 
 def squeeze(name: str) -> str:
@@ -74,20 +74,20 @@ def plain_name(name: str) -> str:
 def choose(what: str, names: Sequence[str], mapping: Mapping[str, str], roles: Mapping[str, Sequence[str]]) -> Choice:
     """Find each role's column among ``names``; what a mapping names is taken, InputError when it is missing."""
     names = [name for name in names if name]
-    named = {ours: theirs for ours, theirs in mapping.items() if ours in roles}
-    choice = Choice(named, {ours: mapping[ours] for ours in mapping if ours not in roles}, mapped=frozenset(mapping))
-    for ours, theirs in mapping.items():
-        if theirs not in names:
-            close = difflib.get_close_matches(theirs, names, n=1)
+    named = {role: source for role, source in mapping.items() if role in roles}
+    choice = Choice(named, {role: mapping[role] for role in mapping if role not in roles}, mapped=frozenset(mapping))
+    for role, source in mapping.items():
+        if source not in names:
+            close = difflib.get_close_matches(source, names, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise InputError(f"the {what} has no column {theirs!r} to read as {ours}{hint}", allowed=", ".join(names))
+            raise InputError(f"the {what} has no column {source!r} to read as {role}{hint}", allowed=", ".join(names))
     taken = set(mapping.values())
-    for ours, known in roles.items():
-        if ours in mapping:
+    for role, known in roles.items():
+        if role in mapping:
             continue
-        found = _candidate(what, ours, known, [name for name in names if name not in taken], choice)
+        found = _candidate(what, role, known, [name for name in names if name not in taken], choice)
         if found is not None:
-            choice.sources[ours] = found
+            choice.sources[role] = found
             taken.add(found)
     for name in names:
         if name in taken:
@@ -99,30 +99,30 @@ def choose(what: str, names: Sequence[str], mapping: Mapping[str, str], roles: M
     return choice
 
 
-def _candidate(what: str, ours: str, known: Sequence[str], names: Sequence[str], choice: Choice) -> str | None:
-    if ours in names:
-        return ours
-    found: list[tuple[int, str]] = sorted(
+def _candidate(what: str, role: str, known: Sequence[str], names: Sequence[str], choice: Choice) -> str | None:
+    if role in names:
+        return role
+    ranked: list[tuple[int, str]] = sorted(
         (known.index(squeeze(name)), name) for name in names if squeeze(name) in known
     )
-    if not found:
+    if not ranked:
         return None
-    same = [name for place, name in found if place == found[0][0]]
+    same = [name for position, name in ranked if position == ranked[0][0]]
     if len(same) > 1:
         raise InputError(
-            f"the {what} has {' and '.join(map(repr, same))}, both of which may be the {ours}",
-            fix=f"say which: {flag_of(ours)} {same[0]}",
+            f"the {what} has {' and '.join(map(repr, same))}, both of which may be the {role}",
+            fix=f"say which: {flag_of(role)} {same[0]}",
         )
-    others = [name for _, name in found[1:]]
+    others = [name for _, name in ranked[1:]]
     if others:
         choice.said.append(
-            f"{ours} is {same[0]!r}, not {', '.join(map(repr, others))} ({flag_of(ours)} says otherwise)"
+            f"{role} is {same[0]!r}, not {', '.join(map(repr, others))} ({flag_of(role)} says otherwise)"
         )
     return same[0]
 
 
-def flag_of(ours: str) -> str:
+def flag_of(role: str) -> str:
     """What to type to name a role's column."""
-    if ours in ("user", "item", "time", "position", "rating"):
-        return f"--{ours}"
-    return "--event-column" if ours == "event" else f"[item_columns] {ours} of a --mapping file:"
+    if role in ("user", "item", "time", "position", "rating"):
+        return f"--{role}"
+    return "--event-column" if role == "event" else f"[item_columns] {role} of a --mapping file:"

@@ -54,22 +54,22 @@ def find_dialect(
     path = text.source.path
     lines = [line.rstrip("\r") for line in re.split(r"\r\n|\n|\r", text.head)][:SAMPLE_LINES]
     lines = [line for line in lines if line] or [""]
-    found = delimiter or _find_delimiter(lines, text.source.path.suffixes, known)
+    chosen = delimiter or _find_delimiter(lines, text.source.path.suffixes, known)
     said = []
-    if not delimiter and found != ",":
-        said.append(f"delimiter {found!r} (found)")
-    if lines[0].count(found) >= MAX_COLUMNS:
+    if not delimiter and chosen != ",":
+        said.append(f"delimiter {chosen!r} (found)")
+    if lines[0].count(chosen) >= MAX_COLUMNS:
         raise InputError(
             f"{path} has over {MAX_COLUMNS:,} columns",
             allowed=f"up to {MAX_COLUMNS:,}",
             fix="check --delimiter, or write the events as rows",
         )
-    quoting = _quoting(text, found)
+    quoting = _quoting(text, chosen)
     if text.quotes and not quoting.holds:
         said.append(f"quotation marks are letters: line {quoting.broken_line} has one that nothing closes")
-    if len(found) > 1 and text.quotes and quoting.holds:
-        raise InputError(f"{path} has quoted values between {found!r}", fix="use a delimiter of one character")
-    first = _fields(lines[0], found, quoting.holds)
+    if len(chosen) > 1 and text.quotes and quoting.holds:
+        raise InputError(f"{path} has quoted values between {chosen!r}", fix="use a delimiter of one character")
+    first = _fields(lines[0], chosen, quoting.holds)
     names = tuple(name.strip() for name in first)
     if column_names:
         names = tuple(name if name not in LEFT_OUT else "" for name in column_names)
@@ -79,21 +79,21 @@ def find_dialect(
                 fix="name all of them in order, '_' for one that is left out",
             )
         header = header and bool({*map(str.lower, first)} & {name.lower() for name in names if name})
-    elif not header or (_squeezed(names).isdisjoint(known) and _no_header(names, lines, found, quoting.holds)):
+    elif not header or (_squeezed(names).isdisjoint(known) and _no_header(names, lines, chosen, quoting.holds)):
         raise InputError(
             f"{path} has no header that names its columns (first line: {_short(lines[0])})",
             fix=f"name them in order, '_' for one that is left out: --columns {_proposal(len(first))}",
         )
     else:
         _check_names(path.name, names)
-    return Dialect(found, names, header, quoting.holds and text.quotes > 0, quoting.over_lines, tuple(said))
+    return Dialect(chosen, names, header, quoting.holds and text.quotes > 0, quoting.over_lines, tuple(said))
 
 
 def read_delimited(text: TextFile, dialect: Dialect, bad: BadRows) -> Iterator[tuple[pa.Table, int]]:
     """-> (a block of rows, all columns text; the number of its first row's line, 0 where lines are not rows)."""
     path, skipped = text.source.path, 0
     used = [name for name in dialect.names if name]
-    hidden = [name or f"\0{place}" for place, name in enumerate(dialect.names)]
+    hidden = [name or f"\0{position}" for position, name in enumerate(dialect.names)]
 
     def set_aside(row: Any) -> str:
         nonlocal skipped
@@ -163,13 +163,13 @@ def _squeezed(names: Sequence[str]) -> set[str]:
 
 def _find_delimiter(lines: Sequence[str], suffixes: Sequence[str], known: Collection[str]) -> str:
     best, best_rank = "", (-1.0, -1, -1)
-    for place, candidate in enumerate(DELIMITERS):
+    for position, candidate in enumerate(DELIMITERS):
         if candidate not in lines[0]:
             continue
         counts = [len(_fields(line, candidate, len(candidate) == 1)) for line in lines]
         even = sum(count == counts[0] for count in counts) / len(counts)
         fields = _fields(lines[0], candidate, len(candidate) == 1)
-        rank = (float(even >= 0.8), len(_squeezed(fields) & set(known)), -place)
+        rank = (float(even >= 0.8), len(_squeezed(fields) & set(known)), -position)
         if rank > best_rank:
             best, best_rank = candidate, rank
     if not best:
@@ -201,9 +201,9 @@ def _check_names(file: str, names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             what = f"the column {name!r}" if name else "a column without a name"
-            places = ", ".join(str(place + 1) for place, other in enumerate(names) if other == name)
+            positions = ", ".join(str(position + 1) for position, other in enumerate(names) if other == name)
             raise InputError(
-                f"{file} has {what} more than once (columns {places})",
+                f"{file} has {what} more than once (columns {positions})",
                 fix="rename one of them in the header" if name else "name them in the header",
             )
 

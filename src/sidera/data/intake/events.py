@@ -44,7 +44,7 @@ class EventBlocks:
     bad: BadRows
     time: TimeColumn
     blocks: list[dict[str, pa.Array]] = field(default_factory=list)
-    left: dict[str, Left] = field(default_factory=dict)  # column of theirs -> why it is left out
+    left: dict[str, Left] = field(default_factory=dict)  # column of the file -> why it is left out
     num_rows: int = 0  # read, bad ones too
 
     def add(self, table: pa.Table, where: Callable[[int], str]) -> None:
@@ -81,9 +81,9 @@ class EventBlocks:
             if name in sources or name in self.choice.kept:
                 column = _one(table[sources.get(name) or self.choice.kept[name]])
                 self._number(name, column, columns, judge)
-        for name, theirs in self.choice.kept.items():
-            if name not in NUMBERS and theirs in table.column_names:
-                self._other(name, theirs, _one(table[theirs]), columns, judge)
+        for name, source in self.choice.kept.items():
+            if name not in NUMBERS and source in table.column_names:
+                self._other(name, source, _one(table[source]), columns, judge)
         if "event" in sources:
             columns["event"] = self._kinds(_one(table[sources["event"]]))
         columns["good"] = pa.array(good)
@@ -132,9 +132,9 @@ class EventBlocks:
         columns[name] = pa.array(values)
 
     def _other(
-        self, name: str, theirs: str, column: pa.Array, columns: dict[str, pa.Array], judge: Callable[..., None]
+        self, name: str, source: str, column: pa.Array, columns: dict[str, pa.Array], judge: Callable[..., None]
     ) -> None:
-        if theirs in self.left:
+        if source in self.left:
             return
         kind = column.type
         if pa.types.is_boolean(kind):
@@ -142,7 +142,7 @@ class EventBlocks:
             return
         number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
         if not (number or is_text(kind) or is_bytes_dictionary(kind) or pa.types.is_null(kind)):
-            self.left[theirs] = Left(f"{kind}, no number")
+            self.left[source] = Left(f"{kind}, no number")
             return
         values, readable = numbers_of(column)
         if not readable.all() and not (readable | missing_rows(column)).all():
@@ -150,10 +150,10 @@ class EventBlocks:
             if marks is not None:
                 columns[name] = marks
             else:
-                self.left[theirs] = Left("text", _example(column))
+                self.left[source] = Left("text", _example(column))
             return
         if values.dtype.kind == "f":
-            judge(~np.isinf(values), f"an endless {name}", theirs)
+            judge(~np.isinf(values), f"an endless {name}", source)
         columns[name] = pa.array(values)
 
     def _kinds(self, column: pa.Array) -> pa.Array:
@@ -170,13 +170,13 @@ def is_bytes_dictionary(kind: pa.DataType) -> bool:
 
 def as_marks(events: pa.Table) -> pa.Table:
     """Whole-number columns of 0 and 1 alone are what logs call a mark (clicked or not): they become true and false."""
-    for place, name in enumerate(events.column_names):
+    for position, name in enumerate(events.column_names):
         column = events[name]
         if name in ("user", "item", "time", *NO_MARKS) or not pa.types.is_integer(column.type) or column.null_count:
             continue
         ends = pc.min_max(column).as_py()
         if (ends["min"], ends["max"]) == (0, 1):
-            events = events.set_column(place, name, column.cast(pa.bool_()))
+            events = events.set_column(position, name, column.cast(pa.bool_()))
     return events
 
 

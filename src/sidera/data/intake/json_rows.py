@@ -61,8 +61,8 @@ def _line_objects(text: TextFile, bad: BadRows) -> Iterator[tuple[list[dict[str,
             yield rows, number
         else:
             rows, skipped = [], False
-            for place, line in enumerate(lines):
-                row = _object(line, f"line {number + place}", text.source.name, bad) if line.strip() else None
+            for position, line in enumerate(lines):
+                row = _object(line, f"line {number + position}", text.source.name, bad) if line.strip() else None
                 skipped |= row is None
                 if row is not None:
                     rows.append(row)
@@ -128,45 +128,45 @@ def _array_objects(text: TextFile) -> Iterator[dict[str, Any]]:
     """The objects of an array, or of objects written one after the other over several lines."""
     decoder, letters = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
     blocks, path = text.blocks(), text.source.path
-    buffer, place, number, ended = "", 0, 0, False
+    buffer, position, number, ended = "", 0, 0, False
     while True:
-        place = _after(buffer, place, " \t\r\n,[]")
-        if not ended and len(buffer) - place < ENOUGH:
+        position = _after(buffer, position, " \t\r\n,[]")
+        if not ended and len(buffer) - position < ENOUGH:
             block = next(blocks, b"")
             ended = not block
-            buffer, place = buffer[place:] + letters.decode(block, final=ended), 0
+            buffer, position = buffer[position:] + letters.decode(block, final=ended), 0
             continue
-        if place >= len(buffer):
+        if position >= len(buffer):
             return
         where = f"object {number + 1} of {path}"
         try:
-            row, end = decoder.raw_decode(buffer, place)
+            row, end = decoder.raw_decode(buffer, position)
         except RecursionError:
             raise _too_deep(where) from None
         except json.JSONDecodeError as error:
-            if not ended and len(buffer) - place <= MAX_LINE:
+            if not ended and len(buffer) - position <= MAX_LINE:
                 block = next(blocks, b"")
                 ended = not block
-                buffer, place = buffer[place:] + letters.decode(block, final=ended), 0
+                buffer, position = buffer[position:] + letters.decode(block, final=ended), 0
                 continue
             raise InputError(
                 f"cannot read {path}: object {number + 1} is no JSON ({error.msg})",
                 allowed="one object a line, or an array of objects",
             ) from None
-        check_depth(buffer[place:end], where)
+        check_depth(buffer[position:end], where)
         if not isinstance(row, dict):
             raise InputError(
                 f"{path} holds a {type(row).__name__} as entry {number + 1}",
                 allowed="one object a line, or an array of objects",
             )
-        number, place = number + 1, end
+        number, position = number + 1, end
         yield row
 
 
-def _after(text: str, place: int, skipped: str) -> int:
-    while place < len(text) and text[place] in skipped:
-        place += 1
-    return place
+def _after(text: str, position: int, skipped: str) -> int:
+    while position < len(text) and text[position] in skipped:
+        position += 1
+    return position
 
 
 def _table(rows: list[dict[str, Any]], text: TextFile) -> pa.Table:

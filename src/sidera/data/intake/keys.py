@@ -94,8 +94,8 @@ def empty_keys(keys: pa.Array) -> np.ndarray:
     """(rows,) bool: no key, or an empty one."""
     if pa.types.is_dictionary(keys.type):
         empty = pc.fill_null(pc.equal(keys.dictionary, ""), True).to_numpy(zero_copy_only=False)
-        places = pc.fill_null(keys.indices, len(empty)).to_numpy(zero_copy_only=False)
-        return np.append(empty, True)[places]
+        positions = pc.fill_null(keys.indices, len(empty)).to_numpy(zero_copy_only=False)
+        return np.append(empty, True)[positions]
     return pc.fill_null(pc.equal(keys, ""), True).to_numpy(zero_copy_only=False)
 
 

@@ -48,8 +48,8 @@ def apply_kinds(events: pa.Table, keep: Mapping[str, float], column: str) -> tup
                 f"--keep {unknown[0]!r}: column {column!r} has no such kind of event",
                 allowed=", ".join(map(str, ordered[:SHOWN])),
             )
-        kept = pc.is_in(events["event"].cast(pa.string()), value_set=pa.array(list(keep), type=pa.string()))
-        events = events.filter(kept)
+        kept_mask = pc.is_in(events["event"].cast(pa.string()), value_set=pa.array(list(keep), type=pa.string()))
+        events = events.filter(kept_mask)
         gone = {kind: count for kind, count in counts.items() if kind not in keep}
         words = f"; left out: {', '.join(f'{kind} {count:,}' for kind, count in gone.items())}" if gone else ""
     elif len(counts) > MAX_KINDS:
@@ -100,16 +100,16 @@ def apply_rating(events: pa.Table, min_rating: float | None, column: str) -> tup
         raise InputError(
             f"--min-rating {min_rating:g}, but the log has no rating", fix="say which column it is: --rating"
         )
-    kept = pc.fill_null(pc.greater_equal(events["rating"], min_rating), False)
-    number = int(pc.sum(kept).as_py() or 0)
+    kept_mask = pc.fill_null(pc.greater_equal(events["rating"], min_rating), False)
+    number = int(pc.sum(kept_mask).as_py() or 0)
     if not number:
         raise InputError(f"no event is rated {min_rating:g} or more", fix="pass a smaller --min-rating")
     lower = events.num_rows - number
-    return events.filter(kept), f"{lower:,} events rated below {min_rating:g} or not at all are left out"
+    return events.filter(kept_mask), f"{lower:,} events rated below {min_rating:g} or not at all are left out"
 
 
 def _free_name(name: str, events: pa.Table) -> str:
-    found, number = name, 2
-    while found in events.column_names:
-        found, number = f"{name}_{number}", number + 1
-    return found
+    free, number = name, 2
+    while free in events.column_names:
+        free, number = f"{name}_{number}", number + 1
+    return free

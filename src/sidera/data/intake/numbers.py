@@ -20,10 +20,10 @@ def numbers_of(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     kind = column.type
     if pa.types.is_dictionary(kind):
         values, good = numbers_of(column.dictionary)
-        places = pc.fill_null(column.indices, -1).to_numpy(zero_copy_only=False)
-        if (places < 0).any() or not len(values):
+        positions = pc.fill_null(column.indices, -1).to_numpy(zero_copy_only=False)
+        if (positions < 0).any() or not len(values):
             values, good = np.append(values.astype(np.float64), np.nan), np.append(good, False)
-        return values[places], good[places]
+        return values[positions], good[positions]
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _of_text(column)
     if pa.types.is_null(kind):

@@ -1,4 +1,4 @@
-"""What an import was told: the flags of ``sidera import``, which a mapping file may hold as well.
+"""The options of an import: the flags of ``sidera import``, which a mapping file may hold as well.
 
 time_unit = "ms"
 [columns]            # of the log: user, item, time, position, rating, event; others are renamed feedback
@@ -29,9 +29,9 @@ LEFT_OUT = ("", "_", "-")  # names of --columns that leave a column out
 class ImportMapping:
     """How a foreign log is to be read; also the content of a mapping file."""
 
-    columns: dict[str, str] = field(default_factory=dict)  # ours -> theirs, in the log
-    item_columns: dict[str, str] = field(default_factory=dict)  # ours -> theirs, in the items file
-    user_columns: dict[str, str] = field(default_factory=dict)  # ours -> theirs, in the users file
+    columns: dict[str, str] = field(default_factory=dict)  # role -> column of the log
+    item_columns: dict[str, str] = field(default_factory=dict)  # role -> column of the items file
+    user_columns: dict[str, str] = field(default_factory=dict)  # role -> column of the users file
     time_unit: TimeUnit = ""  # s, ms, us, ns or d; "": found by the size of the numbers
     time_format: str = ""  # of text, as strptime has it ("%d/%m/%Y %H:%M"); "": found
     name: str | None = None  # of the data set; None: the name of the folder written
@@ -75,18 +75,18 @@ def read_mapping(path: str | Path) -> ImportMapping:
 
 def parse_keep(text: str) -> dict[str, float]:
     """``"purchase=3,view=0"`` or ``"purchase,addtocart"`` -> kind -> weight, 1 where none is given."""
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         kind, equals, weight = part.rpartition("=")
         if not equals:
             kind, weight = part, "1"
         try:
-            found[kind.strip()] = float(weight)
+            values[kind.strip()] = float(weight)
         except ValueError:
             raise InputError(f"--keep {part!r}: {weight!r} is no number", allowed="KIND or KIND=WEIGHT") from None
-    if not found:
+    if not values:
         raise InputError("--keep names no kind of event", allowed="KIND,KIND or KIND=WEIGHT,...")
-    return found
+    return values
 
 
 def parse_names(text: str) -> tuple[str, ...]:

@@ -32,29 +32,29 @@ def judge_quotes(blocks: Iterable[bytes], delimiter: str) -> Quoting:
     cut = ord(delimiter)
     inside, opened_at = False, 0  # in a quoted value, which began on that line
     holds, over_lines, even, broken = True, False, True, 0
-    line, wanted = 1, 0
+    line, num_fields = 1, 0
     for block in _whole_lines(blocks):
         data = np.frombuffer(block, dtype=np.uint8)
         ends = np.flatnonzero(data == NEWLINE)
         if even:
-            even, wanted = _same_fields(data, ends, cut, wanted)
+            even, num_fields = _same_fields(data, ends, cut, num_fields)
         if holds:
             marks = np.flatnonzero(data[1:-1] == MARK) + 1
             before, after = data[marks - 1], data[marks + 1]
             starts = (before == cut) | (before == NEWLINE) | (before == RETURN)
             stops = (after == cut) | (after == NEWLINE) | (after == RETURN)
             if _all_regular(marks, starts, stops, after == MARK, inside):
-                places, bad = marks, -1
+                positions, bad = marks, -1
             else:
-                places, bad = _scan(marks, starts, stops, inside)
-            opens, closes = places[int(inside) :: 2], places[1 - int(inside) :: 2]
+                positions, bad = _scan(marks, starts, stops, inside)
+            opens, closes = positions[int(inside) :: 2], positions[1 - int(inside) :: 2]
             opened_before = opened_at
             if len(opens):
                 opened_at = line + int(np.searchsorted(ends, opens[-1]))
             if bad >= 0:
                 holds, broken = False, opened_at if len(opens) else opened_before
             over_lines = over_lines or _holds_line_end(ends, opens, closes, inside)
-            inside = bool((len(places) + inside) % 2)
+            inside = bool((len(positions) + inside) % 2)
         line += len(ends)
     if holds and inside:
         holds, broken = False, opened_at
@@ -83,32 +83,32 @@ def _all_regular(marks: np.ndarray, starts: np.ndarray, stops: np.ndarray, doubl
 
 def _scan(marks: np.ndarray, starts: np.ndarray, stops: np.ndarray, inside: bool) -> tuple[np.ndarray, int]:
     """Mark by mark: -> (places that open and close in turn, place of the one that breaks the rule or -1)."""
-    places: list[int] = []
+    positions: list[int] = []
     skip = False
     for at, (mark, start, stop) in enumerate(zip(marks.tolist(), starts.tolist(), stops.tolist(), strict=True)):
         if skip:
             skip = False
         elif not inside:
             if start:
-                places.append(mark)
+                positions.append(mark)
                 inside = True
         elif at + 1 < len(marks) and marks[at + 1] == mark + 1:
             skip = True  # doubled: one mark of the value
         elif stop:
-            places.append(mark)
+            positions.append(mark)
             inside = False
         else:
-            return np.array(places, dtype=np.int64), mark
-    return np.array(places, dtype=np.int64), -1
+            return np.array(positions, dtype=np.int64), mark
+    return np.array(positions, dtype=np.int64), -1
 
 
-def _same_fields(data: np.ndarray, ends: np.ndarray, cut: int, wanted: int) -> tuple[bool, int]:
+def _same_fields(data: np.ndarray, ends: np.ndarray, cut: int, num_fields: int) -> tuple[bool, int]:
     """-> (all lines that are not empty have as many fields as the first, that number)."""
     cuts = np.searchsorted(np.flatnonzero(data == cut), ends)
     counts = np.diff(cuts, prepend=0)[np.diff(ends, prepend=0) > 2] + 1
-    if not wanted and len(counts):
-        wanted = int(counts[0])
-    return bool((counts == wanted).all()), wanted
+    if not num_fields and len(counts):
+        num_fields = int(counts[0])
+    return bool((counts == num_fields).all()), num_fields
 
 
 def _holds_line_end(ends: np.ndarray, opens: np.ndarray, closes: np.ndarray, inside: bool) -> bool:

@@ -79,7 +79,7 @@ class ImportReport:
             )
         share = self.items_with_text / max(1, self.num_items)
         out.append(f"text       {self.items_with_text:,} of {self.num_items:,} items have text ({share:.0%})")
-        return out + [f"{'first rows' if not place else '':10} {row}" for place, row in enumerate(self.first_rows)]
+        return out + [f"{'first rows' if not index else '':10} {row}" for index, row in enumerate(self.first_rows)]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -113,16 +113,16 @@ def moment(seconds: int) -> str:
 
 def first_rows(events: pa.Table, unit: str) -> list[str]:
     """The first three events as they were understood. ``unit`` of their time: "us" or another word for an order."""
-    found = []
+    lines = []
     for row in events.slice(0, 3).to_pylist():
         words = [f"user {row.pop('user')!r}", f"item {row.pop('item')!r}"]
         if "time" in row:
             time = row.pop("time")
             words.append(f"time {moment(time // 10**6) if unit == 'us' else time}")
-        found.append(
+        lines.append(
             ", ".join([*words, *(f"{name} {value!r}" for name, value in row.items() if value is not None)])[:300]
         )
-    return found
+    return lines
 
 
 def repeats(dataset: Dataset) -> np.ndarray:
@@ -144,19 +144,19 @@ def repeats(dataset: Dataset) -> np.ndarray:
     return same
 
 
-def join_warning(log_keys: list[str], table_keys: list[str], found: int, named: int) -> str:
+def join_warning(log_keys: list[str], table_keys: list[str], matched: int, named: int) -> str:
     """What to say when few items of the log are in the items table; "" when most are."""
-    if found >= 0.5 * named or not named:
+    if matched >= 0.5 * named or not named:
         return ""
-    ours, theirs = log_keys[:3], table_keys[:3]
+    log_sample, table_sample = log_keys[:3], table_keys[:3]
     how = (
         f"no item of the log ({named:,} of {named:,} are missing)"
-        if not found
-        else f"only {found:,} of {named:,} items"
+        if not matched
+        else f"only {matched:,} of {named:,} items"
     )
     return (
-        f"{how} {'is' if not found else 'are'} in the items table: the log says {', '.join(map(repr, ours))}, "
-        f"the table {', '.join(map(repr, theirs))}{_cause(log_keys, set(table_keys))}"
+        f"{how} {'is' if not matched else 'are'} in the items table: the log says {', '.join(map(repr, log_sample))}, "
+        f"the table {', '.join(map(repr, table_sample))}{_cause(log_keys, set(table_keys))}"
     )
 
 
@@ -171,8 +171,8 @@ def _cause(log_keys: list[str], table: set[str]) -> str:
         "capital and small letters differ": lambda key: key.lower() in {other.lower() for other in table},
     }
     sample = log_keys[:50]
-    for words, found in ways.items():
-        if sum(map(found, sample)) >= 0.5 * len(sample):
+    for words, is_match in ways.items():
+        if sum(map(is_match, sample)) >= 0.5 * len(sample):
             return f"; likely {words}; fix: write both the same way"
     digits = [key for key in sample if any(other.endswith(key) and other != key for other in list(table)[:200])]
     if digits:

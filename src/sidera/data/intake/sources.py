@@ -73,28 +73,28 @@ def find_sources(
     paths: Sequence[str | Path], file_format: str = "", max_bytes: int | None = None, what: str = "log"
 ) -> list[Source]:
     """The files behind paths, folders and patterns, in order; InputError when there is none or kinds are mixed."""
-    found: list[Source] = []
+    sources: list[Source] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found += _of_folder(path, file_format, max_bytes)
+            sources += _of_folder(path, file_format, max_bytes)
         elif not path.exists() and glob.has_magic(str(path)):
             matches = sorted(glob.glob(str(path)))
             if not matches:
                 raise InputError(f"no file matches {str(path)!r}", fix="check the pattern")
-            found += find_sources(matches, file_format, max_bytes, what)
+            sources += find_sources(matches, file_format, max_bytes, what)
         else:
             check_file(path)
-            found.append(_source(path, file_format, max_bytes))
+            sources.append(_source(path, file_format, max_bytes))
     seen: dict[Path, Path] = {}
-    for source in found:
+    for source in sources:
         real = source.path.resolve()
         if real in seen:
             raise InputError(f"{source.path} is given twice, its events would count twice", fix="give every file once")
         seen[real] = source.path
-    kinds = sorted({source.kind for source in found})
+    kinds = sorted({source.kind for source in sources})
     if len(kinds) > 1:
         raise InputError(f"the {what} has files of several kinds ({', '.join(kinds)})", fix="give files of one kind")
-    return found
+    return sources
 
 
 def check_file(path: Path) -> None:
@@ -113,25 +113,25 @@ def check_file(path: Path) -> None:
 
 
 def _of_folder(folder: Path, file_format: str, max_bytes: int | None) -> list[Source]:
-    found = []
-    for place, folders, files in os.walk(folder):  # does not follow links to folders
+    sources = []
+    for inner, folders, files in os.walk(folder):  # does not follow links to folders
         folders[:] = sorted(name for name in folders if not name.startswith(("_", ".")))
-        parts = Path(place).relative_to(folder).parts
+        parts = Path(inner).relative_to(folder).parts
         given = dict(part.split("=", 1) for part in parts if "=" in part)
         for name in sorted(files):
-            path = Path(place) / name
+            path = Path(inner) / name
             if name.startswith(("_", ".")) or not path.is_file():
                 continue
             if not file_format and _kind(path)[0] not in ENDINGS:
                 continue
-            found.append(_source(path, file_format, max_bytes, given))
-    if not found:
+            sources.append(_source(path, file_format, max_bytes, given))
+    if not sources:
         names = sorted(path.name for path in folder.iterdir())[:6]
         raise InputError(
             f"the folder {folder} holds no file that can be read ({', '.join(names) or 'nothing'})",
             allowed=f"files that end in {', '.join(ENDINGS)}",
         )
-    return found
+    return sources
 
 
 def _source(path: Path, file_format: str, max_bytes: int | None, given: dict[str, str] | None = None) -> Source:

@@ -67,7 +67,7 @@ def _with_given(blocks: Iterator[tuple[pa.Table, int]], source: Source) -> Itera
 def read_table(
     sources: Sequence[Source], options: ImportMapping, what: str, said: list[str], text_columns: Collection[str]
 ) -> pa.Table:
-    """All rows of some files. ``text_columns`` (theirs) stay text whatever they hold: keys, titles."""
+    """All rows of some files. ``text_columns`` (names in the file) stay text whatever they hold: keys, titles."""
     bad = BadRows(what)
     parts, rows = [], 0
     for source in sources:
@@ -103,7 +103,7 @@ def check_same_columns(first: list[str], other: list[str], sources: Sequence[Sou
 
 def _plain_block(table: pa.Table, source: Source, what: str) -> pa.Table:
     """Dictionaries as their values, bytes as text."""
-    for place, name in enumerate(table.column_names):
+    for position, name in enumerate(table.column_names):
         column = table[name]
         if pa.types.is_dictionary(column.type):
             if is_bytes(column.type.value_type) and decoded_bytes(column) > source.budget:
@@ -111,7 +111,7 @@ def _plain_block(table: pa.Table, source: Source, what: str) -> pa.Table:
             column = column.cast(column.type.value_type)
         if is_bytes(column.type) and not is_text(column.type):
             column = decoded(column, name, f"the {what} {source.name}")
-        table = table.set_column(place, name, column)
+        table = table.set_column(position, name, column)
     return table
 
 

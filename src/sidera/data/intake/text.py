@@ -63,10 +63,10 @@ class TextFile:
 
 def survey(source: Source, encoding: str = "") -> TextFile:
     """Look a text file through; InputError when it is empty, packed badly, too large, or no text."""
-    found, said = (codecs.lookup(encoding).name, "") if encoding else _find_encoding(source)
+    codec, said = (codecs.lookup(encoding).name, "") if encoding else _find_encoding(source)
     size = longest = current = quotes = lines = 0
     head = b""
-    for block in _decoded(source, found):
+    for block in _decoded(source, codec):
         if b"\0" in block:
             line = lines + block.count(b"\n", 0, block.index(b"\0")) + 1
             raise InputError(
@@ -86,7 +86,7 @@ def survey(source: Source, encoding: str = "") -> TextFile:
     if not size:
         raise InputError(f"{source.path} is empty", allowed="a header and at least one row")
     text = head.decode("utf-8", errors="ignore")
-    return TextFile(source, found, said, size, max(longest, current), quotes, text)
+    return TextFile(source, codec, said, size, max(longest, current), quotes, text)
 
 
 def _longest_line(block: bytes, longest: int, current: int) -> tuple[int, int]:
@@ -95,15 +95,15 @@ def _longest_line(block: bytes, longest: int, current: int) -> tuple[int, int]:
     if first < 0:
         return longest, current + len(block)
     longest = max(longest, current + first, SHORT)
-    place = first
-    while place + SHORT < len(block):  # stride over whole lines as long as they are short
-        end = block.rfind(b"\n", place + 1, place + SHORT + 1)
+    position = first
+    while position + SHORT < len(block):  # stride over whole lines as long as they are short
+        end = block.rfind(b"\n", position + 1, position + SHORT + 1)
         if end < 0:
-            end = block.find(b"\n", place + SHORT + 1)
+            end = block.find(b"\n", position + SHORT + 1)
             if end < 0:
                 break
-            longest = max(longest, end - place - 1)
-        place = end
+            longest = max(longest, end - position - 1)
+        position = end
     return longest, len(block) - block.rfind(b"\n") - 1
 
 

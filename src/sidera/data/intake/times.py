@@ -102,21 +102,21 @@ class TimeColumn:
     def _by_format(self, column: pa.Array) -> np.ndarray:
         encoded = column.dictionary_encode()
         micros = np.full(len(encoded.dictionary) + 1, NOTHING)
-        for place, text in enumerate(encoded.dictionary.to_pylist()):
+        for position, text in enumerate(encoded.dictionary.to_pylist()):
             try:
                 moment = datetime.datetime.strptime(text.strip(), self.format)
             except ValueError:
                 continue
-            micros[place] = _micros_of(moment)
+            micros[position] = _micros_of(moment)
         self.is_text = True
         return self._micros(micros[pc.fill_null(encoded.indices, len(encoded.dictionary)).to_numpy()])
 
     def _add_slashed(self, column: pa.Array) -> np.ndarray:
         encoded = column.dictionary_encode()
         rows = np.full(len(encoded.dictionary) + 1, -1)
-        for place, text in enumerate(encoded.dictionary.to_pylist()):
+        for position, text in enumerate(encoded.dictionary.to_pylist()):
             if SLASHED.match(text):
-                rows[place] = self.texts.setdefault(text, len(self.texts))
+                rows[position] = self.texts.setdefault(text, len(self.texts))
             elif text.strip() and not self.example:
                 self.example = text
         if not self.texts and self.example:
@@ -134,16 +134,16 @@ def parse_iso(column: pa.Array) -> np.ndarray:
     """(rows,) int64 microseconds, NOTHING where a value is no ISO date."""
     text = _normal(column)
     iso, zoned = _iso_rows(text)
-    found = np.full(len(text), NOTHING)
+    moments = np.full(len(text), NOTHING)
     for rows, kind in ((iso & zoned, pa.timestamp("us", tz="UTC")), (iso & ~zoned, pa.timestamp("us"))):
         if not rows.any():
             continue
         part = text if rows.all() else text.filter(pa.array(rows))
         try:
-            found[rows] = part.cast(kind).cast(pa.int64()).to_numpy()
+            moments[rows] = part.cast(kind).cast(pa.int64()).to_numpy()
         except pa.ArrowInvalid:  # the 30th of February
-            found[rows] = [_one_iso(value) for value in part.to_pylist()]
-    return found
+            moments[rows] = [_one_iso(value) for value in part.to_pylist()]
+    return moments
 
 
 def _normal(column: pa.Array) -> pa.Array:
@@ -184,7 +184,7 @@ def _micros_of(moment: datetime.datetime) -> int:
 
 
 def _read_slashed(rows: np.ndarray, texts: dict[str, int]) -> tuple[np.ndarray, str]:
-    """(rows,) microseconds of dates with the year last; InputError when day and month cannot be told apart."""
+    """(rows,) microseconds of dates with the year last; InputError when day and month cannot be distinguished."""
     matches = [match for match in map(SLASHED.match, texts) if match is not None]
     firsts, seconds = ({int(match[group]) for match in matches} for group in (1, 2))
     day_first, month_first = max(seconds, default=0) <= 12, max(firsts, default=0) <= 12
@@ -196,7 +196,7 @@ def _read_slashed(rows: np.ndarray, texts: dict[str, int]) -> tuple[np.ndarray, 
             fix="say which: --time-format '%d/%m/%Y' or '%m/%d/%Y' (with %H:%M:%S where there is a time of day)",
         )
     micros = np.full(len(texts) + 1, NOTHING)
-    for place, match in enumerate(matches):
+    for position, match in enumerate(matches):
         day, month = (match[1], match[2]) if day_first else (match[2], match[1])
         hour = int(match[4] or 0) % (12 if match[7] else 24) + 12 * ((match[7] or "").lower() == "pm")
         try:
@@ -205,7 +205,7 @@ def _read_slashed(rows: np.ndarray, texts: dict[str, int]) -> tuple[np.ndarray, 
             )
         except ValueError:
             continue
-        micros[place] = _micros_of(moment)
+        micros[position] = _micros_of(moment)
     return micros[rows], "day" if day_first else "month"
 
 
@@ -284,7 +284,7 @@ def _as_dates(values: np.ndarray, good: np.ndarray, low: int, high: int) -> np.n
     if len(unique) > 2_000_000:
         return None
     micros = np.zeros(len(unique), dtype=np.int64)
-    for place, value in enumerate(unique.tolist()):
+    for position, value in enumerate(unique.tolist()):
         day, clock = divmod(value, scale)
         try:
             moment = datetime.datetime(
@@ -292,7 +292,7 @@ def _as_dates(values: np.ndarray, good: np.ndarray, low: int, high: int) -> np.n
             )
         except ValueError:
             return None
-        micros[place] = _micros_of(moment)
+        micros[position] = _micros_of(moment)
     return np.where(good, micros[rows], 0)
 
 

@@ -38,8 +38,8 @@ def unrolled(table: pa.Table, item: str | None, file: str) -> tuple[pa.Table, st
 def _objects(table: pa.Table, name: str, lists: list[str]) -> pa.Table:
     parents, values = _flat(table[name])
     columns = {other: _take(table[other], parents) for other in table.column_names if other not in lists}
-    for place, field in enumerate(values.type):
-        columns[field.name] = pc.struct_field(values, [place])
+    for position, field in enumerate(values.type):
+        columns[field.name] = pc.struct_field(values, [position])
     return pa.table(columns)
 
 

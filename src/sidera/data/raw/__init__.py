@@ -39,9 +39,9 @@ def convert(
 
     ``notes`` of the result counts what was left out and why. Nothing is written.
     """
-    found = raw_format(name)
-    work = Conversion(dataset_name or name, RawFiles(paths), options or found.options)
-    return found.read(work)
+    chosen = raw_format(name)
+    work = Conversion(dataset_name or name, RawFiles(paths), options or chosen.options)
+    return chosen.read(work)
 
 
 def writable(out: str | Path) -> None:

@@ -109,9 +109,9 @@ def _read(work: Conversion, release: Release) -> Dataset:
     meta = work.files.optional("metadata", "meta*.json", "meta*.jsonl")
     logs = [file for file in work.files.find("*.json", "*.jsonl", "*.csv") if not file.name.lower().startswith("meta")]
     if len(logs) != 1:
-        found = ", ".join(file.label for file in logs[:4]) or work.files.listed()
+        labels = ", ".join(file.label for file in logs[:4]) or work.files.listed()
         raise InputError(
-            f"{len(logs)} files may be the log: {found}",
+            f"{len(logs)} files may be the log: {labels}",
             allowed="one file of reviews (.json, .jsonl) or ratings (.csv), and one meta_*.json",
             fix="name the files that are meant",
         )
@@ -136,8 +136,8 @@ def _reviews(work: Conversion, file: RawFile, release: Release) -> RawEvents:
 
 def _ratings(work: Conversion, file: RawFile, release: Release) -> RawEvents:
     log, tally = EventLog("rating"), work.tally(file)
-    wanted = (release.user, release.item, release.time, release.rating)
-    for first, block in rows(file, tally, wanted, release.csv_columns):
+    columns = (release.user, release.item, release.time, release.rating)
+    for first, block in rows(file, tally, columns, release.csv_columns):
         times, good = numbers(block[release.time])
         rating, is_number = numbers(block[release.rating])
         users, items = block[release.user], block[release.item]
@@ -148,25 +148,25 @@ def _ratings(work: Conversion, file: RawFile, release: Release) -> RawEvents:
     return log.finish()
 
 
-def _items(work: Conversion, file: RawFile, release: Release, wanted: set[str]) -> pa.Table:
-    """Metadata of the items that are left, in the order of the file; of an item told twice the first."""
-    found: dict[str, dict[str, Any]] = {}
+def _items(work: Conversion, file: RawFile, release: Release, logged: set[str]) -> pa.Table:
+    """Metadata of the items that are left, in the order of the file; of an item that occurs twice the first."""
+    by_key: dict[str, dict[str, Any]] = {}
     tally = work.tally(file)
-    for number, record in records(file, tally, lambda line: _unwanted(line, wanted)):
+    for number, record in records(file, tally, lambda line: _unwanted(line, logged)):
         try:
             item = key(record.get(release.item), release.item)
         except ValueError as error:
             tally.leave_out(number, str(error))
             continue
-        if item not in wanted:
+        if item not in logged:
             continue
-        if item in found:
+        if item in by_key:
             work.count("items_told_twice", 1)
             continue
         brand = plain(record.get(release.brand))
         text = joined(record.get("description"))
         features = joined(record.get("features")) if release is R2023 else None
-        found[item] = {
+        by_key[item] = {
             "key": item,
             "title": plain(record.get("title")),
             "brand": None if brand == "Unknown" and release is R2014 else brand,
@@ -175,16 +175,16 @@ def _items(work: Conversion, file: RawFile, release: Release, wanted: set[str]) 
             "price": price(record.get("price")),
         }
     tally.check()
-    table: Sequence[dict[str, Any]] = list(found.values())
+    table: Sequence[dict[str, Any]] = list(by_key.values())
     if work.options.rare > 1:
         drop_rare(table, work.options.rare)
     return item_table(table, ITEM_TYPES)
 
 
-def _unwanted(line: bytes, wanted: set[str]) -> bool:
+def _unwanted(line: bytes, logged: set[str]) -> bool:
     """True for a line that opens with the id of an item that no event names: most of a metadata file."""
     match = _FIRST_ASIN.match(line)
-    return match is not None and match[1].decode() not in wanted
+    return match is not None and match[1].decode() not in logged
 
 
 def price(value: Any) -> float | None:

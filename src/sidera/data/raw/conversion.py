@@ -45,9 +45,9 @@ class Conversion:
     tallies: list[Tally] = field(default_factory=list)
 
     def tally(self, file: RawFile) -> Tally:
-        found = Tally(file.label, self.options.max_bad)
-        self.tallies.append(found)
-        return found
+        tally = Tally(file.label, self.options.max_bad)
+        self.tallies.append(tally)
+        return tally
 
     def count(self, what: str, number: int) -> None:
         if number:
@@ -103,7 +103,7 @@ class Conversion:
 
 @dataclass(frozen=True)
 class RawFormat:
-    """A publisher's format: how it is told, what it needs, and its reader."""
+    """A publisher's format: how it is recognised, what it needs, and its reader."""
 
     about: str
     files: str  # which files it takes

@@ -75,9 +75,11 @@ class EventLog:
         mask = pa.array(kept_mask)
         for codes, known, keys in zip(self._codes, (self._users, self._items), (users, items), strict=True):
             encoded = keys.filter(mask).dictionary_encode()
-            places = [known.setdefault(key, len(known)) for key in encoded.dictionary.to_pylist()]
-            found = np.asarray(places, dtype=np.int64)[encoded.indices.to_numpy()] if places else np.zeros(0, np.int64)
-            codes.frombytes(found.tobytes())
+            fresh = [known.setdefault(key, len(known)) for key in encoded.dictionary.to_pylist()]
+            event_codes = (
+                np.asarray(fresh, dtype=np.int64)[encoded.indices.to_numpy()] if fresh else np.zeros(0, np.int64)
+            )
+            codes.frombytes(event_codes.tobytes())
         for name, numbers in self._numbers.items():
             numbers.frombytes(np.ascontiguousarray(values[name][kept_mask], dtype=np.float64).tobytes())
 
@@ -107,21 +109,21 @@ def rating_type(values: np.ndarray) -> type:
 
 def k_core(user_codes: np.ndarray, item_codes: np.ndarray, k: int) -> np.ndarray:
     """(E,) bool: the events left when users and items with fewer than k events are taken away until none is."""
-    kept = np.arange(len(user_codes))
-    while len(kept):
-        few = np.zeros(len(kept), dtype=bool)
-        for codes in (user_codes[kept], item_codes[kept]):
+    remaining = np.arange(len(user_codes))
+    while len(remaining):
+        few = np.zeros(len(remaining), dtype=bool)
+        for codes in (user_codes[remaining], item_codes[remaining]):
             few |= np.bincount(codes)[codes] < k
         if not few.any():
             break
-        kept = kept[~few]
+        remaining = remaining[~few]
     mask = np.zeros(len(user_codes), dtype=bool)
-    mask[kept] = True
+    mask[remaining] = True
     return mask
 
 
 def repeats(events: RawEvents, pairs: bool) -> np.ndarray:
-    """(E,) bool: events told before: equal in every column, or (``pairs``) of a user and an item met earlier."""
+    """(E,) bool: events met before: equal in every column, or (``pairs``) of a user and an item met earlier."""
     columns = [] if pairs else [values for _, values in sorted(events.columns.items())]
     order = np.lexsort((*columns, events.times, events.item_codes, events.user_codes))
     again = np.zeros(len(events), dtype=bool)

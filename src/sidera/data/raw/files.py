@@ -65,22 +65,22 @@ class RawFiles:
 
     def find(self, *patterns: str) -> list[RawFile]:
         """Files whose name matches one of the patterns, in the order of the patterns."""
-        found: dict[str, RawFile] = {}
+        matches: dict[str, RawFile] = {}
         for pattern in patterns:
             for file in self.files:
                 if fnmatch.fnmatchcase(file.name.lower(), pattern.lower()):
-                    found.setdefault(file.label, file)
-        return list(found.values())
+                    matches.setdefault(file.label, file)
+        return list(matches.values())
 
     def one(self, what: str, *patterns: str) -> RawFile:
         """The only such file; InputError when there is none, or more than one to choose from."""
-        found = self.find(*patterns)
-        if not found:
+        matches = self.find(*patterns)
+        if not matches:
             raise InputError(f"no {what} among the files ({self.listed()})", allowed=" or ".join(patterns))
-        if len(found) > 1:
-            names = ", ".join(file.label for file in found[:4])
-            raise InputError(f"{len(found)} files may be the {what}: {names}", fix="name the one that is meant")
-        return found[0]
+        if len(matches) > 1:
+            names = ", ".join(file.label for file in matches[:4])
+            raise InputError(f"{len(matches)} files may be the {what}: {names}", fix="name the one that is meant")
+        return matches[0]
 
     def optional(self, what: str, *patterns: str) -> RawFile | None:
         return self.one(what, *patterns) if self.find(*patterns) else None

@@ -49,12 +49,12 @@ def read(work: Conversion) -> Dataset:
     events = work.thinned(log.finish(types), 1000)
     videos = work.files.find("video_features_basic_*.csv")
     users = work.files.optional("users", "user_features_*.csv")
-    found: list[dict[str, Any]] = []
-    wanted = events.items()
+    rows: list[dict[str, Any]] = []
+    logged = events.items()
     for file in videos:
-        found += _videos(work, file, wanted)
+        rows += _videos(work, file, logged)
     kinds = {"creator": pa.string(), "tags": pa.list_(pa.string()), **dict.fromkeys(VIDEO_TEXTS, pa.string())}
-    items = item_table(found, {"key": pa.string(), **kinds}) if videos else None
+    items = item_table(rows, {"key": pa.string(), **kinds}) if videos else None
     return work.dataset(events, items, _users(work, users) if users else None, time_unit="ms")
 
 
@@ -65,11 +65,11 @@ def _read_log(work: Conversion, file: RawFile, log: EventLog) -> None:
         times, good = numbers(block["time_ms"])
         good &= (times >= 0) & filled(users) & filled(items)
         values = {}
-        for theirs, ours in {**MARKS, **SECONDS, "tab": "tab"}.items():
-            values[ours], is_number = numbers(block[theirs])
-            good &= is_number & ((values[ours] >= 0) if theirs in SECONDS else True)
-            if theirs in MARKS:
-                good &= np.isin(values[ours], (0, 1))
+        for source, column in {**MARKS, **SECONDS, "tab": "tab"}.items():
+            values[column], is_number = numbers(block[source])
+            good &= is_number & ((values[column] >= 0) if source in SECONDS else True)
+            if source in MARKS:
+                good &= np.isin(values[column], (0, 1))
         for name in SECONDS.values():
             values[name] = values[name] / 1000
         good &= np.abs(values["tab"]) < 128
@@ -78,14 +78,14 @@ def _read_log(work: Conversion, file: RawFile, log: EventLog) -> None:
     tally.check()
 
 
-def _videos(work: Conversion, file: RawFile, wanted: set[str]) -> list[dict[str, Any]]:
-    found = []
+def _videos(work: Conversion, file: RawFile, logged: set[str]) -> list[dict[str, Any]]:
+    rows = []
     for row in _table(work, file, ("video_id", "author_id", "tag", *VIDEO_TEXTS)):
-        if row["video_id"] in wanted:
+        if row["video_id"] in logged:
             tags = [tag for tag in (row["tag"] or "").split(",") if tag]
             texts = {name: row[name] for name in VIDEO_TEXTS}
-            found.append({"key": row["video_id"], "creator": row["author_id"], "tags": tags, **texts})
-    return found
+            rows.append({"key": row["video_id"], "creator": row["author_id"], "tags": tags, **texts})
+    return rows
 
 
 def _users(work: Conversion, file: RawFile) -> pa.Table:
@@ -97,9 +97,9 @@ def _users(work: Conversion, file: RawFile) -> pa.Table:
     return item_table(columns, {"key": pa.string(), **kinds})
 
 
-def _table(work: Conversion, file: RawFile, wanted: tuple[str, ...]) -> Iterator[dict[str, str | None]]:
+def _table(work: Conversion, file: RawFile, logged: tuple[str, ...]) -> Iterator[dict[str, str | None]]:
     """Rows of a feature file, None where a value is unknown. A tag list stands between quotes."""
-    for row in quoted_rows(file, work.tally(file), wanted):
+    for row in quoted_rows(file, work.tally(file), logged):
         yield {name: None if value in ("", "-124") else value for name, value in row.items()}
 
 

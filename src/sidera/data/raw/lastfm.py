@@ -42,8 +42,8 @@ def read(work: Conversion) -> Dataset:
     return work.dataset(events, items, time_unit="ms", text_fields=("title",))
 
 
-def _artists(work: Conversion, file: RawFile, wanted: set[str]) -> pa.Table:
-    found: list[dict[str, Any]] = []
+def _artists(work: Conversion, file: RawFile, logged: set[str]) -> pa.Table:
+    rows: list[dict[str, Any]] = []
     tally = work.tally(file)
     for number, line in lines(file, tally):
         fields = decoded(line).split("\t")
@@ -51,10 +51,10 @@ def _artists(work: Conversion, file: RawFile, wanted: set[str]) -> pa.Table:
             continue
         if len(fields) < 2 or not fields[0].isdigit():
             tally.leave_out(number, f"{len(fields)} columns in place of id, name, url, pictureURL")
-        elif fields[0] in wanted:
-            found.append({"key": fields[0], "title": plain(fields[1])})
+        elif fields[0] in logged:
+            rows.append({"key": fields[0], "title": plain(fields[1])})
     tally.check()
-    return item_table(found, {"key": pa.string(), "title": pa.string()})
+    return item_table(rows, {"key": pa.string(), "title": pa.string()})
 
 
 FORMATS = {

@@ -145,7 +145,7 @@ def parse_literal(text: str) -> Any:
 
 
 def rows(
-    file: RawFile, tally: Tally, wanted: Sequence[str], names: Sequence[str] | None = None, delimiter: str = ","
+    file: RawFile, tally: Tally, columns: Sequence[str], names: Sequence[str] | None = None, delimiter: str = ","
 ) -> Iterator[tuple[int, dict[str, pa.StringArray]]]:
     """(line number of its first row, wanted column -> values as text) of each block of a delimited file without quotes.
 
@@ -157,14 +157,14 @@ def rows(
         if names is None:
             header = decoded(stream.readline(MAX_LINE)).rstrip("\r\n")
             names, number = [name.strip('"') for name in header.split(delimiter)], 2
-            missing = [name for name in wanted if name not in names]
+            missing = [name for name in columns if name not in names]
             if missing:
-                found = ", ".join(names[:12])[:200]
-                raise InputError(f"{file.label} has no column {missing[0]!r} (its first line: {found})")
+                listed = ", ".join(names[:12])[:200]
+                raise InputError(f"{file.label} has no column {missing[0]!r} (its first line: {listed})")
         for block in _blocks(stream, file.label):
             data = block.removeprefix(b"\xef\xbb\xbf") if number == 1 else block
             if data.strip():
-                yield number, _parse(data, file, tally, number, wanted, names, delimiter)
+                yield number, _parse(data, file, tally, number, columns, names, delimiter)
             number += block.count(b"\n")
     if not tally.read:
         raise InputError(f"{file.label} is empty", allowed="at least one row")
@@ -193,21 +193,21 @@ def _parse(
     file: RawFile,
     tally: Tally,
     first: int,
-    wanted: Sequence[str],
+    needed: Sequence[str],
     names: Sequence[str],
     delimiter: str,
 ) -> dict[str, pa.StringArray]:
     def invalid(row: pa_csv.InvalidRow) -> str:
         tally.read += 1
-        place = first - 1 + (row.number or 1)
-        tally.leave_out(place, f"{row.actual_columns} columns in place of {row.expected_columns}")
+        position = first - 1 + (row.number or 1)
+        tally.leave_out(position, f"{row.actual_columns} columns in place of {row.expected_columns}")
         return "skip"
 
     parsing = pa_csv.ParseOptions(
         delimiter=delimiter, quote_char=False, double_quote=False, invalid_row_handler=invalid
     )
     converting = pa_csv.ConvertOptions(
-        include_columns=list(wanted), column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False
+        include_columns=list(needed), column_types=dict.fromkeys(needed, pa.string()), strings_can_be_null=False
     )
     reading = pa_csv.ReadOptions(column_names=names, use_threads=False, block_size=len(data) + 1)
     try:
@@ -221,22 +221,24 @@ def _parse(
         raise InputError(f"cannot read {file.label}: {reason}", fix="check that it is of this format") from None
     tally.read += table.num_rows
     empty = pa.array([], type=pa.string())
-    return {name: table[name].chunk(0) if table[name].num_chunks else empty for name in wanted}
+    return {name: table[name].chunk(0) if table[name].num_chunks else empty for name in needed}
 
 
-def quoted_rows(file: RawFile, tally: Tally, wanted: Sequence[str]) -> Iterator[dict[str, str]]:
+def quoted_rows(file: RawFile, tally: Tally, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     """Rows of a UTF-8 CSV with a header whose values may stand between quotes, one at a time; for tables of content."""
     with file.open() as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
         reader = csv.DictReader(text)
         try:
-            missing = [name for name in wanted if name not in (reader.fieldnames or ())]
+            missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
-                raise InputError(f"{file.label} has no column {missing[0]!r}", allowed=f"a header: {', '.join(wanted)}")
+                raise InputError(
+                    f"{file.label} has no column {missing[0]!r}", allowed=f"a header: {', '.join(columns)}"
+                )
             for row in reader:
                 tally.read += 1
-                if row[wanted[0]] and None not in [row[name] for name in wanted]:
-                    yield {name: row[name] for name in wanted}
+                if row[columns[0]] and None not in [row[name] for name in columns]:
+                    yield {name: row[name] for name in columns}
                 else:
                     tally.leave_out(reader.line_num, "too few columns")
         except csv.Error as error:

@@ -45,8 +45,8 @@ def read(work: Conversion) -> Dataset:
     file = work.files.optional("films", *(("u.item",) if kind == "100k" else ("movies.dat", "movies.csv")))
     items = None
     if file is not None:
-        wanted = events.items()
-        films = [film for film in rows_of(work, file) if film["key"] in wanted]
+        logged = events.items()
+        films = [film for film in rows_of(work, file) if film["key"] in logged]
         types = {"title": pa.string(), "genres": pa.list_(pa.string()), "year": pa.int16(), "release_date": pa.string()}
         items = item_table(films, {"key": pa.string(), **types})
     return work.dataset(events, items, _users(work, kind), text_fields=("title", "genres"))
@@ -56,13 +56,13 @@ def _ratings(work: Conversion, file: RawFile) -> RawEvents:
     log, tally = EventLog("rating"), work.tally(file)
     ending = file.name.lower().rsplit(".", 1)[-1]
     names: Sequence[str] | None = RATING
-    wanted, delimiter = RATING, "\t"
+    columns, delimiter = RATING, "\t"
     if ending == "dat":  # "::" read as two colons with an empty column between
         names, delimiter = ("user", "a", "item", "b", "rating", "c", "time"), ":"
     elif ending == "csv":
-        names, wanted, delimiter = None, ("userId", "movieId", "rating", "timestamp"), ","
-    for first, block in rows(file, tally, wanted, names, delimiter):
-        users, items, stars, times = (block[name] for name in wanted)
+        names, columns, delimiter = None, ("userId", "movieId", "rating", "timestamp"), ","
+    for first, block in rows(file, tally, columns, names, delimiter):
+        users, items, stars, times = (block[name] for name in columns)
         rating, good = numbers(stars)
         time, is_time = numbers(times)
         good &= is_time & (time >= 0) & filled(users) & filled(items)
@@ -93,11 +93,11 @@ def _users(work: Conversion, kind: str) -> pa.Table | None:
     file = work.files.optional("users", "u.user" if kind == "100k" else "users.dat")
     if file is None or kind == "csv":
         return None
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     if kind == "100k":
         for key, age, gender, occupation, zip_code in _fields(work, file, "|", 5):
-            found.append({"key": key, "gender": gender, "age": _small(age), "occupation": occupation, "zip": zip_code})
-        return item_table(found, USER_TYPES)
+            rows.append({"key": key, "gender": gender, "age": _small(age), "occupation": occupation, "zip": zip_code})
+        return item_table(rows, USER_TYPES)
     for key, gender, age, occupation, zip_code in _fields(work, file, "::", 5):
         row = {
             "key": key,
@@ -106,19 +106,19 @@ def _users(work: Conversion, kind: str) -> pa.Table | None:
             "occupation": _small(occupation),
             "zip": zip_code,
         }
-        found.append(row)
-    return item_table(found, {**USER_TYPES, "occupation": pa.int8()})
+        rows.append(row)
+    return item_table(rows, {**USER_TYPES, "occupation": pa.int8()})
 
 
 def _fields(work: Conversion, file: RawFile, separator: str, number: int) -> Iterator[list[str]]:
     """The fields of each line; the ids are whole numbers in every release."""
     tally = work.tally(file)
-    for place, line in lines(file, tally):
+    for position, line in lines(file, tally):
         fields = decoded(line).split(separator)
         if len(fields) == number and fields[0].isdigit():
             yield fields
         else:
-            tally.leave_out(place, f"{len(fields)} fields in place of {number}")
+            tally.leave_out(position, f"{len(fields)} fields in place of {number}")
     tally.check()
 
 

@@ -91,13 +91,13 @@ def posted(review: dict[str, Any]) -> float | None:
     return day.timestamp()
 
 
-def _games(work: Conversion, file: RawFile, wanted: set[str]) -> pa.Table:
-    found: dict[str, dict[str, Any]] = {}
+def _games(work: Conversion, file: RawFile, logged: set[str]) -> pa.Table:
+    by_key: dict[str, dict[str, Any]] = {}
     tally: Tally = work.tally(file)
     for _, record in records(file, tally):
         item = record.get("id")  # a few games have none, and no review either
-        if isinstance(item, (str, int)) and str(item) in wanted and str(item) not in found:
-            found[str(item)] = {
+        if isinstance(item, (str, int)) and str(item) in logged and str(item) not in by_key:
+            by_key[str(item)] = {
                 "key": str(item),
                 "title": plain(record.get("title")) or plain(record.get("app_name")),
                 "brand": plain(record.get("developer")),
@@ -106,7 +106,7 @@ def _games(work: Conversion, file: RawFile, wanted: set[str]) -> pa.Table:
             }
     texts = pa.list_(pa.string())
     kinds = {"title": pa.string(), "brand": pa.string(), "categories": texts, "tags": texts}
-    return item_table(list(found.values()), {"key": pa.string(), **kinds})
+    return item_table(list(by_key.values()), {"key": pa.string(), **kinds})
 
 
 FORMATS = {

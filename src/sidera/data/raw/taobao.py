@@ -36,14 +36,16 @@ def read(work: Conversion) -> Dataset:
         tally.leave_out_of_block(first, good, "no user, item, time, or none of pv, fav, cart, buy")
         outside = good & ((times < FIRST) | (times >= LAST))
         work.count("events_out_of_period", int(outside.sum()))
-        kept = good & ~outside
+        usable = good & ~outside
         marks = {name: pc.equal(behaviour, name).to_numpy(zero_copy_only=False) for name in BEHAVIOURS}
-        log.add_block(users, items, kept, time=times, **{name: mark.astype(np.float64) for name, mark in marks.items()})
+        log.add_block(
+            users, items, usable, time=times, **{name: mark.astype(np.float64) for name, mark in marks.items()}
+        )
         _remember(categories, items, block["category"])
     tally.check()
     events = work.thinned(log.finish(dict.fromkeys(BEHAVIOURS, bool)))
-    found: list[dict[str, Any]] = [{"key": item, "tags": categories[item]} for item in sorted(events.items())]
-    return work.dataset(events, item_table(found, {"key": pa.string(), "tags": pa.string()}))
+    described: list[dict[str, Any]] = [{"key": item, "tags": categories[item]} for item in sorted(events.items())]
+    return work.dataset(events, item_table(described, {"key": pa.string(), "tags": pa.string()}))
 
 
 def _remember(categories: dict[str, str], items: pa.Array, named: pa.Array) -> None:

@@ -37,16 +37,16 @@ def read(work: Conversion) -> Dataset:
     return work.dataset(events, items, text_fields=("title", "categories"))
 
 
-def _businesses(work: Conversion, file: RawFile, wanted: set[str]) -> pa.Table:
-    found: dict[str, dict[str, Any]] = {}
+def _businesses(work: Conversion, file: RawFile, logged: set[str]) -> pa.Table:
+    by_key: dict[str, dict[str, Any]] = {}
     tally = work.tally(file)
     for number, record in records(file, tally):
         item = record.get("business_id")
         if not isinstance(item, str):
             tally.leave_out(number, "no business_id")
-        elif item in wanted and item not in found:
+        elif item in logged and item not in by_key:
             categories = record.get("categories")
-            found[item] = {
+            by_key[item] = {
                 "key": item,
                 "title": plain(record.get("name")),
                 "categories": [part.strip() for part in categories.split(",")] if isinstance(categories, str) else [],
@@ -54,7 +54,7 @@ def _businesses(work: Conversion, file: RawFile, wanted: set[str]) -> pa.Table:
             }
     tally.check()
     kinds = {"title": pa.string(), "categories": pa.list_(pa.string()), "city": pa.string()}
-    return item_table(list(found.values()), {"key": pa.string(), **kinds})
+    return item_table(list(by_key.values()), {"key": pa.string(), **kinds})
 
 
 def iso_seconds(value: Any) -> float:

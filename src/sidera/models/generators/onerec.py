@@ -43,14 +43,14 @@ from sidera.models.generators.request_generator import (
     RequestGenerator,
     positive_mask,
 )
-from sidera.nn.code_decoder import DecoderSize, KeysValues
+from sidera.nn.code_decoder import CodeDecoder, DecoderSize
 from sidera.nn.context_encoder import ContextEncoder
 from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
 from sidera.nn.dropout import Dropout
 from sidera.nn.event_features import EventFeatures, UserFeatures, padded
 from sidera.nn.qformer import QFormer, QFormerLayer
 from sidera.nn.target_attention import half_octaves
-from sidera.ops.jagged import jagged_layout
+from sidera.ops.attention import layout_of
 from sidera.store.lifelong import LifelongConfig
 
 COUNT_BUCKETS = 32  # half octaves of events that a representative stands for: 65,000
@@ -116,13 +116,7 @@ class OneRec(RequestGenerator):
             return LifelongConfig(max_representatives=self.max_representatives, chunk=self.lifelong_chunk)
 
         def decoder_size(self) -> DecoderSize:
-            return DecoderSize(
-                width=self.width, num_layers=self.decoder_layers, num_heads=self.num_heads,
-                num_kv_groups=self.num_kv_groups, ff_width=self.ff_width, dropout=self.dropout,
-                num_experts=self.num_experts, num_active=self.num_active, num_shared=self.num_shared,
-                expert_width=self.expert_width, moe_from=self.moe_from, balance_rate=self.balance_rate,
-                code_std=self.code_std,
-            )  # fmt: skip
+            return DecoderSize.of(self, num_layers=self.decoder_layers)
 
         @property
         def reads(self) -> Reads:
@@ -130,7 +124,8 @@ class OneRec(RequestGenerator):
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         size = config.decoder_size()
-        super().__init__(size, catalog)
+        super().__init__(catalog)
+        self.decoder = CodeDecoder(size, self.level_sizes)
         self.config, self.size, self.reads = config, size, config.reads
         self.positive = catalog.schema.positive
         self.events = EventFeatures(catalog, config.width, config.item_input)
@@ -161,15 +156,11 @@ class OneRec(RequestGenerator):
     def context(self, batch: Batch) -> RequestContext:
         """Pathways, encoder, and the keys and values of every decoder layer."""
         tokens, offsets = self.pathways(self.of_pathways(batch))
-        states = self.encoder(self.dropout(tokens), jagged_layout(offsets))  # (M, D)
+        states = self.encoder(self.dropout(tokens), layout_of(offsets))  # (M, D)
         table, mask = padded(self.project(states), offsets)
         shape = (self.config.decoder_layers, 2, self.config.num_kv_groups, self.size.head_width)
         parts = table.unflatten(-1, shape).permute(2, 3, 0, 4, 1, 5)  # (layers, 2, B, R, S, E)
         return RequestContext([(k, v) for k, v in parts], mask, batch.num_histories)
-
-    def keys_values(self, context: RequestContext) -> list[KeysValues]:
-        """Each layer has its own."""
-        return context.pairs
 
     def of_pathways(self, batch: Batch) -> Batch:
         """The events that some pathway reads."""

@@ -36,7 +36,7 @@ from sidera.models.generators.request_generator import (
     RequestContext,
     RequestGenerator,
 )
-from sidera.nn.code_decoder import DecoderSize, KeysValues
+from sidera.nn.code_decoder import CodeDecoder, DecoderSize, KeysValues
 from sidera.nn.counters import TRAINING, matmul_flops
 from sidera.nn.dropout import Dropout
 from sidera.nn.event_features import EventFeatures, UserFeatures, padded
@@ -98,13 +98,7 @@ class OneRecV2(RequestGenerator):
             self.decoder_size()
 
         def decoder_size(self) -> DecoderSize:
-            return DecoderSize(
-                width=self.width, num_layers=self.num_layers, num_heads=self.num_heads,
-                num_kv_groups=self.num_kv_groups, ff_width=self.ff_width, dropout=self.dropout,
-                num_experts=self.num_experts, num_active=self.num_active, num_shared=self.num_shared,
-                expert_width=self.expert_width, moe_from=self.moe_from, balance_rate=self.balance_rate,
-                code_std=self.code_std,
-            )  # fmt: skip
+            return DecoderSize.of(self)
 
         @property
         def reads(self) -> Reads:
@@ -113,7 +107,8 @@ class OneRecV2(RequestGenerator):
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         size = config.decoder_size()
-        super().__init__(size, catalog)
+        super().__init__(catalog)
+        self.decoder = CodeDecoder(size, self.level_sizes)
         self.config, self.reads = config, config.reads
         self.events = EventFeatures(catalog, config.width, config.item_input)
         self.user = UserFeatures(catalog, config.width)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,13 @@ from torch import Tensor, nn
 from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog
 from sidera.data.batches import RequestRows
-from sidera.nn.code_decoder import CodeDecoder, DecoderCache, DecoderSize, KeysValues, Streams
-from sidera.nn.counters import attention_flops, matmul_flops
+from sidera.nn.beam_cache import BeamCache
+from sidera.nn.code_decoder import CodeDecoder, KeysValues
+from sidera.nn.counters import attention_flops, causal_pairs, matmul_flops
+from sidera.nn.event_features import padded
+from sidera.nn.list_decoder import ListDecoder
 from sidera.nn.moe import balance_experts
+from sidera.ops.shared_keys import Streams
 from sidera.roles import Loss, StepOutput
 
 
@@ -44,21 +49,22 @@ class RequestGenerator(nn.Module, ABC):
     """Loss and steps of a generator that reads feedback and is trained on requests."""
 
     role = "generator"
-    feed = RequestRows
+    feed: Any = RequestRows
 
-    def __init__(self, size: DecoderSize, catalog: Catalog) -> None:
+    decoder: CodeDecoder  # made by the model
+
+    def __init__(self, catalog: Catalog) -> None:
         super().__init__()
         self.codebook_id = catalog.codebook_id
         self.level_sizes = tuple(int(codes) for codes in catalog.level_sizes)
-        self.decoder = CodeDecoder(size, self.level_sizes)
 
     @abstractmethod
     def context(self, batch: Batch) -> RequestContext:
         """What the batch's requests cost once."""
 
-    @abstractmethod
     def keys_values(self, context: RequestContext) -> list[KeysValues]:
-        """What each decoder layer reads of a context: (B, R, S, E) keys and values."""
+        """What each decoder layer reads of a context, (B, R, S, E) keys and values: by default its own pair."""
+        return context.pairs
 
     def loss(self, batch: Batch) -> Loss:
         """Sum over targets of -log p(item); ``gen_loss`` is OneRec-V2's mean over codes."""
@@ -86,28 +92,46 @@ class RequestGenerator(nn.Module, ABC):
         written = matmul_flops(self.decoder.layers, number * levels) + matmul_flops(self.decoder.heads, number)
         return written + size.num_layers * attention_flops(pairs, size.width)
 
-    def log_probs(self, context: RequestContext, sids: Tensor) -> Tensor:
-        """(B, G, L) codes -> (B, G, L) log-probabilities, with gradient."""
-        histories, each, levels = sids.shape
-        streams = Streams(histories, each)
-        found = self.decoder.log_probs(sids.reshape(-1, levels), self.keys_values(context), context.mask, streams)
-        return found.view(sids.shape)
-
     def code_logits(self, context: RequestContext, sids: Tensor) -> list[Tensor]:
         """(B, G, L) codes -> per level (B, G, K), with gradient."""
-        histories, each, levels = sids.shape
-        inputs, streams = self.decoder.embed(sids.reshape(-1, levels)), Streams(histories, each)
-        states = self.decoder(inputs, self.keys_values(context), context.mask, streams)
-        return [logits.unflatten(0, (histories, each)) for logits in self.decoder.all_logits(states)]
+        return self.decoder.code_logits(sids, self.keys_values(context), context.mask)
 
-    def new_cache(self, context: RequestContext, width: int) -> DecoderCache:
-        return DecoderCache(width=1)
+    def new_cache(self, context: RequestContext, width: int) -> BeamCache:
+        return self.decoder.new_cache(context.num_histories, width)
 
     def step(
-        self, context: RequestContext, cache: DecoderCache, level: int, codes: Tensor | None, parents: Tensor | None
+        self, context: RequestContext, cache: BeamCache, level: int, codes: Tensor | None, parents: Tensor | None
     ) -> StepOutput:
         """(B, W, K) logits of the next code."""
         return StepOutput(self.decoder.step(cache, self.keys_values(context), context.mask, level, codes, parents))
+
+
+class ListRequestGenerator(RequestGenerator):
+    """A request generator whose streams go on after an item: a target is an item of its request's one list."""
+
+    trains_on = "sessions"
+    decoder: ListDecoder
+    session_length: int
+    list_beam: int
+
+    def target_log_probs(self, batch: Batch) -> Tensor:
+        """(M, L) log-probability of every code of the batch's targets, given the items before it in its list."""
+        targets = batch.targets_of("list", "request", "history")
+        sids, mask = padded(batch.items.codes[targets.items], targets.offsets)  # (B, m, L), (B, m)
+        return self.log_probs_lists(self.context(batch), sids[:, None])[:, 0][mask]
+
+    def decoder_flops(self, batch: Batch, context_tokens: Tensor) -> float:
+        """Forward FLOPs of writing the batch's lists; padding of short lists does not count."""
+        targets, size, levels = batch.targets_of(), self.decoder.size, len(self.level_sizes)
+        positions = (targets.lengths * (levels + 1) - 1).clamp(min=0)  # (B,): the last code of a list is not read
+        pairs = float((positions * context_tokens).sum()) + causal_pairs(positions)
+        written = matmul_flops(self.decoder.layers, int(positions.sum()))
+        written += matmul_flops(self.decoder.heads, targets.num_values)
+        return written + size.num_layers * attention_flops(pairs, size.width)
+
+    def log_probs_lists(self, context: RequestContext, sids: Tensor) -> Tensor:
+        """(B, G, m, L) codes of lists -> (B, G, m, L), with gradient."""
+        return self.decoder.list_log_probs(sids, self.keys_values(context), context.mask)
 
 
 def positive_mask(batch: Batch, positive: str) -> Tensor:

@@ -4,8 +4,8 @@ The encoder reads one vector per event (the item's own vector plus the vectors o
 position of packed histories at once. The decoder walks the Catalog's tree: every node (a prefix of codes) has a vector,
 and the next code is a softmax over the *existing* children of the prefix, so all probability lies on real items and
 log p(item) is the sum over its path. Leaf vectors are per item: what makes a code-by-code model as sharp as a retriever
-(docs/models/sidera.md has the measurements). With a tree of 256 balanced clusters over co-occurrence vectors a target
-costs 256 + ~48 dot products instead of one per catalogue item.
+(docs/understand/models/sidera.md has the measurements). With a tree of 256 balanced clusters over co-occurrence
+vectors a target costs 256 + ~48 dot products instead of one per catalogue item.
 
 The decoder also sees, for every child, whether and how often the history has been there: two learned weights a level.
 In a shop where nobody buys twice they become strongly negative at the leaves, where people repeat they do not, so what
@@ -34,8 +34,9 @@ from sidera.config import check_counts, check_value
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences
 from sidera.nn.counters import TRAINING, matmul_flops
+from sidera.nn.made_of_weights import MadeOfWeights
 from sidera.nn.transformer import CausalEncoder
-from sidera.ops.jagged import JaggedLayout, jagged_layout
+from sidera.ops.attention import Layout, layout_of
 from sidera.roles import Loss, StepOutput
 
 NEVER = float("-inf")
@@ -117,13 +118,11 @@ class SideraGenerator(nn.Module):
         self.encoder = CausalEncoder(
             width, config.num_layers, config.num_heads, config.ff_multiple * width, config.max_history, config.dropout
         )
-        self._folded: Tensor | None = None  # leaf vectors in leaf order, for answering
-        self._folded_of: list[tuple[int, int]] = []  # the weights that they were made of
+        self._folded = MadeOfWeights[Tensor]()  # leaf vectors in leaf order, for answering
 
     def train(self, mode: bool = True) -> SideraGenerator:
-        """Switching modes drops the folded leaves: the fused AdamW writes weights without counting their version up, so
-        what was folded at one validation would be taken for current at the next."""
-        self._folded = None
+        """Switching modes drops the folded leaves."""
+        self._folded.drop()
         return super().train(mode)
 
     # -- the tree ------------------------------------------------------------------------------------------------
@@ -161,10 +160,7 @@ class SideraGenerator(nn.Module):
         if self.training or torch.is_grad_enabled():  # gradients flow to the tables
             return self._leaf_vectors()
         weights = [self.item.weight] if self.config.leaf == "tied" else [self.item.weight, self.leaf.weight]
-        made_of = [(weight.data_ptr(), weight._version) for weight in weights]
-        if self._folded is None or made_of != self._folded_of:  # new, loaded, moved to a device or written to
-            self._folded, self._folded_of = self._leaf_vectors(), made_of
-        return self._folded
+        return self._folded.get(weights, self._leaf_vectors)
 
     def _leaf_vectors(self) -> Tensor:
         if self.config.leaf == "tied":
@@ -208,7 +204,7 @@ class SideraGenerator(nn.Module):
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def states(self, batch: Batch, layout: JaggedLayout) -> Tensor:
+    def states(self, batch: Batch, layout: Layout) -> Tensor:
         """(T, D): at each event what the history up to it says."""
         paths = self.paths[batch.items.ids]  # (U, L)
         items = self.item(batch.items.ids)
@@ -230,8 +226,8 @@ class SideraGenerator(nn.Module):
         target_paths = self.paths[target_ids]  # (T, L)
         total, parts = target_paths.new_zeros((), dtype=torch.float32), {}
         parents = torch.zeros_like(target_ids)
-        layout = jagged_layout(offsets)
-        visited = self._visited(batch, offsets[layout.rows], layout.positions + 1)  # (T, S, L)
+        layout = layout_of(offsets)
+        visited = self._visited(batch, offsets[layout.row_ids], layout.positions + 1)  # (T, S, L)
         for level, states in enumerate(self._level_states(self.states(batch, layout))):
             logits, _ = self._children_logits(level, states, parents, visited)  # (T, C)
             starts = getattr(self, f"starts_{level}")
@@ -264,7 +260,7 @@ class SideraGenerator(nn.Module):
     def context(self, batch: Batch) -> TreeContext:
         """Encode the histories once. Requires at least one event in each."""
         offsets = batch.events.offsets
-        last = self.states(batch, jagged_layout(offsets))[offsets[1:] - 1]  # (B, D)
+        last = self.states(batch, layout_of(offsets))[offsets[1:] - 1]  # (B, D)
         visited = self._visited(batch, offsets[:-1], batch.lengths)
         return TreeContext(torch.stack(self._level_states(last), dim=1), visited)
 
@@ -286,17 +282,6 @@ class SideraGenerator(nn.Module):
         table = log_p.new_full((*nodes.shape, self.level_sizes[level] + 1), NEVER)
         table.scatter_(2, child_codes, log_p)  # absent children carry the spare code K
         return StepOutput(table[:, :, :-1], table.new_zeros(nodes.shape))
-
-    def log_probs(self, context: TreeContext, sids: Tensor) -> Tensor:
-        """(B, G, L) codes -> (B, G, L) log-probabilities, -inf for codes that no item of the tree has."""
-        nodes = torch.zeros_like(sids[:, :, 0])
-        out = []
-        for level in range(len(self.level_sizes)):
-            log_p, child_codes = self._child_log_probs(context, level, nodes)  # (B, G, C)
-            hit = child_codes == sids[:, :, level, None]
-            out.append(log_p.masked_fill(~hit, NEVER).amax(2))
-            nodes = self._child(level, nodes, sids[:, :, level])
-        return torch.stack(out, dim=2)
 
     def code_logits(self, context: TreeContext, sids: Tensor) -> list[Tensor]:
         """(B, G, L) codes -> per level (B, G, K) log-probabilities, -inf where a prefix has no such child."""

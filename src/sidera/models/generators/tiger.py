@@ -5,17 +5,16 @@ causal decoder writes the L codes of the next item after a begin token. Vocabula
 level, then (optionally) hashed users. Output and input embeddings are tied, scores scaled by width^-0.5 as in T5.
 
 Training takes one target per history (``PrefixRows``) and runs packed: see :mod:`sidera.nn.t5`. Answering runs in
-:mod:`sidera.models.generators.tiger_decode`. docs/models/tiger.md says where this differs from the paper, and why.
+:mod:`sidera.models.generators.tiger_decode`. Where this differs from the paper, and
+why: docs/understand/models/tiger.md.
 
 Shape legend: T tokens or events · B histories · G candidates · L levels · K codes of a level · V vocabulary · D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,22 +27,13 @@ from sidera.config import check_counts, check_value
 from sidera.core import InputError
 from sidera.data.batches import PrefixRows
 from sidera.models.generators import tiger_decode
-from sidera.models.generators.tiger_decode import BeamCache, FastWeights, TigerContext
+from sidera.models.generators.tiger_decode import CodeTokens, FastWeights, TigerCache, TigerContext
 from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
-from sidera.nn.t5 import Decoder, Encoder, T5Size
-from sidera.nn.t5_functions import Group, equal_length_groups
+from sidera.nn.made_of_weights import MadeOfWeights
+from sidera.nn.t5 import Decoder, Encoder, PackedRows, T5Size, own_casts, packed_rows
 from sidera.roles import Loss, StepOutput
 
 PAD, BEGIN, FIRST_CODE = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class PackedRows:
-    """Histories as tokens, longest first, one after another."""
-
-    tokens: Tensor  # (T,)
-    groups: tuple[Group, ...]  # rows of equal length
-    order: Tensor  # (B,) history of each packed row
 
 
 class Tiger(nn.Module):
@@ -90,9 +80,8 @@ class Tiger(nn.Module):
         self.register_buffer("starts", torch.tensor(self.level_starts), persistent=False)  # (L,)
         self.starts: Tensor
         self._fast_dtype = torch.float32
-        self._fast_weights: FastWeights | None = None
-        self._parts: tuple[nn.Module, ...] | None = None
-        self._fast_versions: tuple[tuple[int, int], ...] = ()
+        self._fast_weights = MadeOfWeights[FastWeights]()
+        self._parts = tuple(part for part in self.modules() if part._parameters)
 
     @property
     def num_levels(self) -> int:
@@ -111,31 +100,17 @@ class Tiger(nn.Module):
             raise InputError(
                 "TIGER was given an empty history", allowed="at least one known item", fix="answer it by popularity"
             )
-        order = torch.argsort(lengths, descending=True, stable=True)
-        lengths = lengths[order]
-        ends = lengths.cumsum(0)
-        first = offsets[1:][order] - lengths  # (B,) oldest event that is read
-        events = torch.arange(int(ends[-1]), device=ends.device)
-        events += torch.repeat_interleave(first - ends + lengths, lengths, output_size=events.numel())
-        tokens = self.item_tokens(batch.items.codes)[batch.events.items[events]]  # (items, L)
-        prefix = 0
-        if self.config.num_user_tokens:
-            tokens, prefix = self._with_users(tokens, batch, order, ends - lengths), 1
-        row_lengths = [length * self.num_levels + prefix for length in lengths.tolist()]
-        return PackedRows(tokens.reshape(-1), equal_length_groups(row_lengths), order)
+        tokens = self.item_tokens(batch.items.codes)[batch.events.items]  # (T, L)
+        return packed_rows(tokens.flatten(), offsets * self.num_levels, self._user_tokens(batch))
 
-    def _with_users(self, tokens: Tensor, batch: Batch, order: Tensor, starts: Tensor) -> Tensor:
-        """A user's token in front of each row. starts (B,): the row's first item."""
+    def _user_tokens(self, batch: Batch) -> Tensor | None:
+        """(B,) a user's token, which stands in front of the row."""
+        if not self.config.num_user_tokens:
+            return None
         user_ids = batch.requests.user_ids
         if user_ids is None:
             raise InputError("this TIGER reads user ids and the batch has none", fix="train with num_user_tokens = 0")
-        users = self.user_start + user_ids[order] % self.config.num_user_tokens
-        places = starts * self.num_levels + torch.arange(starts.numel(), device=starts.device)
-        out = tokens.new_empty(tokens.numel() + users.numel())
-        code_mask = torch.ones_like(out, dtype=torch.bool)
-        code_mask[places] = False
-        out[places], out[code_mask] = users, tokens.reshape(-1)
-        return out
+        return self.user_start + user_ids % self.config.num_user_tokens
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -144,10 +119,10 @@ class Tiger(nn.Module):
         targets = batch.targets_of("history").items
         with own_casts(self.embedding.weight) as dtype:
             rows = self.packed_rows(batch)
-            memory = self.encoder(self.embedding(rows.tokens), rows.groups, dtype)
+            memory = self.encoder(self.embedding(rows.tokens), rows.layout, dtype)
             written = self.item_tokens(batch.items.codes[targets[rows.order]])  # (B, L)
             read = F.pad(written[:, :-1], (1, 0), value=BEGIN)  # (B, L)
-            states = self.decoder(self.embedding(read.reshape(-1)), memory, self.num_levels, rows.groups, dtype=dtype)
+            states = self.decoder(self.embedding(read.reshape(-1)), memory, self.num_levels, rows.layout, dtype=dtype)
             per_level = self._level_losses(states.view(-1, self.num_levels, self.config.width).to(dtype), written)
         means = (per_level.detach() / targets.numel()).tolist()
         parts = {f"level_{level}": mean for level, mean in enumerate(means)}
@@ -186,87 +161,57 @@ class Tiger(nn.Module):
     # -- answering -----------------------------------------------------------------------------------------------
 
     def context(self, batch: Batch) -> TigerContext:
-        """Encode every history once; the encoder reads both ways, so a context cannot be extended."""
+        """Encode every history once; the encoder reads both ways."""
         rows = self.packed_rows(batch)
         if self.training or torch.is_grad_enabled():
             with own_casts(self.embedding.weight) as dtype:
-                states = self.encoder(self.embedding(rows.tokens), rows.groups, dtype)
-            return TigerContext(states, rows.groups, rows.order)
+                states = self.encoder(self.embedding(rows.tokens), rows.layout, dtype)
+            return TigerContext(states, rows.layout, rows.order)
         weights = self._current_weights()
-        return TigerContext(tiger_decode.encode(weights, rows.tokens, rows.groups), rows.groups, rows.order, weights)
+        return TigerContext(tiger_decode.encode(weights, rows.tokens, rows.layout), rows.layout, rows.order, weights)
 
     def prepare(self, dtype: torch.dtype = torch.float32) -> Tiger:
         """Choose the number format of answering: bfloat16 is faster and moves scores in the third digit."""
-        self._fast_dtype, self._fast_weights = dtype, None
+        self._fast_dtype = dtype
+        self._fast_weights.drop()
         return self
 
-    def new_cache(self, context: TigerContext, width: int) -> BeamCache:
+    def new_cache(self, context: TigerContext, width: int) -> TigerCache:
         return tiger_decode.new_cache(context.weights or self._current_weights(), context, width)
 
     def _current_weights(self) -> FastWeights:
-        """The weights laid out for answering, made anew when a parameter was replaced or written to."""
-        if self._parts is None:
-            self._parts = tuple(part for part in self.modules() if part._parameters)
-        versions = tuple(  # self.parameters() would take longer than a layer
-            (weight.data_ptr(), weight._version)
-            for part in self._parts
-            for weight in part._parameters.values()
-            if weight is not None
-        )
-        if self._fast_weights is None or versions != self._fast_versions:
-            self._fast_weights = tiger_decode.layout_weights(self, self._fast_dtype)
-            self._fast_versions = versions
-        return self._fast_weights
+        """The weights laid out for answering."""
+        every = (part._parameters.values() for part in self._parts)  # self.parameters() would take longer than a layer
+        weights = (weight for some in every for weight in some if weight is not None)
+        return self._fast_weights.get(weights, self._laid_out)
+
+    def _laid_out(self) -> FastWeights:
+        max_tokens = self.config.max_history * self.num_levels + 1  # + 1: a user's token
+        tokens = CodeTokens(self.level_starts, self.level_sizes, self.config.normalize == "vocabulary")
+        weight = self.embedding.weight
+        return tiger_decode.layout_weights(self.encoder, self.decoder, weight, tokens, max_tokens, self._fast_dtype)
 
     def step(
-        self, context: TigerContext, cache: BeamCache, level: int, codes: Tensor | None, parents: Tensor | None
+        self, context: TigerContext, cache: TigerCache, level: int, codes: Tensor | None, parents: Tensor | None
     ) -> StepOutput:
         return tiger_decode.step(cache, level, codes, parents)
 
-    def log_probs(self, context: TigerContext, sids: Tensor) -> Tensor:
-        """Teacher-forced log-probabilities with gradient: (B, G, L) codes -> (B, G, L)."""
-        out = []
-        for level, (start, logits) in enumerate(self._forced_logits(context, sids)):
-            token = sids[:, :, level, None] + (self.level_starts[level] - start)
-            out.append(logits.log_softmax(-1).gather(-1, token).squeeze(-1))
-        return torch.stack(out, dim=-1)
-
     def code_logits(self, context: TigerContext, sids: Tensor) -> list[Tensor]:
         """(B, G, L) codes -> per level (B, G, K), with gradient; only a level's own codes, however it is normalised."""
-        found = []
-        for level, (start, logits) in enumerate(self._forced_logits(context, sids)):
-            first = self.level_starts[level] - start
-            found.append(logits[..., first : first + self.level_sizes[level]])
-        return found
-
-    def _forced_logits(self, context: TigerContext, sids: Tensor) -> list[tuple[int, Tensor]]:
-        """Per level the first token that is scored and the scores (B, G, V) float32 after the codes before it."""
         num_histories, num_candidates, num_levels = sids.shape
-        tokens = sids + torch.tensor(self.level_starts, device=sids.device)  # (B, G, L)
-        read = F.pad(tokens[:, :, :-1], (1, 0), value=BEGIN).reshape(-1)
-        memory, groups, order = context.states, context.groups, context.order
-        read = read.view(num_histories, -1)[order].view(-1)
+        read = F.pad(self.item_tokens(sids)[:, :, :-1], (1, 0), value=BEGIN).reshape(num_histories, -1)
+        memory, layout, order = context.states, context.layout, context.order
         with own_casts(self.embedding.weight) as dtype:
-            states = self.decoder(self.embedding(read), memory, num_levels, groups, num_candidates, dtype).to(dtype)
+            read = self.embedding(read[order].view(-1))
+            states = self.decoder(read, memory, num_levels, layout, num_candidates, dtype).to(dtype)
             states = states.view(num_histories, num_candidates, num_levels, -1)
             states = torch.empty_like(states).index_copy(0, order, states)
-            found = [self._logits(states[:, :, level], level) for level in range(num_levels)]
-        return [(start, logits.float()) for start, logits in found]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies start without the weights laid out for answering, which cannot be copied."""
-        return {**self.__dict__, "_fast_weights": None, "_parts": None}
+            logits = [self._logits(states[:, :, level], level) for level in range(num_levels)]
+        firsts = [self.level_starts[level] - start for level, (start, _) in enumerate(logits)]
+        sizes = zip(logits, firsts, self.level_sizes, strict=True)
+        return [scores[..., first : first + size].float() for (_, scores), first, size in sizes]
 
     def train(self, mode: bool = True) -> Tiger:
         """Switching modes drops the weights laid out for answering."""
-        self._fast_weights = None
+        self._fast_weights.drop()
         return super().train(mode)
-
-
-@contextmanager
-def own_casts(weight: Tensor) -> Iterator[torch.dtype]:
-    """Autocast off, because the layers cast by themselves; gives the number format that it asked products to have."""
-    kind = weight.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    with torch.autocast(kind, enabled=False):
-        yield dtype

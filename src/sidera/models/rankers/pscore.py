@@ -134,8 +134,11 @@ class PScore(nn.Module):
         if not float(weights.sum()) > 0:
             raise InputError("[model] weights are all 0", allowed="one above 0 or more")
         self.register_buffer("weights", weights / weights.sum(), persistent=False)
-        width, categories = config.width, dict(catalog.categories)
-        self.items = ItemFeatures(catalog.codes, catalog.level_sizes, categories, catalog.numbers, width)
+        width = config.width
+        categories = {name: np.asarray(values) for name, values in catalog.categories.items()}
+        numbers = None if catalog.numbers is None else np.asarray(catalog.numbers)
+        codes, sizes = np.asarray(catalog.codes), catalog.level_sizes
+        self.items = ItemFeatures(codes, sizes, categories, numbers, width)
         self.profile = UserFeatures(catalog, width)
         grid = torch.linspace(0, 1, WATCH_GRID)[1:].log2().clamp(min=-9)  # until fitted: as a share of a minute
         self.register_buffer("watch_levels", (64 * 2**grid).expand(MAX_DURATION_LOG2 + 1, -1).contiguous())

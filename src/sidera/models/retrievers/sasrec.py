@@ -3,7 +3,8 @@
 ``loss = "bce"`` is the paper's (one negative per target); ``"sampled"`` is a softmax over shared uniform negatives with
 the log(N/negatives) correction; ``"full"`` is cross-entropy over the whole catalogue. ``output`` says where the output
 vectors come from: ``"tied"`` to the input table (ranks items of the history first), ``"untied"`` (an own table), or
-``"sum"`` of both. Which of these runs as "SASRec" in a paper changes its recall twofold: docs/models/sasrec.md.
+``"sum"`` of both. Which of these runs as "SASRec" in a paper changes its recall twofold:
+docs/understand/models/sasrec.md.
 
 Shape legend: T tokens · B histories · N items · D width · M negatives.
 """
@@ -25,7 +26,7 @@ from sidera.core import InputError
 from sidera.data.batches import PackedSequences
 from sidera.nn.counters import TRAINING
 from sidera.nn.transformer import CausalEncoder
-from sidera.ops.jagged import jagged_layout
+from sidera.ops.attention import layout_of
 from sidera.roles import Loss
 
 
@@ -93,7 +94,7 @@ class SASRec(nn.Module):
     def states(self, batch: Batch) -> Tensor:
         """(T, D): at each event what the history up to it says."""
         items = self.item(batch.items.ids)  # (U, D)
-        return self.encoder(F.embedding(batch.events.items, items), jagged_layout(batch.events.offsets))
+        return self.encoder(F.embedding(batch.events.items, items), layout_of(batch.events.offsets))
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """(B, 1, D)"""
@@ -106,7 +107,8 @@ class SASRec(nn.Module):
     def loss(self, batch: Batch) -> Loss:
         """Sum over targets of the chosen loss; one target per event."""
         target_ids = batch.target_ids_of("event")
-        states_TD = self.states(batch)  # no dropout here: on the last state it costs a third of NDCG (docs/log.md)
+        # no dropout: on the last state it costs a third of NDCG (docs/evidence/log.md)
+        states_TD = self.states(batch)
         vectors_ND = self.item_vectors()
         if self.config.loss == "full":
             logits = states_TD @ vectors_ND.T  # (T, N)

@@ -1,0 +1,154 @@
+"""The Pipeline: search → rerank → quota …, each step ``(query, candidates) -> candidates``.
+
+A Query is what is asked of one Snapshot about the histories of a batch. It travels through all steps, so that a step
+knows how many items are wanted and which are left out, and it keeps what was computed once: the encoded histories are
+shared by the search, the draws of a reranker and the probabilities that are logged.
+
+Shape legend: B histories · C candidates · L levels of a semantic ID.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sidera.batch import Batch
+from sidera.core import ArtifactError, InputError
+from sidera.decode.beam import Jagged, beam_search
+from sidera.decode.dense import target_ties, top_items
+from sidera.decode.sample import masked_log_probs
+from sidera.decode.session import rank_by_lists
+from sidera.engine.snapshot import Snapshot
+from sidera.ops.jagged import jagged_rows
+from sidera.roles import Context, SessionGenerator
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Items of each history, best first; -1 (score -inf) behind the last that exists. Signed by who found them."""
+
+    item_ids: Tensor  # (B, C) int64
+    scores: Tensor  # (B, C) float32
+    version: str  # of the weights that found the items
+    items_version: int  # of the catalogue that they are of
+    reranker: str = ""  # version of the reranker that ordered them; "": none
+    leaf_ids: Tensor | None = None  # (B, C) int64: equal for items that share a semantic ID; None for scorers and lists
+    log_probs: Tensor | None = None  # (B, C, L) of each code, where the query asks; NaN where a code is out of reach
+    ties: tuple[Tensor, Tensor] | None = None  # of targets that were named: ``decode.dense.target_ties``
+
+    @property
+    def policy(self) -> str:
+        """Names who answered in a log: the weights, and the reranker behind a "+" where there was one. Never parsed."""
+        return f"{self.version}+{self.reranker}" if self.reranker else self.version
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """The ``k`` best items for every history of a batch."""
+
+    snapshot: Snapshot
+    batch: Batch  # whole histories, on the snapshot's device
+    k: int
+    left_out: Jagged | None = None  # item ids of each history that are not answered, on the device
+    beam: int | None = None  # width of the search; None: the pipeline's
+    target_ids: Tensor | None = None  # (B,) of a scorer: how many items score as these do (``Candidates.ties``)
+    log_probs: bool = False  # of the codes of what is answered
+
+    @cached_property
+    def read(self) -> Batch:
+        """What the model reads of the histories."""
+        return self.snapshot.readable(self.batch)
+
+    @cached_property
+    def context(self) -> Context:
+        """The encoded histories. Ask for them inside ``snapshot.answering()``."""
+        return self.snapshot.generator.context(self.read)
+
+    def of_rows(self, rows: Tensor, k: int, snapshot: Snapshot) -> Query:
+        """``k`` items for the histories ``rows`` (n,) alone, from another snapshot."""
+        left_out = self.left_out
+        if left_out is not None:
+            positions, offsets = jagged_rows(left_out[1], rows)
+            left_out = (left_out[0][positions], offsets)
+        return Query(snapshot, self.batch.rows(rows), k, left_out, self.beam)
+
+
+class Step(Protocol):
+    """A part of the pipeline behind the search."""
+
+    def needs(self, k: int) -> int:
+        """How many candidates it reads to leave ``k``."""
+
+    def __call__(self, query: Query, candidates: Candidates) -> Candidates: ...
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A search, and steps that reorder or replace what it found."""
+
+    beam: int  # of the search where the query names none
+    steps: tuple[Step, ...] = ()
+
+    def width(self, k: int) -> int:
+        """Beams of a search for ``k`` items."""
+        return max(self.beam, k)
+
+    @torch.inference_mode()
+    def __call__(self, query: Query) -> Candidates:
+        """InputError for an empty history, ArtifactError where the scores are no numbers."""
+        number = query.k
+        for step in reversed(self.steps):
+            number = step.needs(number)
+        asked = replace(query, beam=query.beam or self.beam)
+        try:
+            candidates = search(asked, number)
+            for step in self.steps:
+                candidates = step(asked, candidates)
+            if query.log_probs:
+                candidates = replace(candidates, log_probs=log_probs_of(asked, candidates.item_ids))
+        except FloatingPointError as error:  # finite weights may be large enough for it
+            problem = f"the weights {query.snapshot.version} give scores that are no numbers"
+            raise ArtifactError(problem, fix="train the model again, or load earlier weights") from error
+        return candidates
+
+
+def search(query: Query, number: int) -> Candidates:
+    """The ``number`` items that the model alone prefers: found code by code by a generator, else by their scores."""
+    snapshot, batch = query.snapshot, query.batch
+    if batch.num_histories and int(batch.lengths.min()) == 0:  # the state before it is another history's last
+        raise InputError("an empty history cannot be ranked", allowed="1 event or more", fix="answer by popularity")
+    left_out = query.left_out
+    signed: dict[str, Any] = {"version": snapshot.version, "items_version": snapshot.catalog.items_version}
+    if not snapshot.generates:
+        with snapshot.answering():
+            scores = snapshot.scorer.item_scores(query.read).float()
+        alive = snapshot.alive_mask
+        alive = None if alive is None else alive[: scores.shape[1]]
+        ids, best = top_items(scores, number, exclude=left_out, alive=alive)
+        targets = query.target_ids
+        ties = None if targets is None else target_ties(scores, targets, exclude=left_out, alive=alive)
+        return Candidates(ids, best, ties=ties, **signed)
+    generator, trie, width = snapshot.generator, snapshot.catalog.trie, max(query.beam or 1, number)
+    with snapshot.answering():
+        if isinstance(generator, SessionGenerator):
+            ids, scores = rank_by_lists(generator, query.context, trie, k=number, beam=width, exclude=left_out)
+            return Candidates(ids, scores, **signed)
+        found = beam_search(generator, query.context, trie, width=width, num_results=number, exclude=left_out)
+    return Candidates(found.item_ids, found.scores, leaf_ids=found.leaf_ids, **signed)
+
+
+def log_probs_of(query: Query, item_ids: Tensor) -> Tensor:
+    """(B, C) items -> (B, C, L): what the model gives each of their codes, renormalised inside the trie like a masked
+    rollout; NaN for empty slots, scorers, and items that no code of the model reaches."""
+    snapshot = query.snapshot
+    if not snapshot.generates:
+        return torch.full((*item_ids.shape, snapshot.catalog.num_levels), float("nan"))
+    codes = snapshot.catalog.items.codes_of(item_ids.clamp(min=0))  # (B, C, L)
+    with snapshot.answering():
+        found = masked_log_probs(snapshot.generator, query.context, codes, snapshot.catalog.trie).float()
+    reached = found.isfinite().all(-1) & (item_ids >= 0)
+    return found.masked_fill(~reached[..., None], float("nan"))

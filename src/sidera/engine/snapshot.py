@@ -1,0 +1,151 @@
+"""The Snapshot: one model over one Catalog, with the versions of both. A call answers from the snapshot it began with.
+
+Nothing in a snapshot changes. New weights and a new catalogue make another snapshot, aside, while the old one answers;
+the Recommender then replaces one reference. Calls in flight finish with the old snapshot, whose memory is freed with
+the last of them: while weights are swapped there are two sets of them, never more.
+
+Trap: the buffers that a model made from the catalogue (semantic IDs, a tree of them) are large and not part of its
+weights. A snapshot with other weights shares them with the one it was made from.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from itertools import islice
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sidera.batch import Batch, Reads
+from sidera.catalog.catalog import Catalog
+from sidera.core import InputError
+from sidera.data.reading import Reading
+from sidera.engine.histories import lifelong_of_events
+from sidera.ops.weights import check_weights
+from sidera.roles import Generator, Scorer
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What answers: a model bound to a Catalog on a device."""
+
+    model: nn.Module
+    catalog: Catalog
+    section: Mapping[str, Any]  # [model] of the recipe: name and keys
+    version: str  # of the weights
+    num_known: int  # items that the model has rows for; the catalogue may have grown since
+    device: str = "cpu"
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # of the model, see ``answering``
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, catalog: Catalog, section: Mapping[str, Any], version: str, num_known: int | None = None,
+        device: str = "cpu",
+    ) -> Snapshot:  # fmt: skip
+        """The model moves to the device. CatalogMismatch when its codes are not this catalogue's."""
+        check_device(device)
+        if isinstance(model, Generator):
+            catalog.check_codebook(model.codebook_id)
+        known = catalog.num_items if num_known is None else num_known
+        return cls(model.to(device).eval(), catalog, section, version, known, device)
+
+    # -- another snapshot ----------------------------------------------------------------------------------------
+
+    def with_weights(self, state: Mapping[str, Tensor], version: str) -> Snapshot:
+        """The same model with other weights; InputError when a tensor is missing, unknown, of another shape or not
+        finite."""
+        check_weights(self.model, state)
+        memo: dict[int, Tensor] = {id(buffer): buffer for buffer in self.model.buffers()}
+        for name, own in self.model.state_dict(keep_vars=True).items():
+            new = state[name].detach().to(own.device, own.dtype, copy=True)
+            memo[id(own)] = nn.Parameter(new, own.requires_grad) if isinstance(own, nn.Parameter) else new
+        with self.lock:  # nobody lays out weights for answering while they are copied
+            model = copy.deepcopy(self.model, cast(dict[int, Any], memo))
+        model.eval()  # drops what was laid out for answering with the old weights
+        return replace(self, model=model, version=version, lock=threading.Lock())
+
+    def with_catalog(self, catalog: Catalog) -> Snapshot:
+        """The same model over a catalogue whose items came and went; CatalogMismatch when it is of another codebook."""
+        catalog.check_codebook(self.catalog.codebook_id)
+        if self.generates:
+            catalog.trie.tensors(torch.device(self.device))  # built before anybody waits for it
+        return replace(self, catalog=catalog)
+
+    # -- the model's role ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def generates(self) -> bool:
+        return isinstance(self.model, Generator)
+
+    @property
+    def generator(self) -> Generator:
+        if not self.generates:
+            raise InputError("a scorer generates nothing; rollouts and legality are a generator's")
+        return cast(Generator, self.model)
+
+    @property
+    def scorer(self) -> Scorer:
+        return cast(Scorer, self.model)
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """The model answers and does not train. One thread at a time: a model's caches for answering are not made for
+        two.
+
+        The mode is not set on every call: a change of mode drops what a model laid out for answering.
+        """
+        with self.lock:
+            if self.model.training:
+                self.model.eval()
+            yield
+
+    # -- what the model reads ------------------------------------------------------------------------------------
+
+    @property
+    def reads(self) -> Reads:
+        return cast(Any, self.model).reads
+
+    @cached_property
+    def reading(self) -> Reading:
+        """How the model reads histories over this catalogue."""
+        catalog, reads = self.catalog, self.reads
+        compress = partial(lifelong_of_events, catalog=catalog, config=reads.lifelong) if reads.lifelong else None
+        return Reading(catalog.schema, catalog.items, reads, compress)
+
+    def readable(self, batch: Batch) -> Batch:
+        """What the model reads of whole histories, on its device."""
+        return self.reading.cut(batch.to(self.device))
+
+    # -- the catalogue -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def alive_mask(self) -> Tensor | None:
+        """(N,) on the device; None where no item was removed."""
+        removed = self.catalog.removed
+        return torch.from_numpy(~removed).to(self.device) if removed.any() else None
+
+    def most_popular(self, k: int, left_out: set[int]) -> list[int]:
+        """Ids of the ``k`` most popular items that may be answered: what a user gets of whom nothing is known."""
+        removed = self.catalog.removed
+        order = (int(item) for item in self.catalog.serving_order)
+        return list(islice((item for item in order if item not in left_out and not removed[item]), k))
+
+
+def check_device(device: str) -> None:
+    """InputError unless this machine has the device."""
+    try:
+        named = torch.device(device)
+    except RuntimeError:
+        named = torch.device("meta")
+    if named.type not in ("cpu", "cuda"):
+        raise InputError(f"device {device!r} is not known", allowed="cpu, cuda, cuda:0, ...")
+    if named.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {device!r}: this machine or this build of torch has no CUDA", fix="use cpu")
+    if named.type == "cuda" and (named.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {device!r} is not here", allowed=f"cuda:0 to cuda:{torch.cuda.device_count() - 1}")

@@ -1,0 +1,87 @@
+"""HistoryStore: the role of who keeps every user's events, and the map from its item numbers to a catalogue's ids.
+
+    numbers = store.numbers_of(["cup-3", "tea-1"])
+    store.append("user-7", Events.of(numbers, [1_700_000_000, 1_700_000_031], labels=[1, 0]))
+    events = store.history("user-7", as_of=1_700_000_100, n=256)
+    item_ids = CatalogIds(store, catalog.find_ids).of(events.item_ids)         # -1: not in this catalogue
+
+A store knows items by their keys. It gives every key a number of its own, so an event costs 24 bytes however long its
+key is. Every retrained catalogue numbers its items in another way, and the same store serves all of them. An event
+of an item that no catalogue holds today can be read when one does.
+
+``store.embedded`` is the store of one machine. ``tests/contracts/test_every_store.py`` holds for every store.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sidera.store.events import Events
+
+
+class HistoryStore(Protocol):
+    """Every user's events. Any number of threads may call it."""
+
+    @property
+    def num_users(self) -> int:
+        """Users of whom there is an event."""
+
+    def numbers_of(self, keys: Sequence[str]) -> NDArray[np.int32]:
+        """(n,) the store's own numbers of item keys; a new key gets the next free number, for ever."""
+
+    def item_keys(self, first: int = 0) -> list[str]:
+        """The keys of the numbers from ``first`` on, in their order."""
+
+    def append(self, user: str, events: Events, *, new_only: bool = False) -> int:
+        """Add events of a user, whose ``item_ids`` are the store's numbers -> how many. Durable when this returns.
+
+        ``new_only`` leaves out an event whose item and second are held already, or come twice: a sender who got no
+        answer can send again. InputError for a number that no key has, OSError for a disk that takes nothing; in both
+        cases nothing has changed.
+        """
+
+    def history(self, user: str, as_of: int | None = None, n: int | None = None) -> Events | None:
+        """The newest ``n`` events kept of those before ``as_of`` (unix seconds), in time order, ties in order of
+        arrival. None for either: all. None for a user of whom there was never an event."""
+
+    def arrivals(self, user: str, first: int = 0) -> tuple[int, Events]:
+        """The events kept that arrived as number ``first`` or later (0: the user's first ever), in order of arrival,
+        and the number of the first of them: above ``first`` where events were let go, below where so many never came.
+        """
+
+    def users(self) -> list[str]:
+        """Keys of all users, sorted."""
+
+    def snapshot(self) -> None:
+        """Write what makes the next start quick."""
+
+    def erase(self, user: str) -> bool:
+        """Take a user out, everywhere; False where there is none."""
+
+    def close(self) -> None:
+        """Give everything back; what was appended stays."""
+
+
+FindIds = Callable[[Sequence[str]], NDArray[np.int64]]  # keys -> ids, -1 for those that a catalogue does not hold
+
+
+class CatalogIds:
+    """The ids that one catalogue gives the items of a store. A read is one gather; a new catalogue needs a new map."""
+
+    def __init__(self, store: HistoryStore, find_ids: FindIds) -> None:
+        self._store, self._find_ids = store, find_ids
+        self._ids = np.empty(0, dtype=np.int32)
+        self._lock = threading.Lock()
+
+    def of(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
+        """(n,) ids of the catalogue's items, -1 where it does not hold the item."""
+        if len(numbers) and int(numbers.max()) >= len(self._ids):
+            with self._lock:
+                keys = self._store.item_keys(len(self._ids))
+                self._ids = np.concatenate([self._ids, self._find_ids(keys).astype(np.int32)])
+        return self._ids[numbers]

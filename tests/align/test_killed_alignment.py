@@ -1,0 +1,86 @@
+"""An alignment that is killed (SIGKILL, at a random step) and resumed takes the steps of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from align_tiny import align_tiny, records
+
+SCRIPT = Path(__file__).parent / "align_tiny.py"
+PATHS = [str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")]  # for tests.hand_made
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, PATHS))}
+CASES: dict[str, dict[str, Any]] = {
+    "ecpo": {"method": "ecpo"},
+    "dpo, accumulated, bf16": {"method": "dpo", "accumulate": 2, "precision": "bf16", "snapshot_every": 100},
+}
+
+
+def killed(run_dir: Path, settings: dict[str, Any], after: int) -> int:
+    """The last step in the log of an alignment that was killed as soon as it had taken ``after`` steps."""
+    slow = {**settings, "pause": 0.1, "checkpoint_minutes": 0.35 / 60}
+    process = subprocess.Popen([sys.executable, str(SCRIPT), str(run_dir), json.dumps(slow)], env=ENVIRONMENT)
+    deadline = time.monotonic() + 240
+    while last_step(run_dir) < after or not (run_dir / "checkpoint").exists():
+        assert process.poll() is None, "it ended by itself"
+        assert time.monotonic() < deadline, f"it does not come to step {after}"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    return last_step(run_dir)
+
+
+def last_step(run_dir: Path) -> int:
+    try:
+        return records(run_dir)[-1]["step"]
+    except (OSError, IndexError, json.JSONDecodeError):  # not yet, or in the middle of a line
+        return 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_resumed_after_a_kill(tmp_path: Path, name: str) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        step = killed(tmp_path / "killed", CASES[name], after=random.randint(4, 9))
+        assert step < 12
+        resumed, policy, reward = align_tiny(tmp_path / "killed", **CASES[name])
+        whole, expected, full_reward = align_tiny(tmp_path / "whole", **CASES[name])
+    finally:
+        torch.set_num_threads(threads)
+    assert records(tmp_path / "killed") == records(tmp_path / "whole"), f"killed at step {step}"
+    assert [resumed.start, resumed.checks, resumed.good_step] == [whole.start, whole.checks, whole.good_step]
+    for tensor_name, tensor in expected.state_dict().items():
+        assert torch.equal(policy.state_dict()[tensor_name], tensor), f"{tensor_name}, killed at step {step}"
+    assert reward.flat_for == full_reward.flat_for
+    mine, theirs = (found.members["adapting"][1].state() for found in (reward, full_reward))
+    assert mine["calls"] == theirs["calls"] == 12 * CASES[name].get("accumulate", 1)
+    assert torch.equal(mine["seen"], theirs["seen"])
+
+
+def test_two_processes_align_alike(tmp_path: Path) -> None:
+    """Ranks draw rollouts of their own, so the numbers are not those of one process; both ranks end with one policy.
+
+    Next tokens are not drawn: there the loss and its gradient are those of one process.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
+    for method in ("ecpo", "sft"):
+        arguments = [str(tmp_path / method), json.dumps({"method": method, "steps": 4, "check_every": 2})]
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
+        assert done.returncode == 0, done.stderr[-3000:]
+        ranks = [json.loads((tmp_path / method / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+        assert ranks[0] == ranks[1]
+        assert ranks[0][:2] == [4, 4]
+    align_tiny(tmp_path / "one", method="sft", steps=4, check_every=2)
+    two, one = ([line for line in records(tmp_path / run) if line["event"] == "train"] for run in ("sft", "one"))
+    for figure in ("loss", "grad_norm"):  # ranks drop other units, so not to the last digit
+        assert [line[figure] for line in two] == pytest.approx([line[figure] for line in one], rel=0.05)
+    assert len(two) == 4

@@ -1,0 +1,250 @@
+"""What every HistoryStore does. A store joins STORES and passes; the one in memory shows that a role is no file format.
+
+The adapter and the representatives are held over every store, too: both only know the role.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hand_made import finder
+from sidera.core import InputError
+from sidera.store.embedded import EmbeddedStore, StoreConfig
+from sidera.store.events import COLUMNS, Events, concatenate
+from sidera.store.history_store import CatalogIds, HistoryStore
+from sidera.store.lifelong import LifelongConfig, LifelongHistory
+from sidera.store.store_representatives import CatalogItems, StoreRepresentatives
+
+
+class MemoryStore:
+    """The role in lists: no limit, no disk."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, int] = {}
+        self.events: dict[str, list[Events]] = {}
+        self.lock = threading.RLock()
+
+    @property
+    def num_users(self) -> int:
+        return len(self.events)
+
+    def numbers_of(self, keys: list[str]) -> np.ndarray:
+        with self.lock:
+            return np.array([self.keys.setdefault(key, len(self.keys)) for key in keys], dtype=np.int32)
+
+    def item_keys(self, first: int = 0) -> list[str]:
+        return list(self.keys)[first:]
+
+    def append(self, user: str, events: Events, *, new_only: bool = False) -> int:
+        if not isinstance(user, str) or not user:
+            raise InputError(f"user key {user!r} cannot be used")
+        if (events.item_ids >= len(self.keys)).any():
+            raise InputError("item number has no key")
+        with self.lock:
+            if new_only:
+                _, held = self.arrivals(user)
+                seen = set(zip(held.times.tolist(), held.item_ids.tolist(), strict=True))
+                pairs = list(zip(events.times.tolist(), events.item_ids.tolist(), strict=True))
+                fresh = [n for n, pair in enumerate(pairs) if pair not in seen and pair not in pairs[:n]]
+                events = events.take(np.array(fresh, dtype=np.int64))
+            if len(events):
+                self.events.setdefault(user, []).append(events)
+            return len(events)
+
+    def history(self, user: str, as_of: int | None = None, n: int | None = None) -> Events | None:
+        if user not in self.events:
+            return None
+        events = self.arrivals(user)[1].in_time_order()
+        events = events if as_of is None else events.take(events.times < as_of)
+        return events.take(slice(0 if n is None else max(0, len(events) - n), None))
+
+    def arrivals(self, user: str, first: int = 0) -> tuple[int, Events]:
+        with self.lock:
+            events = concatenate([Events.of([], []), *self.events.get(user, [])])
+        start = min(first, len(events))
+        return start, events.take(slice(start, None))
+
+    def users(self) -> list[str]:
+        return sorted(self.events)
+
+    def snapshot(self) -> None:
+        pass
+
+    def erase(self, user: str) -> bool:
+        with self.lock:
+            return self.events.pop(user, None) is not None
+
+    def close(self) -> None:
+        pass
+
+
+STORES: dict[str, Callable[[Path], HistoryStore]] = {
+    "memory": lambda path: MemoryStore(),
+    "embedded": lambda path: EmbeddedStore(path / "store", StoreConfig(num_shards=3, sync=False)),
+}
+KEYS = [f"item-{number}" for number in range(40)]
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HistoryStore]:
+    opened = STORES[request.param](tmp_path)
+    yield opened
+    opened.close()
+
+
+def events(store: HistoryStore, items: list[int], times: list[int], seed: int = 0) -> Events:
+    rng = np.random.default_rng(seed)
+    numbers = store.numbers_of([KEYS[item] for item in items])
+    return Events.of(numbers, times, rng.integers(4, size=len(items)), rng.random(len(items)), rng.random(len(items)))
+
+
+def keys_of(store: HistoryStore, found: Events | None) -> list[str]:
+    assert found is not None
+    keys = store.item_keys()
+    return [keys[number] for number in found.item_ids]
+
+
+def equal(a: Events, b: Events) -> bool:
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in COLUMNS)
+
+
+def test_a_key_has_one_number_for_ever(store: HistoryStore) -> None:
+    first = store.numbers_of(["b", "a", "b", "clé 鍵"])
+    assert first.tolist() == [first[0], first[1], first[0], first[3]]
+    assert sorted(set(first.tolist())) == [0, 1, 2]
+    assert store.numbers_of(["new", "a"]).tolist() == [3, first[1]]
+    assert [store.item_keys()[number] for number in (*first, 3)] == ["b", "a", "b", "clé 鍵", "new"]
+    assert store.item_keys(3) == ["new"]
+    assert store.numbers_of([]).tolist() == []
+
+
+def test_what_was_appended_is_read_in_time_order(store: HistoryStore) -> None:
+    first, late = events(store, [3, 1, 3], [10, 20, 20], seed=1), events(store, [2, 5], [15, 30], seed=2)
+    assert (store.append("ann", first), store.append("ann", late)) == (3, 2)
+    found = store.history("ann")
+    assert found is not None
+    assert equal(found, concatenate([first, late]).take(np.array([0, 3, 1, 2, 4])))
+    assert keys_of(store, found) == [KEYS[item] for item in (3, 2, 1, 3, 5)]
+    assert store.append("bob", events(store, [], [])) == 0
+    assert (store.users(), store.num_users) == (["ann"], 1)
+
+
+def test_a_moment_sees_only_what_was_before_it_and_n_the_newest_of_that(store: HistoryStore) -> None:
+    store.append("ann", events(store, [0, 1, 2, 3], [10, 20, 20, 40]))
+    store.append("ann", events(store, [4], [15]))
+    for as_of, n, expected in (
+        (None, None, [0, 4, 1, 2, 3]), (20, None, [0, 4]), (21, 2, [1, 2]), (None, 3, [1, 2, 3]), (10, None, []),
+        (40, 99, [0, 4, 1, 2]), (None, 0, []),
+    ):  # fmt: skip
+        assert keys_of(store, store.history("ann", as_of, n)) == [KEYS[item] for item in expected]
+
+
+def test_nobody_is_none_and_not_an_empty_history(store: HistoryStore) -> None:
+    store.append("ann", events(store, [1], [10]))
+    assert store.history("nobody") is None
+    assert store.history("ann", as_of=5) is not None
+    number, found = store.arrivals("nobody", 4)
+    assert (number, len(found)) == (0, 0)
+
+
+def test_arrivals_are_numbered_from_the_first_ever(store: HistoryStore) -> None:
+    whole = concatenate([events(store, [1, 2], [50, 60]), events(store, [3, 4, 5], [10, 70, 70])])
+    store.append("ann", whole.take(slice(0, 2)))
+    store.append("ann", whole.take(slice(2, 5)))
+    for first in range(8):
+        number, found = store.arrivals("ann", first)
+        assert number == min(first, 5)
+        assert equal(found, whole.take(slice(number, None)))
+
+
+def test_sent_again_an_event_is_kept_once(store: HistoryStore) -> None:
+    assert store.append("ann", events(store, [1, 2, 1], [10, 10, 10]), new_only=True) == 2
+    assert store.append("ann", events(store, [2, 3, 1], [10, 11, 12]), new_only=True) == 2
+    assert keys_of(store, store.history("ann")) == [KEYS[item] for item in (1, 2, 3, 1)]
+    assert store.append("ann", events(store, [1], [10])) == 1  # who asks for it gets it twice
+
+
+def test_what_is_refused_changes_nothing(store: HistoryStore) -> None:
+    store.append("ann", events(store, [1], [10]))
+    with pytest.raises(InputError, match="has no key"):
+        store.append("ann", Events.of([0, 999], [11, 12]))
+    for user in ("", 7):
+        with pytest.raises(InputError, match="user key"):
+            store.append(user, events(store, [1], [10]))  # type: ignore[arg-type]
+    assert len(store.history("ann")) == 1  # type: ignore[arg-type]
+    assert store.users() == ["ann"]
+
+
+def test_an_erased_user_is_gone_and_can_come_again(store: HistoryStore) -> None:
+    for user in ("ann", "bob"):
+        store.append(user, events(store, [1, 2], [10, 20]))
+    store.snapshot()
+    assert (store.erase("ann"), store.erase("ann"), store.erase("nobody")) == (True, False, False)
+    assert (store.history("ann"), store.users()) == (None, ["bob"])
+    store.append("ann", events(store, [3], [5]))
+    assert keys_of(store, store.history("ann")) == [KEYS[3]]
+    assert store.arrivals("ann")[0] == 0
+
+
+def test_threads_lose_nothing(store: HistoryStore) -> None:
+    def work(name: int) -> None:
+        for second in range(30):
+            store.append("shared", events(store, [name, second % 40], [second, second]))
+            store.append(f"own{name}", events(store, [second % 40], [second]))
+            assert len(store.history(f"own{name}")) == second + 1  # type: ignore[arg-type]
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(store.history("shared")) == 240  # type: ignore[arg-type]
+    assert store.users() == ["own0", "own1", "own2", "own3", "shared"]
+
+
+def test_any_catalogue_reads_any_store(store: HistoryStore) -> None:
+    """Numbered otherwise, with fewer items, with more: the same keys, and what it does not hold is -1 until it does."""
+    items = [7, 3, 39, 7, 12]
+    store.append("ann", events(store, items, list(range(5))))
+    found = store.history("ann")
+    assert found is not None
+    for order in (KEYS, KEYS[::-1], [KEYS[12], "other", KEYS[7]]):
+        ids = CatalogIds(store, finder({key: number for number, key in enumerate(order)}))
+        expected = [order.index(KEYS[item]) if KEYS[item] in order else -1 for item in items]
+        assert ids.of(found.item_ids).tolist() == expected
+        assert ids.of(found.item_ids[:0]).tolist() == []
+    store.append("ann", Events.of(store.numbers_of(["other"]), [9]))  # a key that came after the map was made
+    assert ids.of(store.history("ann").item_ids).tolist() == [*expected, 1]  # type: ignore[union-attr]
+
+
+def test_representatives_are_those_of_the_events(store: HistoryStore) -> None:
+    """Equal to a history of the catalogue's ids, told at once, also after another catalogue took over."""
+    config = LifelongConfig(max_events=200, max_representatives=30, leaf_size=20, chunk=5)
+    rng = np.random.default_rng(0)
+    items, other = rng.integers(0, 40, 120).tolist(), rng.permutation(40).tolist()
+    told = events(store, items, list(range(120)))
+    tables = [CatalogItems.of([KEYS[item] for item in order], finder({KEYS[item]: n for n, item in enumerate(order)}),
+                              rng.normal(size=(len(order), width)))
+              for order, width in ((range(40), 4), (other, 6), (other[:25], 6))]  # fmt: skip
+    view = StoreRepresentatives(store, tables[0], config)
+    for start in range(0, 120, 11):
+        store.append("ann", told.take(slice(start, start + 11)))
+        view.follow("ann")
+    for table in tables:
+        view.set_items(table)
+        ids = CatalogIds(store, table.find_ids).of(told.item_ids)
+        readable = Events(**{**vars(told), "item_ids": ids}).take(ids >= 0)
+        for as_of in (None, 100, 30):
+            history = LifelongHistory(table.vectors, config)
+            history.append(readable if as_of is None else readable.take(readable.times < as_of))
+            assert view.of("ann", as_of).tobytes() == history.representatives().tobytes()
+    assert len(view.of("nobody")) == 0
+    store.erase("ann")
+    view.forget("ann")
+    assert len(view.of("ann")) == 0
+    view.close()
