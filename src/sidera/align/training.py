@@ -113,7 +113,8 @@ def align(
             policy.eval()
             engine.load_weights(policy.state_dict(), f"{config.method}-{watch.good_step}")
     watch.restore(distributed.share(watch.state()))  # only rank 0's has looked
-    engine.version, why = f"{config.method}-{watch.good_step}", why or watch.broken
+    engine.sign(f"{config.method}-{watch.good_step}")
+    why = why or watch.broken
     stopped = f"stopped at step {steps}: {why}; the weights are those of step {watch.good_step}" if why else ""
     return AlignResult(steps, watch.good_step, stopped, watch.start, tuple(watch.checks), cpu_seconds)
 
