@@ -6,6 +6,7 @@ Nothing of sidera.models is imported but the registry, and no line changes elsew
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.cli import main
 from sidera.data.batches import ExposureRows, RequestRows
 from sidera.engine.recommender import Recommender
-from sidera.engine.reranker import Reranker
+from sidera.engine.serving import ServeConfig
 from sidera.models import MODELS
 from sidera.ops.jagged import Jagged
 from sidera.roles import Loss, StepOutput
@@ -205,9 +206,10 @@ def test_both_go_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str
     plain = recommender.recommend(history, k=5)[0]
     assert len(set(plain.item_keys)) == 5
     assert sidera("recommend", policy, "--history", "i4,i8,i12", "-k", 5) == 0
-    recommender.reranker = Reranker.load(ranker, recommender.catalog, num_candidates=16)
-    reranked = recommender.recommend(history, k=5)[0]
+    shutil.copytree(ranker / "model", policy / "reward" / "model")
+    with Recommender.load(policy, serve=ServeConfig(rerank=16, rerank_from="beam")) as served:
+        reranked = served.recommend(history, k=5)[0]
     assert len(set(reranked.item_keys)) == 5
     assert list(reranked.scores) == sorted(reranked.scores, reverse=True)
     assert all(0 < score < 1 for score in reranked.scores)
-    assert reranked.policy_version != plain.policy_version
+    assert (plain.reranker_version, bool(reranked.reranker_version)) == ("", True)

@@ -93,10 +93,10 @@ def test_the_order_does_not_depend_on_the_sign_of_scores() -> None:
     """Items without a row stand behind all others whatever a ranker's scores are."""
     late, batch, ranker = tiny().catalog.num_items, questions().cut(0, 2), network()
     candidates = torch.tensor([[late + 1, 3, late, 5, 9], [late + 2, -1, late, -1, -1]])
-    ids, scores = Reranker(ranker, "two").order(batch, candidates, 5)
+    ids, scores = Reranker(ranker, "two", num_known=late).order(batch, candidates, 5)
     plain, score = ids.clone(), ranker.score
     ranker.score = lambda context, asked: score(context, asked) - 5.0  # type: ignore[method-assign]
-    ids, below = Reranker(ranker, "two").order(batch, candidates, 5)
+    ids, below = Reranker(ranker, "two", num_known=late).order(batch, candidates, 5)
     assert torch.equal(ids, plain)
     assert ids[0, 3:].tolist() == [late + 1, late]
     assert ids[1].tolist() == [late + 2, late, -1, -1, -1]
