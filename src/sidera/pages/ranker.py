@@ -14,7 +14,8 @@ from sidera.eval.ranker_evaluation import KIND, RankerEvaluation
 from sidera.pages.names import data_title, model_title
 from sidera.pages.render import write_page
 
-NAMES = {"auc": "AUC", "gauc": "GAUC by user", "gauc_request": "GAUC by request", "ne": "NE", "calibration": "calibration"}
+NAMES = {"auc": "AUC", "gauc": "GAUC by user", "gauc_request": "GAUC by request", "ne": "NE"}
+NAMES |= {"calibration": "calibration"}
 
 
 def ranker_evaluations(paths: Sequence[str | Path]) -> list[RankerEvaluation]:

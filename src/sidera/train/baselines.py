@@ -22,7 +22,7 @@ from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
 from sidera.models import MODELS, build_model
 
 FOLDER = "baselines"
-BESIDE = {"popularity": (), "item_knn": ("popularity",)}  # every other model gets both
+COMPANIONS = ("item_knn", "popularity")  # of a model that is none; one of them gets those behind it
 
 
 def baselines(
@@ -44,7 +44,8 @@ def baselines(
     asked = [view.dataset.digest, view.split.name, *(array.tolist() for array in cuts)]
     items = [catalog.item_keys.tolist(), catalog.removed.tolist(), catalog.popularity.tolist()]
     found = []
-    for name in BESIDE.get(model_name, ("item_knn", "popularity")):
+    behind = COMPANIONS.index(model_name) + 1 if model_name in COMPANIONS else 0
+    for name in COMPANIONS[behind:]:
         path = evaluation.parent / FOLDER / evaluation.name / name
         wanted = digest([name, digest(asked), digest(items), settings, which])
         if artifacts.is_current(path, "evaluation", wanted):
