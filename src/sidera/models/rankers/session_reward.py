@@ -47,7 +47,7 @@ class SessionReward(nn.Module):
     class Config:
         item: PScore.Config = field(default_factory=PScore.Config)  # how an item is read against the history
         num_heads: int = 2  # of the attention between the items of a list
-        tower_width: int = 32
+        tower_width: int = 32  # dims inside a tower
         weights: dict[str, float] = field(default_factory=dict)  # of towers in R; 1 where not named
 
         def __post_init__(self) -> None:
