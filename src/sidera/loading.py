@@ -21,7 +21,7 @@ import hashlib
 import mmap
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,13 +31,16 @@ import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
-from torch import Tensor
+from torch import Tensor, nn
 
 from sidera.artifacts import Manifest, file_of, read_manifest
 from sidera.bounds import MAX_JSON_BYTES, gib, parse_json, read_regular, shown, total_memory
 from sidera.core import ArtifactError, InputError
+from sidera.ops.budget import budget_of
+from sidera.ops.weights import put_weights
 
 Kind = TypeVar("Kind")
+Network = TypeVar("Network", bound=nn.Module)
 LARGEST = 2**63 - 1
 CELL_BYTES = 8  # of one value of a column, at least, once it is in memory
 
@@ -146,6 +149,17 @@ class Opened:
             if shapes:
                 raise self.damaged(f"{shown(min(shapes))} has a shape and no part")
         return joined
+
+    def network(self, build: Callable[[dict[str, Tensor]], Network]) -> Network:
+        """The network that ``build`` makes of the weights' shapes, with these weights, for answering.
+
+        The weights are read first: a recipe that asks for more than they hold is refused before it is built.
+        """
+        tensors = self.tensors()
+        with self.believed(), budget_of(tensors):
+            network = build(tensors)
+        put_weights(network, tensors, self.damaged)
+        return network.eval()
 
     def table(self, name: str, rows: int | None = None, kinds: Mapping[str, pa.DataType] | None = None) -> pa.Table:
         """A Parquet file of ``rows`` rows; ArtifactError, before a row is read, when it has another number, more than

@@ -16,7 +16,7 @@ import torch
 from align_tiny import align_tiny, records
 
 SCRIPT = Path(__file__).parent / "align_tiny.py"
-PATHS = [str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")]  # for tests.hand_made
+PATHS = [str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")]  # for hand_made
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, PATHS))}
 CASES: dict[str, dict[str, Any]] = {
     "ecpo": {"method": "ecpo"},

@@ -207,6 +207,9 @@ def test_a_start_that_cannot_be_is_refused_before_anything_is_trained(aligned: P
     simulate(world_config("easy", {**SMALL, "num_items": 200}), 60, 3, tmp_path / "other", seed=1)
     with pytest.raises(InputError, match=r"answers 300 items that are not the 200 of 'world-.*trained on this log"):
         align_recipe(recipe, tmp_path / "other", out, start=aligned / "align" / "safe")
+    later = AlignRecipe.read(write_recipe(tmp_path, SECTION), ['data.split="temporal"'])
+    with pytest.raises(InputError, match=r"was trained on other data or another split than .*it may know the answers"):
+        align_recipe(later, log, out, start=aligned / "align" / "safe")
     scorer = Recipe.read(ROOT / "recipes" / "any" / "item_knn.toml", ['data.positive="click"'])
     train(scorer, log, tmp_path / "scorer")
     with pytest.raises(InputError, match=r"'item_knn', a scorer: it writes nothing.*align a generator"):

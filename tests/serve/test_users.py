@@ -331,7 +331,7 @@ def test_a_retrained_catalogue_reads_the_same_histories(
                 assert [str(reading.item_keys[item]) for item in found.item_ids] == [body["items"][n] for n in known]
                 assert found.times.tolist() == [body["times"][n] for n in known]
                 assert found.feedback["like"].tolist() == [body["feedback"]["like"][n] for n in known]
-                assert set(found.unknown) == set(body["items"]) - set(reading.ids_by_key)
+                assert set(found.unknown) == set(body["items"]) - set(reading.item_keys.tolist())
                 expected = read_whole(
                     reading.schema, reading.item_vectors, CONFIG, found.item_ids, found.times, found.feedback
                 )
@@ -340,7 +340,7 @@ def test_a_retrained_catalogue_reads_the_same_histories(
                 answers.append(found.tokens.tobytes())
             behaviour.snapshot()
     assert answers[:3] == answers[6:] != answers[3:6]
-    assert set(retrained.item_keys) < set(catalog.item_keys)
+    assert set(retrained.item_keys.tolist()) < set(catalog.item_keys.tolist())
 
 
 def test_an_erased_user_is_in_no_file_of_the_store(catalog: Catalog, views: tuple[View, View], tmp_path: Path) -> None:

@@ -122,7 +122,9 @@ def test_a_file_of_other_events_is_not_believed(tmp_path: Path) -> None:
         assert len(view_of(store, tmp_path).of("a")) == 0
 
 
-def test_a_forgotten_user_is_on_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("crashed", [False, True])
+def test_an_erased_user_is_on_no_file(tmp_path: Path, crashed: bool) -> None:
+    """Also where a crash came before the view was told: the next one that is saved is without the user."""
     with opened(tmp_path) as store:
         for user in ("secret-ann", "bob"):
             store.append(user, stream(400))
@@ -131,7 +133,10 @@ def test_a_forgotten_user_is_on_no_file(tmp_path: Path) -> None:
             view.of(user)
         view.save()
         store.erase("secret-ann")
-        view.forget("secret-ann")
+        if crashed:
+            view_of(store, tmp_path).save()
+        else:
+            view.forget("secret-ann")
         content = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
         assert b"bob" in content
         assert b"secret-ann" not in content

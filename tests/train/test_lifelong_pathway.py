@@ -15,11 +15,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from hand_made import hand_made
 from sidera.core import InputError, Request
 from sidera.data.batches import eval_batches
 from sidera.data.config import make_views
 from sidera.data.dataset import Dataset
+from sidera.data.reading import LogReading
 from sidera.data.schema import build_dataset
 from sidera.engine.histories import open_behaviour
 from sidera.engine.recommender import Recommender
@@ -143,12 +143,12 @@ def test_training_evaluation_and_store_read_the_same(data: Path, trained: Path, 
 def test_a_model_without_them_is_told_what_is_missing(data: Path, trained: Path) -> None:
     recommender = Recommender.load(trained)
     view = make_views(Dataset.load(data), recipe().data)[0]
-    reader = recommender.read_log(view.dataset)
-    assert reader is not None
-    assert reader is recommender.read_log(view.dataset)  # long histories are clustered once
-    reader.representatives = None
-    ((_, batch),) = eval_batches(reader, view.split.test, 10**6)
+    reading = recommender.read_log(view.dataset)
+    assert reading is recommender.read_log(view.dataset)  # long histories are clustered once
+    bare = LogReading(replace(reading.reading, representatives=None), view.dataset)
+    ((_, batch),) = eval_batches(bare, view.split.test, 10**6)
     with pytest.raises(InputError, match="no representatives"):
         recommender.model.context(batch)
-    empty = hand_made(torch.tensor([1]), torch.tensor([0, 1]), feedback={"like": torch.zeros(1)})
+    event = np.array([1]), np.array([0, 1])
+    empty = recommender.reading.batch(*event, feedback={"like": np.zeros(1, np.float32)}, whole=True)
     assert recommender.rank(empty, 3).item_ids.shape == (1, 3)

@@ -54,10 +54,12 @@ from sidera.engine.run_folder import RUN_RECIPE
 from sidera.eval.naming import FOLDER as EVALUATION
 from sidera.models import build_model, parse_model, role_of
 from sidera.roles import Ranker
+from sidera.stage import stage
 from sidera.store.exposures import ExposureLog, as_dataset_events
 from sidera.train.ranker import FIT, RANKER_SHARES, teach
+from sidera.train.recipe import Recipe
 from sidera.train.run_lock import one_writer
-from sidera.train.stages import Say, Trained, say_once, train
+from sidera.train.stages import Say, Trained, prepare, say_once, train
 
 JUDGE = "judge"
 ALIGN = "align"  # folder of the policies
@@ -106,7 +108,7 @@ def align_recipe(
     if start is None:
         pretrained = _pretrained(recipe, data, out, device, say)
     else:
-        pretrained = _started(Path(start), view, out, device)
+        pretrained = _started(Path(start), recipe, data, view, out, device)
     groups = user_groups(view.dataset.user_keys, RANKER_SHARES)
     taught = view if exposures is None else _grown(view, recipe, exposures, pretrained.catalog, say)
     networks, infos = {}, {}
@@ -152,7 +154,9 @@ def _generator(policy: Trained, path: Path) -> Recommender:
     )
 
 
-def _started(start: Path, view: View, out: Path, device: str) -> Recommender:
+def _started(
+    start: Path, recipe: AlignRecipe, data: str | Path, view: View, out: Path, device: str
+) -> Recommender:
     """A copy of another run's policy -> ``out``; InputError, with nothing copied, when it is no policy for this log, or
     ``out`` holds another one."""
     policy = _generator(Recommender.load(start), start)
@@ -166,6 +170,13 @@ def _started(start: Path, view: View, out: Path, device: str) -> Recommender:
         raise InputError(
             f"{start} reads {', '.join(theirs.schema.columns) or 'no feedback'}",
             allowed=f"the columns of {ours.name!r}: {', '.join(view.schema.columns) or 'none'}",
+        )
+    seen = artifacts.read_manifest(start / "model", "model").parents.get("data")
+    base = replace(Recipe.of_run(start), data=recipe.base.data)
+    if seen != prepare(base, data, say=lambda _: None).digest:  # its test rows are what policies are compared on
+        raise InputError(
+            f"{start} was trained on other data or another split than {ours.name!r}: it may know the answers",
+            fix="start from a policy of this data folder and [data] section",
         )
     wanted = policy.version
     if (out / "model").exists():
@@ -231,13 +242,24 @@ def ranker_stage(
 
 def arm_stage(name: str, config: AlignConfig, setting: _Setting) -> tuple[Recommender, dict[str, Any]]:
     """One policy -> ``out/align/NAME``, a run folder; with how its training went."""
-    out, say, method = setting.out, setting.say, method_of(config.method)
-    path = out / ALIGN / name
-    wanted = digest([setting.version, config.identity(), setting.rewarded_by if method.needs_reward else ""])
-    if artifacts.is_current(path / "model", "model", wanted):
-        say(f"{name}: reused ({path})")
+    path = setting.out / ALIGN / name
+
+    def load() -> tuple[Recommender, dict[str, Any]]:
         engine = Recommender.load(path, device=setting.pretrained.device)
         return engine, artifacts.read_manifest(path / "model", "model").info["training"]
+
+    rewarded_by = setting.rewarded_by if method_of(config.method).needs_reward else ""
+    return stage(
+        path / "model", "model", [setting.version, config.identity(), rewarded_by],
+        lambda wanted: _arm(name, config, setting, path, wanted), load,
+        reused=lambda: setting.say(f"{name}: reused ({path})"),
+    )  # fmt: skip
+
+
+def _arm(
+    name: str, config: AlignConfig, setting: _Setting, path: Path, wanted: str
+) -> tuple[Recommender, dict[str, Any]]:
+    out, say, method = setting.out, setting.say, method_of(config.method)
     policy = copy.deepcopy(setting.pretrained.model)
     engine = engine_for(policy, setting.pretrained)
     batches = None
@@ -278,15 +300,17 @@ def arm_stage(name: str, config: AlignConfig, setting: _Setting) -> tuple[Recomm
 
 
 def _measured(setting: _Setting, name: str, recommender: Recommender, path: Path) -> Measured:
-    wanted = digest([recommender.version, setting.rewarded_by, setting.test.num_histories])
     place = path / "measured"
-    if artifacts.is_current(place, MEASURED, wanted):
-        return Measured.load(place)
-    measured = measure(recommender, setting.test, setting.networks)
-    measured.save(place, wanted)
-    shown = ", ".join(f"{key} {measured.figures[key]:.3f}" for key in (JUDGE, *SHOWN) if key in measured.figures)
-    setting.say(f"{name}: {shown}")
-    return measured
+
+    def make(wanted: str) -> Measured:
+        measured = measure(recommender, setting.test, setting.networks)
+        measured.save(place, wanted)
+        shown = ", ".join(f"{key} {measured.figures[key]:.3f}" for key in (JUDGE, *SHOWN) if key in measured.figures)
+        setting.say(f"{name}: {shown}")
+        return measured
+
+    inputs = [recommender.version, setting.rewarded_by, setting.test.num_histories]
+    return stage(place, MEASURED, inputs, make, lambda: Measured.load(place))
 
 
 def _probes(view: View, pretrained: Recommender) -> tuple[Probe, Probe]:

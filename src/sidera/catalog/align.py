@@ -28,7 +28,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sidera import artifacts
 from sidera.batch import Batch
 from sidera.catalog.config import AlignConfig, CatalogConfig
 from sidera.catalog.item_content import PICTURES, ContentReader, ItemContent
@@ -44,6 +43,7 @@ from sidera.fit.config import FitConfig
 from sidera.fit.loop import fit
 from sidera.fit.seeding import seed_everything
 from sidera.roles import Loss
+from sidera.stage import stage
 
 MASKED = -1e9
 
@@ -61,8 +61,13 @@ def align_items(dataset: Dataset, split: Split, config: CatalogConfig, path: str
     """The encoder of ``[catalog.align]``, trained unless the artifact at ``path`` (default: in the cache) is it."""
     wanted = align_digest(dataset, split, config)
     path = Path(path) if path is not None else cache_dir() / f"item-encoder-{wanted}"
-    if artifacts.is_current(path, KIND, wanted):
-        return load_item_encoder(path)
+    return stage(
+        path, KIND, wanted, lambda wanted: _align_items(dataset, split, config, path, wanted),
+        lambda: load_item_encoder(path),
+    )  # fmt: skip
+
+
+def _align_items(dataset: Dataset, split: Split, config: CatalogConfig, path: Path, wanted: str) -> ItemEncoder:
     align = config.align
     reader = ContentReader.fit(dataset.items, align, config.text_fields)
     content = reader.read(dataset.items, dataset.item_keys)

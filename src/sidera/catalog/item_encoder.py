@@ -30,8 +30,6 @@ from sidera.nn.picture_encoder import PictureEncoder
 from sidera.nn.qformer import QFormer
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.attention import layout_of
-from sidera.ops.budget import budget_of
-from sidera.ops.weights import put_weights
 
 KIND = "item_encoder"
 ENCODE_BATCH = 512
@@ -163,13 +161,9 @@ def save_item_encoder(encoder: ItemEncoder, path: str | Path, digest: str, repor
 def load_item_encoder(path: str | Path) -> ItemEncoder:
     """ArtifactError when a file is missing, truncated, edited, or does not fit."""
     opened = open_artifact(path, KIND)
-    tensors = opened.tensors()
     with opened.believed():
         reader = ContentReader.from_json(opened.json("reader.json", dict))
-        with budget_of(tensors):
-            encoder = ItemEncoder(reader, _shapes_only(reader, tensors))
-        put_weights(encoder, tensors, opened.damaged)
-    return encoder.eval()
+    return opened.network(lambda tensors: ItemEncoder(reader, _shapes_only(reader, tensors)))
 
 
 def _shapes_only(reader: ContentReader, tensors: dict[str, Tensor]) -> ItemContent:

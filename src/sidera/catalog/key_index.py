@@ -90,7 +90,8 @@ class KeyIndex:
 
     def _by_hash(self, wanted: list[str]) -> np.ndarray:
         numbers, size = np.full(len(wanted), -1, dtype=np.int64), len(self.keys)
-        hashes = hash_keys(pa.array(wanted, pa.large_string()))
+        whole = [key.encode(errors="replace").decode() for key in wanted]  # no key holds half a character
+        hashes = hash_keys(pa.array(whole, pa.large_string()))
         texts, places = np.array(wanted, dtype=object), np.searchsorted(self.hashes, hashes)
         rows = np.arange(len(wanted))
         while len(rows):  # one round, and one more for every hash that two keys share

@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, no permission: the artifact that was there is still there
-        place = f": {error.filename}" if error.filename else ""
+        where = f": {error.filename}" if error.filename else ""
         fix = "free space or choose another folder, and give the same command again; what was saved before is kept"
-        print(f"sidera {arguments.verb}: {error.strerror or error}{place}; fix: {fix}", file=sys.stderr)
+        print(f"sidera {arguments.verb}: {error.strerror or error}{where}; fix: {fix}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"sidera {arguments.verb}: stopped; finished stages are kept, the same command goes on", file=sys.stderr)

@@ -73,7 +73,7 @@ class Answerer:
     @cached_property
     def reader(self) -> RequestReader:
         snapshot = self.snapshot
-        return RequestReader(snapshot.catalog, snapshot.num_known, snapshot.reading, self.behaviour)
+        return RequestReader(snapshot.catalog, snapshot.num_readable, snapshot.reading, self.behaviour)
 
     def _read(self, request: Request, refuse: bool) -> _Asked:
         if request.k < 1:

@@ -47,7 +47,7 @@ class RequestReader:
     """How one model reads requests over one Catalog."""
 
     catalog: Catalog
-    num_known: int  # items that the model has rows for
+    num_readable: int  # items that the model can read
     reading: Reading
     behaviour: Behaviour | None
 
@@ -113,13 +113,13 @@ class RequestReader:
 
     def _readable(self, request: Request, whole: KnownHistory, missing: tuple[str, ...]) -> ReadHistory:
         schema, item_ids, feedback, reads = self.catalog.schema, whole.item_ids, whole.feedback, self.reading.reads
-        kept = (item_ids >= 0) & (item_ids < self.num_known)
-        late = dict.fromkeys(item_ids[item_ids >= self.num_known].tolist())  # each once, in their order
+        kept = (item_ids >= 0) & (item_ids < self.num_readable)
+        late = dict.fromkeys(item_ids[item_ids >= self.num_readable].tolist())  # each once, in their order
         if not reads.feedback and schema.positive and feedback:
             kept &= feedback[schema.positive] > 0
         places, tokens = np.flatnonzero(kept), whole.tokens
         if tokens is not None:
-            tokens = tokens[tokens["item_ids"] < self.num_known]
+            tokens = tokens[tokens["item_ids"] < self.num_readable]
         elif reads.lifelong is not None:
             columns = {name: values[places] for name, values in feedback.items()}
             vectors = self.catalog.item_vectors

@@ -40,7 +40,7 @@ def save_model(
     recipe = {"model": dict(snapshot.section)}
     manifest = artifacts.Manifest("model", digest, parents=dict(parents), recipe=recipe, info=info)
     with artifacts.writing(path, manifest) as folder:
-        artifacts.save_tensors(folder, snapshot.model.state_dict())
+        artifacts.save_tensors(folder, snapshot.trained.state_dict())
 
 
 def section_of_run(path: Path, name: str, why: str, fix: str) -> Mapping[str, Any]:

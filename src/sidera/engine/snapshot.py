@@ -27,6 +27,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.core import InputError
 from sidera.data.reading import Reading
 from sidera.engine.histories import lifelong_of_events
+from sidera.nn.item_embedding import grown
 from sidera.ops.weights import check_weights
 from sidera.roles import Generator, Scorer
 
@@ -35,7 +36,8 @@ from sidera.roles import Generator, Scorer
 class Snapshot:
     """What answers: a model bound to a Catalog on a device."""
 
-    model: nn.Module
+    trained: nn.Module  # as it was trained, with rows for the items of then
+    model: nn.Module  # what answers: the same, grown to the items of the catalogue
     catalog: Catalog
     section: Mapping[str, Any]  # [model] of the recipe: name and keys
     version: str  # of the weights
@@ -52,32 +54,41 @@ class Snapshot:
         check_device(device)
         if isinstance(model, Generator):
             catalog.check_codebook(model.codebook_id)
-        known = catalog.num_items if num_known is None else num_known
-        return cls(model.to(device).eval(), catalog, section, version, known, device)
+        known, model = catalog.num_items if num_known is None else num_known, model.to(device).eval()
+        return cls(model, grown(model, catalog.items), catalog, section, version, known, device)
 
     # -- another snapshot ----------------------------------------------------------------------------------------
 
     def with_weights(self, state: Mapping[str, Tensor], version: str) -> Snapshot:
         """The same model with other weights; InputError when a tensor is missing, unknown, of another shape or not
         finite."""
-        check_weights(self.model, state)
-        memo: dict[int, Tensor] = {id(buffer): buffer for buffer in self.model.buffers()}
-        for name, own in self.model.state_dict(keep_vars=True).items():
+        check_weights(self.trained, state)
+        memo: dict[int, Tensor] = {id(buffer): buffer for buffer in self.trained.buffers()}
+        for name, own in self.trained.state_dict(keep_vars=True).items():
             new = state[name].detach().to(own.device, own.dtype, copy=True)
             memo[id(own)] = nn.Parameter(new, own.requires_grad) if isinstance(own, nn.Parameter) else new
         with self.lock:  # nobody lays out weights for answering while they are copied
-            model = copy.deepcopy(self.model, cast(dict[int, Any], memo))
+            model = copy.deepcopy(self.trained, cast(dict[int, Any], memo))
         model.eval()  # drops what was laid out for answering with the old weights
-        return replace(self, model=model, version=version, lock=threading.Lock())
+        return replace(
+            self, trained=model, model=grown(model, self.catalog.items), version=version, lock=threading.Lock()
+        )
 
     def with_catalog(self, catalog: Catalog) -> Snapshot:
         """The same model over a catalogue whose items came and went; CatalogMismatch when it is of another codebook."""
         catalog.check_codebook(self.catalog.codebook_id)
         if self.generates:
             catalog.trie.tensors(torch.device(self.device))  # built before anybody waits for it
-        return replace(self, catalog=catalog)
+        with self.lock:
+            model = grown(self.trained, catalog.items)
+        return replace(self, catalog=catalog, model=model)
 
     # -- the model's role ----------------------------------------------------------------------------------------
+
+    @property
+    def num_readable(self) -> int:
+        """Items that the model can read in a history: all, or those that its counts were made of."""
+        return self.catalog.num_items if getattr(self.model, "reads_late_items", True) else self.num_known
 
     @cached_property
     def generates(self) -> bool:

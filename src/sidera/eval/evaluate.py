@@ -139,7 +139,7 @@ def _all_metrics(lists: dict[int, Lists], config: EvalConfig) -> dict[str, np.nd
 def _list_metrics(
     lists: dict[int, Lists], config: EvalConfig, catalog: Catalog, head: PopularitySlices, popularity: np.ndarray
 ) -> dict[str, float]:
-    """Of the first main_k places, over the items that are not removed."""
+    """Of the first main_k positions, over the items that are not removed."""
     k, exposure = config.main_k, next(iter(lists.values())).exposure
     alive = ~catalog.removed
     grown = np.zeros(catalog.num_items, dtype=np.int64)  # items that came after the data set were never trained on

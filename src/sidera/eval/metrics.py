@@ -28,14 +28,14 @@ LENGTH_BUCKETS = ((1, 4), (5, 9), (10, 19), (20, 49), (50, None))  # events in t
 class TargetRanks:
     """Where the targets stand in the served lists. Places count from 1; 0 means not in the list."""
 
-    rank: np.ndarray  # (R,) int32 place of the target
-    tie_start: np.ndarray  # (R,) int32 place of the first item that shares the target's semantic ID
+    rank: np.ndarray  # (R,) int32 position of the target
+    tie_start: np.ndarray  # (R,) int32 position of the first item that shares the target's semantic ID
     tie_size: np.ndarray  # (R,) int32 servable items that share it, the target among them; 0: target cannot be served
     length: int  # k of the lists
 
     @property
     def expected_rank(self) -> np.ndarray:
-        """(R,) mean place of the target over the orders inside its semantic ID; 0 where the ID is not in the list."""
+        """(R,) mean position of the target over the orders inside its semantic ID; 0: the ID is not in the list."""
         in_list = self.tie_start > 0
         return np.where(in_list, self.tie_start + (self.tie_size - 1) / 2, 0.0)
 
@@ -71,13 +71,13 @@ def target_ranks(
     ``tie_sizes (R,)`` how many items of it could have been served. Items of one ID stand next to each other. Without
     them every item is its own tie.
     """
-    rank = _first_place(item_ids == target_ids[:, None])
+    rank = _first_position(item_ids == target_ids[:, None])
     if leaf_ids is None:
         return TargetRanks(rank, rank.copy(), np.ones_like(rank), item_ids.shape[1])
     if target_leaves is None or tie_sizes is None:
         raise ValueError("leaf_ids need target_leaves and tie_sizes beside them")
     known = (tie_sizes > 0)[:, None] & (item_ids >= 0)
-    tie_start = _first_place((leaf_ids == target_leaves[:, None]) & known)
+    tie_start = _first_position((leaf_ids == target_leaves[:, None]) & known)
     return TargetRanks(rank, tie_start, tie_sizes.astype(np.int32), item_ids.shape[1])
 
 
@@ -89,10 +89,10 @@ def row_metrics(ranks: TargetRanks, ks: Sequence[int]) -> dict[str, np.ndarray]:
     if ks and ks[-1] > ranks.length:
         raise ValueError(f"@{ks[-1]} asked of lists of {ranks.length}")
     rank = ranks.rank.astype(np.int64)
-    # (length+1,) gain of place p, and the sum of gains of places 1..p
+    # (length+1,) gain of position p, and the sum of gains of positions 1..p
     gain = np.concatenate([[0.0], 1.0 / np.log2(np.arange(1, ranks.length + 1) + 1.0)])
     gain_sum = np.cumsum(gain)
-    before = ranks.tie_start.astype(np.int64) - 1  # places above the tie; -1 where the ID was not found
+    before = ranks.tie_start.astype(np.int64) - 1  # positions above the tie; -1 where the ID was not found
     in_list = before >= 0
     size = np.maximum(ranks.tie_size.astype(np.int64), 1)
     metrics: dict[str, np.ndarray] = {}
@@ -100,7 +100,7 @@ def row_metrics(ranks: TargetRanks, ks: Sequence[int]) -> dict[str, np.ndarray]:
         hit = (rank > 0) & (rank <= k)
         metrics[f"recall@{k}"] = hit.astype(np.float64)
         metrics[f"ndcg@{k}"] = np.where(hit, gain[np.minimum(rank, k)], 0.0)
-        last = np.clip(before + size, 0, k)  # place of the tie's last item inside the cut
+        last = np.clip(before + size, 0, k)  # position of the tie's last item inside the cut
         first = np.clip(before, 0, last)
         metrics[f"expected_recall@{k}"] = np.where(in_list, (last - first) / size, 0.0)
         metrics[f"expected_ndcg@{k}"] = np.where(in_list, (gain_sum[last] - gain_sum[first]) / size, 0.0)
@@ -177,8 +177,8 @@ def length_slices(lengths: np.ndarray) -> dict[str, np.ndarray]:
     return slices
 
 
-def _first_place(mask: np.ndarray) -> np.ndarray:
-    """(R, k) -> (R,) place of the first True, from 1; 0 where there is none."""
+def _first_position(mask: np.ndarray) -> np.ndarray:
+    """(R, k) -> (R,) position of the first True, from 1; 0 where there is none."""
     if mask.shape[1] == 0:
         return np.zeros(mask.shape[0], dtype=np.int32)
     return np.where(mask.any(axis=1), mask.argmax(axis=1) + 1, 0).astype(np.int32)

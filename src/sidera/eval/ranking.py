@@ -1,4 +1,4 @@
-"""Ask a recommender for the lists of many rows and boil them down: places of the targets, exposure, the top items.
+"""Ask a recommender for the lists of many rows and reduce them: positions of the targets, exposure, the top items.
 
 A generator makes a short list (beam) and a long one (wide_beam); a scorer orders the whole catalogue, so its short list
 is the start of its long one. Ties of a generator are found by the catalogue's codes, those of a scorer by equal scores
@@ -104,7 +104,7 @@ class Lists:
     """The served lists of one mode and length, boiled down."""
 
     ranks: TargetRanks
-    exposure: np.ndarray  # (N,) places in the first main_k
+    exposure: np.ndarray  # (N,) appearances in the first main_k
     top_ids: np.ndarray  # (R, main_k)
 
 

@@ -13,11 +13,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sidera.artifacts import Manifest, read_manifest, save_tensors, writing
 from sidera.config import digest
@@ -66,6 +67,14 @@ def tidy(path: Path) -> None:
         os.replace(old, path)
     for folder in (old, *path.parent.glob(f".{path.name}.new-*")):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """What of a model decides whether its weights fit into another one."""
+    shapes = {name: [str(tensor.dtype), *tensor.shape] for name, tensor in model.state_dict().items()}
+    config = getattr(model, "config", None)
+    settings = asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}
+    return {"name": type(model).__name__, "weights": digest(shapes), **settings}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sidera.config import digest
 from sidera.core import InputError
 from sidera.fit import distributed
-from sidera.fit.checkpoint import FOLDER, load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint, tidy
+from sidera.fit.checkpoint import (
+    FOLDER,
+    describe,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+    tidy,
+)
 from sidera.fit.config import FitConfig
 from sidera.fit.log import TrainingLog
 from sidera.fit.memory import check_fits
@@ -106,7 +112,10 @@ def fit(
         run = _Run(model, source, config, run_dir, objective, watch, device, signals)
         run.budget -= spent_seconds
         run.restore(identity or {})
-        return run.go(on_progress, say)
+        try:
+            return run.go(on_progress, say)
+        finally:
+            model.eval()
 
 
 class _Run:
@@ -150,11 +159,9 @@ class _Run:
     def go(self, on_progress: OnProgress | None, say: Callable[[str], None] | None) -> FitResult:
         """Steps and looks until the training is finished or this call has to pause."""
         if self.state.finished:
-            return self._result(self.state.finished)
-        settled = settle(
-            self.model, self.source, self.config, self.state, self.clock, self.device,
-            self.total_steps if self.objective is model_loss else None,
-        )  # fmt: skip
+            return self.state.result(self.state.finished)
+        timed_steps = self.total_steps if self.objective is model_loss else None
+        settled = settle(self.model, self.source, self.config, self.state, self.clock, self.device, timed_steps)
         if say is not None:
             say(f"train: {settled}")
         self.parallel_loss = distributed.ParallelLoss(self.model, self.objective)
@@ -178,14 +185,11 @@ class _Run:
         except InputError:
             if self.best:
                 self.model.load_state_dict(self.best)
-                self.model.eval()
             raise
         finally:
             self.parallel_loss.close()
             if self.log is not None:
                 self.log.close()
-
-    # ---- a step ----------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
         """One optimizer step, and the position behind it."""
@@ -364,8 +368,8 @@ class _Run:
     def restore(self, identity: Mapping[str, Any]) -> None:
         """Continue from the checkpoint, where there is one; it has to be of this training."""
         self.identity = {
-            "fit": self.config.resumable(), "model": _describe(self.model), "data": getattr(self.source, "digest", ""),
-            **identity,
+            "fit": self.config.resumable(), "model": describe(self.model),
+            "data": getattr(self.source, "digest", ""), **identity,
         }  # fmt: skip
         if not self.path.exists():
             return
@@ -385,35 +389,11 @@ class _Run:
         distributed.barrier()
         if self.pause == "interrupted":
             raise Interrupted(self.state.step, self.total_steps, self.path)
-        return self._result(self.pause)
+        return self.state.result(self.pause)
 
     def _finish(self) -> FitResult:
         if self.best:
             self.model.load_state_dict(self.best)
         self._save()
         distributed.share_weights(self.model)
-        return self._result(self.state.finished)
-
-    def _result(self, reason: str) -> FitResult:
-        state = self.state
-        self.model.eval()
-        return FitResult(
-            best_metrics=dict(state.best_metrics),
-            best_step=state.best_step if state.best_step >= 0 else state.step,
-            steps=state.step,
-            history=list(state.evaluations),
-            stopped_because=reason,
-            finished=bool(state.finished),
-            cpu_seconds=state.cpu_seconds,
-            wall_seconds=state.wall_seconds,
-            precision=state.precision,
-            num_threads=state.num_threads,
-        )
-
-
-def _describe(model: nn.Module) -> dict[str, Any]:
-    """What of a model decides whether its weights fit into another one."""
-    shapes = {name: [str(tensor.dtype), *tensor.shape] for name, tensor in model.state_dict().items()}
-    config = getattr(model, "config", None)
-    settings = asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}
-    return {"name": type(model).__name__, "weights": digest(shapes), **settings}
+        return self.state.result(self.state.finished)

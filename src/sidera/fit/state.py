@@ -142,6 +142,21 @@ class TrainState:
         self.window = Window(wall_start=self.wall_seconds)
         return record
 
+    def result(self, reason: str) -> FitResult:
+        """What ``fit`` returns, ``stopped_because`` of the reason."""
+        return FitResult(
+            best_metrics=dict(self.best_metrics),
+            best_step=self.best_step if self.best_step >= 0 else self.step,
+            steps=self.step,
+            history=list(self.evaluations),
+            stopped_because=reason,
+            finished=bool(self.finished),
+            cpu_seconds=self.cpu_seconds,
+            wall_seconds=self.wall_seconds,
+            precision=self.precision,
+            num_threads=self.num_threads,
+        )
+
 
 @dataclass(frozen=True)
 class FitResult:

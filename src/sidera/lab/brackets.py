@@ -1,8 +1,7 @@
 """Policies that bracket the scale of an online test: random, popularity, the logger itself, and oracles.
 
-Random and popularity see what any policy sees. The logger and the oracles look behind the curtain
-(``choose_with_truth`` gets the users themselves), which no learnt policy can: an oracle knows taste, mood, quality and
-clickbait.
+Random and popularity see what any policy sees. The logger and the oracles get the users themselves
+(``choose_with_truth``), which no learnt policy does: an oracle knows taste, mood, quality and clickbait.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Guarded:
 
 
 def read_answer(answer: Any, num_users: int, k: int, num_items: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Items and faults; what stands behind the k-th place is not looked at. PolicyFailed when it is no list."""
+    """Items and faults; what stands behind the k-th position is not looked at. PolicyFailed when it is no list."""
     answered = np.full((num_users, k), -1, dtype=np.int64)  # -1: missing
     if isinstance(answer, np.ndarray) and answer.ndim == 2 and answer.dtype.kind in "iu":
         part = answer[:num_users, :k]
@@ -121,7 +121,7 @@ def _rows(value: Any) -> Sequence[Any]:
 
 
 def _item_number(item: Any, num_items: int) -> int:
-    """A number of the world's, -1 for an empty place, ``num_items`` for what is no item."""
+    """A number of the world's, -1 for an empty position, ``num_items`` for what is no item."""
     if item is None or (isinstance(item, int) and item == -1):
         return -1
     if isinstance(item, bool) or not isinstance(item, int | np.integer):

@@ -65,7 +65,7 @@ def to_batch(requests: Requests, recommender: Recommender) -> Batch:
     """What the model reads of each request; a history may come out empty."""
     schema, items = recommender.catalog.schema, requests.item_ids
     feedback = schema.complete(requests.feedback, len(items)) if schema.columns else {}
-    known = items < recommender.num_known
+    known = items < recommender.snapshot.num_readable
     profiles = {
         name: torch.from_numpy(_positions(requests.profiles[name], vocabulary))
         for name, vocabulary in schema.profile_fields.items()

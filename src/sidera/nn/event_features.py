@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from sidera.batch import Batch, Items
 from sidera.core import InputError
+from sidera.nn.item_embedding import ItemEmbedding
 
 ItemInput = Literal["id", "sid", "both"]
 TIMELESS = 0.1  # share of training histories whose times are hidden
@@ -66,7 +67,7 @@ class EventFeatures(nn.Module):
             schema.labels, schema.has_watch_time, schema.has_duration,
         )  # fmt: skip
         self.columns = schema.columns
-        self.item = nn.Embedding(catalog.num_items, width) if item_input != "sid" else None
+        self.item = ItemEmbedding(catalog.num_items, width) if item_input != "sid" else None
         self.code = (
             nn.ModuleList(nn.Embedding(size, width) for size in catalog.level_sizes) if item_input != "id" else None
         )

@@ -148,7 +148,7 @@ def _curves(record: Mapping[str, Any]) -> list[Figure]:
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     rows: dict[str, Any] = {
-        f"users who teach {name}": count for name, count in record["users"].items() if name != "audience"
+        f"users whose events train {name}": count for name, count in record["users"].items() if name != "audience"
     }
     rows["users who are served"] = record["users"]["audience"]
     for name, one in record["policies"].items():

@@ -26,7 +26,7 @@ Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # label -> (x, y
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of the legend: the place of a colour and a dash, and what they stand for."""
+    """An entry of the legend: the number of a colour and a dash, and what they stand for."""
 
     series: int
     dash: int

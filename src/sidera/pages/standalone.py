@@ -19,7 +19,7 @@ def write_svg(figures: list[Figure], path: str | Path) -> Path:
     width = WIDTH * len(figures) + GAP * (len(figures) - 1)
     positions = [(position * (WIDTH + GAP), figure) for position, figure in enumerate(figures)]
     template = environment().get_template("chart.svg")
-    text = template.render(width=width, height=height + 8, places=positions, title_height=TITLE, key_height=KEY,
+    text = template.render(width=width, height=height + 8, positions=positions, title_height=TITLE, key_height=KEY,
                            label=Markup("; ").join(figure.title for figure in figures))  # fmt: skip
     write_text(path, text)
     return Path(path)

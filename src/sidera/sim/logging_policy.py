@@ -58,36 +58,36 @@ class Logger:
         size = config.slate_size
         coins = low_uniform(bits_table(request_keys, Purpose.UNIFORM_SLOT, size))  # the upper bits draw the item
         uniform_mask = coins < np.float32(config.uniform_share)  # (n, S)
-        uniform_places = self._spread(request_keys, Purpose.UNIFORM_ITEM, size, Purpose.UNIFORM_SLOT)[0]  # (n, S)
+        uniform_positions = self._spread(request_keys, Purpose.UNIFORM_ITEM, size, Purpose.UNIFORM_SLOT)[0]  # (n, S)
         positions, words = self._spread(
             request_keys, Purpose.OFFSET, config.num_candidates, Purpose.CANDIDATE
         )  # (n, C)
         weights = exp(self.scores(users, rows, positions))  # (n, C)
         arrival_times = -log(low_uniform(words))  # exponential races: the smallest time / weight wins
         for slot in range(size):
-            taken_mask = uniform_mask[:, slot, None] & (positions == uniform_places[:, slot, None])
+            taken_mask = uniform_mask[:, slot, None] & (positions == uniform_positions[:, slot, None])
             weights[taken_mask] = 0
         total = np.zeros(len(rows), dtype=np.float32)
         for candidate in range(weights.shape[1]):  # one after the other: the sum's order is part of the result
             total += weights[:, candidate]
         races = arrival_times / np.maximum(weights, np.float32(1e-30))
-        chosen_places = uniform_places.copy()
+        chosen_positions = uniform_positions.copy()
         propensity = np.full((len(rows), size), np.float32(1) / np.float32(num_alive), dtype=np.float32)
         everyone = np.arange(len(rows))
         drawn_share = np.float32(config.num_candidates) / np.float32(num_alive)
         for slot in range(size):
             best = races.argmin(axis=1)
             won = weights[everyone, best]
-            mine_mask = ~uniform_mask[:, slot]
-            chosen_places[:, slot] = np.where(mine_mask, positions[everyone, best], chosen_places[:, slot])
+            ranked_mask = ~uniform_mask[:, slot]
+            chosen_positions[:, slot] = np.where(ranked_mask, positions[everyone, best], chosen_positions[:, slot])
             chance = drawn_share * np.minimum(won / total, np.float32(1))
-            propensity[:, slot] = np.where(mine_mask, chance, propensity[:, slot])
-            total = np.where(mine_mask, np.maximum(total - won, np.float32(1e-20)), total)
-            races[everyone, best] = np.where(mine_mask, np.float32(np.inf), races[everyone, best])
-        return Slate(self.alive[chosen_places], propensity, uniform_mask)
+            propensity[:, slot] = np.where(ranked_mask, chance, propensity[:, slot])
+            total = np.where(ranked_mask, np.maximum(total - won, np.float32(1e-20)), total)
+            races[everyone, best] = np.where(ranked_mask, np.float32(np.inf), races[everyone, best])
+        return Slate(self.alive[chosen_positions], propensity, uniform_mask)
 
     def scores(self, users: Users, rows: Rows, positions: NDArray[np.int64]) -> Floats:
-        """(n, C) logits of candidates, which are places in ``alive``."""
+        """(n, C) logits of candidates, which are positions in ``alive``."""
         estimate = users.estimate.ravel()
         base = (rows * users.estimate.shape[1])[:, None]
         result = estimate.take(base + self.topic.take(positions))
@@ -101,7 +101,7 @@ class Logger:
     def _spread(
         self, request_keys: Bits, offset: Purpose, count: int, counter: Purpose
     ) -> tuple[NDArray[np.int64], Bits]:
-        """(n, count) distinct places of ``alive``, each equally likely, and the random words that made them."""
+        """(n, count) distinct positions of ``alive``, each equally likely, and the random words that made them."""
         num_alive = len(self.alive)
         edges = np.arange(count + 1, dtype=np.int64) * num_alive // count
         words = bits_table(request_keys, counter, count)

@@ -26,7 +26,7 @@ NUM_FORMS = 3 + len(OPENERS) + len(CLOSERS)
 
 
 def search(users: Users, rows: Rows, request_keys: Bits, config: WorldConfig) -> tuple[Rows, Ids]:
-    """Who of ``rows`` searches before this request (their places in ``rows``), and the codes of their queries.
+    """Who of ``rows`` searches before this request (their positions in ``rows``), and the codes of their queries.
 
     Their short-term taste moves at once. ``request_keys`` (n,) are the request's random keys.
     """

@@ -1,7 +1,7 @@
 """``simulate``: let users live in a world under its logging policy and write what the platform would have logged.
 
 The folder is a data set in the canonical schema (``sidera run`` trains on it as it is): ``events.parquet`` holds every
-exposure, also those without a click, with its feedback, propensity and place; ``items.parquet`` what the platform sees
+exposure, also those without a click, with its feedback, propensity and slot; ``items.parquet`` what the platform sees
 of its items, cold ones included; ``users.parquet`` the profiles; ``searches.parquet`` (user, time, query), beside the
 data set proper, what users typed. Nothing of the truth (satisfaction, utility, taste,
 quality, clickbait) is written.
@@ -41,7 +41,7 @@ FEEDBACK: dict[str, pa.DataType] = {
     "propensity": pa.float32(),
     "uniform": pa.bool_(),  # of the slice that is drawn uniformly
     "request": pa.int32(),  # unique inside a user
-    "slot": pa.int16(),  # place in the slate
+    "slot": pa.int16(),  # position in the slate
 }
 
 

@@ -89,7 +89,7 @@ class Users:
         self.num_shown[rows] = shown + 1
 
     def feel(self, rows: Rows, felt: Floats, config: WorldConfig) -> None:
-        """Mood after one more place of the slate, an empty one too."""
+        """Mood after one more slot of the slate, an empty one too."""
         keep = np.float32(config.mood_decay)
         self.mood[rows] = keep * self.mood[rows] + (np.float32(1) - keep) * felt
         self.day_satisfaction[rows] += felt

@@ -208,6 +208,7 @@ class ClusterTree:
             raise ValueError(f"a cluster's number is not below {MAX_LEAF:,}")
         self._reserve(max(16, max(self.members) + 1))
         self.dirty = set(self.members)
+        self._pairs = dict.fromkeys(self.nodes)
 
     def copy(self, ring: ClusteredRing) -> ClusterTree:
         """A tree over ``ring``, a copy of this one's; it grows as this one would."""

@@ -350,7 +350,7 @@ class LifelongHistory:
         history.ring.leaf[slots] = arrays["leaf"]
         history.tree.restore(arrays)
         if not history.clusters.is_flat:
-            history.tree.settle(history.clusters.max_leaf)  # now, not at the first event
+            history.tree.refresh()  # so that reading changes nothing; pairs are found with the next chunk
         return history
 
 

@@ -57,7 +57,8 @@ class LogRepresentatives:
     def __init__(self, dataset: Dataset, schema: FeatureSchema, vectors: Vectors, config: LifelongConfig) -> None:
         """``vectors`` (N, D) of the data set's items. InputError unless ``config`` has a chunk."""
         config.check_chunk()
-        self.dataset, self.schema, self.vectors, self.config = dataset, schema, vectors, config
+        self.dataset, self.schema, self.config = dataset, schema, config
+        self.vectors = np.ascontiguousarray(vectors, dtype=np.float32)  # decoded once, not for every chunk
         self.log = np.zeros(dataset.num_events, dtype=TOKEN)  # every event for itself, in the log's order
         self.log["item_ids"], self.log["times"], self.log["counts"] = dataset.item_ids, dataset.times, 1
         bits = label_bits(schema, dataset.feedback)
@@ -65,7 +66,7 @@ class LogRepresentatives:
         for name in ("watch_time", "duration"):
             self.log[name] = dataset.feedback[name] if name in schema.columns else np.nan
         self._of_user: dict[int, _Checkpoints] = {}
-        self.identity = digest(["representatives", config, hashlib.sha256(vectors.tobytes()).hexdigest()])
+        self.identity = digest(["representatives", config, hashlib.sha256(self.vectors.tobytes()).hexdigest()])
 
     def __call__(self, user_ids: NDArray[np.int64], ends: NDArray[np.int64]) -> Lifelong:
         """Row b: of the events of ``user_ids[b]`` before position ``ends[b]`` of the log, and no others."""

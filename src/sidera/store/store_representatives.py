@@ -150,6 +150,8 @@ class StoreRepresentatives:
         if self.folder is None:
             return
         with self._all_locks():
+            users = set(self.store.users())  # one that was erased while nobody looked is not written again
+            self._held = {user: held for user, held in self._held.items() if user in users}
             texts = [user.encode() for user in self._held]
             counters = [(held.absorbed, held.num_unread) for held in self._held.values()]
             tensors = {

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from sidera import artifacts
 from sidera.catalog.catalog import Catalog
 from sidera.config import digest
 from sidera.data.config import View
@@ -20,6 +20,7 @@ from sidera.eval.config import EvalConfig
 from sidera.eval.evaluate import evaluate
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
 from sidera.models import MODELS, build_model
+from sidera.stage import stage
 
 FOLDER = "baselines"
 COMPANIONS = ("item_knn", "popularity")  # of a model that is none; one of them gets those behind it
@@ -47,14 +48,15 @@ def baselines(
     behind = COMPANIONS.index(model_name) + 1 if model_name in COMPANIONS else 0
     for name in COMPANIONS[behind:]:
         path = evaluation.parent / FOLDER / evaluation.name / name
-        wanted = digest([name, digest(asked), digest(items), settings, which])
-        if artifacts.is_current(path, "evaluation", wanted):
-            found.append(load_evaluation(path))
-            continue
-        result = evaluate(recommender_of(name, view, catalog), view.dataset, view.split, which, config, name=name)
-        save_evaluation(result, path, digest=wanted)
-        found.append(result)
-        say(_line(result))
+
+        def make(wanted: str, name: str = name, path: Path = path) -> Evaluation:
+            result = evaluate(recommender_of(name, view, catalog), view.dataset, view.split, which, config, name=name)
+            save_evaluation(result, path, digest=wanted)
+            say(_line(result))
+            return result
+
+        inputs = [name, digest(asked), digest(items), settings, which]
+        found.append(stage(path, "evaluation", inputs, make, partial(load_evaluation, path)))
     return found
 
 

@@ -43,6 +43,7 @@ from sidera.fit.loop import fit
 from sidera.loading import open_artifact
 from sidera.models import MODELS, build_model
 from sidera.nn.counters import count_parameters
+from sidera.stage import stage
 from sidera.train.recipe import Recipe
 from sidera.train.run_lock import one_writer
 from sidera.train.stages import Prepared, Say, catalog_stage, prepare, say_once
@@ -203,19 +204,39 @@ def one_run(
     """One size trained once -> what the fits need, and what else is worth keeping; reused when it is there."""
     config = one_pass(recipe.fit, lr, seed, stream.train.num_batches())
     path = out / "sizes" / f"{name}-s{seed}"
-    wanted = digest([stream.digest, recipe.model_section, config.identity(), BLOCKS])
-    if artifacts.is_current(path, KIND, wanted):
+
+    def load() -> tuple[SizeRun, dict[str, Any]]:
         opened = open_artifact(path, KIND)
         record = opened.json("run.json", dict)
-        say(f"scale: {name} seed {seed} reused ({path})")
         with opened.believed():
             return SizeRun.from_json(record["run"]), opened.typed(record, "facts", dict)
+
+    def make(wanted: str) -> tuple[SizeRun, dict[str, Any]]:
+        run, facts = _one_run(name, recipe, config, stream, out / "fit" / f"{name}-s{seed}", device)
+        manifest = artifacts.Manifest(KIND, wanted, recipe={"model": recipe.model_section, "fit": config.identity()})
+        with artifacts.writing(path, manifest) as folder:
+            text = json.dumps({"run": run.to_json(), "facts": facts}, indent=1)
+            (folder / "run.json").write_text(text, encoding="utf-8")
+        say(
+            f"scale: {name} seed {seed}: N = {run.parameters:,}, C = {run.flops:.3g} FLOPs, loss {run.loss:.4f}"
+            f" ({facts['cpu_seconds']:.0f} CPU-seconds)"
+        )
+        return run, facts
+
+    inputs = [stream.digest, recipe.model_section, config.identity(), BLOCKS]
+    return stage(path, KIND, inputs, make, load, reused=lambda: say(f"scale: {name} seed {seed} reused ({path})"))
+
+
+def _one_run(
+    name: str, recipe: Recipe, config: FitConfig, stream: Stream, folder: Path, device: str
+) -> tuple[SizeRun, dict[str, Any]]:
+    seed = config.seed
     model = build_model(recipe.model_name, recipe.model_config, stream.catalog, seed)
     result = fit(
         model,
         stream.train,
         config,
-        out / "fit" / f"{name}-s{seed}",
+        folder,
         evaluate=lambda model: {"loss": mean_loss(model, stream.valid, device)},
         device=device,
         identity={"stream": stream.digest},
@@ -233,18 +254,11 @@ def one_run(
         curve=tuple((float(used[entry["step"] - 1]), entry["loss"]) for entry in result.history),
     )
     facts = {
-        "name": name, "seed": seed, "lr": lr, "embeddings": parameters.embedding, "active": parameters.active,
+        "name": name, "seed": seed, "lr": config.lr, "embeddings": parameters.embedding, "active": parameters.active,
         "steps": result.steps, "best_step": result.best_step, "valid_loss": result.best_metrics["loss"],
-        "progressive": progressive_loss(out / "fit" / f"{name}-s{seed}" / METRICS),
+        "progressive": progressive_loss(folder / METRICS),
         "cpu_seconds": round(result.cpu_seconds, 1), "wall_seconds": round(result.wall_seconds, 1),
     }  # fmt: skip
-    manifest = artifacts.Manifest(KIND, wanted, recipe={"model": recipe.model_section, "fit": config.identity()})
-    with artifacts.writing(path, manifest) as folder:
-        (folder / "run.json").write_text(json.dumps({"run": run.to_json(), "facts": facts}, indent=1), encoding="utf-8")
-    say(
-        f"scale: {name} seed {seed}: N = {run.parameters:,}, C = {run.flops:.3g} FLOPs, loss {run.loss:.4f}"
-        f" ({facts['cpu_seconds']:.0f} CPU-seconds)"
-    )
     return run, facts
 
 

@@ -44,6 +44,7 @@ from sidera.models import RANKING, build_model, fit_once, reads_codes, role_of
 from sidera.ops.allocator import release_memory
 from sidera.ops.processor import emulates_bf16
 from sidera.ops.threads import given_threads, num_threads, usable_threads
+from sidera.stage import stage
 from sidera.train.baselines import baselines
 from sidera.train.ranker import validation as ranker_validation
 from sidera.train.recipe import Recipe
@@ -118,15 +119,15 @@ def catalog_stage(recipe: Recipe, prepared: Prepared, out: Path, say: Say = say_
     if distributed.rank() > 0:  # one process of a torchrun builds it, the others read it
         distributed.barrier()
         return Catalog.load(path)
-    catalog = _catalog(config, prepared, path, wanted, say)
+    catalog = stage(
+        path, "catalog", wanted, lambda wanted: _catalog(config, prepared, path, wanted, say),
+        lambda: Catalog.load(path), reused=lambda: say(f"catalog: reused ({path})"),
+    )  # fmt: skip
     distributed.barrier()
     return catalog
 
 
 def _catalog(config: CatalogConfig, prepared: Prepared, path: Path, wanted: str, say: Say) -> Catalog:
-    if artifacts.is_current(path, "catalog", wanted):
-        say(f"catalog: reused ({path})")
-        return Catalog.load(path)
     view, begun = prepared.positives, (time.perf_counter(), time.process_time())
     with num_threads(given_threads(usable_threads())):
         catalog, report = build_catalog(

@@ -85,10 +85,10 @@ def choose(what: str, names: Sequence[str], mapping: Mapping[str, str], roles: M
     for role, known in roles.items():
         if role in mapping:
             continue
-        found = _candidate(what, role, known, [name for name in names if name not in taken], choice)
-        if found is not None:
-            choice.sources[role] = found
-            taken.add(found)
+        column = _candidate(what, role, known, [name for name in names if name not in taken], choice)
+        if column is not None:
+            choice.sources[role] = column
+            taken.add(column)
     for name in names:
         if name in taken:
             continue

@@ -90,7 +90,7 @@ def parse_keep(text: str) -> dict[str, float]:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """``"user,item,_,time"`` -> names, a place without a name ("_") left out."""
+    """``"user,item,_,time"`` -> names, a position without a name ("_") left out."""
     names = tuple(name.strip() for name in text.split(","))
     if all(name in LEFT_OUT for name in names):
         raise InputError(f"--columns {text!r} names no column", allowed="e.g. user,item,rating,time")

@@ -82,7 +82,7 @@ def _all_regular(marks: np.ndarray, starts: np.ndarray, stops: np.ndarray, doubl
 
 
 def _scan(marks: np.ndarray, starts: np.ndarray, stops: np.ndarray, inside: bool) -> tuple[np.ndarray, int]:
-    """Mark by mark: -> (places that open and close in turn, place of the one that breaks the rule or -1)."""
+    """Mark by mark: -> (positions that open and close in turn, position of the one that breaks the rule or -1)."""
     positions: list[int] = []
     skip = False
     for at, (mark, start, stop) in enumerate(zip(marks.tolist(), starts.tolist(), stops.tolist(), strict=True)):

@@ -47,39 +47,33 @@ class ImportReport:
 
     def lines(self) -> list[str]:
         """For the screen, without the warnings."""
-        out = [f"read       {', '.join(self.files)}: {self.num_rows:,} rows"]
-        out += [f"           {note}" for note in self.notes]
-        out += [f"columns    {_some(self.columns)}"]
-        if self.left_out:
-            out.append(f"left out   {_some(self.left_out, len(self.left_out))}")
-        if self.item_columns:
-            out.append(f"items      {_some(self.item_columns, len(self.item_columns))}")
-        if self.user_columns:
-            out.append(f"users      {_some(self.user_columns, len(self.user_columns))}")
-        if self.time:
-            out.append(f"time       {self.time}")
-        if self.period:
-            out.append(f"period     {self.period[0]} .. {self.period[1]} UTC")
-        if self.kinds:
-            out.append(f"kinds      {_counts(self.kinds)}{self.events}")
-        elif self.events:
-            out.append(f"events     {self.events}")
-        if self.bad_rows:
-            out.append(f"bad rows   {self.bad_rows}")
         one = f"{self.per_user['share_with_1']:.0%} of users have one event"
-        out.append(f"per user   median {self.per_user['median']:g} events, at most {self.per_user['max']:,.0f}; {one}")
-        done = (
+        dropped = (
             "left out (one of each is kept)" if self.duplicates_dropped else "kept (--drop-duplicates leaves them out)"
         )
-        done = f"; {done}" if self.duplicates else ""
-        out.append(f"repeats    {self.duplicates:,} events repeat a user, item and second{done}")
-        if self.items_found is not None:
-            out.append(
-                f"join       {self.items_found:,} of {self.items_named:,} items of the log are in the items table"
-            )
+        repeats = (
+            f"{self.duplicates:,} events repeat a user, item and second{f'; {dropped}' if self.duplicates else ''}"
+        )
+        joined = f"{self.items_found:,} of {self.items_named:,}" if self.items_found is not None else ""
         share = self.items_with_text / max(1, self.num_items)
-        out.append(f"text       {self.items_with_text:,} of {self.num_items:,} items have text ({share:.0%})")
-        return out + [f"{'first rows' if not index else '':10} {row}" for index, row in enumerate(self.first_rows)]
+        labelled = [
+            ("read", f"{', '.join(self.files)}: {self.num_rows:,} rows"),
+            *(("", note) for note in self.notes),
+            ("columns", _some(self.columns)),
+            ("left out", _some(self.left_out, len(self.left_out))),
+            ("items", _some(self.item_columns, len(self.item_columns))),
+            ("users", _some(self.user_columns, len(self.user_columns))),
+            ("time", self.time),
+            ("period", f"{' .. '.join(self.period)} UTC" if self.period else ""),
+            ("kinds" if self.kinds else "events", (_counts(self.kinds) if self.kinds else "") + self.events),
+            ("bad rows", self.bad_rows),
+            ("per user", f"median {self.per_user['median']:g} events, at most {self.per_user['max']:,.0f}; {one}"),
+            ("repeats", repeats),
+            ("join", f"{joined} items of the log are in the items table" if joined else ""),
+            ("text", f"{self.items_with_text:,} of {self.num_items:,} items have text ({share:.0%})"),
+            *(("" if index else "first rows", row) for index, row in enumerate(self.first_rows)),
+        ]
+        return [f"{label:10} {text}" for label, text in labelled if text]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -126,7 +120,7 @@ def first_rows(events: pa.Table, unit: str) -> list[str]:
 
 
 def repeats(dataset: Dataset) -> np.ndarray:
-    """(E,) bool: an earlier event has the same user, item and second (or place in the order)."""
+    """(E,) bool: an earlier event has the same user, item and second (or position in the order)."""
     same = np.zeros(dataset.num_events, dtype=bool)
     users = dataset.event_users
     follows = (users[1:] == users[:-1]) & (dataset.times[1:] == dataset.times[:-1])

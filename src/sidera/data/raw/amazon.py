@@ -161,7 +161,7 @@ def _items(work: Conversion, file: RawFile, release: Release, logged: set[str]) 
         if item not in logged:
             continue
         if item in by_key:
-            work.count("items_told_twice", 1)
+            work.count("items_repeated", 1)
             continue
         brand = plain(record.get(release.brand))
         text = joined(record.get("description"))

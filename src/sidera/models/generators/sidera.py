@@ -11,8 +11,8 @@ The decoder also sees, for every child, whether and how often the history has be
 In a shop where nobody buys twice they become strongly negative at the leaves, where people repeat they do not, so what
 is "seen" need not be guessed by a filter (the idea of RepeatNet, arXiv 1812.02646, reduced to a bias).
 
-Items that came after training have no leaf vector: they keep log-probability -inf until the model is trained again.
-Where such an item stands in a history the answer names it (``Recommendation.unread``).
+An item that came after the training takes the place that its codes give it in the tree (:meth:`SideraGenerator.grow`),
+with the mean vector of its siblings (``nn.item_embedding``) until the model is trained again.
 
 Shape legend: T tokens · B histories · S longest history · R rows (tokens, or histories x beams) · W beams ·
 G candidates · L levels · K codes of a level · C children · D width.
@@ -34,6 +34,7 @@ from sidera.config import check_counts, check_value
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences
 from sidera.nn.counters import TRAINING, matmul_flops
+from sidera.nn.item_embedding import ItemEmbedding, ItemRows
 from sidera.nn.made_of_weights import MadeOfWeights
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.attention import Layout, layout_of
@@ -94,7 +95,6 @@ class SideraGenerator(nn.Module):
 
     role = "generator"
     feed = PackedSequences
-    paths: Tensor  # (N, L) node of each item at each level
     leaf_items: Tensor  # (N,) item of each leaf
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
@@ -104,13 +104,13 @@ class SideraGenerator(nn.Module):
         self.level_sizes = tuple(catalog.level_sizes)
         width, num_items = config.width, len(catalog.item_keys)
         self._build_tree(np.asarray(catalog.codes))
-        self.item = nn.Embedding(num_items, width)
+        self.item = ItemEmbedding(num_items, width)
         self.node_in = nn.ModuleList(nn.Embedding(n, width) for n in self.num_nodes[:-1])  # read with the history
         self.node_out = nn.ModuleList(nn.Embedding(n, width) for n in self.num_nodes[:-1])  # written
         for table in (self.item, *self.node_in, *self.node_out):
             nn.init.normal_(table.weight, std=0.02)
         if config.leaf != "tied":
-            self.leaf = nn.Embedding(num_items, width)
+            self.leaf = ItemEmbedding(num_items, width)
             nn.init.normal_(self.leaf.weight, std=0.02 if config.leaf == "untied" else 0.0)
         self.bias = nn.ParameterList(nn.Parameter(torch.zeros(n)) for n in self.num_nodes)
         self.visits = nn.Parameter(torch.zeros(len(self.level_sizes), 2))  # weights of "been there", log(1 + times)
@@ -130,7 +130,6 @@ class SideraGenerator(nn.Module):
     def _build_tree(self, codes_NL: np.ndarray) -> None:
         """Number the nodes of every level in code order, so that the children of a node are neighbours."""
         num_items, num_levels = codes_NL.shape
-        paths_NL = np.zeros((num_items, num_levels), dtype=np.int64)  # node of each item at each level
         parents = np.zeros(num_items, dtype=np.int64)  # everything hangs under the root
         num_parents = 1
         self.num_nodes: list[int] = []
@@ -141,7 +140,6 @@ class SideraGenerator(nn.Module):
             self.register_buffer(f"keys_{level}", torch.from_numpy(keys), persistent=False)  # parent * K + code
             self.register_buffer(f"starts_{level}", torch.from_numpy(starts), persistent=False)  # first child of a node
             self.register_buffer(f"codes_{level}", torch.from_numpy(keys % self.level_sizes[level]), persistent=False)
-            paths_NL[:, level] = parents
             num_parents = len(keys)
             self.num_nodes.append(num_parents)
             self.num_children.append(int(np.diff(starts).max()))
@@ -150,8 +148,35 @@ class SideraGenerator(nn.Module):
                 f"{num_items - num_parents} items share their semantic ID with another item",
                 fix='give every item its own: [catalog] collision = "extra_digit" or "greedy"',
             )
-        self.register_buffer("paths", torch.from_numpy(paths_NL), persistent=False)  # (N, L)
         self.register_buffer("leaf_items", torch.from_numpy(np.argsort(parents)), persistent=False)  # (N,) leaf -> item
+
+    def grow(self, items: ItemRows) -> None:
+        """Take in the nodes of items that came later; a new node scores as its siblings do on average."""
+        old_keys = [getattr(self, f"keys_{level}").cpu().numpy() for level in range(len(self.level_sizes))]
+        device = self.leaf_items.device
+        self._build_tree(np.asarray(items.codes, dtype=np.int64))
+        of_old = np.zeros(1, dtype=np.int64)  # the old number of each node of the level above; -1: it is new
+        for level, size in enumerate(self.level_sizes):
+            keys = getattr(self, f"keys_{level}").cpu().numpy()
+            old_parents = of_old[keys // size]
+            wanted = old_parents * size + keys % size
+            at = np.searchsorted(old_keys[level], wanted).clip(max=len(old_keys[level]) - 1)
+            of_old = np.where((old_parents >= 0) & (old_keys[level][at] == wanted), at, -1)
+            rows, parents = torch.from_numpy(of_old).to(device), torch.from_numpy(keys // size).to(device)
+            self.bias[level] = nn.Parameter(_with_siblings(self.bias[level].detach()[:, None], rows, parents)[:, 0])
+            if level < len(self.level_sizes) - 1:
+                for tables in (self.node_in, self.node_out):
+                    weight = _with_siblings(cast(nn.Embedding, tables[level]).weight.detach(), rows, parents)
+                    tables[level] = nn.Embedding(weight.shape[0], weight.shape[1], _weight=weight)
+        self.to(device).requires_grad_(False)
+
+    def _paths(self, codes_UL: Tensor) -> Tensor:
+        """(U, L) codes of items -> the node of each at each level."""
+        nodes, found = torch.zeros_like(codes_UL[:, 0]), []
+        for level in range(len(self.level_sizes)):
+            nodes = self._child(level, nodes, codes_UL[:, level])
+            found.append(nodes)
+        return torch.stack(found, dim=1)
 
     def _node_vectors(self, level: int) -> Tensor:
         """(nodes of the level, D); at the last level in leaf order."""
@@ -206,7 +231,7 @@ class SideraGenerator(nn.Module):
 
     def states(self, batch: Batch, layout: Layout) -> Tensor:
         """(T, D): at each event what the history up to it says."""
-        paths = self.paths[batch.items.ids]  # (U, L)
+        paths = self._paths(batch.items.codes)  # (U, L)
         items = self.item(batch.items.ids)
         for level, table in enumerate(self.node_in):
             items = items + table(paths[:, level])
@@ -217,13 +242,13 @@ class SideraGenerator(nn.Module):
         """(R, S, L) nodes of the ``count`` (R,) events from token ``first`` (R,) on; -1 behind them."""
         steps = torch.arange(int(count.max()), device=first.device)
         tokens = (first[:, None] + steps).clamp(max=batch.events.num_values - 1)  # (R, S)
-        nodes = self.paths[batch.items.ids][batch.events.items[tokens]]  # (R, S, L)
+        nodes = self._paths(batch.items.codes)[batch.events.items[tokens]]  # (R, S, L)
         return nodes.masked_fill((steps >= count[:, None])[:, :, None], -1)
 
     def loss(self, batch: Batch) -> Loss:
         """Sum over targets of -log p(next item), one softmax over siblings a level."""
         target_ids, offsets = batch.target_ids_of("event"), batch.events.offsets
-        target_paths = self.paths[target_ids]  # (T, L)
+        target_paths = self._paths(batch.items.codes)[batch.targets_of("event").items]  # (T, L)
         total, parts = target_paths.new_zeros((), dtype=torch.float32), {}
         parents = torch.zeros_like(target_ids)
         layout = layout_of(offsets)
@@ -248,7 +273,8 @@ class SideraGenerator(nn.Module):
         events = batch.events.num_values
         forward = self.encoder.flops(batch.lengths) + matmul_flops(self.project, events)
         if batch.targets is not None:
-            paths, parents = self.paths.cpu()[batch.target_ids.cpu()], torch.zeros(events, dtype=torch.int64)
+            paths = self._paths(batch.items.codes)[batch.targets.items].cpu()
+            parents = torch.zeros(events, dtype=torch.int64)
             for level in range(len(self.level_sizes)):
                 starts = getattr(self, f"starts_{level}").cpu()
                 forward += 2.0 * self.config.width * float((starts[parents + 1] - starts[parents]).sum())
@@ -328,3 +354,15 @@ class SideraGenerator(nn.Module):
         children = children.masked_fill(absent_mask, 0)  # (B, W, C)
         logits = table.gather(1, children.flatten(1)).view(children.shape)
         return logits.masked_fill(absent_mask, NEVER), children
+
+
+def _with_siblings(old: Tensor, rows: Tensor, parents: Tensor) -> Tensor:
+    """(n, D) rows of ``old`` (m, D) by old number (n,); those that are new (-1) get the mean of the nodes with the same
+    parent (n,), or of all where every sibling is new."""
+    known = rows >= 0
+    found = old[rows.clamp(min=0)]
+    number = int(parents.max()) + 1
+    sums = old.new_zeros(number, old.shape[1]).index_add_(0, parents[known], found[known])
+    counts = torch.bincount(parents[known], minlength=number)
+    means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], old.mean(0))
+    return torch.where(known[:, None], found, means[parents])

@@ -48,6 +48,7 @@ class ItemKNN(nn.Module):
 
     role = "scorer"
     reads_codes = False
+    reads_late_items = False  # nothing was counted of them
     neighbour_ids: Tensor  # (N, neighbours)
     similarity: Tensor  # (N, neighbours), 0 where there are fewer
 

@@ -30,6 +30,7 @@ class Popularity(nn.Module):
 
     role = "scorer"
     reads_codes = False
+    reads_late_items = False  # nothing was counted of them
     counts: Tensor  # (N,)
 
     def __init__(self, config: Config, catalog: Catalog) -> None:

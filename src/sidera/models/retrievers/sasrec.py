@@ -25,6 +25,7 @@ from sidera.config import check_counts, check_value
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences
 from sidera.nn.counters import TRAINING
+from sidera.nn.item_embedding import ItemEmbedding
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.attention import layout_of
 from sidera.roles import Loss
@@ -69,10 +70,10 @@ class SASRec(nn.Module):
         super().__init__()
         self.config, self.reads = config, config.reads
         num_items = len(catalog.item_keys)
-        self.item = nn.Embedding(num_items, config.width)
+        self.item = ItemEmbedding(num_items, config.width)
         nn.init.normal_(self.item.weight, std=0.02)
         if config.output != "tied":
-            self.output = nn.Embedding(num_items, config.width)
+            self.output = ItemEmbedding(num_items, config.width)
             nn.init.normal_(self.output.weight, std=0.02 if config.output == "untied" else 0.0)
         self.encoder = CausalEncoder(
             config.width,

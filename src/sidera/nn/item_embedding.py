@@ -1,0 +1,90 @@
+"""A vector for every item that a training knew, and for items that came later a fallback from what they are.
+
+An item that came after the training has no trained vector. It gets the mean of the trained vectors of the items that it
+is most like: those with the longest prefix of its codes, else those of one of its categories, else all. A model of
+trained rows is never changed: :func:`grown` makes another over the longer table, which shares every other weight.
+
+Shape legend: N trained items · M later ones · L levels of a semantic ID · D width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class ItemRows(Protocol):
+    """What is read of a ``data.items.ItemTable``."""
+
+    @property
+    def codes(self) -> Any: ...  # (N + M, L)
+
+    @property
+    def features(self) -> Mapping[str, Any]: ...  # name -> (N + M,) category, 0: unknown
+
+
+class ItemEmbedding(nn.Embedding):
+    """(...,) dense item ids -> (..., D)."""
+
+    def longer(self, items: ItemRows) -> ItemEmbedding:
+        """The table of all of ``items``, whose first rows are these."""
+        rows = torch.cat((self.weight.detach(), fallback_rows(self.weight.detach(), items)))
+        table = ItemEmbedding(rows.shape[0], rows.shape[1], _weight=rows)
+        return table.requires_grad_(False)
+
+
+def fallback_rows(trained: Tensor, items: ItemRows) -> Tensor:
+    """(M, D): for every item behind the trained rows (N, D) the mean of those that it is most like."""
+    number, total = len(trained), len(items.codes)
+    late = np.arange(number, total)
+    found = trained.mean(0).expand(len(late), -1).clone()
+    open_mask = np.ones(len(late), dtype=bool)
+    for keys in _likeness(items):
+        group, which = np.unique(keys, return_inverse=True)
+        sizes = np.bincount(which[:number], minlength=len(group))
+        known = keys[number:] >= 0
+        taken = np.flatnonzero(open_mask & known & (sizes[which[number:]] > 0))
+        if not len(taken):
+            continue
+        wanted = torch.from_numpy(which[number:][taken]).to(trained.device)
+        members = torch.from_numpy(which[:number]).to(trained.device)
+        sums = trained.new_zeros(len(group), trained.shape[1]).index_add_(0, members, trained)
+        means = sums / torch.from_numpy(sizes).to(trained.device).clamp(min=1)[:, None]
+        found[torch.from_numpy(taken).to(trained.device)] = means[wanted].to(found.dtype)
+        open_mask[taken] = False
+        if not open_mask.any():
+            break
+    return found
+
+
+def _likeness(items: ItemRows) -> Iterator[np.ndarray]:
+    """(N + M,) keys that like items share, the most telling first; -1 where nothing is known."""
+    codes = np.asarray(items.codes, dtype=np.int64)
+    for level in range(codes.shape[1], 0, -1):
+        _, prefixes = np.unique(codes[:, :level], axis=0, return_inverse=True)
+        yield prefixes.reshape(-1)
+    for values in items.features.values():
+        categories = np.asarray(values, dtype=np.int64)
+        yield np.where(categories > 0, categories, -1)
+
+
+def grown(model: nn.Module, items: ItemRows) -> nn.Module:
+    """``model`` over a longer table of items; itself where it has no row per item, or no item came.
+
+    A model that has more than item vectors (a tree of the items) says by a method ``grow(items)`` what else changes.
+    """
+    tables = {name: part for name, part in model.named_modules() if isinstance(part, ItemEmbedding)}
+    if not tables or all(part.num_embeddings == len(items.codes) for part in tables.values()):
+        return model
+    shared = {id(part): part for part in (*model.parameters(), *model.buffers())}
+    new = copy.deepcopy(model, cast(dict[int, Any], shared)).eval()
+    for name, part in tables.items():
+        new.set_submodule(name, part.longer(items))
+    if hasattr(new, "grow"):
+        cast(Any, new).grow(items)
+    return new
