@@ -33,7 +33,7 @@ MOST = {
     **dict.fromkeys(("num_layers", "encoder_layers", "decoder_layers", "lifelong_layers", "ff_multiple"), 1000),
     **dict.fromkeys(("num_heads", "num_kv_groups", "num_kernels", "num_queries", "num_shared", "image_size"), 4096),
     **dict.fromkeys(("max_history", "short_term", "positive_length", "num_lifelong_queries", "ff_width"), 2**20),
-    **dict.fromkeys(("expert_width", "item_numbers", "num_negatives", "batch_size", "accumulate"), 2**20),
+    **dict.fromkeys(("expert_width", "num_negatives", "batch_size", "accumulate"), 2**20),
     **dict.fromkeys(("beam", "wide_beam", "list_beam", "window", "max_words", "max_categories", "samples"), 2**16),
     **dict.fromkeys(("neighbours", "recent", "vocabulary", "max_user_items", "max_item_users"), 2**24),
     **dict.fromkeys(("bootstrap", "latency_rows", "caption_items", "requests", "ntp_batch"), 2**20),

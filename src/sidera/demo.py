@@ -19,6 +19,7 @@ from sidera.data.config import load_dataset
 from sidera.engine.recommender import Recommender
 from sidera.eval.compare import compare
 from sidera.eval.evaluation import Evaluation
+from sidera.eval.lines import evaluation_lines
 from sidera.lab.online import online_test, to_text
 from sidera.lab.recommender_policy import RecommenderPolicy
 from sidera.pages.headline import headline
@@ -30,7 +31,7 @@ from sidera.sim.config import world_config
 from sidera.sim.simulate import simulate
 from sidera.sim.world import World
 from sidera.train.recipe import Recipe
-from sidera.train.stages import evaluation_lines, run
+from sidera.train.stages import run
 
 SMALL = 2000  # items of a data folder, at most, for TIGER to join and for trainings in small batches
 LARGE = ("fit.epochs=10", "fit.batch_size=128", "fit.eval_every_epochs=5", "eval.max_rows=5000")
@@ -56,7 +57,7 @@ def demo(data: str | None, out: Path) -> list[Path]:
     for name, recipe in recipes.items():
         console.say(f"\n== {name}")
         result = run(recipe, data, out / name)
-        assert result is not None, "demo recipes have no piece limit"
+        assert isinstance(result, Evaluation), "demo recipes answer lists and have no piece limit"
         console.result(evaluation_lines(result))
         results[name] = result
     first = "generator" if world is None else "onerec_v2"

@@ -31,6 +31,7 @@ from sidera.engine.recommender import Recommender
 from sidera.engine.requests import keys_of_items, requests_of
 from sidera.eval.evaluation import Evaluation
 from sidera.frame import Answers
+from sidera.models import RANKING, role_of
 from sidera.recipes import find_recipe
 from sidera.train.recipe import Recipe
 from sidera.train.stages import evaluate_stage, prepare, train
@@ -90,7 +91,9 @@ class Run:
         """Measured on the held-out rows, with intervals; what was measured before is read again."""
         with _loudness(self._quiet):
             prepared = prepare(self.recipe, self.data)
-            return evaluate_stage(self.recipe, prepared, self.recommender, self.path, rows)
+            found = evaluate_stage(self.recipe, prepared, self.recommender, self.path, rows)
+        assert isinstance(found, Evaluation), "a Recommender answers lists"
+        return found
 
     def to_frame(self, who: Iterable[Any], k: int = 10, **options: Any) -> Any:
         """:meth:`recommend` as a pandas DataFrame, or an Arrow table where pandas is not installed."""
@@ -162,6 +165,8 @@ def fit(
     InputError for an unknown recipe, section or key, as the shell says it.
     """
     chosen = Recipe.parse(_sections(recipe, sections))
+    if role_of(chosen.model_name) in RANKING:
+        raise InputError(f"{chosen.model_name} ranks candidates and finds none", fix="train it with `sidera run`")
     if chosen.fit.piece_minutes is not None:
         raise InputError("[fit] piece_minutes stops before the end", fix="use max_minutes, or `sidera run`")
     keep = tempfile.TemporaryDirectory(prefix="sidera-run-") if out is None else None
@@ -173,7 +178,7 @@ def fit(
         place = Path(data)
     with _loudness(quiet):
         _, recommender = train(chosen, place, path, device=device)
-    assert recommender is not None, "a training without piece_minutes ends in one call"
+    assert isinstance(recommender, Recommender), "no ranker, and a training without piece_minutes ends in one call"
     return Run(path, place, chosen, recommender, keep, quiet)
 
 

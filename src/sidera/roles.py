@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from sidera.batch import Batch
+from sidera.batch import Batch, Reads
 from sidera.core import InputError
 
 
@@ -91,8 +91,6 @@ class SessionGenerator(Generator, Protocol):
 class Scorer(Protocol):
     """Scores every item of the catalogue at once (popularity, item-kNN, SASRec)."""
 
-    def loss(self, batch: Batch) -> Loss: ...
-
     def item_scores(self, batch: Batch) -> Tensor:
         """(B, N), higher is better."""
 
@@ -113,13 +111,21 @@ class Ranker(Protocol):
     """Scores given items for each history, one number per task; the user part is paid for once."""
 
     tasks: tuple[str, ...]  # what the numbers of an item are, the one to rank by first
+    reads: Reads
 
     def loss(self, batch: Batch) -> Loss: ...
 
     def context(self, batch: Batch) -> Context: ...
 
     def score(self, context: Context, candidates: Tensor) -> Tensor:
-        """Candidates (B, C) item ids -> (B, C, tasks), each in the order of ``tasks``, higher is more likely."""
+        """Candidates (B, C) item ids -> (B, C, tasks), each in the order of ``tasks``, higher is more likely.
+
+        For a list reward: lists (B, G, m), -1 where a list is shorter -> (B, G, tasks).
+        """
+
+    def labels(self, batch: Batch) -> Mapping[str, Tensor]:
+        """task -> (targets,) what came of the batch's targets, 0 to 1, NaN where nobody knows yet; (B,) of a list
+        reward. A task that nothing can be said of (a fused score) is left out."""
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,15 @@ from sidera.batch import Batch
 from sidera.catalog.build import build_catalog
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
-from sidera.data.batches import PackedSequences, PrefixRows, RequestRows
 from sidera.data.config import View
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
-from sidera.data.split import Split, leave_one_out, train_sequences
+from sidera.data.split import Split, leave_one_out
 from sidera.data.tiny import checkerboard, checkerboard_next
 from sidera.engine.recommender import Recommender
 from sidera.fit.config import FitConfig
-from sidera.models import MODELS, build_model, parse_model
+from sidera.fit.loop import BatchSource
+from sidera.models import MODELS, RANKING, build_model, fit_once, parse_model, role_of
 from sidera.roles import Generator
 from sidera.train.recipe import Recipe
 from sidera.train.stages import Prepared, batch_source
@@ -141,9 +141,8 @@ def trained(name: str) -> Trained:
     model = build(name)
     source = batches(name, model)
     losses: list[float] = []
-    if source is None and hasattr(model, "count"):
-        model.count(*train_sequences(world().prepared.dataset, world().prepared.split))
-    elif source is not None:
+    fit_once(model, world().prepared.view)
+    if source is not None:
         losses = take_steps(model, source, NUM_STEPS)
     model.eval()
     return Trained(model, tuple(losses), recommender(name, model))
@@ -169,9 +168,7 @@ def take_steps(model: torch.nn.Module, source: Any, num_steps: int) -> list[floa
     return losses
 
 
-def batches(
-    name: str, model: torch.nn.Module, batch_size: int = 64
-) -> PackedSequences | PrefixRows | RequestRows | None:
+def batches(name: str, model: torch.nn.Module, batch_size: int = 64) -> BatchSource | None:
     """What the model trains on, as the training stage makes it; None where it takes no steps."""
     recipe: Any = SimpleNamespace(model_config=model.config, fit=FitConfig(batch_size=batch_size))
     view = View(world().dataset, world().split, FeatureSchema())
@@ -195,7 +192,7 @@ def batch_of(histories: list[np.ndarray] | list[list[int]]) -> Batch:
     return hand_made(items, torch.as_tensor(offsets).long(), items=world().catalog.items)
 
 
-# The checkerboard has no feedback, without which a ranker has nothing to learn: theirs is tests/models/test_pscore.py.
-ALL = sorted(name for name in MODELS if not hasattr(MODELS[name], "score"))
+# The checkerboard has no feedback, without which rankers and rewards have nothing to learn: test_every_ranker.py.
+ALL = sorted(name for name in MODELS if role_of(name) not in RANKING)
 GENERATORS = [name for name in ALL if isinstance(build(name), Generator)]
 SCORERS = [name for name in ALL if name not in GENERATORS]

@@ -26,6 +26,7 @@ from sidera.engine.recommender import Recommender
 from sidera.fit import FitConfig, tuning
 from sidera.fit.state import Clock, TrainState
 from sidera.fit.tuning import settle
+from sidera.models import MODELS
 from sidera.ops.threads import num_threads
 from sidera.roles import Generator, Scorer
 
@@ -38,8 +39,8 @@ TAKE_STEPS = [name for name in ALL if batches(name, build(name)) is not None]
 @pytest.mark.parametrize("name", ALL)
 def test_it_plays_a_role(name: str) -> None:
     model = build(name)
-    assert isinstance(model, Generator) != isinstance(model, Scorer)
-    assert model.trains_on in ("positions", "prefixes", "requests", "sessions", "counts", "nothing")
+    assert isinstance(model, Generator) == (model.role == "generator")
+    assert isinstance(model, Scorer) == (model.role == "scorer")
     assert model.config == type(model.config)(**model.config.__dict__)
 
 
@@ -57,9 +58,10 @@ def test_popularity_counts_training_events_only() -> None:
     np.testing.assert_array_equal(ranked.scores[0].numpy(), np.sort(popularity)[::-1])
 
 
-def test_who_takes_no_steps_says_so() -> None:
+def test_who_takes_no_steps_is_fitted_once_and_pretends_no_loss() -> None:
     assert len(TAKE_STEPS) >= 6
-    assert {build(name).trains_on for name in ALL if name not in TAKE_STEPS} == {"counts", "nothing"}
+    for name in ALL:
+        assert (name in TAKE_STEPS) == hasattr(MODELS[name], "loss") != hasattr(MODELS[name], "fit_once"), name
 
 
 @pytest.mark.parametrize("name", TAKE_STEPS)

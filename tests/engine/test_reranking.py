@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ from align.tiny_world import tiny
 from sidera import artifacts
 from sidera.batch import Batch
 from sidera.core import ArtifactError, CatalogMismatch, InputError
-from sidera.data.features import item_numbers
 from sidera.engine.quota import Quota
+from sidera.engine.ranking import Ranking
 from sidera.engine.recommender import Recommender
-from sidera.engine.reranker import Reranker, load_ranker, save_ranker, without_repeats
+from sidera.engine.reranker import Reranker, without_repeats
 from sidera.engine.serving import Parts
 from sidera.models import build_model
 from sidera.models.rankers.pscore import PScore
@@ -27,12 +28,15 @@ from sidera.ops.jagged import jagged_rows
 
 def network(seed: int = 0) -> PScore:
     world = tiny()
-    numbers = item_numbers(world.view.dataset.items)
-    config = PScore.Config(width=16, hidden=16, tower_width=4, num_heads=2, item_numbers=numbers.shape[1])
+    config = PScore.Config(width=16, hidden=16, tower_width=4, num_heads=2)
     model = build_model("pscore", config, world.catalog, seed)
     assert isinstance(model, PScore)
-    model.know_items(numbers)
     return model.eval()
+
+
+def save(ranker: PScore, run: Path, **facts: Any) -> None:
+    section = {"name": "pscore", **asdict(ranker.config)}
+    Ranking(ranker, tiny().catalog, section).save_model(run / "model", digest="d1", parents={}, **facts)
 
 
 def recommender() -> Recommender:
@@ -78,7 +82,7 @@ def test_items_without_a_row_stand_behind_in_the_generators_order() -> None:
     ranker, batch = network(), questions().cut(0, 2)
     late = tiny().catalog.num_items
     candidates = torch.tensor([[late + 1, 3, late, 5, -1], [7, late, 8, -1, -1]])
-    ids, scores = Reranker(ranker, "two").order(batch, candidates, 5)
+    ids, scores = Reranker(ranker, "two", num_known=late).order(batch, candidates, 5)
     assert ids[0, 2:].tolist() == [late + 1, late, -1]
     assert ids[1, 2:].tolist() == [late, -1, -1]
     assert torch.equal(scores[0, 1:4], scores[0, 1].expand(3))  # no score of their own: the last that was given
@@ -89,10 +93,10 @@ def test_the_order_does_not_depend_on_the_sign_of_scores() -> None:
     """Items without a row stand behind all others whatever a ranker's scores are."""
     late, batch, ranker = tiny().catalog.num_items, questions().cut(0, 2), network()
     candidates = torch.tensor([[late + 1, 3, late, 5, 9], [late + 2, -1, late, -1, -1]])
-    ids, scores = Reranker(ranker, "two").order(batch, candidates, 5)
+    ids, scores = Reranker(ranker, "two", num_known=late).order(batch, candidates, 5)
     plain, score = ids.clone(), ranker.score
     ranker.score = lambda context, asked: score(context, asked) - 5.0  # type: ignore[method-assign]
-    ids, below = Reranker(ranker, "two").order(batch, candidates, 5)
+    ids, below = Reranker(ranker, "two", num_known=late).order(batch, candidates, 5)
     assert torch.equal(ids, plain)
     assert ids[0, 3:].tolist() == [late + 1, late]
     assert ids[1].tolist() == [late + 2, late, -1, -1, -1]
@@ -109,31 +113,33 @@ def test_repeats_and_left_out_items_go() -> None:
 
 def test_a_saved_ranker_answers_alike_and_is_bound_to_its_catalogue(tmp_path: Path) -> None:
     ranker, batch, catalog = network(), questions(), tiny().catalog
-    save_ranker(ranker, tmp_path / "reward", catalog, digest="d1", parents={}, info={"auc": 0.5})
-    loaded, version = load_ranker(tmp_path / "reward", catalog)
-    assert version == "d1"
-    assert artifacts.read_manifest(tmp_path / "reward", "ranker").info["auc"] == 0.5
-    assert torch.equal(loaded.item_scores(batch), ranker.item_scores(batch))
+    save(ranker, tmp_path / "reward", training={"users": 5})
+    loaded = Ranking.load(tmp_path / "reward", catalog)
+    assert loaded.version == "d1"
+    assert artifacts.read_manifest(tmp_path / "reward" / "model", "model").info["training"] == {"users": 5}
+    assert torch.equal(loaded.model.item_scores(batch), ranker.item_scores(batch))
+    reranker = Reranker.load(tmp_path / "reward", catalog, 20)
+    assert (reranker.version, reranker.num_candidates, reranker.num_known) == ("d1", 20, catalog.num_items)
     with pytest.raises(CatalogMismatch, match="codebook"):
-        load_ranker(tmp_path / "reward", replace(catalog, codebook_id="another"))
+        Ranking.load(tmp_path / "reward", replace(catalog, codebook_id="another"))
     with pytest.raises(ArtifactError, match="no ranker at"):
-        load_ranker(tmp_path / "none", catalog)
+        Ranking.load(tmp_path / "none", catalog)
 
 
 def test_a_ranker_is_read_as_its_manifest_lists_and_its_weights_imply(tmp_path: Path) -> None:
-    ranker, batch, catalog, path = network(), questions(), tiny().catalog, tmp_path / "reward"
-    save_ranker(ranker, path, catalog, digest="d1", parents={}, info={})
+    ranker, batch, catalog, path = network(), questions(), tiny().catalog, tmp_path / "model"
+    save(ranker, tmp_path)
     others = {name: tensor + 1 for name, tensor in ranker.state_dict().items() if tensor.is_floating_point()}
     save_file(others, path / "weights-99999.safetensors")
-    assert torch.equal(load_ranker(path, catalog)[0].item_scores(batch), ranker.item_scores(batch))
+    assert torch.equal(Ranking.load(tmp_path, catalog).model.item_scores(batch), ranker.item_scores(batch))
     written = json.loads((path / "manifest.json").read_text())
-    for key, value in (("width", 10**7), ("hidden", 2**16), ("item_numbers", 3), ("name", "sasrec")):
+    for key, value in (("width", 10**7), ("hidden", 2**16), ("num_learned", 3), ("name", "sasrec")):
         record = json.loads(json.dumps(written))
         record["recipe"]["model"][key] = value
         del record["seal"]
         (path / "manifest.json").write_text(json.dumps({**record, "seal": artifacts._seal(record)}))
-        with pytest.raises(ArtifactError, match=r"ranker .* is damaged: ") as caught:
-            load_ranker(path, catalog)
+        with pytest.raises(ArtifactError, match=r"model .* is damaged: ") as caught:
+            Ranking.load(tmp_path, catalog)
         assert "\n" not in str(caught.value)
 
 

@@ -37,12 +37,13 @@ from sidera.catalog.rq_kmeans import RQKMeans
 from sidera.config import load_recipe
 from sidera.data.config import View, load_dataset, make_views
 from sidera.data.dataset import Dataset
-from sidera.data.split import item_popularity, train_sequences
+from sidera.data.split import item_popularity
 from sidera.data.tiny import tiny_log
+from sidera.engine.ranking import Ranking
 from sidera.engine.recommender import Recommender
+from sidera.eval.ranker_evaluation import judged, part_batches
 from sidera.fit.loop import fit
-from sidera.models import MODELS, build_model
-from sidera.models.retrievers.item_knn import ItemKNN
+from sidera.models import MODELS, RANKING, build_model, fit_once, role_of
 from sidera.sim.config import world_config
 from sidera.sim.simulate import simulate
 from sidera.train.recipe import Recipe
@@ -83,13 +84,15 @@ def golden_run(name: str) -> dict[str, Any]:
 
 def _run(recipe: Recipe, prepared: Prepared, catalog: Catalog) -> dict[str, Any]:
     model = build_model(recipe.model_name, recipe.model_config, catalog, seed=0)
-    recommender = Recommender(model, catalog, model_section=recipe.model_section, beam=16)
-    source = batch_source(recipe, prepared, model, recommender.read_log(prepared.dataset))
+    if role_of(recipe.model_name) in RANKING:
+        trained: Any = Ranking(model, catalog, recipe.model_section)
+    else:
+        trained = Recommender(model, catalog, model_section=recipe.model_section, beam=16)
+    source = batch_source(recipe, prepared, model, trained.read_log(prepared.dataset))
     losses: list[float] = []
     said = hashlib.sha256()
-    if isinstance(model, ItemKNN):
-        model.count(*train_sequences(prepared.dataset, prepared.split))
-    elif source is not None:
+    fit_once(model, prepared.view)
+    if source is not None:
         for batch in islice(source.batches(epoch=0), 3):
             for row in rows_said(batch, catalog):
                 said.update(json.dumps(row, sort_keys=True).encode())
@@ -101,21 +104,33 @@ def _run(recipe: Recipe, prepared: Prepared, catalog: Catalog) -> dict[str, Any]
         with tempfile.TemporaryDirectory() as folder:
             fit(model, source, recipe.fit, folder, on_progress=keep)
     model.eval()
-    dataset = prepared.dataset
+    return {
+        "losses": [round(loss, 8) for loss in losses],
+        "answers": orders(trained, prepared) if isinstance(trained, Ranking) else lists(trained, prepared.dataset),
+        "batches": said.hexdigest()[:16],
+    }
+
+
+def lists(recommender: Recommender, dataset: Dataset) -> list[list[list[Any]]]:
+    """What nobody and the users with the longest histories are recommended: [[key, score], ...] for each."""
     longest = np.argsort(-np.diff(dataset.offsets), kind="stable")[:4]
     histories = [
         [str(dataset.item_keys[item]) for item in dataset.item_ids[dataset.offsets[user] : dataset.offsets[user + 1]]]
         for user in longest
     ]
-    answers = recommender.recommend([[], *histories], k=5)
-    return {
-        "losses": [round(loss, 8) for loss in losses],
-        "answers": [
-            [[key, round(float(score), 8)] for key, score in zip(answer.item_keys, answer.scores, strict=True)]
-            for answer in answers
-        ],
-        "batches": said.hexdigest()[:16],
-    }
+    return [
+        [[key, round(float(score), 8)] for key, score in zip(answer.item_keys, answer.scores, strict=True)]
+        for answer in recommender.recommend([[], *histories], k=5)
+    ]
+
+
+def orders(ranking: Ranking, prepared: Prepared) -> list[list[list[Any]]]:
+    """What validation requests showed, as the network ranks it: [[task and place, score], ...] for each exposure."""
+    found = judged(ranking, part_batches(ranking, prepared.view, "valid", 64, None, 0))
+    return [
+        [[f"{task} {place}", round(float(score), 8)] for task, score in zip(found.tasks, scores, strict=True)]
+        for place, scores in enumerate(found.predicted[:12])
+    ]
 
 
 def small_recipe(name: str) -> Recipe:
@@ -127,6 +142,8 @@ def small_recipe(name: str) -> Recipe:
             given = model.get(key, fields[key].default)
             if given is not None:
                 model[key] = min(given, most)
+    if "item" in model:  # a list reward's own ranker
+        model["item"] |= {"max_history": 12, "dropout": 0.0}
     sections["fit"] |= FIT
     sections["fit"].pop("max_minutes", None)
     return Recipe.parse(sections)

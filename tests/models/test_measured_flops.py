@@ -159,7 +159,7 @@ def test_onerec_v1(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> 
     assert model.flops_per_batch(uneven) < 0.95 * measured(model, uneven)  # short lists are padded, which is no work
 
 
-@pytest.mark.parametrize("changes", [{}, {"item_numbers": 3, "num_kernels": 2, "num_heads": 4}])
+@pytest.mark.parametrize("changes", [{}, {"num_kernels": 2, "num_heads": 4}])
 def test_pscore(changes: dict[str, Any]) -> None:
     config = PScore.Config(max_history=24, width=32, hidden=48, tower_width=16, dropout=0.0, **changes)
     model = PScore(config, labelled_view()[1])

@@ -8,7 +8,7 @@ from labelled_log import labelled_view
 
 from hand_made import read_log
 from sidera.core import InputError
-from sidera.data.batches import RequestRows
+from sidera.data.batches import ExposureRows
 from sidera.models.rankers.pscore import PScore
 from sidera.models.rankers.session_reward import SessionReward
 
@@ -20,9 +20,9 @@ def make(**changes: object) -> SessionReward:
     return SessionReward(SessionReward.Config(item=ITEM, **changes), labelled_view()[1])  # type: ignore[arg-type]
 
 
-def rows() -> RequestRows:
+def rows() -> ExposureRows:
     view, _ = labelled_view()
-    return RequestRows(read_log(view.dataset, 24, view.schema), view.split, 64, kind="exposure")
+    return ExposureRows(read_log(view.dataset, 24, view.schema), view.split, 64)
 
 
 def test_its_labels_are_those_of_the_list() -> None:
@@ -33,8 +33,8 @@ def test_its_labels_are_those_of_the_list() -> None:
     for row in range(5):
         low, high = batch.targets.offsets[row : row + 2].tolist()
         shown = {name: values[low:high] for name, values in batch.targets.feedback.items()}
-        assert float(labels[row, 1]) == pytest.approx(float(shown["long_view"].mean()))
-        assert float(labels[row, 2]) == float(shown["like"].max())
+        assert float(labels["vtr"][row]) == pytest.approx(float(shown["long_view"].mean()))
+        assert float(labels["ltr"][row]) == float(shown["like"].max())
 
 
 def test_it_learns_and_lists_of_liked_items_are_worth_more() -> None:

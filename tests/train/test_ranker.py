@@ -15,39 +15,50 @@ from labelled_log import labelled_view
 
 from sidera.core import InputError
 from sidera.data.split import user_groups
-from sidera.models.rankers.pscore import PScore
-from sidera.train.ranker import FIT, RANKER_SHARES, exposures, fit_ranker
+from sidera.engine.ranking import Ranking
+from sidera.models import build_model, parse_model
+from sidera.train.ranker import FIT, RANKER_SHARES, teach
 
-SMALL = PScore.Config(max_history=16, width=16, hidden=32, tower_width=8, dropout=0.0, outcomes=("stays",))
+SMALL = {"max_history": 16, "width": 16, "hidden": 32, "tower_width": 8, "dropout": 0.0, "outcomes": ("stays",)}
 QUICK = replace(FIT, epochs=12, batch_size=48, lr=1e-2, warmup_steps=5, eval_every_steps=20)
 
 
+def ranking() -> Ranking:
+    section = {"name": "pscore", **SMALL}
+    return Ranking(build_model(*parse_model(section), labelled_view()[1]), labelled_view()[1], section)
+
+
 def test_it_ranks_what_its_users_did(tmp_path: Path) -> None:
-    view, catalog = labelled_view()
-    groups = user_groups(view.dataset.user_keys, RANKER_SHARES)
-    fitted = fit_ranker(view, catalog, groups == 0, tmp_path, config=SMALL, fit_config=QUICK)
-    assert fitted.aucs["like"] > 0.8
-    assert fitted.aucs["p:like"] > 0.7
-    assert fitted.mfu is not None
-    assert 0 < fitted.mfu < 1
-    assert fitted.model.tasks[-1] == "stays"
-    assert fitted.model.items.numbers.abs().sum() > 0
-    again = fit_ranker(view, catalog, groups == 0, tmp_path, config=SMALL, fit_config=QUICK)  # resumed: it is finished
-    for name, tensor in fitted.model.state_dict().items():
+    view, _ = labelled_view()
+    mine = user_groups(view.dataset.user_keys, RANKER_SHARES) == 0
+    one = ranking()
+    taught = teach(one, view, mine, QUICK, tmp_path)
+    figures = taught.evaluation.metrics
+    assert figures["like"]["auc"].low > 0.7
+    assert figures["p:like"]["gauc"].value > 0.6
+    assert one.model.tasks[-1] == "stays"
+    judged = set(taught.evaluation.judgements["user"].to_pylist())
+    assert judged < set(view.dataset.user_keys[mine])
+    again = ranking()
+    teach(again, view, mine, QUICK, tmp_path)  # resumed: it is finished
+    for name, tensor in one.model.state_dict().items():
         torch.testing.assert_close(again.model.state_dict()[name], tensor)
 
 
 def test_scorer_and_judge_share_no_user() -> None:
     view, _ = labelled_view()
     groups = user_groups(view.dataset.user_keys, RANKER_SHARES)
-    users = [set(exposures(view, groups == group, 16, 32).user_ids.tolist()) for group in range(3)]
+    one = ranking()
+    reading = one.read_log(view.dataset)
+    splits = [view.split.of_users(view.dataset, groups == group) for group in range(3)]
+    users = [set(one.model.feed(reading, split, 32).user_ids.tolist()) for split in splits]
     assert all(users)
     assert not users[0] & users[1]
     assert not (users[0] | users[1]) & users[2]
 
 
 def test_too_few_users_are_refused(tmp_path: Path) -> None:
-    view, catalog = labelled_view()
+    view, _ = labelled_view()
     nobody = np.arange(view.dataset.num_users) < 1
     with pytest.raises(InputError, match="1 users are too few"):
-        fit_ranker(view, catalog, nobody, tmp_path, config=SMALL, fit_config=QUICK)
+        teach(ranking(), view, nobody, QUICK, tmp_path)

@@ -20,7 +20,7 @@ from sidera.align.diagnostics import Probe
 from sidera.align.step import read_requests
 from sidera.engine.recommender import Recommender
 from sidera.loading import open_artifact
-from sidera.models.rankers.pscore import PScore
+from sidera.roles import Ranker
 
 KIND = "measured"
 TOP = 10  # items whose worth the rankers are asked for
@@ -58,7 +58,7 @@ class Measured:
         return cls(figures, masks["hits"], labels)
 
 
-def measure(engine: Recommender, probe: Probe, networks: Mapping[str, PScore]) -> Measured:
+def measure(engine: Recommender, probe: Probe, networks: Mapping[str, Ranker]) -> Measured:
     """Everything of one policy; ``networks`` by name, such as reward and judge."""
     labels = {name: torch.cat(list(parts)).numpy() for name, parts in probe.labels.items()}
     hits = probe.hits(engine).numpy()
@@ -82,11 +82,12 @@ def recall_differences(reference: Measured, other: Measured) -> dict[str, tuple[
 
 
 @torch.inference_mode()
-def _mean_score(engine: Recommender, probe: Probe, network: PScore) -> float:
+def _mean_score(engine: Recommender, probe: Probe, network: Ranker) -> float:
     """Mean p of each row's ten best items."""
     scores: list[Tensor] = []
     for batch in probe.batches:
         items = engine.rank(read_requests(engine, batch), min(TOP, engine.catalog.num_items), filter_seen=True).item_ids
-        answer = network.score(network.context(batch.newest(network.reads.max_events).to(items.device)), items.clamp(min=0))[..., 0]
+        context = network.context(batch.newest(network.reads.max_events).to(items.device))
+        answer = network.score(context, items.clamp(min=0))[..., 0]
         scores.append(answer[items >= 0])
     return float(torch.cat(scores).double().mean())

@@ -26,6 +26,7 @@ from sidera.align.methods import METHODS, method_of
 from sidera.align.rules import Rule, parse_rules
 from sidera.config import check_value, closest, load_recipe, parse_section
 from sidera.core import InputError
+from sidera.models import parse_model, role_of
 from sidera.recipes import find_recipe
 from sidera.train.recipe import Recipe
 
@@ -35,8 +36,9 @@ PRETRAINED = "pretrained"  # the name of the policy that all arms start from
 
 @dataclass(frozen=True)
 class RewardsConfig:
-    """Section [rewards]: the P-Score that policies are rewarded by."""
+    """Section [rewards]: the ranker that policies are rewarded by."""
 
+    network: str = "pscore"  # a ranker's name, as in [model]
     weights: dict[str, float] = field(default_factory=dict)  # of the objectives in p; others as the P-Score's WEIGHTS
     outcomes: tuple[str, ...] = ()  # more objectives of the session: stays, returns
     epochs: int = 4  # at most, over the exposures of its users
@@ -46,6 +48,14 @@ class RewardsConfig:
     def __post_init__(self) -> None:
         check_value("[rewards]", "epochs", self.epochs, self.epochs >= 1, "a whole number >= 1")
         parse_rules(self.rules)
+        name, _ = parse_model(self.model)
+        check_value("[rewards]", "network", name, role_of(name) == "ranker", "a model that ranks single items")
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The [model] section of the network that rewards, and of its judge."""
+        given = {"weights": self.weights, "outcomes": self.outcomes}
+        return {"name": self.network, **{key: value for key, value in given.items() if value}}
 
     @property
     def parsed_rules(self) -> tuple[Rule, ...]:

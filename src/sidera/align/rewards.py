@@ -24,7 +24,6 @@ from torch import Tensor
 from sidera.batch import Batch
 from sidera.core import InputError
 from sidera.fit.protocols import restore, states
-from sidera.models.rankers.pscore import PScore
 
 FLAT = 1e-7  # a spread inside every group below this tells no item from another
 CHUNK = 1 << 15  # items scored in one pass; bounds memory, not results
@@ -53,13 +52,13 @@ class Reward(Protocol):
 
 
 class NetworkReward:
-    """What a trained P-Score says: its fused score, one tower, or a weighted sum of several.
+    """What a trained ranker says: its main task (a P-Score's fused score), another one, or a weighted sum of several.
 
-    One tower alone is the textbook way to be hacked (docs/understand/alignment.md); it is allowed to show that.
+    One task alone is the textbook way to be hacked (docs/understand/alignment.md); it is allowed to show that.
     """
 
-    def __init__(self, network: PScore, weights: Mapping[str, float] | None = None) -> None:
-        self.network, self.weights = network.eval(), dict(weights or {"p": 1.0})
+    def __init__(self, network: Any, weights: Mapping[str, float] | None = None) -> None:
+        self.network, self.weights = network.eval(), dict(weights or {network.tasks[0]: 1.0})
         for name in self.weights:
             if name not in network.tasks:
                 raise InputError(f"the reward names the task {name!r}", allowed=", ".join(network.tasks))

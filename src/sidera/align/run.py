@@ -42,21 +42,24 @@ from sidera.align.rules import Ruled
 from sidera.align.sources import EXPOSURES, exposures, next_tokens, requests, target_mask
 from sidera.align.training import align, engine_for
 from sidera.catalog.catalog import Catalog
-from sidera.config import digest
+from sidera.config import digest, written
 from sidera.core import InputError
 from sidera.data.config import View, load_dataset, make_views
 from sidera.data.extend import extended
 from sidera.data.split import user_groups
+from sidera.engine.ranking import Ranking
 from sidera.engine.recommender import Recommender
-from sidera.engine.reranker import FOLDER, KIND, load_ranker, save_ranker
+from sidera.engine.reranker import FOLDER
 from sidera.engine.run_folder import RUN_RECIPE
-from sidera.models.rankers.pscore import PScore
+from sidera.eval.naming import FOLDER as EVALUATION
+from sidera.models import build_model, parse_model, role_of
+from sidera.roles import Ranker
 from sidera.stage import stage
 from sidera.store.exposures import ExposureLog, as_dataset_events
-from sidera.train.ranker import FIT, RANKER_SHARES, fit_ranker
+from sidera.train.ranker import FIT, RANKER_SHARES, teach
 from sidera.train.recipe import Recipe
 from sidera.train.run_lock import one_writer
-from sidera.train.stages import Say, prepare, say_once, train
+from sidera.train.stages import Say, Trained, prepare, say_once, train
 
 JUDGE = "judge"
 ALIGN = "align"  # folder of the policies
@@ -82,7 +85,7 @@ class _Setting:
     version: str  # of the pretrained weights
     view: View  # every exposure
     reward: Reward
-    networks: Mapping[str, PScore]
+    networks: Mapping[str, Ranker]
     rewarded_by: str  # digest of reward and rules
     valid: Probe
     test: Probe
@@ -138,17 +141,17 @@ def _pretrained(recipe: AlignRecipe, data: str | Path, out: Path, device: str, s
     found = train(recipe.base, data, out, device=device, say=say)[1]
     if found is None:
         raise InputError("the pretraining is unfinished", fix="give the same command again, it goes on")
-    _check_generator(found, out)
-    return found
+    return _generator(found, out)
 
 
-def _check_generator(policy: Recommender, path: Path) -> None:
-    if policy.kind != "generator":
-        name = policy.model_section["name"]
-        raise InputError(
-            f"{path} holds {name!r}, a scorer: it writes nothing that could be rewarded",
-            fix="align a generator (onerec_v2, sidera, tiger, ...)",
-        )
+def _generator(policy: Trained, path: Path) -> Recommender:
+    if isinstance(policy, Recommender) and policy.kind == "generator":
+        return policy
+    name = policy.model_section["name"]
+    raise InputError(
+        f"{path} holds {name!r}, a {role_of(name)}: it writes nothing that could be rewarded",
+        fix="align a generator (onerec_v2, sidera, tiger, ...)",
+    )
 
 
 def _started(
@@ -156,8 +159,7 @@ def _started(
 ) -> Recommender:
     """A copy of another run's policy -> ``out``; InputError, with nothing copied, when it is no policy for this log, or
     ``out`` holds another one."""
-    policy = Recommender.load(start)
-    _check_generator(policy, start)
+    policy = _generator(Recommender.load(start), start)
     theirs, ours = policy.catalog, view.dataset
     if theirs.item_keys.tolist() != ours.item_keys.tolist():
         raise InputError(
@@ -207,34 +209,35 @@ def _grown(view: View, recipe: AlignRecipe, path: str | Path, catalog: Catalog, 
 def ranker_stage(
     recipe: AlignRecipe, view: View, catalog: Catalog, user_mask: np.ndarray, path: Path, name: str, device: str,
     say: Say,
-) -> tuple[PScore, dict[str, Any]]:  # fmt: skip
+) -> tuple[Ranker, dict[str, Any]]:  # fmt: skip
     """The reward's network, or the judge's -> ``path``; with what is known of it."""
     settings, data = recipe.rewards, digest([view.dataset.source_digest, asdict(recipe.base.data)])
-    known = [settings.weights, settings.outcomes, settings.epochs, settings.seed]
-    wanted = digest([data, catalog.codebook_id, known, name])
-    if artifacts.is_current(path, KIND, wanted):
+    wanted = digest([data, catalog.codebook_id, settings.model, settings.epochs, settings.seed, name])
+    if artifacts.is_current(path / "model", "model", wanted):
         say(f"{name}: reused ({path})")
     else:
-        config = PScore.Config(weights=settings.weights, outcomes=settings.outcomes)
-        fit_config = replace(FIT, epochs=settings.epochs)
-        fitted = fit_ranker(
-            view, catalog, user_mask, path.parent / f"{path.name}-fit", config=config, fit_config=fit_config,
-            seed=settings.seed,
-        )  # fmt: skip
+        model_name, config = parse_model(settings.model)
+        network = build_model(model_name, config, catalog, settings.seed)
+        ranking = Ranking(network, catalog, {"name": model_name, **written(config)}, device)
+        fit_config = replace(FIT, epochs=settings.epochs, seed=settings.seed)
+        taught = teach(ranking, view, user_mask, fit_config, path / "fit", model_name)
+        result, figures = taught.result, taught.evaluation.metrics
+        aucs = {task: round(metrics["auc"].value, 4) for task, metrics in figures.items()}
         info = {
-            "aucs": {task: round(value, 4) for task, value in fitted.aucs.items()},
+            "aucs": aucs,
             "users": int(user_mask.sum()),
-            "steps": fitted.steps,
-            "cpu_seconds": round(fitted.cpu_seconds, 1),
+            "steps": result.steps,
+            "cpu_seconds": round(result.cpu_seconds, 1),
         }
-        save_ranker(fitted.model, path, catalog, digest=wanted, parents={"data": data}, info=info)
-        shutil.rmtree(path.parent / f"{path.name}-fit", ignore_errors=True)
-        aucs = ", ".join(f"{task} {value:.3f}" for task, value in fitted.aucs.items() if task.startswith("p:"))
-        taught = f"{info['users']:,} users, {fitted.steps:,} steps, {fitted.cpu_seconds:.0f} CPU-seconds"
-        say(f"{name}: {taught}; AUC {aucs}")
-    network, version = load_ranker(path, catalog)
-    info = dict(artifacts.read_manifest(path, KIND).info)
-    return network.to(device), {**info, "digest": version}
+        taught.evaluation.save(path / EVALUATION, digest=wanted)
+        ranking.save_model(path / "model", digest=wanted, parents={"data": data}, training=info)
+        shutil.rmtree(path / "fit", ignore_errors=True)
+        shown = ", ".join(f"{task} {value:.3f}" for task, value in aucs.items() if ":" in task)
+        cost = f"{info['users']:,} users, {result.steps:,} steps, {result.cpu_seconds:.0f} CPU-seconds"
+        say(f"{name}: {cost}; AUC {shown}")
+    ranking = Ranking.load(path, catalog, device)
+    training = artifacts.read_manifest(path / "model", "model").info["training"]
+    return ranking.model, {**training, "digest": ranking.version}
 
 
 def arm_stage(name: str, config: AlignConfig, setting: _Setting) -> tuple[Recommender, dict[str, Any]]:

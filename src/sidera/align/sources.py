@@ -16,35 +16,35 @@ from torch import nn
 from sidera.align.methods import Targets
 from sidera.batch import Reads
 from sidera.core import InputError
-from sidera.data.batches import PackedSequences, PrefixRows, RequestRows
+from sidera.data.batches import ExposureRows, RequestRows
 from sidera.data.config import View
 from sidera.data.features import LONG_VIEW
 from sidera.data.items import ItemTable
 from sidera.data.reading import Reading
+from sidera.fit.loop import BatchSource
+from sidera.roles import Generator, SessionGenerator
 
 EXPOSURES = 128  # newest ones of a request that a reward may read where the policy reads positives alone
-MIXED_KINDS: dict[str, Any] = {"positions": PackedSequences, "prefixes": PrefixRows}
 
 
 def next_tokens(
     model: nn.Module, view: View, items: ItemTable, batch_size: int, seed: int = 0, targets: Targets = "positive"
-) -> PackedSequences | PrefixRows | RequestRows:
+) -> BatchSource:
     """Training batches of the events that ``targets`` names; ``view`` holds every exposure."""
     mask, reading = target_mask(view, targets), reading_of(model, view, items)
-    if model.trains_on == "requests":
-        return RequestRows(reading.over(view.dataset), view.split, batch_size, seed, target_mask=mask)
-    kind = MIXED_KINDS.get(str(model.trains_on))
-    if kind is None:
-        raise InputError(f"a model that trains on {model.trains_on} cannot be aligned", allowed="generators")
-    source: PackedSequences | PrefixRows = kind(
-        reading.over(view.dataset.keep(mask)), view.split.keep(mask), batch_size, seed=seed
-    )
-    return source
+    feed: Any = getattr(model, "feed", None)
+    if feed is None or not isinstance(model, Generator) or isinstance(model, SessionGenerator):
+        name = type(model).__name__
+        raise InputError(f"{name} cannot be aligned", allowed="generators that write one item after a history")
+    found: BatchSource
+    if reading.reads.feedback:
+        found = feed(reading.over(view.dataset), view.split, batch_size, seed, target_mask=mask)
+    else:
+        found = feed(reading.over(view.dataset.keep(mask)), view.split.keep(mask), batch_size, seed)
+    return found
 
 
-def requests(
-    model: nn.Module, view: View, items: ItemTable, batch_size: int, seed: int = 0
-) -> PackedSequences | PrefixRows | RequestRows:
+def requests(model: nn.Module, view: View, items: ItemTable, batch_size: int, seed: int = 0) -> BatchSource:
     """What a method rolls out for: requests whose histories hold every exposure, so that a reward can read them.
 
     A model that reads items alone is shown the positive ones (``step.read_requests``); requests with none are left out.
@@ -58,10 +58,10 @@ def requests(
     return rows.kept(positive[rows.ends] > positive[rows.starts], "read")
 
 
-def exposures(model: nn.Module, view: View, items: ItemTable, batch_size: int, seed: int = 0) -> RequestRows:
+def exposures(model: nn.Module, view: View, items: ItemTable, batch_size: int, seed: int = 0) -> ExposureRows:
     """Requests with everything that was shown: for learning from logged feedback."""
     reading = reading_of(model, view, items).over(view.dataset)
-    return RequestRows(reading, view.split, batch_size, seed, kind="exposure")
+    return ExposureRows(reading, view.split, batch_size, seed)
 
 
 def reading_of(model: nn.Module, view: View, items: ItemTable) -> Reading:

@@ -29,7 +29,7 @@ from sidera.config import digest, written
 from sidera.console import warn, working
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
-from sidera.data.features import FeatureSchema
+from sidera.data.features import FeatureSchema, item_numbers
 from sidera.data.split import Split, item_popularity
 from sidera.ops.columns import Column, Marks, Texts
 
@@ -98,6 +98,7 @@ def _assembled(
         report=report,
         schema=schema,
         categories={name: Column.of(values) for name, values in schema.item_categories(dataset.items).items()},
+        numbers=Column.of(item_numbers(dataset.items)),
     )
 
 

@@ -74,17 +74,19 @@ class Catalog:
     report: Mapping[str, Any] = field(default_factory=dict)
     schema: FeatureSchema = field(default_factory=FeatureSchema)  # how events, items and users are read
     categories: Mapping[str, Column] = field(default_factory=dict)  # item field -> (N,) int64, 0: unknown
+    numbers: Column | None = None  # (N, F) float32 of ``data.features.item_numbers``; None: nothing is known
     ids_by_key: KeyIndex = None  # type: ignore[assignment]  # made of item_keys where it is not given
     _behind: _Behind = field(init=False, default_factory=_Behind, repr=False)
 
     def __post_init__(self) -> None:
-        columns = {
+        columns: dict[str, Any] = {
             "item_keys": Texts.of(self.item_keys),
             "titles": Texts.of(self.titles),
             "codes": Column.of(self.codes),
             "popularity": Column.of(self.popularity),
             "removed": Marks.of(self.removed),
             "categories": {name: Column.of(values) for name, values in self.categories.items()},
+            "numbers": None if self.numbers is None else Column.of(self.numbers),
         }
         for name, column in columns.items():
             object.__setattr__(self, name, column)
@@ -188,6 +190,7 @@ class Catalog:
             titles=self.titles.head(num_items),
             categories={name: values.head(num_items) for name, values in self.categories.items()},
             ids_by_key=self.ids_by_key.head(keys),
+            numbers=None if self.numbers is None else self.numbers.head(num_items),
         )
 
     def without(self, keys: Sequence[str]) -> Catalog:
@@ -239,8 +242,14 @@ class Catalog:
             items_version=self.items_version + 1,
             categories={name: values.extended(new.get(name, nothing)) for name, values in self.categories.items()},
             ids_by_key=ids_by_key,
+            numbers=None if self.numbers is None else self.numbers.extended(self._mean_numbers(count)),
         )
         return self._followed_by(after, range(self.num_items, after.num_items), [])
+
+    def _mean_numbers(self, count: int) -> np.ndarray:
+        """(count, F) of items of which no number is known: each column has mean 0."""
+        assert self.numbers is not None
+        return np.zeros((count, self.numbers.base.shape[1]), np.float32)
 
     def _followed_by(self, after: Catalog, added: Sequence[int], gone: Sequence[int]) -> Catalog:
         object.__setattr__(after, "_behind", self._behind.after(self.__dict__.get("trie"), added, gone))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 KIND = "catalog"
 PREFIX = "quantizer."  # tensors of codes.safetensors
+NUMBERS = "numbers.safetensors"
 CATEGORY = "category:"  # columns of items.parquet
 COLUMNS = {"key": pa.string(), "title": pa.string(), "popularity": pa.int64(), "removed": pa.bool_()}
 COLLISIONS = ("extra_digit", "greedy", "share", NO_CODES)
@@ -56,6 +57,8 @@ def save(
         save_file(
             {"codes": codes, **{PREFIX + name: part for name, part in state.items()}}, folder / "codes.safetensors"
         )
+        if catalog.numbers is not None:
+            save_file({"numbers": torch.from_numpy(np.array(catalog.numbers))}, folder / NUMBERS)
         pq.write_table(items, folder / "items.parquet", compression="zstd")
         write_text(folder / "schema.json", json.dumps(catalog.schema.to_json()) + "\n")
         write_text(folder / "report.json", json.dumps(dict(catalog.report), indent=2) + "\n")
@@ -93,6 +96,7 @@ def load(path: str | Path, kind: type[Catalog]) -> Catalog:
             report=opened.json("report.json", dict),
             schema=FeatureSchema.from_json(opened.json("schema.json", dict)),
             categories=_categories(opened, items),
+            numbers=_numbers(opened, number),
         )
 
 
@@ -133,6 +137,16 @@ def _keys(opened: Opened, column: pa.ChunkedArray) -> Texts:
     if column.null_count:
         raise opened.damaged("an item has no id")
     return Texts.of(column)
+
+
+def _numbers(opened: Opened, number: int) -> Column | None:
+    """(N, F) float32, each finite."""
+    if NUMBERS not in opened.manifest.files:
+        return None
+    found = opened.tensor_file(NUMBERS)["numbers"]
+    if found.dtype != torch.float32 or found.ndim != 2 or len(found) != number or not bool(found.isfinite().all()):
+        raise opened.damaged(f"{NUMBERS} holds {found.dtype} of shape {tuple(found.shape)}, or what is no number")
+    return Column.of(found.numpy())
 
 
 def _categories(opened: Opened, items: pa.Table) -> dict[str, Column]:

@@ -13,15 +13,18 @@ from sidera.core import InputError
 
 if TYPE_CHECKING:
     from sidera.eval.evaluation import Evaluation
+    from sidera.eval.ranker_evaluation import RankerEvaluation
 
 Answer = dict[str, Any]
 
 
 def run_verb(arguments: Arguments) -> Answer:
     """Catalog, training, evaluation and report; finished stages are reused."""
+    from sidera.eval.evaluation import Evaluation
+    from sidera.eval.lines import evaluation_lines
     from sidera.fit import distributed
     from sidera.pages.run import write_report
-    from sidera.train.stages import evaluation_lines, run
+    from sidera.train.stages import run
 
     with distributed.group(arguments.device) as device:
         result = run(read_recipe(arguments), arguments.data, arguments.out, device=device)
@@ -29,7 +32,8 @@ def run_verb(arguments: Arguments) -> Answer:
         return {"out": arguments.out, "finished": False}
     console.result(evaluation_lines(result))
     page = write_report(Path(arguments.out), Path(arguments.out) / "report.html")
-    console.say(f"report: {page}\nnext:   sidera serve {arguments.out} --port 8000")
+    answers = isinstance(result, Evaluation)  # a ranker needs somebody to find its candidates
+    console.say(f"report: {page}" + (f"\nnext:   sidera serve {arguments.out} --port 8000" if answers else ""))
     return {"out": arguments.out, "finished": True, "report": page, **measured(result)}
 
 
@@ -59,10 +63,10 @@ def train_verb(arguments: Arguments) -> Answer:
 
 def evaluate_verb(arguments: Arguments) -> Answer:
     """Measure a trained run again, on test or validation rows."""
-    from sidera.engine.recommender import Recommender
+    from sidera.eval.lines import evaluation_lines
     from sidera.eval.naming import derived_name, evaluation_path
     from sidera.train.recipe import Recipe
-    from sidera.train.stages import evaluate_stage, evaluation_lines, prepare
+    from sidera.train.stages import evaluate_stage, open_trained, prepare
 
     recipe = Recipe.of_run(arguments.run, arguments.set)
     name = arguments.name
@@ -72,8 +76,8 @@ def evaluate_verb(arguments: Arguments) -> Answer:
             name = f"{arguments.rows}+{name}"
     path = evaluation_path(arguments.run, name)
     prepared = prepare(recipe, arguments.data)
-    recommender = Recommender.load(arguments.run, device=arguments.device)
-    result = evaluate_stage(recipe, prepared, recommender, Path(arguments.run), arguments.rows, name=name)
+    trained = open_trained(recipe, arguments.run, arguments.device)
+    result = evaluate_stage(recipe, prepared, trained, Path(arguments.run), arguments.rows, name=name)
     console.result(evaluation_lines(result))
     if name:
         console.say(f"kept as: {path} (sidera compare {arguments.run} OTHER --name {name})")
@@ -152,7 +156,7 @@ def align_verb(arguments: Arguments) -> Answer:
     return {"out": arguments.out, "recommended": best, "runs": dict(alignment.runs), "report": page}
 
 
-def measured(result: Evaluation) -> Answer:
+def measured(result: Evaluation | RankerEvaluation) -> Answer:
     """An evaluation as ``--json`` gives it: what was measured on which rows, every figure with its interval."""
     figures = {
         seen: {name: {"value": one.value, "low": one.low, "high": one.high} for name, one in metrics.items()}

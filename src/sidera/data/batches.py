@@ -4,8 +4,8 @@
 * ``PrefixRows``: one (history -> next item) row per training event but the first; batches hold rows of like length
   (sorted inside a shuffled pool), so that a model which pads wastes little.
 * ``RequestRows``: one (history before a request -> the request's positives) row per request; the user part is paid for
-  once however many of its items were liked. For models that read every exposure with its feedback. With
-  ``kind="exposure"`` every exposure is a target, to be told apart by its feedback: what rankers learn from.
+  once however many of its items were liked. For models that read every exposure with its feedback.
+* ``ExposureRows``: likewise, and every exposure is a target, to be told apart by its feedback: what rankers learn from.
 * ``eval_batches``: rows of a split, longest history first.
 
 What a row's history is, a ``data.reading.LogReading`` decides; a source decides which rows there are and their order.
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -28,6 +28,7 @@ from sidera.batch import Batch
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
+from sidera.data.outcomes import session_outcomes
 from sidera.data.reading import LogReading, Wanted
 from sidera.data.split import EvalRows, Split
 
@@ -197,9 +198,7 @@ class TargetRows:
 class RequestRows(TargetRows):
     """One row per request with a target: the newest events before it -> its targets.
 
-    ``target_mask`` (E,): events that may be targets, by default the positive ones. ``kind="exposure"``: one row per
-    request, and its targets are all that it showed. ``outcomes``: more columns (E,) for the targets' feedback, known
-    only afterwards and therefore of no history (``data.sessions``).
+    ``target_mask`` (E,): events that may be targets, by default the positive ones.
 
     Events of one user with equal ``request`` are one request, shown together: none of them is in the others' history.
     A log without that column has a request per event. ``order="time"`` gives the rows as they happened, once: what
@@ -214,21 +213,46 @@ class RequestRows(TargetRows):
         seed: int = 0,
         order: Literal["shuffled", "time"] = "shuffled",
         target_mask: np.ndarray | None = None,
-        kind: Literal["request", "exposure"] = "request",
-        outcomes: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        if target_mask is None:
+            target_mask = positive_mask(reading.dataset, reading.reading.schema)
+        wanted, which = _by_request(reading.dataset, split, target_mask)
+        super().__init__(reading, split, batch_size, seed, order, wanted, "request", {}, which)
+
+
+class ExposureRows(TargetRows):
+    """One row per request -> all that it showed, with what came of each.
+
+    ``target_mask`` (E,): exposures that may be targets, by default all. ``outcomes``: of the session
+    (``data.outcomes``), known only afterwards and therefore labels of targets and columns of no history.
+    """
+
+    def __init__(
+        self,
+        reading: LogReading,
+        split: Split,
+        batch_size: int,
+        seed: int = 0,
+        target_mask: np.ndarray | None = None,
+        outcomes: Sequence[str] = (),
     ) -> None:
         dataset = reading.dataset
-        if target_mask is None:
-            every = np.ones(dataset.num_events, dtype=bool)
-            target_mask = every if kind == "exposure" else positive_mask(dataset, reading.reading.schema)
-        begins = request_starts(dataset)  # (E,) first event of each event's request
-        has_history = begins > dataset.offsets[dataset.event_users]
-        positions = np.flatnonzero(trained_mask(dataset, split) & has_history & target_mask)
-        check_targets(dataset, len(positions))
-        ends, first = np.unique(begins[positions], return_index=True)
-        wanted = ends, positions, np.append(first, len(positions))
-        which = hashlib.sha256(positions.tobytes()).hexdigest()
-        super().__init__(reading, split, batch_size, seed, order, wanted, kind, outcomes or {}, which)
+        mask = np.ones(dataset.num_events, dtype=bool) if target_mask is None else target_mask
+        wanted, which = _by_request(dataset, split, mask)
+        found = session_outcomes(dataset, outcomes, split)
+        super().__init__(reading, split, batch_size, seed, "shuffled", wanted, "exposure", found, which)
+
+
+def _by_request(
+    dataset: Dataset, split: Split, target_mask: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], str]:
+    """The targets by request, as TargetRows takes them, and a digest of which they are."""
+    begins = request_starts(dataset)  # (E,) first event of each event's request
+    has_history = begins > dataset.offsets[dataset.event_users]
+    positions = np.flatnonzero(trained_mask(dataset, split) & has_history & target_mask)
+    check_targets(dataset, len(positions))
+    ends, first = np.unique(begins[positions], return_index=True)
+    return (ends, positions, np.append(first, len(positions))), hashlib.sha256(positions.tobytes()).hexdigest()
 
 
 def trained_mask(dataset: Dataset, split: Split) -> np.ndarray:

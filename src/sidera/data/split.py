@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -155,6 +156,26 @@ def train_sequences(dataset: Dataset, split: Split) -> tuple[np.ndarray, np.ndar
 def item_popularity(dataset: Dataset, split: Split) -> np.ndarray:
     """(N,) int64: training events per item."""
     return np.bincount(train_item_ids(dataset, split), minlength=dataset.num_items).astype(np.int64)
+
+
+def window(dataset: Dataset, split: Split, which: Literal["valid", "test"]) -> tuple[Split, np.ndarray]:
+    """Every event of a part, whatever came of it: (the split whose training part reaches to that part's end, a mask
+    (E,) of the part's events). Rankers are measured on these, with the histories before them.
+
+    Leave-one-out: a user's validation part begins with the validation target and ends before the test target, with
+    which the test part begins; users who are not asked have neither.
+    """
+    if split.cut_times is not None:
+        before = np.concatenate([[0], np.cumsum(dataset.times < split.cut_times[1])])
+        valid_ends = dataset.offsets[:-1] + before[dataset.offsets[1:]] - before[dataset.offsets[:-1]]
+    else:
+        valid_ends = split.train_ends.copy()
+        valid_ends[split.test.user_ids] = split.test.ends
+    low, high = (split.train_ends, valid_ends) if which == "valid" else (valid_ends, dataset.offsets[1:])
+    if which == "test" and split.cut_times is None:
+        high = np.where(np.isin(np.arange(dataset.num_users), split.test.user_ids), high, low)
+    position, users = np.arange(dataset.num_events), dataset.event_users
+    return replace(split, train_ends=high), (position >= low[users]) & (position < high[users])
 
 
 def check_leaks(dataset: Dataset, split: Split) -> None:

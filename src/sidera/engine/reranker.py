@@ -15,26 +15,22 @@ Shape legend: B histories · C candidates.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from sidera import artifacts
 from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
 from sidera.core import ArtifactError
 from sidera.decode.beam import NEG_INF, Jagged
 from sidera.engine.pipeline import Candidates, Query
+from sidera.engine.ranking import Ranking
 from sidera.engine.rollouts import roll_out
-from sidera.loading import open_artifact
-from sidera.models.rankers.pscore import PScore
-from sidera.models.saved import saved_model
 
-KIND = "ranker"
 FOLDER = "reward"  # of a run folder: the network that rewards, and that reranks when asked to
 Source = Literal["beam", "sample"]
 
@@ -43,10 +39,11 @@ Source = Literal["beam", "sample"]
 class Reranker:
     """A ranker and how many candidates it is asked about."""
 
-    network: PScore
+    network: Any  # of role "ranker"
     version: str
     num_candidates: int = 64
     source: Source = "beam"
+    num_known: int | None = None  # items that the network has rows for; None: all
 
     def __post_init__(self) -> None:
         check_value("rerank", "candidates", self.num_candidates, 1 <= self.num_candidates <= 512, "1 to 512")
@@ -75,7 +72,9 @@ class Reranker:
         A candidate without a row carries the lowest score that the ranker gave in its history, 0 where it gave none:
         it stands there by rule, not by score.
         """
-        none_mask, known_mask = candidates < 0, (candidates >= 0) & (candidates < self.network.items.num_items)
+        none_mask, known_mask = candidates < 0, candidates >= 0
+        if self.num_known is not None:
+            known_mask = known_mask & (candidates < self.num_known)
         asked = candidates.masked_fill(~known_mask, 0)
         context = self.network.context(batch.newest(self.network.reads.max_events))
         scores = self.network.score(context, asked)[..., 0].float()
@@ -89,9 +88,11 @@ class Reranker:
 
     @classmethod
     def load(cls, path: str | Path, catalog: Catalog, num_candidates: int = 64, source: Source = "beam") -> Reranker:
-        """Open what :func:`save_ranker` wrote."""
-        network, version = load_ranker(path, catalog)
-        return cls(network, version, num_candidates, source)
+        """Open a ranker's run folder, whose catalogue must be of the same codebook."""
+        ranking = Ranking.load(path, catalog)
+        if ranking.role != "ranker":
+            raise ArtifactError(f"{str(path)!r} holds a {ranking.role}", allowed="a ranker: it scores single items")
+        return cls(ranking.model, ranking.version, num_candidates, source, ranking.num_known)
 
 
 def without_repeats(candidates: Tensor, left_out: Jagged | None) -> Tensor:
@@ -103,26 +104,3 @@ def without_repeats(candidates: Tensor, left_out: Jagged | None) -> Tensor:
         for row in range(len(candidates)):
             repeats[row] |= torch.isin(candidates[row], values[offsets[row] : offsets[row + 1]])
     return candidates.masked_fill(repeats, -1)
-
-
-def save_ranker(
-    network: PScore, path: str | Path, catalog: Catalog, *, digest: str, parents: dict[str, str], info: dict[str, Any]
-) -> None:
-    """Write a ranker's artifact; ``info`` is kept beside it (on whom it learned, how well it ranks)."""
-    section = {"name": "pscore", **asdict(network.config)}
-    kept = {"codebook_id": catalog.codebook_id, "num_items": network.items.num_items, **info}
-    manifest = artifacts.Manifest(KIND, digest, parents=parents, recipe={"model": section}, info=kept)
-    with artifacts.writing(path, manifest) as folder:
-        artifacts.save_tensors(folder, network.state_dict())
-
-
-def load_ranker(path: str | Path, catalog: Catalog) -> tuple[PScore, str]:
-    """-> (network, version); the catalogue may have grown since."""
-    path = Path(path)
-    if not path.is_dir():
-        raise ArtifactError(f"no ranker at {str(path)!r}", fix="make one with `sidera align`")
-    opened = open_artifact(path, KIND)
-    network, section, _ = saved_model(opened, catalog)
-    if not isinstance(network, PScore):
-        raise opened.damaged(f"it holds {section['name']!r}, which ranks no candidates")
-    return network.eval(), opened.manifest.digest

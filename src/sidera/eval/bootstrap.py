@@ -109,16 +109,20 @@ def _per_user(metrics: Mapping[str, np.ndarray], user_ids: np.ndarray) -> tuple[
 
 def _resampled_means(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """(resamples, metrics) means over users drawn with replacement."""
-    num_users = counts.size
-    both = np.concatenate([sums, counts[:, None]], axis=1)  # (U, metrics + 1)
+    total = resampled_totals(np.concatenate([sums, counts[:, None]], axis=1), resamples, seed)
+    return total[:, :-1] / total[:, -1:]
+
+
+def resampled_totals(sums: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(resamples, metrics) totals of sums (U, metrics) over users drawn with replacement."""
+    num_users = len(sums)
     rng = np.random.default_rng(seed)
     totals = []
     for size in _chunks(resamples, num_users):
         drawn = rng.integers(num_users, size=(size, num_users)) + num_users * np.arange(size)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=size * num_users).reshape(size, num_users)
-        totals.append(weights.astype(np.float64) @ both)  # (size, metrics + 1)
-    total = np.concatenate(totals)
-    return total[:, :-1] / total[:, -1:]
+        totals.append(weights.astype(np.float64) @ sums)  # (size, metrics)
+    return np.concatenate(totals)
 
 
 def _permutation_p(differences: np.ndarray, resamples: int, seed: int) -> float:

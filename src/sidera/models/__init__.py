@@ -1,11 +1,14 @@
 """The systems a recipe can name. A new one is a file under this room, a line here, a recipe and a docs page.
 
-Every class is built as ``Model(config, catalog)`` with its frozen dataclass ``Model.Config``, and says in ``trains_on``
-which batches its ``loss`` takes: "positions" (packed, a target per event), "prefixes" (a target per history),
-"requests" (a request's targets per history; such a class also says ``reads_feedback = True``), "sessions" (likewise,
-the targets being a list in order), "exposures" (all that a request showed: rankers), "counts" (filled once from the
-training sequences) or "nothing". A class that reads no semantic IDs says ``reads_codes = False``: its catalogue needs
-none, and none are made unless the recipe asks for them.
+Every class is built as ``Model(config, catalog)`` with its frozen dataclass ``Model.Config``, and states
+
+* ``role``: "generator" or "scorer" (they answer lists), "ranker" (it scores candidates), "reward" (it scores lists).
+  The role chooses the evaluator;
+* ``feed``: the class that makes the batches of its ``loss`` (``RequestRows``, ...), or a partial of it set by
+  ``__init__``; called as ``feed(reading, split, batch_size, seed)``, and with ``target_mask=`` to choose targets;
+* and/or a method ``fit_once(view)`` that learns from the training part without steps, before the first of them;
+* ``Config.reads``, and as ``model.reads``: which events it reads, and of these how many (``sidera.batch.Reads``);
+* ``reads_codes = False`` where it reads no semantic IDs: its catalogue needs none.
 """
 
 from __future__ import annotations
@@ -20,12 +23,14 @@ from sidera.bounds import shown, total_memory
 from sidera.catalog.catalog import Catalog
 from sidera.config import closest, parse_section
 from sidera.core import InputError
+from sidera.data.config import View
 from sidera.models.generators.onerec import OneRec
 from sidera.models.generators.onerec_v1 import OneRecV1
 from sidera.models.generators.onerec_v2 import OneRecV2
 from sidera.models.generators.sidera import SideraGenerator
 from sidera.models.generators.tiger import Tiger
 from sidera.models.rankers.pscore import PScore
+from sidera.models.rankers.session_reward import SessionReward
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.models.retrievers.popularity import Popularity
 from sidera.models.retrievers.sasrec import SASRec
@@ -41,7 +46,9 @@ MODELS: dict[str, Any] = {
     "onerec_v1": OneRecV1,
     "onerec_v2": OneRecV2,
     "pscore": PScore,
+    "session_reward": SessionReward,
 }
+RANKING = ("ranker", "reward")  # roles that score what is given; the others find it
 SIZES = {"width", "num_layers", "ff_width", "ff_multiple", "num_experts", "neighbours"}  # what weights grow with
 
 
@@ -54,6 +61,18 @@ def parse_model(section: Mapping[str, Any]) -> tuple[str, Any]:
         problem = "[model] lacks name" if name is None else f"[model] name = {shown(name)} is not known{close}"
         raise InputError(problem, allowed=", ".join(MODELS))
     return name, parse_section(MODELS[name].Config, values, "[model]")
+
+
+def role_of(name: str) -> str:
+    """generator | scorer | ranker | reward"""
+    return str(MODELS[name].role)
+
+
+def fit_once(model: torch.nn.Module, view: View) -> None:
+    """What a model learns from the training part without steps; most models learn nothing in this way."""
+    learn: Any = getattr(model, "fit_once", None)
+    if learn is not None:
+        learn(view)
 
 
 def reads_codes(name: str) -> bool:

@@ -24,11 +24,11 @@ class ItemFeatures(nn.Module):
         codes: np.ndarray,
         level_sizes: tuple[int, ...],
         categories: Mapping[str, np.ndarray],
-        num_numbers: int,
+        numbers: np.ndarray | None,
         width: int,
         id_dropout: float = 0.2,
     ) -> None:
-        """``codes`` (N, L); ``categories`` field -> (N,), 0: unknown; ``numbers`` are filled in later, or loaded."""
+        """``codes`` (N, L); ``categories`` field -> (N,), 0: unknown; ``numbers`` (N, F), None: none are known."""
         super().__init__()
         self.width, self.id_dropout = width, id_dropout
         self.own = nn.Embedding(len(codes), width)
@@ -42,9 +42,10 @@ class ItemFeatures(nn.Module):
         self.category = nn.ModuleDict(
             {name: nn.Embedding(int(values.max(initial=0)) + 1, width) for name, values in categories.items()}
         )
+        known = torch.zeros(len(codes), 0) if numbers is None else torch.from_numpy(np.asarray(numbers))
         self.numbers: Tensor
-        self.register_buffer("numbers", torch.zeros(len(codes), num_numbers))
-        self.from_numbers = nn.Linear(num_numbers, width, bias=False) if num_numbers else None
+        self.register_buffer("numbers", known, persistent=False)
+        self.from_numbers = nn.Linear(known.shape[1], width, bias=False) if known.shape[1] else None
         for module in (*self.code, *self.category.values()):
             nn.init.normal_(module.weight, std=0.5 * width**-0.5)
 

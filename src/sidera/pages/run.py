@@ -22,9 +22,10 @@ from sidera.pages import charts
 from sidera.pages.charts import Figure
 from sidera.pages.headline import headline, main_k
 from sidera.pages.names import data_title
+from sidera.pages.ranker import ranker_evaluations, write_ranker_page
 from sidera.pages.render import write_page
 from sidera.pages.results import metric_name, overview, protocol, tables
-from sidera.pages.runs import Measured, read_runs
+from sidera.pages.runs import Measured, holds_lists, read_runs
 
 SLICE_ORDER = {"popularity": ("head", "mid", "tail", "cold"), "history": ("0", "1-4", "5-9", "10-19", "20-49", "50+")}
 SLICE_TITLES = {"popularity": "target by training events", "history": "events in the history"}
@@ -33,8 +34,10 @@ MIN_SLICE_ROWS = 30  # the interval of fewer rows would be wider than the plot
 
 def write_report(run_dirs: str | Path | Sequence[str | Path], out_html: str | Path, *, title: str = "") -> Path:
     """Write the page about one run folder, or several side by side, to ``out_html`` and return its path."""
-    several = not isinstance(run_dirs, str | Path)
-    runs = read_runs(list(run_dirs) if several else [run_dirs])  # type: ignore[arg-type, list-item]
+    paths = [run_dirs] if isinstance(run_dirs, str | Path) else list(run_dirs)
+    if not any(holds_lists(path) for path in paths) and (rankers := ranker_evaluations(paths)):
+        return write_ranker_page(rankers, out_html, title=title)
+    runs = read_runs(paths)
     groups = runs.groups()
     first = groups[0]
     return write_page(

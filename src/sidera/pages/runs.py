@@ -14,6 +14,7 @@ from sidera.core import InputError
 from sidera.eval.compare import SAME, check_comparable
 from sidera.eval.evaluation import KIND, Evaluation, load_evaluation
 from sidera.pages.names import distinct, model_title
+from sidera.train.baselines import COMPANIONS
 
 BASELINES = "baselines"  # the folder beside an evaluation with what was measured on its rows
 
@@ -30,7 +31,7 @@ class Measured:
     @property
     def trained(self) -> bool:
         """Not one of the two that only count."""
-        return self.run.name not in ("popularity", "item_knn")
+        return self.run.name not in COMPANIONS
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Runs:
         for one in self.measured:
             groups.setdefault(json.dumps([one.run.protocol[key] for key in SAME]), []).append(one)
         return list(groups.values())
+
+
+def holds_lists(path: str | Path) -> bool:
+    """Whether an evaluation of recommended lists lies below a folder; a ranker's run has none."""
+    return any(kind_at(file.parent) == KIND for file in Path(path).rglob(MANIFEST))
 
 
 def read_runs(paths: Sequence[str | Path]) -> Runs:
@@ -105,7 +111,7 @@ def _named(evaluations: list[tuple[Evaluation, Path, str, bool]]) -> list[Measur
 
 
 def _trained(run: Evaluation) -> bool:
-    return run.name not in ("popularity", "item_knn")
+    return run.name not in COMPANIONS
 
 
 def _questions(run: Evaluation) -> str:

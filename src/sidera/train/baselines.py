@@ -15,17 +15,15 @@ from typing import Literal
 from sidera.catalog.catalog import Catalog
 from sidera.config import digest
 from sidera.data.config import View
-from sidera.data.split import train_sequences
 from sidera.engine.recommender import Recommender
 from sidera.eval.config import EvalConfig
 from sidera.eval.evaluate import evaluate
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
 from sidera.models import MODELS, build_model
-from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.stage import stage
 
 FOLDER = "baselines"
-BESIDE = {"popularity": (), "item_knn": ("popularity",)}  # every other model gets both
+COMPANIONS = ("item_knn", "popularity")  # of a model that is none; one of them gets those behind it
 
 
 def baselines(
@@ -47,7 +45,8 @@ def baselines(
     asked = [view.dataset.digest, view.split.name, *(array.tolist() for array in cuts)]
     items = [catalog.item_keys.tolist(), catalog.removed.tolist(), catalog.popularity.tolist()]
     found = []
-    for name in BESIDE.get(model_name, ("item_knn", "popularity")):
+    behind = COMPANIONS.index(model_name) + 1 if model_name in COMPANIONS else 0
+    for name in COMPANIONS[behind:]:
         path = evaluation.parent / FOLDER / evaluation.name / name
 
         def make(wanted: str, name: str = name, path: Path = path) -> Evaluation:
@@ -64,8 +63,7 @@ def baselines(
 def recommender_of(name: str, view: View, catalog: Catalog) -> Recommender:
     """The counting model over the catalogue's items, with its default settings."""
     model = build_model(name, MODELS[name].Config(), catalog, seed=0)
-    if isinstance(model, ItemKNN):
-        model.count(*train_sequences(view.dataset, view.split))
+    model.fit_once(view)  # type: ignore[operator]
     return Recommender(model.eval(), catalog, model_section={"name": name})
 
 

@@ -1,8 +1,11 @@
-"""Train a ranker on the exposures of some users, choose its best weights on others, and say how well it ranks.
+"""Rankers and list rewards of *some users*: what alignment is rewarded by, and the judge that checks it.
 
-    groups = user_groups(dataset.user_keys, RANKER_SHARES)          # scorer, judge, online test
-    fitted = fit_ranker(view, catalog, groups == 0, out)
-    judge = fit_ranker(view, catalog, groups == 1, out_judge)
+    groups = user_groups(dataset.user_keys, RANKER_SHARES)          # reward, judge, online test
+    taught = teach(ranking, view, groups == 0, FIT, out)
+
+``sidera run`` trains a ranker on the training part of all users and measures it on what came later
+(``train/stages.py``). Here half of the users teach, a tenth of them chooses the best weights, and the network is
+measured on that tenth.
 
 A reward that is judged by itself only goes up. So a second network of the same family learns from other users: the
 *judge*. Trap: it shares the first one's blind spots (what neither can see, both get wrong alike), so a policy that the
@@ -11,33 +14,24 @@ judge likes may still be hollow; only outcomes of real exposures tell.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from sidera.batch import Batch
-from sidera.catalog.catalog import Catalog
 from sidera.core import InputError
-from sidera.data.batches import RequestRows
 from sidera.data.config import View
-from sidera.data.features import item_numbers
-from sidera.data.outcomes import session_outcomes
-from sidera.data.reading import LogReading, Reading
-from sidera.data.split import Split, user_groups
-from sidera.eval.metrics import auc
+from sidera.data.split import user_groups
+from sidera.engine.ranking import Ranking
+from sidera.eval.config import EvalConfig
+from sidera.eval.ranker_evaluation import RankerEvaluation, evaluation_of, part_batches, quick_figures
 from sidera.fit.config import FitConfig
-from sidera.fit.log import mean_mfu
-from sidera.fit.loop import fit
-from sidera.models import build_model
-from sidera.models.rankers.pscore import PScore
-from sidera.ops.jagged import Jagged
+from sidera.fit.loop import FitResult, fit
+from sidera.models import fit_once
 
-RANKER_SHARES = (0.5, 0.25, 0.25)  # users who teach the P-Score, the judge, and nobody (kept for online tests)
+RANKER_SHARES = (0.5, 0.25, 0.25)  # users who teach the reward, the judge, and nobody (kept for online tests)
 VALID_SHARE = 0.1  # of a ranker's users choose its best weights
 FIT = FitConfig(
     epochs=4, batch_size=64, lr=3e-3, weight_decay=0.01, decay_embeddings=True, eval_every_epochs=0,
@@ -46,92 +40,32 @@ FIT = FitConfig(
 
 
 @dataclass(frozen=True)
-class FittedRanker:
-    model: PScore
-    aucs: Mapping[str, float]  # on held-out users: of every tower for its label, "p:LABEL" of p for each
-    steps: int
-    cpu_seconds: float
-    mfu: float | None = None  # mean of the training; None where it was too short to be measured
+class Taught:
+    result: FitResult
+    evaluation: RankerEvaluation  # on the users who chose the weights: of exposures that were not learned from
 
 
-def fit_ranker(
-    view: View,
-    catalog: Catalog,
-    user_mask: np.ndarray,
-    out: str | Path,
-    *,
-    config: PScore.Config | None = None,
-    fit_config: FitConfig = FIT,
-    seed: int = 0,
-) -> FittedRanker:
-    """A P-Score of the users in ``user_mask`` (U,), with checkpoints in ``out``; a tenth of them chooses weights."""
-    start = time.process_time()
-    dataset = view.dataset
-    numbers = item_numbers(dataset.items)
-    config = replace(config or PScore.Config(), item_numbers=numbers.shape[1])
-    model = build_model("pscore", config, catalog, seed)
-    assert isinstance(model, PScore)
-    model.know_items(numbers)
-    if model.has_seconds:
-        known = np.arange(dataset.num_events) < view.split.train_ends[dataset.event_users]
-        known &= user_mask[dataset.event_users]
-        model.know_views(dataset.feedback["watch_time"][known], dataset.feedback["duration"][known])
+def teach(
+    ranking: Ranking, view: View, user_mask: np.ndarray, config: FitConfig, out: str | Path, name: str = ""
+) -> Taught:
+    """Train the network on the training exposures of the users in ``user_mask`` (U,), with checkpoints in ``out``."""
+    dataset, model = view.dataset, ranking.model
     asked = user_groups(dataset.user_keys, (1 - VALID_SHARE, VALID_SHARE), salt="valid") == 1
     if not (user_mask & asked).any() or not (user_mask & ~asked).any():
         raise InputError(f"{int(user_mask.sum())} users are too few to train and choose a ranker", allowed="20 or more")
-    outcomes = session_outcomes(dataset, config.outcomes)
-    reading = Reading(view.schema, catalog.items, config.reads).over(dataset)
-    source = exposures(reading, view.split, user_mask & ~asked, fit_config.batch_size, seed, outcomes)
-    held_out = list(exposures(reading, view.split, user_mask & asked, 512, seed, outcomes).batches(0))
-    result = fit(
-        model, source, replace(fit_config, seed=seed), out, evaluate=lambda network: valid_loss(network, held_out)
-    )
-    aucs = task_aucs(model, *scored(model, held_out))
-    return FittedRanker(model.eval(), aucs, result.steps, time.process_time() - start, mean_mfu(Path(out)))
-
-
-def exposures(
-    reading: LogReading,
-    split: Split,
-    user_mask: np.ndarray,
-    batch_size: int,
-    seed: int = 0,
-    outcomes: Mapping[str, np.ndarray] | None = None,
-) -> RequestRows:
-    """Every training exposure of these users as a target of its request."""
-    own = split.of_users(reading.dataset, user_mask)
-    return RequestRows(reading, own, batch_size, seed, kind="exposure", outcomes=outcomes)
-
-
-@torch.inference_mode()
-def valid_loss(model: Any, batches: list[Batch]) -> dict[str, float]:
-    """The mean BCE of p: what chooses the best weights."""
+    fit_once(model, replace(view, split=view.split.of_users(dataset, user_mask)))
+    reading = ranking.read_log(dataset)
+    learned, held_out = (view.split.of_users(dataset, mask) for mask in (user_mask & ~asked, user_mask & asked))
+    source = model.feed(reading, learned, config.batch_size, config.seed)
+    batches = list(model.feed(reading, held_out, 512, config.seed).batches(0))
+    result = fit(model, source, config, out, evaluate=lambda _: quick_figures(ranking, batches), device=ranking.device)
     model.eval()
-    found = [model.loss(batch) for batch in batches]
-    model.train()
-    count = sum(loss.count for loss in found)
-    return {"valid_loss": sum(loss.parts["p"] * loss.count for loss in found) / count}
+    measured = evaluation_of(ranking, view, batches, "held-out users", EvalConfig(seed=config.seed), name=name)
+    return Taught(result, measured)
 
 
-@torch.inference_mode()
-def scored(model: PScore, batches: list[Batch]) -> tuple[np.ndarray, np.ndarray]:
-    """What the model says of every exposure of the batches (n, tasks), and what came of it (n, objectives)."""
-    model.eval()
-    scores, labels = [], []
-    for batch in batches:
-        targets = batch.targets_of("exposure")
-        candidates, mask = Jagged(batch.target_ids, targets.offsets).pad()
-        scores.append(model.score(model.context(batch), candidates)[mask])
-        labels.append(model.label_table(targets.feedback))
-    return torch.cat(scores).numpy(), torch.cat(labels).numpy()
-
-
-def task_aucs(model: PScore, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Each tower's AUC for its own label, and p's for every label ("p:LABEL"); shares count from one half up."""
-    found = {}
-    for place, name in enumerate(model.objectives):
-        known = np.isfinite(labels[:, place])
-        met = labels[known, place] > 0.5
-        found[name] = auc(scores[known, 1 + place], met)
-        found[f"p:{name}"] = auc(scores[known, 0], met)
-    return found
+def validation(ranking: Ranking, view: View, config: EvalConfig) -> Callable[[object], Mapping[str, float]]:
+    """Figures of a seeded sample of the validation part's requests: what chooses a training's best weights."""
+    number = config.valid_rows if isinstance(config.valid_rows, int) else None
+    batches: list[Batch] = list(part_batches(ranking, view, "valid", config.batch_size, number, config.seed))
+    return lambda _: quick_figures(ranking, batches)

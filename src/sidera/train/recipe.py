@@ -17,7 +17,7 @@ from sidera.data.config import DataConfig
 from sidera.engine.run_folder import RUN_RECIPE
 from sidera.eval.config import EvalConfig
 from sidera.fit.config import FitConfig
-from sidera.models import parse_model, reads_codes
+from sidera.models import RANKING, parse_model, reads_codes, role_of
 from sidera.recipes import find_recipe
 
 
@@ -51,7 +51,7 @@ class Recipe:
             catalog=catalog,
             model_name=name,
             model_config=model_config,
-            fit=parse_section(FitConfig, sections["fit"], "[fit]"),
+            fit=parse_section(FitConfig, {**_watched(name), **sections["fit"]}, "[fit]"),
             eval=parse_section(EvalConfig, sections["eval"], "[eval]"),
         )
 
@@ -86,3 +86,8 @@ class Recipe:
         if not isinstance(sections, dict):
             raise ArtifactError(f"{path} is damaged", fix="run the recipe again")
         return cls.parse(load_recipe(sections, overrides))
+
+
+def _watched(model: str) -> dict[str, Any]:
+    """The figure that chooses the best weights where the recipe names none: rankers write no list to measure."""
+    return {"monitor": "valid_loss"} if role_of(model) in RANKING else {}

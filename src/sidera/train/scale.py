@@ -155,7 +155,7 @@ def sized(recipe: Recipe, size: str) -> Recipe:
     known = {entry.name for entry in fields(config)}
     if match is None:
         raise InputError(f"--sizes: {size!r} is no size", allowed="WIDTHxLAYERS, e.g. 64x4")
-    if MODELS[recipe.model_name].trains_on != "requests" or not {"width", "num_layers", "num_heads"} <= known:
+    if not hasattr(MODELS[recipe.model_name], "target_log_probs") or not {"width", "num_layers", "num_heads"} <= known:
         raise InputError(f"sidera scale cannot size [model] name = {recipe.model_name!r}", allowed="onerec_v2")
     width, layers = int(match[1]), int(match[2])
     head = config.width // config.num_heads

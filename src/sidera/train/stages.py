@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,37 +22,38 @@ from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
 from sidera.config import digest, written
 from sidera.core import InputError
-from sidera.data.batches import PackedSequences, PrefixRows, RequestRows
 from sidera.data.config import AUTO, View, load_dataset, make_views
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
 from sidera.data.reading import LogReading
-from sidera.data.sessions import SessionRows
-from sidera.data.split import Split, train_sequences
+from sidera.data.split import Split
+from sidera.engine.ranking import Ranking
 from sidera.engine.recommender import Recommender
-from sidera.eval.bootstrap import Estimate
 from sidera.eval.evaluate import evaluate
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
 from sidera.eval.naming import evaluation_path
+from sidera.eval.ranker_evaluation import KIND as RANKER_EVALUATION
+from sidera.eval.ranker_evaluation import RankerEvaluation, evaluate_ranker
 from sidera.fit import distributed
 from sidera.fit.checkpoint import FOLDER
 from sidera.fit.config import FitConfig
 from sidera.fit.log import mean_mfu
-from sidera.fit.loop import FitResult, fit
+from sidera.fit.loop import BatchSource, FitResult, fit
 from sidera.loading import open_artifact
-from sidera.models import MODELS, build_model, reads_codes
-from sidera.models.retrievers.item_knn import ItemKNN
+from sidera.models import RANKING, build_model, fit_once, reads_codes, role_of
 from sidera.ops.allocator import release_memory
 from sidera.ops.processor import emulates_bf16
 from sidera.ops.threads import given_threads, num_threads, usable_threads
 from sidera.stage import stage
 from sidera.train.baselines import baselines
+from sidera.train.ranker import validation as ranker_validation
 from sidera.train.recipe import Recipe
 from sidera.train.run_lock import one_writer
 from sidera.train.validation import FILE as VALIDATION
 from sidera.train.validation import Validation
 
 Say = Callable[[str], None]
+Trained = Recommender | Ranking  # what answers lists, and what ranks candidates
 LEAST_TRAINED = 0.1  # of a budget that the catalogue used up
 
 
@@ -82,6 +83,11 @@ class Prepared:
     positives: View
 
     @property
+    def view(self) -> View:
+        """What the model reads."""
+        return View(self.dataset, self.split, self.schema)
+
+    @property
     def digest(self) -> str:
         """Of the events and of where they are cut: two temporal splits of one log are two data sets."""
         cuts = (self.split.train_ends, self.split.valid.ends, self.split.test.ends)
@@ -90,9 +96,6 @@ class Prepared:
 
 def prepare(recipe: Recipe, data: str | Path, say: Say = say_once) -> Prepared:
     """Read and split; LeakError when the split could leak."""
-    if MODELS[recipe.model_name].trains_on == "exposures":
-        answering = ", ".join(name for name, kind in MODELS.items() if kind.trains_on != "exposures")
-        raise InputError(f"[model] name = {recipe.model_name!r} ranks candidates and finds none", allowed=answering)
     everything, positives = make_views(load_dataset(data, recipe.data, say), recipe.data)
     view = everything if recipe.model_config.reads.feedback else positives
     dataset, split = view.dataset, view.split
@@ -158,7 +161,7 @@ def train_stage(
     *,
     device: str = "cpu",
     say: Say = say_once,
-) -> Recommender | None:
+) -> Trained | None:
     """Train the recipe's model -> ``out/model``; None when this call's time was up and the training is unfinished."""
     path = out / "model"
     catalog_id = artifacts.read_manifest(out / "catalog", "catalog").digest
@@ -168,30 +171,29 @@ def train_stage(
     wanted = digest([*inputs, recipe.model_section, recipe.fit.identity()])
     if artifacts.is_current(path, "model", wanted):
         say(f"train: reused ({path})")
-        return Recommender.load(out, device=device)
+        return open_trained(recipe, out, device)
     model = build_model(recipe.model_name, recipe.model_config, catalog, recipe.fit.seed)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"train: {recipe.model_name}, {num_parameters:,} parameters")
     if recipe.fit.precision == "bf16" and emulates_bf16(device):
         say("train: this device has no bf16 arithmetic and emulates it, several times slower; --set fit.precision=auto")
-    recommender = Recommender(
-        model, catalog, model_section=recipe.model_section, beam=recipe.eval.beam, device=device, version=wanted
+    section = recipe.model_section
+    trained: Trained = (
+        Ranking(model, catalog, section, device, version=wanted)
+        if role_of(recipe.model_name) in RANKING
+        else Recommender(model, catalog, model_section=section, beam=recipe.eval.beam, device=device, version=wanted)
     )
     training: dict[str, Any] = {"parameters": num_parameters}
-    if isinstance(model, ItemKNN):
-        model.count(*train_sequences(prepared.dataset, prepared.split))
-    elif (source := batch_source(recipe, prepared, model, recommender.read_log(prepared.dataset))) is not None:
-        validation = Validation(
-            recommender, prepared.dataset, prepared.split.valid, recipe.eval, folder=out / "fit", say=say,
-            filter_too="filter" in recipe.fit.monitor,
-            identity=digest([*inputs, recipe.model_section, recipe.fit.resumable()]),
-        )  # fmt: skip
+    fit_once(model, prepared.view)
+    if (source := batch_source(recipe, prepared, model, trained.read_log(prepared.dataset))) is not None:
+        identity = digest([*inputs, recipe.model_section, recipe.fit.resumable()])
+        evaluated = _validation(recipe, prepared, trained, out / "fit", identity, say)
         result = fit(
             model,
             source,
             recipe.fit,
             out / "fit",
-            evaluate=validation,
+            evaluate=evaluated,
             device=device,
             identity={"catalog": catalog_id} | ({"split": prepared.digest} if prepared.split.cut_times else {}),
             say=say,
@@ -216,11 +218,30 @@ def train_stage(
     model.eval()
     if distributed.rank() == 0:
         parents = {"catalog": catalog_id, "data": prepared.digest}
-        recommender.save_model(path, digest=wanted, parents=parents, training=training)
+        trained.save_model(path, digest=wanted, parents=parents, training=training)
         (out / "fit" / VALIDATION).unlink(missing_ok=True)
         shutil.rmtree(out / "fit" / FOLDER, ignore_errors=True)  # or the next recipe in this folder would be refused
     distributed.barrier()
-    return recommender
+    return trained
+
+
+def open_trained(recipe: Recipe, run: str | Path, device: str = "cpu") -> Trained:
+    """The run's model as its role is used: what answers lists, or what ranks candidates."""
+    if role_of(recipe.model_name) in RANKING:
+        return Ranking.load(run, device=device)
+    return Recommender.load(run, device=device)
+
+
+def _validation(
+    recipe: Recipe, prepared: Prepared, trained: Trained, folder: Path, identity: str, say: Say
+) -> Callable[[Any], Mapping[str, float]]:
+    """The figures that choose the best weights."""
+    if isinstance(trained, Ranking):
+        return ranker_validation(trained, prepared.view, recipe.eval)
+    return Validation(
+        trained, prepared.dataset, prepared.split.valid, recipe.eval, folder=folder, say=say,
+        filter_too="filter" in recipe.fit.monitor, identity=identity,
+    )  # fmt: skip
 
 
 def _spent(catalog: Catalog, config: FitConfig, say: Say) -> float:
@@ -241,13 +262,13 @@ def _spent(catalog: Catalog, config: FitConfig, say: Say) -> float:
 def evaluate_stage(
     recipe: Recipe,
     prepared: Prepared,
-    recommender: Recommender,
+    trained: Trained,
     out: Path,
     which: Literal["valid", "test"] = "test",
     say: Say = say_once,
     *,
     name: str = "",
-) -> Evaluation:
+) -> Evaluation | RankerEvaluation:
     """Measure on the rows of ``which`` -> ``out/evaluation`` (test) or ``out/evaluation-valid``, or under a name.
 
     ``name`` puts it into ``out/evaluation-NAME``. ``out/evaluation`` is the official one, of the recipe's own settings.
@@ -270,21 +291,27 @@ def evaluate_stage(
             fix="evaluate with its own data folder and [data] section, or train on this one",
         )
     items = [
-        recommender.catalog.codebook_id,
-        recommender.catalog.items_version,
+        trained.catalog.codebook_id,
+        trained.catalog.items_version,
     ]  # what may be answered may have changed
     measured = {key: value for key, value in written(recipe.eval).items() if key != "baselines"}  # they lie beside it
     wanted = digest([model_digest, prepared.digest, items, measured, which])
-    if artifacts.is_current(path, "evaluation", wanted):
+    if artifacts.is_current(path, RANKER_EVALUATION if isinstance(trained, Ranking) else "evaluation", wanted):
         say(f"evaluate: reused ({path})")
-        return _with_baselines(load_evaluation(path), recipe, prepared, recommender, path, which, say)
+        if isinstance(trained, Ranking):
+            return RankerEvaluation.load(path)
+        return _with_baselines(load_evaluation(path), recipe, prepared, trained, path, which, say)
     if name and path.exists():
         say(f"evaluate: {path.name} was made of another model or with other settings and is made anew")
     info = {"seed": recipe.fit.seed, "model": recipe.model_section, "training": opened.info("training", dict)}
     release_memory()
+    if isinstance(trained, Ranking):
+        found = evaluate_ranker(trained, prepared.view, which, recipe.eval, name=recipe.model_name, info=info)
+        found.save(path, digest=wanted, parents={"model": model_digest})
+        return found
     with rows_bar("evaluate") as progress:
         result = evaluate(
-            recommender,
+            trained,
             prepared.dataset,
             prepared.split,
             which,
@@ -294,7 +321,7 @@ def evaluate_stage(
             progress=progress,
         )
     save_evaluation(result, path, digest=wanted, parents={"model": model_digest})
-    return _with_baselines(result, recipe, prepared, recommender, path, which, say)
+    return _with_baselines(result, recipe, prepared, trained, path, which, say)
 
 
 def _with_baselines(
@@ -315,8 +342,8 @@ def _with_baselines(
 @one_writer
 def train(
     recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "cpu", say: Say = say_once
-) -> tuple[Prepared, Recommender | None]:
-    """Catalog and model. No recommender when training is unfinished: the same call goes on."""
+) -> tuple[Prepared, Trained | None]:
+    """Catalog and model. No model when training is unfinished: the same call goes on."""
     out = Path(out)
     prepared = prepare(recipe, data, say)
     if distributed.rank() == 0:
@@ -328,28 +355,24 @@ def train(
 @one_writer
 def run(
     recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "cpu", say: Say = say_once
-) -> Evaluation | None:
+) -> Evaluation | RankerEvaluation | None:
     """Every stage of a recipe; None when training is unfinished, and in all but one process of a ``torchrun``."""
-    prepared, recommender = train(recipe, data, out, device=device, say=say)
-    if recommender is None or distributed.rank() > 0:
+    prepared, trained = train(recipe, data, out, device=device, say=say)
+    if trained is None or distributed.rank() > 0:
         return None
-    return evaluate_stage(recipe, prepared, recommender, Path(out), say=say)
+    return evaluate_stage(recipe, prepared, trained, Path(out), say=say)
 
 
 def batch_source(
     recipe: Recipe, prepared: Prepared, model: torch.nn.Module, reading: LogReading
-) -> PackedSequences | PrefixRows | RequestRows | SessionRows | None:
-    """The training batches that the model's loss takes; ``reading``: how it reads the log (``Recommender.read_log``)."""
-    size, seed = recipe.fit.batch_size, recipe.fit.seed
-    if model.trains_on == "sessions":
-        return SessionRows(reading, prepared.split, size, seed=seed, rules=recipe.model_config.session_rules())
-    kinds: dict[str, type[PackedSequences] | type[PrefixRows] | type[RequestRows]] = {
-        "positions": PackedSequences, "prefixes": PrefixRows, "requests": RequestRows,
-    }  # fmt: skip
-    if model.trains_on in ("counts", "nothing"):
+) -> BatchSource | None:
+    """The training batches that the model names as its ``feed``, None where it names none; ``reading``: how it reads
+    the log."""
+    feed: Any = getattr(model, "feed", None)
+    if feed is None:
         return None
-    kind = kinds[str(model.trains_on)]  # a model with batches of its own has to say here how they are made
-    return kind(reading, prepared.split, size, seed=seed)
+    found: BatchSource = feed(reading, prepared.split, recipe.fit.batch_size, recipe.fit.seed)
+    return found
 
 
 def _training_line(result: FitResult, mfu: float | None) -> str:
@@ -358,26 +381,3 @@ def _training_line(result: FitResult, mfu: float | None) -> str:
         f"train: {result.stopped_because} after {result.steps:,} steps, {result.cpu_seconds / 60:.1f} CPU-minutes;"
         f" best at step {result.best_step:,}: {best}" + ("" if mfu is None else f"; MFU {100 * mfu:.1f} %")
     )
-
-
-def evaluation_lines(result: Evaluation) -> str:
-    """The main figures with their protocol, for the terminal."""
-    protocol = result.protocol
-    lines = [
-        f"evaluate: {protocol['which']} rows of {protocol['dataset']} ({protocol['split']}), {protocol['rows']:,} rows,"
-        " full ranking, item-level hits"
-    ]
-    if ranking := result.latency.get("ranking"):
-        lines.append(f"  {ranking}")
-    names = [name for name in next(iter(result.metrics.values())) if name.startswith(("recall", "ndcg"))]
-    rows = [
-        (name, *(cell for seen in result.metrics for cell in estimate_cells(result.metrics[seen][name])))
-        for name in names
-    ]
-    header = ["metric", *(cell for seen in result.metrics for cell in (f"seen={seen}", "95 % interval"))]
-    return "\n".join([*lines, console.table(header, rows, indent="  ")])
-
-
-def estimate_cells(estimate: Estimate) -> tuple[str, str]:
-    """Value and 95 % interval, as tables show them."""
-    return f"{estimate.value:.4f}", f"[{estimate.low:.4f}, {estimate.high:.4f}]"

@@ -22,6 +22,7 @@ tokens · D width · R groups of keys and values · E dims of a head.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts
-from sidera.data.sessions import INTERACTIONS, SessionRules
+from sidera.data.sessions import INTERACTIONS, SessionRows, SessionRules
 from sidera.models.generators.request_generator import ListRequestGenerator, RequestContext
 from sidera.nn.code_decoder import DecoderSize, KeysValues
 from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
@@ -94,6 +95,7 @@ class OneRecV1(ListRequestGenerator):
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__(catalog)
+        self.feed = partial(SessionRows, rules=config.session_rules())
         self.config, self.reads = config, config.reads
         self.session_length, self.list_beam = config.session_length, config.list_beam
         schema = catalog.schema

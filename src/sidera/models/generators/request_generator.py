@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog
+from sidera.data.batches import RequestRows
 from sidera.nn.beam_cache import BeamCache
 from sidera.nn.code_decoder import CodeDecoder, KeysValues
 from sidera.nn.counters import attention_flops, causal_pairs, matmul_flops
@@ -46,7 +48,8 @@ class RequestContext:
 class RequestGenerator(nn.Module, ABC):
     """Loss and steps of a generator that reads feedback and is trained on requests."""
 
-    trains_on = "requests"
+    role = "generator"
+    feed: Any = RequestRows
 
     decoder: CodeDecoder  # made by the model
 

@@ -32,6 +32,7 @@ from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
 from sidera.core import InputError
+from sidera.data.batches import PackedSequences
 from sidera.nn.counters import TRAINING, matmul_flops
 from sidera.nn.item_embedding import ItemEmbedding, ItemRows
 from sidera.nn.made_of_weights import MadeOfWeights
@@ -92,7 +93,8 @@ class SideraGenerator(nn.Module):
         def reads(self) -> Reads:
             return Reads(self.max_history)
 
-    trains_on = "positions"
+    role = "generator"
+    feed = PackedSequences
     leaf_items: Tensor  # (N,) item of each leaf
 
     def __init__(self, config: Config, catalog: Catalog) -> None:

@@ -25,6 +25,7 @@ from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
 from sidera.core import InputError
+from sidera.data.batches import PrefixRows
 from sidera.models.generators import tiger_decode
 from sidera.models.generators.tiger_decode import CodeTokens, FastWeights, TigerCache, TigerContext
 from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
@@ -59,7 +60,8 @@ class Tiger(nn.Module):
         def reads(self) -> Reads:
             return Reads(self.max_history)
 
-    trains_on = "prefixes"
+    role = "generator"
+    feed = PrefixRows
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """P-Score: one personalised number for (user, item), learned from everything that users did (2506.13695, 2.4).
 
-    fitted = fit_ranker(view, catalog, user_mask, out)             # train/ranker.py
-    fitted.model.score(fitted.model.context(batch), item_ids)[..., 0]         # (B, C)
+    sidera run recipes/world/pscore.toml --data data/world --out runs/pscore
+
+    network.score(network.context(batch), item_ids)[..., 0]         # (B, C)
 
 A SIM-type network: the candidate looks into the history by exact matches (item, creator, topic: counts of the newest
 exposures, clicked or not, and what came of them), by learned sums over time, and by attention. Each objective that the
@@ -13,8 +14,8 @@ Trap: p is the weighted mean of the labels' chances in the limit, no chance of a
 off its height. Which labels weigh how much is a decision about what is wanted, not something that data can tell: with
 baited clicks, weight on clicks is weight on bait.
 
-Trained on every exposure of a request (``RequestRows(targets="all")``), histories end where the request begins. There
-is no user id: a network trained on some users serves, or judges, others.
+Trained on every exposure of a request (``ExposureRows``); histories end where the request begins. There is no user id:
+a network trained on some users serves, or judges, others.
 
 Shape legend: B requests · S events, padded · C candidates · D width · K kernels · Y signals · N items.
 """
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -34,6 +36,8 @@ from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
 from sidera.core import InputError
+from sidera.data.batches import ExposureRows, trained_mask
+from sidera.data.config import View
 from sidera.data.features import MAX_DURATION_LOG2, duration_buckets
 from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
 from sidera.nn.event_features import UserFeatures
@@ -90,7 +94,6 @@ class PScore(nn.Module):
         hidden: int = 64  # dims inside the shared layer
         tower_width: int = 16  # dims inside an objective's tower
         dropout: float = 0.1  # share of units dropped
-        item_numbers: int = 0  # numbers known of each item (``data.features.item_numbers``)
         outcomes: tuple[str, ...] = ()  # objectives of the session (``data.outcomes``: stays, returns)
         rare_weight: float = 5.0  # at most, of a tower's loss: rare labels weigh as if they were common
         p_weight: float = 8.0  # of p's loss; each tower's has 1
@@ -106,18 +109,19 @@ class PScore(nn.Module):
         def reads(self) -> Reads:
             return Reads(self.max_history, "all")
 
-    trains_on = "exposures"
+    role = "ranker"
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
         self.config, self.reads, schema = config, config.reads, catalog.schema
+        self.feed = partial(ExposureRows, outcomes=config.outcomes)
         if not schema.labels:
             raise InputError(
                 "a P-Score needs a log with labels (click, like, ...), this one has none",
                 fix="import the log with its feedback columns",
             )
-        self.labels, self.columns = schema.labels, schema.columns
-        self.objectives = tuple(f"not_{name}" if name in NEGATIVE_LABELS else name for name in self.labels)
+        self.given, self.columns = schema.labels, schema.columns
+        self.objectives = tuple(f"not_{name}" if name in NEGATIVE_LABELS else name for name in self.given)
         self.has_seconds = schema.has_watch_time and schema.has_duration
         if self.has_seconds:
             self.objectives += (WATCH,)
@@ -132,12 +136,13 @@ class PScore(nn.Module):
         self.register_buffer("weights", weights / weights.sum(), persistent=False)
         width = config.width
         categories = {name: np.asarray(values) for name, values in catalog.categories.items()}
+        numbers = None if catalog.numbers is None else np.asarray(catalog.numbers)
         codes, sizes = np.asarray(catalog.codes), catalog.level_sizes
-        self.items = ItemFeatures(codes, sizes, categories, config.item_numbers, width)
+        self.items = ItemFeatures(codes, sizes, categories, numbers, width)
         self.profile = UserFeatures(catalog, width)
-        grid = torch.linspace(0, 1, WATCH_GRID)[1:].log2().clamp(min=-9)  # until told: seconds as a share of a minute
+        grid = torch.linspace(0, 1, WATCH_GRID)[1:].log2().clamp(min=-9)  # until fitted: as a share of a minute
         self.register_buffer("watch_levels", (64 * 2**grid).expand(MAX_DURATION_LOG2 + 1, -1).contiguous())
-        self.num_signals = 1 + len(self.labels) + self.has_seconds
+        self.num_signals = 1 + len(self.given) + self.has_seconds
         self.kernels = Kernels(config.num_kernels)
         self.event = nn.Sequential(nn.Linear(width + self.num_signals, width), nn.LeakyReLU())
         self.learned = nn.Linear(width, config.num_learned)
@@ -179,10 +184,15 @@ class PScore(nn.Module):
         towers = towers * (0.25 / (rates * (1 - rates)).clamp(min=1e-6)).clamp(max=self.config.rare_weight)
         return Loss(towers.sum() + self.config.p_weight * fused.sum(), len(labels), parts)
 
+    def labels(self, batch: Batch) -> dict[str, Tensor]:
+        """Of every objective; p has no label of its own."""
+        table = self.label_table(batch.targets_of("exposure").feedback)
+        return dict(zip(self.objectives, table.unbind(1), strict=True))
+
     def label_table(self, feedback: Mapping[str, Tensor]) -> Tensor:
         """(targets, objectives) 1 where the objective was met, NaN where nobody knows."""
-        values = torch.stack([feedback[name].float() for name in self.labels], dim=1)
-        negative = torch.tensor([name in NEGATIVE_LABELS for name in self.labels], device=values.device)
+        values = torch.stack([feedback[name].float() for name in self.given], dim=1)
+        negative = torch.tensor([name in NEGATIVE_LABELS for name in self.given], device=values.device)
         values = torch.where(negative, 1 - values, values)
         more = [feedback[name].float() for name in self.config.outcomes]
         if self.has_seconds:
@@ -299,16 +309,22 @@ class PScore(nn.Module):
         """(B, S, given) what the log says of each event: 1, the labels, how long it was watched."""
         columns = [torch.ones(mask.shape, device=mask.device)]
         if empty:
-            columns += [torch.zeros(mask.shape, device=mask.device)] * (len(self.labels) + self.has_seconds)
+            columns += [torch.zeros(mask.shape, device=mask.device)] * (len(self.given) + self.has_seconds)
             return torch.stack(columns, dim=-1) * mask[..., None]
         feedback = batch.events.feedback
-        columns += [feedback[name][where] for name in self.labels]
+        columns += [feedback[name][where] for name in self.given]
         if self.has_seconds:
             columns.append(self.watch_quantiles(feedback["watch_time"], feedback["duration"])[where])
         return torch.stack(columns, dim=-1) * mask[..., None]
 
+    def fit_once(self, view: View) -> None:
+        """Learn what is a long view from the training exposures."""
+        if self.has_seconds:
+            feedback, known = view.dataset.feedback, trained_mask(view.dataset, view.split)
+            self.know_views(feedback["watch_time"][known], feedback["duration"][known])
+
     def know_views(self, watch_time: np.ndarray, duration: np.ndarray) -> None:
-        """Learn what is a long view from training exposures: quantiles of watch time per log2 bucket of duration."""
+        """Quantiles of watch time (E,) per log2 bucket of duration (E,), both in seconds."""
         shares = np.linspace(0, 1, WATCH_GRID)[1:]
         buckets = duration_buckets(duration)
         levels = np.full((MAX_DURATION_LOG2 + 1, len(shares)), np.nan, dtype=np.float32)
@@ -317,10 +333,3 @@ class PScore(nn.Module):
         there = np.flatnonzero(np.isfinite(levels).all(axis=1))
         nearest = there[np.abs(np.arange(len(levels))[:, None] - there).argmin(axis=1)]
         cast(Tensor, self.watch_levels).copy_(torch.from_numpy(levels[nearest]))
-
-    def know_items(self, numbers: np.ndarray) -> None:
-        """Tell what the items table says in numbers: (N, item_numbers)."""
-        wanted = tuple(self.items.numbers.shape)
-        if numbers.shape != wanted:
-            raise InputError(f"item numbers have shape {numbers.shape}", allowed=str(wanted))
-        self.items.numbers.copy_(torch.from_numpy(numbers))

@@ -31,6 +31,8 @@ from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
 from sidera.core import InputError
+from sidera.data.batches import ExposureRows
+from sidera.data.config import View
 from sidera.models.rankers.pscore import WATCH, PScore, PScoreContext
 from sidera.ops.jagged import Jagged
 from sidera.roles import Loss
@@ -45,7 +47,7 @@ class SessionReward(nn.Module):
     class Config:
         item: PScore.Config = field(default_factory=PScore.Config)  # how an item is read against the history
         num_heads: int = 2  # of the attention between the items of a list
-        tower_width: int = 32
+        tower_width: int = 32  # dims inside a tower
         weights: dict[str, float] = field(default_factory=dict)  # of towers in R; 1 where not named
 
         def __post_init__(self) -> None:
@@ -59,7 +61,8 @@ class SessionReward(nn.Module):
         def reads(self) -> Reads:
             return self.item.reads
 
-    trains_on = "exposures"
+    role = "reward"
+    feed = ExposureRows
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
@@ -67,9 +70,9 @@ class SessionReward(nn.Module):
         self.reader = PScore(config.item, catalog)
         there = (
             ("swt", self.reader.has_seconds),
-            ("vtr", bool({"long_view", "click"} & set(self.reader.labels))),
-            ("wtr", "follow" in self.reader.labels),
-            ("ltr", "like" in self.reader.labels),
+            ("vtr", bool({"long_view", "click"} & set(self.reader.given))),
+            ("wtr", "follow" in self.reader.given),
+            ("ltr", "like" in self.reader.given),
         )
         self.tasks = tuple(name for name, present in there if present)
         if not self.tasks:
@@ -83,16 +86,20 @@ class SessionReward(nn.Module):
             for _ in self.tasks
         )
 
+    def fit_once(self, view: View) -> None:
+        self.reader.fit_once(view)
+
     def loss(self, batch: Batch) -> Loss:
         """Sum over requests of the towers' BCEs, on the list that each request showed."""
         items, mask = Jagged(batch.target_ids, batch.targets_of("exposure").offsets).pad()
         logits = self.logits(self.reader.context(batch), items[:, None], mask[:, None])[:, 0]  # (B, tasks)
-        losses = F.binary_cross_entropy_with_logits(logits, self.labels(batch), reduction="none")
+        labels = torch.stack(list(self.labels(batch).values()), dim=1)
+        losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
         means = losses.detach().mean(0).tolist()
         return Loss(losses.sum(), len(logits), dict(zip(self.tasks, means, strict=True)))
 
-    def labels(self, batch: Batch) -> Tensor:
-        """(B, tasks) 0 to 1: what the request's list came to."""
+    def labels(self, batch: Batch) -> dict[str, Tensor]:
+        """task -> (B,) 0 to 1: what the request's list came to."""
         targets = batch.targets_of("exposure")
         each, mask = Jagged(self.reader.label_table(targets.feedback), targets.offsets).pad()  # (B, m, objectives)
         column = {name: each[..., place] * mask for place, name in enumerate(self.reader.objectives)}
@@ -104,7 +111,7 @@ class SessionReward(nn.Module):
             "wtr": lambda: column["follow"].amax(1),
             "ltr": lambda: column["like"].amax(1),
         }
-        return torch.stack([found[name]() for name in self.tasks], dim=1)
+        return {name: found[name]() for name in self.tasks}
 
     def context(self, batch: Batch) -> PScoreContext:
         """The user's side, shared by all lists."""

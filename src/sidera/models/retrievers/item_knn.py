@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
-from sidera.roles import Loss
+from sidera.data.config import View
+from sidera.data.split import train_sequences
 
 PAIRS = 4_000_000  # counted at once, about; memory is 50 bytes a pair
 
 
 class ItemKNN(nn.Module):
-    """Sparse item-to-item similarities, counted once from the training sequences by :meth:`count`."""
+    """Sparse item-to-item similarities, counted once from the training sequences."""
 
     @dataclass(frozen=True)
     class Config:
@@ -45,7 +46,7 @@ class ItemKNN(nn.Module):
         def reads(self) -> Reads:
             return Reads(self.max_history)
 
-    trains_on = "counts"
+    role = "scorer"
     reads_codes = False
     reads_late_items = False  # nothing was counted of them
     neighbour_ids: Tensor  # (N, neighbours)
@@ -57,6 +58,10 @@ class ItemKNN(nn.Module):
         num_items = len(catalog.item_keys)
         self.register_buffer("neighbour_ids", torch.zeros(num_items, config.neighbours, dtype=torch.int32))
         self.register_buffer("similarity", torch.zeros(num_items, config.neighbours))
+
+    def fit_once(self, view: View) -> None:
+        """Count the pairs of the training sequences."""
+        self.count(*train_sequences(view.dataset, view.split))
 
     def count(self, item_ids: np.ndarray, offsets: np.ndarray) -> None:
         """Fill the similarities from sequences: user u's training events are ``item_ids[offsets[u]:offsets[u+1]]``.
@@ -104,9 +109,6 @@ class ItemKNN(nn.Module):
         total = np.add.reduceat(weights[codes], starts) if len(starts) else np.zeros(0)
         left, right = np.divmod(pairs[starts], num_items)
         return left + first, right, total
-
-    def loss(self, batch: Batch) -> Loss:
-        return Loss(self.similarity.sum() * 0.0, 1)
 
     def item_scores(self, batch: Batch) -> Tensor:
         """(B, N); 0 for items that no history item was seen with."""

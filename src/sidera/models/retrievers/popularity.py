@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts
-from sidera.roles import Loss
+from sidera.data.config import View
+from sidera.data.split import item_popularity
 
 
 class Popularity(nn.Module):
@@ -28,7 +28,7 @@ class Popularity(nn.Module):
         def reads(self) -> Reads:
             return Reads(self.max_history)
 
-    trains_on = "nothing"
+    role = "scorer"
     reads_codes = False
     reads_late_items = False  # nothing was counted of them
     counts: Tensor  # (N,)
@@ -36,10 +36,12 @@ class Popularity(nn.Module):
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
         self.config, self.reads = config, config.reads
-        self.register_buffer("counts", torch.tensor(np.asarray(catalog.popularity), dtype=torch.float32))
+        self.register_buffer("counts", torch.zeros(catalog.num_items))
 
-    def loss(self, batch: Batch) -> Loss:
-        return Loss(self.counts.sum() * 0.0, 1)
+    def fit_once(self, view: View) -> None:
+        """Count the training events of every item."""
+        found = item_popularity(view.dataset, view.split)
+        self.counts[: len(found)] = torch.from_numpy(found).to(self.counts)
 
     def item_scores(self, batch: Batch) -> Tensor:
         """(B, N)"""

@@ -23,6 +23,7 @@ from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
 from sidera.core import InputError
+from sidera.data.batches import PackedSequences
 from sidera.nn.counters import TRAINING
 from sidera.nn.item_embedding import ItemEmbedding
 from sidera.nn.transformer import CausalEncoder
@@ -61,7 +62,8 @@ class SASRec(nn.Module):
         def reads(self) -> Reads:
             return Reads(self.max_history)
 
-    trains_on = "positions"
+    role = "scorer"
+    feed = PackedSequences
     reads_codes = False
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
