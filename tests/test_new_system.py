@@ -153,9 +153,10 @@ SHARED = """
 positive = "click"
 [catalog]
 vectors = ["tfidf"]
+vector_dim = 8
+[catalog.quantizer]
 num_levels = 2
 codebook_size = 8
-vector_dim = 8
 [eval]
 bootstrap = 50
 ks = [5]
