@@ -182,6 +182,8 @@ class Batch:
         return replace(self, events=self.events.keep(mask))
 
     def to(self, device: torch.device | str) -> Batch:
+        if self.events.offsets.device == torch.device(device):
+            return self
         moved: dict[str, Any] = {
             name: group.to(device, non_blocking=True) for name, group in vars(self).items() if isinstance(group, Columns)
         }

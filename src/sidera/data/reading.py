@@ -127,8 +127,9 @@ class Reading:
             events = events.keep(positive > 0)
         if not reads.feedback and events.feedback:
             events = replace(events, feedback={})
-        events = events.newest(reads.max_events)
         longest = int(events.lengths.max()) if events.num_rows else 0
+        if longest > reads.max_events:
+            events = events.newest(reads.max_events)
         if reads.recent is None or longest <= reads.recent or positive is None:  # no label: all are positive
             return events
         return events.keep((events.from_end < reads.recent) | (events.feedback[self.schema.positive] > 0))
@@ -192,6 +193,12 @@ class LogReading:
         starts = self.starts(user_ids, ends) if starts is None else starts
         lengths = ends - starts
         events, offsets = slices(starts, lengths)  # (T,) positions in the log, (B+1,)
+        cut = not whole and lengths.max(initial=0) > self.reading.reads.untouched
+        if cut:  # before the columns are gathered
+            positive = {name: column for name, column in self.columns.items() if name == self.reading.schema.positive}
+            marks = _tensors({name: column.take(events) for name, column in positive.items()})
+            read = self.reading.select(Events(torch.from_numpy(events), torch.from_numpy(offsets), feedback=marks))
+            events, offsets = read.items.numpy(), read.offsets.numpy()
         if wanted is not None and wanted.kind == "event":  # every event's target is the next one of the log
             wanted = Wanted("event", dataset.item_ids.take(events + 1), offsets)
         return self.reading.batch(
@@ -207,7 +214,7 @@ class LogReading:
             wanted=wanted,
             lifelong=None if self.representatives is None else self.representatives(user_ids, ends),
             global_count=global_count,
-            whole=whole,
+            whole=whole or cut,
         )
 
     def feedback(self, positions: np.ndarray) -> dict[str, np.ndarray]:

@@ -175,6 +175,8 @@ class Texts(Rows):
         return Texts(self.base, self._tail, count - len(self.base))
 
     def take(self, ids: np.ndarray) -> np.ndarray:
+        if not self._num_later:
+            return self.base.take(pa.array(ids)).to_numpy(zero_copy_only=False)
         size = len(self.base)
         early = self.base.take(pa.array(np.minimum(ids, size - 1))).to_numpy(False) if size else None
         rows = np.empty(len(ids), dtype=object)
