@@ -233,7 +233,7 @@ class Recommender:
         if beam is None:
             beam = beam_of_run(path) if found.generates else DEFAULT_BEAM  # a scorer searches nothing
         return cls(
-            found.model, found.catalog, model_section=dict(found.section), beam=beam, device=device,
+            found.trained, found.catalog, model_section=dict(found.section), beam=beam, device=device,
             num_known=found.num_known, version=found.version, parts=open_parts(path, serve, found),
         )  # fmt: skip
 

@@ -79,9 +79,7 @@ class Snapshot:
         catalog.check_codebook(self.catalog.codebook_id)
         if self.generates:
             catalog.trie.tensors(torch.device(self.device))  # built before anybody waits for it
-        with self.lock:
-            model = grown(self.trained, catalog.items)
-        return replace(self, catalog=catalog, model=model)
+        return replace(self, catalog=catalog, model=grown(self.trained, catalog.items))  # in-flight calls do not wait
 
     # -- the model's role ----------------------------------------------------------------------------------------
 
