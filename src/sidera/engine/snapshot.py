@@ -29,7 +29,7 @@ from sidera.data.reading import Reading
 from sidera.engine.histories import lifelong_of_events
 from sidera.nn.item_embedding import grown
 from sidera.ops.weights import check_weights
-from sidera.roles import Generator, Scorer
+from sidera.roles import Generator, Scorer, SessionGenerator
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +91,10 @@ class Snapshot:
     @cached_property
     def generates(self) -> bool:
         return isinstance(self.model, Generator)
+
+    @cached_property
+    def writes_lists(self) -> bool:
+        return isinstance(self.model, SessionGenerator)
 
     @property
     def generator(self) -> Generator:
