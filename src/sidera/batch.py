@@ -39,6 +39,11 @@ class Reads:
             raise InputError(f"max_history = {self.max_events}", allowed="1 or more")
 
     @property
+    def untouched(self) -> int:
+        """The longest history of which every event is read."""
+        return self.max_events if self.recent is None else min(self.recent, self.max_events)
+
+    @property
     def feedback(self) -> bool:
         """Whether batches carry what came of every event, and profiles."""
         return self.events == "all"
@@ -177,6 +182,8 @@ class Batch:
         return replace(self, events=self.events.keep(mask))
 
     def to(self, device: torch.device | str) -> Batch:
+        if self.events.offsets.device == torch.device(device):
+            return self
         moved: dict[str, Any] = {
             name: group.to(device, non_blocking=True) for name, group in vars(self).items() if isinstance(group, Columns)
         }

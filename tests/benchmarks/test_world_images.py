@@ -12,7 +12,7 @@ import pytest
 from sidera.core import InputError
 from small_world import small_world
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from world_images import SIDE, cover, frames, write_images
 
 FROZEN = {"cover": "5d44c41f8645158f", "frames": "5b9b899e0b414d44"}

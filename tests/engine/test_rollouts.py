@@ -11,13 +11,18 @@ import pytest
 import torch
 
 from hand_made import hand_made
+from sidera.batch import Batch
 from sidera.core import InputError
 from sidera.data.tiny import checkerboard_next
 from sidera.engine.recommender import Recommender
 from sidera.models import build_model, parse_model
 
 KEYS = [f"item{item:04d}" for item in range(24)]
-BATCH = hand_made(torch.tensor([3, 7, 2]), torch.tensor([0, 2, 3]))
+
+
+def asked(recommender: Recommender) -> Batch:
+    return hand_made(torch.tensor([3, 7, 2]), torch.tensor([0, 2, 3]), items=recommender.catalog)
+
 
 
 @pytest.fixture
@@ -35,7 +40,7 @@ def shuffled(recommender: Recommender) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("mode", ["masked", "free", "beam"])
 def test_a_rollout_says_what_was_written_and_by_whom(recommender: Recommender, mode: str) -> None:
-    rollout = recommender.rollout(BATCH, 20, mode=mode, seed=5)
+    rollout = recommender.rollout(asked(recommender), 20, mode=mode, seed=5)
     assert rollout.sids.shape == (2, 20, recommender.catalog.num_levels)
     assert rollout.log_probs.requires_grad is False
     assert rollout.policy_version == recommender.version != ""
@@ -43,27 +48,27 @@ def test_a_rollout_says_what_was_written_and_by_whom(recommender: Recommender, m
     assert rollout.legal_mask.all()
     codes = torch.tensor(np.asarray(recommender.catalog.codes)).long()
     assert torch.equal(codes[rollout.item_ids], rollout.sids)
-    again = recommender.sid_log_probs(BATCH, rollout.sids, mode=mode)
+    again = recommender.sid_log_probs(asked(recommender), rollout.sids, mode=mode)
     torch.testing.assert_close(again, rollout.log_probs, rtol=1e-4, atol=1e-4)
     favourite = rollout.item_ids[0, 0] if mode == "beam" else rollout.item_ids[0].mode().values
     assert int(favourite) == checkerboard_next()[7]
-    assert torch.equal(rollout.sids, recommender.rollout(BATCH, 20, mode=mode, seed=5).sids)
+    assert torch.equal(rollout.sids, recommender.rollout(asked(recommender), 20, mode=mode, seed=5).sids)
     (rollout.log_probs * torch.ones(1, requires_grad=True)).sum().backward()  # no inference tensor
 
 
 def test_another_seed_is_another_draw(recommender: Recommender) -> None:
-    draws = [recommender.rollout(BATCH, 50, temperature=3.0, seed=seed).item_ids for seed in (0, 1)]
+    draws = [recommender.rollout(asked(recommender), 50, temperature=3.0, seed=seed).item_ids for seed in (0, 1)]
     assert not torch.equal(*draws)
 
 
 def test_a_beam_of_all_items_has_probability_one(recommender: Recommender) -> None:
-    rollout = recommender.rollout(BATCH, 30, mode="beam")
+    rollout = recommender.rollout(asked(recommender), 30, mode="beam")
     assert rollout.legal_mask.sum(1).tolist() == [24, 24]
     torch.testing.assert_close(rollout.log_probs.sum(-1).exp().sum(1), torch.ones(2), rtol=1e-4, atol=1e-4)
 
 
 def test_a_rollout_of_others_is_refused_naming_both(recommender: Recommender) -> None:
-    rollout = recommender.rollout(BATCH, 4)
+    rollout = recommender.rollout(asked(recommender), 4)
     catalog = recommender.catalog
     rollout.check(recommender.version, catalog.codebook_id, catalog.items_version)
     with pytest.raises(InputError, match=f"the rollout is of policy {recommender.version}, the update is of policy 7"):
@@ -76,10 +81,10 @@ def test_a_rollout_of_others_is_refused_naming_both(recommender: Recommender) ->
 
 def test_a_scorer_and_too_many_are_refused(recommender: Recommender) -> None:
     with pytest.raises(InputError, match="a rollout of 513 semantic IDs; allowed: 1 to 512"):
-        recommender.rollout(BATCH, 513)
+        recommender.rollout(asked(recommender), 513)
     scorer = build_model("popularity", *parse_model({"name": "popularity"})[1:], recommender.catalog)
     with pytest.raises(InputError, match="a scorer generates nothing"):
-        Recommender(scorer, recommender.catalog, model_section={"name": "popularity"}).rollout(BATCH, 4)
+        Recommender(scorer, recommender.catalog, model_section={"name": "popularity"}).rollout(asked(recommender), 4)
 
 
 def test_new_weights_answer_at_once_and_sign(recommender: Recommender) -> None:
@@ -91,7 +96,7 @@ def test_new_weights_answer_at_once_and_sign(recommender: Recommender) -> None:
     assert (before.policy_version, after.policy_version) != ("step-10", before.policy_version)
     assert after.policy_version == "step-10"
     assert after.item_keys != before.item_keys
-    assert recommender.rollout(BATCH, 2).policy_version == "step-10"
+    assert recommender.rollout(asked(recommender), 2).policy_version == "step-10"
     recommender.load_weights(old, "back")
     assert recommender.recommend([[KEYS[3]]])[0].item_keys == before.item_keys
 

@@ -14,7 +14,7 @@ from sidera.eval.config import EvalConfig
 from sidera.eval.evaluate import evaluate
 from sidera.eval.evaluation import protocol_line
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from result_tables import result_file, results_table, update_document
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"

@@ -196,7 +196,7 @@ def test_sidera_generator() -> None:
     catalog: Any = small_catalog(64, (8, 8))
     object.__setattr__(catalog, "codes", codes)
     config = SideraGenerator.Config(width=64, num_layers=2, num_heads=2, dropout=0.0)
-    model, batch = SideraGenerator(config, catalog), position_batch([16] * 6, 64)
+    model, batch = SideraGenerator(config, catalog), changed(position_batch([16] * 6, 64), catalog)
     assert model.flops_per_batch(batch) == pytest.approx(measured(model, batch), rel=0.03)
 
 

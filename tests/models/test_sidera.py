@@ -38,13 +38,13 @@ def sids_of(catalog: SmallCatalog, item_ids: torch.Tensor) -> torch.Tensor:
 def test_loss_is_minus_log_probs_of_every_prefix(leaf: str, level_sizes: tuple[int, ...]) -> None:
     catalog = small_catalog(NUM_ITEMS, level_sizes)
     model = make(catalog, leaf=leaf)
-    batch = position_batch([4, 1, 6], NUM_ITEMS)
+    batch = position_batch([4, 1, 6], NUM_ITEMS, sizes=level_sizes)
     reference = torch.zeros(())
     with torch.no_grad():
         for row in range(batch.num_histories):
             start, end = int(batch.events.offsets[row]), int(batch.events.offsets[row + 1])
             for stop in range(start + 1, end + 1):
-                context = model.context(hand_made(batch.item_ids[start:stop], torch.tensor([0, stop - start])))
+                context = model.context(hand_made(batch.item_ids[start:stop], torch.tensor([0, stop - start]), items=catalog))
                 sid = sids_of(catalog, batch.target_ids[stop - 1])[None, None]
                 reference = reference - free_log_probs(model, context, sid).sum()
         loss = model.loss(batch)
@@ -56,12 +56,12 @@ def test_loss_is_minus_log_probs_of_every_prefix(leaf: str, level_sizes: tuple[i
 def test_label_smoothing_spreads_over_siblings() -> None:
     catalog = small_catalog(NUM_ITEMS, (4, 3, 2))
     model = make(catalog, label_smoothing=0.25)
-    batch = position_batch([3], NUM_ITEMS)
+    batch = position_batch([3], NUM_ITEMS, sizes=(4, 3, 2))
     sids = torch.as_tensor(catalog.codes).long()  # (N, L)
     reference = 0.0
     with torch.no_grad():
         for stop in range(1, 4):
-            context = model.context(hand_made(batch.item_ids[:stop], torch.tensor([0, stop])))
+            context = model.context(hand_made(batch.item_ids[:stop], torch.tensor([0, stop]), items=catalog))
             log_p = free_log_probs(model, context, sids[None])[0]  # (N, L)
             target = int(batch.target_ids[stop - 1])
             for level in range(3):
@@ -79,7 +79,7 @@ def test_all_probability_lies_on_items() -> None:
     catalog = small_catalog(NUM_ITEMS)
     model = make(catalog)
     with torch.no_grad():
-        log_p = free_log_probs(model, model.context(position_batch([4, 1], NUM_ITEMS)),
+        log_p = free_log_probs(model, model.context(position_batch([4, 1], NUM_ITEMS, sizes=(4, 3, 2))),
             sids_of(catalog, torch.arange(NUM_ITEMS)).expand(2, -1, -1),
         )
     torch.testing.assert_close(log_p.sum(-1).exp().sum(1), torch.ones(2))
@@ -91,7 +91,7 @@ def test_codes_of_no_item_have_no_probability() -> None:
     taken = {tuple(codes) for codes in catalog.codes.tolist()}
     free = [sid for sid in np.ndindex(4, 3, 2) if sid not in taken]
     with torch.no_grad():
-        log_p = free_log_probs(model, model.context(position_batch([4], NUM_ITEMS)), torch.tensor(free)[None]).sum(-1)
+        log_p = free_log_probs(model, model.context(position_batch([4], NUM_ITEMS, sizes=(4, 3, 2))), torch.tensor(free)[None]).sum(-1)
     assert (log_p == float("-inf")).all()
 
 
@@ -109,7 +109,7 @@ def test_leaf_vectors_follow_the_weights(change: str) -> None:
     model, other = make(leaf="sum"), make(leaf="sum")
     with torch.no_grad():
         other.leaf.weight.normal_()
-    batch = position_batch([4], NUM_ITEMS)
+    batch = position_batch([4], NUM_ITEMS, sizes=(4, 3, 2))
     sids = sids_of(small_catalog(NUM_ITEMS), torch.arange(NUM_ITEMS))[None]
     with torch.no_grad():
         before = free_log_probs(model, model.context(batch), sids)
@@ -128,7 +128,7 @@ def test_leaf_vectors_follow_the_weights(change: str) -> None:
 
 
 def test_leaf_vectors_are_folded_once() -> None:
-    model, batch = make(leaf="sum"), position_batch([4], NUM_ITEMS)
+    model, batch = make(leaf="sum"), position_batch([4], NUM_ITEMS, sizes=(4, 3, 2))
     sids = sids_of(small_catalog(NUM_ITEMS), torch.arange(NUM_ITEMS))[None]
     with torch.inference_mode():
         free_log_probs(model, model.context(batch), sids)
@@ -139,7 +139,7 @@ def test_leaf_vectors_are_folded_once() -> None:
 
 def test_gradients_after_answering() -> None:
     """log_probs in eval mode (alignment) reaches the leaves, though beam search has folded them before."""
-    model, batch = make(leaf="untied"), position_batch([4], NUM_ITEMS)
+    model, batch = make(leaf="untied"), position_batch([4], NUM_ITEMS, sizes=(4, 3, 2))
     sids = sids_of(small_catalog(NUM_ITEMS), torch.arange(NUM_ITEMS))[None]
     with torch.inference_mode():
         free_log_probs(model, model.context(batch), sids)

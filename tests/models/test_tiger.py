@@ -25,7 +25,7 @@ from sidera.models import parse_model
 from sidera.models.generators.tiger import Tiger
 from sidera.nn import t5_functions as functions
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))  # t5_twin: T5 with a Tiger's weights
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # t5_twin: T5 with a Tiger's weights
 
 
 @dataclass(frozen=True)

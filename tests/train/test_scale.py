@@ -76,7 +76,7 @@ def test_every_row_is_seen_once_in_the_order_of_time(log: Path, tmp_path: Path) 
     ends = [moments.max() for moments in seen if moments is not None]
     starts = [moments.min() for moments in seen if moments is not None]
     assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
-    moments = [rows.dataset.times[rows.ends] for rows in (stream.train, stream.valid, stream.test)]
+    moments = [rows.reading.dataset.times[rows.ends] for rows in (stream.train, stream.valid, stream.test)]
     assert moments[0].max() < moments[1].min() <= moments[1].max() < moments[2].min()
     shared = set(stream.train.targets) & set(stream.test.targets)
     assert not shared
@@ -86,15 +86,15 @@ def test_rows_keep_the_newest(log: Path, tmp_path: Path) -> None:
     whole, part = (open_stream(quick_recipe(), log, tmp_path, rows, lambda _: None) for rows in (None, 100))
     assert 100 <= part.train.num_rows < 110  # requests of one second stay together
     assert part.train.ends.tolist() == sorted(set(whole.train.ends.tolist()) & set(part.train.ends.tolist()))
-    kept = whole.train.dataset.times[part.train.ends].min()
-    assert (whole.train.dataset.times[whole.train.ends] >= kept).sum() == part.train.num_rows
+    kept = whole.train.reading.dataset.times[part.train.ends].min()
+    assert (whole.train.reading.dataset.times[whole.train.ends] >= kept).sum() == part.train.num_rows
     assert part.train.digest != whole.train.digest
 
 
 def test_between_cuts_rows_and_keeps_their_targets(log: Path, tmp_path: Path) -> None:
     rows = open_stream(quick_recipe(), log, tmp_path, None, lambda _: None).train
     assert isinstance(rows, RequestRows)
-    middle = int(np.median(rows.dataset.times[rows.ends]))
+    middle = int(np.median(rows.reading.dataset.times[rows.ends]))
     early, late = rows.between(-np.inf, middle), rows.between(middle, np.inf)
     assert early.num_rows + late.num_rows == rows.num_rows
     both = np.concatenate([early.targets, late.targets])

@@ -81,7 +81,7 @@ class KeyIndex(Mapping[str, int]):
         if later:
             found = [later.get(key, number) for key, number in zip(wanted, found, strict=True)]
         numbers = np.array(found, dtype=np.int64)
-        missing = np.flatnonzero(numbers < 0).tolist()
+        missing = [row for row, number in enumerate(found) if number < 0]
         if missing and len(self.hashes):
             numbers[missing] = self._by_hash([str(wanted[row]) for row in missing])
             if len(lately) > LATELY:

@@ -29,7 +29,7 @@ from sidera.core import InputError
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
 from sidera.data.outcomes import session_outcomes
-from sidera.data.reading import LogReading, Wanted
+from sidera.data.reading import LogReading, Wanted, slices
 from sidera.data.split import EvalRows, Split
 
 POOL_BATCHES = 50  # batches that are length-sorted together; more = less padding, less mixing
@@ -187,9 +187,9 @@ class TargetRows:
             yield self._batch(_cut(rows, rank, world_size), int(counts[rows].sum()))
 
     def _batch(self, rows: np.ndarray, global_count: int) -> Batch:
-        first, counts = self.target_bounds[rows], self.target_bounds[rows + 1] - self.target_bounds[rows]
-        offsets = np.concatenate([[0], np.cumsum(counts)])  # (B+1,)
-        targets = self.targets[np.repeat(first - offsets[:-1], counts) + np.arange(offsets[-1])]  # (G,)
+        first = self.target_bounds[rows]
+        places, offsets = slices(first, self.target_bounds[rows + 1] - first)
+        targets = self.targets[places]  # (G,)
         feedback = self.reading.feedback(targets) | {name: values[targets] for name, values in self.outcomes.items()}
         wanted = Wanted(self.kind, self.reading.dataset.item_ids[targets], offsets, feedback)
         return self.reading.rows(self.user_ids[rows], self.ends[rows], wanted, global_count=global_count)

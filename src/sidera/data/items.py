@@ -55,15 +55,18 @@ class ItemTable:
 
     def distinct(self, *columns: np.ndarray) -> tuple[Items, list[torch.Tensor]]:
         """The distinct items of several columns of ids (n_i,), and for each column the positions (n_i,) in them."""
-        joined = np.concatenate(columns)
+        joined = columns[0] if len(columns) == 1 else np.concatenate(columns)
         if self.num_items <= DENSE * len(joined):
             marks = np.zeros(self.num_items, dtype=bool)
             marks[joined] = True
-            ids = np.flatnonzero(marks)
+            ids = marks.nonzero()[0]
             position = np.empty(self.num_items, dtype=np.int64)
             position[ids] = np.arange(len(ids))
-            inverse = position[joined]
+            inverse = position.take(joined)
         else:
             ids, inverse = np.unique(joined, return_inverse=True)
-        bounds = np.cumsum([len(column) for column in columns])[:-1]
-        return self.items(ids), [torch.from_numpy(part) for part in np.split(inverse, bounds)]
+        positions, parts, begin = torch.from_numpy(inverse), [], 0
+        for column in columns:
+            parts.append(positions[begin : begin + len(column)])
+            begin += len(column)
+        return self.items(ids), parts

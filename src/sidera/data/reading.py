@@ -80,12 +80,16 @@ class Reading:
         ``lifelong.items`` holds dense ids. ``whole``: nothing is left out yet; :meth:`cut` does that.
         """
         when = None if times is None else torch.from_numpy(times)
-        events = Events(torch.from_numpy(item_ids), torch.from_numpy(offsets), when, _tensors(feedback or {}))
+        bounds, reads = torch.from_numpy(offsets), self.reads
+        events = Events(torch.from_numpy(item_ids), bounds, when, _tensors(feedback or {}))
         if not whole:
-            if self.reads.lifelong is not None and lifelong is None and self.representatives is not None:
+            if reads.lifelong is not None and lifelong is None and self.representatives is not None:
                 lifelong = self.representatives(events)
-            events = self.select(events)
-        columns = [events.items.numpy()]
+            longest = (offsets[1:] - offsets[:-1]).max(initial=0)  # torch takes ten times as long for so few numbers
+            if longest > reads.untouched or (feedback and not reads.feedback):
+                events = self.select(events)
+                item_ids = events.items.numpy()
+        columns = [item_ids]
         if wanted is not None:
             columns.append(wanted.item_ids)
         if lifelong is not None:
@@ -93,10 +97,10 @@ class Reading:
         items, positions = self.items.distinct(*columns)
         targets = None
         if wanted is not None:
-            bounds = np.arange(len(wanted.item_ids) + 1) if wanted.offsets is None else wanted.offsets
-            targets = Targets(wanted.kind, positions[1], torch.from_numpy(bounds), _tensors(wanted.feedback))
+            ends = np.arange(len(wanted.item_ids) + 1) if wanted.offsets is None else wanted.offsets
+            targets = Targets(wanted.kind, positions[1], torch.from_numpy(ends), _tensors(wanted.feedback))
         return Batch(
-            events=replace(events, items=positions[0]),
+            events=Events(positions[0], events.offsets, events.times, events.feedback),
             items=items,
             requests=requests or Requests(),
             targets=targets,
@@ -123,8 +127,9 @@ class Reading:
             events = events.keep(positive > 0)
         if not reads.feedback and events.feedback:
             events = replace(events, feedback={})
-        events = events.newest(reads.max_events)
         longest = int(events.lengths.max()) if events.num_rows else 0
+        if longest > reads.max_events:
+            events = events.newest(reads.max_events)
         if reads.recent is None or longest <= reads.recent or positive is None:  # no label: all are positive
             return events
         return events.keep((events.from_end < reads.recent) | (events.feedback[self.schema.positive] > 0))
@@ -187,14 +192,19 @@ class LogReading:
         dataset = self.dataset
         starts = self.starts(user_ids, ends) if starts is None else starts
         lengths = ends - starts
-        offsets = np.concatenate([[0], np.cumsum(lengths)])  # (B+1,)
-        events = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])  # (T,) positions in the log
+        events, offsets = slices(starts, lengths)  # (T,) positions in the log, (B+1,)
+        cut = not whole and lengths.max(initial=0) > self.reading.reads.untouched
+        if cut:  # before the columns are gathered
+            positive = {name: column for name, column in self.columns.items() if name == self.reading.schema.positive}
+            marks = _tensors({name: column.take(events) for name, column in positive.items()})
+            read = self.reading.select(Events(torch.from_numpy(events), torch.from_numpy(offsets), feedback=marks))
+            events, offsets = read.items.numpy(), read.offsets.numpy()
         if wanted is not None and wanted.kind == "event":  # every event's target is the next one of the log
-            wanted = replace(wanted, item_ids=dataset.item_ids[events + 1], offsets=offsets)
+            wanted = Wanted("event", dataset.item_ids.take(events + 1), offsets)
         return self.reading.batch(
-            dataset.item_ids[events],
+            dataset.item_ids.take(events),
             offsets,
-            times=dataset.times[events],
+            times=dataset.times.take(events),
             feedback=self.feedback(events),
             requests=Requests(
                 torch.from_numpy(user_ids),
@@ -204,12 +214,21 @@ class LogReading:
             wanted=wanted,
             lifelong=None if self.representatives is None else self.representatives(user_ids, ends),
             global_count=global_count,
-            whole=whole,
+            whole=whole or cut,
         )
 
     def feedback(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """column -> (n,) of the events at these positions of the log."""
-        return {name: values[positions] for name, values in self.columns.items()}
+        return {name: values.take(positions) for name, values in self.columns.items()}
+
+
+def slices(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (T,) of slices (B,) of a log one after the other, and the offsets (B+1,) of each among them."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    lengths.cumsum(out=offsets[1:])
+    positions = (starts - offsets[:-1]).repeat(lengths)
+    positions += np.arange(len(positions))
+    return positions, offsets
 
 
 def _tensors(columns: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
+import numpy as np
 import torch
 
 from sidera.core import InputError, Recommendation, Request
@@ -57,7 +59,7 @@ class Answerer:
 
     def __call__(self, requests: Sequence[Request], refuse: bool) -> list[Recommendation]:
         """InputError for a k below 1, and for an unknown item where these are refused."""
-        asked = [self._read(request, refuse) for request in requests]
+        catalog, asked = self.snapshot.catalog, [self._read(request, refuse) for request in requests]
         groups: dict[int, list[int]] = {}  # by beam width: a large k must not change its neighbours' answers
         rows: dict[int, _Row] = {}
         for place, one in enumerate(asked):
@@ -68,7 +70,12 @@ class Answerer:
         for places in groups.values():
             rows |= zip(places, self._ranked([asked[place] for place in places]), strict=True)
         names = self._log(asked, rows)
-        return [self._recommendation(one, rows[place], names.get(place, "")) for place, one in enumerate(asked)]
+        answered = np.array([item for place in range(len(asked)) for item in rows[place].item_ids], dtype=np.int64)
+        keys, titles = (iter(texts.take(answered)) for texts in (catalog.item_keys, catalog.titles))  # all at once
+        return [
+            self._recommendation(one, rows[place], names.get(place, ""), keys, titles)
+            for place, one in enumerate(asked)
+        ]
 
     @cached_property
     def reader(self) -> RequestReader:
@@ -84,8 +91,9 @@ class Answerer:
                 f"the catalogue holds no item {history.unknown[0]!r}",
                 allowed=f"one of its {catalog.num_items} item ids",
             )
-        excluded = catalog.find_ids(request.exclude)  # what the catalogue does not hold is not answered anyway
-        return _Asked(request, history, excluded[excluded >= 0].tolist() + history.seen_ids)
+        excluded = catalog.find_ids(request.exclude).tolist() if request.exclude else []
+        left_out = [item for item in excluded if item >= 0]  # what the catalogue does not hold is not answered anyway
+        return _Asked(request, history, left_out + history.seen_ids)
 
     def _ranked(self, asked: Sequence[_Asked]) -> Iterable[_Row]:
         """A group of requests through the pipeline."""
@@ -134,13 +142,16 @@ class Answerer:
     def _policy(self, row: _Row) -> str:
         return self.snapshot.version if row.found is None else row.found.policy
 
-    def _recommendation(self, asked: _Asked, row: _Row, name: str) -> Recommendation:
-        catalog, history = self.snapshot.catalog, asked.history
+    def _recommendation(
+        self, asked: _Asked, row: _Row, name: str, keys: Iterator[str], titles: Iterator[str | None]
+    ) -> Recommendation:
+        """``keys`` and ``titles``: of this row's items and of those of the rows behind it."""
+        catalog, history, number = self.snapshot.catalog, asked.history, len(row.item_ids)
         return Recommendation(
             item_ids=tuple(row.item_ids),
-            item_keys=tuple(str(catalog.item_keys[item]) for item in row.item_ids),
+            item_keys=tuple(islice(keys, number)),
             scores=tuple(row.scores),
-            titles=tuple(catalog.titles[item] for item in row.item_ids),
+            titles=tuple(islice(titles, number)),
             cold_start=row.found is None,
             unknown=history.unknown,
             unread=history.unread,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -134,8 +134,9 @@ def search(query: Query, number: int) -> Candidates:
         return Candidates(ids, best, ties=ties, **signed)
     generator, trie, width = snapshot.generator, snapshot.catalog.trie, max(query.beam or 1, number)
     with snapshot.answering():
-        if isinstance(generator, SessionGenerator):
-            ids, scores = rank_by_lists(generator, query.context, trie, k=number, beam=width, exclude=left_out)
+        if snapshot.writes_lists:
+            writer = cast(SessionGenerator, generator)
+            ids, scores = rank_by_lists(writer, query.context, trie, k=number, beam=width, exclude=left_out)
             return Candidates(ids, scores, **signed)
         found = beam_search(generator, query.context, trie, width=width, num_results=number, exclude=left_out)
     return Candidates(found.item_ids, found.scores, leaf_ids=found.leaf_ids, **signed)

@@ -60,11 +60,13 @@ class RequestReader:
         feedback: dict[str, np.ndarray] = {}
         if request.feedback or self.reading.reads.feedback:
             feedback = schema.complete(request.feedback, number)
-        times = np.zeros(number, dtype=np.int64) if request.times is None else np.asarray(request.times, np.int64)
-        if times.shape != (number,):
-            raise InputError(f"the request has {times.size} times for {number} events", allowed="one each, or none")
-        if (np.diff(times) < 0).any():
-            raise InputError("the history is not in the order of its times", allowed="oldest event first")
+        times = np.zeros(number, dtype=np.int64)
+        if request.times is not None:
+            times = np.asarray(request.times, np.int64)
+            if times.shape != (number,):
+                raise InputError(f"the request has {times.size} times for {number} events", allowed="one each, or none")
+            if (np.diff(times) < 0).any():
+                raise InputError("the history is not in the order of its times", allowed="oldest event first")
         item_ids = self.catalog.find_ids(request.history)
         missing = tuple(key for key, item in zip(request.history, item_ids.tolist(), strict=True) if item < 0)
         return self._readable(request, KnownHistory(item_ids, times, feedback, None), missing)
@@ -117,7 +119,7 @@ class RequestReader:
         late = dict.fromkeys(item_ids[item_ids >= self.num_readable].tolist())  # each once, in their order
         if not reads.feedback and schema.positive and feedback:
             kept &= feedback[schema.positive] > 0
-        places, tokens = np.flatnonzero(kept), whole.tokens
+        places, tokens = kept.nonzero()[0], whole.tokens
         if tokens is not None:
             tokens = tokens[tokens["item_ids"] < self.num_readable]
         elif reads.lifelong is not None:
@@ -132,7 +134,7 @@ class RequestReader:
             tokens=tokens,
             profile=request.profile,
             as_of=newest if request.as_of is None else request.as_of,
-            seen_ids=np.unique(item_ids[item_ids >= 0]).tolist() if request.filter_seen else [],
+            seen_ids=sorted({item for item in item_ids.tolist() if item >= 0}) if request.filter_seen else [],
             unknown=missing,
             unread=tuple(str(self.catalog.item_keys[item]) for item in late),
         )

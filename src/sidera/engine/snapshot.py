@@ -29,7 +29,7 @@ from sidera.data.reading import Reading
 from sidera.engine.histories import lifelong_of_events
 from sidera.nn.item_embedding import grown
 from sidera.ops.weights import check_weights
-from sidera.roles import Generator, Scorer
+from sidera.roles import Generator, Scorer, SessionGenerator
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +79,7 @@ class Snapshot:
         catalog.check_codebook(self.catalog.codebook_id)
         if self.generates:
             catalog.trie.tensors(torch.device(self.device))  # built before anybody waits for it
-        with self.lock:
-            model = grown(self.trained, catalog.items)
-        return replace(self, catalog=catalog, model=model)
+        return replace(self, catalog=catalog, model=grown(self.trained, catalog.items))  # in-flight calls do not wait
 
     # -- the model's role ----------------------------------------------------------------------------------------
 
@@ -93,6 +91,10 @@ class Snapshot:
     @cached_property
     def generates(self) -> bool:
         return isinstance(self.model, Generator)
+
+    @cached_property
+    def writes_lists(self) -> bool:
+        return isinstance(self.model, SessionGenerator)
 
     @property
     def generator(self) -> Generator:

@@ -117,6 +117,9 @@ class Layout:
 
 def layout_of(offsets: Tensor, max_groups: int = MAX_GROUPS) -> Layout:
     """Rows that read themselves, sorted by length and cut into at most ``max_groups`` groups of like length."""
+    if offsets.numel() == 2 and (length := int(offsets[1])):  # one row, as most requests are: nothing to sort
+        one = (Rows(1, length),)
+        return Layout(one, one, offsets, (offsets[:1],), torch.arange(length, device=offsets.device))
     lengths = offsets.diff()  # (B,)
     order = torch.argsort(lengths, stable=True)
     sorted_lengths = lengths[order]

@@ -109,7 +109,6 @@ class RequestGenerator(nn.Module, ABC):
 class ListRequestGenerator(RequestGenerator):
     """A request generator whose streams go on after an item: a target is an item of its request's one list."""
 
-    trains_on = "sessions"
     decoder: ListDecoder
     session_length: int
     list_beam: int

@@ -229,31 +229,31 @@ class SideraGenerator(nn.Module):
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def states(self, batch: Batch, layout: Layout) -> Tensor:
-        """(T, D): at each event what the history up to it says."""
-        paths = self._paths(batch.items.codes)  # (U, L)
+    def states(self, batch: Batch, layout: Layout, paths: Tensor) -> Tensor:
+        """(T, D): at each event what the history up to it says. ``paths`` (U, L): nodes of the batch's items."""
         items = self.item(batch.items.ids)
         for level, table in enumerate(self.node_in):
             items = items + table(paths[:, level])
         events = F.embedding(batch.events.items, items)
         return self.encoder(events, layout)
 
-    def _visited(self, batch: Batch, first: Tensor, count: Tensor) -> Tensor:
+    def _visited(self, batch: Batch, paths: Tensor, first: Tensor, count: Tensor) -> Tensor:
         """(R, S, L) nodes of the ``count`` (R,) events from token ``first`` (R,) on; -1 behind them."""
         steps = torch.arange(int(count.max()), device=first.device)
         tokens = (first[:, None] + steps).clamp(max=batch.events.num_values - 1)  # (R, S)
-        nodes = self._paths(batch.items.codes)[batch.events.items[tokens]]  # (R, S, L)
+        nodes = paths[batch.events.items[tokens]]  # (R, S, L)
         return nodes.masked_fill((steps >= count[:, None])[:, :, None], -1)
 
     def loss(self, batch: Batch) -> Loss:
         """Sum over targets of -log p(next item), one softmax over siblings a level."""
         target_ids, offsets = batch.target_ids_of("event"), batch.events.offsets
-        target_paths = self._paths(batch.items.codes)[batch.targets_of("event").items]  # (T, L)
+        paths = self._paths(batch.items.codes)  # (U, L)
+        target_paths = paths[batch.targets_of("event").items]  # (T, L)
         total, parts = target_paths.new_zeros((), dtype=torch.float32), {}
         parents = torch.zeros_like(target_ids)
         layout = layout_of(offsets)
-        visited = self._visited(batch, offsets[layout.row_ids], layout.positions + 1)  # (T, S, L)
-        for level, states in enumerate(self._level_states(self.states(batch, layout))):
+        visited = self._visited(batch, paths, offsets[layout.row_ids], layout.positions + 1)  # (T, S, L)
+        for level, states in enumerate(self._level_states(self.states(batch, layout, paths))):
             logits, _ = self._children_logits(level, states, parents, visited)  # (T, C)
             starts = getattr(self, f"starts_{level}")
             place = target_paths[:, level] - starts[parents]
@@ -285,9 +285,9 @@ class SideraGenerator(nn.Module):
 
     def context(self, batch: Batch) -> TreeContext:
         """Encode the histories once. Requires at least one event in each."""
-        offsets = batch.events.offsets
-        last = self.states(batch, layout_of(offsets))[offsets[1:] - 1]  # (B, D)
-        visited = self._visited(batch, offsets[:-1], batch.lengths)
+        offsets, paths = batch.events.offsets, self._paths(batch.items.codes)
+        last = self.states(batch, layout_of(offsets), paths)[offsets[1:] - 1]  # (B, D)
+        visited = self._visited(batch, paths, offsets[:-1], batch.lengths)
         return TreeContext(torch.stack(self._level_states(last), dim=1), visited)
 
     def new_cache(self, context: TreeContext, width: int) -> TreeCache:
