@@ -69,9 +69,9 @@ def test_a_model_that_counts_names_what_it_cannot_read(name: str) -> None:
     assert [answer.item_keys for answer in after] == [answer.item_keys for answer in before]
 
 
-@pytest.mark.parametrize("name", READS)
+@pytest.mark.parametrize("name", [name for name in READS if name != "onerec_v1"])
 def test_old_items_keep_their_scores(name: str) -> None:
-    """Models of item vectors and of codes: only the tree's softmax shares probability with what came."""
+    """Only the tree's softmax shares probability with what came. OneRec-V1 scores items by the lists they stand in."""
     one = fresh(name)
     before = scores(one)
     one.use_catalog(with_late(one.catalog, ["late0", "late1"]))
