@@ -163,7 +163,8 @@ class Recommender:
         Whole numbers are keys too: 3 is the item "3". Anything else that is no text is refused.
 
         ``unknown = "report"`` leaves unknown keys out and names them in the answer; ``"refuse"`` raises InputError.
-        Items of the catalogue that came after the training are left out too, and named as ``unread``.
+        Items that came after the training are read by their fallback (``nn.item_embedding``); a model that only counts
+        leaves them out, and they are named as ``unread``.
         A list of :class:`Request` carries its own k and filters. A request that names a ``user`` and no history is
         answered from the behaviour store; a user who is not known there by the most popular items, and the answer says
         so (``unknown_user``, ``cold_start``). Where there is an exposure log, answers to requests that name a user are

@@ -7,15 +7,16 @@ is rewarded by, asked at the last moment about candidates of the policy. It cost
 on every request, and it can only choose among what was written.
 
 Candidates are the search's (``beam``), or draws of the policy beside the k most likely (``sample``): a beam holds many
-versions of one favourite, draws hold more of what a user might also like. Items that the ranker has no row for (they
-came later) keep the generator's order behind all others.
+versions of one favourite, draws hold more of what a user might also like. The ranker grows with the catalogue that it
+is asked about: it scores an item that came later by its content. Where it cannot grow, such items keep the generator's
+order behind all others.
 
 Shape legend: B histories · C candidates.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from sidera.decode.beam import NEG_INF, Jagged
 from sidera.engine.pipeline import Candidates, Query
 from sidera.engine.ranking import Ranking
 from sidera.engine.rollouts import roll_out
+from sidera.nn.item_embedding import grown
 
 FOLDER = "reward"  # of a run folder: the network that rewards, and that reranks when asked to
 Source = Literal["beam", "sample"]
@@ -45,6 +47,7 @@ class Reranker:
     num_candidates: int = 64
     source: Source = "beam"
     num_known: int | None = None  # items that the network has rows for; None: all
+    _grown: tuple[Catalog, Any] | None = field(default=None, repr=False)  # the network over the catalogue asked last
 
     def __post_init__(self) -> None:
         check_value("rerank", "candidates", self.num_candidates, 1 <= self.num_candidates <= 512, "1 to 512")
@@ -68,12 +71,23 @@ class Reranker:
                 )  # fmt: skip
             ids = without_repeats(torch.cat((ids, drawn.item_ids), dim=1), query.left_out)
         reading = Reading(snapshot.catalog.schema, snapshot.catalog.items, self.network.reads)
-        ids, scores = self.order(reading.cut(query.batch), ids, query.k)
+        ids, scores = self.over(snapshot.catalog).order(reading.cut(query.batch), ids, query.k)
         return Candidates(ids, scores, candidates.version, candidates.items_version, self.version)
+
+    def over(self, catalog: Catalog) -> Reranker:
+        """This reranker, with its network grown to the items of the catalogue."""
+        if self.num_known is None or catalog.num_items <= self.num_known:
+            return self
+        last = self._grown
+        if last is None or last[0] is not catalog:
+            last = self._grown = catalog, grown(self.network, catalog.items)
+        number = self.num_known if last[1] is self.network else None
+        return replace(self, network=last[1], num_known=number, _grown=None)
 
     @torch.inference_mode()
     def order(self, batch: Batch, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """(B, C) candidates, -1 where none, for histories as the ranker reads them -> the k best of each (B, k) with their scores, -1 and -inf behind.
+        """(B, C) candidates, -1 where none, for histories as the ranker reads them -> the k best of each (B, k) with
+        their scores, -1 and -inf behind.
 
         A candidate without a row carries the lowest score that the ranker gave in its history, 0 where it gave none:
         it stands there by rule, not by score.

@@ -33,9 +33,21 @@ class ItemEmbedding(nn.Embedding):
 
     def longer(self, items: ItemRows) -> ItemEmbedding:
         """The table of all of ``items``, whose first rows are these."""
-        rows = torch.cat((self.weight.detach(), fallback_rows(self.weight.detach(), items)))
-        table = ItemEmbedding(rows.shape[0], rows.shape[1], _weight=rows)
+        rows = torch.cat((self.weight.detach(), self.late_rows(items)))
+        table = type(self)(rows.shape[0], rows.shape[1], _weight=rows)
         return table.requires_grad_(False)
+
+    def late_rows(self, items: ItemRows) -> Tensor:
+        """(M, D) of the items behind the trained ones."""
+        return fallback_rows(self.weight.detach(), items)
+
+
+class ItemOffset(ItemEmbedding):
+    """What an item's own vector adds to what its content says: nothing where it came later."""
+
+    def late_rows(self, items: ItemRows) -> Tensor:
+        """(M, D) zeros."""
+        return self.weight.new_zeros(len(items.codes) - len(self.weight), self.weight.shape[1])
 
 
 def fallback_rows(trained: Tensor, items: ItemRows) -> Tensor:
@@ -76,7 +88,7 @@ def _likeness(items: ItemRows) -> Iterator[np.ndarray]:
 def grown(model: nn.Module, items: ItemRows) -> nn.Module:
     """``model`` over a longer table of items; itself where it has no row per item, or no item came.
 
-    A model that has more than item vectors (a tree of the items) says by a method ``grow(items)`` what else changes.
+    A part that has more than item vectors (a tree of the items) says by a method ``grow(items)`` what else changes.
     """
     tables = {name: part for name, part in model.named_modules() if isinstance(part, ItemEmbedding)}
     if not tables or all(part.num_embeddings == len(items.codes) for part in tables.values()):
@@ -85,6 +97,7 @@ def grown(model: nn.Module, items: ItemRows) -> nn.Module:
     new = copy.deepcopy(model, cast(dict[int, Any], shared)).eval()
     for name, part in tables.items():
         new.set_submodule(name, part.longer(items))
-    if hasattr(new, "grow"):
-        cast(Any, new).grow(items)
+    for part in list(new.modules()):
+        if hasattr(part, "grow"):
+            cast(Any, part).grow(items)
     return new

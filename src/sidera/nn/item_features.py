@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sidera.nn.item_embedding import ItemOffset, ItemRows
+
 
 class ItemFeatures(nn.Module):
     """(...,) item ids -> (..., D)."""
@@ -31,7 +33,7 @@ class ItemFeatures(nn.Module):
         """``codes`` (N, L); ``categories`` field -> (N,), 0: unknown; ``numbers`` (N, F), None: none are known."""
         super().__init__()
         self.width, self.id_dropout = width, id_dropout
-        self.own = nn.Embedding(len(codes), width)
+        self.own = ItemOffset(len(codes), width)
         nn.init.zeros_(self.own.weight)
         self.register_buffer("codes", torch.from_numpy(np.asarray(codes, dtype=np.int64)), persistent=False)
         self.code = nn.ModuleList(nn.Embedding(size, width) for size in level_sizes)
@@ -52,6 +54,17 @@ class ItemFeatures(nn.Module):
     @property
     def num_items(self) -> int:
         return self.own.num_embeddings
+
+    def grow(self, items: ItemRows) -> None:
+        """Take in items that came later: their codes, their categories (0 where one is new), and of their numbers the
+        mean, which is 0."""
+        device, late = self.numbers.device, len(items.codes) - len(self.numbers)
+        self.codes = torch.from_numpy(np.asarray(items.codes, dtype=np.int64)).to(device)
+        for name in self.fields:
+            values = torch.from_numpy(np.asarray(items.features[name], dtype=np.int64)).to(device)
+            known_mask = values < cast(nn.Embedding, self.category[name]).num_embeddings
+            setattr(self, f"category_{name}", torch.where(known_mask, values, 0))
+        self.numbers = torch.cat((self.numbers, self.numbers.new_zeros(late, self.numbers.shape[1])))
 
     def category_ids(self, field: str) -> Tensor:
         """(N,) category of every item, 0: unknown."""
