@@ -52,8 +52,8 @@ def hand_made(
     lifelong: Lifelong | None = None,
     global_count: int | None = None,
 ) -> Batch:
-    """``items``: the table whose rows the ids are, or its catalogue; by default items of which nothing is known. ``kind`` of the targets:
-    by default "request" with ``target_offsets``, "history" for one a history, else "event"."""
+    """``items``: the table whose rows the ids are, or its catalogue; by default items of which nothing is
+    """``items``: the table whose rows the ids are, or its catalogue; by default items of which nothing is known.
     wanted = None
     if target_ids is not None:
         if kind is None:
@@ -65,7 +65,9 @@ def hand_made(
             {name: values.numpy() for name, values in (target_feedback or {}).items()},
         )  # fmt: skip
     named = [part.numel() and int(part.max()) for part in (item_ids, target_ids) if part is not None]
-    table = ItemTable.plain(1 + max(named)) if items is None else items if isinstance(items, ItemTable) else table_of(items)
+    table = (
+        ItemTable.plain(1 + max(named)) if items is None else items if isinstance(items, ItemTable) else table_of(items)
+    )
     batch = Reading(FeatureSchema(), table, Reads(1)).batch(
         item_ids.numpy(), offsets.numpy(), times=None if times is None else times.numpy(),
         requests=Requests(user_ids, as_of, profiles or {}), wanted=wanted, lifelong=lifelong,
@@ -76,11 +78,11 @@ def hand_made(
 
 def changed(batch: Batch, items: Any = None, **changes: Any) -> Batch:
     """The batch with other columns, named as in :func:`hand_made`. ``items``: needed where other items are named."""
-    events, requests, targets = batch.events, batch.requests, batch.targets
+    events, requests, targets, lifelong = batch.events, batch.requests, batch.targets, batch.lifelong
     given: dict[str, Any] = {
         "item_ids": batch.item_ids, "offsets": events.offsets, "times": events.times, "feedback": events.feedback,
         "user_ids": requests.user_ids, "as_of": requests.as_of, "profiles": requests.profiles,
-        "lifelong": None if batch.lifelong is None else replace(batch.lifelong, items=batch.items.ids[batch.lifelong.items]),
+        "lifelong": lifelong and replace(lifelong, items=batch.items.ids[lifelong.items]),
         "global_count": batch.global_count,
     }  # fmt: skip
     if targets is not None and changes.get("target_ids", targets) is not None:

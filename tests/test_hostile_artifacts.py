@@ -313,7 +313,9 @@ TENSORS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     "parts": (lambda state: state.update({"item.weight#7": state.pop("item.weight")}), "a part of 'item.weight'"),
     "part names": (lambda state: state.update({"item.weight#x": state.pop("item.weight")}), "'item.weight#x'"),
     "cut shape": (
-        lambda state: state.update({"item.weight#shape": torch.tensor([25, 16]), "item.weight#0": state.pop("item.weight")}),
+        lambda state: state.update(
+            {"item.weight#shape": torch.tensor([25, 16]), "item.weight#0": state.pop("item.weight")}
+        ),
         "shape '[25, 16]' is invalid",
     ),
     "shape alone": (lambda state: state.update({"other#shape": torch.tensor([2])}), "'other' has a shape and no part"),

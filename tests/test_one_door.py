@@ -55,7 +55,9 @@ def test_no_switch_on_a_system(path: Path) -> None:
 
 
 def test_switches_are_found() -> None:
-    source = 'if isinstance(x, (int, ItemKNN)) or name == "tiger" or name in ("sasrec", "b") or type(x) is m.PScore: pass'
+    source = (
+        'if isinstance(x, (int, ItemKNN)) or name == "tiger" or name in ("sasrec", "b") or type(x) is m.PScore: pass'
+    )
     found = [what for _, what in switches(source, {"ItemKNN", "PScore"}, {"tiger", "sasrec"})]
     assert sorted(found) == [
         "comparison with PScore", "comparison with sasrec", "comparison with tiger", "isinstance of ItemKNN",

@@ -185,6 +185,8 @@ class Batch:
         if self.events.offsets.device == torch.device(device):
             return self
         moved: dict[str, Any] = {
-            name: group.to(device, non_blocking=True) for name, group in vars(self).items() if isinstance(group, Columns)
+            name: group.to(device, non_blocking=True)
+            for name, group in vars(self).items()
+            if isinstance(group, Columns)
         }
         return replace(self, **moved)

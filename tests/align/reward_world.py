@@ -22,7 +22,9 @@ ITEMS = pa.table(
 
 def asked(item_ids: list[list[int]], as_of: int = 10 * DAY) -> RewardBatch:
     number = len(item_ids)
-    batch = hand_made(torch.zeros(number, dtype=torch.int64), torch.arange(number + 1), as_of=torch.full((number,), as_of))
+    batch = hand_made(
+        torch.zeros(number, dtype=torch.int64), torch.arange(number + 1), as_of=torch.full((number,), as_of)
+    )
     return RewardBatch(batch, torch.tensor(item_ids))
 
 

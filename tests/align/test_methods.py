@@ -137,7 +137,8 @@ def test_a_broken_reward_ends_the_run_at_its_last_good_weights(how: str, text: s
 
     with pytest.raises(InputError, match=text + r".*\(step 5; the weights are those of step 4\)") as error:
         align(
-            policy, engine, config, requests=next_tokens(policy, world.view, world.catalog.items, 8), reward=Broken(5, how),
+            policy, engine, config, requests=next_tokens(policy, world.view, world.catalog.items, 8),
+            reward=Broken(5, how),
             gates=Gates.open(), on_progress=remember,
         )  # fmt: skip
     assert "\n" not in str(error.value)
@@ -170,7 +171,8 @@ def test_groups_without_a_legal_rollout_are_passed_over() -> None:
     engine.load_weights(policy.state_dict(), "lost")
     config = AlignConfig(steps=2, group=4, rollout="free", ntp_weight=0.0, check_every=1)
     result = align(
-        policy, engine, config, requests=next_tokens(policy, world.view, world.catalog.items, 8), reward=TableReward.of(world.view, FUSED),
+        policy, engine, config, requests=next_tokens(policy, world.view, world.catalog.items, 8),
+        reward=TableReward.of(world.view, FUSED),
         gates=Gates.open(),
     )  # fmt: skip
     assert (result.checks[-1]["zero_advantage"], result.checks[-1]["legal"]) == (1.0, 0.0)

@@ -107,7 +107,13 @@ def test_logged_negatives_drive_a_plain_gradient_away_and_not_gbpo() -> None:
         config = AlignConfig(
             method=method, steps=120, check_every=40, positive="follow", **{**COMMON, "lr": 3e-3}, ntp_weight=0.0
         )
-        result = align(policy, engine, config, requests=exposures(policy, world.view, world.catalog.items, 32, seed=1), gates=Gates.open())
+        result = align(
+            policy,
+            engine,
+            config,
+            requests=exposures(policy, world.view, world.catalog.items, 32, seed=1),
+            gates=Gates.open(),
+        )
         last[method] = (result.checks[0], result.checks[-1])
     (pg_first, pg_last), (gbpo_first, gbpo_last) = last["pg_log"], last["gbpo_log"]
     assert pg_last["grad_norm"] > 1.2 * pg_first["grad_norm"]

@@ -81,9 +81,14 @@ def test_an_epoch_holds_every_train_target_once(
         assert batch.num_histories <= batch_size
         assert batch.global_count == batch.target_ids.numel()
         assert batch.events.times is not None
-        assert batch.events.times.tolist() == batch.item_ids.tolist()  # in this world an event's time is its position too
+        assert (
+            batch.events.times.tolist() == batch.item_ids.tolist()
+        )  # in this world an event's time is its position too
         assert batch.requests.user_ids is not None
-        assert batch.requests.user_ids.tolist() == dataset.event_users[batch.item_ids[batch.events.offsets[:-1]].numpy()].tolist()
+        assert (
+            batch.requests.user_ids.tolist()
+            == dataset.event_users[batch.item_ids[batch.events.offsets[:-1]].numpy()].tolist()
+        )
 
 
 def test_prefix_rows_read_all_that_fits() -> None:
@@ -124,7 +129,9 @@ def test_order_depends_on_seed_and_epoch_alone_and_can_be_entered_anywhere(sourc
 
     def run(seed: int, epoch: int, start: int = 0) -> list[list[int]]:
         source = source_class(read_log(dataset, 8), split, 16, seed=seed)
-        return [[*batch.item_ids.tolist(), -1, *batch.events.offsets.tolist()] for batch in source.batches(epoch, start)]
+        return [
+            [*batch.item_ids.tolist(), -1, *batch.events.offsets.tolist()] for batch in source.batches(epoch, start)
+        ]
 
     assert run(0, 0) == run(0, 0)
     assert run(0, 0) != run(0, 1)
@@ -162,7 +169,9 @@ def test_prefix_batches_hold_like_lengths_without_running_from_short_to_long() -
 
 def test_batches_of_an_epoch_differ_by_one_row_at_most() -> None:
     dataset = checkerboard(num_users=65)
-    sizes = {batch.num_histories for batch in PackedSequences(read_log(dataset, 8), leave_one_out(dataset), 32).batches(0)}
+    sizes = {
+        batch.num_histories for batch in PackedSequences(read_log(dataset, 8), leave_one_out(dataset), 32).batches(0)
+    }
     assert sizes == {21, 22}
 
 
@@ -188,7 +197,9 @@ def test_eval_batches_read_every_row_once_and_only_its_newest_events(
 
 def _rows_of(batch: Batch) -> list[tuple[int, ...]]:
     assert batch.target_ids is not None
-    cuts = zip(batch.target_ids.tolist(), batch.events.offsets.tolist(), batch.events.offsets.tolist()[1:], strict=False)
+    cuts = zip(
+        batch.target_ids.tolist(), batch.events.offsets.tolist(), batch.events.offsets.tolist()[1:], strict=False
+    )
     return [(target, *batch.item_ids[low:high].tolist()) for target, low, high in cuts]
 
 

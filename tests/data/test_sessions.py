@@ -178,4 +178,9 @@ def test_rules_that_the_log_cannot_answer_are_refused() -> None:
         with pytest.raises(InputError, match=match):
             SessionRows(read_log(here.dataset, 9, bare), here.split, 5, rules=rules)
     with pytest.raises(InputError, match=r"none of the \d+ lists .* min_interactions = 50"):
-        SessionRows(read_log(here.dataset, 9, here.schema), here.split, 5, rules=SessionRules(min_watched=1, min_interactions=50))
+        SessionRows(
+            read_log(here.dataset, 9, here.schema),
+            here.split,
+            5,
+            rules=SessionRules(min_watched=1, min_interactions=50),
+        )

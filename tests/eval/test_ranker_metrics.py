@@ -50,7 +50,7 @@ def test_a_fused_score_has_no_chance_of_its_own() -> None:
 
 
 def test_knowing_the_mean_alone_has_an_ne_of_one_and_knowing_nothing_more() -> None:
-    chance, met, users, requests = drawn()
+    _, met, users, requests = drawn()
     said = np.stack([np.full(len(met), met.mean()), np.full(len(met), 0.99)], 1)
     found = task_metrics(Judgements(("a", "b"), said, {"a": met, "b": met}, users, requests), resamples=20)
     assert found["a"]["ne"].value == pytest.approx(1)

@@ -64,7 +64,9 @@ class RingSource:
             offsets = torch.tensor([0, *(len(walk) - 1 for walk in mine)]).cumsum(0)
             inputs, targets = (torch.cat([walk[cut] for walk in mine] + empty) for cut in (slice(-1), slice(1, None)))
             wanted = Wanted("event", targets.numpy(), offsets.numpy())
-            yield READING.batch(inputs.numpy(), offsets.numpy(), wanted=wanted, global_count=int(lengths.sum()), whole=True)
+            yield READING.batch(
+                inputs.numpy(), offsets.numpy(), wanted=wanted, global_count=int(lengths.sum()), whole=True
+            )
 
 
 def accuracy(model: nn.Module) -> dict[str, float]:

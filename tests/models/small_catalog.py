@@ -35,13 +35,16 @@ def small_catalog(num_items: int = 12, level_sizes: tuple[int, ...] = (4, 3, 2),
     return SmallCatalog(codes, level_sizes, rng.integers(0, 20, num_items))
 
 
-def position_batch(
-    lengths: list[int], num_items: int = 12, seed: int = 0, sizes: tuple[int, ...] = ()
-) -> Batch:
+def position_batch(lengths: list[int], num_items: int = 12, seed: int = 0, sizes: tuple[int, ...] = ()) -> Batch:
     """Random histories with a target per event."""
     generator = torch.Generator().manual_seed(seed)
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     items, targets = (torch.randint(num_items, (int(offsets[-1]),), generator=generator) for _ in range(2))
     return hand_made(
-        items, offsets, targets, items=small_catalog(num_items, sizes) if sizes else None, kind="event", global_count=targets.numel()
+        items,
+        offsets,
+        targets,
+        items=small_catalog(num_items, sizes) if sizes else None,
+        kind="event",
+        global_count=targets.numel(),
     )

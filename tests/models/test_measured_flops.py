@@ -109,7 +109,9 @@ def test_onerec(changes: dict[str, Any]) -> None:
 def test_onerec_with_representatives() -> None:
     batch = requests()
     tokens = requests(length=20)
-    lifelong = Lifelong(tokens.item_ids, tokens.events.offsets, torch.full((80,), 3), torch.zeros(80, dtype=torch.int64))
+    lifelong = Lifelong(
+        tokens.item_ids, tokens.events.offsets, torch.full((80,), 3), torch.zeros(80, dtype=torch.int64)
+    )
     model = encoded(short_term=6, positive_length=10, num_lifelong_queries=4, lifelong="representatives")
     batch = changed(batch, lifelong=lifelong)
     assert model.flops_per_batch(batch) == pytest.approx(measured(model, batch), rel=0.03)
@@ -130,7 +132,10 @@ def test_sizes_alone_give_the_decoder_of_onerec_v2() -> None:
 def test_padding_does_not_count() -> None:
     model, batch = lazy(), requests()
     short = hand_made(
-        batch.item_ids[:33], torch.tensor([0, 30, 31, 32, 33]), batch.target_ids, target_offsets=batch.targets.offsets,
+        batch.item_ids[:33],
+        torch.tensor([0, 30, 31, 32, 33]),
+        batch.target_ids,
+        target_offsets=batch.targets.offsets,
         items=small_catalog(200, (16, 16, 16)),
     )
     needed, done = model.flops_per_batch(short), measured(model, short)

@@ -97,13 +97,12 @@ def test_what_no_pathway_reads_changes_nothing() -> None:
 def test_events_over_the_limit_change_nothing() -> None:
     batch = requests([30])
     model = build(max_history=10)
+
     def read(batch: Batch) -> torch.Tensor:
         return answers(model, Reading(SCHEMA, table_of(feedback_catalog()), model.reads).cut(batch))
 
     assert torch.equal(read(batch), read(other_item(batch, 19, int(batch.item_ids[19] + 1) % 20)))
-    assert not torch.allclose(
-        read(batch), read(other_item(batch, 20, int(batch.item_ids[20] + 1) % 20))
-    )
+    assert not torch.allclose(read(batch), read(other_item(batch, 20, int(batch.item_ids[20] + 1) % 20)))
 
 
 def test_without_a_positive_label_every_event_is_positive() -> None:
@@ -216,7 +215,8 @@ def test_the_lifelong_pathway_reads_representatives_and_their_sizes() -> None:
         # the same tokens as a history of their own, each counted as often as it stands for events
         mine = slice(int(lifelong.offsets[row]), int(lifelong.offsets[row + 1]))
         alone = hand_made(
-            batch.items.ids[lifelong.items[mine]], torch.tensor([0, number]), times=lifelong.times[mine], as_of=batch.requests.as_of[:1],  # type: ignore[index]
+            batch.items.ids[lifelong.items[mine]], torch.tensor([0, number]), times=lifelong.times[mine],
+            as_of=batch.requests.as_of[:1],  # type: ignore[index]
             feedback={name: values[mine] for name, values in lifelong.feedback.items()}, items=feedback_catalog(),
         )  # fmt: skip
         counts = lifelong.counts[mine]
@@ -227,7 +227,9 @@ def test_the_lifelong_pathway_reads_representatives_and_their_sizes() -> None:
         if number:
             read = model.lifelong(wanted[None])[0] + places[1 + 4 + 6 :]
             torch.testing.assert_close(found[-3:], read, rtol=1e-4, atol=1e-5)
-        liked = int((batch.events.feedback["long_view"][batch.events.offsets[row] : batch.events.offsets[row + 1]] > 0).sum())
+        liked = int(
+            (batch.events.feedback["long_view"][batch.events.offsets[row] : batch.events.offsets[row + 1]] > 0).sum()
+        )
         newest = int(batch.lengths[row])
         assert len(found) == 1 + min(4, newest) + min(6, liked) + (3 if number else 0)
 

@@ -81,7 +81,9 @@ def test_loss_is_minus_the_log_probability_of_every_list(tokens: str) -> None:
         sids = mine.items.codes[mine.targets.items][None, None]  # (1, 1, m, L)
         expected = expected - model.log_probs_lists(model.context(mine), sids).sum()
     torch.testing.assert_close(loss.total, expected, rtol=1e-4, atol=1e-4)
-    assert sum(loss.parts[f"level_{level}"] for level in range(3)) == pytest.approx(float(loss.total.detach()) / loss.count, rel=1e-4)
+    assert sum(loss.parts[f"level_{level}"] for level in range(3)) == pytest.approx(
+        float(loss.total.detach()) / loss.count, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -95,7 +97,9 @@ def test_only_what_was_liked_is_read(tokens: str) -> None:
     for place in range(8):
         item_ids = batch.item_ids.clone()
         item_ids[place] = (item_ids[place] + 1) % NUM_ITEMS
-        same = torch.allclose(logits_of(model, changed(batch, small_catalog(NUM_ITEMS), item_ids=item_ids)), expected, atol=1e-5)
+        same = torch.allclose(
+            logits_of(model, changed(batch, small_catalog(NUM_ITEMS), item_ids=item_ids)), expected, atol=1e-5
+        )
         assert same == (place not in (0, 2, 3, 6))
 
 

@@ -44,7 +44,9 @@ def test_loss_is_minus_log_probs_of_every_prefix(leaf: str, level_sizes: tuple[i
         for row in range(batch.num_histories):
             start, end = int(batch.events.offsets[row]), int(batch.events.offsets[row + 1])
             for stop in range(start + 1, end + 1):
-                context = model.context(hand_made(batch.item_ids[start:stop], torch.tensor([0, stop - start]), items=catalog))
+                context = model.context(
+                    hand_made(batch.item_ids[start:stop], torch.tensor([0, stop - start]), items=catalog)
+                )
                 sid = sids_of(catalog, batch.target_ids[stop - 1])[None, None]
                 reference = reference - free_log_probs(model, context, sid).sum()
         loss = model.loss(batch)
@@ -79,7 +81,9 @@ def test_all_probability_lies_on_items() -> None:
     catalog = small_catalog(NUM_ITEMS)
     model = make(catalog)
     with torch.no_grad():
-        log_p = free_log_probs(model, model.context(position_batch([4, 1], NUM_ITEMS, sizes=(4, 3, 2))),
+        log_p = free_log_probs(
+            model,
+            model.context(position_batch([4, 1], NUM_ITEMS, sizes=(4, 3, 2))),
             sids_of(catalog, torch.arange(NUM_ITEMS)).expand(2, -1, -1),
         )
     torch.testing.assert_close(log_p.sum(-1).exp().sum(1), torch.ones(2))
@@ -91,7 +95,9 @@ def test_codes_of_no_item_have_no_probability() -> None:
     taken = {tuple(codes) for codes in catalog.codes.tolist()}
     free = [sid for sid in np.ndindex(4, 3, 2) if sid not in taken]
     with torch.no_grad():
-        log_p = free_log_probs(model, model.context(position_batch([4], NUM_ITEMS, sizes=(4, 3, 2))), torch.tensor(free)[None]).sum(-1)
+        log_p = free_log_probs(
+            model, model.context(position_batch([4], NUM_ITEMS, sizes=(4, 3, 2))), torch.tensor(free)[None]
+        ).sum(-1)
     assert (log_p == float("-inf")).all()
 
 

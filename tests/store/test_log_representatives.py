@@ -87,7 +87,9 @@ def test_a_row_is_what_a_store_says_that_was_told_the_events_before(tmp_path: Pa
         start = int(dataset.offsets[user])
         with EmbeddedStore(tmp_path / f"{row}", StoreConfig(num_shards=1, sync=False)) as store:
             numbers = store.numbers_of(KEYS[::-1])[::-1]  # the store's numbers are not the catalogue's ids
-            view = StoreRepresentatives(store, CatalogItems.of(KEYS, finder({k: n for n, k in enumerate(KEYS)}), items), CONFIG)
+            view = StoreRepresentatives(
+                store, CatalogItems.of(KEYS, finder({k: n for n, k in enumerate(KEYS)}), items), CONFIG
+            )
 
             def send(span: slice, store: EmbeddedStore = store, numbers: np.ndarray = numbers) -> None:
                 columns = {name: dataset.feedback[name][span] for name in SCHEMA.columns}

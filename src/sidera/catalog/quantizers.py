@@ -1,4 +1,5 @@
-"""How item vectors become codes. A new quantizer = one file with one class, a line here, and a row in docs/use/catalog.md.
+"""How item vectors become codes. A new quantizer = one file with one class, a line here, and a row in
+docs/use/catalog.md.
 
 A recipe names it and its keys, the fields of its ``Config``:
 

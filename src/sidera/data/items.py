@@ -42,7 +42,10 @@ class ItemTable:
         return Items(
             torch.from_numpy(ids),
             torch.from_numpy(self.codes[ids].astype(np.int64, copy=False)),
-            {name: torch.from_numpy(values[ids].astype(np.int64, copy=False)) for name, values in self.features.items()},
+            {
+                name: torch.from_numpy(values[ids].astype(np.int64, copy=False))
+                for name, values in self.features.items()
+            },
         )
 
     def codes_of(self, ids: torch.Tensor) -> torch.Tensor:

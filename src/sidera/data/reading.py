@@ -138,10 +138,8 @@ class Reading:
 class LogReading:
     """A data set read for one model: columns as numbers and profiles as categories, gathered into batches."""
 
-    def __init__(
-        self, reading: Reading, dataset: Dataset, representatives: LogRepresentatives | None = None
-    ) -> None:
-        """InputError where the log lacks a feedback column that the model reads, or representatives that it asks for."""
+    def __init__(self, reading: Reading, dataset: Dataset, representatives: LogRepresentatives | None = None) -> None:
+        """InputError where the log lacks a feedback column that the model reads."""
         self.reading, self.dataset, self.representatives = reading, dataset, representatives
         schema, feedback = reading.schema, reading.reads.feedback
         if reading.items.num_items < dataset.num_items:

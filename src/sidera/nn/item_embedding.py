@@ -97,7 +97,6 @@ def grown(model: nn.Module, items: ItemRows) -> nn.Module:
     new = copy.deepcopy(model, cast(dict[int, Any], shared)).eval()
     for name, part in tables.items():
         new.set_submodule(name, part.longer(items))
-    for part in list(new.modules()):
-        if hasattr(part, "grow"):
-            cast(Any, part).grow(items)
+    for grows in [module for module in new.modules() if hasattr(module, "grow")]:
+        cast(Any, grows).grow(items)
     return new

@@ -75,7 +75,7 @@ class ItemFeatures(nn.Module):
         own = self.own.weight
         if self.training and self.id_dropout:
             own = own * (torch.rand(len(own), 1, device=own.device) >= self.id_dropout)
-        codes = cast(Tensor, self.codes)
+        codes = self.codes
         parts = [own, *(embed(codes[:, level]) for level, embed in enumerate(self.code))]
         parts += [embed(self.category_ids(name)) for name, embed in self.category.items()]
         if self.from_numbers is not None:
