@@ -425,7 +425,7 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="before-after-") as name:
         scratch = Path(name)
-        with other_tree(options.ref, scratch) as (tree, commit), (scratch / "log").open("w+") as log:
+        with other_tree(options.ref, scratch) as (tree, commit), (scratch / "log").open("w+", encoding="utf-8") as log:
             workers = {"before": Worker(tree, scratch, log), "after": Worker(ROOT, scratch, log)}
             for measured in options.only or measurements():
                 rows[measured] = measure(measured, workers, pairs, options.quick)

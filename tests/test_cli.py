@@ -23,7 +23,7 @@ import torch
 from sidera.catalog.vectors_file import save_vectors
 from sidera.cli import build_parser, main
 from sidera.data.dataset import Dataset
-from sidera.data.tiny import tiny_exposures, tiny_log
+from sidera.data.tiny import tiny_log
 from sidera.engine.histories import open_behaviour
 from sidera.engine.recommender import Recommender
 from sidera.models import MODELS
@@ -418,13 +418,6 @@ def test_unknown_items_when_strict(tmp_path: Path, refused: Callable[..., str]) 
     (tmp_path / "items.jsonl").write_text('{"key": "i1", "title": "a"}\n')
     line = refused("import", log, "--items", tmp_path / "items.jsonl", "--out", tmp_path / "data", "--strict")
     assert "9 items of the log are not in the items table, the first is 'i0'" in line
-
-
-def test_a_ranker_cannot_answer_alone(tmp_path: Path, refused: Callable[..., str]) -> None:
-    tiny_exposures().save(tmp_path / "data")
-    (tmp_path / "r.toml").write_text('[catalog]\nvectors = ["behaviour"]\n[model]\nname = "pscore"\n')
-    line = refused("run", tmp_path / "r.toml", "--data", tmp_path / "data", "--out", tmp_path / "run")
-    assert "'pscore' ranks candidates and finds none" in line
 
 
 HARDLY_LOGS = {

@@ -61,7 +61,7 @@ class FadingCodes(nn.Module):
 
         @property
         def reads(self) -> Reads:
-            return Reads(self.max_history, "all")  # so that a ranker of feedback can order its candidates
+            return Reads(self.max_history)  # the ranker behind it reads every event all the same
 
     role = "generator"
     feed = RequestRows

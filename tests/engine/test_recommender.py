@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from hand_made import hand_made
 from sidera import artifacts
 from sidera.artifacts import Manifest, save_tensors, writing
 from sidera.catalog.catalog import Catalog
-from sidera.core import ArtifactError, InputError, Request
+from sidera.core import ArtifactError, CatalogMismatch, InputError, Request
 from sidera.data.tiny import checkerboard_next
 from sidera.engine.recommender import MAX_BATCH, Recommender
 from sidera.engine.snapshot import check_device
@@ -352,3 +353,12 @@ def test_a_full_disk_while_saving_keeps_the_old_model(
 def test_the_catalogue_given_must_be_the_models(trained_run: Path, recommender: Recommender) -> None:
     catalog = Catalog.load(trained_run / "catalog")
     assert Recommender.load(trained_run, catalog=catalog).catalog is catalog
+
+
+def test_a_catalogue_of_other_features_is_refused_naming_both(trained_run: Path, recommender: Recommender) -> None:
+    catalog = recommender.catalog
+    other = replace(catalog, schema=replace(catalog.schema, labels=("share",)))
+    with pytest.raises(CatalogMismatch) as refusal:
+        Recommender.load(trained_run, catalog=other)
+    assert catalog.schema.digest in str(refusal.value)
+    assert other.schema.digest in str(refusal.value)

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sidera import config
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
 
@@ -102,6 +103,11 @@ class FeatureSchema:
         """(E,) bool."""
         thresholds = np.asarray(self.long_view_seconds, dtype=np.float32)
         return np.asarray(watch_time, dtype=np.float32) > thresholds[duration_buckets(duration)]
+
+    @property
+    def digest(self) -> str:
+        """Names everything that decides how events, items and users are read; a model artifact carries it."""
+        return config.digest(self.to_json())[:16]
 
     def to_json(self) -> dict[str, Any]:
         return {

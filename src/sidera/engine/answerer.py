@@ -63,7 +63,7 @@ class Answerer:
         groups: dict[int, list[int]] = {}  # by beam width: a large k must not change its neighbours' answers
         rows: dict[int, _Row] = {}
         for place, one in enumerate(asked):
-            if len(one.history.item_ids):
+            if one.history.warm:
                 groups.setdefault(self.pipeline.width(one.request.k), []).append(place)
             else:
                 rows[place] = self._by_popularity(one)
@@ -80,7 +80,8 @@ class Answerer:
     @cached_property
     def reader(self) -> RequestReader:
         snapshot = self.snapshot
-        return RequestReader(snapshot.catalog, snapshot.num_readable, snapshot.reading, self.behaviour)
+        whole = self.pipeline.reads_feedback and not snapshot.reads.feedback
+        return RequestReader(snapshot.catalog, snapshot.num_readable, snapshot.reading, self.behaviour, whole)
 
     def _read(self, request: Request, refuse: bool) -> _Asked:
         if request.k < 1:

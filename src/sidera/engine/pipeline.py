@@ -93,6 +93,11 @@ class Pipeline:
     beam: int  # of the search where the query names none
     steps: tuple[Step, ...] = ()
 
+    @property
+    def reads_feedback(self) -> bool:
+        """Whether a step reads every event with what came of it, whatever the model reads."""
+        return any(getattr(step, "reads_feedback", False) for step in self.steps)
+
     def width(self, k: int) -> int:
         """Beams of a search for ``k`` items."""
         return max(self.beam, k)

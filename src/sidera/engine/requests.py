@@ -40,16 +40,22 @@ class ReadHistory:
     unknown: tuple[str, ...]  # keys that the catalogue does not hold
     unread: tuple[str, ...] = ()  # keys that it holds and the model has no row for: they came after the training
     unknown_user: bool = False
+    warm: bool = True  # the model can read some of it
 
 
 @dataclass(frozen=True)
 class RequestReader:
-    """How one model reads requests over one Catalog."""
+    """How one model reads requests over one Catalog, and a ranker behind it."""
 
     catalog: Catalog
     num_readable: int  # items that the model can read
     reading: Reading
     behaviour: Behaviour | None
+    whole: bool = False  # a ranker reads more than the model: batches hold every event, and each cuts what it reads
+
+    @property
+    def feedback(self) -> bool:
+        return self.whole or self.reading.reads.feedback
 
     def read(self, request: Request) -> ReadHistory:
         """The history that a request brings, or that the behaviour store has of its user. InputError names what is
@@ -58,7 +64,7 @@ class RequestReader:
             return self._of_user(request, request.user)
         schema, number = self.catalog.schema, len(request.history)
         feedback: dict[str, np.ndarray] = {}
-        if request.feedback or self.reading.reads.feedback:
+        if request.feedback or self.feedback:
             feedback = schema.complete(request.feedback, number)
         times = np.zeros(number, dtype=np.int64)
         if request.times is not None:
@@ -76,7 +82,7 @@ class RequestReader:
         item_ids = np.concatenate([history.item_ids for history in histories])
         offsets = np.cumsum([0, *(len(history.item_ids) for history in histories)])
         reads, schema = self.reading.reads, self.catalog.schema
-        if not reads.feedback:
+        if not self.feedback:
             return self.reading.batch(item_ids, offsets)
         profiles = {
             name: torch.tensor([_position(vocabulary, history.profile.get(name)) for history in histories])
@@ -92,6 +98,7 @@ class RequestReader:
             },
             requests=Requests(as_of=torch.tensor([history.as_of for history in histories]), profiles=profiles),
             lifelong=None if reads.lifelong is None else lifelong_of(schema, tokens),
+            whole=self.whole,
         )
 
     def _of_user(self, request: Request, user: str) -> ReadHistory:
@@ -117,8 +124,10 @@ class RequestReader:
         schema, item_ids, feedback, reads = self.catalog.schema, whole.item_ids, whole.feedback, self.reading.reads
         kept = (item_ids >= 0) & (item_ids < self.num_readable)
         late = dict.fromkeys(item_ids[item_ids >= self.num_readable].tolist())  # each once, in their order
+        readable = kept
         if not reads.feedback and schema.positive and feedback:
-            kept &= feedback[schema.positive] > 0
+            readable = kept & (feedback[schema.positive] > 0)
+            kept = kept if self.whole else readable
         places, tokens = kept.nonzero()[0], whole.tokens
         if tokens is not None:
             tokens = tokens[tokens["item_ids"] < self.num_readable]
@@ -130,13 +139,14 @@ class RequestReader:
         return ReadHistory(
             item_ids=item_ids[places],
             times=whole.times[places],
-            feedback={name: values[places] for name, values in feedback.items()} if reads.feedback else {},
+            feedback={name: values[places] for name, values in feedback.items()} if self.feedback else {},
             tokens=tokens,
             profile=request.profile,
             as_of=newest if request.as_of is None else request.as_of,
             seen_ids=sorted({item for item in item_ids.tolist() if item >= 0}) if request.filter_seen else [],
             unknown=missing,
             unread=tuple(str(self.catalog.item_keys[item]) for item in late),
+            warm=bool(readable.any()),
         )
 
 

@@ -27,6 +27,7 @@ from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
 from sidera.core import ArtifactError
+from sidera.data.reading import Reading
 from sidera.decode.beam import NEG_INF, Jagged
 from sidera.engine.pipeline import Candidates, Query
 from sidera.engine.ranking import Ranking
@@ -52,6 +53,10 @@ class Reranker:
         check_value("rerank", "candidates", self.num_candidates, 1 <= self.num_candidates <= 512, "1 to 512")
         self.network.eval()
 
+    @property
+    def reads_feedback(self) -> bool:
+        return bool(self.network.reads.feedback)
+
     def needs(self, k: int) -> int:
         return max(k, self.num_candidates) if self.source == "beam" else k
 
@@ -65,7 +70,8 @@ class Reranker:
                     snapshot.version,
                 )  # fmt: skip
             ids = without_repeats(torch.cat((ids, drawn.item_ids), dim=1), query.left_out)
-        ids, scores = self.over(snapshot.catalog).order(query.batch, ids, query.k)
+        reading = Reading(snapshot.catalog.schema, snapshot.catalog.items, self.network.reads)
+        ids, scores = self.over(snapshot.catalog).order(reading.cut(query.batch), ids, query.k)
         return Candidates(ids, scores, candidates.version, candidates.items_version, self.version)
 
     def over(self, catalog: Catalog) -> Reranker:
@@ -77,7 +83,8 @@ class Reranker:
 
     @torch.inference_mode()
     def order(self, batch: Batch, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """(B, C) candidates, -1 where none -> the k best of each (B, k) with their scores, -1 and -inf behind.
+        """(B, C) candidates, -1 where none, for histories as the ranker reads them -> the k best of each (B, k) with
+        their scores, -1 and -inf behind.
 
         A candidate without a row carries the lowest score that the ranker gave in its history, 0 where it gave none:
         it stands there by rule, not by score.
@@ -86,7 +93,7 @@ class Reranker:
         if self.num_known is not None:
             known_mask = known_mask & (candidates < self.num_known)
         asked = candidates.masked_fill(~known_mask, 0)
-        context = self.network.context(batch.newest(self.network.reads.max_events))
+        context = self.network.context(batch)
         scores = self.network.score(context, asked)[..., 0].float()
         by_score = scores.masked_fill(~known_mask, NEG_INF).sort(dim=1, descending=True, stable=True).indices
         groups = (~known_mask).long() + none_mask  # 0: scored, 1: without a row, 2: none

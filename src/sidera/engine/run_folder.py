@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sidera import artifacts
 from sidera.bounds import read_json
 from sidera.catalog.catalog import Catalog
 from sidera.config import MAX_RECIPE_BYTES, MOST
 from sidera.core import ArtifactError
 from sidera.engine.snapshot import Snapshot
 from sidera.loading import open_artifact
-from sidera.models.saved import saved_model
+from sidera.models import saved
 
 RUN_RECIPE = "recipe.json"  # the recipe that a run folder was made with
 
@@ -24,7 +23,7 @@ def load_snapshot(path: Path, device: str = "cpu", catalog: Catalog | None = Non
         raise ArtifactError(f"no run folder at {str(path)!r}", fix="give a folder that `sidera run` wrote")
     catalog = catalog or Catalog.load(path / "catalog")
     opened = open_artifact(path / "model", "model")
-    model, section, num_known = saved_model(opened, catalog)
+    model, section, num_known = saved.saved_model(opened, catalog)
     return Snapshot.of(model, catalog, section, opened.manifest.digest, num_known, device)
 
 
@@ -32,15 +31,10 @@ def save_model(
     snapshot: Snapshot, path: str | Path, digest: str, parents: Mapping[str, str], training: Mapping[str, Any]
 ) -> None:
     """Write the model artifact (weights in shards small enough to move about); the Catalog is its own artifact."""
-    info = {
-        "codebook_id": snapshot.catalog.codebook_id,
-        "num_items": snapshot.num_known,
-        "training": dict(training),
-    }
-    recipe = {"model": dict(snapshot.section)}
-    manifest = artifacts.Manifest("model", digest, parents=dict(parents), recipe=recipe, info=info)
-    with artifacts.writing(path, manifest) as folder:
-        artifacts.save_tensors(folder, snapshot.trained.state_dict())
+    saved.save_model(
+        snapshot.trained, path, snapshot.catalog, dict(snapshot.section), digest=digest, parents=dict(parents),
+        num_known=snapshot.num_known, training=dict(training),
+    )  # fmt: skip
 
 
 def section_of_run(path: Path, name: str, why: str, fix: str) -> Mapping[str, Any]:

@@ -41,7 +41,7 @@ class RecommenderPolicy:
     def __call__(self, requests: Requests) -> NDArray[np.int64]:
         batch = to_batch(requests, self.recommender)
         answers = np.full((requests.num_requests, requests.k), -1, dtype=np.int64)
-        readable = batch.lengths > 0
+        readable = self.recommender.reading.cut(batch).lengths > 0
         warm = torch.nonzero(readable).squeeze(1)
         if len(warm):
             shown = Jagged(torch.from_numpy(requests.item_ids), torch.from_numpy(requests.offsets)).rows(warm)
@@ -62,7 +62,7 @@ class RecommenderPolicy:
 
 
 def to_batch(requests: Requests, recommender: Recommender) -> Batch:
-    """What the model reads of each request; a history may come out empty."""
+    """What the model reads of each request, or all of it where a ranker reads more; a history may come out empty."""
     schema, items = recommender.catalog.schema, requests.item_ids
     feedback = schema.complete(requests.feedback, len(items)) if schema.columns else {}
     known = items < recommender.snapshot.num_readable
@@ -71,12 +71,14 @@ def to_batch(requests: Requests, recommender: Recommender) -> Batch:
         for name, vocabulary in schema.profile_fields.items()
     }
     asked = Asked(as_of=torch.from_numpy(requests.as_of), profiles=profiles)
+    whole = recommender.pipeline.reads_feedback and not recommender.reads.feedback
     return recommender.reading.batch(
         items[known],
         np.concatenate([[0], np.cumsum(known)])[requests.offsets],
         times=requests.times[known],
         feedback={name: values[known] for name, values in feedback.items()},
-        requests=asked if recommender.reads.feedback else None,
+        requests=asked if whole or recommender.reads.feedback else None,
+        whole=whole,
     )
 
 

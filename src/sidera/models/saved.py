@@ -9,6 +9,7 @@ import torch
 
 from sidera import artifacts
 from sidera.catalog.catalog import Catalog
+from sidera.core import CatalogMismatch
 from sidera.loading import Opened
 from sidera.models import build_model, parse_model
 
@@ -21,6 +22,11 @@ def saved_model(opened: Opened, catalog: Catalog) -> tuple[torch.nn.Module, dict
     """
     num_known = opened.info("num_items", int)
     catalog.check_codebook(opened.info("codebook_id", str))
+    if (learned := opened.info("features", str)) != catalog.schema.digest:
+        raise CatalogMismatch(
+            f"the model was trained on features {learned}, this catalogue has features {catalog.schema.digest}",
+            fix="give the catalogue that the model was trained with, or train the model again",
+        )
     if num_known > catalog.num_items:
         raise opened.damaged(f"it knows {num_known:,} items, the catalogue holds {catalog.num_items:,}")
     section = opened.recipe("model", dict)
@@ -44,7 +50,10 @@ def save_model(
     """Write the model artifact: the weights, and what :func:`saved_model` needs. ``training``: what it cost and
     reached; ``num_known``: items that the model has rows for, by default all of the catalogue."""
     known = catalog.num_items if num_known is None else num_known
-    info = {"codebook_id": catalog.codebook_id, "num_items": known, "training": training or {}}
+    info = {
+        "codebook_id": catalog.codebook_id, "num_items": known, "features": catalog.schema.digest,
+        "training": training or {},
+    }  # fmt: skip
     manifest = artifacts.Manifest("model", digest, parents=parents, recipe={"model": section}, info=info)
     with artifacts.writing(path, manifest) as folder:
         artifacts.save_tensors(folder, model.state_dict())
