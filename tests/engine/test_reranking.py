@@ -89,6 +89,34 @@ def test_items_without_a_row_stand_behind_in_the_generators_order() -> None:
     assert scores[0, 4] == float("-inf")
 
 
+def test_items_that_came_later_are_read_and_ranked_by_their_content() -> None:
+    world, ranker = tiny(), network()
+    one = recommender()
+    one.parts = Parts((Reranker(ranker, "two", num_candidates=64, num_known=world.catalog.num_items),))
+    vectors = torch.randn(4, world.catalog.quantizer.dim, generator=torch.Generator().manual_seed(0))
+    one.use_catalog(world.catalog.with_items([f"late{item}" for item in range(4)], vectors))
+    keys = [str(key) for key in one.catalog.item_keys]
+    (answer,) = one.recommend([[keys[3], "late0"]], k=len(keys))
+    assert answer.unread == ()
+    late = [item for item in answer.item_ids if item >= world.catalog.num_items]
+    assert late
+    reranker = one.parts.steps[0]
+    assert isinstance(reranker, Reranker)
+    reader, batch = reranker.over(one.catalog), questions().cut(0, 2)
+    assert reader.num_known is None
+    assert reranker.over(one.catalog).network is reader.network  # grown once a catalogue
+    asked = torch.arange(one.catalog.num_items).expand(2, -1)
+    known = world.catalog.num_items
+    with torch.inference_mode():
+        scores = reader.network.score(reader.network.context(batch), asked)[..., 0]
+        before = ranker.score(ranker.context(batch), asked[:, :known])[..., 0]
+    torch.testing.assert_close(scores[:, :known], before)
+    assert scores[:, known:].isfinite().all()
+    codes = [tuple(row) for row in np.asarray(one.catalog.codes)[known:].tolist()]
+    assert len(set(scores[0, known:].tolist())) == len(set(codes))  # what they are decides, and nothing else
+    assert not reader.network.items.own.weight[known:].any()
+
+
 def test_the_order_does_not_depend_on_the_sign_of_scores() -> None:
     """Items without a row stand behind all others whatever a ranker's scores are."""
     late, batch, ranker = tiny().catalog.num_items, questions().cut(0, 2), network()

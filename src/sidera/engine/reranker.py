@@ -76,13 +76,10 @@ class Reranker:
 
     def over(self, catalog: Catalog) -> Reranker:
         """This reranker, with its network grown to the items of the catalogue."""
-        if self.num_known is None or catalog.num_items <= self.num_known:
-            return self
         last = self._grown
         if last is None or last[0] is not catalog:
             last = self._grown = catalog, grown(self.network, catalog.items)
-        number = self.num_known if last[1] is self.network else None
-        return replace(self, network=last[1], num_known=number, _grown=None)
+        return self if last[1] is self.network else replace(self, network=last[1], num_known=None, _grown=None)
 
     @torch.inference_mode()
     def order(self, batch: Batch, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
