@@ -52,8 +52,10 @@ def hand_made(
     lifelong: Lifelong | None = None,
     global_count: int | None = None,
 ) -> Batch:
-    """``items``: the table whose rows the ids are, or its catalogue; by default items of which nothing is
-    """``items``: the table whose rows the ids are, or its catalogue; by default items of which nothing is known.
+    """``items``: the table whose rows the ids are, or its catalogue; by default nothing is known of the items.
+
+    ``kind`` of the targets: by default "request" with ``target_offsets``, "history" for one a history, else "event".
+    """
     wanted = None
     if target_ids is not None:
         if kind is None:

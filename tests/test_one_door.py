@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -62,3 +63,55 @@ def test_switches_are_found() -> None:
     assert sorted(found) == [
         "comparison with PScore", "comparison with sasrec", "comparison with tiger", "isinstance of ItemKNN",
     ]  # fmt: skip
+
+
+def calls(source: str, name: str) -> list[int]:
+    """Lines that call this name."""
+    nodes = ast.walk(ast.parse(source))
+    return [node.lineno for node in nodes if isinstance(node, ast.Call) and named(node.func) == name]
+
+
+def test_batches_are_built_in_one_place() -> None:
+    found = {str(path.relative_to(SRC)) for path in SRC.rglob("*.py") if calls(path.read_text("utf-8"), "Batch")}
+    assert found == {"batch.py", "data/reading.py"}  # a Batch picks its own rows, the Reading builds it
+
+
+@pytest.mark.parametrize("room", ["models", "nn"])
+def test_no_model_cuts_a_history(room: str) -> None:
+    """What a model reads of a history its ``Reads`` say. A pathway chooses among events that were read."""
+    cuts = re.compile(r"\.newest\(|\.cut\(|max_events|clamp\([^)]*max_history|\[-self\.config\.max_history")
+    found = [
+        f"{path.name}:{number}"
+        for path in (SRC / room).rglob("*.py")
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if cuts.search(line)
+    ]
+    assert found == []
+
+
+def test_no_file_is_long_and_no_function_either() -> None:
+    long = []
+    for path in SRC.rglob("*.py"):
+        text = path.read_text("utf-8")
+        if text.count("\n") > 400:
+            long.append(path.name)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 80:
+                long.append(f"{path.name}: {node.name}")
+    assert long == []
+
+
+def test_no_two_files_need_each_other() -> None:
+    """Imports inside functions and for type checkers count."""
+    files = {".".join(path.relative_to(SRC.parent).with_suffix("").parts): path for path in SRC.rglob("*.py")}
+    graph = {
+        name: {
+            target
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.ImportFrom) and node.module
+            for target in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+            if target in files and target != name
+        }
+        for name, path in files.items()
+    }
+    assert [(one, other) for one in graph for other in graph[one] if one < other and one in graph[other]] == []

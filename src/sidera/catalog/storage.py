@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,6 @@ from sidera.data.features import FeatureSchema
 from sidera.loading import Opened, open_artifact
 from sidera.ops.columns import Column, Marks, Texts
 
-if TYPE_CHECKING:
-    from sidera.catalog.catalog import Catalog
-
 KIND = "catalog"
 PREFIX = "quantizer."  # tensors of codes.safetensors
 NUMBERS = "numbers.safetensors"
@@ -32,7 +29,7 @@ MAX_CODES = 2**24  # of a level
 
 
 def save(
-    catalog: Catalog, path: str | Path, artifact_digest: str, parents: dict[str, str], recipe: dict[str, Any]
+    catalog: Any, path: str | Path, artifact_digest: str, parents: dict[str, str], recipe: dict[str, Any]
 ) -> None:
     info = {
         "codebook_id": catalog.codebook_id,
@@ -64,7 +61,7 @@ def save(
         write_text(folder / "report.json", json.dumps(dict(catalog.report), indent=2) + "\n")
 
 
-def load(path: str | Path, kind: type[Catalog]) -> Catalog:
+def load(path: str | Path, kind: Any) -> Any:  # a Catalog, whose file imports this one
     """What :func:`save` wrote; ArtifactError unless codes, quantizer, items and manifest fit one another."""
     opened = open_artifact(path, KIND)
     number = opened.info("num_items", int)
