@@ -187,6 +187,7 @@ def generator_hits(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """recall@k -> (R,) 1 where the target is in the generator's list of k, and (R,) the user of each row."""
     from sidera.catalog.vectors_file import save_vectors
+    from sidera.eval.evaluation import Evaluation
     from sidera.train.recipe import Recipe
     from sidera.train.stages import run
 
@@ -194,7 +195,7 @@ def generator_hits(
     save_vectors(out / "vectors.safetensors", view.dataset.item_keys, vectors)
     catalog = {**sections["catalog"], "vectors": ["file"], "vectors_file": str(out / "vectors.safetensors")}
     result = run(Recipe.parse({**sections, "catalog": catalog}), data, out / "run", say=lambda _: None)
-    assert result is not None, "nothing here limits a piece"
+    assert isinstance(result, Evaluation), "nothing here limits a piece, and the model is a generator"
     hits = {}
     for k in EVAL["ks"]:
         places = result.target_ranks("keep", k).rank  # from 1; 0: not in the list

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sidera.batch import Batch
+from sidera.batch import Batch, Events, Requests, TargetKind, Targets
 from sidera.data.features import FeatureSchema
+from sidera.data.items import ItemTable
 from sidera.decode.beam import beam_search
 from sidera.decode.session import session_beam_search
 from sidera.models import build_model, parse_model
@@ -45,6 +46,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "onerec_v2": {**ONEREC, "num_layers": 2, "num_kv_groups": 2},
 }
 GENERATORS = tuple(SMALL)
+TARGET_KINDS: dict[str, TargetKind] = {
+    "tiger": "history", "sidera": "event", "onerec_v1": "list", "onerec": "request", "onerec_v2": "request",
+}  # fmt: skip
 LARGE_HISTORY = {"tiger": 20, "sidera": 50, "onerec_v1": 128, "onerec": 128, "onerec_v2": 128}
 
 
@@ -55,6 +59,10 @@ class World:
     catalog: Any  # as much of a Catalog as a model reads
     trie: CodeTrie
     following: np.ndarray  # (N,)
+
+    @property
+    def table(self) -> ItemTable:
+        return ItemTable(self.catalog.codes, self.catalog.categories)
 
     @classmethod
     def of(cls, num_items: int, level_sizes: tuple[int, ...], seed: int = 0) -> World:
@@ -73,8 +81,8 @@ class World:
         )
         return cls(catalog, CodeTrie.build(codes, level_sizes), rng.permutation(num_items))
 
-    def batch(self, kind: str, num_histories: int, longest: int, seed: int, targets: int = 2) -> Batch:
-        """Walks of 2 to ``longest`` items with random feedback, and the targets that ``kind`` (trains_on) asks for."""
+    def batch(self, kind: TargetKind, num_histories: int, longest: int, seed: int, targets: int = 2) -> Batch:
+        """Walks of 2 to ``longest`` items with random feedback, and targets of ``kind``."""
         rng = np.random.default_rng((seed, num_histories))
         lengths = rng.integers(2, longest + 1, num_histories)
         walk = np.empty((num_histories, longest + targets), dtype=np.int64)
@@ -84,30 +92,28 @@ class World:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         items = np.concatenate([row[:length] for row, length in zip(walk, lengths, strict=True)])
         after = [row[length : length + targets] for row, length in zip(walk, lengths, strict=True)]
-        asked: dict[str, Any] = {}
-        if kind == "positions":
-            asked = {"target_ids": self.following[items]}
-        elif kind == "prefixes":
-            asked = {"target_ids": np.array([row[0] for row in after])}
+        if kind == "event":
+            followers, target_offsets = self.following[items], offsets
         else:
-            asked = {"target_ids": np.concatenate(after), "target_offsets": np.arange(num_histories + 1) * targets}
-        tensors: dict[str, Any] = {name: torch.from_numpy(values) for name, values in asked.items()}
+            each = 1 if kind == "history" else targets
+            followers = np.concatenate([row[:each] for row in after])
+            target_offsets = np.arange(num_histories + 1) * each
+        table, (event_items, target_items) = self.table.distinct(items, followers)
         watched = torch.from_numpy(rng.random(len(items))).float()
         ages = np.concatenate([np.arange(length, 0, -1) for length in lengths]) * 60
+        feedback = {
+            "click": (watched > 0.2).float(),
+            "long_view": (watched > 0.5).float(),
+            "watch_time": 60 * watched,
+            "duration": torch.full((len(items),), 60.0),
+        }
+        profiles = {"region": torch.from_numpy(rng.integers(0, 3, num_histories))}
         return Batch(
-            item_ids=torch.from_numpy(items),
-            offsets=torch.from_numpy(offsets),
-            times=torch.from_numpy(NOW - ages),
-            as_of=torch.full((num_histories,), NOW),
-            feedback={
-                "click": (watched > 0.2).float(),
-                "long_view": (watched > 0.5).float(),
-                "watch_time": 60 * watched,
-                "duration": torch.full((len(items),), 60.0),
-            },
-            profiles={"region": torch.from_numpy(rng.integers(0, 3, num_histories))},
-            global_count=len(tensors["target_ids"]),
-            **tensors,
+            Events(event_items, torch.from_numpy(offsets), torch.from_numpy(NOW - ages), feedback),
+            table,
+            Requests(as_of=torch.full((num_histories,), NOW), profiles=profiles),
+            Targets(kind, target_items, torch.from_numpy(target_offsets)),
+            global_count=len(followers),
         )
 
 
@@ -166,7 +172,7 @@ def train(name: str, device: str, steps: int) -> dict[str, Any]:
     """The same steps on the CPU in f32 and on ``device`` in f32 and bf16; ``problems`` lists what is out of bounds."""
     world = world_for(name, 120)
     model = build(name, world, max_history=8, **SMALL[name])
-    batches = [world.batch(str(model.trains_on), 48, 8, seed) for seed in range(steps)]
+    batches = [world.batch(TARGET_KINDS[name], 48, 8, seed) for seed in range(steps)]
     found: dict[str, Any] = {"gradients": gradient_distance(model, batches[0], device)}
     curves = {"cpu": curve(copy.deepcopy(model), batches, "cpu", "f32")}
     for precision in ("f32", "bf16"):
@@ -191,9 +197,9 @@ def answer(name: str, device: str) -> dict[str, Any]:
     """Top ten of the same weights here and on ``device``; places may change where scores are equal within 1e-4."""
     world = world_for(name, 120)
     model = build(name, world, max_history=8, **SMALL[name])
-    curve(model, [world.batch(str(model.trains_on), 48, 8, seed) for seed in range(10)], "cpu", "f32")
+    curve(model, [world.batch(TARGET_KINDS[name], 48, 8, seed) for seed in range(10)], "cpu", "f32")
     twin = copy.deepcopy(model).to(device)
-    batch = world.batch("prefixes", 32, 8, seed=77)
+    batch = world.batch("history", 32, 8, seed=77)
     problems = []
     here = beam_search(model, batch, world.trie, width=20, num_results=10)
     there = beam_search(twin, batch.to(device), world.trie, width=20, num_results=10)
@@ -244,7 +250,7 @@ def training_speed(name: str, device: str, precision: str, tiny: bool, seconds: 
     histories, longest = (8, 6) if tiny else (256, LARGE_HISTORY[name])
     model = build(name, world, max_history=longest, **(SMALL[name] if tiny else {})).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    batches = [world.batch(str(model.trains_on), histories, longest, seed) for seed in range(4)]
+    batches = [world.batch(TARGET_KINDS[name], histories, longest, seed) for seed in range(4)]
     tokens = sum(batch.item_ids.numel() for batch in batches) / len(batches)
     flops = sum(model.flops_per_batch(batch) for batch in batches) / len(batches)
     order: Iterator[Batch] = iter(batches * 1000)
@@ -273,7 +279,7 @@ def decoding_speed(name: str, device: str, batch_size: int, tiny: bool, seconds:
     world = world_for(name, 300 if tiny else 12_000)
     longest = 6 if tiny else LARGE_HISTORY[name]
     model = build(name, world, max_history=longest, **(SMALL[name] if tiny else {})).to(device).eval()
-    batch = world.batch("prefixes", batch_size, longest, seed=5).to(device)
+    batch = world.batch("history", batch_size, longest, seed=5).to(device)
     width = 10 if tiny else 50
     times = repeated(lambda: beam_search(model, batch, world.trie, width=width, num_results=10), device, seconds, 100)
     return {"ms": round(1e3 * float(np.median(times)), 2), "calls": len(times)}
@@ -290,8 +296,9 @@ def large_catalogue(device: str, tiny: bool, seconds: float) -> dict[str, Any]:
     model: Any = build_model(*parse_model({"name": "tiger", **changes}), catalog, 0).to(device).eval()
     found: dict[str, Any] = {}
     for size in (1, 16):
-        items = torch.from_numpy(rng.integers(0, num_items, 20 * size))
-        batch = Batch(items, torch.arange(size + 1) * 20).to(device)
+        items = rng.integers(0, num_items, 20 * size)
+        distinct, (places,) = ItemTable(codes).distinct(items)
+        batch = Batch(Events(places, torch.arange(size + 1) * 20), distinct).to(device)
         call = partial(beam_search, model, batch, trie, width=width, num_results=10)
         answers = call()
         if not torch.equal(trie_codes(trie, answers.leaf_ids), answers.sids.cpu()) or not answers.valid_mask.all():

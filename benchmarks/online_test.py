@@ -64,6 +64,7 @@ def _covered(differences: np.ndarray) -> int:
 
 def ladder(name: str, seed: int, folder: Path, quick: bool) -> dict[str, Any]:
     """One world's rungs with their intervals, and whether they stand as they should."""
+    from sidera.engine.recommender import Recommender
     from sidera.lab.online import online_test
     from sidera.lab.recommender_policy import RecommenderPolicy
     from sidera.sim.config import world_config
@@ -75,7 +76,7 @@ def ladder(name: str, seed: int, folder: Path, quick: bool) -> dict[str, Any]:
     world = World.build(world_config(name), seed)
     simulate(world.config, 2000 if quick else 4000, 10, folder / "log", seed)
     _, recommender = train(Recipe.read(RECIPE), folder / "log", folder / "run", say=lambda text: None)
-    assert recommender is not None, "the recipe has no piece limit"
+    assert isinstance(recommender, Recommender), "the recipe has no piece limit and trains no ranker"
     arms: dict[str, Any] = {
         "logger": "logger",
         "random": "random",
