@@ -75,21 +75,17 @@ def fusion_inputs(towers: Array) -> dict[str, Array]:
 
 def one_world(name: str, seed: int, quick: bool) -> dict[str, Any]:
     """Train, and compare on users of the third group."""
-    from sidera.data.outcomes import session_outcomes
-    from sidera.train.ranker import exposures, scored
-
-    view, fitted = train(name, seed, quick)
-    model = fitted.model
-    users, batch, truth, candidates = questions(name, seed, view, 200 if quick else AUDIENCE)
+    view, ranking, taught, cpu_seconds = train(name, seed, quick)
+    model = ranking.model
+    users, batch, truth, candidates = questions(name, seed, view, ranking.catalog.items, 200 if quick else AUDIENCE)
     scores = answers(model, batch, candidates)
     half = len(users) // 2
     log_mask = np.isin(view.dataset.user_keys, [f"u{user:08d}" for user in users[:half]])
-    later = session_outcomes(view.dataset, OUTCOMES)
-    shown, labels = scored(model, list(exposures(view, log_mask, 100, 512, outcomes=later).batches(0)))
+    shown, labels = shown_to(ranking, view, log_mask)
     p = rank_correlation(scores[half:, :, 0], truth[half:])
     result: dict[str, Any] = {
-        "p": float(p.mean()), "users": len(p), "steps": fitted.steps, "cpu_seconds": round(fitted.cpu_seconds, 1),
-        "aucs": {key: round(value, 4) for key, value in fitted.aucs.items()},
+        "p": float(p.mean()), "users": len(p), "steps": taught.result.steps, "cpu_seconds": round(cpu_seconds, 1),
+        "aucs": {task: round(found["auc"].value, 4) for task, found in taught.evaluation.metrics.items()},
         "towers": {
             task: float(rank_correlation(scores[half:, :, 1 + place], truth[half:]).mean())
             for place, task in enumerate(model.objectives)
@@ -116,15 +112,42 @@ def one_world(name: str, seed: int, quick: bool) -> dict[str, Any]:
     return result
 
 
-def train(name: str, seed: int, quick: bool) -> tuple[Any, Any]:
-    """The log's view and a P-Score of its first group of users."""
+def shown_to(ranking: Any, view: Any, user_mask: Array) -> tuple[Array, Array]:
+    """What the network says of the training exposures of some users (R, tasks), and their labels (R, objectives)."""
+    import torch
+
+    from sidera.eval.ranker_evaluation import judged
+
+    model = ranking.model
+    split = view.split.of_users(view.dataset, user_mask)
+    with torch.inference_mode():
+        found = judged(ranking, model.feed(ranking.read_log(view.dataset), split, 512, 0).batches(0))
+    unknown = np.full(len(found), np.nan)
+    return found.predicted, np.stack([found.labels.get(task, unknown) for task in model.objectives], axis=1)
+
+
+def taught_by(view: Any, catalog: Any, user_mask: Array, config: Any, settings: Any) -> tuple[Any, Any, float]:
+    """A P-Score of these users, what its training says, and its CPU-seconds."""
+    from sidera.engine.ranking import Ranking
+    from sidera.models import build_model
+    from sidera.train.ranker import teach
+
+    ranking = Ranking(build_model("pscore", config, catalog, settings.seed), catalog, {"name": "pscore"})
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.process_time()
+        taught = teach(ranking, view, user_mask, settings, folder, "pscore")
+    return ranking, taught, time.process_time() - start
+
+
+def train(name: str, seed: int, quick: bool) -> tuple[Any, Any, Any, float]:
+    """The log's view, and a P-Score of its first group of users with what its training says and took."""
     from online_arms import world_log
     from sidera.catalog.build import build_catalog
     from sidera.catalog.config import CatalogConfig
     from sidera.data.config import DataConfig, load_dataset, make_views
     from sidera.data.split import user_groups
     from sidera.models.rankers.pscore import PScore
-    from sidera.train.ranker import FIT, RANKER_SHARES, fit_ranker
+    from sidera.train.ranker import FIT, RANKER_SHARES
 
     config = DataConfig(positive="long_view", item_fields=("creator", "tags"))
     view, positives = make_views(load_dataset(world_log(name, seed, USERS, DAYS), config), config)
@@ -136,11 +159,10 @@ def train(name: str, seed: int, quick: bool) -> tuple[Any, Any]:
     groups = user_groups(view.dataset.user_keys, RANKER_SHARES)
     known = positives.split.of_users(positives.dataset, groups < 2)  # codes know nothing of those who are asked, either
     catalog, _ = build_catalog(positives.dataset, known, codes, positives.schema)
-    settings = replace(FIT, max_steps=500, eval_every_steps=250) if quick else FIT
-    network = PScore.Config(outcomes=OUTCOMES)
-    with tempfile.TemporaryDirectory() as folder:
-        fitted = fit_ranker(view, catalog, groups == 0, folder, config=network, fit_config=settings, seed=seed)
-    return view, fitted
+    settings = replace(FIT, seed=seed)
+    if quick:
+        settings = replace(settings, max_steps=500, eval_every_steps=250)
+    return view, *taught_by(view, catalog, groups == 0, PScore.Config(outcomes=OUTCOMES), settings)
 
 
 def paired(p: Array, other: Array) -> dict[str, float]:
@@ -158,11 +180,11 @@ def auc_sum(scores: Array, labels: Array, weights: Array) -> float:
     return float(sum(weights[place] * auc(scores, labels[:, place] > 0.5) for place in wanted))
 
 
-def questions(name: str, seed: int, view: Any, audience: int) -> tuple[Array, Any, Array, Array]:
+def questions(name: str, seed: int, view: Any, table: Any, audience: int) -> tuple[Array, Any, Array, Array]:
     """Users of the third group as their log left them: ids, histories, true utility and ids of their candidates."""
     import torch
 
-    from sidera.batch import Batch
+    from sidera.batch import Batch, Events, Requests
     from sidera.data.split import user_groups
     from sidera.lab.brackets import expected
     from sidera.lab.trial import prepare
@@ -186,14 +208,16 @@ def questions(name: str, seed: int, view: Any, audience: int) -> tuple[Array, An
     offsets = np.concatenate([[0], np.cumsum(counts)])
     last = offsets[1:] - 1
     profiles = view.schema.profile_categories(world.users_table(people.users))
-    batch = Batch(
-        item_ids=torch.from_numpy(columns["item"].astype(np.int64)),
-        offsets=torch.from_numpy(offsets),
-        times=torch.from_numpy(columns["time"]),
-        as_of=torch.from_numpy(columns["time"][last] + np.ceil(columns["watch_time"][last]).astype(np.int64) + 1),
-        feedback={key: torch.from_numpy(values) for key, values in feedback.items()},
-        profiles={key: torch.from_numpy(values[there]) for key, values in profiles.items()},
+    as_of = columns["time"][last] + np.ceil(columns["watch_time"][last]).astype(np.int64) + 1
+    items, (places_of_items,) = table.distinct(columns["item"].astype(np.int64))
+    events = Events(
+        places_of_items,
+        torch.from_numpy(offsets),
+        torch.from_numpy(columns["time"]),
+        {key: torch.from_numpy(values) for key, values in feedback.items()},
     )
+    asked = {key: torch.from_numpy(values[there]) for key, values in profiles.items()}
+    batch = Batch(events, items, Requests(as_of=torch.from_numpy(as_of), profiles=asked))
     return ids[there], batch, np.take_along_axis(utility, candidates, axis=1).astype(np.float64), candidates
 
 
@@ -221,7 +245,8 @@ def kuairand() -> dict[str, Any]:
     from sidera.data.schema import build_dataset
     from sidera.data.split import user_groups
     from sidera.eval.metrics import auc
-    from sidera.train.ranker import FIT, exposures, fit_ranker, scored, task_aucs
+    from sidera.models.rankers.pscore import PScore
+    from sidera.train.ranker import FIT
 
     raw = pq.read_table(KUAIRAND / "interactions.parquet")
     marks = {
@@ -245,19 +270,23 @@ def kuairand() -> dict[str, Any]:
     known = positives.split.of_users(positives.dataset, groups == 0)
     catalog, _ = build_catalog(positives.dataset, known, codes, positives.schema)
     settings = replace(FIT, epochs=3)
-    with tempfile.TemporaryDirectory() as folder:
-        fitted = fit_ranker(view, catalog, groups == 0, folder, fit_config=settings)
-    shown, labels = scored(fitted.model, list(exposures(view, groups == 1, 100, 512).batches(0)))
-    found = task_aucs(fitted.model, shown, labels)
-    wanted = (*KUAIRAND_LABELS, *(f"p:{name}" for name in KUAIRAND_LABELS))
-    rows = exposures(view, groups == 1, 100, 512)
+    ranking, taught, _ = taught_by(view, catalog, groups == 0, PScore.Config(), settings)
+    shown, labels = shown_to(ranking, view, groups == 1)
+    places = {task: place for place, task in enumerate(ranking.model.objectives)}
+    found = {}
+    for label in KUAIRAND_LABELS:
+        met = labels[:, places[label]] > 0.5
+        found[label], found[f"p:{label}"] = auc(shown[:, 1 + places[label]], met), auc(shown[:, 0], met)
+    split = view.split.of_users(view.dataset, groups == 1)
+    rows = ranking.model.feed(ranking.read_log(view.dataset), split, 512, 0)
     users = view.dataset.event_users
     learned = (np.arange(view.dataset.num_events) < view.split.train_ends[users]) & (groups == 0)[users]
     seen = np.bincount(view.dataset.item_ids[learned], minlength=catalog.num_items)
     count = seen[view.dataset.item_ids[rows.targets]]  # how often training users met the item
     bare = {name: auc(count, view.dataset.feedback[name][rows.targets]) for name in KUAIRAND_LABELS}
     return {
-        "exposures": len(shown), "steps": fitted.steps, "auc": {name: round(found[name], 4) for name in wanted},
+        "exposures": len(shown), "steps": taught.result.steps,
+        "auc": {name: round(value, 4) for name, value in found.items()},
         "auc of the item's count alone": {name: round(value, 4) for name, value in bare.items()},
     }  # fmt: skip
 
