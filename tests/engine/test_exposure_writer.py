@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from align.tiny_world import tiny
+sys.path.append(str(Path(__file__).resolve().parents[1] / "align"))
+from tiny_world import tiny
+
 from sidera.batch import Batch
 from sidera.core import InputError, Request
 from sidera.engine.exposures import ExposureWriter, exposure_columns

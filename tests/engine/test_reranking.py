@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from align.tiny_world import tiny
+sys.path.append(str(Path(__file__).resolve().parents[1] / "align"))
+from tiny_world import tiny
+
 from sidera import artifacts
 from sidera.batch import Batch
 from sidera.core import ArtifactError, CatalogMismatch, InputError
