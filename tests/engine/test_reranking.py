@@ -17,14 +17,15 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "align"))
 from tiny_world import tiny
 
 from sidera import artifacts
+from sidera.align.sources import exposures, requests
 from sidera.batch import Batch
-from sidera.core import ArtifactError, CatalogMismatch, InputError
+from sidera.core import ArtifactError, CatalogMismatch, InputError, Request
 from sidera.engine.quota import Quota
 from sidera.engine.ranking import Ranking
 from sidera.engine.recommender import Recommender
 from sidera.engine.reranker import Reranker, without_repeats
 from sidera.engine.serving import Parts
-from sidera.models import build_model
+from sidera.models import build_model, parse_model
 from sidera.models.rankers.pscore import PScore
 from sidera.ops.jagged import jagged_rows
 
@@ -238,3 +239,28 @@ def test_jagged_rows_are_picked() -> None:
     assert batch.requests.as_of is not None
     assert picked.requests.as_of is not None
     assert torch.equal(picked.requests.as_of, batch.requests.as_of[rows])
+
+
+def picky() -> Recommender:
+    """A policy that reads its two newest events and of the older ones the clicked alone."""
+    world = tiny()
+    section = dict(world.recommender.model_section) | {"short_term": 2}
+    return Recommender(build_model(*parse_model(section), world.catalog), world.catalog, model_section=section, beam=64)
+
+
+def test_a_ranker_reads_events_that_the_policy_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, ranker, lengths = picky(), network(), []
+    context = ranker.context
+    monkeypatch.setattr(ranker, "context", lambda batch: (lengths.append(batch.lengths.tolist()), context(batch))[1])
+    one.parts = Parts((Reranker(ranker, "two", num_candidates=20),))
+    keys = [str(key) for key in tiny().catalog.item_keys[:8]]
+    columns = tiny().catalog.schema.columns
+    one.recommend([Request(tuple(keys), feedback={name: [0.0] * 8 for name in columns}, times=list(range(8)), k=5)])
+    assert lengths == [[8]]
+
+
+def test_rewards_read_events_that_the_policy_leaves_out() -> None:
+    world, one = tiny(), picky()
+    for source in (requests, exposures):
+        batch = next(iter(source(one.model, world.view, world.catalog.items, 64).batches(0)))
+        assert int(batch.lengths.sum()) > int(one.reading.cut(batch).lengths.sum())

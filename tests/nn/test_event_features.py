@@ -8,7 +8,7 @@ import torch
 from feedback_world import bare_catalog, feedback_catalog, requests
 from hand_made import changed, table_of
 from sidera.core import InputError
-from sidera.nn.event_features import AGE_BUCKETS, EventFeatures, UserFeatures, _half_octaves, padded
+from sidera.nn.event_features import AGE_BUCKETS, EventFeatures, UserFeatures, half_octaves, padded
 
 LENGTHS = [7, 0, 1, 12]
 
@@ -76,9 +76,9 @@ def test_times_are_hidden_from_some_histories_in_training_and_never_later() -> N
     assert (features.eval()._ages(batch) > 0).all()
 
 
-def test_buckets_are_half_octaves_and_have_an_end() -> None:
+def test_buckets_arehalf_octaves_and_have_an_end() -> None:
     values = torch.tensor([0, 1, 2, 3, 7, 2**62])
-    assert _half_octaves(values, AGE_BUCKETS).tolist() == [0, 2, 3, 4, 6, AGE_BUCKETS - 1]
+    assert half_octaves(values, AGE_BUCKETS).tolist() == [0, 2, 3, 4, 6, AGE_BUCKETS - 1]
 
 
 def test_users_with_and_without_a_profile() -> None:

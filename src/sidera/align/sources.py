@@ -31,11 +31,7 @@ def next_tokens(
     model: nn.Module, view: View, items: ItemTable, batch_size: int, seed: int = 0, targets: Targets = "positive"
 ) -> BatchSource:
     """Training batches of the events that ``targets`` names; ``view`` holds every exposure."""
-    mask, reading = target_mask(view, targets), reading_of(model, view, items)
-    feed: Any = getattr(model, "feed", None)
-    if feed is None or not isinstance(model, Generator) or isinstance(model, SessionGenerator):
-        name = type(model).__name__
-        raise InputError(f"{name} cannot be aligned", allowed="generators that write one item after a history")
+    mask, reading, feed = target_mask(view, targets), reading_of(model, view, items), feed_of(model)
     found: BatchSource
     if reading.reads.feedback:
         found = feed(reading.over(view.dataset), view.split, batch_size, seed, target_mask=mask)
@@ -49,10 +45,14 @@ def requests(model: nn.Module, view: View, items: ItemTable, batch_size: int, se
 
     A model that reads items alone is shown the positive ones (``step.read_requests``); requests with none are left out.
     """
+    feed_of(model)
     reading = reading_of(model, view, items)
-    if reading.reads.feedback or not view.schema.columns:
+    if not view.schema.columns:
         return next_tokens(model, view, items, batch_size, seed)
-    every = replace(reading, reads=Reads(max(reading.reads.max_events, EXPOSURES), "all"))
+    every = whole(reading)
+    if reading.reads.feedback:
+        return RequestRows(every.over(view.dataset), view.split, batch_size, seed)
+    every = replace(every, reads=replace(every.reads, max_events=max(reading.reads.max_events, EXPOSURES)))
     rows = RequestRows(every.over(view.dataset), view.split, batch_size, seed)
     positive = np.concatenate([[0], np.cumsum(target_mask(view, "positive"))])
     return rows.kept(positive[rows.ends] > positive[rows.starts], "read")
@@ -60,8 +60,22 @@ def requests(model: nn.Module, view: View, items: ItemTable, batch_size: int, se
 
 def exposures(model: nn.Module, view: View, items: ItemTable, batch_size: int, seed: int = 0) -> ExposureRows:
     """Requests with everything that was shown: for learning from logged feedback."""
-    reading = reading_of(model, view, items).over(view.dataset)
+    reading = whole(reading_of(model, view, items)).over(view.dataset)
     return ExposureRows(reading, view.split, batch_size, seed)
+
+
+def feed_of(model: nn.Module) -> Any:
+    """What the model trains on; InputError unless it can be aligned."""
+    feed = getattr(model, "feed", None)
+    if feed is None or not isinstance(model, Generator) or isinstance(model, SessionGenerator):
+        name = type(model).__name__
+        raise InputError(f"{name} cannot be aligned", allowed="generators that write one item after a history")
+    return feed
+
+
+def whole(reading: Reading) -> Reading:
+    """Every exposure of the newest events: a reward reads those too that the policy leaves out."""
+    return replace(reading, reads=Reads(reading.reads.max_events, "all"))
 
 
 def reading_of(model: nn.Module, view: View, items: ItemTable) -> Reading:

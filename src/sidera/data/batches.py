@@ -35,7 +35,21 @@ from sidera.data.split import EvalRows, Split
 POOL_BATCHES = 50  # batches that are length-sorted together; more = less padding, less mixing
 
 
-class PackedSequences:
+class _Rows:
+    """Rows of a log whose histories end at ``ends`` (R,), taken ``batch_size`` at a time."""
+
+    ends: np.ndarray
+    batch_size: int
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.ends)
+
+    def num_batches(self, epoch: int = 0) -> int:
+        return -(-self.num_rows // self.batch_size)
+
+
+class PackedSequences(_Rows):
     """All-positions training: inputs ``s[:-1]``, targets ``s[1:]``; ``batch_size`` counts windows.
 
     A user with more training events than the model reads, and one, is cut, from the newest back, into windows that
@@ -66,13 +80,6 @@ class PackedSequences:
         check_targets(dataset, len(users))
         self.digest = _digest("packed", reading, split, batch_size, seed, windows)
 
-    @property
-    def num_rows(self) -> int:
-        return len(self.user_ids)
-
-    def num_batches(self, epoch: int = 0) -> int:
-        return -(-self.num_rows // self.batch_size)
-
     def batches(self, epoch: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         order = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
         bounds = _even_bounds(self.num_rows, self.num_batches(epoch))
@@ -87,7 +94,7 @@ class PackedSequences:
             )
 
 
-class PrefixRows:
+class PrefixRows(_Rows):
     """One row per training event but a user's first: the events before it -> the event."""
 
     def __init__(self, reading: LogReading, split: Split, batch_size: int, seed: int = 0) -> None:
@@ -101,13 +108,6 @@ class PrefixRows:
         check_targets(dataset, len(self.ends))
         self.digest = _digest("prefix", reading, split, batch_size, seed)
 
-    @property
-    def num_rows(self) -> int:
-        return len(self.ends)
-
-    def num_batches(self, epoch: int = 0) -> int:
-        return -(-self.num_rows // self.batch_size)
-
     def batches(self, epoch: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         bounds = _even_bounds(self.num_rows, self.num_batches(epoch))
         rng = np.random.default_rng((self.seed, epoch))
@@ -120,7 +120,7 @@ class PrefixRows:
             yield self.reading.rows(self.user_ids[own], self.ends[own], wanted, global_count=len(rows))
 
 
-class TargetRows:
+class TargetRows(_Rows):
     """Rows of one or more targets each: what ``RequestRows`` and ``SessionRows`` have in common."""
 
     def __init__(
@@ -164,13 +164,6 @@ class TargetRows:
         rows.target_bounds = np.concatenate([[0], np.cumsum(counts[kept_mask])])
         rows.digest = config.digest([self.digest, *why])
         return rows
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.ends)
-
-    def num_batches(self, epoch: int = 0) -> int:
-        return -(-self.num_rows // self.batch_size)
 
     def batches(self, epoch: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         lengths = self.ends - self.starts

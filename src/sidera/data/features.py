@@ -14,7 +14,7 @@ thresholds. It is fitted once, kept with the Catalog, and read by both: what was
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +70,11 @@ class FeatureSchema:
             else np.zeros(users.num_rows, dtype=np.int64)
             for name, vocabulary in self.profile_fields.items()
         }
+
+    def profile_ids(self, name: str, values: Iterable[Any]) -> np.ndarray:
+        """(B,) int64 category of each value of a user field; 0 for None and for a value that training never saw."""
+        numbers = {value: number for number, value in enumerate(self.profile_fields[name], 1)}
+        return np.array([0 if value is None else numbers.get(str(value), 0) for value in values], dtype=np.int64)
 
     def complete(self, feedback: Mapping[str, Any], number: int) -> dict[str, np.ndarray]:
         """column -> (number,) float32 of every column that models read; derives long_view where it is not given.

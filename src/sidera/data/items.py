@@ -52,10 +52,6 @@ class ItemTable:
         """(...,) ids on any device -> (..., L) int64 on it."""
         return torch.from_numpy(self.codes[ids.cpu().numpy()].astype(np.int64, copy=False)).to(ids.device)
 
-    def all_items(self) -> Items:
-        """Every row."""
-        return self.items(np.arange(self.num_items))
-
     def distinct(self, *columns: np.ndarray) -> tuple[Items, list[torch.Tensor]]:
         """The distinct items of several columns of ids (n_i,), and for each column the positions (n_i,) in them."""
         joined = columns[0] if len(columns) == 1 else np.concatenate(columns)

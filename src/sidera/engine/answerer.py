@@ -80,7 +80,7 @@ class Answerer:
     @cached_property
     def reader(self) -> RequestReader:
         snapshot = self.snapshot
-        whole = self.pipeline.reads_feedback and not snapshot.reads.feedback
+        whole = self.pipeline.reads_feedback
         return RequestReader(snapshot.catalog, snapshot.num_readable, snapshot.reading, self.behaviour, whole)
 
     def _read(self, request: Request, refuse: bool) -> _Asked:

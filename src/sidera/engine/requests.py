@@ -51,7 +51,7 @@ class RequestReader:
     num_readable: int  # items that the model can read
     reading: Reading
     behaviour: Behaviour | None
-    whole: bool = False  # a ranker reads more than the model: batches hold every event, and each cuts what it reads
+    whole: bool = False  # a ranker reads them too: batches hold every event, and each cuts what it reads
 
     @property
     def feedback(self) -> bool:
@@ -85,8 +85,8 @@ class RequestReader:
         if not self.feedback:
             return self.reading.batch(item_ids, offsets)
         profiles = {
-            name: torch.tensor([_position(vocabulary, history.profile.get(name)) for history in histories])
-            for name, vocabulary in schema.profile_fields.items()
+            name: torch.from_numpy(schema.profile_ids(name, (history.profile.get(name) for history in histories)))
+            for name in schema.profile_fields
         }
         tokens = [history.tokens for history in histories if history.tokens is not None]
         return self.reading.batch(
@@ -189,8 +189,3 @@ def _key_of(value: Any, what: str) -> str:
     raise InputError(
         f"item {value!r} of the {what} is a {type(value).__name__}", allowed="texts, whole numbers", fix=fix
     )
-
-
-def _position(vocabulary: Sequence[str], value: str | None) -> int:
-    """Category of a profile value: 0 for one that was never seen."""
-    return vocabulary.index(value) + 1 if value in vocabulary else 0

@@ -6,8 +6,6 @@ too.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -67,11 +65,10 @@ def to_batch(requests: Requests, recommender: Recommender) -> Batch:
     feedback = schema.complete(requests.feedback, len(items)) if schema.columns else {}
     known = items < recommender.snapshot.num_readable
     profiles = {
-        name: torch.from_numpy(_positions(requests.profiles[name], vocabulary))
-        for name, vocabulary in schema.profile_fields.items()
+        name: torch.from_numpy(schema.profile_ids(name, requests.profiles[name])) for name in schema.profile_fields
     }
     asked = Asked(as_of=torch.from_numpy(requests.as_of), profiles=profiles)
-    whole = recommender.pipeline.reads_feedback and not recommender.reads.feedback
+    whole = recommender.pipeline.reads_feedback
     return recommender.reading.batch(
         items[known],
         np.concatenate([[0], np.cumsum(known)])[requests.offsets],
@@ -96,9 +93,3 @@ def _check_items(recommender: Recommender, world: World) -> None:
     ]
     if different:
         raise InputError(f"item {different[0]} has another title in this world: it is of another seed", fix=fix)
-
-
-def _positions(values: NDArray[Any], vocabulary: tuple[str, ...]) -> NDArray[np.int64]:
-    """(B,) 1 + position of each value, 0 for one that training never saw."""
-    numbers = {value: position + 1 for position, value in enumerate(vocabulary)}
-    return np.array([numbers.get(str(value), 0) for value in values], dtype=np.int64)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from sidera.batch import Batch, Items
 from sidera.core import InputError
 from sidera.nn.item_embedding import ItemEmbedding
+from sidera.nn.target_attention import half_octaves
 
 ItemInput = Literal["id", "sid", "both"]
 TIMELESS = 0.1  # share of training histories whose times are hidden
@@ -135,7 +136,7 @@ class EventFeatures(nn.Module):
 
     def _per_event(self, batch: Batch, places: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """(T,) bucket of the age, (T,) of the place, (T, numbers) of what was logged."""
-        buckets = _half_octaves(batch.events.from_end if places is None else places, PLACE_BUCKETS)
+        buckets = half_octaves(batch.events.from_end if places is None else places, PLACE_BUCKETS)
         return self._ages(batch), buckets, self._numbers(batch)
 
     def _check(self, batch: Batch) -> None:
@@ -153,7 +154,7 @@ class EventFeatures(nn.Module):
         times, as_of, rows = batch.events.times, batch.requests.as_of, batch.events.row_ids
         if times is None or as_of is None:
             return torch.zeros_like(batch.events.items)
-        ages = 1 + _half_octaves((as_of[rows] - times).clamp(min=0), AGE_BUCKETS - 1)
+        ages = 1 + half_octaves((as_of[rows] - times).clamp(min=0), AGE_BUCKETS - 1)
         if self.training:
             hidden_mask = torch.rand(batch.num_histories, device=ages.device) < TIMELESS
             ages = ages.masked_fill(hidden_mask[rows], 0)
@@ -202,11 +203,6 @@ class UserFeatures(nn.Module):
             ids = torch.zeros(batch.num_histories, dtype=torch.int64, device=self.nobody.device)
             parts.append(table(ids if values is None else values))
         return self.mix(torch.cat(parts, dim=-1))
-
-
-def _half_octaves(values: Tensor, limit: int) -> Tensor:
-    """floor(2 log2(1 + x)), below ``limit``."""
-    return (2 * (values.float() + 1).log2()).floor().long().clamp(0, limit - 1)
 
 
 def padded(values: Tensor, offsets: Tensor, front: Tensor | None = None) -> tuple[Tensor, Tensor]:

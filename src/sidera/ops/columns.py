@@ -13,6 +13,7 @@ One thread at a time may make versions from one another; any number may read.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,18 +24,18 @@ ROOM = 256  # rows of a first tail
 FOLD = 4096  # changed rows of a mask that are looked up one by one; more become a new mask
 
 
-class Rows(np.lib.mixins.NDArrayOperatorsMixin):
+class Rows(np.lib.mixins.NDArrayOperatorsMixin, ABC):
     """What makes a column read like a numpy array."""
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        raise NotImplementedError
+    @abstractmethod
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray: ...
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def take(self, ids: np.ndarray) -> np.ndarray:
         """The rows of ``ids`` (n,), each in 0..len-1."""
-        raise NotImplementedError
 
     def __getitem__(self, key: Any) -> Any:
         """A row, the rows of a slice or of an array of ids; whatever else numpy takes goes through the whole array."""
