@@ -31,6 +31,7 @@ from sidera.ops.columns import Column, Marks, Rows, Texts
 from sidera.ops.trie import CodeTrie
 from sidera.ops.trie_edit import with_items, without_items
 
+RARE_REPEATS = 0.02  # of a user's events behind the first; a list of ten seen items would then hold one hit in fifty
 WAITING = 1 << 14  # changes that wait for a trie; with more of them the next one is built from the codes
 
 
@@ -130,6 +131,13 @@ class Catalog:
             order = np.concatenate([order, np.arange(len(order), self.num_items)])
         self._behind.order = order
         return order
+
+    @property
+    def filters_seen(self) -> bool:
+        """Whether an answer leaves out the items of the history unless it is asked to keep them: users of the training
+        log came back to an item in fewer than :data:`RARE_REPEATS` of their events. False where that is unknown."""
+        rate = self.report.get("repeat_share")
+        return isinstance(rate, float) and rate < RARE_REPEATS
 
     @property
     def item_vectors(self) -> Any:
