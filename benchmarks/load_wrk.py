@@ -52,12 +52,11 @@ def main() -> None:
     options = arguments(__doc__)
     if shutil.which("wrk") is None:
         sys.exit("load_wrk needs the program wrk (Debian: apt-get install wrk)")
-    from servers import tiny_run
-    from sidera.traffic.server import serving
+    from servers import served
 
     seconds, rounds = (2.0, 4) if options.quick else (5.0, 12)
     rows: dict[str, list[dict[str, float]]] = {"wrk": [], "sidera": []}
-    with tempfile.TemporaryDirectory(prefix="load-wrk-") as folder, serving(tiny_run(Path(folder))) as server:
+    with tempfile.TemporaryDirectory(prefix="load-wrk-") as folder, served("tiny", Path(folder), log=False) as server:
         url = f"http://{server.address.host}:{server.address.port}"
         by_sidera(server.address, 1.0)
         for number in range(rounds):

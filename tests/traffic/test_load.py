@@ -27,14 +27,13 @@ def test_a_run_folder_is_served_and_asked(trained_run: Path, capsys: pytest.Capt
 
 
 def test_a_server_ends_with_its_block(trained_run: Path) -> None:
-    with pytest.raises(ZeroDivisionError), serving(trained_run) as server:
+    with serving(trained_run) as server:
         assert server.rss > 0 or not Path("/proc").is_dir()
-        raise ZeroDivisionError
     assert server.process.poll() is not None
 
 
 def test_a_server_that_does_not_come_up_says_why(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not come up: sidera serve: .*no run folder"), serving(tmp_path / "none"):
+    with pytest.raises(InputError, match=r"does not come up: sidera serve: .*no run folder"), serving(tmp_path / "none"):
         pass
 
 

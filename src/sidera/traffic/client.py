@@ -28,6 +28,7 @@ from sidera.traffic.tally import Tally
 RECEIVE_BYTES = 1 << 18
 RETRY_SECONDS = 0.05  # between two attempts of a client whom the server refused a connection
 SPIN_SECONDS = 50e-6  # a shorter wait is not worth falling asleep for
+EPOLL_SECONDS = 1e-3  # its waits are whole multiples
 SCAN_SECONDS = 0.05  # between two looks for requests that are out of time
 SELECT_LIMIT = 1024  # descriptors that select can watch
 
@@ -148,17 +149,8 @@ class Client:
     # -- one turn --------------------------------------------------------------------------------------------------
 
     def _turn(self, wait: float) -> None:
-        """Handle what happens within ``wait`` seconds, at least what has happened."""
-        wait = min(wait, SCAN_SECONDS) if wait > SPIN_SECONDS else 0.0
-        events = self.selector.select(0.0) if wait == 0.0 or self._watched else []
-        if not events and wait:
-            begun = time.thread_time()
-            if self._watched:
-                select.select(self._watched, (), (), wait)
-            else:
-                events = self.selector.select(wait)
-            self.tally.waiting_cpu_seconds += time.thread_time() - begun
-        for key, mask in events or self.selector.select(0.0):
+        """Handle what happens within ``wait`` seconds or sooner, at least what has happened."""
+        for key, mask in self._events(min(wait, SCAN_SECONDS)):
             if mask & selectors.EVENT_WRITE:
                 self._write(key.data)
             if mask & selectors.EVENT_READ:
@@ -167,6 +159,18 @@ class Client:
         if now >= self._scan_at:
             self._scan_at = now + SCAN_SECONDS
             self._scan(now)
+
+    def _events(self, wait: float) -> list[tuple[selectors.SelectorKey, int]]:
+        if wait <= SPIN_SECONDS:
+            return self.selector.select(0.0)
+        begun = time.thread_time()
+        if not self._watched or wait >= 2 * EPOLL_SECONDS:  # rounded up, it is still not too late
+            events = self.selector.select(wait - EPOLL_SECONDS if self._watched else wait)
+        else:
+            select.select(self._watched, (), (), wait)
+            events = self.selector.select(0.0)
+        self.tally.waiting_cpu_seconds += time.thread_time() - begun
+        return events
 
     def _scan(self, now: float) -> None:
         """Give up what is out of time, and the window where too much of it is late."""

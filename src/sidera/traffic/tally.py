@@ -125,8 +125,8 @@ class Tally:
         work, waiting = self.cpu_seconds - self.waiting_cpu_seconds, self.waiting_cpu_seconds
         return (
             f"{self.mode}, {self.seconds:.1f} s\n{console.table([*header, 'what came'], rows)}\n"
-            f"CPU of the generator: {self._microseconds(work):.0f} us a request, and {self._microseconds(waiting):.0f} us"
-            " of the kernel's to fall asleep and wake up"
+            f"CPU of the generator: {self._microseconds(work):.0f} us a request, and"
+            f" {self._microseconds(waiting):.0f} us of the kernel's to fall asleep and wake up"
         )
 
     def _microseconds(self, seconds: float) -> float:
