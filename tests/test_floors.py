@@ -97,6 +97,10 @@ FLAGS = {
         "--threads",
     ],
     "recommend": ["run", "--history", "-k", "--filter-seen", "--unknown", "--threads"],
+    "score": ["run", "--history", "--items", "--threads"],
+    "similar": ["run", "--items", "-k", "--threads"],
+    "popular": ["run", "-k", "--category", "--data", "--days", "--threads"],
+    "recommend-all": ["run", "--data", "--out", "-k", "--filter-seen", "--as-of", "--threads"],
     "serve": [
         "run",
         "--host",
@@ -138,7 +142,7 @@ def test_public_flags_are_frozen() -> None:
 
 
 def test_http_fields_are_frozen() -> None:
-    from sidera.serve.app import EventsRequest, EventsResponse, RecommendRequest, RecommendResponse
+    from sidera.serve.schemas import EventsRequest, EventsResponse, RecommendRequest, RecommendResponse
 
     asked = ["history", "user", "k", "filter_seen", "exclude", "feedback", "times", "profile", "as_of", "unknown"]
     assert list(RecommendRequest.model_fields) == asked
