@@ -7,7 +7,7 @@
 A file that the manifest does not list is never opened, so one laid beside the others changes no answer. It is not
 refused either: pictures beside a data set and a note beside a model do no harm, and writing over such a folder is
 refused already. What is parsed are the very bytes whose digest was compared; a file that is replaced in between is
-noticed or not seen at all. Tensors and Arrow tables stay in the mapped file (:mod:`sidera.mapped`).
+noticed or not seen at all. Tensors and Arrow tables stay in the mapped file (:mod:`sidera.ops.mapped`).
 
 A digest shows damage, not intent: whoever rewrites a file can rewrite the manifest. So fields have types and ranges,
 tables their number of rows and kinds of columns, and everything that is wrong is one :class:`ArtifactError` that names
@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from sidera.artifacts import Manifest, file_of, read_manifest
 from sidera.bounds import MAX_JSON_BYTES, gib, parse_json, read_regular, shown, total_memory
 from sidera.core import ArtifactError, InputError
-from sidera.mapped import Buffer, mapped, tensors_in
 from sidera.ops.budget import budget_of
+from sidera.ops.mapped import Buffer, mapped, tensors_in
 from sidera.ops.weights import put_weights
 
 Kind = TypeVar("Kind")
@@ -105,7 +105,7 @@ class Opened:
         return found
 
     def mapped(self, name: str, most: int = LARGEST) -> Buffer:
-        """Likewise as memory that shares the file's pages (:mod:`sidera.mapped`)."""
+        """Likewise as memory that shares the file's pages (:mod:`sidera.ops.mapped`)."""
         file = file_of(self.path, self.manifest, name)
         with self._readable(file):
             found = mapped(file, most)
