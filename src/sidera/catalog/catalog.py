@@ -128,9 +128,15 @@ class Catalog:
         if order is None:
             order = np.argsort(-np.asarray(self.popularity), kind="stable")
         else:  # later items were never seen in training
-            order = np.concatenate([order, np.arange(len(order), self.num_items)])
+            order = (
+                np.concatenate([order, np.arange(len(order), self.num_items)]) if len(order) < self.num_items else order
+            )
         self._behind.order = order
         return order
+
+    def take_order(self, order: np.ndarray) -> None:
+        """``serving_order`` as it was saved, so that it need not be sorted again."""
+        self._behind.order = order
 
     @property
     def filters_seen(self) -> bool:
