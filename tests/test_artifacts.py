@@ -131,14 +131,6 @@ def test_a_full_disk_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.Monk
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
 
 
-def test_a_full_disk_under_safetensors_is_an_os_error(tmp_path: Path) -> None:
-    """Its own error type is none, and would reach the user as a traceback."""
-    save(tmp_path / "note", "one")
-    with pytest.raises(OSError, match=r"cannot write .*note"), writing(tmp_path / "note", NOTE) as folder:
-        save_file({"a": torch.zeros(2)}, str(folder / "no folder" / "a.safetensors"))
-    assert text_of(tmp_path / "note") == "one"
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_whatever_stops_the_writing_leaves_the_old_one(tmp_path: Path, error: type[BaseException]) -> None:
     save(tmp_path / "note", "one")
