@@ -138,7 +138,7 @@ def test_public_flags_are_frozen() -> None:
 
 
 def test_http_fields_are_frozen() -> None:
-    from sidera.serve.app import EventsRequest, EventsResponse, RecommendRequest, RecommendResponse
+    from sidera.serve.schemas import EventsRequest, EventsResponse, RecommendRequest, RecommendResponse
 
     asked = ["history", "user", "k", "filter_seen", "exclude", "feedback", "times", "profile", "as_of", "unknown"]
     assert list(RecommendRequest.model_fields) == asked

@@ -42,7 +42,7 @@ def serve_verb(arguments: Arguments) -> None:
     """Answer over HTTP until interrupted."""
     from sidera.engine.recommender import Recommender
     from sidera.engine.serving import ServeConfig
-    from sidera.serve.app import check_port, serve
+    from sidera.serve.server import check_port, serve
 
     config = ServeConfig(
         arguments.rerank, arguments.rerank_from, arguments.cold_share, store=arguments.store, fill=arguments.fill,
