@@ -80,6 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
     answering.add_recommend(verbs)
     answering.add_serve(verbs)
     loop.add_export(verbs)
+    loop.add_refresh(verbs)
+    loop.add_versions(verbs)
     world.add_simulate(verbs)
     world.add_ab(verbs)
     world.add_demo(verbs)

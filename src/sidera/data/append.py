@@ -52,7 +52,8 @@ class Appended:
         held = f"; {self.held:,} were held already" if self.held else ""
         changed = f", {self.changed:,} of them with other feedback, which stays" if self.changed else ""
         return [
-            f"new: {self.events:,} events ({self.late:,} late), {self.users:,} users, {self.items:,} items{held}{changed}",
+            f"new: {self.events:,} events ({self.late:,} late), {self.users:,} users, {self.items:,} items"
+            f"{held}{changed}",
             *([f"items described anew: {self.items_described:,}"] if self.items_described else []),
             *([f"left out, the folder never had it: {', '.join(self.left_out)}"] if self.left_out else []),
         ]

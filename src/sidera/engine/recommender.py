@@ -1,7 +1,8 @@
 """The Recommender: one path from histories to items, for evaluation, the shell, Python and HTTP alike.
 
-It holds two references that are replaced whole: the Snapshot (model, catalogue, versions) and the Parts beside it
-(reranker, quota, behaviour store, exposure log). A call takes both when it begins and finishes with them.
+It holds one reference that is replaced whole: the Snapshot (model, catalogue, versions) and the Parts beside it
+(reranker, quota, behaviour store, exposure log), which are of one catalogue. A call takes it when it begins and
+finishes with it.
 
 Read on in ``snapshot.py``, ``pipeline.py`` (histories in, ids out), ``answerer.py`` (keys in, keys out), ``serving.py``
 (what a run folder opens) and ``run_folder.py`` (files).
@@ -32,7 +33,7 @@ from sidera.engine.pipeline import Candidates, Pipeline, Query
 from sidera.engine.requests import requests_of
 from sidera.engine.rollouts import RolloutMode, roll_out, sid_log_probs
 from sidera.engine.run_folder import beam_of_run, load_snapshot, save_model
-from sidera.engine.serving import Parts, ServeConfig, open_parts
+from sidera.engine.serving import Parts, ServeConfig, Serving, open_parts
 from sidera.engine.snapshot import Snapshot
 from sidera.ops import jagged
 from sidera.roles import Rollout
@@ -61,10 +62,10 @@ class Recommender:
 
         ``version`` names the weights; answers and rollouts carry it.
         """
-        self.snapshot = Snapshot.of(model, catalog, model_section, version, num_known, device)
-        self.parts = parts or Parts()
+        snapshot = Snapshot.of(model, catalog, model_section, version, num_known, device)
+        self.serving = Serving(snapshot, parts or Parts())
         self.beam = beam
-        self._swapping = threading.Lock()  # two swaps at once must not lose one of them
+        self.swapping = threading.RLock()  # held from reading ``serving`` to replacing it: no change is lost
         self._log: LogReading | None = None  # of the data set asked for last
 
     # -- on tensors: what evaluation calls ------------------------------------------------------------------------
@@ -95,7 +96,8 @@ class Recommender:
         """
         if k < 1:
             raise InputError(f"k = {k}", allowed="1 or more")
-        snapshot, pipeline = self.snapshot, self.pipeline
+        serving = self.serving
+        snapshot, pipeline = serving.snapshot, Pipeline(self.beam, serving.parts.steps)
         batch = batch.to(snapshot.device)
         left_out = _left_out(batch, exclude, filter_seen)
         return pipeline(Query(snapshot, batch, k, left_out, beam, target_ids, log_probs))
@@ -173,8 +175,9 @@ class Recommender:
         if unknown not in ("report", "refuse"):
             raise InputError(f"unknown = {unknown!r}", allowed="'report' or 'refuse'")
         requests = requests_of(histories, k, filter_seen)
-        parts = self.parts
-        answerer = Answerer(self.snapshot, self.pipeline, parts.behaviour, parts.exposures)
+        serving = self.serving
+        parts, pipeline = serving.parts, Pipeline(self.beam, serving.parts.steps)
+        answerer = Answerer(serving.snapshot, pipeline, parts.behaviour, parts.exposures)
         answers: list[Recommendation] = []
         for start in range(0, len(requests), MAX_BATCH):
             answers += answerer(requests[start : start + MAX_BATCH], refuse=unknown == "refuse")
@@ -187,12 +190,12 @@ class Recommender:
 
         InputError, with the old weights in place, when a tensor is missing, unknown, of another shape or not finite.
         """
-        with self._swapping:
+        with self.swapping:
             self.snapshot = self.snapshot.with_weights(state, version)
 
     def sign(self, version: str) -> None:
         """The same weights under another name, such as the digest that they are saved under."""
-        with self._swapping:
+        with self.swapping:
             self.snapshot = replace(self.snapshot, version=version)
 
     def use_catalog(self, catalog: Catalog) -> None:
@@ -200,11 +203,8 @@ class Recommender:
 
         CatalogMismatch, with the old one in place, when it is of another codebook.
         """
-        with self._swapping:
-            snapshot = self.snapshot.with_catalog(catalog)
-            if self.behaviour is not None:
-                self.behaviour.set_catalog(catalog)
-            self.snapshot = snapshot
+        with self.swapping:
+            self.serving = self.serving.with_catalog(catalog)
 
     # -- on disk --------------------------------------------------------------------------------------------------
 
@@ -249,6 +249,22 @@ class Recommender:
         self.close()
 
     # -- what answers now -----------------------------------------------------------------------------------------
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.serving.snapshot
+
+    @snapshot.setter
+    def snapshot(self, snapshot: Snapshot) -> None:
+        self.serving = replace(self.serving, snapshot=snapshot)
+
+    @property
+    def parts(self) -> Parts:
+        return self.serving.parts
+
+    @parts.setter
+    def parts(self, parts: Parts) -> None:
+        self.serving = replace(self.serving, parts=parts)
 
     @property
     def model(self) -> torch.nn.Module:

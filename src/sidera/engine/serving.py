@@ -10,9 +10,10 @@ its users' histories in a store and its answers in a log.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sidera.catalog.catalog import Catalog
 from sidera.config import parse_section
 from sidera.core import InputError
 from sidera.data.config import DataConfig, load_dataset
@@ -63,6 +64,21 @@ class Parts:
                 closing.callback(self.behaviour.snapshot)
             if self.exposures is not None:
                 closing.callback(self.exposures.close)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What a call takes when it begins: a Snapshot, and Parts that are of its catalogue."""
+
+    snapshot: Snapshot
+    parts: Parts
+
+    def with_catalog(self, catalog: Catalog) -> Serving:
+        """The same over a catalogue whose items came and went. Calls that hold this one are not touched."""
+        parts = self.parts
+        if parts.behaviour is not None:
+            parts = replace(parts, behaviour=parts.behaviour.over(catalog))
+        return Serving(self.snapshot.with_catalog(catalog), parts)
 
 
 def open_parts(run: Path, config: ServeConfig, snapshot: Snapshot) -> Parts:
