@@ -28,11 +28,9 @@ def load(path: str, device: str = "cpu", serve: ServeConfig | None = None) -> Re
 
     ``serve`` opens beside it what ``sidera serve`` opens: a store, an exposure log, a reranker, a quota.
     """
-    from sidera.engine.recommender import Recommender  # torch is heavy; `import sidera` stays cheap
+    from sidera.engine.live import open_current  # torch is heavy; `import sidera` stays cheap
 
-    from sidera.engine.versions import current_folder
-
-    return Recommender.load(current_folder(path), device=device, serve=serve)
+    return open_current(path, device=device, serve=serve)
 
 
 def __getattr__(name: str) -> Any:

@@ -95,9 +95,10 @@ def test_a_column_may_be_said_to_be_unknown() -> None:
 
 
 def test_items_keep_what_they_said_unless_something_new_is_said() -> None:
-    old = log(MONDAY, "click", items=pa.table({"key": ["cup", "tea"], "title": ["a cup", None], "tags": [["x"], None]}))
-    new = log([("ann", "jug", 70, True)], "click", items=pa.table({"key": ["tea", "cup", "jug"], "title": ["a tea", None,
-              "a jug"], "tags": ["y", None, None]}))  # fmt: skip
+    told = {"key": ["cup", "tea"], "title": ["a cup", None], "tags": [["x"], None]}
+    old = log(MONDAY, "click", items=pa.table(told))
+    said = {"key": ["tea", "cup", "jug"], "title": ["a tea", None, "a jug"], "tags": ["y", None, None]}
+    new = log([("ann", "jug", 70, True)], "click", items=pa.table(said))
     grown, done = appended(old, new)
     assert grown.items.select(["key", "title", "tags"]).to_pylist() == [
         {"key": "cup", "title": "a cup", "tags": ["x"]}, {"key": "tea", "title": "a tea", "tags": ["y"]},

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from sidera.catalog.build import build_catalog
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
+from sidera.config import digest
 from sidera.core import InputError
 from sidera.data.features import fit_schema
 from sidera.data.split import leave_one_out
@@ -43,7 +46,7 @@ def same_tries(one: Catalog) -> None:
 def test_a_message_adds_changes_and_removes_at_once(catalog: Catalog) -> None:
     keys = catalog.item_keys.tolist()
     delta = Delta((ItemChange("new", str(catalog.titles[3])), ItemChange(keys[1], "another name")), (keys[0], "nobody"))
-    after, changes, body = applied(catalog, delta)
+    after, changes, _ = applied(catalog, delta)
     assert changes == Changes(added=("new",), changed=(keys[1],), removed=(keys[0],), absent=("nobody",))
     assert after.items_version == catalog.items_version + 1
     assert after.titles[1] == "another name"
@@ -99,11 +102,13 @@ def test_a_message_that_cannot_be_applied_changes_nothing(catalog: Catalog) -> N
 def test_the_log_gives_the_same_items_on_the_same_codes(catalog: Catalog) -> None:
     log, now = ItemsLog(None), catalog
     for number in range(1, 6):
-        delta = Delta((ItemChange(f"n{number}", f"{catalog.titles[number]} of {number}"),), (str(now.item_keys[number]),))
+        delta = Delta(
+            (ItemChange(f"n{number}", f"{catalog.titles[number]} of {number}"),), (str(now.item_keys[number]),)
+        )
         after, _, body = applied(now, delta)
         with log.writing():
             assert not log.is_known(number, delta.content())
-            log.append("items", number, after.items_version, body, __import__("sidera.config").config.digest(delta.content()))
+            log.append("items", number, after.items_version, body, digest(delta.content()))
         now = after
     assert log.is_known(5, delta.content())
     again, last = replayed(catalog, log)
@@ -119,9 +124,14 @@ def test_the_log_gives_the_same_items_on_the_same_codes(catalog: Catalog) -> Non
         log.is_known(0, Delta().content())
 
 
-def test_an_error_inside_a_transaction_leaves_the_log_as_it_was(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_an_error_inside_a_transaction_leaves_the_log_as_it_was(tmp_path: Path) -> None:
     log = ItemsLog(tmp_path / "items.sqlite")
-    with pytest.raises(RuntimeError), log.writing():
-        log.append("items", 1, 2, {}, "x")
-        raise RuntimeError
+
+    def fail() -> None:
+        with log.writing():
+            log.append("items", 1, 2, {}, "x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert log.after(0) == []

@@ -81,8 +81,8 @@ def newcomer_vectors(
             if len(ids):
                 means.append(_mean(catalog, ids, weights))
         if not means:
-            ids = _of_category(catalog, {name: int(values[row]) for name, values in (categories or {}).items()})
-            means.append(_mean(catalog, everything if ids is None else ids, None))
+            like = _of_category(catalog, {name: int(values[row]) for name, values in (categories or {}).items()})
+            means.append(_mean(catalog, everything if like is None else like, None))
         found[row] = torch.stack(means).mean(0)
     return found
 

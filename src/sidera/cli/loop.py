@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sidera import console
-from sidera.cli.parsing import Arguments, Verbs, add_verb
+from sidera.cli.parsing import Arguments, Verbs, add_threads_flag, add_verb
 
 
 def export_verb(arguments: Arguments) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from sidera.bounds import read_json
 from sidera.core import ArtifactError, InputError
 from sidera.data.features import LONG_VIEW
 from sidera.data.writer import dataset_writer
-from sidera.store.exposures import HEADER, ExposureLog
+from sidera.store.exposures import HEADER, ExposureLog, together
 from sidera.store.history_store import HistoryStore
 
 AHEAD = 60  # seconds that an event's clock may be behind that of its exposure
@@ -129,16 +129,23 @@ def store_columns(folder: str | Path) -> tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def read_exposures(folder: str | Path) -> pa.Table:
-    """Every exposure of a log with what followed, whatever catalogue it was written with."""
+    """Every exposure with what followed, of a log and of those beside it that are of other codebooks."""
+    path = Path(folder)
+    others = sorted(other for other in path.parent.glob(f"{path.name}-*") if (other / HEADER).is_file())
+    return together([_exposures(one) for one in (path, *others)])
+
+
+def _exposures(folder: Path) -> pa.Table:
+    """Of one log, whatever catalogue it was written with."""
     try:
-        header = json.loads((Path(folder) / HEADER).read_text(encoding="utf-8"))
+        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
         codebook_id, num_levels = str(header["codebook_id"]), int(header["num_levels"])
     except FileNotFoundError:
         raise InputError(
             f"no exposure log at {str(folder)!r}", fix="check the path, or serve with --exposures"
         ) from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{Path(folder) / HEADER} is damaged", fix="restore it from another copy") from None
+        raise ArtifactError(f"{folder / HEADER} is damaged", fix="restore it from another copy") from None
     return ExposureLog.open(folder, codebook_id=codebook_id, num_levels=num_levels, must_exist=True).read()
 
 
@@ -176,7 +183,7 @@ def _by_user(
         places.setdefault(key, len(places))
     items = np.array([places[key] for key in table["item"].to_pylist()], dtype=np.int64)
     requests = pc.dictionary_encode(table["request"].combine_chunks()).indices.to_numpy(zero_copy_only=False)
-    known = np.ones(table.num_rows, dtype=bool)
+    known = np.full(table.num_rows, bool(columns))  # without columns nobody can say what followed
     outcomes = {}
     for name in columns:
         there = name in table.column_names
@@ -226,8 +233,8 @@ def _joined(
         more: dict[str, Column] = {"item": shown.items[alone], "time": shown.times[alone]}
         more |= {"request": shown.requests[alone], "slot": shown.slots[alone], "propensity": shown.propensity[alone]}
         for name in columns:
-            values = shown.outcomes[name][alone]
-            more[name] = values != 0 if name in labels else values.astype(np.float32)
+            followed = shown.outcomes[name][alone]
+            more[name] = followed != 0 if name in labels else followed.astype(np.float32)
         rows = {name: np.concatenate([values, more[name]]) for name, values in rows.items()}
         order = np.argsort(rows["time"], kind="stable")
         rows = {name: values[order] for name, values in rows.items()}

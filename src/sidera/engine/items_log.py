@@ -92,7 +92,9 @@ class ItemsLog:
         query = "SELECT number, kind, version, items_version, body, content, second FROM records WHERE number > ?"
         with self._lock:
             rows = self._execute(f"{query} ORDER BY number", number)
-        return [Record(n, kind, v, i, json.loads(body), content, second) for n, kind, v, i, body, content, second in rows]
+        return [
+            Record(n, kind, v, i, json.loads(body), content, second) for n, kind, v, i, body, content, second in rows
+        ]
 
     def append(self, kind: str, version: int, items_version: int, body: Mapping[str, Any], content: str) -> int:
         """Inside :meth:`writing`; -> the record's place."""

@@ -165,7 +165,9 @@ def _sorted_out(catalog: Catalog, delta: Delta) -> tuple[Changes, list[ItemChang
             sorted_keys["restored"].append(one.item)
         elif _says_something_new(catalog, one, item):
             sorted_keys["changed"].append(one.item)
-    for key, item, was_removed in zip(delta.removed, ids[len(keys) :].tolist(), gone[len(keys) :].tolist(), strict=True):
+    for key, item, was_removed in zip(
+        delta.removed, ids[len(keys) :].tolist(), gone[len(keys) :].tolist(), strict=True
+    ):
         sorted_keys["absent" if item < 0 or was_removed else "removed"].append(key)
     found = {name: tuple(values) for name, values in sorted_keys.items()}
     return Changes(added=tuple(one.item for one in new), **found), new
@@ -216,11 +218,16 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     for name in columns:
         values = [row.get(name) for row in rows]
         if any(isinstance(value, list | tuple) for value in values):
-            values = [None if value is None else list(value) if isinstance(value, list | tuple) else [value] for value in values]
+            values = [
+                None if value is None else list(value) if isinstance(value, list | tuple) else [value]
+                for value in values
+            ]
         try:
             made[name] = pa.array(values)
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise InputError(f"field {name!r} of the items: {error}", allowed="texts, numbers, or lists of one kind") from None
+            raise InputError(
+                f"field {name!r} of the items: {error}", allowed="texts, numbers, or lists of one kind"
+            ) from None
     return pa.table(made) if made else pa.table({"": pa.nulls(len(rows))})
 
 

@@ -32,6 +32,7 @@ from sidera.engine.histories import Behaviour
 from sidera.engine.pipeline import Candidates, Pipeline, Query
 from sidera.engine.requests import requests_of
 from sidera.engine.rollouts import RolloutMode, roll_out, sid_log_probs
+from sidera.engine.routes import Route, Shadow
 from sidera.engine.run_folder import beam_of_run, load_snapshot, save_model
 from sidera.engine.serving import Parts, ServeConfig, Serving, open_parts
 from sidera.engine.snapshot import Snapshot
@@ -63,16 +64,18 @@ class Recommender:
         ``version`` names the weights; answers and rollouts carry it.
         """
         snapshot = Snapshot.of(model, catalog, model_section, version, num_known, device)
-        self.serving = Serving(snapshot, parts or Parts())
-        self.beam = beam
+        self.serving = Serving(snapshot, parts or Parts(), beam)
         self.swapping = threading.RLock()  # held from reading ``serving`` to replacing it: no change is lost
+        self.route: Route | None = None  # a second version, beside the one that answers
+        self._shadow = Shadow()
+        self.live: Any = None  # the ``engine.live.LiveRun`` that swaps versions and changes items, where there is one
         self._log: LogReading | None = None  # of the data set asked for last
 
     # -- on tensors: what evaluation calls ------------------------------------------------------------------------
 
     @property
     def pipeline(self) -> Pipeline:
-        return Pipeline(self.beam, self.parts.steps)
+        return self.serving.pipeline
 
     def rank(
         self,
@@ -97,7 +100,7 @@ class Recommender:
         if k < 1:
             raise InputError(f"k = {k}", allowed="1 or more")
         serving = self.serving
-        snapshot, pipeline = serving.snapshot, Pipeline(self.beam, serving.parts.steps)
+        snapshot, pipeline = serving.snapshot, serving.pipeline
         batch = batch.to(snapshot.device)
         left_out = _left_out(batch, exclude, filter_seen)
         return pipeline(Query(snapshot, batch, k, left_out, beam, target_ids, log_probs))
@@ -175,13 +178,26 @@ class Recommender:
         if unknown not in ("report", "refuse"):
             raise InputError(f"unknown = {unknown!r}", allowed="'report' or 'refuse'")
         requests = requests_of(histories, k, filter_seen)
-        serving = self.serving
-        parts, pipeline = serving.parts, Pipeline(self.beam, serving.parts.steps)
-        answerer = Answerer(serving.snapshot, pipeline, parts.behaviour, parts.exposures)
         answers: list[Recommendation] = []
         for start in range(0, len(requests), MAX_BATCH):
-            answers += answerer(requests[start : start + MAX_BATCH], refuse=unknown == "refuse")
+            answers += self._answer(requests[start : start + MAX_BATCH], refuse=unknown == "refuse")
         return answers
+
+    def _answer(self, requests: Sequence[Request], refuse: bool) -> list[Recommendation]:
+        """By the version that answers, or by a canary for its users; a shadow is asked behind it."""
+        serving, route = self.serving, self.route
+        parts = serving.parts
+        answerer = Answerer(serving.snapshot, serving.pipeline, parts.behaviour, parts.exposures)
+        if route is None:
+            return answerer(requests, refuse)
+        return self._shadow.answer(answerer, route, requests, refuse)
+
+    def follow(self, outcomes: Any) -> None:
+        """Log what came of answers, wherever they were logged."""
+        parts = self.parts
+        for writer in (parts.exposures, *parts.also):
+            if writer is not None:
+                writer.follow(outcomes)
 
     # -- other weights, another catalogue -------------------------------------------------------------------------
 
@@ -265,6 +281,14 @@ class Recommender:
     @parts.setter
     def parts(self, parts: Parts) -> None:
         self.serving = replace(self.serving, parts=parts)
+
+    @property
+    def beam(self) -> int:
+        return self.serving.beam
+
+    @beam.setter
+    def beam(self, beam: int) -> None:
+        self.serving = replace(self.serving, beam=beam)
 
     @property
     def model(self) -> torch.nn.Module:

@@ -7,7 +7,7 @@
 
 A version appears whole (its folder is renamed into place) and is never written again. ``current`` is one small file
 that is replaced at once: whoever reads it sees the version before or the one after. ``sidera serve``, ``recommend`` and
-``sidera.load`` open the current version. ``sidera run``, ``evaluate`` and ``align`` are about the folder that they name.
+``sidera.load`` open the current version. ``sidera run``, ``evaluate`` and ``align`` are about the folder they name.
 """
 
 from __future__ import annotations

@@ -99,9 +99,7 @@ def size_of(*folders: Path) -> int:
     return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
 
 
-def _answers(
-    one: Recommender, dataset: Dataset, rows: EvalRows, *, filter_seen: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _answers(one: Recommender, dataset: Dataset, rows: EvalRows, *, filter_seen: bool) -> tuple[np.ndarray, np.ndarray]:
     """(R,) NDCG@10 and (R, 10) lists."""
     ranks, lists = TargetRanks.empty(len(rows), K), np.full((len(rows), K), -1, np.int64)
     for index, batch in questions(one, dataset, rows, 256):

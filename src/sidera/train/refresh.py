@@ -260,7 +260,8 @@ class _Refresh:
             pass
         view = self.part.view(self.part.cut)
         sizes = (
-            size_of(self.folder / "model", self.folder / "catalog"), size_of(self.work / "candidate", self.work / "catalog")
+            size_of(self.folder / "model", self.folder / "catalog"),
+            size_of(self.work / "candidate", self.work / "catalog"),
         )
         verdict: Verdict = judge(
             self._old(), candidate, view.dataset, view.split.valid, self.config.gates, sizes=sizes,
