@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
 USERS, HISTORY = 2000, 30  # of a drawn log: each user has 1 to 2 x HISTORY - 1 events
 WORLD = {"num_items": 1000, "num_creators": 100}  # the demo's
-WORLD_USERS, WORLD_DAYS = 1000, 8
+WORLD_USERS, WORLD_DAYS = 600, 5
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def train_demo(folder: Path) -> None:
 
     simulate(world_config("easy", WORLD), WORLD_USERS, WORLD_DAYS, folder / "data", SEED)
     words = ["train", "demo/onerec_v2", "--data", folder / "data", "--out", folder / "run", "-q", "--threads", 1]
-    words += ["--set", "fit.max_steps=20", "--set", "fit.warmup_steps=1"]
+    words += ["--set", "fit.max_steps=10", "--set", "fit.warmup_steps=1"]
     subprocess.run([sys.executable, "-m", "sidera", *map(str, words)], check=True)
 
 
@@ -91,11 +91,12 @@ def draw(shape: Shape, folder: Path) -> None:
         quantizer = RQKMeans(tuple(codebooks))
         identity = codebook_identity("benchmark", quantizer, "greedy", codes)
     keys = [f"item{item:07d}" for item in range(number)]
+    columns: dict[str, Any] = {"item_keys": np.array(keys), "titles": [f"Item {item}" for item in range(number)]}
+    columns |= {"codes": codes, "popularity": popularity, "removed": np.zeros(number, bool)}
+    collision = "greedy" if sizes else "none"
     catalog = Catalog(
-        item_keys=np.array(keys), codes=codes, level_sizes=sizes, quantizer=quantizer,
-        collision="greedy" if sizes else "none", codebook_id=identity, items_version=1,
-        removed=np.zeros(number, bool), popularity=popularity, titles=[f"Item {item}" for item in range(number)],
-    )  # fmt: skip
+        **columns, level_sizes=sizes, quantizer=quantizer, collision=collision, codebook_id=identity, items_version=1
+    )
     model = build_model(recipe.model_name, recipe.model_config, catalog, seed=SEED)
     sharpen(model)
     catalog.save(folder / "run" / "catalog")
