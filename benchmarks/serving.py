@@ -131,20 +131,19 @@ def reference(folder: Path, users: list[str]) -> list[list[tuple[str, float]]]:
     found = []
     with (
         tempfile.TemporaryDirectory() as store,
-        torch.inference_mode(),
         Recommender.load(folder / "run", serve=ServeConfig(store=store, fill=str(folder / "data"))) as recommender,
     ):
         snapshot, trie = recommender.snapshot, recommender.catalog.trie if recommender.catalog.has_codes else None
         reader = Answerer(snapshot, recommender.pipeline, recommender.behaviour).reader
         for user in users:
             batch = snapshot.readable(reader.batch([reader.read(Request(user=user))]))
-            if trie is None:
-                scores, ids = snapshot.scorer.item_scores(batch).float().topk(11)
-            else:
-                beams = beam_search(
-                    snapshot.generator, snapshot.generator.context(batch), trie, width=recommender.beam, num_results=11
-                )
-                ids, scores = beams.item_ids, beams.scores
+            with torch.inference_mode():
+                if trie is None:
+                    scores, ids = snapshot.scorer.item_scores(batch).float().topk(11)
+                else:
+                    context, width = snapshot.generator.context(batch), recommender.beam
+                    beams = beam_search(snapshot.generator, context, trie, width=width, num_results=11)
+                    ids, scores = beams.item_ids, beams.scores
             keys = recommender.catalog.item_keys.take(ids[0].numpy())
             found.append(list(zip(keys, scores[0].tolist(), strict=True)))
     return found
