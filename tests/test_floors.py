@@ -166,7 +166,16 @@ def test_http_fields_are_frozen() -> None:
 
     asked = ["history", "user", "k", "filter_seen", "exclude", "feedback", "times", "profile", "as_of", "unknown"]
     assert list(RecommendRequest.model_fields) == asked
-    said = ["items", "cold_start", "unknown", "unread", "unknown_user", "policy_version", "reranker_version"]
+    said = [
+        "items",
+        "cold_start",
+        "unknown",
+        "unread",
+        "filtered_seen",
+        "unknown_user",
+        "policy_version",
+        "reranker_version",
+    ]
     assert list(RecommendResponse.model_fields) == [*said, "codebook_id", "items_version", "request", "milliseconds"]
     assert list(EventsRequest.model_fields) == ["user", "items", "times", "feedback", "unknown", "request", "slots"]
     assert list(EventsResponse.model_fields) == ["new", "known", "unknown"]

@@ -41,6 +41,7 @@ def response_of(answer: Recommendation, milliseconds: float) -> RecommendRespons
         ],
         cold_start=answer.cold_start,
         unknown=[printable(key) for key in answer.unknown],
+        filtered_seen=answer.filtered_seen,
         unread=list(answer.unread),
         unknown_user=answer.unknown_user,
         policy_version=answer.policy_version,
