@@ -109,7 +109,7 @@ class Measured:
 
 def answer_of(address: Any, user: str) -> list[str]:
     connection = http.client.HTTPConnection(address.host, address.port, timeout=60)
-    body = json.dumps({"user": user, "k": 10})
+    body = json.dumps({"user": user, "k": 10, "filter_seen": False})
     connection.request("POST", "/v1/recommend", body, {"Content-Type": "application/json"})
     answer = connection.getresponse()
     said = json.loads(answer.read())
@@ -136,7 +136,7 @@ def reference(folder: Path, users: list[str]) -> list[list[tuple[str, float]]]:
         snapshot, trie = recommender.snapshot, recommender.catalog.trie if recommender.catalog.has_codes else None
         reader = Answerer(snapshot, recommender.pipeline, recommender.behaviour).reader
         for user in users:
-            batch = snapshot.readable(reader.batch([reader.read(Request(user=user))]))
+            batch = snapshot.readable(reader.batch([reader.read(Request(user=user, filter_seen=False))]))
             with torch.inference_mode():
                 if trie is None:
                     scores, ids = snapshot.scorer.item_scores(batch).float().topk(11)
