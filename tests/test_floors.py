@@ -28,6 +28,8 @@ FLAGS = {
         "--items",
         "--users",
         "--out",
+        "--append",
+        "--lacks",
         "--user",
         "--item",
         "--time",
@@ -101,6 +103,24 @@ FLAGS = {
     "similar": ["run", "--items", "-k", "--threads"],
     "popular": ["run", "-k", "--category", "--data", "--days", "--threads"],
     "recommend-all": ["run", "--data", "--out", "-k", "--filter-seen", "--as-of", "--threads"],
+    "export-events": ["store", "--exposures", "--out", "--since", "--until"],
+    "refresh": [
+        "run",
+        "--data",
+        "--epochs",
+        "--lr-ratio",
+        "--replay",
+        "--gate-share",
+        "--since",
+        "--max-loss",
+        "--min-overlap",
+        "--max-growth",
+        "--rows",
+        "--device",
+        "--threads",
+    ],
+    "versions": ["run", "--add"],
+    "rollback": ["run", "version"],
     "serve": [
         "run",
         "--host",
@@ -111,8 +131,29 @@ FLAGS = {
         "--rerank",
         "--rerank-from",
         "--cold-share",
+        "--watch",
         "--device",
         "--threads",
+    ],
+    "load": [
+        "target",
+        "--clients",
+        "--rate",
+        "--find",
+        "--slo",
+        "--seconds",
+        "--warmup",
+        "--data",
+        "--ask",
+        "--length",
+        "-k",
+        "--events",
+        "--get",
+        "--header",
+        "--connections",
+        "--timeout",
+        "--serve",
+        "--seed",
     ],
     "simulate": ["--config", "--set", "--seed", "--users", "--days", "--out"],
     "ab": ["arms", "--reranked", *AB_FLAGS],
@@ -146,7 +187,17 @@ def test_http_fields_are_frozen() -> None:
 
     asked = ["history", "user", "k", "filter_seen", "exclude", "feedback", "times", "profile", "as_of", "unknown"]
     assert list(RecommendRequest.model_fields) == asked
-    said = ["items", "cold_start", "unknown", "unread", "unknown_user", "policy_version", "reranker_version"]
+    said = [
+        "items",
+        "cold_start",
+        "unknown",
+        "unread",
+        "filtered_seen",
+        "unknown_user",
+        "policy_version",
+        "shadow_version",
+        "reranker_version",
+    ]
     assert list(RecommendResponse.model_fields) == [*said, "codebook_id", "items_version", "request", "milliseconds"]
     assert list(EventsRequest.model_fields) == ["user", "items", "times", "feedback", "unknown", "request", "slots"]
     assert list(EventsResponse.model_fields) == ["new", "known", "unknown"]
