@@ -283,7 +283,7 @@ def test_new_items_can_be_done_something_with(catalog: Catalog, tmp_path: Path) 
         assert history.tokens is not None
         assert (len(history.item_ids), history.unknown) == (12, ("new",))
         assert history.tokens["counts"].sum() == 12
-        behaviour.set_catalog(grown)
+        behaviour = behaviour.over(grown)
         served = Recommender(
             opened.model, grown, model_section=opened.model_section, num_known=opened.num_known,
             parts=Parts(behaviour=behaviour),
@@ -367,7 +367,7 @@ def test_a_store_is_of_one_schema(catalog: Catalog, tmp_path: Path) -> None:
         open_behaviour(tmp_path / "store", other)
     own = open_behaviour(tmp_path / "own", other)
     with own, pytest.raises(InputError, match="the store was made with"):
-        own.set_catalog(catalog)
+        own.over(catalog)
 
 
 def test_answers_are_logged_with_what_came_of_them(catalog: Catalog, views: tuple[View, View], tmp_path: Path) -> None:

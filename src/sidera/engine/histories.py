@@ -196,14 +196,19 @@ class Behaviour:
         self.store.settled(FILL[1], "fill")
         return dataset.num_events
 
-    def set_catalog(self, catalog: Catalog) -> None:
-        """Read with another catalogue from now on; InputError when events have other columns there."""
+    def over(self, catalog: Catalog) -> Behaviour:
+        """The same store read with another catalogue; this one reads on with its own, for calls that have begun.
+
+        Representatives are shared while the codebook is one. InputError when events have other columns there.
+        """
         _check_columns(_columns(self.catalog), _columns(catalog), "the store")
-        ids = CatalogIds(self.store, catalog.find_ids)
-        with self._lock:
-            for view in self._views.values():
-                view.set_items(_items(catalog))
-            self._ids, self.catalog = ids, catalog
+        other = Behaviour(self.store, catalog, self.folder, self.now)
+        if catalog.codebook_id == self.catalog.codebook_id:
+            with self._lock:
+                for view in self._views.values():
+                    view.set_items(_items(catalog))
+                other._views, other._lock = self._views, self._lock
+        return other
 
     def snapshot(self) -> None:
         """Write what makes the next start quick: the clusters of long histories."""

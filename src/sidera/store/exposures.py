@@ -86,7 +86,7 @@ class ExposureLog:
     def at(cls, path: str | Path) -> ExposureLog:
         """The log that is at ``path``, of whatever codes."""
         if not (Path(path) / MANIFEST).is_file():
-            raise InputError(f"no exposure log at {str(path)!r}", fix="check the path")
+            raise InputError(f"no exposure log at {str(path)!r}", fix="check the path, or serve with --exposures")
         parts = TableParts(Path(path), PLAN)
         codebook_id, num_levels = parts.settled("codebook_id"), parts.settled("num_levels")
         if codebook_id is None or num_levels is None:
@@ -225,6 +225,13 @@ class ExposureLog:
     def _all(self, kind: str) -> pa.Table | None:
         tables = self._parts.tables(kind)
         return together(tables) if tables else None
+
+
+def logs_at(path: str | Path) -> list[ExposureLog]:
+    """The log at ``path`` and those beside it (``PATH-CODEBOOK``) that are of other codes."""
+    path = Path(path)
+    others = sorted(other for other in path.parent.glob(f"{path.name}-*") if (other / MANIFEST).is_file())
+    return [ExposureLog.at(one) for one in (path, *others)]
 
 
 def together(tables: Sequence[pa.Table]) -> pa.Table:
