@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from sidera import console
 from sidera.cli.parsing import Arguments, Verbs, add_threads_flag, add_verb
-from sidera.core import InputError
 
 
 def export_verb(arguments: Arguments) -> dict[str, Any]:
@@ -18,16 +16,10 @@ def export_verb(arguments: Arguments) -> dict[str, Any]:
     from sidera.store.embedded import EmbeddedStore
 
     exposures = None if arguments.exposures is None else read_exposures(arguments.exposures)
-    if not Path(arguments.store).is_dir():
-        raise InputError(f"no store at {arguments.store!r}", fix="give the folder of `sidera serve --store`")
-    with EmbeddedStore(arguments.store) as store:
+    with EmbeddedStore(arguments.store, must_exist=True) as store:
+        columns, labels = store_columns(store)
         done = export_events(
-            store,
-            *store_columns(store),
-            arguments.out,
-            exposures=exposures,
-            since=arguments.since,
-            until=arguments.until,
+            store, columns, labels, arguments.out, exposures=exposures, since=arguments.since, until=arguments.until
         )
     console.say(
         f"{arguments.out}: {done.events:,} events of {done.users:,} users, seconds {done.first} to {done.last}"
