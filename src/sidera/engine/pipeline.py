@@ -18,8 +18,9 @@ from torch import Tensor
 
 from sidera.batch import Batch
 from sidera.core import ArtifactError, InputError
-from sidera.decode.beam import Jagged, beam_search
+from sidera.decode.beam import beam_search
 from sidera.decode.dense import target_ties, top_items
+from sidera.decode.eligible import Jagged
 from sidera.decode.sample import masked_log_probs
 from sidera.decode.session import rank_by_lists
 from sidera.engine.snapshot import Snapshot

@@ -28,7 +28,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
 from sidera.core import ArtifactError
 from sidera.data.reading import Reading
-from sidera.decode.beam import NEG_INF, Jagged
+from sidera.decode.eligible import NEG_INF, Jagged
 from sidera.engine.pipeline import Candidates, Query
 from sidera.engine.ranking import Ranking
 from sidera.engine.rollouts import roll_out
