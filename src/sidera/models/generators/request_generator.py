@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog
 from sidera.data.batches import RequestRows
-from sidera.nn.beam_cache import BeamCache
 from sidera.nn.code_decoder import CodeDecoder, KeysValues
 from sidera.nn.counters import attention_flops, causal_pairs, matmul_flops
 from sidera.nn.event_features import padded
+from sidera.nn.laid_out_decoder import DecoderCache
 from sidera.nn.list_decoder import ListDecoder
 from sidera.nn.moe import balance_experts
 from sidera.ops.shared_keys import Streams
@@ -96,11 +96,11 @@ class RequestGenerator(nn.Module, ABC):
         """(B, G, L) codes -> per level (B, G, K), with gradient."""
         return self.decoder.code_logits(sids, self.keys_values(context), context.mask)
 
-    def new_cache(self, context: RequestContext, width: int) -> BeamCache:
+    def new_cache(self, context: RequestContext, width: int) -> DecoderCache:
         return self.decoder.new_cache(context.num_histories, width)
 
     def step(
-        self, context: RequestContext, cache: BeamCache, level: int, codes: Tensor | None, parents: Tensor | None
+        self, context: RequestContext, cache: DecoderCache, level: int, codes: Tensor | None, parents: Tensor | None
     ) -> StepOutput:
         """(B, W, K) logits of the next code."""
         return StepOutput(self.decoder.step(cache, self.keys_values(context), context.mask, level, codes, parents))
