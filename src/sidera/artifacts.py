@@ -80,8 +80,8 @@ def writing(path: str | Path, manifest: Manifest | Callable[[], Manifest]) -> It
         if len(text) > MAX_MANIFEST_BYTES:  # rather than an artifact that nobody can open
             raise InputError(f"the manifest of {path} takes {len(text):,} bytes", allowed=f"{MAX_MANIFEST_BYTES:,}")
         write_text(staging / MANIFEST, text)
-        staging.chmod(0o755)  # mkdtemp makes private folders; an artifact is to be read
         for place in (*inner, staging):
+            place.chmod(0o755 if place.is_dir() else 0o644)  # mkdtemp and safetensors make private ones; all may read
             sync(place)  # before the renames, which may reach it first
         _swap(staging, path)
     except SafetensorError as error:  # how safetensors reports a full disk

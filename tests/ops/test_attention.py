@@ -155,7 +155,8 @@ def test_neighbours_padded_into_one_table_answer_as_exact_groups_do(asked: int |
         query = torch.randn(5 * asked, 2, 8, generator=generator, requires_grad=True)
         inputs.append(query)
     padded = layout.padded(packed.device)
-    assert len(padded.keys) == 1 and padded is layout.padded(packed.device)
+    assert len(padded.keys) == 1
+    assert padded is layout.padded(packed.device)
     outputs = [
         op.attention(query, packed, layout, bias=bias, scale=0.5),
         op._fused(query, packed, padded, bias, False, 0.5, 0.0),
