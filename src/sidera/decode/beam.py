@@ -203,12 +203,12 @@ def _results(candidates: Candidates, item_ids: Tensor, tables: TrieTensors, num_
     invalid_mask = scores == NEG_INF
     leaves = candidates.nodes.gather(1, positions)
     sids = tables.leaf_codes(leaves).masked_fill_(invalid_mask[..., None], -1)
-    columns = item_ids.gather(1, positions).masked_fill_(invalid_mask, -1), leaves.masked_fill_(invalid_mask, -1)
+    items, leaves = item_ids.gather(1, positions).masked_fill_(invalid_mask, -1), leaves.masked_fill_(invalid_mask, -1)
     missing = num_results - positions.shape[1]
     if missing:
-        columns = tuple(F.pad(column, (0, missing), value=-1) for column in columns)
+        items, leaves = (F.pad(column, (0, missing), value=-1) for column in (items, leaves))
         sids, scores = F.pad(sids, (0, 0, 0, missing), value=-1), F.pad(scores, (0, missing), value=NEG_INF)
-    return Beams(*columns, scores, sids, scores > NEG_INF)
+    return Beams(items, leaves, scores, sids, scores > NEG_INF)
 
 
 def normalised(output: StepOutput) -> tuple[Tensor, Tensor]:

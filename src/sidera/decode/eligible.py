@@ -88,6 +88,16 @@ class Allowed:
         """``items`` (B, N) bool."""
         return cls([PrefixMask.of_items(trie, row) for row in np.asarray(items)])
 
+    def holds(self, item_ids: Tensor) -> Tensor:
+        """(B, C) items -> (B, C) bool; False for -1."""
+        rows = []
+        for mask, ids in zip(self.masks, item_ids.cpu().numpy(), strict=True):
+            there = ids >= 0
+            if mask is not None:
+                there &= np.append(mask.places, False)[mask.trie.place_of_item[ids]]
+            rows.append(there)
+        return torch.from_numpy(np.stack(rows)).to(item_ids.device)
+
     def check(self, trie: CodeTrie, num_histories: int) -> None:
         if len(self.masks) != num_histories:
             raise InputError(f"allowed has {len(self.masks)} masks", allowed=f"{num_histories}, one a history")

@@ -70,6 +70,8 @@ class Reranker:
                     snapshot.version,
                 )  # fmt: skip
             ids = without_repeats(torch.cat((ids, drawn.item_ids), dim=1), query.left_out)
+            if query.allowed is not None:
+                ids = ids.masked_fill(~query.allowed.holds(ids), -1)
         reading = Reading(snapshot.catalog.schema, snapshot.catalog.items, self.network.reads)
         ids, scores = self.over(snapshot.catalog).order(reading.cut(query.batch), ids, query.k)
         return Candidates(ids, scores, candidates.version, candidates.items_version, self.version)

@@ -19,6 +19,7 @@ from functools import cached_property, partial
 from itertools import islice
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -143,8 +144,14 @@ class Snapshot:
         removed = self.catalog.removed
         return torch.from_numpy(~removed).to(self.device) if removed.any() else None
 
-    def most_popular(self, k: int, left_out: set[int]) -> list[int]:
-        """Ids of the ``k`` most popular items that may be answered: what a user gets of whom nothing is known."""
+    def most_popular(self, k: int, left_out: set[int], allowed: np.ndarray | None = None) -> list[int]:
+        """Ids of the ``k`` most popular items that may be answered: what a user gets of whom nothing is known.
+
+        ``allowed`` (N,) bool: those that a filter leaves.
+        """
+        if allowed is not None:
+            order = self.catalog.serving_order
+            return list(islice((int(item) for item in order[allowed[order]] if int(item) not in left_out), k))
         removed = self.catalog.removed
         order = (int(item) for item in self.catalog.serving_order)
         return list(islice((item for item in order if item not in left_out and not removed[item]), k))
