@@ -77,6 +77,7 @@ def draw(shape: Shape, folder: Path) -> None:
     from sidera.catalog.rq_kmeans import RQKMeans
     from sidera.engine.recommender import Recommender
     from sidera.models import build_model
+    from sidera.ops.columns import Column, Marks, Texts
     from sidera.train.recipe import Recipe
 
     rng, recipe = np.random.default_rng(SEED), Recipe.read(shape.recipe)
@@ -92,9 +93,10 @@ def draw(shape: Shape, folder: Path) -> None:
         identity = codebook_identity("benchmark", quantizer, "greedy", codes)
     keys = [f"item{item:07d}" for item in range(number)]
     catalog = Catalog(
-        item_keys=np.array(keys), codes=codes, level_sizes=sizes, quantizer=quantizer,
+        item_keys=Texts.of(keys), codes=Column.of(codes), level_sizes=sizes, quantizer=quantizer,
         collision="greedy" if sizes else "none", codebook_id=identity, items_version=1,
-        removed=np.zeros(number, bool), popularity=popularity, titles=[f"Item {item}" for item in range(number)],
+        removed=Marks.none(number), popularity=Column.of(popularity),
+        titles=Texts.of([f"Item {item}" for item in range(number)]),
     )  # fmt: skip
     model = build_model(recipe.model_name, recipe.model_config, catalog, seed=SEED)
     sharpen(model)

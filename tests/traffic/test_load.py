@@ -33,7 +33,8 @@ def test_a_server_ends_with_its_block(trained_run: Path) -> None:
 
 
 def test_a_server_that_does_not_come_up_says_why(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"does not come up: sidera serve: .*no run folder"), serving(tmp_path / "none"):
+    problem = r"does not come up: sidera serve: .*no run folder"
+    with pytest.raises(InputError, match=problem), serving(tmp_path / "none"):
         pass
 
 
