@@ -79,7 +79,8 @@ def filterable(name: str) -> Recommender:
 def test_every_answer_passes_and_there_are_k_where_k_pass(name: str) -> None:
     """Alone and together with neighbours that have another filter, or none; a generator's scores are the exact ones."""
     one = filterable(name)
-    catalog, questions = one.catalog, [Request(OLD, k=5, filter_seen=False, filter=Filter.of(conditions)) for conditions in CONDITIONS]
+    catalog, filters = one.catalog, [Filter.of(conditions) for conditions in CONDITIONS]
+    questions = [Request(OLD, k=5, filter_seen=False, filter=given) for given in filters]
     questions.append(Request(OLD, k=5, filter_seen=False))
     together = one.recommend(questions)
     for question, conditions, answer in zip(questions, CONDITIONS, together, strict=False):

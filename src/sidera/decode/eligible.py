@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sidera.core import InputError
@@ -130,15 +131,28 @@ class Eligible:
         self.masks: tuple[Tensor, ...] = ()
         self.which: Tensor | None = None
         self.num_places = trie.leaf_items.size
+        self._counts: Tensor | None = None
         if allowed is not None and any(mask is not None for mask in allowed.masks):
             allowed.check(trie, num_histories)
             self.masks, self.which = allowed.stacked(trie, device)
         if exclude is not None and exclude[0].numel():
             self.excluded = self._places(exclude)
 
-    @property
-    def bars_nothing(self) -> bool:
-        return self.excluded is None and not self.masks
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What differs between searches."""
+        excluded, which = (() if tensor is None else (tensor,) for tensor in (self.excluded, self.which))
+        return (*self.masks, *which, *excluded)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Eligible:
+        """The same bars in other memory: as ``tensors`` gave them."""
+        other, rest = Eligible(self.trie, self.num_histories, self.device), list(tensors)
+        other.masks = tuple(rest[: len(self.masks)])
+        del rest[: len(self.masks)]
+        if self.which is not None:
+            other.which = rest.pop(0)
+        if self.excluded is not None:
+            other.excluded = rest.pop(0)
+        return other
 
     def close(self, scores: Tensor, nodes: Tensor, level: int) -> None:
         """Score -inf, in place, for the nodes (B, P) of ``level`` with no eligible item below."""
@@ -185,9 +199,8 @@ class Eligible:
 
     def _num_allowed(self, ends: Tensor) -> Tensor:
         """How many allowed items stand in front of places (B, P)."""
-        if not hasattr(self, "_counts"):
-            counts = self.masks[-1].cumsum(1)
-            self._counts = torch.nn.functional.pad(counts, (1, 0))  # (F, n+1)
+        if self._counts is None:
+            self._counts = F.pad(self.masks[-1].cumsum(1), (1, 0))  # (F, n+1)
         return self._counts[0][ends] if self.which is None else self._counts[self.which, ends]
 
     def _places(self, exclude: Jagged) -> Tensor:

@@ -111,8 +111,8 @@ class FilterTable:
     def _column(self, name: str) -> np.ndarray:
         """(n,) a column in the order of the masks, in the narrowest type."""
         if name not in self._columns:
-            values = self.catalog.popularity if name == POPULARITY else self.catalog.categories[name]
-            values = np.asarray(values) if self._order is None else values[self._order]
+            column = self.catalog.popularity if name == POPULARITY else self.catalog.categories[name]
+            values = np.asarray(column) if self._order is None else column.take(self._order)
             narrow = np.min_scalar_type(int(values.max(initial=0)))
             self._columns[name] = np.ascontiguousarray(values.astype(narrow, copy=False))
         return self._columns[name]

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from sidera.batch import Batch
 from sidera.core import ArtifactError, Filter, InputError
-from sidera.decode.beam import beam_search
 from sidera.decode.dense import target_ties, top_items
 from sidera.decode.eligible import Allowed, Jagged
 from sidera.decode.sample import masked_log_probs
@@ -163,15 +162,13 @@ def search(query: Query, number: int) -> Candidates:
         ties = None if targets is None else target_ties(scores, targets, exclude=left_out, alive=alive)
         return Candidates(ids, best, ties=ties, **signed)
     generator, trie, width = snapshot.generator, snapshot.catalog.trie, max(query.beam or 1, number)
+    limits: dict[str, Any] = {"exclude": left_out, "allowed": query.allowed}
     with snapshot.answering():
         if snapshot.writes_lists:
             writer = cast(SessionGenerator, generator)
-            limits = {"exclude": left_out, "allowed": query.allowed}
             ids, scores = rank_by_lists(writer, query.context, trie, k=number, beam=width, **limits)
             return Candidates(ids, scores, **signed)
-        found = beam_search(
-            generator, query.context, trie, width=width, num_results=number, exclude=left_out, allowed=query.allowed
-        )
+        found = snapshot.beams(query.context, width=width, num_results=number, **limits)
     return Candidates(found.item_ids, found.scores, leaf_ids=found.leaf_ids, **signed)
 
 
