@@ -16,7 +16,7 @@ ALLOWED = "COLUMN=VALUE,VALUE, COLUMN!=VALUE, COLUMN>=NUMBER or COLUMN<=NUMBER"
 def add_filter_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--filter", action="append", default=[], metavar="CONDITION",
-        help="which items may be answered: brand=acme,globex, brand!=acme, 'popularity>=5'; all that are given must hold",
+        help="which items may be answered: brand=acme,globex, brand!=acme, 'popularity>=5'; all that are given hold",
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, TypeGuard
 
 import torch
@@ -45,6 +45,9 @@ class Paddable(Protocol):
 
     @property
     def num_histories(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
 
     @property
     def length(self) -> int:
@@ -128,10 +131,7 @@ class GraphedSearch:
         plan.replay()
         (found,) = plan.found
         check_numbers(found.scores)
-        return Beams(
-            *(column[:number].clone() for column in (found.item_ids, found.leaf_ids, found.scores, found.sids)),
-            valid_mask=found.valid_mask[:number].clone(),
-        )
+        return Beams(**{field.name: getattr(found, field.name)[:number].clone() for field in fields(found)})
 
     def _eligible(
         self, number: int, num_histories: int, device: torch.device, exclude: Jagged | None, allowed: Allowed | None

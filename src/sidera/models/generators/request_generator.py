@@ -57,9 +57,7 @@ class RequestContext:
     def padded_to(self, num_histories: int, length: int) -> RequestContext:
         """See :class:`sidera.decode.graph.Paddable`."""
         more, longer = num_histories - self.num_histories, length - self.length
-        padded = {
-            id(part): with_copies(F.pad(part, (0, 0, 0, longer)), more) for pair in self.pairs for part in pair
-        }
+        padded = {id(part): with_copies(F.pad(part, (0, 0, 0, longer)), more) for pair in self.pairs for part in pair}
         pairs = [(padded[id(keys)], padded[id(values)]) for keys, values in self.pairs]
         return RequestContext(pairs, with_copies(F.pad(self.mask, (0, longer)), more), num_histories)
 

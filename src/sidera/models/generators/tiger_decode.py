@@ -66,7 +66,6 @@ class TigerContext:
             states[rows, : group.length] = self.states[group.start : group.end].view(group.num_rows, group.length, -1)
         return states, mask
 
-
     @property
     def length(self) -> int:
         return self.layout.keys[0].length
