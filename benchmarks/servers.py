@@ -162,7 +162,9 @@ def users_of(folder: Path, **asked: Any) -> Any:
     from sidera.traffic.requests import Asked, histories_of, questions
 
     histories = histories_of(folder / "data")
-    return lambda address: questions(address, histories, Asked(ask="user", fields={"filter_seen": False}, **asked), SEED)
+    return lambda address: questions(
+        address, histories, Asked(ask="user", fields={"filter_seen": False}, **asked), SEED
+    )
 
 
 if __name__ == "__main__":
