@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sidera.batch import Batch
 from sidera.core import InputError
-from sidera.decode.beam import NEG_INF, runs
+from sidera.decode.eligible import NEG_INF
 from sidera.ops.trie import CodeTrie, TrieTensors
 from sidera.roles import Context, Generator, StepOutput
 
@@ -208,6 +208,14 @@ def free_log_probs(generator: Generator, context: Context, sids: Tensor, tempera
         for level, logits in enumerate(generator.code_logits(context, codes))
     ]
     return torch.stack(found, dim=-1).masked_fill((sids < 0).any(-1, keepdim=True), NEG_INF)
+
+
+def runs(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Runs of ``counts[i]`` numbers from ``starts[i]`` on, one after another: i of each (M,), the numbers (M,)."""
+    ends = counts.cumsum(0)
+    total = int(ends[-1]) if ends.numel() else 0
+    index = torch.repeat_interleave(counts, output_size=total)  # (M,)
+    return index, torch.arange(total, device=counts.device) + (starts - ends + counts)[index]
 
 
 def log_softmax_of_runs(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:

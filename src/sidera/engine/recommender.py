@@ -24,7 +24,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.core import InputError, Recommendation, Request
 from sidera.data.dataset import Dataset
 from sidera.data.reading import LogReading, Reading
-from sidera.decode.beam import Jagged
+from sidera.decode.eligible import Jagged
 from sidera.decode.free import free_beam
 from sidera.engine.answerer import Answerer
 from sidera.engine.exposures import ExposureWriter
