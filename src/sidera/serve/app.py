@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from sidera import __version__
 from sidera.engine.recommender import Recommender
-from sidera.serve import events, health, recommending
+from sidera.serve import events, explaining, health, page, recommending
 from sidera.serve.errors import add_error_handlers
 from sidera.serve.limits import BodyLimit
 from sidera.serve.state import Served
@@ -26,6 +26,9 @@ ROUTERS = (
     recommending.router,
     events.router,
     health.router,
+    explaining.router,
+    explaining.searching,
+    page.router,
 )
 
 
