@@ -7,7 +7,9 @@
 A file that the manifest does not list is never opened, so one laid beside the others changes no answer. It is not
 refused either: pictures beside a data set and a note beside a model do no harm, and writing over such a folder is
 refused already. What is parsed are the very bytes whose digest was compared; a file that is replaced in between is
-noticed or not seen at all. Tensors and Arrow tables stay in the mapped file (:mod:`sidera.ops.mapped`).
+noticed or not seen at all. Tensors and Arrow tables stay in the mapped file: processes of one machine share its
+pages. The mapping is private: who writes into a tensor gets pages of their own, and the file stays as it is. It keeps
+its file when another takes the name (an artifact is replaced, never written over).
 
 A digest shows damage, not intent: whoever rewrites a file can rewrite the manifest. So fields have types and ranges,
 tables their number of rows and kinds of columns, and everything that is wrong is one :class:`ArtifactError` that names
@@ -18,7 +20,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
+import mmap
+import os
 import re
+import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,16 +37,19 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from sidera.artifacts import Manifest, file_of, read_manifest
+from sidera import artifacts
+from sidera.artifacts import ALIGNED, Manifest, file_of, read_manifest
 from sidera.bounds import MAX_JSON_BYTES, gib, parse_json, read_regular, shown, total_memory
 from sidera.core import ArtifactError, InputError
+from sidera.disk import WINDOWS
 from sidera.ops.budget import budget_of
-from sidera.ops.mapped import Buffer, mapped, tensors_in
 from sidera.ops.weights import put_weights
 
+Buffer = bytearray | mmap.mmap
 Kind = TypeVar("Kind")
 Network = TypeVar("Network", bound=nn.Module)
 LARGEST = 2**63 - 1
+TENSOR_KINDS = {name: kind for kind, name in artifacts.TENSOR_KINDS.items()}
 CELL_BYTES = 8  # of one value of a column, at least, once it is in memory
 
 
@@ -105,7 +114,7 @@ class Opened:
         return found
 
     def mapped(self, name: str, most: int = LARGEST) -> Buffer:
-        """Likewise as memory that shares the file's pages (:mod:`sidera.ops.mapped`)."""
+        """Likewise as memory that shares the file's pages."""
         file = file_of(self.path, self.manifest, name)
         with self._readable(file):
             found = mapped(file, most)
@@ -222,3 +231,49 @@ def open_artifact(path: str | Path, kind: str) -> Opened:
     """ArtifactError when there is none of that kind at ``path``, or its manifest is not what one must be."""
     path = Path(path)
     return Opened(path, read_manifest(path, kind))
+
+
+def mapped(path: Path, most: int) -> Buffer:
+    """A regular file as writable memory; ValueError when it is none or larger than ``most`` bytes.
+
+    Windows replaces no file that is mapped, so that there the bytes are read.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode):
+            raise ValueError("it is no regular file")
+        if facts.st_size > most:
+            raise ValueError(f"it holds {facts.st_size:,} bytes, allowed: up to {most:,}")
+        if WINDOWS or not facts.st_size:  # nothing cannot be mapped
+            return bytearray(file.read())
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def tensors_in(content: Buffer) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, where they lie; ValueError when its header does not fit its length.
+
+    Format: 8 bytes length of the header, a JSON object of name -> (dtype, shape, data_offsets), the numbers.
+    """
+    if len(content) < 8:
+        raise ValueError("the file has no header")
+    begin = 8 + struct.unpack("<Q", content[:8])[0]
+    if begin > len(content):
+        raise ValueError(f"the header takes {begin - 8:,} bytes, the file {len(content):,}")
+    header = parse_json(bytes(content[8:begin]))
+    if not isinstance(header, dict):
+        raise ValueError("the header is no object")
+    header.pop("__metadata__", None)
+    return {name: _tensor(content, begin, name, entry) for name, entry in header.items()}
+
+
+def _tensor(content: Buffer, begin: int, name: str, entry: Any) -> Tensor:
+    kind, shape, (start, end) = TENSOR_KINDS.get(entry["dtype"]), entry["shape"], entry["data_offsets"]
+    whole = all(type(number) is int and number >= 0 for number in (*shape, start, end))
+    count = math.prod(shape) if whole else 0
+    if kind is None or not whole or end > len(content) - begin or end - start != count * kind.itemsize:
+        raise ValueError(f"{shown(name)} is no tensor of this file: {shown(entry)}")
+    if not count:
+        return torch.empty(shape, dtype=kind)
+    found = torch.frombuffer(content, dtype=kind, count=count, offset=begin + start).view(shape)
+    return found if found.data_ptr() % ALIGNED == 0 else found.clone()

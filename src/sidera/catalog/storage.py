@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.torch import save_file
 
-from sidera.artifacts import Manifest, write_text, writing
+from sidera.artifacts import Manifest, write_tensors, write_text, writing
 from sidera.catalog.key_index import KeyIndex
 from sidera.catalog.quantizers import NO_CODES, Quantizer, name_of, quantizer_class
 from sidera.data.features import FeatureSchema
@@ -59,11 +58,11 @@ def save(catalog: Any, path: str | Path, artifact_digest: str, parents: dict[str
     with writing(path, Manifest(KIND, artifact_digest, parents, recipe, info)) as folder:
         codes = torch.from_numpy(np.array(catalog.codes))
         state = {} if catalog.quantizer is None else catalog.quantizer.state()
-        save_file({"codes": codes, **{PREFIX + name: part for name, part in state.items()}}, folder / CODES)
+        write_tensors({"codes": codes, **{PREFIX + name: part for name, part in state.items()}}, folder / CODES)
         index = catalog.ids_by_key
         if len(index.hashes) < catalog.num_items:  # some came later
             index = KeyIndex.build(catalog.item_keys)
-        save_file(
+        write_tensors(
             {
                 "hashes": torch.from_numpy(index.hashes.view(np.int64)),
                 "numbers": torch.from_numpy(index.numbers),
@@ -72,7 +71,7 @@ def save(catalog: Any, path: str | Path, artifact_digest: str, parents: dict[str
             folder / INDEX,
         )
         if catalog.numbers is not None:
-            save_file({"numbers": torch.from_numpy(np.array(catalog.numbers))}, folder / NUMBERS)
+            write_tensors({"numbers": torch.from_numpy(np.array(catalog.numbers))}, folder / NUMBERS)
         with pa.ipc.new_file(folder / ITEMS, items.schema) as file:
             file.write_table(items.combine_chunks())
         write_text(folder / "schema.json", json.dumps(catalog.schema.to_json()) + "\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from sidera import artifacts
@@ -91,6 +92,24 @@ def test_a_catalogue_lies_in_its_files_and_outlives_their_names(tmp_path: Path) 
     assert Catalog.load(path).num_items == 12
     assert loaded.content_digest() == expected[0]
     assert np.array_equal(loaded.serving_order, expected[1])
+
+
+def test_tensors_of_all_kinds_lie_aligned(tmp_path: Path) -> None:
+    """Products round differently elsewhere: the same weights would give other scores. Other programs read the file."""
+    kinds = [*artifacts.TENSOR_KINDS]
+    tensors = {f"{kind} {size}": torch.arange(size).to(kind) for kind in kinds for size in (0, 1, 3, 64, 257)}
+    tensors |= {"none": torch.zeros(4, 0), "one": torch.tensor(2.5), "turned": torch.randn(6, 64).T}
+    with artifacts.writing(tmp_path / "a", artifacts.Manifest("note", "d")) as folder:
+        artifacts.write_tensors(tensors, folder / "all.safetensors")
+    opened = open_artifact(tmp_path / "a", "note").tensor_file("all.safetensors")
+    theirs = load_file(tmp_path / "a" / "all.safetensors")
+    assert opened.keys() == theirs.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert opened[name].dtype == theirs[name].dtype == tensor.dtype
+        assert torch.equal(opened[name], tensor), name
+        assert torch.equal(theirs[name], tensor), name
+        assert opened[name].data_ptr() % artifacts.ALIGNED == 0
+    assert lies_in(tmp_path / "a" / "all.safetensors", opened["turned"].data_ptr())
 
 
 def test_files_of_an_artifact_can_be_read_by_all(tmp_path: Path) -> None:
