@@ -37,15 +37,15 @@ def router(served: Served) -> APIRouter:
     @routes.get("/page/config.json")
     def config(request: Request) -> dict[str, Any]:
         """What this server can do: the page hides the rest."""
-        posts = {route.path for route in request.app.routes if "POST" in getattr(route, "methods", ())}
-        catalog = recommender.catalog
+        catalog, paths = recommender.catalog, request.app.openapi()["paths"]
         return {
             "version": __version__,
             "model": recommender.model_section.get("name", ""),
             "generates": recommender.snapshot.generates,
             "store": recommender.behaviour is not None,
             "columns": list(catalog.schema.columns),
-            "items_change": "/v1/items" in posts,
+            "positive": catalog.schema.positive or "",
+            "items_change": "post" in paths.get("/v1/items", {}),
         }
 
     @routes.get("/page/{name}")

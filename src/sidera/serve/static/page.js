@@ -78,9 +78,10 @@ function feedbackOf(what) {
   const value = (name) => {
     if (name === "watch_time") return seconds;
     if (name === "duration") return 60;
-    if (/like|favou?rite|follow|share|forward/.test(name)) return what === "like" && /like/.test(name) ? 1 : 0;
-    if (/dislike|hate|skip|report/.test(name)) return what === "skip" ? 1 : 0;
-    return what === "skip" ? 0 : 1;
+    if (name === "rating") return { click: 4, like: 5, skip: 1 }[what];
+    if (/^(like|favou?rite)/.test(name)) return what === "like" ? 1 : 0;
+    if (name === state.config.positive || /click|view|play|open/.test(name)) return what === "skip" ? 0 : 1;
+    return 0; // shares, comments, dislikes: nobody said so
   };
   return Object.fromEntries(state.config.columns.map((name) => [name, value(name)]));
 }
@@ -167,13 +168,16 @@ async function why(one) {
   document.body.classList.add("explaining");
   $("why-body").replaceChildren(make("p", { class: "quiet" }, "Asking …"));
   $("why-title").focus();
+  if (state.answer?.cold_start) {
+    $("why-body").replaceChildren(make("p", {}, "Nothing is known of this user, so the most popular items are answered."));
+    return;
+  }
   try {
     const found = await ask("/v1/explain", { ...person(), item: one.item });
     $("why-body").replaceChildren(...explanation(found));
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
-    const cold = state.answer?.cold_start;
-    $("why-body").replaceChildren(make("p", {}, cold ? "Nothing is known of this user, so the most popular items are answered." : error.message));
+    $("why-body").replaceChildren(make("p", {}, error.message));
     $("key-form").hidden = error.status !== 401 && error.status !== 403;
   }
 }

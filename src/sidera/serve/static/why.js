@@ -43,7 +43,7 @@ function codes(found) {
   const whole = found.codes.reduce((product, one) => product * one.probability, 1);
   return [
     make("h3", {}, "Its codes"),
-    make("p", { class: "quiet" }, `Each after the codes before it; together ${percent(whole)}.`),
+    make("p", { class: "quiet" }, `Each after the codes before it, among those that lead to an item; together ${percent(whole)}.`),
     make("ol", { class: "codes" }, ...steps),
   ];
 }
