@@ -5,8 +5,9 @@
 writes ``FOLDER/run`` (``sidera serve`` opens it) and ``FOLDER/data`` (the log whose users ask). A process of each tree
 that is compared makes its own, with its own code, from the same seed.
 
-`demo_RECIPE` is a recipe of the demo, trained for a few steps on a simulated log. The others are recipes of Beauty with fresh, sharpened
-weights over a catalogue of drawn semantic IDs. `million` is Beauty's generator over a million items, 1,024 clusters.
+`demo_RECIPE` is a recipe of the demo, trained for a few steps on a simulated log. The others are recipes of Beauty with
+fresh, sharpened weights over a catalogue of drawn semantic IDs. `million` is Beauty's generator over a million items,
+1,024 clusters.
 """
 
 from __future__ import annotations
