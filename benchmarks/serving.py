@@ -91,16 +91,8 @@ class Measured:
         return {side: round(rate, 1) for side, rate in rates.items()}
 
     def throughput(self, side: str, seconds: float) -> float:
-<<<<<<< HEAD
         tally = self.client(side).closed(CLIENTS, seconds, seconds / 4)
         return tally.as_dict(SLO)["kinds"]["recommend"]["answers_per_second"]
-=======
-        return (
-            self.client(side)
-            .closed(CLIENTS, seconds, seconds / 4)
-            .as_dict(SLO)["kinds"]["recommend"]["answers_per_second"]
-        )
->>>>>>> main
 
     def right(self, count: int, side: str = "after") -> float:
         """Share of answers under load that hold the reference's items in its order."""
