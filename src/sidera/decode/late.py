@@ -21,7 +21,7 @@ of such a prefix · J most late ones · L levels · N items · G semantic IDs of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,6 +174,11 @@ class LateWriter:
 
     def loss(self, batch: Batch) -> Loss:
         return self.generator.loss(batch)
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The generator's: whoever recorded a search looks whether they are still those."""
+        own = getattr(self.generator, "parameters", None)
+        return iter(()) if own is None else own()
 
     def context(self, batch: Batch) -> Context:
         return self.generator.context(batch)
