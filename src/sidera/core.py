@@ -49,6 +49,7 @@ class Request:
     profile: Mapping[str, str] = field(default_factory=dict)  # what is known of the user: region, device, ...
     as_of: int | None = None  # unix seconds; None: the moment of the newest event
     user: str | None = None  # key of a user whose history is in the behaviour store: events before ``as_of``, or all
+    refuse_unknown: bool = False  # True: InputError for a history with an item that the catalogue does not hold
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,4 @@ class Recommendation:
     unknown_user: bool = False  # the request named a user of whom the behaviour store knows nothing (as of then)
     request: str = ""  # names this answer in the exposure log; "": not logged
     unread: tuple[str, ...] = ()  # keys of the history that came after the training: the model has no row for them
+    beam: int = 0  # width of the search; 0: no search was made (a scorer, or a cold start)

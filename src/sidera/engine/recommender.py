@@ -173,12 +173,24 @@ class Recommender:
         if unknown not in ("report", "refuse"):
             raise InputError(f"unknown = {unknown!r}", allowed="'report' or 'refuse'")
         requests = requests_of(histories, k, filter_seen)
-        parts = self.parts
-        answerer = Answerer(self.snapshot, self.pipeline, parts.behaviour, parts.exposures)
+        if unknown == "refuse":
+            requests = [replace(request, refuse_unknown=True) for request in requests]
         answers: list[Recommendation] = []
-        for start in range(0, len(requests), MAX_BATCH):
-            answers += answerer(requests[start : start + MAX_BATCH], refuse=unknown == "refuse")
+        for outcome in self.answers(requests):
+            if isinstance(outcome, Exception):
+                raise outcome
+            answers.append(outcome)
         return answers
+
+    def answers(self, requests: Sequence[Request], beam: int | None = None) -> list[Recommendation | Exception]:
+        """Like :meth:`recommend`, where a request that cannot be answered has its error in place of an answer and fails
+        no other. ``beam``: width of the search of this call, else the recommender's own."""
+        parts, pipeline = self.parts, self.pipeline if beam is None else replace(self.pipeline, beam=beam)
+        answerer = Answerer(self.snapshot, pipeline, parts.behaviour, parts.exposures)
+        outcomes: list[Recommendation | Exception] = []
+        for start in range(0, len(requests), MAX_BATCH):
+            outcomes += answerer(requests[start : start + MAX_BATCH])
+        return outcomes
 
     # -- other weights, another catalogue -------------------------------------------------------------------------
 
