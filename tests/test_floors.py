@@ -97,6 +97,10 @@ FLAGS = {
         "--threads",
     ],
     "recommend": ["run", "--history", "-k", "--filter-seen", "--unknown", "--threads"],
+    "score": ["run", "--history", "--items", "--threads"],
+    "similar": ["run", "--items", "-k", "--threads"],
+    "popular": ["run", "-k", "--category", "--data", "--days", "--threads"],
+    "recommend-all": ["run", "--data", "--out", "-k", "--filter-seen", "--as-of", "--threads"],
     "serve": [
         "run",
         "--host",

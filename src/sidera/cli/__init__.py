@@ -78,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_scale(verbs)
     training.add_align(verbs)
     answering.add_recommend(verbs)
+    answering.add_questions(verbs)
     answering.add_serve(verbs)
     world.add_simulate(verbs)
     world.add_ab(verbs)
