@@ -111,9 +111,18 @@ FLAGS = {
         "--rerank",
         "--rerank-from",
         "--cold-share",
+        "--keys",
+        "--no-keys",
+        "--deadline-ms",
+        "--adapt-beam",
+        "--max-body-mb",
+        "--max-connections",
+        "--grace-seconds",
+        "--access-log",
         "--device",
         "--threads",
     ],
+    "api-keys": ["what", "name", "--keys", "--scopes", "--days", "--rate"],
     "simulate": ["--config", "--set", "--seed", "--users", "--days", "--out"],
     "ab": ["arms", "--reranked", *AB_FLAGS],
     "demo": ["--data", "--out"],
@@ -147,7 +156,8 @@ def test_http_fields_are_frozen() -> None:
     asked = ["history", "user", "k", "filter_seen", "exclude", "feedback", "times", "profile", "as_of", "unknown"]
     assert list(RecommendRequest.model_fields) == asked
     said = ["items", "cold_start", "unknown", "unread", "unknown_user", "policy_version", "reranker_version"]
-    assert list(RecommendResponse.model_fields) == [*said, "codebook_id", "items_version", "request", "milliseconds"]
+    said += ["codebook_id", "items_version", "request", "beam", "milliseconds"]
+    assert list(RecommendResponse.model_fields) == said
     assert list(EventsRequest.model_fields) == ["user", "items", "times", "feedback", "unknown", "request", "slots"]
     assert list(EventsResponse.model_fields) == ["new", "known", "unknown"]
 

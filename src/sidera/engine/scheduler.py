@@ -25,10 +25,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sidera.core import InputError, Recommendation, Request
 from sidera.engine.recommender import Recommender
 
+TRIAL_SIZES = (1, 4, 16)  # requests of a batch
+TRIAL_EVENTS = 50  # of a history
 PRIORITIES = ("high", "normal", "low")
 EVENTS_PER_ROW = 64  # events of a history that a request brings cost about as much as one row of the search
 
@@ -64,6 +67,10 @@ class Stopping(Overloaded):
     """The engine takes no requests any more: it is being stopped."""
 
 
+class Left(Overloaded):
+    """The client left before its answer was begun."""
+
+
 @dataclass(eq=False, slots=True)
 class Ticket:
     """A request that waits, and then what came of it."""
@@ -71,7 +78,7 @@ class Ticket:
     request: Request
     deadline: float  # of ``time.monotonic()``
     priority: int = 1  # place in PRIORITIES
-    client: object = None  # whatever ``deliver`` needs to find who asked
+    client: Any = None  # whatever ``deliver`` needs to find who asked
     cancelled: bool = False  # the client left: no work is begun for it
     outcome: Recommendation | Exception | None = None
     rows: int = 0  # what it costs, at the recipe's beam
@@ -201,6 +208,15 @@ class Scheduler:
             self._waiting_rows[ticket.priority] += ticket.rows
             self._ready.notify()
 
+    def warm_up(self) -> None:
+        """Answer batches of some sizes, so that the first requests find a warm engine whose costs are known."""
+        for number in range(2):  # the first round pays for what is made once
+            for size in TRIAL_SIZES:
+                requests, began = trial_requests(self.recommender, size), time.monotonic()
+                self.recommender.answers(requests)
+                if number:
+                    self.cost.saw(sum(map(self.rows_of, requests)), time.monotonic() - began)
+
     def close(self, grace: float = 10.0) -> None:
         """Take no more tickets, answer those that wait for at most ``grace`` seconds, refuse the rest."""
         with self._ready:
@@ -226,14 +242,14 @@ class Scheduler:
                     self._ready.wait()
                 if not self._queue:
                     return
-                batch, refused, share = self._take()
+                batch, share, refused = self._take()
             if refused:
                 self.deliver(refused)
             if batch:
                 self._answer(batch, share)
 
-    def _take(self) -> tuple[list[Ticket], list[Ticket], float]:
-        """The next batch, the tickets that became late, and the share of the recipe's beam that the batch is given."""
+    def _take(self) -> tuple[list[Ticket], float, list[Ticket]]:
+        """The next batch and its share of the recipe's beam; tickets that became late or whose client left."""
         now, share = self.clock(), self._share()
         budget, rows = self._row_budget() / share, 0
         ends = now + self.cost.seconds(share * min(budget, sum(self._waiting_rows)))
@@ -247,6 +263,8 @@ class Scheduler:
             self._waiting_rows[ticket.priority] -= ticket.rows
             if ticket.cancelled:
                 self.counts.dropped += 1
+                ticket.outcome = Left("the client left", 0.0)
+                refused.append(ticket)
             elif late:
                 self.counts.late += 1
                 ticket.outcome = Overloaded("the deadline passed while the request waited", ends - ticket.deadline)
@@ -255,7 +273,7 @@ class Scheduler:
                 batch.append(ticket)
                 rows += ticket.rows
         self._running_until = self.clock() + self.cost.seconds(share * rows)
-        return batch, refused, share
+        return batch, share, refused
 
     def _answer(self, batch: list[Ticket], share: float) -> None:
         recommender, rows = self.recommender, share * sum(ticket.rows for ticket in batch)
@@ -303,3 +321,10 @@ class Scheduler:
             if self.cost.seconds(rows, max(1.0, rows / self._row_budget())) <= self.config.deadline_ms / 2000:
                 return step
         return steps[-1]
+
+
+def trial_requests(recommender: Recommender, number: int) -> list[Request]:
+    """Requests to try an engine with: histories of popular items."""
+    catalog = recommender.catalog
+    keys = [str(key) for key in catalog.item_keys[catalog.serving_order[:TRIAL_EVENTS]]]
+    return [Request(tuple(keys[place % len(keys) :] or keys)) for place in range(number)]
