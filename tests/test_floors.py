@@ -123,6 +123,26 @@ FLAGS = {
         "--threads",
     ],
     "api-keys": ["what", "name", "--keys", "--scopes", "--days", "--rate"],
+    "load": [
+        "target",
+        "--clients",
+        "--rate",
+        "--find",
+        "--slo",
+        "--seconds",
+        "--warmup",
+        "--data",
+        "--ask",
+        "--length",
+        "-k",
+        "--events",
+        "--get",
+        "--header",
+        "--connections",
+        "--timeout",
+        "--serve",
+        "--seed",
+    ],
     "simulate": ["--config", "--set", "--seed", "--users", "--days", "--out"],
     "ab": ["arms", "--reranked", *AB_FLAGS],
     "demo": ["--data", "--out"],
@@ -155,7 +175,16 @@ def test_http_fields_are_frozen() -> None:
 
     asked = ["history", "user", "k", "filter_seen", "exclude", "feedback", "times", "profile", "as_of", "unknown"]
     assert list(RecommendRequest.model_fields) == asked
-    said = ["items", "cold_start", "unknown", "unread", "unknown_user", "policy_version", "reranker_version"]
+    said = [
+        "items",
+        "cold_start",
+        "unknown",
+        "unread",
+        "filtered_seen",
+        "unknown_user",
+        "policy_version",
+        "reranker_version",
+    ]
     said += ["codebook_id", "items_version", "request", "beam", "milliseconds"]
     assert list(RecommendResponse.model_fields) == said
     assert list(EventsRequest.model_fields) == ["user", "items", "times", "feedback", "unknown", "request", "slots"]

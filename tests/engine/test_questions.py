@@ -14,6 +14,7 @@ import torch
 from sidera.cli import main
 from sidera.core import ArtifactError, InputError, Request
 from sidera.data.dataset import Dataset
+from sidera.data.split import leave_one_out, repeat_share
 from sidera.engine.everyone import EveryoneConfig, recommend_all, requests_of_log
 from sidera.engine.questions import Questions
 from sidera.engine.recommender import Recommender
@@ -33,7 +34,7 @@ def log(trained_run: Path) -> Dataset:
 
 def test_a_given_item_has_the_score_that_the_search_gives_it(recommender: Recommender) -> None:
     history = [KEYS[3], KEYS[7]]
-    (answer,) = recommender.recommend([history], k=24)
+    (answer,) = recommender.recommend([history], k=24, filter_seen=False)
     scored = Questions(recommender).score(history, answer.item_keys)
     np.testing.assert_allclose([one.score for one in scored], answer.scores, atol=1e-5)
     assert [one.title for one in scored] == list(answer.titles)
@@ -170,3 +171,32 @@ def test_at_the_shell(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureF
     ):
         assert main([str(argument) for argument in wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("share", "filters"), [(0.0, True), (0.019, True), (0.02, False), (0.6, False), (None, False)])
+def test_seen_items_are_left_out_where_nobody_comes_back(trained_run: Path, share: float | None, filters: bool) -> None:
+    recommender = Recommender.load(trained_run)
+    report = {name: value for name, value in recommender.catalog.report.items() if name != "repeat_share"}
+    recommender.use_catalog(replace(recommender.catalog, report={**report, "repeat_share": share}))
+    history = [KEYS[3], KEYS[7], KEYS[9]]
+
+    def seen(**how: bool | None) -> tuple[bool, bool]:
+        (answer,) = recommender.recommend([history], k=24, **how)
+        return answer.filtered_seen, not set(history) & set(answer.item_keys)
+
+    assert seen() == (filters, filters)
+    assert seen(filter_seen=True) == (True, True)
+    assert seen(filter_seen=False) == (False, False)
+    (answer,) = recommender.recommend([Request(tuple(history), k=24)])
+    assert answer.filtered_seen == filters
+
+
+def test_the_catalogue_says_how_often_users_come_back(recommender: Recommender, log: Dataset) -> None:
+    """Counted one event after another, in the training part alone."""
+    split, again, later = leave_one_out(log), 0, 0
+    for user in range(log.num_users):
+        items = log.item_ids[log.offsets[user] : split.train_ends[user]].tolist()
+        again += sum(item in items[:place] for place, item in enumerate(items))
+        later += max(len(items) - 1, 0)
+    assert recommender.catalog.report["repeat_share"] == pytest.approx(again / later)
+    assert repeat_share(log, split) == pytest.approx(again / later)

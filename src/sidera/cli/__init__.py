@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from sidera import console
-from sidera.cli import answering, completion, keys, logs, reference, reporting, serving, training, world
+from sidera.cli import answering, completion, keys, load, logs, reference, reporting, serving, training, world
 from sidera.cli.parsing import Parser
 from sidera.cli.versions import ShowVersion
 from sidera.core import InputError
@@ -81,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     answering.add_questions(verbs)
     serving.add_serve(verbs)
     serving.add_api_keys(verbs)
+    load.add_load(verbs)
     world.add_simulate(verbs)
     world.add_ab(verbs)
     world.add_demo(verbs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -81,11 +82,11 @@ def popular_verb(arguments: Arguments) -> dict[str, Any]:
 
 def recommend_all_verb(arguments: Arguments) -> dict[str, Any]:
     """Answer every user of a data folder into Parquet files."""
-    from sidera.data.dataset import Dataset
-    from sidera.engine.everyone import EveryoneConfig, recommend_all, requests_of_log
+    from sidera.engine.everyone import EveryoneConfig, log_of_run, recommend_all, requests_of_log
 
     config = EveryoneConfig(arguments.k, arguments.filter_seen, arguments.as_of)
-    recommender, dataset = _opened(arguments.run), Dataset.load(arguments.data)
+    recommender = _opened(arguments.run)
+    dataset = log_of_run(arguments.run, arguments.data, recommender)
     asked = requests_of_log(dataset, recommender.catalog.schema, config)
     with console.Progress("recommend-all", total=dataset.num_users, unit="user") as progress:
         done = recommend_all(
@@ -116,11 +117,16 @@ def add_recommend(verbs: Verbs) -> None:
     parser.add_argument("run", help="run folder")
     parser.add_argument("--history", required=True, help="item ids, oldest first, separated by commas")
     parser.add_argument("-k", type=int, default=10, help="items wanted")
-    parser.add_argument("--filter-seen", action="store_true", help="leave out items of the history")
+    _add_seen_flag(parser)
     parser.add_argument(
         "--unknown", choices=("report", "refuse"), default="refuse", help="unknown ids: leave out and name, or refuse"
     )
     add_threads_flag(parser, default=1)
+
+
+def _add_seen_flag(parser: argparse.ArgumentParser) -> None:
+    text = "leave out items of the history, or keep them (default: as the training log's users came back to some)"
+    parser.add_argument("--filter-seen", action=argparse.BooleanOptionalAction, help=text)
 
 
 def add_questions(verbs: Verbs) -> None:
@@ -148,6 +154,6 @@ def add_questions(verbs: Verbs) -> None:
     parser.add_argument("--data", required=True, help="data folder: its users are answered after their whole histories")
     parser.add_argument("--out", required=True, help="folder for part-00000.parquet, ... and recommendations.json")
     parser.add_argument("-k", type=int, default=10, help="items for each user")
-    parser.add_argument("--filter-seen", action="store_true", help="leave out items of the history")
+    _add_seen_flag(parser)
     parser.add_argument("--as-of", type=int, help="unix seconds; only earlier events are read; default: all")
     add_threads_flag(parser, default=1)

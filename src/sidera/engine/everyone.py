@@ -26,11 +26,13 @@ import pyarrow.parquet as pq
 
 from sidera.artifacts import write_text
 from sidera.bounds import read_json
-from sidera.config import digest
+from sidera.config import digest, parse_section
 from sidera.core import InputError, Recommendation, Request
+from sidera.data.config import DataConfig, load_dataset, make_views
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
 from sidera.engine.recommender import Recommender
+from sidera.engine.run_folder import section_of_run
 
 MANIFEST = "recommendations.json"
 USERS_A_PART = 8192
@@ -50,7 +52,7 @@ class EveryoneConfig:
     """What everybody is answered."""
 
     k: int = 10  # items for each user
-    filter_seen: bool = False  # leave out items of the history
+    filter_seen: bool | None = None  # leave out items of the history; None: as the log's own repeats say
     as_of: int | None = None  # unix seconds; None: the moment of each user's newest event
     users_a_part: int = USERS_A_PART  # rows of a Parquet file
 
@@ -97,27 +99,40 @@ def recommend_all(
 
 
 def requests_of_log(dataset: Dataset, schema: FeatureSchema, config: EveryoneConfig) -> Iterator[tuple[str, Request]]:
-    """A request for every user of a data set, in its order: whole history, feedback, times and profile."""
-    seconds = dataset.time_kind == "seconds"
-    columns = [name for name in schema.columns if name in dataset.feedback]
-    columns = columns if len(columns) == len(schema.columns) else []  # all of them or none, as for any request
-    described = [name for name in schema.profile_fields if name in dataset.users.schema.names]
-    profiles = {name: dataset.users[name].to_pylist() for name in described}
+    """A request for every user of a data set, in its order."""
     for user, key in enumerate(dataset.user_keys.tolist()):
-        mine = slice(int(dataset.offsets[user]), int(dataset.offsets[user + 1]))
-        if config.as_of is not None and seconds:
-            end = mine.start + int(np.searchsorted(dataset.times[mine], config.as_of))
-            mine = slice(mine.start, end)
-        request = Request(
-            history=tuple(dataset.item_keys[dataset.item_ids[mine]].tolist()),
-            k=config.k,
-            filter_seen=config.filter_seen,
-            feedback={name: dataset.feedback[name][mine].astype(float).tolist() for name in columns},
-            times=dataset.times[mine].tolist() if seconds else None,
-            profile={name: str(values[user]) for name, values in profiles.items() if values[user] is not None},
-            as_of=config.as_of if seconds else None,
-        )
-        yield key, request
+        yield key, request_of_user(dataset, user, schema, config)
+
+
+def request_of_user(dataset: Dataset, user: int, schema: FeatureSchema, config: EveryoneConfig) -> Request:
+    """What a data set knows of one of its users (by row): whole history, feedback, times and profile."""
+    seconds = dataset.time_kind == "seconds"
+    start, end = int(dataset.offsets[user]), int(dataset.offsets[user + 1])
+    if config.as_of is not None and seconds:
+        end = start + int(np.searchsorted(dataset.times[start:end], config.as_of))
+    columns = schema.columns if all(name in dataset.feedback for name in schema.columns) else ()  # all, or none
+    profile = {}
+    for name in schema.profile_fields:
+        value = dataset.users[name][user].as_py() if name in dataset.users.column_names else None
+        if value is not None:
+            profile[name] = str(value)
+    return Request(
+        history=tuple(map(str, dataset.item_keys[dataset.item_ids[start:end]])),
+        k=config.k,
+        filter_seen=config.filter_seen,
+        feedback={name: dataset.feedback[name][start:end].tolist() for name in columns},
+        times=dataset.times[start:end].tolist(),
+        profile=profile,
+        as_of=config.as_of if seconds else None,
+    )
+
+
+def log_of_run(run: str | Path, data: str | Path, recommender: Recommender) -> Dataset:
+    """The events of a data folder that the run's model reads, as its recipe's [data] reads it."""
+    section = section_of_run(Path(run), "data", "how its data folder is read", "run the recipe again")
+    config = parse_section(DataConfig, section, "[data]")
+    everything, positives = make_views(load_dataset(data, config), config)
+    return (everything if recommender.reads.feedback else positives).dataset
 
 
 def requests_of_store(users: Iterable[str], config: EveryoneConfig) -> Iterator[tuple[str, Request]]:

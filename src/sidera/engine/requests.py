@@ -77,6 +77,10 @@ class RequestReader:
         missing = tuple(key for key, item in zip(request.history, item_ids.tolist(), strict=True) if item < 0)
         return self._readable(request, KnownHistory(item_ids, times, feedback, None), missing)
 
+    def filters_seen(self, request: Request) -> bool:
+        """Whether items of the history are left out of the answer."""
+        return self.catalog.filters_seen if request.filter_seen is None else request.filter_seen
+
     def batch(self, histories: Sequence[ReadHistory]) -> Batch:
         """Histories of one event or more -> a Batch to answer."""
         item_ids = np.concatenate([history.item_ids for history in histories])
@@ -135,6 +139,7 @@ class RequestReader:
             columns = {name: values[places] for name, values in feedback.items()}
             vectors = self.catalog.item_vectors
             tokens = read_whole(schema, vectors, reads.lifelong, item_ids[places], whole.times[places], columns)
+        filters = self.filters_seen(request)
         newest = int(whole.times[-1]) if len(whole.times) else 0
         return ReadHistory(
             item_ids=item_ids[places],
@@ -143,14 +148,14 @@ class RequestReader:
             tokens=tokens,
             profile=request.profile,
             as_of=newest if request.as_of is None else request.as_of,
-            seen_ids=sorted({item for item in item_ids.tolist() if item >= 0}) if request.filter_seen else [],
+            seen_ids=sorted({item for item in item_ids.tolist() if item >= 0}) if filters else [],
             unknown=missing,
             unread=tuple(str(self.catalog.item_keys[item]) for item in late),
             warm=bool(readable.any()),
         )
 
 
-def requests_of(entries: Iterable[Any], k: int, filter_seen: bool) -> list[Request]:
+def requests_of(entries: Iterable[Any], k: int, filter_seen: bool | None) -> list[Request]:
     """Histories of keys, or requests, as requests whose keys are texts; InputError for what is neither."""
     if isinstance(entries, str | bytes):
         raise InputError(

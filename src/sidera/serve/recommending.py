@@ -5,8 +5,8 @@ Requests of all clients meet in the scheduler (``engine/scheduler.py``). A clien
 before a body is read.
 
 What shows a stored user's history is not for every key. With ``as_of`` anybody could bisect the second of a stranger's
-first event; ``filter_seen`` and the names of unknown items tell what the history holds. ``keys.py`` says which scope
-may what.
+first event. The answers with and without ``filter_seen`` differ in items of the history, and so do the names of unknown
+items tell of it. ``keys.py`` says which scope may what.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def question_of(body: RecommendRequest, key: Key) -> Question:
     if body.user is not None:
         if body.as_of is not None and "admin" not in key.scopes:
             raise Refused(403, "as_of for a stored user needs the scope 'admin'; fix: leave it out")
-        if body.filter_seen and not {"write", "admin"} & set(key.scopes):
+        if body.filter_seen is not None and not {"write", "admin"} & set(key.scopes):
             raise Refused(403, "filter_seen for a stored user needs the scope 'write'; fix: leave it out")
     return Question(
         tuple(body.history or ()), k=body.k, filter_seen=body.filter_seen, exclude=tuple(body.exclude),
@@ -131,6 +131,7 @@ def response_of(answer: Recommendation, visit: Visit, with_history: bool) -> dic
         "cold_start": answer.cold_start,
         "unknown": [printable(key) for key in answer.unknown] if with_history else [],
         "unread": answer.unread if with_history else [],
+        "filtered_seen": answer.filtered_seen,
         "unknown_user": answer.unknown_user,
         "policy_version": answer.policy_version,
         "reranker_version": answer.reranker_version or None,

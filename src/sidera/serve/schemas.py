@@ -40,7 +40,11 @@ class RecommendRequest(BaseModel):
         " or all",
     )
     k: int = Field(10, ge=1, le=MAX_K, description="items wanted; at most as many as the catalogue holds come back")
-    filter_seen: bool = Field(False, description="true: items of the history are not answered again")
+    filter_seen: bool | None = Field(
+        None,
+        description="true: items of the history are not answered again; null: they are not where users of the training"
+        " log hardly ever came back to one; `filtered_seen` of the answer says which",
+    )
     exclude: list[str] = Field(
         default_factory=list,
         description="item ids that must not be answered; those that the catalogue does not hold never are",
@@ -73,6 +77,7 @@ class RecommendResponse(BaseModel):
     cold_start: bool = Field(description="true: nothing in the history is known, the most popular items are answered")
     unknown: list[str] = Field(description="ids of the history that the catalogue does not hold")
     unread: list[str] = Field(description="ids of the history that are newer than the model, which has not read them")
+    filtered_seen: bool = Field(description="true: items of the history were left out")
     unknown_user: bool = Field(description="true: the store has no event of this user (before `as_of`)")
     policy_version: str = Field(description="of the weights that answered; changes when others are loaded")
     reranker_version: str | None = Field(description="of the network that ordered the items; null: none did")
