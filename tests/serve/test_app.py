@@ -260,3 +260,14 @@ def test_weights_swapped_under_traffic_sign_what_they_answered(trained_run: Path
         found = [answer.result() for answer in answers]
     for answer in found:
         assert_same(answer["items"], expected[answer["policy_version"]])
+
+
+def test_an_application_can_be_started_twice(recommender: Recommender) -> None:
+    app = create_app(recommender)
+    for _ in range(2):
+        with TestClient(app) as client:
+            assert ask(client, history=HISTORY)["items"]
+            assert client.get("/readyz").status_code == 200
+    assert TestClient(app).get("/readyz").status_code == 503  # it has ended
+    response = TestClient(app).post("/v1/recommend", json={"history": HISTORY})
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")

@@ -54,6 +54,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        served.reopen()
         yield
         await asyncio.to_thread(served.close)
 

@@ -42,6 +42,10 @@ class Asker:
             ticket.cancelled = True
             raise
 
+    def reopen(self) -> None:
+        """The next question begins another scheduler."""
+        self._scheduler = None
+
     def close(self, grace: float) -> None:
         if self._scheduler is not None:
             self._scheduler.close(grace)

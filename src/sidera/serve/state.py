@@ -25,10 +25,17 @@ class Served:
     metrics: Metrics = field(default_factory=Metrics)
     stopping: bool = False  # SIGTERM came: readyz says so
     num_writing: int = 0  # event calls that wait for the disk
-    writers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WRITERS, "writer"))
 
     def __post_init__(self) -> None:
         self.asker = Asker(self.recommender, self.config.scheduler)
+        self.writers = ThreadPoolExecutor(WRITERS, "writer")
+
+    def reopen(self) -> None:
+        """Begin again after :meth:`close`, as an application does that is started twice."""
+        if self.stopping:
+            self.stopping = False
+            self.asker.reopen()
+            self.writers = ThreadPoolExecutor(WRITERS, "writer")
 
     def close(self) -> None:
         """Everything that was taken is answered when this returns, within the grace time."""
