@@ -1,4 +1,4 @@
-"""Whatever the API's own description allows, and much that it does not: never a 5xx that it does not name, never another
+"""Whatever the API's description allows, and much that it does not: never a 5xx that it does not name, never another
 shape than it says.
 
 More cases: ``SIDERA_FUZZ=1000 python -m pytest tests/serve/test_fuzz.py``, so many for each route.

@@ -25,7 +25,7 @@ from starlette.routing import Route
 
 from sidera import __version__
 from sidera.engine.recommender import Recommender
-from sidera.serve import events, health, recommending
+from sidera.serve import docs, events, health, recommending
 from sidera.serve.config import HttpConfig
 from sidera.serve.door import Door
 from sidera.serve.errors import RESPONSES, add_error_handlers
@@ -36,6 +36,7 @@ ROUTERS: tuple[tuple[Callable[[Served], APIRouter], str | None], ...] = (
     (recommending.router, "read"),
     (events.router, "write"),
     (health.router, None),
+    (docs.router, None),
 )
 
 
@@ -60,7 +61,7 @@ def create_app(
 
     app = FastAPI(
         title="sidera", version=__version__, description="Generative recommendation: histories in, items out.",
-        lifespan=lifespan,
+        lifespan=lifespan, docs_url=None, redoc_url=None,
     )  # fmt: skip
     add_error_handlers(app)
     scopes = Scopes()
