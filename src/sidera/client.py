@@ -5,7 +5,7 @@
         client.send_events("ann", ["cup-3"], [1_700_000_000], {"click": [1]}, request=answer.request, slots=[0])
 
 Any number of threads may use one client; each has a connection of its own. A server that has too much to do says when
-to come again, and the client does, a few times: asking again costs nothing, and events that were kept are not kept twice.
+to come again, and the client does, a few times. Asking again costs nothing, and events are not kept twice.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sidera.serve.errors import Refused
@@ -50,6 +51,8 @@ class Door:
             await self.app(scope, visit.receive, visit.send)
         except Refused as refusal:
             await refusal.response(scope, receive, visit.send)
+        except ClientDisconnect:  # in the middle of its body: nobody waits for an answer
+            pass
         except asyncio.CancelledError:  # the grace time is over
             if visit.status:
                 raise

@@ -37,9 +37,10 @@ else:
 
 
 class Protocol(Base):
-    """One connection. ``served`` is set by :func:`protocol_for`."""
+    """One connection. What all share is set by :func:`protocol_for`."""
 
     served: Served
+    idle: dict[Protocol, None]  # connections without a complete request, the longest idle first
 
     def connection_made(self, transport: Any) -> None:
         self.since = time.monotonic()  # of what it is waited for: the end of a header, of a body, the next request
@@ -50,6 +51,7 @@ class Protocol(Base):
             transport.close()
             return
         self.lingering = False
+        self.idle[self] = None
         with contextlib.suppress(AttributeError):  # of httptools: bytes behind the last request are an error
             self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
         super().connection_made(transport)
@@ -57,6 +59,7 @@ class Protocol(Base):
     def connection_lost(self, exc: Exception | None) -> None:
         if self.transport is None:  # it was refused
             return
+        self.idle.pop(self, None)
         self._left()
         super().connection_lost(exc)
 
@@ -69,6 +72,7 @@ class Protocol(Base):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
+        self.idle.pop(self, None)
         self.scope["linger"] = self._linger
 
     def on_message_complete(self) -> None:
@@ -78,6 +82,7 @@ class Protocol(Base):
 
     def on_response_complete(self) -> None:
         self.speaking, self.since = self.lingering or bool(getattr(self, "pipeline", ())), time.monotonic()
+        self.idle[self] = None
         super().on_response_complete()
 
     def _linger(self) -> None:
@@ -127,18 +132,19 @@ class Protocol(Base):
             self.cycle.message_event.set()
 
     def _make_room(self) -> bool:
-        idle = min((one for one in self.connections if not one.busy), key=lambda one: one.since, default=None)
-        if idle is None:
+        oldest = next((one for one in self.idle if not one.busy), None)
+        if oldest is None:
             return False
         self.served.metrics.cut_one("made room")
-        self.connections.discard(idle)
-        idle.transport.close()
+        del self.idle[oldest]
+        self.connections.discard(oldest)
+        oldest.transport.close()
         return True
 
 
 def protocol_for(served: Served) -> type[Protocol]:
     """The class that uvicorn makes connections of."""
-    return type("ServedProtocol", (Protocol,), {"served": served})
+    return type("ServedProtocol", (Protocol,), {"served": served, "idle": {}})
 
 
 async def sweep(connections: set[Protocol]) -> None:
