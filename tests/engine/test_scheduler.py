@@ -165,6 +165,14 @@ def test_a_batch_takes_no_longer_than_it_should() -> None:
     desk.end(), slow.end()
 
 
+def test_a_long_history_costs_what_its_events_cost(desk: Desk) -> None:
+    request = Request(("a",) * 200_000)
+    assert desk.scheduler.rows_of(request) == 50  # nothing is known of costs yet
+    for rows in (10, 100):
+        desk.scheduler.cost.saw(rows, 0.001 * rows)
+    assert desk.scheduler.rows_of(request) == pytest.approx(50 + 100, abs=1)  # 0.1 s, at a millisecond a row
+
+
 @pytest.mark.parametrize("generates", [True, False])
 def test_beams_narrow_under_load_in_declared_steps(generates: bool) -> None:
     desk = Desk(SchedulerConfig(deadline_ms=200, beam_steps=(1.0, 0.5, 0.25), max_rows=5000), generates)

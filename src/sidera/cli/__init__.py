@@ -13,7 +13,19 @@ import sys
 from collections.abc import Sequence
 
 from sidera import console
-from sidera.cli import answering, completion, keys, load, logs, reference, reporting, serving, training, world
+from sidera.cli import (
+    answering,
+    completion,
+    keys,
+    load,
+    logs,
+    loop,
+    reference,
+    reporting,
+    serving,
+    training,
+    world,
+)  # fmt: skip
 from sidera.cli.parsing import Parser
 from sidera.cli.versions import ShowVersion
 from sidera.core import InputError
@@ -81,6 +93,9 @@ def build_parser() -> argparse.ArgumentParser:
     answering.add_questions(verbs)
     serving.add_serve(verbs)
     serving.add_api_keys(verbs)
+    loop.add_export(verbs)
+    loop.add_refresh(verbs)
+    loop.add_versions(verbs)
     load.add_load(verbs)
     world.add_simulate(verbs)
     world.add_ab(verbs)

@@ -23,7 +23,7 @@ BEAM_STEPS = (1.0, 0.5, 0.25)  # of --adapt-beam
 
 def serve_verb(arguments: Arguments) -> None:
     """Answer over HTTP until interrupted."""
-    from sidera.engine.recommender import Recommender
+    from sidera.engine.live import LiveRun
     from sidera.engine.scheduler import SchedulerConfig
     from sidera.engine.serving import ServeConfig
     from sidera.serve.config import HttpConfig
@@ -43,7 +43,10 @@ def serve_verb(arguments: Arguments) -> None:
     )  # fmt: skip
     keys = _keys_for(arguments)
     check_port(arguments.host, arguments.port)
-    with _stopped_by_signals(), Recommender.load(arguments.run, device=arguments.device, serve=parts) as recommender:
+    with _stopped_by_signals(), LiveRun.open(arguments.run, arguments.device, parts) as live:
+        recommender = live.recommender
+        if arguments.watch:
+            live.watch(arguments.watch)
         if recommender.behaviour is not None:
             console.say(f"store: {arguments.store}, {recommender.behaviour.store.num_users:,} users")
         if not arguments.threads:
@@ -143,6 +146,9 @@ def add_serve(verbs: Verbs) -> None:
         "--rerank-from", choices=("sample", "beam"), default="sample", help="candidates are drawn, or the search's best"
     )
     parser.add_argument("--cold-share", type=float, default=0.0, help="share of slots for items that no log showed")
+    parser.add_argument(
+        "--watch", type=float, default=0.0, metavar="SECONDS", help="follow the run's current version; 0: when asked"
+    )
     parser.add_argument("--keys", metavar="FILE", help="who may ask (see api-keys); needed beyond this machine")
     parser.add_argument("--no-keys", action="store_true", help="everybody who reaches the address may do everything")
     parser.add_argument(

@@ -23,6 +23,7 @@ import torch
 
 from sidera.core import InputError, Recommendation, Request
 from sidera.engine.exposures import ExposureWriter, exposure_columns
+from sidera.engine.filters import filter_table
 from sidera.engine.histories import Behaviour
 from sidera.engine.pipeline import Candidates, Pipeline, Query
 from sidera.engine.requests import ReadHistory, RequestReader
@@ -39,6 +40,7 @@ class _Asked:
     request: Request
     history: ReadHistory
     left_out: list[int]
+    eligible: int | None = None  # items that pass its filter
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ class Answerer:
             )
         excluded = catalog.find_ids(request.exclude).tolist() if request.exclude else []
         left_out = [item for item in excluded if item >= 0]  # what the catalogue does not hold is not answered anyway
-        return _Asked(request, history, left_out + history.seen_ids)
+        eligible = None if request.filter is None else filter_table(catalog).num_eligible(request.filter)
+        return _Asked(request, history, left_out + history.seen_ids, eligible)
 
     def _ranked(self, all_asked: Mapping[int, _Asked], places: Sequence[int]) -> dict[int, _Row]:
         """A group of requests through the pipeline; -> by place of the request."""
@@ -120,7 +123,9 @@ class Answerer:
         k = min(max(one.request.k for one in asked), snapshot.catalog.num_items)
         logged = any(self._is_logged(one) for one in asked)
         left_out = Jagged.of([one.left_out for one in asked]).to(snapshot.device)
-        found = self.pipeline(Query(snapshot, batch, k, (left_out.values, left_out.offsets), log_probs=logged))
+        filters = [one.request.filter for one in asked]
+        excluded = left_out.values, left_out.offsets
+        found = self.pipeline(Query(snapshot, batch, k, excluded, log_probs=logged, filters=filters))
         beam = self.pipeline.width(asked[0].request.k) if snapshot.generates else 0
         rows: dict[int, _Row] = {}
         for number, (ids, scores) in enumerate(zip(found.item_ids.tolist(), found.scores.tolist(), strict=True)):
@@ -129,7 +134,9 @@ class Answerer:
         return rows
 
     def _by_popularity(self, asked: _Asked) -> _Row:
-        ids = self.snapshot.most_popular(asked.request.k, set(asked.left_out))
+        given, catalog = asked.request.filter, self.snapshot.catalog
+        allowed = None if given is None else filter_table(catalog).item_mask(given)
+        ids = self.snapshot.most_popular(asked.request.k, set(asked.left_out), allowed)
         return _Row(ids, [float(self.snapshot.catalog.popularity[item]) for item in ids])
 
     def _is_logged(self, asked: _Asked) -> bool:
@@ -183,6 +190,7 @@ class Answerer:
             filtered_seen=self.reader.filters_seen(asked.request),
             request=name,
             beam=row.beam,
+            eligible=asked.eligible,
         )
 
 

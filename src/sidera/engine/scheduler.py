@@ -33,7 +33,7 @@ from sidera.engine.recommender import Recommender
 TRIAL_SIZES = (1, 4, 16)  # requests of a batch
 TRIAL_EVENTS = 50  # of a history
 PRIORITIES = ("high", "normal", "low")
-EVENTS_PER_ROW = 64  # events of a history that a request brings cost about as much as one row of the search
+EVENT_SECONDS = 5e-7  # to look up an event of a history that a request brings: it tells in long ones
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,8 @@ class Scheduler:
         """What a request costs, in rows of the search; a scorer's request is one row."""
         recommender = self.recommender
         width = recommender.pipeline.width(request.k) if recommender.snapshot.generates else 1
-        return width + len(request.history) // EVENTS_PER_ROW
+        events = len(request.history) * EVENT_SECONDS / self.cost.each if self.cost.each else 0.0
+        return width + int(events)
 
     def wait_for(self, rows: int, priority: int = 1) -> float:
         """Seconds until an answer that costs ``rows`` would be there, if it came now."""

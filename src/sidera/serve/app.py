@@ -25,16 +25,18 @@ from starlette.routing import Route
 
 from sidera import __version__
 from sidera.engine.recommender import Recommender
-from sidera.serve import docs, events, health, recommending
+from sidera.serve import docs, events, health, items, recommending, versions
 from sidera.serve.config import HttpConfig
 from sidera.serve.door import Door
-from sidera.serve.errors import RESPONSES, add_error_handlers
+from sidera.serve.errors import add_error_handlers, responses_of
 from sidera.serve.keys import KeyFile
 from sidera.serve.state import Served
 
 ROUTERS: tuple[tuple[Callable[[Served], APIRouter], str | None], ...] = (
     (recommending.router, "read"),
     (events.router, "write"),
+    (items.router, "admin"),
+    (versions.router, "admin"),
     (health.router, None),
     (docs.router, None),
 )
@@ -68,7 +70,7 @@ def create_app(
     for make, scope in ROUTERS:
         routes = make(served)
         scopes.add(routes, scope)
-        app.include_router(routes, responses={} if scope is None else RESPONSES)
+        app.include_router(routes, responses=responses_of(scope))
     checks = dict.fromkeys(("/v1/recommend", "/v1/recommend/batch"), recommending.admission(served))
     app.add_middleware(Door, served=served, scopes=scopes, admit=checks, log=log)
     return app

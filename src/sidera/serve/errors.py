@@ -29,9 +29,13 @@ TEXTS = {
     429: "the key is used too often; Retry-After says when",
     503: "more than can be answered in time, or the disk takes nothing; Retry-After says when",
 }
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": text} for status, text in TEXTS.items()
-}
+ADMIN_TEXTS = {400: "the body is no JSON", 409: "it contradicts what is served; nothing was changed"}
+
+
+def responses_of(scope: str | None) -> dict[int | str, dict[str, Any]]:
+    """What the routes of a scope may answer beside 200, for the description of the API."""
+    texts = {} if scope is None else TEXTS | ADMIN_TEXTS if scope == "admin" else TEXTS
+    return {status: {"model": Problem, "description": text} for status, text in texts.items()}
 
 
 def problem(status: int, text: str) -> JSONResponse:
@@ -58,7 +62,7 @@ def printable(key: str) -> str:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """InputError from any route, and a body that does not fit its schema, are 422 in one line."""
+    """InputError from any route, and a body that does not fit its schema, are 422; a disk that takes nothing is 503."""
 
     @app.exception_handler(InputError)
     async def bad_input(request: Request, error: InputError) -> Response:
@@ -69,6 +73,10 @@ def add_error_handlers(app: FastAPI) -> None:
         if isinstance(error, Left):  # nobody reads it; the status is for the counts
             return Response(status_code=499)
         return Refused(503, error.problem, error.retry_after).response
+
+    @app.exception_handler(OSError)
+    async def no_disk(request: Request, error: OSError) -> Response:
+        return problem(503, f"the disk does not take what must be written: {error.strerror or error}; send again")
 
     @app.exception_handler(RequestValidationError)
     async def bad_body(request: Request, error: RequestValidationError) -> Response:

@@ -48,7 +48,7 @@ def _keep(recommender: Recommender, body: EventsRequest) -> dict[str, Any]:
         raise Refused(503, f"the disk does not take the events: {why}; nothing was kept", 1) from error
     if outcomes and recommender.exposures is not None:
         try:
-            recommender.exposures.follow(outcomes)
+            recommender.follow(outcomes)
         except OSError as error:
             why = error.strerror or error
             text = f"the disk does not take the exposure log: {why}; the events were kept, send again"

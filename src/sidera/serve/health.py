@@ -32,12 +32,7 @@ def router(served: Served) -> APIRouter:
             "codebook_id": catalog.codebook_id,
             "items_version": catalog.items_version,
             "users": None if recommender.behaviour is None else recommender.behaviour.store.num_users,
-            "exposures": None
-            if recommender.exposures is None
-            else {
-                "waiting": recommender.exposures.num_waiting,
-                "problem": recommender.exposures.problem,
-            },
+            "exposures": None if recommender.exposures is None else {"problem": recommender.exposures.problem},
             "uptime_seconds": round(time.time() - served.metrics.started, 1),
         }
 
@@ -73,8 +68,6 @@ def _of_the_engine(served: Served) -> Iterator[str]:
     for name, text, number in (
         ("sidera_engine_waiting", "requests in the queue", scheduler.num_waiting),
         ("sidera_events_waiting", "event calls that wait for the disk", served.num_writing),
-        ("sidera_exposures_waiting", "rows of the exposure log that are not on the disk yet",
-         0 if exposures is None else exposures.num_waiting),
         ("sidera_exposures_failing", "1: the last write of the exposure log failed",
          0 if exposures is None or not exposures.problem else 1),
         ("sidera_items_version", "of the catalogue that answers", recommender.catalog.items_version),

@@ -19,18 +19,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.types import Scope
 
-from sidera.core import InputError, Recommendation
+from sidera.core import Filter, InputError, Recommendation
 from sidera.core import Request as Question
 from sidera.engine.scheduler import PRIORITIES, Overloaded
 from sidera.serve.bodies import BodyRoute
 from sidera.serve.errors import Refused, printable
 from sidera.serve.keys import Key
-from sidera.serve.schemas import (
-    BatchRequest,
-    BatchResponse,
-    RecommendRequest,
-    RecommendResponse,
-)
+from sidera.serve.schemas import BatchRequest, BatchResponse, RecommendRequest, RecommendResponse
 from sidera.serve.state import Served
 from sidera.serve.visit import Visit, visit_of
 
@@ -113,7 +108,7 @@ def question_of(body: RecommendRequest, key: Key) -> Question:
     return Question(
         tuple(body.history or ()), k=body.k, filter_seen=body.filter_seen, exclude=tuple(body.exclude),
         feedback=body.feedback, times=body.times, profile=body.profile, as_of=body.as_of, user=body.user,
-        refuse_unknown=body.unknown == "refuse",
+        refuse_unknown=body.unknown == "refuse", filter=None if body.filter is None else Filter.of(body.filter),
     )  # fmt: skip
 
 
@@ -134,10 +129,12 @@ def response_of(answer: Recommendation, visit: Visit, with_history: bool) -> dic
         "filtered_seen": answer.filtered_seen,
         "unknown_user": answer.unknown_user,
         "policy_version": answer.policy_version,
+        "shadow_version": answer.shadow_version or None,
         "reranker_version": answer.reranker_version or None,
         "codebook_id": answer.codebook_id,
         "items_version": answer.items_version,
         "request": answer.request or None,
+        "eligible": answer.eligible,
         "beam": answer.beam or None,
         "milliseconds": round(1000 * (time.monotonic() - visit.begun), 3),
     }
