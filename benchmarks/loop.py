@@ -101,7 +101,9 @@ class Loop:
         first = min(min(mine["time"]) for mine in played.values())
         behaviour = self.live.recommender.behaviour
         for user, mine in played.items():
-            feedback = {name: [float(v) for v in values] for name, values in mine.items() if name not in ("time", "item")}
+            feedback = {
+                name: [float(v) for v in values] for name, values in mine.items() if name not in ("time", "item")
+            }
             behaviour.keep(user, mine["item"], mine["time"], feedback)
         exported, _ = self.live.export(f"day-{self.day}", since=first)
         append_log(self.data, Dataset.load(exported), exported=True)
@@ -217,7 +219,9 @@ def main() -> None:
     loop.probe = probe(world, 300 if options.quick else 2 * users, LOG_DAYS + days)
     others = prepare(world, np.flatnonzero(held_out), LOG_DAYS)
     run_policy(world, LoggerPolicy(), others, days, on_exposures=loop.keep)
-    outcomes = {"frozen": run_policy(world, RecommenderPolicy(_opened(folder / "run"), world), audience, days, timeout=600)}
+    outcomes = {
+        "frozen": run_policy(world, RecommenderPolicy(_opened(folder / "run"), world), audience, days, timeout=600)
+    }
     outcomes["refreshed"] = run_policy(world, loop, audience, days, timeout=7200, on_exposures=loop.follow)
     loop.close_day()
     loop.live.close()
