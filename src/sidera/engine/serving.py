@@ -95,7 +95,7 @@ def open_parts(run: Path, config: ServeConfig, snapshot: Snapshot) -> Parts:
         behaviour = writer = None
         if config.store:
             behaviour = opened.enter_context(open_behaviour(config.store, catalog))
-            if config.fill and not behaviour.store.num_users:
+            if config.fill and behaviour.unfilled:
                 why, fix = "how its data folder is read", "run the recipe again, or send the events"
                 section = section_of_run(run, "data", why, fix)
                 behaviour.fill(load_dataset(config.fill, parse_section(DataConfig, section, "[data]")))
