@@ -10,9 +10,9 @@ version or keeps the old one. A model from scratch is trained on the very same f
 
 What a model showed favours it. So a fifth of the people is held out, and the app's old policy serves them on: their
 events are in the log too, and the gate compares models on them alone. NDCG@10 here is of the long views of other people
-whom the old policy serves, and of whom nothing is in the log, on the day after the newest that a model learned. Legality counts every slot of every answer. Utility is the
-world's own, paired by user. CPU is that of the whole process: `refresh` with its gate, catalogue and files; `train`
-with its catalogue.
+whom the old policy serves, and of whom nothing is in the log, on the day after the newest that a model learned.
+Legality counts every slot of every answer. Utility is the world's own, paired by user. CPU is that of the whole
+process: `refresh` with its gate, catalogue and files; `train` with its catalogue.
 """
 
 from __future__ import annotations
@@ -49,11 +49,12 @@ class Loop:
         from sidera.lab.recommender_policy import RecommenderPolicy
 
         self.data, self.folder, self.world, self.recipe, self.settings = data, folder, world, recipe, settings
-        self.live = LiveRun.open(run, serve=ServeConfig(store=folder / "store", exposures=folder / "log"))
+        self.live: Any = LiveRun.open(run, serve=ServeConfig(store=folder / "store", exposures=folder / "log"))
         self.frozen = _opened(run)
         policy = RecommenderPolicy(self.live.recommender, world, log_probs=True)
-        self.policy = LoggedPolicy(policy, world, self.live.recommender.exposures)
-        self.day: int | None = None
+        writer: Any = self.live.recommender.exposures
+        self.policy = LoggedPolicy(policy, world, writer)
+        self.day: int = -1
         self.waiting: dict[int, dict[str, dict[str, list[Any]]]] = {}  # day -> user -> columns
         self.models: dict[str, Any] = {}  # trained on all that came before this day
         self.nights: list[dict[str, Any]] = []
@@ -61,7 +62,7 @@ class Loop:
 
     def __call__(self, requests: Any) -> Any:
         day = _day(requests.as_of)
-        if self.day is not None and day != self.day:
+        if self.day >= 0 and day != self.day:
             self.close_day()
         self.day = day
         return self.policy(requests)
@@ -138,7 +139,7 @@ class Loop:
         found: dict[str, float] = {}
         for name, one in {"frozen": self.frozen, **self.models}.items():
             dataset = in_order(self.probe, one.catalog.item_keys.tolist())
-            part = new_part(dataset, one.catalog.schema, first, reads_all=one.reads.feedback, gate_share=0.5)
+            part: Any = new_part(dataset, one.catalog.schema, first, reads_all=one.reads.feedback, gate_share=0.5)
             view = replace(part, cut=first, end=first + DAY).view(first)
             found[name] = round(float(answers_of(one, view.dataset, view.split.valid, filter_seen=True)[0].mean()), 5)
             found["rows"] = len(view.split.valid)
@@ -207,7 +208,8 @@ def main() -> None:
     overrides = [*SPLIT, f"fit.seed={SEED}", *(QUICK if options.quick else ())]
     recipe = Recipe.read(ROOT / "recipes" / options.recipe, overrides)
     given = dict(entry.split("=", 1) for entry in options.refresh)
-    settings = RefreshConfig(**{name: int(v) if name == "epochs" else float(v) for name, v in given.items()})
+    chosen: dict[str, Any] = {name: int(v) if name == "epochs" else float(v) for name, v in given.items()}
+    settings = RefreshConfig(**chosen)
     data = Path(shutil.copytree(log, folder / "data"))
     begun = time.process_time()
     train(recipe, data, folder / "run", say=lambda _: None)
@@ -247,7 +249,7 @@ def main() -> None:
     context = {
         "seed": SEED, "users": users, "log_days": LOG_DAYS, "days": days, "recipe": options.recipe,
         "overrides": overrides, "ndcg@10": {name: round(mean, 5) for name, mean in means.items()},
-        "cpu_seconds": {"refresh": round(refresh_cpu, 1), "scratch": round(scratch_cpu, 1), "first": round(first_cpu, 1)},
+        "cpu_seconds": {"refresh": round(refresh_cpu), "scratch": round(scratch_cpu), "first": round(first_cpu)},
         "utility": "relative difference and half of its 95 % interval, paired by user",
     }  # fmt: skip
     finish("loop", value, bar, passed, context, options.quick, {"nights": loop.nights})

@@ -46,7 +46,7 @@ def call(connection: http.client.HTTPConnection, method: str, path: str, body: A
 
 def ask(host: str, port: int, number: int, users: list[str], stop: Any, out: Any) -> None:
     """One client: asks, reads, thinks. Sends back (begun, ended, status, versions, items) of every answer."""
-    rng, seen = random.Random(number), []
+    rng, seen = random.Random(number), list[Any]()
     connection = http.client.HTTPConnection(host, port, timeout=60)
     while not stop.is_set():
         body = {"user": rng.choice(users), "k": 10}
@@ -114,7 +114,7 @@ def change(address: Any, keys: list[str], changes: int, removed: list[Any], bad:
         renamed = [{"item": key, "title": f"called {done}"} for key in some[: MESSAGE // 5] if key not in gone]
         leaving = [key for key in some[MESSAGE // 5 :] if key not in gone][: 2 * MESSAGE // 5]
         back = [gone.pop() for _ in range(min(len(gone), MESSAGE // 5 + (len(gone) > 2000) * MESSAGE))]
-        body = {"items": [*added, *renamed, *({"item": key} for key in back)], "removed": leaving}
+        body: dict[str, list[Any]] = {"items": [*added, *renamed, *({"item": key} for key in back)], "removed": leaving}
         status, answer = call(connection, "POST", "/v1/items", body)
         if status != 200:
             bad.append((status, answer))
@@ -195,7 +195,8 @@ def report(
             past = [is_gone for version, is_gone in at.get(key, ()) if version <= (row[5] or 0)]
             if past and past[-1]:
                 wrong.append((key, row[5]))
-    inside, outside = [], []
+    inside: list[float] = []
+    outside: list[float] = []
     for begun, ended, status, *_ in seen:
         if status == 200:
             overlaps = any(begun < end and ended > start for start, end in during)

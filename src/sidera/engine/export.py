@@ -25,10 +25,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sidera.bounds import read_json
 from sidera.core import ArtifactError, InputError
 from sidera.data.features import LONG_VIEW
 from sidera.data.writer import dataset_writer
+from sidera.engine.histories import SCHEMA
 from sidera.store.exposures import HEADER, ExposureLog, together
 from sidera.store.history_store import HistoryStore
 
@@ -73,7 +73,7 @@ def export_events(
 ) -> Exported:  # fmt: skip
     """Write the data folder ``out``; an older one stands until it is whole.
 
-    ``columns`` and ``labels``: of the store's events (``schema.json`` beside it). ``exposures``: of
+    ``columns`` and ``labels``: of the store's events (:func:`store_columns`). ``exposures``: of
     :meth:`ExposureLog.read`. InputError when no event is in the range.
     """
     keys = store.item_keys()
@@ -114,18 +114,13 @@ def export_events(
     return done
 
 
-def store_columns(folder: str | Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(columns, labels) of the events in a store's folder; ArtifactError when nothing says them."""
-    from sidera.engine.histories import SCHEMA_FILE
-
-    file = Path(folder) / SCHEMA_FILE
-    try:
-        record = read_json(file)
-        return tuple(map(str, record["columns"])), tuple(map(str, record["labels"]))
-    except FileNotFoundError:
-        raise ArtifactError(f"no store at {str(folder)!r}", fix="give the folder of `sidera serve --store`") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{file} is damaged", fix="restore it from a backup") from None
+def store_columns(store: HistoryStore) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(columns, labels) of the events of a store; InputError for one that no catalogue has opened yet."""
+    settled = store.settled(SCHEMA)
+    if settled is None:
+        raise InputError("the store holds no events", fix="give the store of `sidera serve --store`")
+    record = json.loads(settled)
+    return tuple(record["columns"]), tuple(record["labels"])
 
 
 def read_exposures(folder: str | Path) -> pa.Table:

@@ -1,9 +1,13 @@
 """The gate: whether a refreshed model may take the place of the one that answers.
 
 Both answer the same rows of the newest part of the log, which neither has learned: those that the old model had no hand
-in, where the log says which (``data.newest.neutral_rows``). Measured are quality (NDCG@10 of both, paired by user; it
-speaks against the new model where it is clearly worse, and by more than is allowed), legality (every answer an item that is there, each once, as many as asked for), drift (how many
-items of the old lists are in the new ones) and size on the disk.
+in, where the log says which (``data.newest.neutral_rows``). Measured are
+
+* quality: NDCG@10 of both, paired by user. It speaks against the new model where it is clearly worse, and by more than
+  is allowed;
+* legality: every answer is an item that is there, once, and as many as asked for;
+* drift: how many items of the old lists are in the new ones;
+* size on the disk.
 """
 
 from __future__ import annotations
@@ -54,10 +58,11 @@ class Verdict:
 
     def line(self) -> str:
         mean, low, high = self.difference
+        whose = "" if self.neutral else " of what the old one showed"
         return (
             f"NDCG@{K} {self.ndcg_new:.4f}, before {self.ndcg_old:.4f} ({mean:+.4f}, 95 % {low:+.4f} to {high:+.4f},"
-            f" {self.rows:,} rows{'' if self.neutral else ' of what the old one showed'}); legality {self.legality:.4f}; {100 * self.overlap:.0f} % of the old answers stay;"
-            f" {self.growth:.2f} x the size"
+            f" {self.rows:,} rows{whose}); legality {self.legality:.4f};"
+            f" {100 * self.overlap:.0f} % of the old answers stay; {self.growth:.2f} x the size"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -101,7 +106,9 @@ def size_of(*folders: Path) -> int:
     return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
 
 
-def answers_of(one: Recommender, dataset: Dataset, rows: EvalRows, *, filter_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+def answers_of(
+    one: Recommender, dataset: Dataset, rows: EvalRows, *, filter_seen: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """(R,) NDCG@10 and (R, 10) lists."""
     ranks, lists = TargetRanks.empty(len(rows), K), np.full((len(rows), K), -1, np.int64)
     for index, batch in questions(one, dataset, rows, 256):
