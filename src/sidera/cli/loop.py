@@ -6,21 +6,17 @@ from typing import Any
 
 from sidera import console
 from sidera.cli.parsing import Arguments, Verbs, add_threads_flag, add_verb
-from sidera.core import InputError
 
 
 def export_verb(arguments: Arguments) -> dict[str, Any]:
     """Store and exposure log to a data folder."""
     from dataclasses import asdict
-    from pathlib import Path
 
     from sidera.engine.export import export_events, read_exposures, store_columns
     from sidera.store.embedded import EmbeddedStore
 
-    if not Path(arguments.store).is_dir():
-        raise InputError(f"no store at {arguments.store!r}", fix="give the folder of `sidera serve --store`")
     exposures = None if arguments.exposures is None else read_exposures(arguments.exposures)
-    with EmbeddedStore(arguments.store) as store:
+    with EmbeddedStore(arguments.store, must_exist=True) as store:
         columns, labels = store_columns(store)
         done = export_events(
             store, columns, labels, arguments.out, exposures=exposures, since=arguments.since, until=arguments.until
