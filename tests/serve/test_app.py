@@ -124,7 +124,8 @@ def test_the_api_describes_itself(client: TestClient) -> None:
     body = schema["components"]["schemas"]["EventsRequest"]["properties"]
     assert set(body) == {"user", "items", "times", "feedback", "unknown", "request", "slots"}
     assert all("description" in field for field in body.values())
-    assert {"/v1/recommend", "/v1/events", "/healthz"} == set(schema["paths"])
+    admin = {f"/v1/admin/{name}" for name in ("versions", "swap", "trial", "export")}
+    assert {"/v1/recommend", "/v1/events", "/v1/items", "/healthz"} | admin == set(schema["paths"])
 
 
 @pytest.mark.parametrize(
