@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 class InputError(ValueError):
@@ -44,9 +45,10 @@ class Request:
     k: int = 10  # items wanted
     filter_seen: bool = False  # True: items of the history are not answered again
     exclude: tuple[str, ...] = ()  # item keys that must not be answered; unknown ones never are
-    feedback: Mapping[str, Sequence[float]] = field(default_factory=dict)  # column -> one number per event of history
+    feedback: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    # column, or feature of events -> one value per event of history; numbers, and of features what they hold
     times: Sequence[int] | None = None  # unix seconds of each event
-    profile: Mapping[str, str] = field(default_factory=dict)  # what is known of the user: region, device, ...
+    profile: Mapping[str, Any] = field(default_factory=dict)  # features of the user and of this request -> value
     as_of: int | None = None  # unix seconds; None: the moment of the newest event
     user: str | None = None  # key of a user whose history is in the behaviour store: events before ``as_of``, or all
 
@@ -68,3 +70,4 @@ class Recommendation:
     unknown_user: bool = False  # the request named a user of whom the behaviour store knows nothing (as of then)
     request: str = ""  # names this answer in the exposure log; "": not logged
     unread: tuple[str, ...] = ()  # keys of the history that came after the training: the model has no row for them
+    unseen: tuple[str, ...] = ()  # "feature=value" of the request that training never saw: read as unknown

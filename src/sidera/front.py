@@ -27,6 +27,7 @@ from sidera.config import SECTIONS, closest, load_recipe
 from sidera.core import InputError, Request
 from sidera.data.config import View, load_dataset, make_views
 from sidera.data.dataset import Dataset
+from sidera.data.feature_fitting import values_of
 from sidera.engine.recommender import Recommender
 from sidera.engine.requests import keys_of_items, requests_of
 from sidera.eval.evaluation import Evaluation
@@ -127,14 +128,14 @@ class Run:
             fix = "ask with a history of items: run.recommend([[...]])"
             raise InputError(f"the data knows no user {user!r}{closest(user, self._rows)}", fix=fix)
         mine = slice(int(dataset.offsets[row]), int(dataset.offsets[row + 1]))
-        schema, feedback, profile = self.recommender.catalog.schema, {}, {}
+        schema = self.recommender.catalog.schema
+        feedback: dict[str, list[Any]] = {}
+        profile: dict[str, Any] = {}
         if self.recommender.reads.feedback:
             feedback = {name: dataset.feedback[name][mine].tolist() for name in schema.columns}
-            profile = {
-                name: str(value)
-                for name in schema.profile_fields
-                if name in dataset.users.column_names and (value := dataset.users[name][row].as_py()) is not None
-            }
+            feedback |= {each.name: values_of(dataset, each, mine) for each in schema.owned("event")}
+            profile = {each.name: values_of(dataset, each, slice(row, row + 1))[0] for each in schema.owned("user")}
+            profile |= {each.name: None for each in schema.owned("request")}  # nobody asked yet: unknown
         return Request(
             history=tuple(str(dataset.item_keys[item]) for item in dataset.item_ids[mine]),
             k=k,

@@ -1,4 +1,5 @@
-"""A Catalog as an artifact folder: codes.safetensors (codes, quantizer), items.parquet, report.json, schema.json."""
+"""A Catalog as an artifact folder: codes.safetensors (codes, quantizer), items.parquet, features.safetensors,
+report.json, schema.json."""
 
 from __future__ import annotations
 
@@ -13,15 +14,16 @@ import torch
 from safetensors.torch import save_file
 
 from sidera.artifacts import Manifest, write_text, writing
+from sidera.bounds import shown
 from sidera.catalog.quantizers import NO_CODES, Quantizer, name_of, quantizer_class
+from sidera.data.feature import COUNTED
 from sidera.data.features import FeatureSchema
 from sidera.loading import Opened, open_artifact
 from sidera.ops.columns import Column, Marks, Texts
 
 KIND = "catalog"
 PREFIX = "quantizer."  # tensors of codes.safetensors
-NUMBERS = "numbers.safetensors"
-CATEGORY = "category:"  # columns of items.parquet
+FEATURES = "features.safetensors"
 COLUMNS = {"key": pa.string(), "title": pa.string(), "popularity": pa.int64(), "removed": pa.bool_()}
 COLLISIONS = ("extra_digit", "greedy", "share", NO_CODES)
 MAX_LEVELS = 64
@@ -45,7 +47,6 @@ def save(
             "title": catalog.titles.arrow().cast(pa.string()),
             "popularity": pa.array(np.asarray(catalog.popularity), pa.int64()),
             "removed": pa.array(np.asarray(catalog.removed), pa.bool_()),
-            **{CATEGORY + name: pa.array(np.asarray(rows), pa.int64()) for name, rows in catalog.categories.items()},
         }
     )
     with writing(path, Manifest(KIND, artifact_digest, parents, recipe, info)) as folder:
@@ -54,8 +55,9 @@ def save(
         save_file(
             {"codes": codes, **{PREFIX + name: part for name, part in state.items()}}, folder / "codes.safetensors"
         )
-        if catalog.numbers is not None:
-            save_file({"numbers": torch.from_numpy(np.array(catalog.numbers))}, folder / NUMBERS)
+        if catalog.features:
+            columns = {name: torch.from_numpy(np.array(rows)) for name, rows in catalog.features.items()}
+            save_file(columns, folder / FEATURES)
         pq.write_table(items, folder / "items.parquet", compression="zstd")
         write_text(folder / "schema.json", json.dumps(catalog.schema.to_json()) + "\n")
         write_text(folder / "report.json", json.dumps(dict(catalog.report), indent=2) + "\n")
@@ -91,9 +93,8 @@ def load(path: str | Path, kind: Any) -> Any:  # a Catalog, whose file imports t
             popularity=Column.of(_whole(opened, items, "popularity")),
             titles=Texts.of(items["title"]),
             report=opened.json("report.json", dict),
-            schema=FeatureSchema.from_json(opened.json("schema.json", dict)),
-            categories=_categories(opened, items),
-            numbers=_numbers(opened, number),
+            schema=(schema := FeatureSchema.from_json(opened.json("schema.json", dict))),
+            features=_features(opened, schema, number),
         )
 
 
@@ -136,22 +137,21 @@ def _keys(opened: Opened, column: pa.ChunkedArray) -> Texts:
     return Texts.of(column)
 
 
-def _numbers(opened: Opened, number: int) -> Column | None:
-    """(N, F) float32, each finite."""
-    if NUMBERS not in opened.manifest.files:
-        return None
-    found = opened.tensor_file(NUMBERS)["numbers"]
-    if found.dtype != torch.float32 or found.ndim != 2 or len(found) != number or not bool(found.isfinite().all()):
-        raise opened.damaged(f"{NUMBERS} holds {found.dtype} of shape {tuple(found.shape)}, or what is no number")
-    return Column.of(found.numpy())
-
-
-def _categories(opened: Opened, items: pa.Table) -> dict[str, Column]:
+def _features(opened: Opened, schema: FeatureSchema, number: int) -> dict[str, Column]:
+    """Every feature of items that the schema has, each value one that the schema can give."""
+    owned = schema.owned("item")
+    there = opened.tensor_file(FEATURES) if FEATURES in opened.manifest.files else {}
+    if set(there) != {feature.name for feature in owned}:
+        raise opened.damaged(f"{FEATURES} holds {shown(sorted(there))}, the schema has other features of items")
     found = {}
-    for name in items.column_names:
-        if name.startswith(CATEGORY):
-            values = items[name].to_numpy()
-            if values.dtype.kind not in "iu" or (len(values) and values.min() < 0):
-                raise opened.damaged(f"column {name!r} of items.parquet does not hold whole numbers from 0")
-            found[name.removeprefix(CATEGORY)] = Column.of(values.astype(np.int64))
+    for feature in owned:
+        values = there[feature.name]
+        counted = feature.kind in COUNTED
+        if values.dtype != (torch.int64 if counted else torch.float32) or values.shape != (number, *feature.row_shape):
+            raise opened.damaged(f"feature {feature.name!r} is {values.dtype} of shape {tuple(values.shape)}")
+        if counted and values.numel() and not 0 <= int(values.min()) <= int(values.max()) < feature.num_values:
+            raise opened.damaged(f"feature {feature.name!r} holds a value that its {feature.num_values:,} are not")
+        if not counted and bool(values.isinf().any()):
+            raise opened.damaged(f"feature {feature.name!r} holds an endless number")
+        found[feature.name] = Column.of(values.numpy())
     return found

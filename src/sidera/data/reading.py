@@ -71,17 +71,18 @@ class Reading:
         requests: Requests | None = None,
         wanted: Wanted | None = None,
         lifelong: Lifelong | None = None,
+        features: Mapping[str, np.ndarray] | None = None,
         global_count: int | None = None,
         whole: bool = False,
     ) -> Batch:
         """Histories as they stand here, oldest event first -> a Batch over the distinct items that they, the targets
         and the representatives name.
 
-        ``lifelong.items`` holds dense ids. ``whole``: nothing is left out yet; :meth:`cut` does that.
+        ``features``: of events, (T, ...). ``lifelong.items`` holds dense ids. ``whole``: nothing is left out yet; :meth:`cut` does that.
         """
         when = None if times is None else torch.from_numpy(times)
         bounds, reads = torch.from_numpy(offsets), self.reads
-        events = Events(torch.from_numpy(item_ids), bounds, when, _tensors(feedback or {}))
+        events = Events(torch.from_numpy(item_ids), bounds, when, _tensors(feedback or {}), _tensors(features or {}))
         if not whole:
             if reads.lifelong is not None and lifelong is None and self.representatives is not None:
                 lifelong = self.representatives(events)
@@ -100,7 +101,7 @@ class Reading:
             ends = np.arange(len(wanted.item_ids) + 1) if wanted.offsets is None else wanted.offsets
             targets = Targets(wanted.kind, positions[1], torch.from_numpy(ends), _tensors(wanted.feedback))
         return Batch(
-            events=Events(positions[0], events.offsets, events.times, events.feedback),
+            events=replace(events, items=positions[0]),
             items=items,
             requests=requests or Requests(),
             targets=targets,
@@ -126,7 +127,7 @@ class Reading:
         if not reads.feedback and positive is not None:
             events = events.keep(positive > 0)
         if not reads.feedback and events.feedback:
-            events = replace(events, feedback={})
+            events = replace(events, feedback={}, features={})
         longest = int(events.lengths.max()) if events.num_rows else 0
         if longest > reads.max_events:
             events = events.newest(reads.max_events)
@@ -136,7 +137,7 @@ class Reading:
 
 
 class LogReading:
-    """A data set read for one model: columns as numbers and profiles as categories, gathered into batches."""
+    """A data set read for one model: columns as numbers and features encoded, gathered into batches."""
 
     def __init__(self, reading: Reading, dataset: Dataset, representatives: LogRepresentatives | None = None) -> None:
         """InputError where the log lacks a feedback column that the model reads."""
@@ -154,7 +155,9 @@ class LogReading:
         self.columns = {
             name: np.asarray(dataset.feedback[name], dtype=np.float32) for name in (schema.columns if feedback else ())
         }
-        self.profiles = schema.profile_categories(dataset.users) if feedback else {}
+        self.of_users = schema.of_log(dataset, "user") if feedback else {}
+        self.of_requests = schema.of_log(dataset, "request") if feedback else {}
+        self.of_events = schema.of_log(dataset, "event") if feedback else {}
 
     @property
     def max_events(self) -> int:
@@ -183,8 +186,8 @@ class LogReading:
     ) -> Batch:
         """Row b: the newest events of user ``user_ids[b]`` before position ``ends[b]`` of the log.
 
-        ``starts`` (B,): the oldest event of each row, where it is not the oldest that is read. ``as_of`` of a request
-        is the time of the event at ``ends``: when the question was asked, which is known then. ``whole``: the history
+        ``starts`` (B,): the oldest event of each row, where it is not the oldest that is read. ``as_of`` and
+        the features of a request are those of the event at ``ends``: they are known when the question is asked. ``whole``: the history
         is not cut to what the model reads (then give ``starts``).
         """
         dataset = self.dataset
@@ -207,10 +210,14 @@ class LogReading:
             requests=Requests(
                 torch.from_numpy(user_ids),
                 torch.from_numpy(dataset.times[ends]),
-                _tensors({name: values[user_ids] for name, values in self.profiles.items()}),
+                _tensors(
+                    {name: values[user_ids] for name, values in self.of_users.items()}
+                    | {name: values[ends] for name, values in self.of_requests.items()}
+                ),
             ),
             wanted=wanted,
             lifelong=None if self.representatives is None else self.representatives(user_ids, ends),
+            features={name: values[events] for name, values in self.of_events.items()},
             global_count=global_count,
             whole=whole or cut,
         )

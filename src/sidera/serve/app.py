@@ -43,6 +43,7 @@ def whole_characters(text: str) -> str:
 Text = Annotated[str, AfterValidator(whole_characters)]  # what is kept; what is only looked up may be anything
 Second = Annotated[int, Field(ge=0, le=2**40)]  # unix time; the year 36,800 is a mistake
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+Value = bool | int | Number | Text | list[bool | int | Number | Text] | None  # of a feature, or a number of feedback
 
 
 class RecommendRequest(BaseModel):
@@ -63,13 +64,16 @@ class RecommendRequest(BaseModel):
         default_factory=list,
         description="item ids that must not be answered; those that the catalogue does not hold never are",
     )
-    feedback: dict[str, list[Number]] = Field(
+    feedback: dict[str, list[Value]] = Field(
         default_factory=dict,
-        description="what came of each event of the history, a column each (click, watch_time, ...); all that the model"
-        " was trained with, or none: the events then count as chosen",
+        description="what came of each event of the history, a column each (click, watch_time, ...), and features of"
+        " the events, null where unknown; all that the model was trained with, or none: the events then count as chosen",
     )
     times: list[Second] | None = Field(None, description="unix seconds of each event of the history")
-    profile: dict[str, str] = Field(default_factory=dict, description="what is known of the user (region, device, ...)")
+    profile: dict[str, Value] = Field(
+        default_factory=dict,
+        description="features of the user and of this request (region, device, ...), null where unknown",
+    )
     as_of: Second | None = Field(None, description="unix seconds of the request; else the moment of the newest event")
     unknown: Annotated[str, Field(pattern="^(report|refuse)$")] = Field(
         "report", description="unknown ids in the history: 'report' names them in the answer, 'refuse' answers 422"
@@ -91,6 +95,7 @@ class RecommendResponse(BaseModel):
     cold_start: bool = Field(description="true: nothing in the history is known, the most popular items are answered")
     unknown: list[str] = Field(description="ids of the history that the catalogue does not hold")
     unread: list[str] = Field(description="ids of the history that are newer than the model, which has not read them")
+    unseen: list[str] = Field(description='"feature=value" that training never saw, read as unknown')
     unknown_user: bool = Field(description="true: the store has no event of this user (before `as_of`)")
     policy_version: str = Field(description="of the weights that answered; changes when others are loaded")
     reranker_version: str | None = Field(description="of the network that ordered the items; null: none did")
@@ -273,6 +278,7 @@ def _response(answer: Recommendation, milliseconds: float) -> RecommendResponse:
         cold_start=answer.cold_start,
         unknown=[_sayable(key) for key in answer.unknown],
         unread=list(answer.unread),
+        unseen=list(answer.unseen),
         unknown_user=answer.unknown_user,
         policy_version=answer.policy_version,
         reranker_version=answer.reranker_version or None,
