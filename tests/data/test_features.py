@@ -152,7 +152,7 @@ def test_bad_columns_are_named() -> None:
         fit_schema(dataset, "share", every)
     with pytest.raises(InputError, match="positive = 'watch_time' holds float32"):
         fit_schema(dataset, "watch_time", every)
-    with pytest.raises(InputError, match="read from 'colour', which the item's table has not; allowed: title"):
+    with pytest.raises(InputError, match="read from 'colour', which the item's table has not; allowed: creator"):
         fit_schema(dataset, "", every, declared={"colour": FeatureConfig("category", "item")})
     negative = {**dataset.feedback, "watch_time": np.full(dataset.num_events, -1.0)}
     with pytest.raises(InputError, match="watch_time -1 of event 0 is negative"):
