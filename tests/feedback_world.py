@@ -14,7 +14,6 @@ from sidera.data.feature import Feature, Owner
 from sidera.data.features import FeatureSchema
 
 
-
 def category(name: str, owner: Owner, *vocabulary: str) -> Feature:
     """As it is found in a table where some rows lack it."""
     return Feature(name, "category", owner, name, vocabulary, has_missing=True)
@@ -26,7 +25,8 @@ SCHEMA = FeatureSchema(
     has_watch_time=True,
     has_duration=True,
     features=(
-        category("creator", "item", "a", "b", "c"), category("tags", "item", "x", "y"),
+        category("creator", "item", "a", "b", "c"),
+        category("tags", "item", "x", "y"),
         category("region", "user", "north", "south"),
     ),
     long_view_seconds=(5.0,) * 17,

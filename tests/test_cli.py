@@ -180,7 +180,20 @@ def test_recommend_prints_titles(place: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_recommend_says_what_it_left_out(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sidera("recommend", place / "run", "--history", "item0001, nothing", "--unknown", "report", "-k", 99) == 0
+    assert (
+        sidera(
+            "recommend",
+            place / "run",
+            "--history",
+            "item0001, nothing",
+            "--unknown",
+            "report",
+            "-k",
+            99,
+            "--no-filter-seen",
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 30
     assert "not in the catalogue, left out: nothing" in err

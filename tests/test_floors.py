@@ -97,6 +97,10 @@ FLAGS = {
         "--threads",
     ],
     "recommend": ["run", "--history", "-k", "--filter-seen", "--unknown", "--threads"],
+    "score": ["run", "--history", "--items", "--threads"],
+    "similar": ["run", "--items", "-k", "--threads"],
+    "popular": ["run", "-k", "--category", "--data", "--days", "--threads"],
+    "recommend-all": ["run", "--data", "--out", "-k", "--filter-seen", "--as-of", "--threads"],
     "serve": [
         "run",
         "--host",
@@ -109,6 +113,26 @@ FLAGS = {
         "--cold-share",
         "--device",
         "--threads",
+    ],
+    "load": [
+        "target",
+        "--clients",
+        "--rate",
+        "--find",
+        "--slo",
+        "--seconds",
+        "--warmup",
+        "--data",
+        "--ask",
+        "--length",
+        "-k",
+        "--events",
+        "--get",
+        "--header",
+        "--connections",
+        "--timeout",
+        "--serve",
+        "--seed",
     ],
     "simulate": ["--config", "--set", "--seed", "--users", "--days", "--out"],
     "ab": ["arms", "--reranked", *AB_FLAGS],
@@ -138,11 +162,21 @@ def test_public_flags_are_frozen() -> None:
 
 
 def test_http_fields_are_frozen() -> None:
-    from sidera.serve.app import EventsRequest, EventsResponse, RecommendRequest, RecommendResponse
+    from sidera.serve.schemas import EventsRequest, EventsResponse, RecommendRequest, RecommendResponse
 
     asked = ["history", "user", "k", "filter_seen", "exclude", "feedback", "times", "profile", "as_of", "unknown"]
     assert list(RecommendRequest.model_fields) == asked
-    said = ["items", "cold_start", "unknown", "unread", "unknown_user", "policy_version", "reranker_version"]
+    said = [
+        "items",
+        "cold_start",
+        "unknown",
+        "unread",
+        "unseen",
+        "filtered_seen",
+        "unknown_user",
+        "policy_version",
+        "reranker_version",
+    ]
     assert list(RecommendResponse.model_fields) == [*said, "codebook_id", "items_version", "request", "milliseconds"]
     assert list(EventsRequest.model_fields) == ["user", "items", "times", "feedback", "unknown", "request", "slots"]
     assert list(EventsResponse.model_fields) == ["new", "known", "unknown"]

@@ -187,7 +187,7 @@ def test_what_was_hashed_is_what_is_read(run: Path, monkeypatch: pytest.MonkeyPa
         ("model", put("recipe", "model", "num_heads", 0), "num_heads = 0 is out of range"),
         ("model", put("recipe", "model", "dropout", float("nan")), "dropout = nan is out of range"),
         ("model", put("recipe", "model", "name", ["sidera"]), "name = ['sidera'] is not known"),
-        ("catalog", put("info", "num_items", 7), "items.parquet has 24 rows, the manifest says 7"),
+        ("catalog", put("info", "num_items", 7), "items.arrow has 24 rows, the manifest says 7"),
         ("catalog", put("info", "level_sizes", [10**9, 5]), "level_sizes"),
         ("catalog", put("info", "level_sizes", [-1, 5]), "level_sizes"),
         ("catalog", put("info", "level_sizes", [1, 1]), "a code is not one of its level's|codebook 0"),
@@ -250,20 +250,30 @@ def test_a_link_inside_the_folder_is_followed(run: Path) -> None:
 
 
 def rewrite(file: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    pq.write_table(change(pq.ParquetFile(file).read()), file)
+    if file.suffix == ".parquet":
+        pq.write_table(change(pq.ParquetFile(file).read()), file)
+        reseal(file.parent)
+        return
+    with pa.ipc.open_file(pa.BufferReader(file.read_bytes())) as opened:
+        table = change(opened.read_all()).combine_chunks()
+    with pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
     reseal(file.parent)
 
 
 TABLES: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
-    "one row less": (lambda table: table.slice(1), "items.parquet has 23 rows, the manifest says 24"),
+    "one row less": (lambda table: table.slice(1), "items.arrow has 23 rows, the manifest says 24"),
     "no key": (lambda table: table.drop_columns("key"), "has 0 columns 'key'"),
     "two keys": (lambda table: table.append_column("key", table["key"]), "has 2 columns 'key'"),
     "numbers as keys": (
         lambda table: table.set_column(0, "key", pa.array(range(24))),
-        "column 'key' holds int64, allowed: string",
+        "column 'key' holds int64, allowed: large_string",
     ),
-    "null keys": (lambda table: table.set_column(0, "key", pa.nulls(24, pa.string())), "an item has no id"),
-    "one key twice": (lambda table: table.set_column(0, "key", pa.array(["x"] * 24)), "item id 'x' occurs 24 times"),
+    "null keys": (lambda table: table.set_column(0, "key", pa.nulls(24, pa.large_string())), "an item has no id"),
+    "one key twice": (
+        lambda table: table.set_column(0, "key", pa.array(["x"] * 24, pa.large_string())),
+        "the index is one of other keys",
+    ),
     "floats as popularity": (
         lambda table: table.set_column(2, "popularity", table["popularity"].cast(pa.float64())),
         "column 'popularity' holds double",
@@ -279,29 +289,93 @@ TABLES: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
 @pytest.mark.parametrize("case", TABLES)
 def test_tables_have_their_columns(run: Path, case: str) -> None:
     change, named = TABLES[case]
-    rewrite(run / "catalog" / "items.parquet", change)
+    rewrite(run / "catalog" / "items.arrow", change)
     assert named in refused(lambda: answers(run))
 
 
 def test_a_table_of_many_equal_rows_is_not_unfolded(run: Path) -> None:
     """A Parquet file of some hundred kilobytes can hold a billion rows."""
-    file, number = run / "catalog" / "items.parquet", 2 * 10**6
+    file, number = run / "evaluation" / "ranks.parquet", 2 * 10**6
     table = pq.ParquetFile(file).read()
     chunk = pa.concat_tables([table.slice(0, 1)] * 1000).combine_chunks()
     with pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
         for _ in range(number // 100_000):
             writer.write_table(pa.concat_tables([chunk] * 100).combine_chunks(), row_group_size=10**6)
     reseal(file.parent)
-    assert "has 2,000,000 rows, the manifest says 24" in refused(lambda: answers(run))
+    assert "has 2,000,000 rows, the manifest says" in refused(lambda: load_evaluation(run / "evaluation"))
 
 
 def test_rows_beyond_the_memory_are_refused_before_they_are_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    least = 4 * 8 * 24  # bytes of its columns
-    opened = open_artifact(run / "catalog", "catalog")
+    metadata = pq.ParquetFile(run / "evaluation" / "ranks.parquet").metadata
+    least = 8 * metadata.num_rows * metadata.num_columns
+    opened = open_artifact(run / "evaluation", "evaluation")
     monkeypatch.setattr("sidera.loading.total_memory", lambda: least)
-    assert opened.table("items.parquet").num_rows == 24
+    assert opened.table("ranks.parquet").num_rows == metadata.num_rows
     monkeypatch.setattr("sidera.loading.total_memory", lambda: least - 1)
-    assert "items.parquet has 24 rows" in refused(lambda: opened.table("items.parquet"))
+    assert f"ranks.parquet has {metadata.num_rows} rows" in refused(lambda: opened.table("ranks.parquet"))
+
+
+def test_offsets_of_texts_stay_inside_their_file(run: Path) -> None:
+    """Texts of an Arrow file are cut where its offsets say: outside the file they would be other memory."""
+    file = run / "catalog" / "items.arrow"
+    content = file.read_bytes()
+    with pa.ipc.open_file(pa.BufferReader(content)) as opened:
+        offsets = opened.read_all()["key"].chunk(0).buffers()[1].to_pybytes()
+    wrong = np.frombuffer(offsets, np.int64).copy()
+    wrong[3] = 2**40
+    assert content.count(offsets[:200]) == 1
+    file.write_bytes(content.replace(offsets[:200], wrong.tobytes()[:200]))
+    reseal(file.parent)
+    assert "is damaged" in refused(lambda: answers(run))
+
+
+INDEX: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "of other keys": ("hashes", lambda hashes: hashes.flip(0), "the index is one of other keys"),
+    "out of the table": ("numbers", lambda numbers: numbers + 1, "the index names items that are not here"),
+    "fewer": ("numbers", lambda numbers: numbers[1:], "hashes of"),
+    "floats": ("numbers", lambda numbers: numbers.float(), "hashes of"),
+    "no order": ("order", torch.zeros_like, "does not list every item once"),
+    "negative order": ("order", torch.neg, "is damaged"),
+}
+
+
+@pytest.mark.parametrize("case", INDEX)
+def test_the_index_is_that_of_the_items(run: Path, case: str) -> None:
+    name, change, named = INDEX[case]
+    file = run / "catalog" / "index.safetensors"
+    state = load_file(file)
+    state[name] = change(state[name]).contiguous()
+    save_file(state, file)
+    reseal(file.parent)
+    assert named in refused(lambda: answers(run))
+
+
+HEADERS: dict[str, bytes] = {
+    "none": b"abc",
+    "longer than the file": (2**40).to_bytes(8, "little") + b"{}",
+    "a list": (2).to_bytes(8, "little") + b"[]",
+    **{
+        name: len(text).to_bytes(8, "little") + text + bytes(64)
+        for name, text in {
+            "behind the end": b'{"codes": {"dtype": "I32", "shape": [24], "data_offsets": [0, 96]}}',
+            "before the begin": b'{"codes": {"dtype": "I32", "shape": [2], "data_offsets": [-8, 0]}}',
+            "another shape": b'{"codes": {"dtype": "I32", "shape": [3], "data_offsets": [0, 8]}}',
+            "a negative shape": b'{"codes": {"dtype": "I32", "shape": [-1, -2], "data_offsets": [0, 8]}}',
+            "more than memory": b'{"codes": {"dtype": "I32", "shape": [4294967296, 4294967], "data_offsets": [0, 0]}}',
+            "an unknown kind": b'{"codes": {"dtype": "I3", "shape": [2], "data_offsets": [0, 8]}}',
+            "no shape": b'{"codes": {"dtype": "I32", "data_offsets": [0, 8]}}',
+            "a number": b'{"codes": 3}',
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_headers_of_tensors_fit_their_file(run: Path, case: str) -> None:
+    file = run / "catalog" / "codes.safetensors"
+    file.write_bytes(HEADERS[case])
+    reseal(file.parent)
+    assert "is damaged" in refused(lambda: answers(run))
 
 
 TENSORS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
@@ -507,7 +581,7 @@ def test_any_value_anywhere_in_json(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    name=st.sampled_from(["model/weights-00000.safetensors", "catalog/codes.safetensors", "catalog/items.parquet"]),
+    name=st.sampled_from(["model/weights-00000.safetensors", "catalog/codes.safetensors", "catalog/items.arrow"]),
     edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
     header=st.booleans(),
     length=st.one_of(st.none(), st.floats(0, 1)),

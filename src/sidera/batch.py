@@ -1,8 +1,9 @@
 """What a model reads: groups of columns, jagged where lengths differ.
 
-A Batch carries a sub-table of the *distinct* items that it speaks of (``items``), and events, targets and
-representatives point into it. So a model looks an item up once however often it occurs, reads codes and features of
-items that came after its training, and owns no row of the catalogue.
+A Batch carries a sub-table of the *distinct* items that it speaks of (``items``; all items, where they are fewer than
+the places that name one), and events, targets and representatives point into it. So a model looks an item up once
+however often it occurs, reads codes and features of items that came after its training, and owns no row of the
+catalogue.
 
 ``data.reading.Reading`` builds batches. A model never cuts a history: it declares what it ``Reads``.
 
@@ -30,7 +31,9 @@ class Reads:
     """What a model reads of a history; ``data.reading.Reading`` obeys it."""
 
     max_events: int  # newest ones
-    events: Literal["positive", "all"] = "positive"  # all: with feedback, times, and features of users, requests, events
+    events: Literal["positive", "all"] = (
+        "positive"  # all: with feedback, times, and features of users, requests, events
+    )
     recent: int | None = None  # of these events, so many newest are read whatever they are, older ones when positive
     lifelong: Any | None = None  # a ``store.lifelong.LifelongConfig``: representatives of the whole history too
 
@@ -51,7 +54,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class Items(Columns):
-    """The distinct items of a batch."""
+    """The items of a batch, each once."""
 
     ids: Tensor  # (U,) int64 ascending: dense ids, rows of the ItemTable
     codes: Tensor  # (U, L) int64 semantic IDs; L = 0 where the catalogue has none

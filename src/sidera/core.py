@@ -43,7 +43,7 @@ class Request:
 
     history: tuple[str, ...] = ()  # item keys, oldest first
     k: int = 10  # items wanted
-    filter_seen: bool = False  # True: items of the history are not answered again
+    filter_seen: bool | None = None  # items of the history are not answered again; None: as the log's repeats say
     exclude: tuple[str, ...] = ()  # item keys that must not be answered; unknown ones never are
     feedback: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     # column, or feature of events -> one value per event of history; numbers, and of features what they hold
@@ -69,5 +69,6 @@ class Recommendation:
     codebook_id: str = ""  # with items_version: the catalogue that answered
     unknown_user: bool = False  # the request named a user of whom the behaviour store knows nothing (as of then)
     request: str = ""  # names this answer in the exposure log; "": not logged
+    filtered_seen: bool = False  # items of the history were left out: as asked, or because users hardly return to any
     unread: tuple[str, ...] = ()  # keys of the history that came after the training: the model has no row for them
     unseen: tuple[str, ...] = ()  # "feature=value" of the request that training never saw: read as unknown

@@ -27,7 +27,7 @@ from sidera.config import SECTIONS, closest, load_recipe
 from sidera.core import InputError, Request
 from sidera.data.config import View, load_dataset, make_views
 from sidera.data.dataset import Dataset
-from sidera.data.feature_fitting import values_of
+from sidera.engine.everyone import EveryoneConfig, request_of_user
 from sidera.engine.recommender import Recommender
 from sidera.engine.requests import keys_of_items, requests_of
 from sidera.eval.evaluation import Evaluation
@@ -56,7 +56,7 @@ class Run:
         who: Iterable[Any],
         k: int = 10,
         *,
-        filter_seen: bool = False,
+        filter_seen: bool | None = None,
         unknown: Literal["report", "refuse"] = "report",
     ) -> Answers:
         """The ``k`` best items for each of ``who``: users of the data by their key, or histories of item keys, oldest
@@ -74,7 +74,8 @@ class Run:
             raise InputError("users and histories are mixed", allowed="a list of users, or a list of histories")
         users = list(keys_of_items(entries, "users")) if any(single) else None
         if users is not None:
-            requests = [self._request(user, k, filter_seen) for user in users]
+            config = EveryoneConfig(k, filter_seen)
+            requests = [self._request(user, config) for user in users]
         else:
             requests = requests_of(entries, k, filter_seen)
         answers = self.recommender.recommend(requests, unknown=unknown)
@@ -120,30 +121,14 @@ class Run:
             self._rows = {str(key): row for row, key in enumerate(self._view.dataset.user_keys)}
         return self._view
 
-    def _request(self, user: str, k: int, filter_seen: bool) -> Request:
+    def _request(self, user: str, config: EveryoneConfig) -> Request:
         """What the data knows of a user, as a request that brings it along."""
         dataset = self._log().dataset
         row = self._rows.get(user)
         if row is None:
             fix = "ask with a history of items: run.recommend([[...]])"
             raise InputError(f"the data knows no user {user!r}{closest(user, self._rows)}", fix=fix)
-        mine = slice(int(dataset.offsets[row]), int(dataset.offsets[row + 1]))
-        schema = self.recommender.catalog.schema
-        feedback: dict[str, list[Any]] = {}
-        profile: dict[str, Any] = {}
-        if self.recommender.reads.feedback:
-            feedback = {name: dataset.feedback[name][mine].tolist() for name in schema.columns}
-            feedback |= {each.name: values_of(dataset, each, mine) for each in schema.owned("event")}
-            profile = {each.name: values_of(dataset, each, slice(row, row + 1))[0] for each in schema.owned("user")}
-            profile |= {each.name: None for each in schema.owned("request")}  # nobody asked yet: unknown
-        return Request(
-            history=tuple(str(dataset.item_keys[item]) for item in dataset.item_ids[mine]),
-            k=k,
-            filter_seen=filter_seen,
-            feedback=feedback,
-            times=dataset.times[mine].tolist(),
-            profile=profile,
-        )
+        return request_of_user(dataset, row, self.recommender.catalog.schema, config)
 
 
 def fit(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -52,7 +51,9 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     assert loaded.trie.num_leaves == 29
 
 
-@pytest.mark.parametrize("name", ["codes.safetensors", "items.parquet", "report.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["codes.safetensors", "items.arrow", "index.safetensors", "report.json", "manifest.json"]
+)
 @pytest.mark.parametrize("damage", ["truncate", "edit", "delete"])
 def test_damage_is_noticed(tmp_path: Path, name: str, damage: str) -> None:
     make_catalog().save(tmp_path / "catalog")
@@ -172,8 +173,16 @@ def test_duplicate_items_are_refused() -> None:
         Catalog(**{**fields, "item_keys": np.array(["a", "b", "a"])})
 
 
+def test_the_serving_order_is_by_popularity(tmp_path: Path) -> None:
+    catalog = make_catalog()
+    catalog.take_order(np.arange(30)[::-1].copy())  # the first is the most popular
+    catalog.save(tmp_path / "catalog")
+    with pytest.raises(ArtifactError, match="the serving order is not by popularity"):
+        Catalog.load(tmp_path / "catalog")
+
+
 def test_items_table_is_plain(tmp_path: Path) -> None:
     make_catalog(3, "share", size=2).save(tmp_path / "catalog")
-    table = pq.read_table(tmp_path / "catalog" / "items.parquet")
+    table = pa.ipc.open_file(tmp_path / "catalog" / "items.arrow").read_all()
     assert table.schema.names == ["key", "title", "popularity", "removed"]
     assert table["popularity"].type == pa.int64()

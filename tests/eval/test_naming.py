@@ -40,7 +40,7 @@ def test_other_settings_never_overwrite_the_official_evaluation(
     assert "evaluation-max_rows-20" in capsys.readouterr().out
     for more in (["--set", "eval.max_rows=30"], ["--set", "eval.max_rows=25"]):
         assert sidera("evaluate", run, "--data", data, "--name", "short", *more) == 0
-    assert "is made anew" in capsys.readouterr().out
+    assert "is made again" in capsys.readouterr().out
     assert sidera("evaluate", run, "--data", data, "--rows", "valid") == 0
     assert sidera("evaluate", run, "--data", data, "--rows", "valid", "--set", "eval.max_rows=20") == 0
     assert (run / "evaluation" / "manifest.json").read_bytes() == official

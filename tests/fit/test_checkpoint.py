@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import SafetensorError
 from torch import nn
 
 from sidera import artifacts
@@ -99,9 +99,9 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pyte
     save_checkpoint(path, TENSORS, {"step": 3}, IDENTITY)
 
     def full_disk(*_: object) -> None:
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(artifacts, "save_file", full_disk)
+    monkeypatch.setattr(artifacts, "write_tensors", full_disk)
     with pytest.raises(ArtifactError, match=r"No space left on device.*; the one of step 3 is still whole") as caught:
         save_checkpoint(path, {"weights": torch.zeros(9)}, {"step": 4}, IDENTITY)
     assert "free space" in str(caught.value)

@@ -55,6 +55,19 @@ def test_routing_is_the_loop(gate: Gate, shared: int) -> None:
     assert moe(x.view(17, 1, WIDTH)).shape == (17, 1, WIDTH)
 
 
+def test_the_grouped_product_gives_what_the_experts_give_one_by_one() -> None:
+    """In bfloat16, as a device runs it; an expert without a token is among them."""
+    torch.manual_seed(0)
+    layer, tokens = MoE(16, 8, 4, 2), torch.randn(12, 16)
+    counts = torch.tensor([5, 0, 4, 3])
+    with torch.autocast("cpu", torch.bfloat16):
+        alone, grouped = layer._one_by_one(tokens, counts), layer._grouped(tokens, counts)
+    torch.testing.assert_close(grouped, alone, atol=0.03, rtol=0.03)
+    gradients = [torch.autograd.grad(out.float().sum(), (layer.gate_up, layer.down)) for out in (alone, grouped)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(other, one, atol=0.1, rtol=0.05)
+
+
 def test_the_bias_chooses_and_does_not_weigh() -> None:
     moe, x = experts(), tokens(9)
     moe.bias[3] = 100.0

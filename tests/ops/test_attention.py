@@ -139,3 +139,29 @@ def test_groups_save_padding() -> None:
 def test_equal_lengths_make_one_group_without_a_mask(lengths: list[int]) -> None:
     (rows,) = layout_of(offsets_of(lengths)).keys
     assert rows.mask() is None
+
+
+@pytest.mark.parametrize("asked", [None, 3])
+def test_neighbours_padded_into_one_table_answer_as_exact_groups_do(asked: int | None) -> None:
+    """What a device runs, on the CPU: values and gradients of keys, queries and bias."""
+    layout = op.sorted_layout([5, 4, 4, 2, 1])
+    generator = torch.Generator().manual_seed(0)
+    packed = torch.randn(16, 3 if asked is None else 2, 2, 8, generator=generator, requires_grad=True)
+    bias = torch.randn(2, 9, 9, generator=generator, requires_grad=True)
+    inputs = [packed, bias]
+    query = None
+    if asked is not None:
+        layout = layout.asked_by(asked)
+        query = torch.randn(5 * asked, 2, 8, generator=generator, requires_grad=True)
+        inputs.append(query)
+    padded = layout.padded(packed.device)
+    assert len(padded.keys) == 1
+    assert padded is layout.padded(packed.device)
+    outputs = [
+        op.attention(query, packed, layout, bias=bias, scale=0.5),
+        op._fused(query, packed, padded, bias, False, 0.5, 0.0),
+    ]
+    torch.testing.assert_close(*outputs)
+    pull = torch.randn(outputs[0].shape, generator=generator)
+    for exact, other in zip(*(torch.autograd.grad(output, inputs, pull) for output in outputs), strict=True):
+        torch.testing.assert_close(exact, other)

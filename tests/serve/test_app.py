@@ -16,8 +16,10 @@ from fastapi.testclient import TestClient
 from sidera import artifacts
 from sidera.core import InputError
 from sidera.engine.recommender import Recommender
-from sidera.serve import app as serving
-from sidera.serve.app import MAX_K, check_port, create_app, serve
+from sidera.serve import limits
+from sidera.serve.app import create_app
+from sidera.serve.schemas import MAX_K
+from sidera.serve.server import check_port, serve
 
 HISTORY = ["item0003", "item0007"]
 
@@ -61,7 +63,7 @@ def test_filters(client: TestClient) -> None:
 
 
 def test_k_above_the_catalogue_answers_all_of_it(client: TestClient) -> None:
-    assert len(ask(client, history=HISTORY, k=MAX_K)["items"]) == 24
+    assert len(ask(client, history=HISTORY, k=MAX_K, filter_seen=False)["items"]) == 24
 
 
 def test_unknown_items_are_reported_or_refused(client: TestClient) -> None:
@@ -143,7 +145,7 @@ def test_other_paths_and_methods(client: TestClient) -> None:
 
 
 def test_large_bodies_are_refused(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr(limits, "MAX_BODY_BYTES", 1000)
     body = {"history": ["item0003"] * 200}
     response = client.post("/v1/recommend", json=body)
     assert response.status_code == 413
@@ -153,7 +155,7 @@ def test_large_bodies_are_refused(client: TestClient, monkeypatch: pytest.Monkey
 
 def test_large_bodies_that_do_not_say_so_are_refused(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sent in pieces, without a length: no more of it is held than is allowed."""
-    monkeypatch.setattr(serving, "MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr(limits, "MAX_BODY_BYTES", 1000)
     sent = 0
 
     async def pieces() -> AsyncIterator[bytes]:

@@ -154,9 +154,7 @@ def _generator(policy: Trained, path: Path) -> Recommender:
     )
 
 
-def _started(
-    start: Path, recipe: AlignRecipe, data: str | Path, view: View, out: Path, device: str
-) -> Recommender:
+def _started(start: Path, recipe: AlignRecipe, data: str | Path, view: View, out: Path, device: str) -> Recommender:
     """A copy of another run's policy -> ``out``; InputError, with nothing copied, when it is no policy for this log, or
     ``out`` holds another one."""
     policy = _generator(Recommender.load(start), start)
@@ -212,10 +210,8 @@ def ranker_stage(
 ) -> tuple[Ranker, dict[str, Any]]:  # fmt: skip
     """The reward's network, or the judge's -> ``path``; with what is known of it."""
     settings, data = recipe.rewards, digest([view.dataset.source_digest, asdict(recipe.base.data)])
-    wanted = digest([data, catalog.codebook_id, settings.model, settings.epochs, settings.seed, name])
-    if artifacts.is_current(path / "model", "model", wanted):
-        say(f"{name}: reused ({path})")
-    else:
+
+    def make(wanted: str) -> tuple[Ranker, dict[str, Any]]:
         model_name, config = parse_model(settings.model)
         network = build_model(model_name, config, catalog, settings.seed)
         ranking = Ranking(network, catalog, {"name": model_name, **written(config)}, device)
@@ -235,9 +231,15 @@ def ranker_stage(
         shown = ", ".join(f"{task} {value:.3f}" for task, value in aucs.items() if ":" in task)
         cost = f"{info['users']:,} users, {result.steps:,} steps, {result.cpu_seconds:.0f} CPU-seconds"
         say(f"{name}: {cost}; AUC {shown}")
-    ranking = Ranking.load(path, catalog, device)
-    training = artifacts.read_manifest(path / "model", "model").info["training"]
-    return ranking.model, {**training, "digest": ranking.version}
+        return load()
+
+    def load() -> tuple[Ranker, dict[str, Any]]:
+        ranking = Ranking.load(path, catalog, device)
+        training = artifacts.read_manifest(path / "model", "model").info["training"]
+        return ranking.model, {**training, "digest": ranking.version}
+
+    inputs = [data, catalog.codebook_id, settings.model, settings.epochs, settings.seed, name]
+    return stage(path / "model", "model", inputs, make, load, reused=lambda: say(f"{name}: reused ({path})"))
 
 
 def arm_stage(name: str, config: AlignConfig, setting: _Setting) -> tuple[Recommender, dict[str, Any]]:

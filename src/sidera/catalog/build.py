@@ -30,7 +30,7 @@ from sidera.console import warn, working
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
-from sidera.data.split import Split, item_popularity
+from sidera.data.split import Split, item_popularity, repeat_share
 from sidera.ops.columns import Column, Marks, Texts
 
 
@@ -63,6 +63,7 @@ def build_catalog(
     report["num_cold_items"] = int((popularity == 0).sum())  # not in training
     report["num_borrowed_items"] = num_borrowed  # of those, placed by the words that they share with others
     report["num_unknown_items"] = int((vectors.abs().sum(1) == 0).sum())  # placed where there was room
+    report["repeat_share"] = repeat_share(dataset, split)
     report |= noticed
     report["transition_share"] = transition_shares(resolved.codes, dataset, split)
     inputs = catalog_digest(dataset, split, config, schema)
@@ -75,6 +76,7 @@ def _without_codes(
 ) -> tuple[Catalog, dict[str, Any]]:
     """Items with their titles, features and popularity, for models that score items and read no code."""
     report = {"num_items": dataset.num_items, "level_sizes": [], "num_cold_items": int((popularity == 0).sum())}
+    report["repeat_share"] = repeat_share(dataset, split)
     inputs, codes = catalog_digest(dataset, split, config, schema), np.zeros((dataset.num_items, 0), dtype=np.int32)
     return _assembled(dataset, inputs, schema, popularity, report, codes, (), None, NO_CODES), report
 

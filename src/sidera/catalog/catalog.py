@@ -31,6 +31,7 @@ from sidera.ops.columns import Column, Marks, Rows, Texts
 from sidera.ops.trie import CodeTrie
 from sidera.ops.trie_edit import with_items, without_items
 
+RARE_REPEATS = 0.02  # of a user's events behind the first; a list of ten seen items would then hold one hit in fifty
 WAITING = 1 << 14  # changes that wait for a trie; with more of them the next one is built from the codes
 
 
@@ -126,9 +127,22 @@ class Catalog:
         if order is None:
             order = np.argsort(-np.asarray(self.popularity), kind="stable")
         else:  # later items were never seen in training
-            order = np.concatenate([order, np.arange(len(order), self.num_items)])
+            order = (
+                np.concatenate([order, np.arange(len(order), self.num_items)]) if len(order) < self.num_items else order
+            )
         self._behind.order = order
         return order
+
+    def take_order(self, order: np.ndarray) -> None:
+        """``serving_order`` as it was saved, so that it need not be sorted again."""
+        self._behind.order = order
+
+    @property
+    def filters_seen(self) -> bool:
+        """Whether an answer leaves out the items of the history unless it is asked to keep them: users of the training
+        log came back to an item in fewer than :data:`RARE_REPEATS` of their events. False where that is unknown."""
+        rate = self.report.get("repeat_share")
+        return isinstance(rate, float) and rate < RARE_REPEATS
 
     @property
     def item_vectors(self) -> Any:

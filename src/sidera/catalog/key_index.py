@@ -47,15 +47,31 @@ class KeyIndex(Mapping[str, int]):
         hashes = hash_keys(keys.arrow())
         order = np.argsort(hashes, kind="stable")
         index = cls(keys, hashes[order], order.astype(np.int32 if len(keys) < 2**31 else np.int64))
-        near = np.flatnonzero(index.hashes[1:] == index.hashes[:-1])
+        index._check_distinct()
+        return index
+
+    @classmethod
+    def of(cls, keys: Texts, hashes: np.ndarray, numbers: np.ndarray) -> KeyIndex:
+        """What :meth:`build` made of ``keys`` before, checked and not sorted again; InputError when it is not."""
+        if hashes.shape != numbers.shape or hashes.shape != (len(keys),) or numbers.dtype.kind != "i":
+            raise InputError(f"the index has {hashes.shape} hashes of {numbers.shape} keys", allowed=f"({len(keys)},)")
+        if len(keys) and not 0 <= numbers.min() <= numbers.max() < len(keys):
+            raise InputError("the index names items that are not here", allowed=f"0..{len(keys) - 1}")
+        index = cls(keys, hashes, numbers)
+        index._check_distinct()
+        if not np.array_equal(hash_keys(keys.arrow())[numbers], hashes) or (hashes[1:] < hashes[:-1]).any():
+            raise InputError("the index is one of other keys")
+        return index
+
+    def _check_distinct(self) -> None:
+        near = np.flatnonzero(self.hashes[1:] == self.hashes[:-1])
         if len(near):  # of one hash: nearly always one key
-            suspects = index.numbers[np.unique(np.concatenate([near, near + 1]))]
-            found, counts = np.unique(keys.take(suspects).astype(str), return_counts=True)
+            suspects = self.numbers[np.unique(np.concatenate([near, near + 1]))]
+            found, counts = np.unique(self.texts.take(suspects).astype(str), return_counts=True)
             if counts.max() > 1:
                 raise InputError(
                     f"item id {str(found[counts.argmax()])!r} occurs {counts.max()} times", allowed="once each"
                 )
-        return index
 
     def extended(self, new: Sequence[str], keys: Texts) -> KeyIndex:
         """The index of ``keys``, which has the keys ``new``, all unknown so far, behind those of this one."""

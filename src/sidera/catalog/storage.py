@@ -1,5 +1,13 @@
-"""A Catalog as an artifact folder: codes.safetensors (codes, quantizer), items.parquet, features.safetensors,
-report.json, schema.json."""
+"""A Catalog as an artifact folder, in files that are mapped and not read: processes of one machine share them.
+
+| file | what |
+|---|---|
+| ``items.arrow`` | a row an item: key, title, popularity, removed; uncompressed, one batch |
+| ``codes.safetensors`` | codes, and what the quantizer was fitted to |
+| ``index.safetensors`` | hashes of the keys in order and whose they are, the serving order |
+| ``features.safetensors`` | features of the items, where there are any |
+| ``schema.json``, ``report.json`` | how events, items and users are read; how it was built |
+"""
 
 from __future__ import annotations
 
@@ -9,30 +17,28 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from safetensors.torch import save_file
 
-from sidera.artifacts import Manifest, write_text, writing
+from sidera.artifacts import Manifest, write_tensors, write_text, writing
 from sidera.bounds import shown
+from sidera.catalog.key_index import KeyIndex
 from sidera.catalog.quantizers import NO_CODES, Quantizer, name_of, quantizer_class
 from sidera.data.feature import COUNTED
 from sidera.data.features import FeatureSchema
 from sidera.loading import Opened, open_artifact
+from sidera.ops.allocator import release_memory
 from sidera.ops.columns import Column, Marks, Texts
 
 KIND = "catalog"
 PREFIX = "quantizer."  # tensors of codes.safetensors
-FEATURES = "features.safetensors"
-COLUMNS = {"key": pa.string(), "title": pa.string(), "popularity": pa.int64(), "removed": pa.bool_()}
+ITEMS, CODES, INDEX, FEATURES = "items.arrow", "codes.safetensors", "index.safetensors", "features.safetensors"
+COLUMNS = {"key": pa.large_string(), "title": pa.large_string(), "popularity": pa.int64(), "removed": pa.bool_()}
 COLLISIONS = ("extra_digit", "greedy", "share", NO_CODES)
 MAX_LEVELS = 64
 MAX_CODES = 2**24  # of a level
 
 
-def save(
-    catalog: Any, path: str | Path, artifact_digest: str, parents: dict[str, str], recipe: dict[str, Any]
-) -> None:
+def save(catalog: Any, path: str | Path, artifact_digest: str, parents: dict[str, str], recipe: dict[str, Any]) -> None:
     info = {
         "codebook_id": catalog.codebook_id,
         "items_version": catalog.items_version,
@@ -43,8 +49,8 @@ def save(
     }
     items = pa.table(
         {
-            "key": catalog.item_keys.arrow().cast(pa.string()),
-            "title": catalog.titles.arrow().cast(pa.string()),
+            "key": catalog.item_keys.arrow(),
+            "title": catalog.titles.arrow(),
             "popularity": pa.array(np.asarray(catalog.popularity), pa.int64()),
             "removed": pa.array(np.asarray(catalog.removed), pa.bool_()),
         }
@@ -52,13 +58,23 @@ def save(
     with writing(path, Manifest(KIND, artifact_digest, parents, recipe, info)) as folder:
         codes = torch.from_numpy(np.array(catalog.codes))
         state = {} if catalog.quantizer is None else catalog.quantizer.state()
-        save_file(
-            {"codes": codes, **{PREFIX + name: part for name, part in state.items()}}, folder / "codes.safetensors"
+        write_tensors({"codes": codes, **{PREFIX + name: part for name, part in state.items()}}, folder / CODES)
+        index = catalog.ids_by_key
+        if len(index.hashes) < catalog.num_items:  # some came later
+            index = KeyIndex.build(catalog.item_keys)
+        write_tensors(
+            {
+                "hashes": torch.from_numpy(index.hashes.view(np.int64)),
+                "numbers": torch.from_numpy(index.numbers),
+                "order": torch.from_numpy(catalog.serving_order),
+            },
+            folder / INDEX,
         )
         if catalog.features:
             columns = {name: torch.from_numpy(np.array(rows)) for name, rows in catalog.features.items()}
-            save_file(columns, folder / FEATURES)
-        pq.write_table(items, folder / "items.parquet", compression="zstd")
+            write_tensors(columns, folder / FEATURES)
+        with pa.ipc.new_file(folder / ITEMS, items.schema) as file:
+            file.write_table(items.combine_chunks())
         write_text(folder / "schema.json", json.dumps(catalog.schema.to_json()) + "\n")
         write_text(folder / "report.json", json.dumps(dict(catalog.report), indent=2) + "\n")
 
@@ -77,12 +93,15 @@ def load(path: str | Path, kind: Any) -> Any:  # a Catalog, whose file imports t
         isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= MAX_CODES for size in level_sizes
     ):
         raise opened.damaged(f"level_sizes are not at most {MAX_LEVELS} numbers from 1 to {MAX_CODES:,}")
-    items = opened.table("items.parquet", number, COLUMNS)
-    tensors = opened.tensor_file("codes.safetensors")
+    items = opened.arrow(ITEMS, number, COLUMNS)
+    tensors = opened.tensor_file(CODES)
     with opened.believed():
+        keys, popularity = _keys(opened, items["key"]), Column.of(_whole(opened, items, "popularity"))
+        ids_by_key, order = _index(opened, keys, popularity.base)
         codes = _codes(opened, tensors.pop("codes"), number, level_sizes)
-        return kind(
-            item_keys=_keys(opened, items["key"]),
+        schema = FeatureSchema.from_json(opened.json("schema.json", dict))
+        catalog = kind(
+            item_keys=keys,
             codes=Column.of(codes),
             level_sizes=level_sizes,
             quantizer=_quantizer(opened, tensors, level_sizes),
@@ -90,12 +109,16 @@ def load(path: str | Path, kind: Any) -> Any:  # a Catalog, whose file imports t
             codebook_id=opened.info("codebook_id", str),
             items_version=opened.info("items_version", int),
             removed=Marks.of(_whole(opened, items, "removed")),
-            popularity=Column.of(_whole(opened, items, "popularity")),
+            popularity=popularity,
             titles=Texts.of(items["title"]),
             report=opened.json("report.json", dict),
-            schema=(schema := FeatureSchema.from_json(opened.json("schema.json", dict))),
+            schema=schema,
             features=_features(opened, schema, number),
+            ids_by_key=ids_by_key,
         )
+        catalog.take_order(order)
+        release_memory()  # what the checks took
+        return catalog
 
 
 def _codes(opened: Opened, codes: torch.Tensor, number: int, level_sizes: tuple[int, ...]) -> np.ndarray:
@@ -127,7 +150,7 @@ def _quantizer(opened: Opened, tensors: dict[str, torch.Tensor], level_sizes: tu
 
 def _whole(opened: Opened, items: pa.Table, name: str) -> np.ndarray:
     if items[name].null_count:
-        raise opened.damaged(f"an item of items.parquet has no {name}")
+        raise opened.damaged(f"an item of items.arrow has no {name}")
     return items[name].to_numpy()
 
 
@@ -135,6 +158,18 @@ def _keys(opened: Opened, column: pa.ChunkedArray) -> Texts:
     if column.null_count:
         raise opened.damaged("an item has no id")
     return Texts.of(column)
+
+
+def _index(opened: Opened, keys: Texts, popularity: np.ndarray) -> tuple[KeyIndex, np.ndarray]:
+    """Of the keys, and the serving order (N,)."""
+    tensors = opened.tensor_file(INDEX)
+    index = KeyIndex.of(keys, tensors["hashes"].numpy().view(np.uint64), tensors["numbers"].numpy())
+    order = tensors["order"].numpy()
+    if order.dtype != np.int64 or not np.array_equal(np.bincount(order, minlength=len(keys)), np.ones(len(keys))):
+        raise opened.damaged("the serving order does not list every item once")
+    if (np.diff(popularity[order]) > 0).any():
+        raise opened.damaged("the serving order is not by popularity")
+    return index, order
 
 
 def _features(opened: Opened, schema: FeatureSchema, number: int) -> dict[str, Column]:
@@ -150,7 +185,7 @@ def _features(opened: Opened, schema: FeatureSchema, number: int) -> dict[str, C
         if values.dtype != (torch.int64 if counted else torch.float32) or values.shape != (number, *feature.row_shape):
             raise opened.damaged(f"feature {feature.name!r} is {values.dtype} of shape {tuple(values.shape)}")
         if counted and values.numel() and not 0 <= int(values.min()) <= int(values.max()) < feature.num_values:
-            raise opened.damaged(f"feature {feature.name!r} holds a value that its {feature.num_values:,} are not")
+            raise opened.damaged(f"feature {feature.name!r} holds a value that is none of {feature.num_values:,}")
         if not counted and bool(values.isinf().any()):
             raise opened.damaged(f"feature {feature.name!r} holds an endless number")
         found[feature.name] = Column.of(values.numpy())

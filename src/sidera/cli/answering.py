@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from sidera import console
 from sidera.cli.parsing import Arguments, Verbs, add_threads_flag, add_verb
+from sidera.core import InputError
+
+if TYPE_CHECKING:
+    from sidera.engine.questions import ItemScore
+    from sidera.engine.recommender import Recommender
 
 
 def recommend_verb(arguments: Arguments) -> dict[str, Any]:
     """Answer one history on the command line."""
     from sidera.engine.recommender import Recommender
 
-    recommender = Recommender.load(arguments.run)
-    history = [key.strip() for key in arguments.history.split(",") if key.strip()]
+    recommender, history = Recommender.load(arguments.run), _keys(arguments.history)
     (answer,) = recommender.recommend(
         [history], arguments.k, filter_seen=arguments.filter_seen, unknown=arguments.unknown
     )
@@ -41,11 +47,80 @@ def recommend_verb(arguments: Arguments) -> dict[str, Any]:
     }
 
 
+def score_verb(arguments: Arguments) -> dict[str, Any]:
+    """Score the given items after a history, best first."""
+    from sidera.engine.questions import Questions
+
+    ask = Questions(_opened(arguments.run))
+    history, items = _keys(arguments.history), _keys(arguments.items)
+    return _shown(ask.rerank(history, items))
+
+
+def similar_verb(arguments: Arguments) -> dict[str, Any]:
+    """What is like an item, or goes with a cart of several."""
+    from sidera.engine.questions import Questions
+
+    return _shown(Questions(_opened(arguments.run)).related(_keys(arguments.items), arguments.k))
+
+
+def popular_verb(arguments: Arguments) -> dict[str, Any]:
+    """What most people take, of a category or in the newest days of a log."""
+    from sidera.data.dataset import Dataset
+    from sidera.engine.questions import Questions
+
+    field, equals, value = (arguments.category or "").partition("=")
+    if arguments.category and not (field and equals and value):
+        raise InputError(f"--category {arguments.category!r}", allowed="FIELD=VALUE")
+    if (arguments.days is None) != (arguments.data is None):
+        raise InputError("--days needs --data, and --data needs --days", fix="give both, or neither")
+    log = since = None
+    if arguments.data is not None:
+        if not arguments.days > 0:
+            raise InputError(f"--days {arguments.days}", allowed="more than 0")
+        log = Dataset.load(arguments.data)
+        newest = int(log.times.max(initial=0))
+        since = newest + 1 - round(86_400 * arguments.days)
+    category = (field, value) if arguments.category else None
+    return _shown(Questions(_opened(arguments.run)).popular(arguments.k, category=category, since=since, log=log))
+
+
+def recommend_all_verb(arguments: Arguments) -> dict[str, Any]:
+    """Answer every user of a data folder into Parquet files."""
+    from sidera.engine.everyone import EveryoneConfig, log_of_run, recommend_all, requests_of_log
+
+    config = EveryoneConfig(arguments.k, arguments.filter_seen, arguments.as_of)
+    recommender = _opened(arguments.run)
+    dataset = log_of_run(arguments.run, arguments.data, recommender)
+    asked = requests_of_log(dataset, recommender.catalog.schema, config)
+    with console.Progress("recommend-all", total=dataset.num_users, unit="user") as progress:
+        done = recommend_all(
+            recommender, asked, arguments.out, config, source=dataset.digest, progress=progress.to
+        )  # fmt: skip
+    console.say(f"{arguments.out}: {done['num_users']:,} users in {done['num_parts']:,} parts")
+    return done
+
+
+def _opened(run: str) -> Recommender:
+    from sidera.engine.recommender import Recommender
+
+    return Recommender.load(run)
+
+
+def _keys(text: str) -> list[str]:
+    return [key.strip() for key in text.split(",") if key.strip()]
+
+
+def _shown(items: Sequence[ItemScore]) -> dict[str, Any]:
+    for one in items:
+        console.result(f"{one.item}\t{one.score:.4f}\t{one.title or ''}")
+    return {"items": [{"item": one.item, "score": one.score, "title": one.title} for one in items]}
+
+
 def serve_verb(arguments: Arguments) -> None:
     """Answer over HTTP until interrupted."""
     from sidera.engine.recommender import Recommender
     from sidera.engine.serving import ServeConfig
-    from sidera.serve.app import check_port, serve
+    from sidera.serve.server import check_port, serve
 
     config = ServeConfig(
         arguments.rerank, arguments.rerank_from, arguments.cold_share, store=arguments.store, fill=arguments.fill,
@@ -63,16 +138,50 @@ def serve_verb(arguments: Arguments) -> None:
             serve(recommender, arguments.host, arguments.port)
 
 
-
 def add_recommend(verbs: Verbs) -> None:
     parser = add_verb(verbs, "recommend", recommend_verb, "answer one history: item id, score, title")
     parser.add_argument("run", help="run folder")
     parser.add_argument("--history", required=True, help="item ids, oldest first, separated by commas")
     parser.add_argument("-k", type=int, default=10, help="items wanted")
-    parser.add_argument("--filter-seen", action="store_true", help="leave out items of the history")
+    _add_seen_flag(parser)
     parser.add_argument(
         "--unknown", choices=("report", "refuse"), default="refuse", help="unknown ids: leave out and name, or refuse"
     )
+    add_threads_flag(parser, default=1)
+
+
+def _add_seen_flag(parser: argparse.ArgumentParser) -> None:
+    text = "leave out items of the history, or keep them (default: as the training log's users came back to some)"
+    parser.add_argument("--filter-seen", action=argparse.BooleanOptionalAction, help=text)
+
+
+def add_questions(verbs: Verbs) -> None:
+    """``score``, ``similar``, ``popular`` and ``recommend-all``."""
+    parser = add_verb(verbs, "score", score_verb, "score given items after a history, best first")
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--history", required=True, help="item ids, oldest first, separated by commas")
+    parser.add_argument("--items", required=True, help="item ids to score, separated by commas")
+    add_threads_flag(parser, default=1)
+    parser = add_verb(verbs, "similar", similar_verb, "items like one, or that go with a cart of several")
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--items", required=True, help="item ids, separated by commas; their order says nothing")
+    parser.add_argument("-k", type=int, default=10, help="items wanted")
+    add_threads_flag(parser, default=1)
+    parser = add_verb(verbs, "popular", popular_verb, "the items with the most events")
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("-k", type=int, default=10, help="items wanted")
+    parser.add_argument("--category", metavar="FIELD=VALUE", help="only items with this value; default: all")
+    parser.add_argument("--data", help="data folder whose events are counted; default: the training log's counts")
+    parser.add_argument("--days", type=float, help="newest days of --data that count")
+    add_threads_flag(parser, default=1)
+    text = "answer every user of a data folder into Parquet files; the same command goes on where it was stopped"
+    parser = add_verb(verbs, "recommend-all", recommend_all_verb, text)
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--data", required=True, help="data folder: its users are answered after their whole histories")
+    parser.add_argument("--out", required=True, help="folder for part-00000.parquet, ... and recommendations.json")
+    parser.add_argument("-k", type=int, default=10, help="items for each user")
+    _add_seen_flag(parser)
+    parser.add_argument("--as-of", type=int, help="unix seconds; only earlier events are read; default: all")
     add_threads_flag(parser, default=1)
 
 

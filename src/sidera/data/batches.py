@@ -84,13 +84,13 @@ class PackedSequences(_Rows):
         order = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
         bounds = _even_bounds(self.num_rows, self.num_batches(epoch))
         next_item = Wanted("event", np.empty(0, dtype=np.int64))
+        users, starts, ends = (column.take(order) for column in (self.user_ids, self.starts, self.ends))
         for index in range(start, len(bounds) - 1):
-            rows = order[bounds[index] : bounds[index + 1]]
-            lengths = self.ends[rows] - self.starts[rows]
-            rows = rows[np.argsort(-lengths, kind="stable")]
-            own = _cut(rows, rank, world_size)
+            rows = slice(bounds[index], bounds[index + 1])
+            lengths = ends[rows] - starts[rows]
+            own = _cut((-lengths).argsort(kind="stable") + bounds[index], rank, world_size)  # longest first
             yield self.reading.rows(
-                self.user_ids[own], self.ends[own], next_item, starts=self.starts[own], global_count=int(lengths.sum())
+                users.take(own), ends.take(own), next_item, starts=starts.take(own), global_count=int(lengths.sum())
             )
 
 
@@ -176,16 +176,17 @@ class TargetRows(_Rows):
         counts = np.diff(self.target_bounds)
         for turn in turns[start:]:
             rows = order[bounds[turn] : bounds[turn + 1]]
-            rows = rows[np.argsort(-lengths[rows], kind="stable")]  # longest first
-            yield self._batch(_cut(rows, rank, world_size), int(counts[rows].sum()))
+            rows = rows.take((-lengths.take(rows)).argsort(kind="stable"))  # longest first
+            yield self._batch(_cut(rows, rank, world_size), int(counts.take(rows).sum()))
 
     def _batch(self, rows: np.ndarray, global_count: int) -> Batch:
-        first = self.target_bounds[rows]
-        places, offsets = slices(first, self.target_bounds[rows + 1] - first)
-        targets = self.targets[places]  # (G,)
-        feedback = self.reading.feedback(targets) | {name: values[targets] for name, values in self.outcomes.items()}
-        wanted = Wanted(self.kind, self.reading.dataset.item_ids[targets], offsets, feedback)
-        return self.reading.rows(self.user_ids[rows], self.ends[rows], wanted, global_count=global_count)
+        first = self.target_bounds.take(rows)
+        places, offsets = slices(first, self.target_bounds[1:].take(rows) - first)
+        targets = self.targets.take(places)  # (G,)
+        outcomes = {name: values.take(targets) for name, values in self.outcomes.items()}
+        feedback = self.reading.feedback(targets) | outcomes
+        wanted = Wanted(self.kind, self.reading.dataset.item_ids.take(targets), offsets, feedback)
+        return self.reading.rows(self.user_ids.take(rows), self.ends.take(rows), wanted, global_count=global_count)
 
 
 class RequestRows(TargetRows):

@@ -78,7 +78,7 @@ def check_declared(features: Mapping[str, FeatureConfig]) -> None:
                 raise InputError(f"{where} kind = {entry.kind!r} has no {key}", allowed=f"with {', '.join(kinds)}")
         if entry.kind == "text" and entry.owner != "item":
             raise InputError(
-                f"{where} is a text of the {entry.owner}", allowed='owner = "item": the catalogue encodes texts of items',
+                f"{where} is a text of the {entry.owner}", allowed='owner = "item", for the catalogue',
                 fix='kind = "tokens" is read by models',
             )  # fmt: skip
         if entry.vocabulary and entry.hash_size is not None:
@@ -310,6 +310,8 @@ def measures_of(column: pa.Array, kind: str, place: str, width: int = 0) -> np.n
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     there = lengths > 0
     width = width or (int(lengths[there.argmax()]) if there.any() else 0)
+    if not width:
+        return np.full((len(column), 0), np.nan)
     if (wrong := there & (lengths != width)).any():
         row = int(wrong.argmax())
         raise InputError(f"{place} has {lengths[row]} numbers in row {row}", allowed=f"{width}, as in the others")

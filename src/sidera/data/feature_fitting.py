@@ -66,7 +66,10 @@ def declared_features(
             continue  # the catalogue's encoder reads it (``DataConfig.text_columns``)
         if entry.owner in ("request", "event"):
             column = column.filter(pa.array(known_mask))
-        found.append(_fitted(name, entry, source, column))
+        feature = _fitted(name, entry, source, column)
+        if feature.num_values == 1 if feature.kind in COUNTED else not _says_anything(feature, column):
+            raise InputError(f"{feature.place} has no value in any row", fix="leave the declaration out")
+        found.append(feature)
     return tuple(found)
 
 
@@ -156,8 +159,6 @@ def _measured(
     """Columns without a negative value that reach far (over 5 times their median) enter by their logarithm."""
     place = Feature(name, kind, owner, source).place
     values = measures_of(column, kind, place)
-    if not values.shape[1]:
-        raise InputError(f"{place} has no value in any row", fix="leave the declaration out")
     logs, means, spreads = [], [], []
     for one in values.T:
         here = one[np.isfinite(one)]
@@ -175,6 +176,10 @@ def _measured(
         name, kind, owner, source, log=tuple(logs), mean=tuple(means), spread=tuple(spreads), required=required
     )
     return _with_missing(feature, feature.encode(column))
+
+
+def _says_anything(feature: Feature, column: pa.ChunkedArray | pa.Array) -> bool:
+    return bool(feature.width) and bool(np.isfinite(feature.encode(column)).any())
 
 
 def _with_missing(feature: Feature, values: np.ndarray) -> Feature:

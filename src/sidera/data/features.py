@@ -9,7 +9,7 @@ that long items do not win by their length (OneRec-V2, 2508.20900, section on du
 a bucket for all users instead of one distribution a user). Thresholds come from training events only.
 
 :class:`FeatureSchema` is what a model and the engine share: names of label columns, features with their vocabularies
-(``data.feature``), thresholds. It is fitted once, kept with the Catalog, and read by both: what was trained is what is served.
+(``data.feature``), thresholds. It is fitted once, kept with the Catalog, and read by both.
 """
 
 from __future__ import annotations

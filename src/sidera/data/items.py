@@ -8,8 +8,10 @@ Shape legend: N items · U distinct items of a batch · L levels of a semantic I
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ import torch
 from sidera.batch import Items
 from sidera.ops.columns import Column
 
-DENSE = 16  # a batch that names a 16th of the items or more marks them in a table instead of sorting their ids
+DENSE = 16  # a batch of at least N / 16 ids marks their items in a table instead of sorting them
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,20 +53,37 @@ class ItemTable:
         """(...,) ids on any device -> (..., L) int64 on it."""
         return torch.from_numpy(self.codes[ids.cpu().numpy()].astype(np.int64, copy=False)).to(ids.device)
 
+    @cached_property
+    def whole(self) -> Items:
+        """All rows, made once: the sub-table of every batch that names at least as many places as there are items."""
+        return self.items(np.arange(self.num_items))
+
     def distinct(self, *columns: np.ndarray) -> tuple[Items, list[torch.Tensor]]:
-        """The distinct items of several columns of ids (n_i,), and for each column the positions (n_i,) in them."""
+        """A sub-table that holds the items of several columns of ids (n_i,), and for each column the positions (n_i,)
+        in it: the distinct items, or all items where there are no more of them than ids. Ids are then the positions.
+        """
+        if self.num_items <= sum(map(len, columns)):
+            return self.whole, [torch.from_numpy(column) for column in columns]
         joined = columns[0] if len(columns) == 1 else np.concatenate(columns)
         if self.num_items <= DENSE * len(joined):
             marks = np.zeros(self.num_items, dtype=bool)
             marks[joined] = True
             ids = marks.nonzero()[0]
-            position = np.empty(self.num_items, dtype=np.int64)
-            position[ids] = np.arange(len(ids))
-            inverse = position.take(joined)
         else:
-            ids, inverse = np.unique(joined, return_inverse=True)
-        positions, parts, begin = torch.from_numpy(inverse), [], 0
-        for column in columns:
-            parts.append(positions[begin : begin + len(column)])
-            begin += len(column)
-        return self.items(ids), parts
+            ids = np.sort(joined)
+            ids = ids[np.append(True, ids[1:] != ids[:-1])] if len(ids) else ids
+        position = _position(self.num_items)
+        position[ids] = np.arange(len(ids))
+        inverse = torch.from_numpy(position.take(joined))
+        return self.items(ids), list(inverse.split([len(column) for column in columns]))
+
+
+_thread = threading.local()
+
+
+def _position(num_items: int) -> np.ndarray:
+    """(N or more,) int64 room of this thread, which holds whatever was written there before."""
+    room = getattr(_thread, "position", None)
+    if room is None or len(room) < num_items:
+        room = _thread.position = np.empty(num_items, dtype=np.int64)
+    return room

@@ -75,21 +75,25 @@ class Reading:
         global_count: int | None = None,
         whole: bool = False,
     ) -> Batch:
-        """Histories as they stand here, oldest event first -> a Batch over the distinct items that they, the targets
-        and the representatives name.
+        """Histories as they stand here, oldest event first -> a Batch over the items that they, the targets and the
+        representatives name.
 
-        ``features``: of events, (T, ...). ``lifelong.items`` holds dense ids. ``whole``: nothing is left out yet; :meth:`cut` does that.
+        ``features``: of events, (T, ...). ``lifelong.items`` holds dense ids. ``whole``: nothing is left out yet;
+        :meth:`cut` does that.
         """
-        when = None if times is None else torch.from_numpy(times)
-        bounds, reads = torch.from_numpy(offsets), self.reads
-        events = Events(torch.from_numpy(item_ids), bounds, when, _tensors(feedback or {}), _tensors(features or {}))
         if not whole:
-            if reads.lifelong is not None and lifelong is None and self.representatives is not None:
+            when = None if times is None else torch.from_numpy(times)
+            columns_of_events = _tensors(feedback or {}), _tensors(features or {})
+            events = Events(torch.from_numpy(item_ids), torch.from_numpy(offsets), when, *columns_of_events)
+            if self.reads.lifelong is not None and lifelong is None and self.representatives is not None:
                 lifelong = self.representatives(events)
             longest = (offsets[1:] - offsets[:-1]).max(initial=0)  # torch takes ten times as long for so few numbers
-            if longest > reads.untouched or (feedback and not reads.feedback):
+            if longest > self.reads.untouched or (feedback and not self.reads.feedback):
                 events = self.select(events)
-                item_ids = events.items.numpy()
+                item_ids, offsets = events.items.numpy(), events.offsets.numpy()
+                times = None if events.times is None else events.times.numpy()
+                feedback = {name: values.numpy() for name, values in events.feedback.items()}
+                features = {name: values.numpy() for name, values in events.features.items()}
         columns = [item_ids]
         if wanted is not None:
             columns.append(wanted.item_ids)
@@ -100,8 +104,11 @@ class Reading:
         if wanted is not None:
             ends = np.arange(len(wanted.item_ids) + 1) if wanted.offsets is None else wanted.offsets
             targets = Targets(wanted.kind, positions[1], torch.from_numpy(ends), _tensors(wanted.feedback))
+        when = None if times is None else torch.from_numpy(times)
         return Batch(
-            events=replace(events, items=positions[0]),
+            events=Events(
+                positions[0], torch.from_numpy(offsets), when, _tensors(feedback or {}), _tensors(features or {})
+            ),
             items=items,
             requests=requests or Requests(),
             targets=targets,
@@ -133,7 +140,13 @@ class Reading:
             events = events.newest(reads.max_events)
         if reads.recent is None or longest <= reads.recent or positive is None:  # no label: all are positive
             return events
-        return events.keep((events.from_end < reads.recent) | (events.feedback[self.schema.positive] > 0))
+        older = torch.from_numpy(_older(events.offsets.cpu().numpy(), reads.recent)).to(events.offsets.device)
+        left_out = older[~(events.feedback[self.schema.positive][older] > 0)]
+        if not left_out.numel():
+            return events
+        mask = left_out.new_ones(events.num_values, dtype=torch.bool)
+        mask[left_out] = False
+        return events.keep(mask)
 
 
 class LogReading:
@@ -172,7 +185,7 @@ class LogReading:
 
     def starts(self, user_ids: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """(B,) the oldest event that is read of each history."""
-        return np.maximum(self.dataset.offsets[user_ids], ends - self.max_events)
+        return np.maximum(self.dataset.offsets.take(user_ids), ends - self.max_events)
 
     def rows(
         self,
@@ -186,22 +199,17 @@ class LogReading:
     ) -> Batch:
         """Row b: the newest events of user ``user_ids[b]`` before position ``ends[b]`` of the log.
 
-        ``starts`` (B,): the oldest event of each row, where it is not the oldest that is read. ``as_of`` and
-        the features of a request are those of the event at ``ends``: they are known when the question is asked. ``whole``: the history
-        is not cut to what the model reads (then give ``starts``).
+        ``starts`` (B,): the oldest event of each row, by default the oldest that is read; none is older than that,
+        unless the history is ``whole``: not cut to what the model reads. ``as_of`` and the features of a
+        request are those of the event at ``ends``: they are known when the question is asked.
         """
         dataset = self.dataset
         starts = self.starts(user_ids, ends) if starts is None else starts
-        lengths = ends - starts
-        events, offsets = slices(starts, lengths)  # (T,) positions in the log, (B+1,)
-        cut = not whole and lengths.max(initial=0) > self.reading.reads.untouched
-        if cut:  # before the columns are gathered
-            positive = {name: column for name, column in self.columns.items() if name == self.reading.schema.positive}
-            marks = _tensors({name: column.take(events) for name, column in positive.items()})
-            read = self.reading.select(Events(torch.from_numpy(events), torch.from_numpy(offsets), feedback=marks))
-            events, offsets = read.items.numpy(), read.offsets.numpy()
+        events, offsets = slices(starts, ends - starts)  # (T,) positions in the log, (B+1,)
+        if not whole:  # before the columns are gathered
+            events, offsets = self._without_older(events, offsets)
         if wanted is not None and wanted.kind == "event":  # every event's target is the next one of the log
-            wanted = Wanted("event", dataset.item_ids.take(events + 1), offsets)
+            wanted = Wanted("event", dataset.item_ids[1:].take(events), offsets)
         return self.reading.batch(
             dataset.item_ids.take(events),
             offsets,
@@ -209,18 +217,29 @@ class LogReading:
             feedback=self.feedback(events),
             requests=Requests(
                 torch.from_numpy(user_ids),
-                torch.from_numpy(dataset.times[ends]),
+                torch.from_numpy(dataset.times.take(ends)),
                 _tensors(
-                    {name: values[user_ids] for name, values in self.of_users.items()}
-                    | {name: values[ends] for name, values in self.of_requests.items()}
+                    {name: values.take(user_ids, 0) for name, values in self.of_users.items()}
+                    | {name: values.take(ends, 0) for name, values in self.of_requests.items()}
                 ),
             ),
             wanted=wanted,
             lifelong=None if self.representatives is None else self.representatives(user_ids, ends),
-            features={name: values[events] for name, values in self.of_events.items()},
+            features={name: values.take(events, 0) for name, values in self.of_events.items()},
             global_count=global_count,
-            whole=whole or cut,
+            whole=whole or self.reading.reads.lifelong is None,  # it is cut already
         )
+
+    def _without_older(self, events: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions in the log without those that :meth:`Reading.select` leaves out of the older events."""
+        recent, column = self.reading.reads.recent, self.columns.get(self.reading.schema.positive)
+        if recent is None or column is None:
+            return events, offsets
+        older = _older(offsets, recent)
+        left_out = older[~(column.take(events.take(older)) > 0)]
+        if not len(left_out):
+            return events, offsets
+        return np.delete(events, left_out), offsets - left_out.searchsorted(offsets)
 
     def feedback(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """column -> (n,) of the events at these positions of the log."""
@@ -234,6 +253,11 @@ def slices(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndar
     positions = (starts - offsets[:-1]).repeat(lengths)
     positions += np.arange(len(positions))
     return positions, offsets
+
+
+def _older(offsets: np.ndarray, recent: int) -> np.ndarray:
+    """(n,) ascending positions of the events that are not among the newest ``recent`` of their history."""
+    return slices(offsets[:-1], np.maximum(offsets[1:] - offsets[:-1] - recent, 0))[0]
 
 
 def _tensors(columns: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -158,6 +158,15 @@ def item_popularity(dataset: Dataset, split: Split) -> np.ndarray:
     return np.bincount(train_item_ids(dataset, split), minlength=dataset.num_items).astype(np.int64)
 
 
+def repeat_share(dataset: Dataset, split: Split) -> float:
+    """Share of the training events, a user's first one aside, that came back to an item of the same user."""
+    trained_mask = np.arange(dataset.num_events) < split.train_ends[dataset.event_users]
+    users = dataset.event_users[trained_mask]
+    pairs = np.unique(users * dataset.num_items + dataset.item_ids[trained_mask])
+    later = len(users) - len(np.unique(users))
+    return float((len(users) - len(pairs)) / later) if later else 0.0
+
+
 def window(dataset: Dataset, split: Split, which: Literal["valid", "test"]) -> tuple[Split, np.ndarray]:
     """Every event of a part, whatever came of it: (the split whose training part reaches to that part's end, a mask
     (E,) of the part's events). Rankers are measured on these, with the histories before them.

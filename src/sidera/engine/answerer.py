@@ -162,5 +162,6 @@ class Answerer:
             reranker_version="" if row.found is None else row.found.reranker,
             codebook_id=catalog.codebook_id,
             unknown_user=history.unknown_user,
+            filtered_seen=self.reader.filters_seen(asked.request),
             request=name,
         )

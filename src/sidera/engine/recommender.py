@@ -155,13 +155,15 @@ class Recommender:
         histories: Sequence[Sequence[str | int] | Request],
         k: int = 10,
         *,
-        filter_seen: bool = False,
+        filter_seen: bool | None = None,
         unknown: str = "report",
     ) -> list[Recommendation]:
         """Answer histories of item keys, oldest first; at most as many items as the catalogue holds.
 
         Whole numbers are keys too: 3 is the item "3". Anything else that is no text is refused.
 
+        ``filter_seen``: whether items of the history are left out. None: they are where users of the training log
+        hardly ever came back to one (:attr:`Catalog.filters_seen`); ``filtered_seen`` of the answer says which.
         ``unknown = "report"`` leaves unknown keys out and names them in the answer; ``"refuse"`` raises InputError.
         Items that came after the training are read by their fallback (``nn.item_embedding``); a model that only counts
         leaves them out, and they are named as ``unread``.

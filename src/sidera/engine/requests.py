@@ -84,6 +84,10 @@ class RequestReader:
         history = KnownHistory(item_ids, times, feedback, None)
         return self._readable(request, history, missing, features, unseen)
 
+    def filters_seen(self, request: Request) -> bool:
+        """Whether items of the history are left out of the answer."""
+        return self.catalog.filters_seen if request.filter_seen is None else request.filter_seen
+
     def batch(self, histories: Sequence[ReadHistory]) -> Batch:
         """Histories of one event or more -> a Batch to answer."""
         item_ids = np.concatenate([history.item_ids for history in histories])
@@ -162,6 +166,7 @@ class RequestReader:
             columns = {name: values[places] for name, values in feedback.items()}
             vectors = self.catalog.item_vectors
             tokens = read_whole(schema, vectors, reads.lifelong, item_ids[places], whole.times[places], columns)
+        filters = self.filters_seen(request)
         newest = int(whole.times[-1]) if len(whole.times) else 0
         asked, strange = schema.of_profile(request.profile) if self.feedback else ({}, [])
         return ReadHistory(
@@ -172,7 +177,7 @@ class RequestReader:
             features={name: values[places] for name, values in features.items()},
             asked=asked,
             as_of=newest if request.as_of is None else request.as_of,
-            seen_ids=sorted({item for item in item_ids.tolist() if item >= 0}) if request.filter_seen else [],
+            seen_ids=sorted({item for item in item_ids.tolist() if item >= 0}) if filters else [],
             unknown=missing,
             unread=tuple(str(self.catalog.item_keys[item]) for item in late),
             unseen=tuple(dict.fromkeys([*strange, *unseen])),
@@ -180,7 +185,7 @@ class RequestReader:
         )
 
 
-def requests_of(entries: Iterable[Any], k: int, filter_seen: bool) -> list[Request]:
+def requests_of(entries: Iterable[Any], k: int, filter_seen: bool | None) -> list[Request]:
     """Histories of keys, or requests, as requests whose keys are texts; InputError for what is neither."""
     if isinstance(entries, str | bytes):
         raise InputError(

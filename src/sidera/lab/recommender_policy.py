@@ -71,7 +71,7 @@ def to_batch(requests: Requests, recommender: Recommender) -> Batch:
     }
     asked = Asked(as_of=torch.from_numpy(requests.as_of), features=features)
     of_events = {
-        each.name: each.encode_values(requests.feedback.get(each.source, [None] * len(items)))[0]
+        each.name: each.encode_values(list(requests.feedback.get(each.source, [None] * len(items))))[0]
         for each in schema.owned("event")
     }
     whole = recommender.pipeline.reads_feedback

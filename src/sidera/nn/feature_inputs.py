@@ -8,7 +8,7 @@ Shape legend: ... rows · S length of a list · W width of a vector · D width o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F

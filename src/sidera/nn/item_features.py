@@ -53,7 +53,7 @@ class ItemFeatures(nn.Module):
 
     def grow(self, items: ItemRows) -> None:
         """Take in items that came later: their codes and their features."""
-        device = self.codes.device
+        device = self.own.weight.device
         self.codes = torch.from_numpy(np.asarray(items.codes, dtype=np.int64)).to(device)
         for name, place in self.places.items():
             setattr(self, f"column_{place}", torch.from_numpy(np.array(items.features[name])).to(device))

@@ -76,19 +76,31 @@ class MoE(nn.Module):
         chosen_MK, weights_MK = self.route(x_MD)
         order = chosen_MK.flatten().argsort(stable=True)  # (M*K,) token slots, expert after expert
         tokens = order // self.num_active
-        counts = torch.bincount(chosen_MK.flatten(), minlength=self.num_experts)
+        slots = chosen_MK.flatten()
+        counts = slots.new_zeros(self.num_experts).scatter_add_(0, slots, torch.ones_like(slots))
         weights = weights_MK.flatten()[order].unsqueeze(1)
-        parts = []
-        for expert, part in enumerate(x_MD[tokens].split(counts.tolist())):
-            if len(part):
-                gate, up = (part @ self.gate_up[expert]).chunk(2, dim=-1)
-                parts.append((F.silu(gate) * up) @ self.down[expert])
-        out = torch.zeros_like(x_MD).index_add(0, tokens, torch.cat(parts) * weights)
+        answers = self._grouped(x_MD[tokens], counts) if _groups(x_MD) else self._one_by_one(x_MD[tokens], counts)
+        out = torch.zeros_like(x_MD).index_add(0, tokens, (answers * weights).to(x_MD.dtype))
         if self.training:
             self.counts += counts
         if self.shared is not None:
             out = out + self.shared(x_MD)
         return out.view_as(x)
+
+    def _one_by_one(self, x: Tensor, counts: Tensor) -> Tensor:
+        """Tokens that stand expert after expert, (M*K, D) -> (M*K, D): an expert at a time. Waits for the counts."""
+        parts = []
+        for expert, part in enumerate(x.split(counts.tolist())):
+            if len(part):
+                gate, up = (part @ self.gate_up[expert]).chunk(2, dim=-1)
+                parts.append((F.silu(gate) * up) @ self.down[expert])
+        return torch.cat(parts)
+
+    def _grouped(self, x: Tensor, counts: Tensor) -> Tensor:
+        """The same in two calls of torch's grouped product in bfloat16; nothing waits for the counts."""
+        ends = counts.cumsum(0, dtype=torch.int32)
+        gate, up = F.grouped_mm(x.bfloat16(), self.gate_up.bfloat16(), offs=ends).chunk(2, dim=-1)
+        return F.grouped_mm(F.silu(gate) * up, self.down.bfloat16(), offs=ends)
 
     def route(self, x_MD: Tensor) -> tuple[Tensor, Tensor]:
         """Experts (M, K) of each token and the weights (M, K) of their outputs."""
@@ -105,12 +117,19 @@ class MoE(nn.Module):
         """Once per optimizer step: move the biases by the loads counted since the last call, and forget these."""
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.counts)
-        total = self.counts.sum()
-        if total == 0:
-            return
+        total = self.counts.sum()  # 0: nothing was counted, and nothing moves. Asking for it would wait for the device
         self.bias += self.gamma * (self.counts.mean() - self.counts).sign()
-        self.load.lerp_(self.counts / total, 0.05)
+        self.load.lerp_(torch.where(total > 0, self.counts / total.clamp(min=1), self.load), 0.05)
         self.counts.zero_()
+
+
+def _groups(x: Tensor) -> bool:
+    """Whether the grouped product takes these tokens: in bfloat16, on a device that has it (Hopper and later)."""
+    if not x.is_cuda:
+        return False
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+    wide = x.shape[-1] % 8 == 0  # its rows begin at multiples of 16 bytes
+    return wide and dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (9, 0)
 
 
 def balance_experts(model: nn.Module) -> None:

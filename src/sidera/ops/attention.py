@@ -13,6 +13,9 @@ kernels, on any device. :func:`_pairs` writes out the pairs of rows of a few pos
 ``ops/written_attention.py`` writes out the gradients of neighbouring rows of equal length: T5's body, with its bias and
 dropout. Streams that read one table of keys stand in ``ops/shared_keys.py``.
 
+A group costs a dozen launches. On the CPU they are cheap beside the arithmetic that exact groups save; on a device they
+are all that a small group costs. There neighbours are padded into one table first (:meth:`Layout.padded`).
+
 Causal attention needs no mask: padding stands at the end, where no real query looks.
 
 Shape legend: T tokens of all rows (Tq: queries, Tk: keys) · B rows · b rows of a group · s longest row of a group ·
@@ -22,9 +25,10 @@ H heads · E dims of a head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -79,6 +83,15 @@ class Layout:
     members: tuple[Tensor, ...] = ()  # (b,) the rows of each gathered group
     restore: Tensor | None = None  # (Tq,) where each query stands in the groups' joined answers; None: in order
     missing: bool = False  # some queries have nothing to read: they stand behind the answers, as one row of zeros
+    _padded: dict[torch.device, Layout] = field(default_factory=dict, repr=False, compare=False)
+
+    def padded(self, device: torch.device) -> Layout:
+        """Neighbours of every length as one table on ``device``, made once for all layers."""
+        if len(self.keys) == 1:
+            return self
+        if device not in self._padded:
+            self._padded[device] = Layout((_one_table(self.queries, device),), (_one_table(self.keys, device),))
+        return self._padded[device]
 
     @cached_property
     def row_ids(self) -> Tensor:
@@ -172,6 +185,19 @@ def sorted_layout(lengths: Sequence[int]) -> Layout:
     return Layout(tuple(groups), tuple(groups))
 
 
+def _one_table(groups: Sequence[Rows], device: torch.device) -> Rows:
+    """Groups of neighbours as one table, shorter rows padded at the end."""
+    lengths = np.repeat([rows.length for rows in groups], [rows.num_rows for rows in groups])  # (b,)
+    longest, starts = int(lengths.max()), np.cumsum(lengths) - lengths
+    if int(lengths.min()) == longest:
+        return Rows(len(lengths), longest, groups[0].start)
+    steps = np.arange(longest)
+    real_mask = steps < lengths[:, None]  # (b, s)
+    index = groups[0].start + starts[:, None] + np.where(real_mask, steps, 0)
+    tables = (index, real_mask.ravel().nonzero()[0], lengths)
+    return Rows(len(lengths), longest, 0, *(torch.from_numpy(table).to(device) for table in tables))
+
+
 def equal_layout(num_rows: int, length: int) -> Layout:
     """``num_rows`` rows of ``length`` tokens that read themselves."""
     rows = (Rows(num_rows, length),)
@@ -196,6 +222,8 @@ def attention(
     """
     scale = key_value.shape[-1] ** -0.5 if scale is None else scale
     neighbours = layout.restore is None
+    if neighbours and not key_value.is_cpu and layout.keys:
+        return _fused(query, key_value, layout.padded(key_value.device), bias, causal, scale, rate)
     if neighbours and not causal:
         groups: Written = [
             (asked.start, rows.start, rows.num_rows, asked.length, rows.length)

@@ -159,7 +159,7 @@ class Texts(Rows):
         if isinstance(texts, np.ndarray) and texts.dtype.kind != "O":
             texts = texts.astype(object)
         if isinstance(texts, pa.ChunkedArray):
-            texts = texts.combine_chunks()
+            texts = texts.chunk(0) if texts.num_chunks == 1 else texts.combine_chunks()  # one chunk would be copied too
         base = texts.cast(pa.large_string()) if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
         return cls(base)
 

@@ -87,11 +87,9 @@ class JaggedColumns(Columns):
 
     def keep(self, mask: Tensor) -> Self:
         """The same rows with only the values that a mask (T,) names."""
-        before = self.offsets.new_zeros(len(mask) + 1)  # values kept before each position
-        before[1:] = mask.cumsum(0)
         kept = mask.nonzero()[:, 0]  # once for all columns
         part = self._changed(lambda column: column.index_select(0, kept), skip="offsets")
-        return replace(part, offsets=before[self.offsets])  # type: ignore[type-var]
+        return replace(part, offsets=torch.searchsorted(kept, self.offsets))  # type: ignore[type-var]
 
     def newest(self, count: int) -> Self:
         """Each row cut to its last ``count`` values."""

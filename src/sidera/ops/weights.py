@@ -35,10 +35,18 @@ def check_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def put_weights(model: nn.Module, state: Mapping[str, Tensor], damaged: Callable[[str], InputError]) -> None:
-    """Load the weights of an artifact; what ``damaged`` makes of the problem when they are not of this model."""
+    """Make the tensors of an artifact the model's own; what ``damaged`` makes of the problem when they are not of this
+    model. Nothing is copied where the precision is the same; tensors that the model shares stay shared."""
     try:
         check_weights(model, state)
     except InputError as error:
         allowed = f", its recipe implies {error.allowed}" if error.allowed else ""
         raise damaged(f"it does not fit its recipe: {error.problem}{allowed}".replace("the new", "the")) from None
-    model.load_state_dict(state)
+    own = model.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(own.items())}
+    put: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        new = state[name].to(tensor.dtype)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        put[name] = put.get(first[id(tensor)], nn.Parameter(new, tensor.requires_grad) if is_parameter else new)
+    model.load_state_dict(put, assign=True)

@@ -30,6 +30,7 @@ from sidera.data.split import Split
 from sidera.engine.ranking import Ranking
 from sidera.engine.recommender import Recommender
 from sidera.eval.evaluate import evaluate
+from sidera.eval.evaluation import KIND as EVALUATION
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
 from sidera.eval.naming import evaluation_path
 from sidera.eval.ranker_evaluation import KIND as RANKER_EVALUATION
@@ -163,66 +164,80 @@ def train_stage(
     say: Say = say_once,
 ) -> Trained | None:
     """Train the recipe's model -> ``out/model``; None when this call's time was up and the training is unfinished."""
-    path = out / "model"
     catalog_id = artifacts.read_manifest(out / "catalog", "catalog").digest
     # The catalogue's digest covers the training events. Two temporal splits may share these and differ in the window
     # that chooses the best weights, which must not reach into the other's test.
     inputs = [catalog_id, prepared.digest] if prepared.split.cut_times else [catalog_id]
-    wanted = digest([*inputs, recipe.model_section, recipe.fit.identity()])
-    if artifacts.is_current(path, "model", wanted):
-        say(f"train: reused ({path})")
-        return open_trained(recipe, out, device)
-    model = build_model(recipe.model_name, recipe.model_config, catalog, recipe.fit.seed)
+
+    def make(wanted: str) -> Trained | None:
+        model = build_model(recipe.model_name, recipe.model_config, catalog, recipe.fit.seed)
+        section = recipe.model_section
+        trained: Trained = (
+            Ranking(model, catalog, section, device, version=wanted)
+            if role_of(recipe.model_name) in RANKING
+            else Recommender(
+                model, catalog, model_section=section, beam=recipe.eval.beam, device=device, version=wanted
+            )
+        )
+        training = _fitted(recipe, prepared, trained, inputs, out / "fit", say)
+        if training is None:
+            say("training is unfinished: give the same command again to go on")
+            return None
+        model.eval()
+        if distributed.rank() == 0:
+            parents = {"catalog": catalog_id, "data": prepared.digest}
+            trained.save_model(out / "model", digest=wanted, parents=parents, training=training)
+            (out / "fit" / VALIDATION).unlink(missing_ok=True)
+            shutil.rmtree(out / "fit" / FOLDER, ignore_errors=True)  # or the next recipe here would be refused
+        distributed.barrier()
+        return trained
+
+    return stage(
+        out / "model", "model", [*inputs, recipe.model_section, recipe.fit.identity()], make,
+        lambda: open_trained(recipe, out, device), reused=lambda: say(f"train: reused ({out / 'model'})"),
+    )  # fmt: skip
+
+
+def _fitted(
+    recipe: Recipe, prepared: Prepared, trained: Trained, inputs: list[str], folder: Path, say: Say
+) -> dict[str, Any] | None:
+    """Train the network of ``trained`` -> what that cost and reached; None when it is unfinished."""
+    model, device = trained.model, str(trained.device)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"train: {recipe.model_name}, {num_parameters:,} parameters")
     if recipe.fit.precision == "bf16" and emulates_bf16(device):
         say("train: this device has no bf16 arithmetic and emulates it, several times slower; --set fit.precision=auto")
-    section = recipe.model_section
-    trained: Trained = (
-        Ranking(model, catalog, section, device, version=wanted)
-        if role_of(recipe.model_name) in RANKING
-        else Recommender(model, catalog, model_section=section, beam=recipe.eval.beam, device=device, version=wanted)
-    )
     training: dict[str, Any] = {"parameters": num_parameters}
     fit_once(model, prepared.view)
-    if (source := batch_source(recipe, prepared, model, trained.read_log(prepared.dataset))) is not None:
-        identity = digest([*inputs, recipe.model_section, recipe.fit.resumable()])
-        evaluated = _validation(recipe, prepared, trained, out / "fit", identity, say)
-        result = fit(
-            model,
-            source,
-            recipe.fit,
-            out / "fit",
-            evaluate=evaluated,
-            device=device,
-            identity={"catalog": catalog_id} | ({"split": prepared.digest} if prepared.split.cut_times else {}),
-            say=say,
-            spent_seconds=_spent(catalog, recipe.fit, say),
-        )
-        mfu = mean_mfu(out / "fit")
-        say(_training_line(result, mfu))
-        if not result.finished:
-            say("training is unfinished: give the same command again to go on")
-            return None
-        training |= {
-            "steps": result.steps,
-            "best_step": result.best_step,
-            "validation": dict(result.best_metrics),
-            "cpu_minutes": round(result.cpu_seconds / 60, 2),
-            "wall_minutes": round(result.wall_seconds / 60, 2),
-            "stopped_because": result.stopped_because,
-            "precision": result.precision,
-            "num_threads": result.num_threads,
-            "mfu": None if mfu is None else round(mfu, 4),
-        }
-    model.eval()
-    if distributed.rank() == 0:
-        parents = {"catalog": catalog_id, "data": prepared.digest}
-        trained.save_model(path, digest=wanted, parents=parents, training=training)
-        (out / "fit" / VALIDATION).unlink(missing_ok=True)
-        shutil.rmtree(out / "fit" / FOLDER, ignore_errors=True)  # or the next recipe in this folder would be refused
-    distributed.barrier()
-    return trained
+    if (source := batch_source(recipe, prepared, model, trained.read_log(prepared.dataset))) is None:
+        return training
+    identity = digest([*inputs, recipe.model_section, recipe.fit.resumable()])
+    result = fit(
+        model,
+        source,
+        recipe.fit,
+        folder,
+        evaluate=_validation(recipe, prepared, trained, folder, identity, say),
+        device=device,
+        identity=dict(zip(("catalog", "split"), inputs, strict=False)),
+        say=say,
+        spent_seconds=_spent(trained.catalog, recipe.fit, say),
+    )
+    mfu = mean_mfu(folder)
+    say(_training_line(result, mfu))
+    if not result.finished:
+        return None
+    return training | {
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "validation": dict(result.best_metrics),
+        "cpu_minutes": round(result.cpu_seconds / 60, 2),
+        "wall_minutes": round(result.wall_seconds / 60, 2),
+        "stopped_because": result.stopped_because,
+        "precision": result.precision,
+        "num_threads": result.num_threads,
+        "mfu": None if mfu is None else round(mfu, 4),
+    }
 
 
 def open_trained(recipe: Recipe, run: str | Path, device: str = "cpu") -> Trained:
@@ -295,47 +310,32 @@ def evaluate_stage(
         trained.catalog.items_version,
     ]  # what may be answered may have changed
     measured = {key: value for key, value in written(recipe.eval).items() if key != "baselines"}  # they lie beside it
-    wanted = digest([model_digest, prepared.digest, items, measured, which])
-    if artifacts.is_current(path, RANKER_EVALUATION if isinstance(trained, Ranking) else "evaluation", wanted):
-        say(f"evaluate: reused ({path})")
+
+    def make(wanted: str) -> Evaluation | RankerEvaluation:
+        if name and path.exists():
+            say(f"evaluate: {path.name} was made of another model or with other settings and is made again")
+        info = {"seed": recipe.fit.seed, "model": recipe.model_section, "training": opened.info("training", dict)}
+        release_memory()
         if isinstance(trained, Ranking):
-            return RankerEvaluation.load(path)
-        return _with_baselines(load_evaluation(path), recipe, prepared, trained, path, which, say)
-    if name and path.exists():
-        say(f"evaluate: {path.name} was made of another model or with other settings and is made anew")
-    info = {"seed": recipe.fit.seed, "model": recipe.model_section, "training": opened.info("training", dict)}
-    release_memory()
-    if isinstance(trained, Ranking):
-        found = evaluate_ranker(trained, prepared.view, which, recipe.eval, name=recipe.model_name, info=info)
-        found.save(path, digest=wanted, parents={"model": model_digest})
-        return found
-    with rows_bar("evaluate") as progress:
-        result = evaluate(
-            trained,
-            prepared.dataset,
-            prepared.split,
-            which,
-            recipe.eval,
-            name=recipe.model_name,
-            info=info,
-            progress=progress,
-        )
-    save_evaluation(result, path, digest=wanted, parents={"model": model_digest})
-    return _with_baselines(result, recipe, prepared, trained, path, which, say)
+            result = evaluate_ranker(trained, prepared.view, which, recipe.eval, name=recipe.model_name, info=info)
+            result.save(path, digest=wanted, parents={"model": model_digest})
+            return result
+        with rows_bar("evaluate") as progress:
+            lists = evaluate(
+                trained, prepared.dataset, prepared.split, which, recipe.eval, name=recipe.model_name, info=info,
+                progress=progress,
+            )  # fmt: skip
+        save_evaluation(lists, path, digest=wanted, parents={"model": model_digest})
+        return lists
 
-
-def _with_baselines(
-    result: Evaluation,
-    recipe: Recipe,
-    prepared: Prepared,
-    recommender: Recommender,
-    path: Path,
-    which: Literal["valid", "test"],
-    say: Say,
-) -> Evaluation:
-    """The result as it is; popularity and item-kNN are measured on its rows and left beside it."""
-    if recipe.eval.baselines:
-        baselines(recipe.model_name, prepared.positives, recommender.catalog, recipe.eval, path, which, say)
+    ranks = isinstance(trained, Ranking)
+    result = stage(
+        path, RANKER_EVALUATION if ranks else EVALUATION, [model_digest, prepared.digest, items, measured, which], make,
+        lambda: RankerEvaluation.load(path) if ranks else load_evaluation(path),
+        reused=lambda: say(f"evaluate: reused ({path})"),
+    )  # fmt: skip
+    if recipe.eval.baselines and not ranks:  # popularity and item-kNN are measured on its rows and left beside it
+        baselines(recipe.model_name, prepared.positives, trained.catalog, recipe.eval, path, which, say)
     return result
 
 
@@ -363,9 +363,7 @@ def run(
     return evaluate_stage(recipe, prepared, trained, Path(out), say=say)
 
 
-def batch_source(
-    recipe: Recipe, prepared: Prepared, model: torch.nn.Module, reading: LogReading
-) -> BatchSource | None:
+def batch_source(recipe: Recipe, prepared: Prepared, model: torch.nn.Module, reading: LogReading) -> BatchSource | None:
     """The training batches that the model names as its ``feed``, None where it names none; ``reading``: how it reads
     the log."""
     feed: Any = getattr(model, "feed", None)

@@ -151,7 +151,7 @@ class OneRec(RequestGenerator):
         self.lifelong_config = config.lifelong_config()
         if self.lifelong_config and (features := catalog.schema.owned("event")):
             raise InputError(
-                f"[model] lifelong = 'representatives' and {features[0].place}: a representative stands for many events",
+                f"lifelong = 'representatives' and {features[0].place}: a representative stands for many events",
                 allowed="features of items, users and requests", fix="lifelong = 'history', or leave the feature out",
             )  # fmt: skip
         self.count = nn.Embedding(COUNT_BUCKETS, config.width) if self.lifelong_config else None

@@ -273,7 +273,8 @@ class SideraGenerator(nn.Module):
         events = batch.events.num_values
         forward = self.encoder.flops(batch.lengths) + matmul_flops(self.project, events)
         if batch.targets is not None:
-            paths = self._paths(batch.items.codes)[batch.targets.items].cpu()
+            codes_UL = batch.items.codes.to(self.leaf_items.device)  # a batch is counted before it moves to the device
+            paths = self._paths(codes_UL).cpu()[batch.targets.items.cpu()]
             parents = torch.zeros(events, dtype=torch.int64)
             for level in range(len(self.level_sizes)):
                 starts = getattr(self, f"starts_{level}").cpu()

@@ -1,0 +1,62 @@
+"""POST /v1/events: something happened; keep it, and log what followed on an answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from sidera.core import InputError
+from sidera.engine.recommender import Recommender
+from sidera.serve.errors import printable, problem
+from sidera.serve.schemas import EventsRequest, EventsResponse
+from sidera.serve.state import Served
+
+
+def router(served: Served) -> APIRouter:
+    """Routes that write."""
+    routes, recommender = APIRouter(), served.recommender
+
+    @routes.post("/v1/events", response_model=EventsResponse)
+    def events(body: EventsRequest) -> EventsResponse | Response:
+        """Something happened: keep it. Safe to send again."""
+        if recommender.behaviour is None:
+            raise InputError("no behaviour store is open", fix="serve with --store FOLDER")
+        outcomes = _outcomes(recommender, body)
+        try:
+            kept = recommender.behaviour.keep(
+                body.user, body.items, body.times, body.feedback, refuse_unknown=body.unknown == "refuse"
+            )
+        except OSError as error:
+            return problem(503, f"the disk does not take the events: {error.strerror or error}; nothing was kept")
+        if outcomes and recommender.exposures is not None:
+            try:
+                recommender.exposures.follow(outcomes)
+            except OSError as error:
+                why = error.strerror or error
+                return problem(503, f"the disk does not take the exposure log: {why}; the events were kept, send again")
+        return EventsResponse(new=kept.new, known=kept.known, unknown=[printable(key) for key in kept.unknown])
+
+    return routes
+
+
+def _outcomes(recommender: Recommender, body: EventsRequest) -> dict[str, list[Any]]:
+    """What the exposure log is told of these events, nothing where they name no answer, else InputError."""
+    if body.request is None:
+        if body.slots:
+            raise InputError("the events have slots and no request", fix="name the answer that showed the items")
+        return {}
+    if recommender.exposures is None:
+        raise InputError(f"the events name the answer {body.request!r}, but no exposure log is open",
+                         fix="serve with --exposures FOLDER, or leave request and slots out")  # fmt: skip
+    if len(body.slots) != len(body.items):
+        raise InputError(f"{len(body.slots)} slots for {len(body.items)} events", allowed="one each")
+    if not body.feedback:
+        raise InputError("the events name an answer and have no feedback", fix="send what came of them")
+    columns = {name: list(values) for name, values in body.feedback.items()}
+    for name, values in columns.items():
+        if len(values) != len(body.items):
+            raise InputError(
+                f"feedback {name!r} has {len(values)} values for {len(body.items)} events", allowed="one each"
+            )
+    return {"request": [body.request] * len(body.items), "slot": body.slots, **columns}
