@@ -69,6 +69,7 @@ class Recommendation:
     codebook_id: str = ""  # with items_version: the catalogue that answered
     unknown_user: bool = False  # the request named a user of whom the behaviour store knows nothing (as of then)
     request: str = ""  # names this answer in the exposure log; "": not logged
+    shadow_version: str = ""  # of the weights that this answer is compared with; "": none
     filtered_seen: bool = False  # items of the history were left out: as asked, or because users hardly return to any
     unread: tuple[str, ...] = ()  # keys of the history that came after the training: the model has no row for them
     unseen: tuple[str, ...] = ()  # "feature=value" of the request that training never saw: read as unknown

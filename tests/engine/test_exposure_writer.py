@@ -77,7 +77,7 @@ def test_an_answer_is_encoded_once_and_signed_by_its_own_snapshot(tmp_path: Path
     """Weights and catalogue that are swapped while an answer is on its way change nothing of what it logs."""
     catalog, model = tiny().catalog, copy.deepcopy(tiny().pretrained)
     history = KnownHistory(np.array([1, 2, 3]), np.arange(3), catalog.schema.complete({}, 3), None)
-    store: Any = SimpleNamespace(read=lambda *_, **__: history, set_catalog=lambda _: None)
+    store: Any = SimpleNamespace(read=lambda *_, **__: history, over=lambda _: store)
     other = {name: 0.5 * tensor for name, tensor in model.state_dict().items()}
     encoded: list[threading.Thread] = []
     context = model.context

@@ -281,7 +281,7 @@ def test_new_items_can_be_done_something_with(catalog: Catalog, tmp_path: Path) 
         assert history.tokens is not None
         assert (len(history.item_ids), history.unknown) == (12, ("new",))
         assert history.tokens["counts"].sum() == 12
-        behaviour.set_catalog(grown)
+        behaviour = behaviour.over(grown)
         served = Recommender(
             opened.model,
             grown,
@@ -368,7 +368,7 @@ def test_a_store_is_of_one_schema(catalog: Catalog, tmp_path: Path) -> None:
         open_behaviour(tmp_path / "store", other)
     with open_behaviour(tmp_path / "own", other) as behaviour:
         with pytest.raises(InputError, match="the store was made with"):
-            behaviour.set_catalog(catalog)
+            behaviour.over(catalog)
         with pytest.raises(InputError, match="open already"):
             open_behaviour(tmp_path / "own", other)
 

@@ -101,9 +101,9 @@ def recommend_all_verb(arguments: Arguments) -> dict[str, Any]:
 
 
 def _opened(run: str) -> Recommender:
-    from sidera.engine.recommender import Recommender
+    from sidera.engine.live import open_current
 
-    return Recommender.load(run)
+    return open_current(run)
 
 
 def _keys(text: str) -> list[str]:
@@ -118,7 +118,7 @@ def _shown(items: Sequence[ItemScore]) -> dict[str, Any]:
 
 def serve_verb(arguments: Arguments) -> None:
     """Answer over HTTP until interrupted."""
-    from sidera.engine.recommender import Recommender
+    from sidera.engine.live import LiveRun
     from sidera.engine.serving import ServeConfig
     from sidera.serve.server import check_port, serve
 
@@ -127,7 +127,10 @@ def serve_verb(arguments: Arguments) -> None:
         exposures=arguments.exposures,
     )  # fmt: skip
     check_port(arguments.host, arguments.port)
-    with Recommender.load(arguments.run, device=arguments.device, serve=config) as recommender:
+    with LiveRun.open(arguments.run, arguments.device, config) as live:
+        recommender = live.recommender
+        if arguments.watch:
+            live.watch(arguments.watch)
         if recommender.behaviour is not None:
             console.say(f"store: {arguments.store}, {recommender.behaviour.store.num_users:,} users")
         console.say(
@@ -203,5 +206,8 @@ def add_serve(verbs: Verbs) -> None:
         "--rerank-from", choices=("sample", "beam"), default="sample", help="candidates are drawn, or the search's best"
     )
     parser.add_argument("--cold-share", type=float, default=0.0, help="share of slots for items that no log showed")
+    parser.add_argument(
+        "--watch", type=float, default=0.0, metavar="SECONDS", help="follow the run's current version; 0: when asked"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     add_threads_flag(parser, default=1)  # an answer takes milliseconds: two threads mostly wait for each other

@@ -85,6 +85,9 @@ class RecommendResponse(BaseModel):
     filtered_seen: bool = Field(description="true: items of the history were left out")
     unknown_user: bool = Field(description="true: the store has no event of this user (before `as_of`)")
     policy_version: str = Field(description="of the weights that answered; changes when others are loaded")
+    shadow_version: str | None = Field(
+        None, description="of the weights that this answer is compared with, which nobody sees; null: none"
+    )
     reranker_version: str | None = Field(description="of the network that ordered the items; null: none did")
     codebook_id: str = Field(description="of the catalogue that answered: what its codes mean")
     items_version: int = Field(description="of the catalogue that answered: counts items coming and going")
