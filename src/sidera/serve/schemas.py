@@ -53,7 +53,7 @@ class RecommendRequest(BaseModel):
     feedback: dict[str, list[Value]] = Field(
         default_factory=dict,
         description="what came of each event of the history, a column each (click, watch_time, ...), and features of"
-        " the events, null where unknown; all that the model was trained with, or none: the events count as chosen then",
+        " the events, null where unknown; all that the model was trained with, or none: events count as chosen",
     )
     times: list[Second] | None = Field(None, description="unix seconds of each event of the history")
     profile: dict[str, Value] = Field(
