@@ -240,14 +240,13 @@ class Catalog:
 
     def described(self, keys: Sequence[str], titles: Mapping[str, str | None], table: pa.Table) -> Catalog:
         """This Catalog where items are called and described otherwise. ``titles``: of those that get another one;
-        ``table``: a row per key with the columns whose categories change. Codes stay: they are what an item is."""
+        ``table``: a row per key with the columns whose features change. Codes stay: they are what an item is."""
         ids, named = self.ids_of(keys), self.ids_of(list(titles))
-        new = self.schema.item_categories(table)
-        changed = {name: rows.replaced(ids, new[name]) for name, rows in self.categories.items()
-                   if name in table.column_names}  # fmt: skip
+        new = self.schema.said_of_items(table)
+        changed = {name: self.features[name].replaced(ids, rows) for name, rows in new.items()}
         after = replace(
             self, titles=self.titles.replaced(named, list(titles.values())) if titles else self.titles,
-            categories={**self.categories, **changed}, items_version=self.items_version + 1,
+            features={**self.features, **changed}, items_version=self.items_version + 1,
         )  # fmt: skip
         return self._followed_by(after, [], [])
 

@@ -39,7 +39,7 @@ class DataConfig:
     long_view_quantile: float = 0.65  # long_view: watched longer than this share of views of like duration
     features: dict[str, FeatureConfig] = field(
         default_factory=dict
-    )  # what models read besides ids; none: what is found
+    )  # [data.features.NAME]; none: what is found
     # Columns that others generated (idgenrec_text_id, gram_keywords) are read only when text_fields names them.
 
     def __post_init__(self) -> None:

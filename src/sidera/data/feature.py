@@ -130,6 +130,13 @@ class Feature:
     has_missing: bool = False  # training met rows without it: networks learn what that says
     required: bool = False
 
+    def __post_init__(self) -> None:
+        """InputError where a file holds what no fitting gives."""
+        sizes = {len(self.log), len(self.mean), len(self.spread)}
+        in_range = 0 <= self.length <= MAX_LENGTH and (self.hash_size is None or 1 <= self.hash_size <= MAX_HASH)
+        if len(sizes) > 1 or not all(self.spread) or not in_range or self.kind == "text":
+            raise InputError(f"{self.place} is no feature that was fitted")
+
     @property
     def num_values(self) -> int:
         """Rows of an embedding: "unknown" and the values."""
@@ -188,10 +195,12 @@ class Feature:
     def _positions(self) -> dict[str, int]:
         return {value: number for number, value in enumerate(self.vocabulary, 1)}
 
+    def number_of(self, text: str) -> int:
+        """Of a value; 0 for one that training never saw."""
+        return self._positions.get(text, 0) if self.hash_size is None else hashed(text, self.hash_size)
+
     def _number(self, text: str, unseen: list[str]) -> int:
-        if self.hash_size is not None:
-            return hashed(text, self.hash_size)
-        number = self._positions.get(text, 0)
+        number = self.number_of(text)
         if not number:
             unseen.append(f"{self.name}={text}")
         return number

@@ -63,6 +63,16 @@ class FeatureSchema:
         items = self.owned("item")
         return items if self.declared else tuple(feature for feature in items if feature.kind == "category")
 
+    def said_of_items(self, items: pa.Table) -> dict[str, np.ndarray]:
+        """feature -> (N, ...) of an items table, of those alone whose columns it has."""
+        owned = self.owned("item")
+        return {each.name: each.encode(items[each.source]) for each in owned if each.source in items.column_names}
+
+    def categories_of(self, items: pa.Table) -> dict[str, np.ndarray]:
+        """Likewise, feature -> (N,) int64 of those with one value an item."""
+        return {name: values for name, values in self.said_of_items(items).items() if values.dtype.kind == "i" and
+                values.ndim == 1}  # fmt: skip
+
     def of_items(self, items: pa.Table) -> dict[str, np.ndarray]:
         """feature -> (N, ...) of every row of an items table. InputError where a required column is not there."""
         found = {}
@@ -193,15 +203,7 @@ class FeatureSchema:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> FeatureSchema:
-        return cls(
-            positive=values["positive"],
-            labels=tuple(values["labels"]),
-            has_watch_time=values["has_watch_time"],
-            has_duration=values["has_duration"],
-            features=tuple(config.parse_section(Feature, entry, "feature") for entry in values["features"]),
-            declared=values["declared"],
-            long_view_seconds=tuple(values["long_view_seconds"]),
-        )
+        return config.parse_section(cls, values, "schema")
 
 
 def fit_schema(
