@@ -6,8 +6,8 @@ Two kinds of bar, both per history of a batch:
   ``trie.leaf_items``, so a node is closed when as many excluded places lie in its run as the run is long: two binary
   searches in a list of E places, whatever the catalogue's size.
 * ``allowed``: a mask of the catalogue, what a filter leaves. :class:`PrefixMask` says for every node of every level
-  whether anything is left below it. It is made once per filter and trie, and costs a byte a node; histories of one
-  batch may have different masks (:class:`Allowed`).
+  how many items are left below it. It is made once per filter and trie, and costs 4 bytes a node and a byte an item;
+  histories of one batch may have different masks (:class:`Allowed`).
 
 Without either nothing is computed.
 
@@ -30,7 +30,7 @@ from sidera.ops.trie import Array, CodeTrie
 
 NEG_INF = float("-inf")
 Jagged = tuple[Tensor, Tensor]  # values (E,), offsets (B+1,)
-SPARSE = 16  # a mask that leaves a 16th of a level's nodes or fewer is carried upwards node by node
+SPARSE = 8  # a mask that leaves an 8th of the items or fewer is carried upwards item by item
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,30 +39,36 @@ class PrefixMask:
 
     trie: CodeTrie
     places: Array  # (n,) bool
-    levels: tuple[Array, ...]  # L of (n_l,) bool: whether an item below the node is left
+    counts: tuple[Array, ...]  # L of (n_l,) int32: items below the node that are left; a leaf of one item: bool
     num_items: int  # that are left
     _moved: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of_places(cls, trie: CodeTrie, places: Array) -> PrefixMask:
-        """``places`` (n,) bool: the items that are left, in the order of ``trie.leaf_items``."""
-        if places.shape != trie.leaf_items.shape or places.dtype != bool:
-            raise InputError(f"a mask of {places.dtype} {places.shape}", allowed=f"bool {trie.leaf_items.shape}")
-        left = np.flatnonzero(places)  # ascending
-        if trie.shared_leaves.size:
-            nodes, mask = left, np.zeros(trie.num_leaves, dtype=bool)
-            mask[np.searchsorted(trie.item_starts[-1], nodes, side="right") - 1] = True
+    def of_places(cls, trie: CodeTrie, left: Array) -> PrefixMask:
+        """``left``: the items that are left, by place in ``trie.leaf_items``: ascending (m,), or a mask (n,)."""
+        places, number = left, trie.leaf_items.size
+        if left.dtype == bool:
+            if left.shape != (number,):
+                raise InputError(f"a mask of {left.shape}", allowed=f"({number},)")
+            left = np.flatnonzero(places)
         else:
-            mask = places
-        levels = [mask]
-        for ptr in reversed(trie.ptr):
-            if len(left) * SPARSE <= levels[0].size:
-                mask = np.zeros(ptr.size - 1, dtype=bool)
-                mask[np.searchsorted(ptr, np.flatnonzero(levels[0]), side="right") - 1] = True
-            else:
-                mask = np.logical_or.reduceat(levels[0], ptr[:-1])
-            levels.insert(0, mask)
-        return cls(trie, places, tuple(levels), len(left))
+            places = np.zeros(number, dtype=bool)
+            places[left] = True
+        if len(left) * SPARSE > number:  # many: a pass over every level
+            counts = [np.add.reduceat(places, trie.item_starts[-1][:-1], dtype=np.int32)]
+            for ptr in reversed(trie.ptr):
+                counts.insert(0, np.add.reduceat(counts[0], ptr[:-1], dtype=np.int32))
+        else:
+            nodes, counts = left, [places]
+            if trie.shared_leaves.size:
+                nodes = trie.leaf_of_place[left]
+                counts = [_counted(nodes, trie.num_leaves)]
+            for parents in reversed(trie.parents):
+                nodes = parents[nodes]
+                counts.insert(0, _counted(nodes, trie.num_nodes[len(trie.ptr) - len(counts)]))
+        if not trie.shared_leaves.size:
+            counts[-1] = places
+        return cls(trie, places, tuple(counts), len(left))
 
     @classmethod
     def of_items(cls, trie: CodeTrie, items: Array) -> PrefixMask:
@@ -72,10 +78,28 @@ class PrefixMask:
         return cls.of_places(trie, items[trie.leaf_items])
 
     def tensors(self, device: torch.device) -> tuple[Tensor, ...]:
-        """``levels``, then ``places``, on the device; moved once and kept."""
+        """``counts``, then ``places``, on the device; moved once and kept."""
         if device not in self._moved:
-            self._moved[device] = tuple(torch.from_numpy(mask).to(device) for mask in (*self.levels, self.places))
+            self._moved[device] = tuple(torch.from_numpy(table).to(device) for table in (*self.counts, self.places))
         return self._moved[device]
+
+
+def all_items(trie: CodeTrie) -> PrefixMask:
+    """The mask that leaves everything; made once a trie."""
+    found: PrefixMask | None = trie.__dict__.get("_all_items")
+    if found is None:
+        found = PrefixMask.of_places(trie, np.ones(trie.leaf_items.size, dtype=bool))
+        object.__setattr__(trie, "_all_items", found)
+    return found
+
+
+def _counted(nodes: Array, size: int) -> Array:
+    """(m,) ascending nodes -> (size,) int32 how often each stands there."""
+    counts = np.zeros(size, dtype=np.int32)
+    if len(nodes):
+        starts = np.flatnonzero(np.diff(nodes, prepend=nodes[0] - 1))
+        counts[nodes[starts]] = np.diff(starts, append=len(nodes))
+    return counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,15 +130,15 @@ class Allowed:
             raise InputError("allowed is of another trie", fix="make the mask of the trie that is searched")
 
     def stacked(self, trie: CodeTrie, device: torch.device) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Per level, and last for places, (F, n_l) bool, and the row (B, 1) of each history; None: all have row 0."""
+        """Per level counts (F, n_l), last the places (F, n), and the row (B, 1) of each history; None: all have row
+        0."""
         distinct = {id(mask): mask for mask in self.masks}
         rows = {name: row for row, name in enumerate(distinct)}
         tables = [None if mask is None else mask.tensors(device) for mask in distinct.values()]
         if len(tables) == 1 and tables[0] is not None:
             return tuple(table[None] for table in tables[0]), None
-        sizes = (*trie.num_nodes, trie.leaf_items.size)
-        all_items = [torch.ones(1, dtype=torch.bool, device=device).expand(size) for size in sizes]
-        stacked = tuple(torch.stack(level) for level in zip(*(table or all_items for table in tables), strict=True))
+        every = all_items(trie).tensors(device) if None in distinct.values() else ()
+        stacked = tuple(torch.stack(level) for level in zip(*(table or every for table in tables), strict=True))
         which = torch.tensor([rows[id(mask)] for mask in self.masks], device=device)
         return stacked, which[:, None]
 
@@ -131,7 +155,6 @@ class Eligible:
         self.masks: tuple[Tensor, ...] = ()
         self.which: Tensor | None = None
         self.num_places = trie.leaf_items.size
-        self._counts: Tensor | None = None
         if allowed is not None and any(mask is not None for mask in allowed.masks):
             allowed.check(trie, num_histories)
             self.masks, self.which = allowed.stacked(trie, device)
@@ -155,19 +178,21 @@ class Eligible:
         return other
 
     def close(self, scores: Tensor, nodes: Tensor, level: int) -> None:
-        """Score -inf, in place, for the nodes (B, P) of ``level`` with no eligible item below."""
-        if self.masks:
-            scores.masked_fill_(~self._left(level, nodes), NEG_INF)
-        if self.excluded is not None:
-            ranges = self.trie.ranges(self.device)
-            # a list shorter than any run of this level closes none; the last level asks for items, not for leaves
-            if level < self.trie.num_levels - 1 and (self.masks or self.excluded.shape[1] >= ranges.fewest[level]):
-                scores.masked_fill_(self.num_left(nodes, level) <= 0, NEG_INF)
+        """Score -inf, in place, for the nodes (B, P) of ``level`` with no eligible item below.
+
+        Not on the last level: there items are asked for, not their leaves.
+        """
+        if level == self.trie.num_levels - 1:
+            return
+        # a list shorter than any run of this level closes none
+        closes = self.excluded is not None and self.excluded.shape[1] >= self.trie.ranges(self.device).fewest[level]
+        if self.masks or closes:
+            scores.masked_fill_(self.num_left(nodes, level) <= 0, NEG_INF)
 
     def close_items(self, scores: Tensor, places: Tensor) -> None:
         """Score -inf, in place, for barred items; places (B, P)."""
         if self.masks:
-            scores.masked_fill_(~self._left(-1, places), NEG_INF)
+            scores.masked_fill_(~self._of_masks(-1, places), NEG_INF)
         if self.excluded is not None:
             places = places.contiguous()
             at = torch.searchsorted(self.excluded, places).clamp_(max=self.excluded.shape[1] - 1)
@@ -175,33 +200,29 @@ class Eligible:
 
     def num_left(self, nodes: Tensor, level: int) -> Tensor:
         """How many eligible items lie below nodes (B, P)."""
-        starts = self.trie.ranges(self.device).starts[level]
-        begins, ends = starts[nodes].long(), starts[nodes + 1].long()
-        left = ends - begins
+        starts, left = self.trie.ranges(self.device).starts[level], None
         if self.masks:
-            left = self._num_allowed(ends) - self._num_allowed(begins)
+            left = self._of_masks(level, nodes).long()
+        if left is not None and self.excluded is None:
+            return left
+        begins, ends = starts[nodes].long(), starts[nodes + 1].long()
+        left = ends - begins if left is None else left
         if self.excluded is not None:
             left = left - torch.searchsorted(self.excluded, ends) + torch.searchsorted(self.excluded, begins)
         return left
 
     def num_legal(self) -> Tensor:
         """(B,) eligible items."""
-        ends = torch.full((self.num_histories, 1), self.num_places, device=self.device)
-        left = self._num_allowed(ends) if self.masks else ends
-        if self.excluded is not None:
-            left = left - (self.excluded < self.num_places).sum(1, keepdim=True)
-        return left[:, 0]
+        left = torch.full((self.num_histories,), self.num_places, device=self.device)
+        if self.masks:
+            counts = self.masks[-1].sum(1)
+            left = counts.expand(self.num_histories) if self.which is None else counts[self.which[:, 0]]
+        return left if self.excluded is None else left - (self.excluded < self.num_places).sum(1)
 
-    def _left(self, level: int, nodes: Tensor) -> Tensor:
-        """(B, P) bool: what the masks say of these nodes, or places for level -1."""
+    def _of_masks(self, level: int, nodes: Tensor) -> Tensor:
+        """(B, P) what the masks leave below these nodes; for level -1: of these places."""
         table = self.masks[level]
         return table[0][nodes] if self.which is None else table[self.which, nodes]
-
-    def _num_allowed(self, ends: Tensor) -> Tensor:
-        """How many allowed items stand in front of places (B, P)."""
-        if self._counts is None:
-            self._counts = F.pad(self.masks[-1].cumsum(1), (1, 0))  # (F, n+1)
-        return self._counts[0][ends] if self.which is None else self._counts[self.which, ends]
 
     def _places(self, exclude: Jagged) -> Tensor:
         """The excluded items that are alive, and allowed, as ``excluded``."""
@@ -213,7 +234,7 @@ class Eligible:
         table = torch.full((self.num_histories, longest), self.num_places, device=self.device)
         table[rows, columns] = self.trie.ranges(self.device).place_of_item[ids].long()
         if self.masks:  # what is barred already is not counted twice
-            barred = ~self._left(-1, table.clamp(max=self.num_places - 1))
+            barred = ~self._of_masks(-1, table.clamp(max=self.num_places - 1))
             table = table.masked_fill_(barred, self.num_places)
         table = table.sort(dim=1).values
         again = table[:, 1:] == table[:, :-1]

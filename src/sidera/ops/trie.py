@@ -173,6 +173,16 @@ class CodeTrie:
         places[self.leaf_items] = np.arange(self.leaf_items.size, dtype=np.int32)
         return places
 
+    @cached_property
+    def parents(self) -> tuple[Array, ...]:
+        """L-1 of (n_{l+1},) int32: the node of level l that each node of the level below hangs under."""
+        return tuple(np.repeat(np.arange(ptr.size - 1, dtype=np.int32), np.diff(ptr)) for ptr in self.ptr)
+
+    @cached_property
+    def leaf_of_place(self) -> Array:
+        """(items,) int32: the leaf of each item of ``leaf_items``."""
+        return np.repeat(np.arange(self.num_leaves, dtype=np.int32), np.diff(self.item_starts[-1]))
+
     def most_children(self, width: int) -> tuple[int, ...]:
         """The most candidates that a search of ``width`` beams can have: at each level, and, last, items."""
         if width not in self._most:
