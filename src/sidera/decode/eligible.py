@@ -7,7 +7,8 @@ Two kinds of bar, both per history of a batch:
   searches in a list of E places, whatever the catalogue's size.
 * ``allowed``: a mask of the catalogue, what a filter leaves. :class:`PrefixMask` says for every node of every level
   how many items are left below it. It is made once per filter and trie, and costs 4 bytes a node and a byte an item;
-  histories of one batch may have different masks (:class:`Allowed`).
+  histories of one batch may have different masks (:class:`Allowed`). A mask that leaves little and is everybody's is
+  no mask at all: what it leaves is a small trie, made in the time that its items take, with fewer children to list.
 
 Without either nothing is computed.
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,10 +29,11 @@ from torch import Tensor
 
 from sidera.core import InputError
 from sidera.ops.trie import Array, CodeTrie
+from sidera.ops.trie_edit import only_places
 
 NEG_INF = float("-inf")
 Jagged = tuple[Tensor, Tensor]  # values (E,), offsets (B+1,)
-SPARSE = 8  # a mask that leaves an 8th of the items or fewer is carried upwards item by item
+SPARSE = 8  # a mask that leaves an 8th of the items or fewer is searched as a trie of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,44 +41,48 @@ class PrefixMask:
     """One mask of items, and what it leaves of every prefix of one trie."""
 
     trie: CodeTrie
-    places: Array  # (n,) bool
-    counts: tuple[Array, ...]  # L of (n_l,) int32: items below the node that are left; a leaf of one item: bool
-    num_items: int  # that are left
+    left: Array  # (m,) int64: the items that are left, by place in ``trie.leaf_items``, ascending
     _moved: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
 
-    @classmethod
-    def of_places(cls, trie: CodeTrie, left: Array) -> PrefixMask:
-        """``left``: the items that are left, by place in ``trie.leaf_items``: ascending (m,), or a mask (n,)."""
-        places, number = left, trie.leaf_items.size
-        if left.dtype == bool:
-            if left.shape != (number,):
-                raise InputError(f"a mask of {left.shape}", allowed=f"({number},)")
-            left = np.flatnonzero(places)
-        else:
-            places = np.zeros(number, dtype=bool)
-            places[left] = True
-        if len(left) * SPARSE > number:  # many: a pass over every level
-            counts = [np.add.reduceat(places, trie.item_starts[-1][:-1], dtype=np.int32)]
-            for ptr in reversed(trie.ptr):
-                counts.insert(0, np.add.reduceat(counts[0], ptr[:-1], dtype=np.int32))
-        else:
-            nodes, counts = left, [places]
-            if trie.shared_leaves.size:
-                nodes = trie.leaf_of_place[left]
-                counts = [_counted(nodes, trie.num_leaves)]
-            for parents in reversed(trie.parents):
-                nodes = parents[nodes]
-                counts.insert(0, _counted(nodes, trie.num_nodes[len(trie.ptr) - len(counts)]))
-        if not trie.shared_leaves.size:
-            counts[-1] = places
-        return cls(trie, places, tuple(counts), len(left))
+    @property
+    def num_items(self) -> int:
+        return len(self.left)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the items that are left are better searched in a trie of their own, where there are any."""
+        return 0 < len(self.left) * SPARSE <= self.trie.leaf_items.size
+
+    @cached_property
+    def part(self) -> tuple[CodeTrie, Array]:
+        """The trie of what is left, and which leaf of ``trie`` each of its leaves is."""
+        return only_places(self.trie, self.left)
+
+    @cached_property
+    def places(self) -> Array:
+        """(n,) bool"""
+        mask = np.zeros(self.trie.leaf_items.size, dtype=bool)
+        mask[self.left] = True
+        return mask
+
+    @cached_property
+    def counts(self) -> tuple[Array, ...]:
+        """L of (n_l,): how many items below the node are left."""
+        nodes, counts = self.left, [self.places]
+        if self.trie.shared_leaves.size:
+            nodes = self.trie.leaf_of_place[nodes]
+            counts = [np.bincount(nodes, minlength=self.trie.num_leaves).astype(np.int32)]
+        for parents, number in zip(reversed(self.trie.parents), reversed(self.trie.num_nodes[:-1]), strict=True):
+            nodes = parents[nodes]
+            counts.insert(0, np.bincount(nodes, minlength=number).astype(np.int32))
+        return tuple(counts)
 
     @classmethod
     def of_items(cls, trie: CodeTrie, items: Array) -> PrefixMask:
         """``items`` (N,) bool: the items that are left."""
         if items.shape != (trie.num_items,) or items.dtype != bool:
             raise InputError(f"a mask of {items.dtype} {items.shape}", allowed=f"bool ({trie.num_items},)")
-        return cls.of_places(trie, items[trie.leaf_items])
+        return cls(trie, np.flatnonzero(items[trie.leaf_items]))
 
     def tensors(self, device: torch.device) -> tuple[Tensor, ...]:
         """``counts``, then ``places``, on the device; moved once and kept."""
@@ -85,21 +92,8 @@ class PrefixMask:
 
 
 def all_items(trie: CodeTrie) -> PrefixMask:
-    """The mask that leaves everything; made once a trie."""
-    found: PrefixMask | None = trie.__dict__.get("_all_items")
-    if found is None:
-        found = PrefixMask.of_places(trie, np.ones(trie.leaf_items.size, dtype=bool))
-        object.__setattr__(trie, "_all_items", found)
-    return found
-
-
-def _counted(nodes: Array, size: int) -> Array:
-    """(m,) ascending nodes -> (size,) int32 how often each stands there."""
-    counts = np.zeros(size, dtype=np.int32)
-    if len(nodes):
-        starts = np.flatnonzero(np.diff(nodes, prepend=nodes[0] - 1))
-        counts[nodes[starts]] = np.diff(starts, append=len(nodes))
-    return counts
+    """The mask that leaves everything."""
+    return PrefixMask(trie, np.arange(trie.leaf_items.size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +117,12 @@ class Allowed:
             rows.append(there)
         return torch.from_numpy(np.stack(rows)).to(item_ids.device)
 
+    @property
+    def one_sparse(self) -> PrefixMask | None:
+        """The mask of every history, where they have one and it leaves little."""
+        first = self.masks[0] if self.masks else None
+        return first if first is not None and first.is_sparse and all(mask is first for mask in self.masks) else None
+
     def check(self, trie: CodeTrie, num_histories: int) -> None:
         if len(self.masks) != num_histories:
             raise InputError(f"allowed has {len(self.masks)} masks", allowed=f"{num_histories}, one a history")
@@ -137,7 +137,7 @@ class Allowed:
         tables = [None if mask is None else mask.tensors(device) for mask in distinct.values()]
         if len(tables) == 1 and tables[0] is not None:
             return tuple(table[None] for table in tables[0]), None
-        every = all_items(trie).tensors(device) if None in distinct.values() else ()
+        every = all_items(trie).tensors(device) if None in self.masks else ()
         stacked = tuple(torch.stack(level) for level in zip(*(table or every for table in tables), strict=True))
         which = torch.tensor([rows[id(mask)] for mask in self.masks], device=device)
         return stacked, which[:, None]
@@ -232,7 +232,7 @@ class Eligible:
         rows = torch.repeat_interleave(lengths, output_size=total)
         columns = torch.arange(total, device=self.device) - offsets[:-1][rows]
         table = torch.full((self.num_histories, longest), self.num_places, device=self.device)
-        table[rows, columns] = self.trie.ranges(self.device).place_of_item[ids].long()
+        table[rows, columns] = self.trie.places_of(ids)
         if self.masks:  # what is barred already is not counted twice
             barred = ~self._of_masks(-1, table.clamp(max=self.num_places - 1))
             table = table.masked_fill_(barred, self.num_places)

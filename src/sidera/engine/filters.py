@@ -64,10 +64,11 @@ class _ColumnTest:
             ends = [low, max(low, high)]
         else:
             self.chosen = np.zeros(last, dtype=bool)  # of the distinct values
-            for number in (column.known[value] for value in clause.values if value in column.known):
-                at = int(np.searchsorted(column.distinct, number))
-                if at < last and column.distinct[at] == number:
-                    self.chosen[at] = True
+            numbers = np.array([column.known[value] for value in clause.values if value in column.known], np.int64)
+            at = np.searchsorted(column.distinct, numbers)
+            there = at < last
+            there[there] = column.distinct[at[there]] == numbers[there]
+            self.chosen[at[there]] = True
             self.chosen ^= clause.negated
             ends = np.flatnonzero(np.diff(self.chosen, prepend=False, append=False)).tolist()
         bounds = column.starts[ends].tolist()
@@ -81,11 +82,11 @@ class _ColumnTest:
 
     def holds(self, places: np.ndarray) -> np.ndarray:
         """(m,) bool: which of these places pass."""
-        values, low, high = self.column.values.take(places), self.clause.low, self.clause.high
+        values, low, high = self.column.values.take(places, mode="clip"), self.clause.low, self.clause.high
         if not self.clause.is_range:
             table = np.zeros(int(self.column.distinct[-1]) + 1, dtype=bool)
             table[self.column.distinct] = self.chosen
-            return table.take(values)
+            return table.take(values, mode="clip")  # twice as fast as with checks
         passed = values >= low if low is not None else values <= high
         return passed if low is None or high is None else passed & (values <= high)
 
@@ -127,7 +128,7 @@ class FilterTable:
         with self._lock:
             found = self._masks.get(given)
             if found is None:
-                found = _put(self._masks, given, PrefixMask.of_places(self.catalog.trie, self.left(given)))
+                found = _put(self._masks, given, PrefixMask(self.catalog.trie, self.left(given)))
             self._masks.move_to_end(given)
             return found
 
@@ -149,8 +150,8 @@ class FilterTable:
                 tests = sorted((self._test(clause) for clause in given.clauses), key=lambda test: test.size)
                 left = tests[0].places() if tests else np.arange(len(self._order))
                 for test in tests[1:]:
-                    left = left[test.holds(left)]
-                left = _put(self._left, given, np.sort(left))
+                    left = left.take(np.flatnonzero(test.holds(left)))  # a mask as an index is four times as slow
+                left = _put(self._left, given, np.sort(left).astype(np.int64, copy=False))
             self._left.move_to_end(given)
             return left
 
