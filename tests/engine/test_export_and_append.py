@@ -118,7 +118,7 @@ def test_an_order_without_times_grows_by_nothing() -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> EmbeddedStore:
-    opened = EmbeddedStore(tmp_path / "store", StoreConfig(sync=False))
+    opened = EmbeddedStore(tmp_path / "store", StoreConfig(durability="kernel"))
     for user, items, times, labels in (
         ("ann", ["cup", "tea", "cup"], [100, 200, 300], [1, 0, 1]), ("bob", ["tea", "jug"], [150, 90], [0, 1]),
     ):  # fmt: skip
@@ -171,18 +171,18 @@ def test_an_event_and_its_exposure_are_one_row(tmp_path: Path, store: EmbeddedSt
 
 def test_the_shell_exports_and_appends_and_a_second_time_changes_nothing(tmp_path: Path) -> None:
     from sidera.data.tiny import checkerboard
-    from sidera.engine.histories import SCHEMA_FILE
+    from sidera.engine.histories import SCHEMA
 
     data = tmp_path / "data"
     checkerboard().save(data)
     first = Dataset.load(data)
-    with EmbeddedStore(tmp_path / "store", StoreConfig(sync=False)) as opened:
+    with EmbeddedStore(tmp_path / "store", StoreConfig(durability="kernel")) as opened:
         end = int(first.times.max())
         opened.append(
             "new user", Events.of(opened.numbers_of([*first.item_keys[:3], "brand new"]), range(end, end + 4))
         )
         opened.append(str(first.user_keys[0]), Events.of(opened.numbers_of([first.item_keys[0]]), [end + 9]))
-    (tmp_path / "store" / SCHEMA_FILE).write_text('{"columns": [], "labels": []}')
+        opened.settled(SCHEMA, '{"columns": [], "labels": []}')
     assert main(["export-events", str(tmp_path / "store"), "--out", str(tmp_path / "exported")]) == 0
     for _ in range(2):
         assert main(["import", str(tmp_path / "exported"), "--append", str(data)]) == 0

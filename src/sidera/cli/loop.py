@@ -15,9 +15,9 @@ def export_verb(arguments: Arguments) -> dict[str, Any]:
     from sidera.engine.export import export_events, read_exposures, store_columns
     from sidera.store.embedded import EmbeddedStore
 
-    columns, labels = store_columns(arguments.store)
     exposures = None if arguments.exposures is None else read_exposures(arguments.exposures)
-    with EmbeddedStore(arguments.store) as store:
+    with EmbeddedStore(arguments.store, must_exist=True) as store:
+        columns, labels = store_columns(store)
         done = export_events(
             store, columns, labels, arguments.out, exposures=exposures, since=arguments.since, until=arguments.until
         )

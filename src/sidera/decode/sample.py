@@ -57,14 +57,19 @@ def sample(
     mode: SampleMode = "masked",
     temperature: float = 1.0,
     seed: int = 0,
+    part: tuple[int, int] = (0, 1),
 ) -> Samples:
-    """``count`` semantic IDs for each history."""
+    """``count`` semantic IDs for each history.
+
+    ``part`` (r, n): these histories are the r-th, (r+n)-th, ... of a larger batch and draw as they would inside it.
+    """
     if isinstance(context, Batch):
         context = generator.context(context)
     _check(generator, trie, count, mode, temperature)
     num_histories, num_levels = context.num_histories, trie.num_levels
     source = torch.Generator().manual_seed(seed)
-    uniforms = torch.rand(num_histories, count, num_levels, generator=source, dtype=torch.float64)
+    rank, ranks = part
+    uniforms = torch.rand(num_histories * ranks, count, num_levels, generator=source, dtype=torch.float64)[rank::ranks]
     cache = generator.new_cache(context, min(count, max(trie.num_nodes[:-1], default=1)) if mode == "masked" else count)
     output = generator.step(context, cache, 0, None, None)
     device = output.logits.device

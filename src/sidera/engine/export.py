@@ -25,11 +25,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sidera.bounds import read_json
-from sidera.core import ArtifactError, InputError
+from sidera.core import InputError
 from sidera.data.features import LONG_VIEW
 from sidera.data.writer import dataset_writer
-from sidera.store.exposures import HEADER, ExposureLog, together
+from sidera.store.exposures import logs_at, together
 from sidera.store.history_store import HistoryStore
 
 AHEAD = 60  # seconds that an event's clock may be behind that of its exposure
@@ -73,7 +72,7 @@ def export_events(
 ) -> Exported:  # fmt: skip
     """Write the data folder ``out``; an older one stands until it is whole.
 
-    ``columns`` and ``labels``: of the store's events (``schema.json`` beside it). ``exposures``: of
+    ``columns`` and ``labels``: of the store's events (:func:`store_columns`). ``exposures``: of
     :meth:`ExposureLog.read`. InputError when no event is in the range.
     """
     keys = store.item_keys()
@@ -114,39 +113,20 @@ def export_events(
     return done
 
 
-def store_columns(folder: str | Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(columns, labels) of the events in a store's folder; ArtifactError when nothing says them."""
-    from sidera.engine.histories import SCHEMA_FILE
+def store_columns(store: HistoryStore) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(columns, labels) of the events in a store; InputError when nobody has opened it with a catalogue yet."""
+    from sidera.engine.histories import SCHEMA
 
-    file = Path(folder) / SCHEMA_FILE
-    try:
-        record = read_json(file)
-        return tuple(map(str, record["columns"])), tuple(map(str, record["labels"]))
-    except FileNotFoundError:
-        raise ArtifactError(f"no store at {str(folder)!r}", fix="give the folder of `sidera serve --store`") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{file} is damaged", fix="restore it from a backup") from None
+    settled = store.settled(SCHEMA)
+    if settled is None:
+        raise InputError("the store does not know the columns of its events", fix="open it with `sidera serve --store`")
+    record = json.loads(settled)
+    return tuple(map(str, record["columns"])), tuple(map(str, record["labels"]))
 
 
 def read_exposures(folder: str | Path) -> pa.Table:
     """Every exposure with what followed, of a log and of those beside it that are of other codebooks."""
-    path = Path(folder)
-    others = sorted(other for other in path.parent.glob(f"{path.name}-*") if (other / HEADER).is_file())
-    return together([_exposures(one) for one in (path, *others)])
-
-
-def _exposures(folder: Path) -> pa.Table:
-    """Of one log, whatever catalogue it was written with."""
-    try:
-        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-        codebook_id, num_levels = str(header["codebook_id"]), int(header["num_levels"])
-    except FileNotFoundError:
-        raise InputError(
-            f"no exposure log at {str(folder)!r}", fix="check the path, or serve with --exposures"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{folder / HEADER} is damaged", fix="restore it from another copy") from None
-    return ExposureLog.open(folder, codebook_id=codebook_id, num_levels=num_levels, must_exist=True).read()
+    return together([log.read() for log in logs_at(folder)])
 
 
 def _events(

@@ -303,8 +303,6 @@ class LiveRun:
             raise InputError("no behaviour store is open", fix="serve with --store FOLDER")
         exposures = None
         if parts.exposures is not None and self.config.exposures is not None:
-            for writer in (parts.exposures, *parts.also):
-                writer.flush()
             exposures = read_exposures(self.config.exposures)
         schema = parts.behaviour.catalog.schema
         done = export_events(

@@ -28,7 +28,7 @@ from sidera.config import check_value
 from sidera.core import InputError
 from sidera.store.database import Database, Ledger
 from sidera.store.events import Events
-from sidera.store.folder import DURABILITIES, Durability, Plan
+from sidera.store.folder import DURABILITIES, MANIFEST, Durability, Plan
 from sidera.store.history_store import Names
 from sidera.store.item_keys import ItemKeys, key_bytes
 from sidera.store.user_events import BLOCK, EVENT, HEAD, Head, Part, Records, new_of, part_of
@@ -82,9 +82,13 @@ class EmbeddedStore:
     """A :class:`sidera.store.history_store.HistoryStore`. Open it with a folder; close it, or use ``with``."""
 
     def __init__(
-        self, path: str | Path, config: StoreConfig | None = None, now: Callable[[], float] = time.time
-    ) -> None:
+        self, path: str | Path, config: StoreConfig | None = None, now: Callable[[], float] = time.time,
+        *, must_exist: bool = False,
+    ) -> None:  # fmt: skip
+        """Made where there is none, unless it must exist."""
         self.path, self.config, self.now = Path(path), config or StoreConfig(), now
+        if must_exist and not (self.path / MANIFEST).is_file() and not any(self.path.glob("*")):
+            raise InputError(f"no store at {str(path)!r}", fix="give the folder of `sidera serve --store`")
         self.database = Database(self.path, PLAN, self.config.durability)
         try:
             self.keys = ItemKeys(self.database)
