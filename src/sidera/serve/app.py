@@ -25,7 +25,7 @@ from starlette.routing import Route
 
 from sidera import __version__
 from sidera.engine.recommender import Recommender
-from sidera.serve import docs, events, health, items, recommending, versions
+from sidera.serve import docs, events, explaining, health, items, page, questions, recommending, versions
 from sidera.serve.config import HttpConfig
 from sidera.serve.door import Door
 from sidera.serve.errors import add_error_handlers, responses_of
@@ -34,11 +34,15 @@ from sidera.serve.state import Served
 
 ROUTERS: tuple[tuple[Callable[[Served], APIRouter], str | None], ...] = (
     (recommending.router, "read"),
+    (questions.router, "read"),
+    (explaining.searching, "read"),
     (events.router, "write"),
+    (explaining.router, "admin"),
     (items.router, "admin"),
     (versions.router, "admin"),
     (health.router, None),
     (docs.router, None),
+    (page.router, None),
 )
 
 
