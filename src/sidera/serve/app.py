@@ -35,14 +35,14 @@ from sidera.serve.state import Served
 ROUTERS: tuple[tuple[Callable[[Served], APIRouter], str | None], ...] = (
     (recommending.router, "read"),
     (questions.router, "read"),
-    (explaining.searching, "read"),
     (events.router, "write"),
-    (explaining.router, "admin"),
     (items.router, "admin"),
     (versions.router, "admin"),
+    (explaining.searching, "read"),
+    (explaining.router, "write"),  # it names what a stored user did
     (health.router, None),
-    (docs.router, None),
     (page.router, None),
+    (docs.router, None),
 )
 
 
