@@ -37,6 +37,10 @@ PATIENCE = 60.0  # seconds that another process may hold the database
 MOST_TOGETHER = 1024  # calls in one commit
 SUM = 2**62 - 1  # checksum sums are kept below
 _DAMAGE = {11, 26}  # SQLITE_CORRUPT, SQLITE_NOTADB
+_COUNT = (
+    "INSERT INTO ledger VALUES (?1, ?2, ?3 & ?4) ON CONFLICT (name) DO UPDATE"
+    " SET number = number + ?2, checksum = (checksum + ?3) & ?4 RETURNING number"
+)
 T = TypeVar("T")
 Row = tuple[Any, ...]
 _LEDGER = """
@@ -236,12 +240,9 @@ class Database:
                 return
             ledger.add("commits", 0)
             for name, (number, checksum) in ledger.changes.items():
-                connection.execute(
-                    "INSERT INTO ledger VALUES (?1, ?2, ?3 & ?4) ON CONFLICT (name) DO UPDATE"
-                    " SET number = number + ?2, checksum = (checksum + ?3) & ?4",
-                    (name, number, checksum, SUM),
-                )
-            (commit,) = connection.execute("SELECT number FROM ledger WHERE name = 'commits'").fetchone()
+                (total,) = connection.execute(_COUNT, (name, number, checksum, SUM)).fetchone()
+                if name == "commits":
+                    commit = total
             connection.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
@@ -266,11 +267,9 @@ class Database:
                 ledger.add(name, checksum, number)
         connection.execute("RELEASE call")
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
         """Other processes wait."""
-        with wait_for_lock(self._lock_file):
-            yield
+        return wait_for_lock(self._lock_file)
 
     def _checkpoint(self) -> None:
         try:

@@ -31,7 +31,7 @@ from sidera.store.events import Events
 from sidera.store.folder import DURABILITIES, MANIFEST, Durability, Plan
 from sidera.store.history_store import Names
 from sidera.store.item_keys import ItemKeys, key_bytes
-from sidera.store.user_events import BLOCK, EVENT, HEAD, Head, Part, Records, new_of, part_of
+from sidera.store.user_events import BLOCK, HEAD, Head, Part, Records, new_of, part_of
 
 PLACES = HEAD + 1  # ids of one user
 PLAN = Plan(
@@ -48,6 +48,9 @@ _NEWEST = f"""
 SELECT records.id % {PLACES}, record FROM users LEFT JOIN records
 ON records.id BETWEEN users.number * {PLACES} AND users.number * {PLACES} + {HEAD}
 WHERE users.key = ? ORDER BY records.id DESC LIMIT ?
+"""
+_HEAD = f"""
+SELECT number, record FROM users LEFT JOIN records ON records.id = users.number * {PLACES} + {HEAD} WHERE key = ?
 """
 _BLOCKS = f"""
 SELECT records.id % {PLACES}, record FROM users JOIN records
@@ -180,7 +183,7 @@ class EmbeddedStore:
     def _append(self, connection: sqlite3.Connection, ledger: Ledger, key: bytes, part: Part, new_only: bool) -> int:
         number, head = _head(connection, key)
         if new_only and part.rows:
-            times = np.frombuffer(part.rows, EVENT)["times"]
+            times = part.times
             first, last = int(times.min()), int(times.max())
             held = None if first > head.newest else head.between(_records(connection, key), first, last + 1)
             part = new_of(held, part)
@@ -196,7 +199,7 @@ class EmbeddedStore:
         a, b = change.dropped
         if a < b:
             connection.execute("DELETE FROM records WHERE id BETWEEN ? AND ?", (base + a, base + b - 1))
-        return len(part.rows) // EVENT.itemsize
+        return part.number
 
     def _read(self, user: str, blocks: int, ask: Callable[[Head, Records], T]) -> T | None:
         """What ``ask`` says of a user's head, None for nobody; the newest ``blocks`` blocks come with the head."""
@@ -207,9 +210,10 @@ class EmbeddedStore:
         near: dict[int, bytes | None] = dict(rows)
 
         def records(a: int, b: int) -> list[bytes | None]:
-            if not all(place in near for place in range(a, b)):
-                raise _More
-            return [near[place] for place in range(a, b)]
+            try:
+                return [near[place] for place in range(a, b)]
+            except KeyError:
+                raise _More from None
 
         try:
             return ask(Head.read(key, near.get(HEAD)), records)
@@ -245,11 +249,8 @@ class EmbeddedStore:
 
 def _head(connection: sqlite3.Connection, key: bytes) -> tuple[int | None, Head]:
     """Number and head of a user; a new head where there is none."""
-    number = _number(connection, key)
-    if number is None:
-        return None, Head(key)
-    row = connection.execute("SELECT record FROM records WHERE id = ?", (number * PLACES + HEAD,)).fetchone()
-    return number, Head.read(key, row and row[0])
+    row = connection.execute(_HEAD, (key,)).fetchone()
+    return (None, Head(key)) if row is None else (int(row[0]), Head.read(key, row[1]))
 
 
 def _number(connection: sqlite3.Connection, key: bytes) -> int | None:
