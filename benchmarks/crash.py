@@ -11,6 +11,7 @@ page zeroed, a tail cut off, a file removed. A copy must be refused, or hold eve
 from __future__ import annotations
 
 import argparse
+import importlib
 import random
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from pathlib import Path
 from harness import arguments, finish
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "store"))
-from crashing import crash
+crash = importlib.import_module("crashing").crash
 
 DAMAGES = 5  # copies of what each kill left
 

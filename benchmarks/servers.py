@@ -162,7 +162,8 @@ def users_of(folder: Path, **asked: Any) -> Any:
     from sidera.traffic.requests import Asked, histories_of, questions
 
     histories = histories_of(folder / "data")
-    return lambda address: questions(address, histories, Asked(ask="user", fields={"filter_seen": False}, **asked), SEED)
+    ask = Asked(ask="user", fields={"filter_seen": False}, **asked)
+    return lambda address: questions(address, histories, ask, SEED)
 
 
 if __name__ == "__main__":

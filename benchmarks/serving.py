@@ -91,9 +91,11 @@ class Measured:
         return {side: round(rate, 1) for side, rate in rates.items()}
 
     def throughput(self, side: str, seconds: float) -> float:
-        return self.client(side).closed(CLIENTS, seconds, seconds / 4).as_dict(SLO)["kinds"]["recommend"][
-            "answers_per_second"
-        ]
+        return (
+            self.client(side)
+            .closed(CLIENTS, seconds, seconds / 4)
+            .as_dict(SLO)["kinds"]["recommend"]["answers_per_second"]
+        )
 
     def right(self, side: str = "after", count: int = 200) -> float:
         """Share of answers under load that hold the reference's items in its order."""

@@ -98,7 +98,7 @@ FLAGS = {
         "--device",
         "--threads",
     ],
-    "recommend": ["run", "--history", "-k", "--filter-seen", "--unknown", "--threads"],
+    "recommend": ["run", "--history", "-k", "--filter-seen", "--filter", "--unknown", "--threads"],
     "score": ["run", "--history", "--items", "--threads"],
     "similar": ["run", "--items", "-k", "--threads"],
     "popular": ["run", "-k", "--category", "--data", "--days", "--threads"],
@@ -187,8 +187,8 @@ def test_public_flags_are_frozen() -> None:
 def test_http_fields_are_frozen() -> None:
     from sidera.serve.schemas import EventsRequest, EventsResponse, RecommendRequest, RecommendResponse
 
-    asked = ["history", "user", "k", "filter_seen", "exclude", "feedback", "times", "profile", "as_of", "unknown"]
-    assert list(RecommendRequest.model_fields) == asked
+    asked = ["history", "user", "k", "filter_seen", "exclude", "filter", "feedback", "times", "profile"]
+    assert list(RecommendRequest.model_fields) == [*asked, "as_of", "unknown"]
     said = [
         "items",
         "cold_start",
@@ -200,7 +200,8 @@ def test_http_fields_are_frozen() -> None:
         "shadow_version",
         "reranker_version",
     ]
-    assert list(RecommendResponse.model_fields) == [*said, "codebook_id", "items_version", "request", "milliseconds"]
+    signed = ["codebook_id", "items_version", "eligible", "request"]
+    assert list(RecommendResponse.model_fields) == [*said, *signed, "milliseconds"]
     assert list(EventsRequest.model_fields) == ["user", "items", "times", "feedback", "unknown", "request", "slots"]
     assert list(EventsResponse.model_fields) == ["new", "known", "unknown"]
 

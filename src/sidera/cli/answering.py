@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sidera import console
+from sidera.cli.filtering import add_filter_flag, filter_of
 from sidera.cli.parsing import Arguments, Verbs, add_threads_flag, add_verb
-from sidera.core import InputError
+from sidera.core import InputError, Request
 
 if TYPE_CHECKING:
     from sidera.engine.questions import ItemScore
@@ -21,16 +22,19 @@ def recommend_verb(arguments: Arguments) -> dict[str, Any]:
     from sidera.engine.recommender import Recommender
 
     recommender, history = Recommender.load(arguments.run), _keys(arguments.history)
-    (answer,) = recommender.recommend(
-        [history], arguments.k, filter_seen=arguments.filter_seen, unknown=arguments.unknown
+    question = Request(
+        tuple(history), arguments.k, filter_seen=arguments.filter_seen, filter=filter_of(arguments.filter)
     )
+    (answer,) = recommender.recommend([question], unknown=arguments.unknown)
     if answer.unknown:
         console.warn(f"not in the catalogue, left out: {', '.join(answer.unknown)}")
     if answer.unread:
         console.warn(f"newer than the model, left out: {', '.join(answer.unread)}")
     if answer.cold_start:
         console.warn("nothing of the history is known: the most popular items follow")
-    if len(answer.item_keys) < arguments.k:
+    if answer.eligible == 0:
+        console.warn("no item passes the filter: its conditions contradict, or name nothing that there is")
+    elif len(answer.item_keys) < arguments.k:
         console.warn(f"only {len(answer.item_keys)} items can be answered (k = {arguments.k})")
     rows = list(zip(answer.item_keys, answer.scores, answer.titles, strict=True))
     for key, score, title in rows:
@@ -40,6 +44,7 @@ def recommend_verb(arguments: Arguments) -> dict[str, Any]:
         "cold_start": answer.cold_start,
         "unknown": answer.unknown,
         "unread": answer.unread,
+        "eligible": answer.eligible,
         "policy_version": answer.policy_version,
     }
 
@@ -144,6 +149,7 @@ def add_recommend(verbs: Verbs) -> None:
     parser.add_argument("--history", required=True, help="item ids, oldest first, separated by commas")
     parser.add_argument("-k", type=int, default=10, help="items wanted")
     _add_seen_flag(parser)
+    add_filter_flag(parser)
     parser.add_argument(
         "--unknown", choices=("report", "refuse"), default="refuse", help="unknown ids: leave out and name, or refuse"
     )

@@ -24,7 +24,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.core import InputError, Recommendation, Request
 from sidera.data.dataset import Dataset
 from sidera.data.reading import LogReading, Reading
-from sidera.decode.beam import Jagged
+from sidera.decode.eligible import Jagged
 from sidera.decode.free import free_beam
 from sidera.engine.answerer import Answerer
 from sidera.engine.exposures import ExposureWriter
@@ -120,17 +120,21 @@ class Recommender:
 
     @torch.inference_mode()
     def rollout(
-        self, batch: Batch, count: int, mode: RolloutMode = "masked", temperature: float = 1.0, seed: int = 0
-    ) -> Rollout:
+        self, batch: Batch, count: int, mode: RolloutMode = "masked", temperature: float = 1.0, seed: int = 0,
+        part: tuple[int, int] = (0, 1),
+    ) -> Rollout:  # fmt: skip
         """``count`` semantic IDs for every history, with the probability of each code and the versions that wrote them.
 
         ``masked`` draws in the trie, ``free`` over all codes (what is illegal shows), ``beam`` takes the most likely.
+        ``part`` (r, n): the histories are every n-th of a larger batch, from the r-th on, and draw as inside it.
         """
         snapshot = self.snapshot
         generator, batch = snapshot.generator, snapshot.readable(batch)
         with snapshot.answering():
             context = generator.context(batch)
-            return roll_out(generator, context, snapshot.catalog, count, mode, temperature, seed, snapshot.version)
+            return roll_out(
+                generator, context, snapshot.catalog, count, mode, temperature, seed, snapshot.version, part
+            )
 
     def sid_log_probs(
         self, batch: Batch, sids: Tensor, mode: RolloutMode = "masked", temperature: float = 1.0

@@ -128,12 +128,12 @@ class Database:
         rows = self.rows("SELECT number, checksum FROM ledger WHERE name = ?", (name,))
         return (rows[0][0], rows[0][1]) if rows else (0, 0)
 
-    def check(self, name: str, number: int, checksum: int) -> None:
-        """ArtifactError when other rows are there than must be."""
-        if (number, checksum & SUM) != self.expected(name):
-            wanted = self.expected(name)[0]
+    def check(self, name: str, number: int, checksum: int, expected: tuple[int, int] | None = None) -> None:
+        """ArtifactError when other rows are there than must be; ``expected``: as the ledger said at the same moment."""
+        expected = expected or (0, 0)
+        if (number, checksum & SUM) != tuple(expected):
             raise ArtifactError(
-                f"{self.folder / DATA} is damaged: of {wanted:,} {name} {number:,} are there, or others",
+                f"{self.folder / DATA} is damaged: of {expected[0]:,} {name} {number:,} are there, or others",
                 fix="restore it from a copy",
             )
 

@@ -52,6 +52,7 @@ WHERE users.key = ? ORDER BY records.id DESC LIMIT ?
 _HEAD = f"""
 SELECT number, record FROM users LEFT JOIN records ON records.id = users.number * {PLACES} + {HEAD} WHERE key = ?
 """
+_ITEMS = "SELECT number, key FROM items WHERE number >= ? ORDER BY number"
 _BLOCKS = f"""
 SELECT records.id % {PLACES}, record FROM users JOIN records
 ON records.id BETWEEN users.number * {PLACES} + ?2 AND users.number * {PLACES} + ?3 - 1 WHERE users.key = ?1
@@ -94,8 +95,8 @@ class EmbeddedStore:
             raise InputError(f"no store at {str(path)!r}", fix="give the folder of `sidera serve --store`")
         self.database = Database(self.path, PLAN, self.config.durability)
         try:
-            self.keys = ItemKeys(self.database)
-            self._check_users()
+            self._check()
+            self.keys = ItemKeys(self._given, self._give)
         except BaseException:
             self.database.close()
             raise
@@ -241,10 +242,26 @@ class EmbeddedStore:
 
         return self.database.write(work)
 
-    def _check_users(self) -> None:
-        """Every user that must be there is there."""
-        rows = self.database.rows("SELECT number, key FROM users")
-        self.database.check("users", len(rows), sum(_checksum(number, key) for number, key in rows))
+    def _given(self, first: int) -> list[bytes]:
+        return [key for _, key in self.database.rows(_ITEMS, (first,))]
+
+    def _give(self, keys: Sequence[bytes], known: int) -> None:
+        def work(connection: sqlite3.Connection, ledger: Ledger) -> None:
+            others = {key for _, key in connection.execute(_ITEMS, (known,))}
+            (first,) = connection.execute("SELECT coalesce(max(number), -1) + 1 FROM items").fetchone()
+            rows = list(enumerate((key for key in keys if key not in others), first))
+            connection.executemany("INSERT INTO items VALUES (?, ?)", rows)
+            ledger.add("items", sum(_checksum(number, key) for number, key in rows), len(rows))
+
+        self.database.write(work)
+
+    def _check(self) -> None:
+        """Every user and every item key that must be there is there."""
+        with self.database.reading() as connection:
+            for name in ("users", "items"):
+                rows = connection.execute(f"SELECT number, key FROM {name}").fetchall()
+                expected = connection.execute("SELECT number, checksum FROM ledger WHERE name = ?", (name,)).fetchone()
+                self.database.check(name, len(rows), sum(_checksum(number, key) for number, key in rows), expected)
 
 
 def _head(connection: sqlite3.Connection, key: bytes) -> tuple[int | None, Head]:
