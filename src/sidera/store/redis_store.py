@@ -11,8 +11,8 @@ What an acknowledged append survives is the server's setting. It is checked when
 "disk" needs an append-only file that is synced at every write, "kernel" any append-only file, "memory" nothing.
 A server that may evict keys when its memory is full is refused: it would forget users in silence.
 
-Trap: a connection that breaks while an append waits for its answer leaves open whether it was kept. The call fails; send
-the same events again with ``new_only``.
+Trap: a connection that breaks while an append waits for its answer leaves open whether it was kept. The call fails;
+send the same events again with ``new_only``.
 """
 
 from __future__ import annotations
