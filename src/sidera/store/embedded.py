@@ -298,5 +298,5 @@ def _records(connection: sqlite3.Connection, key: bytes) -> Records:
     return records
 
 
-def _checksum(number: int, key: bytes) -> int:
-    return zlib.crc32(key, number & 0xFFFFFFFF)
+def _checksum(number: int, key: object) -> int:
+    return zlib.crc32(key, number & 0xFFFFFFFF) if isinstance(key, bytes) else -1  # another type: a damaged page

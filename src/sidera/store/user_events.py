@@ -66,7 +66,7 @@ def checked(seed: int, place: int, content: bytes) -> bytes:
 def is_whole(seed: int, place: int, record: bytes | None, least: int) -> bool:
     """True for a record of at least ``least`` bytes behind its checksum, which holds for its user and place."""
     return (
-        record is not None
+        isinstance(record, bytes)  # a damaged page may hold another type, or nothing
         and len(record) >= _CHECKSUM.size + least
         and zlib.crc32(record[_CHECKSUM.size :], (seed + place) & 0xFFFFFFFF) == _CHECKSUM.unpack_from(record)[0]
     )
