@@ -83,18 +83,15 @@ def applied(
         catalog = catalog.without(changes.removed)
     if changes.restored:
         catalog = catalog.restored(changes.restored)
-    coded = [one for one in new if one.codes is not None]
-    taken = _taken(catalog, [tuple(one.codes or ()) for one in coded])
-    coded = [one for one in coded if tuple(one.codes or ()) not in taken]
-    new = [*coded, *(one for one in new if one not in coded)]  # codes that were given go first, others are found then
-    for some, has_codes in ((coded, True), (new[len(coded) :], False)):
+    taken = _taken(catalog, [tuple(one.codes) for one in new if one.codes is not None])
+    coded = [one for one in new if one.codes is not None and tuple(one.codes) not in taken]
+    others = [one for one in new if one.codes is None or tuple(one.codes) in taken]
+    new = [*coded, *others]  # codes that were given go first, others are found then
+    for some, has_codes in ((coded, True), (others, False)):
         if not some:
             continue
-        table, keys, titles = (
-            _table([one.fields for one in some]),
-            [one.item for one in some],
-            [one.title for one in some],
-        )
+        table = _table([one.fields for one in some])
+        keys, titles = [one.item for one in some], [one.title for one in some]
         if has_codes:
             codes = np.array([one.codes for one in some], np.int32).reshape(len(some), catalog.num_levels)
             catalog = catalog.with_items(keys, None, titles, table, codes)
