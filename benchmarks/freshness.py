@@ -24,7 +24,7 @@ from harness import arguments, finish
 from overload import Loaded
 from servers import served
 
-LOAD = 0.5
+LOAD, QUICK_RATE = 0.5, 20.0
 BAR = {"p99_ms": 50.0, "stale": 0}
 
 
@@ -89,7 +89,8 @@ def main() -> None:
         runs = Path(options.runs or stack.enter_context(tempfile.TemporaryDirectory(prefix="freshness-")))
         folder = runs / "demo_onerec_v2-fresh"
         server = stack.enter_context(served("demo_onerec_v2", folder))
-        rate = options.rate or LOAD * Loaded(server, folder).highest_rate(1.5 if options.quick else 4.0)
+        searched = 0.0 if options.quick or options.rate else Loaded(server, folder).highest_rate(4.0)
+        rate = options.rate or LOAD * searched or QUICK_RATE
         context = multiprocessing.get_context("spawn")
         begun = context.Event()
         words = (server.address, folder, rate, seconds + 2, begun)

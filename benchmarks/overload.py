@@ -183,7 +183,7 @@ def attack(address: tuple[str, int], seconds: float, ready: Any, told: Any) -> N
 
 def put_through(tree: Path, folder: Path, rate: float | None, quick: bool) -> dict[str, Any]:
     """Both, on a server of its own each."""
-    seconds = 5.0 if quick else 30.0
+    seconds = 4.0 if quick else 30.0
     with served("demo_onerec_v2", folder, tree) as server:
         loaded = Loaded(server, folder)
         rate = rate or loaded.highest_rate(1.5 if quick else 4.0)

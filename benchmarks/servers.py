@@ -1,12 +1,13 @@
 """Run folders for the benchmarks of serving, made in seconds: latency needs a recipe's shapes and no trained weights.
 
-    python benchmarks/servers.py NAME FOLDER
+    python benchmarks/servers.py NAME FOLDER [STEPS]
 
 writes ``FOLDER/run`` (``sidera serve`` opens it) and ``FOLDER/data`` (the log whose users ask). A process of each tree
 that is compared makes its own, with its own code, from the same seed.
 
-`demo_onerec_v2` is trained for a few steps on a simulated log. The others are recipes of Beauty with fresh, sharpened
-weights over a catalogue of drawn semantic IDs. `million` is Beauty's generator over a million items, 1,024 clusters.
+`demo_RECIPE` is a recipe of the demo, trained for a few steps on a simulated log. The others are recipes of Beauty with
+fresh, sharpened weights over a catalogue of drawn semantic IDs. `million` is Beauty's generator over a million items,
+1,024 clusters.
 """
 
 from __future__ import annotations
@@ -44,27 +45,27 @@ SHAPES = {
     "sasrec": Shape("beauty/sasrec", 12_000, ()),
     "tiny": Shape("beauty/sasrec", 200, ()),
 }
-NAMES = ("demo_onerec_v2", *SHAPES)
 
 
-def make(name: str, folder: Path) -> None:
-    """Write ``run`` and ``data`` below ``folder``, unless they are there."""
+def make(name: str, folder: Path, steps: int = 10) -> None:
+    """Write ``run`` and ``data`` below ``folder``, unless they are there. ``steps`` of training; 0: the recipe's."""
     if (folder / "run" / "recipe.json").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
     if name in SHAPES:
         draw(SHAPES[name], folder)
     else:
-        train_demo(folder)
+        train_demo(name.removeprefix("demo_"), folder, steps)
 
 
-def train_demo(folder: Path) -> None:
+def train_demo(recipe: str, folder: Path, steps: int) -> None:
     from sidera.sim.config import world_config
     from sidera.sim.simulate import simulate
 
     simulate(world_config("easy", WORLD), WORLD_USERS, WORLD_DAYS, folder / "data", SEED)
-    words = ["train", "demo/onerec_v2", "--data", folder / "data", "--out", folder / "run", "-q", "--threads", 1]
-    words += ["--set", "fit.max_steps=10", "--set", "fit.warmup_steps=1"]
+    words = ["train", f"demo/{recipe}", "--data", folder / "data", "--out", folder / "run", "-q", "--threads", 1]
+    if steps:
+        words += ["--set", f"fit.max_steps={steps}", "--set", "fit.warmup_steps=1"]
     subprocess.run([sys.executable, "-m", "sidera", *map(str, words)], check=True)
 
 
@@ -162,9 +163,9 @@ def users_of(folder: Path, **asked: Any) -> Any:
     from sidera.traffic.requests import Asked, histories_of, questions
 
     histories = histories_of(folder / "data")
-    ask = Asked(ask="user", fields={"filter_seen": False}, **asked)
-    return lambda address: questions(address, histories, ask, SEED)
+    wanted = Asked(ask="user", fields={"filter_seen": False}, **asked)
+    return lambda address: questions(address, histories, wanted, SEED)
 
 
 if __name__ == "__main__":
-    make(sys.argv[1], Path(sys.argv[2]))
+    make(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))

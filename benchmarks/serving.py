@@ -91,11 +91,10 @@ class Measured:
         return {side: round(rate, 1) for side, rate in rates.items()}
 
     def throughput(self, side: str, seconds: float) -> float:
-        return self.client(side).closed(CLIENTS, seconds, seconds / 4).as_dict(SLO)["kinds"]["recommend"][
-            "answers_per_second"
-        ]
+        tally = self.client(side).closed(CLIENTS, seconds, seconds / 4)
+        return tally.as_dict(SLO)["kinds"]["recommend"]["answers_per_second"]
 
-    def right(self, side: str = "after", count: int = 200) -> float:
+    def right(self, count: int, side: str = "after") -> float:
         """Share of answers under load that hold the reference's items in its order."""
         from sidera.traffic.requests import histories_of
 
@@ -203,7 +202,7 @@ def main() -> None:
         runs = Path(options.runs) if options.runs else scratch
         for name in names:
             with both(name, runs, other, options.quick) as measured:
-                row: dict[str, Any] = {"right": measured.right()}
+                row: dict[str, Any] = {"right": measured.right(count=50 if options.quick else 200)}
                 if name in ONE_CLIENT:
                     row["one_client_ms"] = measured.one_client()
                 if name in OPEN_LOOP:

@@ -23,14 +23,16 @@ from overload import Loaded
 from servers import served, users_of
 
 SLO, LOAD, EVENTS_SHARE = 0.1, 0.7, 0.2
-MINUTES, QUICK_MINUTES = 30.0, 0.5
+MINUTES, QUICK_MINUTES, QUICK_RATE = 30.0, 0.5, 20.0
 MORE_FILES = 8  # than in the middle third that the last may have: some are being written, some not yet removed
 BAR = {"memory_growth": 0.02, "more_files": MORE_FILES, "failed": 0}
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, help=f"length (else {MINUTES:g}, {QUICK_MINUTES:g} with --quick)")
-    parser.add_argument("--rate", type=float, help="requests/s (else 70 %% of the highest rate within 100 ms)")
+    parser.add_argument(
+        "--rate", type=float, help=f"requests/s (else 70 %% of the highest within 100 ms; {QUICK_RATE:g} with --quick)"
+    )
     parser.add_argument("--runs", help="folder that keeps the run folder; no result is kept")
 
 
@@ -79,7 +81,7 @@ def main() -> None:
         server = stack.enter_context(served("demo_onerec_v2", folder))
         loaded = Loaded(server, folder)
         loaded.requests = users_of(folder, events_share=EVENTS_SHARE)(server.address)
-        rate = options.rate or LOAD * loaded.highest_rate(1.5 if options.quick else 4.0)
+        rate = options.rate or (QUICK_RATE if options.quick else LOAD * loaded.highest_rate(4.0))
         print(f"{rate:.1f} requests/s for {minutes:g} minutes", flush=True)
         with Watch(server, folder) as watch:
             tally = loaded.window(rate, 60 * minutes)

@@ -58,9 +58,7 @@ def test_without_fcntl_a_lock_is_waited_for(tmp_path: Path, monkeypatch: pytest.
     assert calls == [2, 2, 2, 2, 0]
 
 
-def test_windows_syncs_no_folder_and_opens_files_for_writing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_windows_syncs_no_folder_and_opens_files_for_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"x")
     opened: list[tuple[str, int]] = []
     really = os.open
@@ -74,14 +72,6 @@ def test_windows_syncs_no_folder_and_opens_files_for_writing(
     disk.sync(tmp_path)
     disk.sync(tmp_path / "file")
     assert opened == [("file", os.O_RDWR)]
-
-
-def test_an_appended_record_is_binary_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags: list[int] = []
-    monkeypatch.setattr(os, "O_BINARY", 0x8000, raising=False)
-    monkeypatch.setattr(os, "open", lambda path, given, mode: flags.append(given) or 7)
-    assert disk.open_to_append(tmp_path / "log") == 7
-    assert flags[0] & 0x8000
 
 
 def calls_without_encoding(file: Path) -> list[str]:

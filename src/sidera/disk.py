@@ -41,11 +41,6 @@ def sync(place: Path) -> None:
         os.close(handle)
 
 
-def open_to_append(path: Path) -> int:
-    """A handle whose writes go to the end of ``path`` byte by byte as given; the file is made when it is not there."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
-
-
 class NoLocks(OSError):
     """The file system has no locks, as some network file systems."""
 

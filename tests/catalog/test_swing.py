@@ -9,13 +9,34 @@ import pyarrow as pa
 import pytest
 
 from sidera.catalog import swing as module
-from sidera.catalog.swing import events_for_swing, looped_swing, swing, thin
+from sidera.catalog.swing import events_for_swing, swing, thin
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
 from sidera.data.schema import build_dataset
 from sidera.data.split import LeakError, leave_one_out
 
 Events = tuple[np.ndarray, np.ndarray]
+
+
+def looped_swing(users: np.ndarray, items: np.ndarray, alpha: float = 1.0) -> dict[tuple[int, int], float]:
+    """The reference of :func:`swing`: the formula read aloud, on an already thinned log. (i, j) -> similarity."""
+    items_of: dict[int, set[int]] = {}
+    for user, item in zip(users.tolist(), items.tolist(), strict=True):
+        items_of.setdefault(user, set()).add(item)
+    found: dict[tuple[int, int], float] = {}
+    everything = sorted(set(items.tolist()))
+    for i in everything:
+        for j in everything:
+            both = [user for user, mine in items_of.items() if i in mine and j in mine]
+            total = 0.0
+            for u in both:
+                for v in both:
+                    if u != v:
+                        weight = (len(items_of[u]) * len(items_of[v])) ** -0.5
+                        total += weight / (alpha + len(items_of[u] & items_of[v]))
+            if total and i != j:
+                found[i, j] = total
+    return found
 
 
 def log(num_users: int = 30, num_items: int = 25, num_events: int = 300, seed: int = 0) -> Events:

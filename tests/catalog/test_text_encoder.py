@@ -87,9 +87,7 @@ def test_a_damaged_shard_is_made_anew(encoder: Encoder, tmp_path: Path, damage: 
     assert len(shards(tmp_path)) == 1
 
 
-def test_what_was_encoded_before_a_break_is_kept(
-    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_encoded_before_a_break_is_kept(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_encoder, "SHARD", 64)
     texts = [f"text {number:04d}" for number in range(200)]
 
@@ -108,18 +106,6 @@ def test_what_was_encoded_before_a_break_is_kept(
     assert len(encoder.asked) == 200
 
 
-def test_a_whole_file_of_the_older_cache_is_taken(encoder: Encoder, tmp_path: Path) -> None:
-    texts = ["b", "a"]
-    content = hashlib.sha256(MINILM.encode())
-    for text in sorted(texts):
-        content.update(hashlib.sha256(text.encode()).digest())
-    (tmp_path / "cache").mkdir()
-    rows = torch.eye(2, 384)
-    save_file({"vectors": rows}, tmp_path / "cache" / f"text-{content.hexdigest()[:16]}.safetensors")
-    assert torch.equal(encode_texts(texts), rows.flip(0))
-    assert not encoder.asked
-
-
 def test_an_encoding_that_would_take_too_long_is_refused_after_the_first_texts(encoder: Encoder) -> None:
     encoder.seconds = 1e-3
     texts = [f"text {number}" for number in range(4000)]
@@ -130,9 +116,7 @@ def test_an_encoding_that_would_take_too_long_is_refused_after_the_first_texts(e
     assert encode_texts(texts, minutes=10.0).shape == (4000, 384)
 
 
-def test_text_if_there_is_any_becomes_tfidf_and_text_obeys(
-    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_if_there_is_any_becomes_tfidf_and_text_obeys(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     view = make_views(tiny_log(80, 60))[0]
     monkeypatch.setattr(text_encoder, "TIMED", 5)
     encoder.seconds = 5e-3

@@ -24,7 +24,6 @@ def asked(recommender: Recommender) -> Batch:
     return hand_made(torch.tensor([3, 7, 2]), torch.tensor([0, 2, 3]), items=recommender.catalog)
 
 
-
 @pytest.fixture
 def recommender(trained_run: Path) -> Recommender:
     return Recommender.load(trained_run)

@@ -134,7 +134,6 @@ def test_the_newest_events_and_older_positives_are_read() -> None:
     assert cut(2, 6, "").lengths.tolist() == [6, 4, 6]  # no such label: all are positive
 
 
-
 def model_reading(model: OneRecV2) -> Reading:
     return Reading(SCHEMA, table_of(feedback_catalog()), model.reads)
 

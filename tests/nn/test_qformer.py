@@ -4,11 +4,41 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from sidera.core import InputError
-from sidera.nn.qformer import QFormer, looped_qformer
+from sidera.nn.qformer import CrossAttention, QFormer, QFormerLayer
 
 LENGTHS = (3, 0, 7, 1, 7, 12, 0)
+
+
+def looped_qformer(module: QFormer, rows: list[Tensor]) -> Tensor:
+    """The reference of :class:`QFormer`: one row, one query and one head at a time. (s_i, D) each -> (B, Q, D)."""
+    outputs = []
+    for tokens in rows:
+        tokens = module.norm_tokens(tokens)
+        for query in module.queries:
+            state = query
+            for layer in module.layers:
+                assert isinstance(layer, QFormerLayer)
+                state = state + _read_alone(layer.attention, state, tokens)
+                state = state + layer.down(F.gelu(layer.up(layer.norm(state))))
+            outputs.append(module.norm(state))
+    return torch.stack(outputs).view(len(rows), -1, module.queries.shape[1])
+
+
+def _read_alone(attention: CrossAttention, state: Tensor, tokens: Tensor) -> Tensor:
+    """One query (D,) reads one row (s, D): softmax(q k / sqrt(E)) v, head by head."""
+    if not len(tokens):
+        return torch.zeros_like(state)
+    query = attention.query(attention.norm(state)).view(attention.num_heads, -1)  # (H, E)
+    keys, values = attention.key_value(tokens).chunk(2, dim=-1)  # each (s, D)
+    heads = []
+    for head, key, value in zip(query, keys.chunk(len(query), -1), values.chunk(len(query), -1), strict=True):
+        weights = (key @ head * len(head) ** -0.5).softmax(0)  # (s,)
+        heads.append(weights @ value)
+    return attention.out(torch.cat(heads))
 
 
 def rows_of(width: int, seed: int = 0) -> list[torch.Tensor]:

@@ -58,9 +58,7 @@ def catalog(views: tuple[View, View]) -> Catalog:
 
 def recommender(name: str, catalog: Catalog, version: str = "unsaved") -> Recommender:
     section = SECTIONS[name]
-    return Recommender(
-        build_model(*parse_model(section), catalog, 1), catalog, model_section=section, version=version
-    )
+    return Recommender(build_model(*parse_model(section), catalog, 1), catalog, model_section=section, version=version)
 
 
 @pytest.fixture(params=SECTIONS)
@@ -285,7 +283,10 @@ def test_new_items_can_be_done_something_with(catalog: Catalog, tmp_path: Path) 
         assert history.tokens["counts"].sum() == 12
         behaviour = behaviour.over(grown)
         served = Recommender(
-            opened.model, grown, model_section=opened.model_section, num_known=opened.num_known,
+            opened.model,
+            grown,
+            model_section=opened.model_section,
+            num_known=opened.num_known,
             parts=Parts(behaviour=behaviour),
         )
         (answer,) = served.recommend([Request(user="u", filter_seen=True, k=50)])

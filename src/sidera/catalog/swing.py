@@ -239,24 +239,3 @@ def _best(left: Ids, right: Ids, scores: NDArray[np.float32], num_items: int, co
         kept[rows[best], place[best]] = values[best]
         start = stop
     return Neighbours(item_ids, kept)
-
-
-def looped_swing(users: Ids, items: Ids, alpha: float = 1.0) -> dict[tuple[int, int], float]:
-    """The reference of :func:`swing`: the formula read aloud, on an already thinned log. (i, j) -> similarity."""
-    items_of: dict[int, set[int]] = {}
-    for user, item in zip(users.tolist(), items.tolist(), strict=True):
-        items_of.setdefault(user, set()).add(item)
-    found: dict[tuple[int, int], float] = {}
-    everything = sorted(set(items.tolist()))
-    for i in everything:
-        for j in everything:
-            both = [user for user, mine in items_of.items() if i in mine and j in mine]
-            total = 0.0
-            for u in both:
-                for v in both:
-                    if u != v:
-                        weight = (len(items_of[u]) * len(items_of[v])) ** -0.5
-                        total += weight / (alpha + len(items_of[u] & items_of[v]))
-            if total and i != j:
-                found[i, j] = total
-    return found

@@ -58,7 +58,6 @@ def encode_texts(texts: Sequence[str], minutes: float | None = None) -> Tensor:
     hashes = [hashlib.sha256(text.encode()).digest()[:16] for text in texts]
     folder = cache_dir() / f"text-{MINILM}"
     vectors, known_mask = _read_cache(folder, hashes)
-    _adopt_whole(texts, vectors, known_mask)
     missing = sorted(np.flatnonzero(~known_mask).tolist(), key=lambda row: len(texts[row]))  # equal lengths together
     if not missing:
         return vectors
@@ -162,19 +161,3 @@ def _write_cache(folder: Path, hashes: Sequence[bytes], vectors: Tensor) -> None
         warn(f"cannot write the text-vector cache {folder}: {error}")
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _adopt_whole(texts: Sequence[str], vectors: Tensor, known_mask: np.ndarray) -> None:
-    """Take the vectors from a file of exactly these texts, as the cache was kept before it had shards."""
-    if known_mask.any():
-        return
-    content = hashlib.sha256(MINILM.encode())
-    for text in sorted(texts):
-        content.update(hashlib.sha256(text.encode()).digest())
-    try:
-        found = load_file(cache_dir() / f"text-{content.hexdigest()[:16]}.safetensors")["vectors"]
-    except Exception:  # none, or cut off
-        return
-    if tuple(found.shape) == tuple(vectors.shape):
-        vectors[sorted(range(len(texts)), key=lambda row: texts[row])] = found
-        known_mask[:] = True

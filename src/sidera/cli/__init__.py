@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from sidera import console
-from sidera.cli import answering, completion, keys, load, logs, loop, reference, reporting, training, world
+from sidera.cli import answering, completion, keys, load, logs, loop, reference, reporting, stores, training, world
 from sidera.cli.parsing import Parser
 from sidera.cli.versions import ShowVersion
 from sidera.core import InputError
@@ -83,6 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     loop.add_export(verbs)
     loop.add_refresh(verbs)
     loop.add_versions(verbs)
+    stores.add_store(verbs)
+    stores.add_erase(verbs)
     load.add_load(verbs)
     world.add_simulate(verbs)
     world.add_ab(verbs)

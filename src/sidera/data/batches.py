@@ -293,7 +293,11 @@ def eval_batches(
         yield (
             index,
             reading.rows(
-                rows.user_ids[index], rows.ends[index], wanted, starts=starts[index], global_count=len(index),
+                rows.user_ids[index],
+                rows.ends[index],
+                wanted,
+                starts=starts[index],
+                global_count=len(index),
                 whole=whole,
             ),
         )

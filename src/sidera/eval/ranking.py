@@ -40,14 +40,9 @@ MANY_BATCHES = 20  # of questions, from which it pays to time threads
 Progress = Callable[[int, int], None]  # rows ranked so far, rows in all
 
 
-class RankedLists(Protocol):
-    """What ``rank`` answers: best first; -1 where fewer than k items exist."""
-
-    item_ids: Tensor  # (B, k) int64
-    leaf_ids: Tensor | None  # (B, k); None: the list was not ordered by semantic ID, so nothing ties
-
-
-RankFn = Callable[..., Any]  # rank(batch, k, *, beam, filter_seen) -> RankedLists
+# rank(batch, k, *, beam, filter_seen) -> best first: ``item_ids`` (B, k), -1 where fewer exist, and ``leaf_ids`` (B, k)
+# or None where the list was not ordered by semantic ID, so that nothing ties
+RankFn = Callable[..., Any]
 
 
 class Ranker(Protocol):

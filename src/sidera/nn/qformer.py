@@ -115,31 +115,3 @@ class QFormer(nn.Module):
         for layer in self.layers:
             queries_BQD = layer(queries_BQD, tokens, layout)
         return self.norm(queries_BQD)
-
-
-def looped_qformer(module: QFormer, rows: list[Tensor]) -> Tensor:
-    """The reference of :class:`QFormer`: one row, one query and one head at a time. (s_i, D) each -> (B, Q, D)."""
-    outputs = []
-    for tokens in rows:
-        tokens = module.norm_tokens(tokens)
-        for query in module.queries:
-            state = query
-            for layer in module.layers:
-                assert isinstance(layer, QFormerLayer)
-                state = state + _read_alone(layer.attention, state, tokens)
-                state = state + layer.down(F.gelu(layer.up(layer.norm(state))))
-            outputs.append(module.norm(state))
-    return torch.stack(outputs).view(len(rows), -1, module.queries.shape[1])
-
-
-def _read_alone(attention: CrossAttention, state: Tensor, tokens: Tensor) -> Tensor:
-    """One query (D,) reads one row (s, D): softmax(q k / sqrt(E)) v, head by head."""
-    if not len(tokens):
-        return torch.zeros_like(state)
-    query = attention.query(attention.norm(state)).view(attention.num_heads, -1)  # (H, E)
-    keys, values = attention.key_value(tokens).chunk(2, dim=-1)  # each (s, D)
-    heads = []
-    for head, key, value in zip(query, keys.chunk(len(query), -1), values.chunk(len(query), -1), strict=True):
-        weights = (key @ head * len(head) ** -0.5).softmax(0)  # (s,)
-        heads.append(weights @ value)
-    return attention.out(torch.cat(heads))

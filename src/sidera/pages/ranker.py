@@ -1,6 +1,6 @@
 """The page about a ranker or a list reward: every task's figures with intervals, and how far its numbers are chances.
 
-    sidera report runs/pscore
+sidera report runs/pscore
 """
 
 from __future__ import annotations

@@ -17,17 +17,21 @@ from fastapi import FastAPI
 
 from sidera import __version__
 from sidera.engine.recommender import Recommender
-from sidera.serve import events, health, items, recommending, versions
+from sidera.serve import events, explaining, health, items, page, questions, recommending, versions
 from sidera.serve.errors import add_error_handlers
 from sidera.serve.limits import BodyLimit
 from sidera.serve.state import Served
 
 ROUTERS = (
     recommending.router,
+    questions.router,
     events.router,
     items.router,
     versions.router,
     health.router,
+    explaining.router,
+    explaining.searching,
+    page.router,
 )
 
 

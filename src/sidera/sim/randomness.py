@@ -19,7 +19,6 @@ Bits = NDArray[np.uint64]
 
 GOLDEN = 0x9E3779B97F4A7C15
 MASK = 2**64 - 1
-DRAWS_PER_STEP = 1 << 13  # more than the 4,096 candidates of a request and all purposes below
 
 
 class Purpose(IntEnum):

@@ -216,7 +216,9 @@ class Client:
 
     def _send(self, connection: _Connection, sent: _Sent) -> None:
         connection.sent, connection.due = sent, max(time.perf_counter(), sent.intended) + self.timeout
-        connection.length, connection.received = -1, bytearray()
+        connection.length = -1
+        if connection.received:
+            connection.received = bytearray()
         self.tally.num_sent += 1
         data = sent.data
         try:

@@ -1,0 +1,105 @@
+"""What else is asked of a recommender: scores of given items, items like others, what is popular."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from sidera.core import InputError
+from sidera.core import Request as Question
+from sidera.engine.questions import ItemScore, Questions
+from sidera.serve.schemas import MAX_K, Number, Second
+from sidera.serve.state import Served
+
+MAX_GIVEN = 1000  # items of one question
+Count = Annotated[int, Query(ge=1, le=MAX_K, description="items wanted")]
+
+
+class ScoreRequest(BaseModel):
+    """Items, and the history after which they are scored."""
+
+    model_config = ConfigDict(extra="forbid")
+    items: list[str] = Field(min_length=1, max_length=MAX_GIVEN, description="item ids that the catalogue holds")
+    history: list[str] = Field(description="item ids, oldest first")
+    sort: bool = Field(False, description="true: the most likely first; else in the order of `items`")
+    feedback: dict[str, list[Number]] = Field(default_factory=dict, description="as in /v1/recommend")
+    times: list[Second] | None = Field(None, description="as in /v1/recommend")
+    profile: dict[str, str] = Field(default_factory=dict, description="as in /v1/recommend")
+    as_of: Second | None = Field(None, description="as in /v1/recommend")
+
+
+class RelatedRequest(BaseModel):
+    """A cart."""
+
+    model_config = ConfigDict(extra="forbid")
+    items: list[str] = Field(min_length=1, max_length=MAX_GIVEN, description="item ids; their order says nothing")
+    k: int = Field(10, ge=1, le=MAX_K, description="items wanted")
+
+
+class ScoredItem(BaseModel):
+    """One item of an answer."""
+
+    item: str
+    score: float | None = Field(
+        description="log-probability or model score; cosine of items that are alike; events of popular items; null: the"
+        " model never gives this item"
+    )
+    title: str | None = None
+
+
+class ScoresResponse(BaseModel):
+    """Items with their scores, and what they are of."""
+
+    items: list[ScoredItem]
+    policy_version: str
+    items_version: int
+
+
+def router(served: Served) -> APIRouter:
+    """Routes of these questions."""
+    routes, recommender = APIRouter(), served.recommender
+    ask = Questions(recommender)
+
+    def said(scored: list[ItemScore]) -> ScoresResponse:
+        snapshot = recommender.snapshot
+        return ScoresResponse(
+            items=[
+                ScoredItem(item=one.item, score=one.score if math.isfinite(one.score) else None, title=one.title)
+                for one in scored
+            ],
+            policy_version=snapshot.version, items_version=snapshot.catalog.items_version,
+        )  # fmt: skip
+
+    @routes.post("/v1/score", response_model=ScoresResponse)
+    def score(body: ScoreRequest) -> ScoresResponse:
+        """How likely is each of these items after this history?"""
+        question = Question(
+            tuple(body.history), feedback=body.feedback, times=body.times, profile=body.profile, as_of=body.as_of
+        )
+        return said((ask.rerank if body.sort else ask.score)(question, body.items))
+
+    @routes.get("/v1/similar", response_model=ScoresResponse)
+    def similar(item: Annotated[str, Query(description="item id")], k: Count = 10) -> ScoresResponse:
+        """Items like this one."""
+        return said(ask.similar(item, k))
+
+    @routes.post("/v1/related", response_model=ScoresResponse)
+    def related(body: RelatedRequest) -> ScoresResponse:
+        """What goes with a cart?"""
+        return said(ask.related(body.items, body.k))
+
+    @routes.get("/v1/popular", response_model=ScoresResponse)
+    def popular(
+        k: Count = 10,
+        field: Annotated[str | None, Query(description="column of the items, with `value`")] = None,
+        value: Annotated[str | None, Query(description="its value")] = None,
+    ) -> ScoresResponse:
+        """The items with the most events of the training log, of a category or of all."""
+        if (field is None) != (value is None):
+            raise InputError("a field or a value alone", allowed="both, or neither")
+        return said(ask.popular(k, category=None if field is None or value is None else (field, value)))
+
+    return routes
