@@ -117,7 +117,7 @@ def applied(
 
 
 def _taken(catalog: Catalog, wanted: Sequence[tuple[int, ...]]) -> set[tuple[int, ...]]:
-    """Which of these codes an item has already, also a removed one: versions that grew apart may give one code twice."""
+    """Which of these codes an item has, also a removed one: versions that grew apart may give one code twice."""
     if not wanted or not catalog.has_codes or catalog.collision == "share":
         return set()
     codes, asked = np.asarray(catalog.codes), np.array(wanted)
