@@ -147,8 +147,10 @@ def replayed(catalog: Catalog, records: Sequence[Record]) -> Catalog:
             gone[key] = False
         gone |= dict.fromkeys(record.body["removed"], True)
     found = catalog.find_ids(list(said))
+    # A message may be older than what the recipe declares: what a new item does not say is unknown then.
+    unsaid = {feature.source: None for feature in catalog.schema.owned("item") if feature.required}
     upserts = [
-        replace(one, vector=None, codes=None) if item >= 0 else one
+        replace(one, vector=None, codes=None) if item >= 0 else replace(one, fields={**unsaid, **one.fields})
         for one, item in zip(said.values(), found.tolist(), strict=True)
     ]
     width = None if catalog.quantizer is None else catalog.quantizer.dim
@@ -212,10 +214,10 @@ def _sorted_out(catalog: Catalog, delta: Delta) -> tuple[Changes, list[ItemChang
 def _says_something_new(catalog: Catalog, one: ItemChange, item: int) -> bool:
     if one.title is not None and catalog.titles[item] != one.title:
         return True
-    categories = catalog.schema.item_categories(_table([one.fields])) if one.fields else {}
+    features = catalog.schema.said_of_items(_table([one.fields])) if one.fields else {}
     return any(
-        name in one.fields and int(catalog.categories[name][item]) != int(values[0])
-        for name, values in categories.items()
+        not np.array_equal(catalog.features[name][item], values[0], equal_nan=values.dtype.kind == "f")
+        for name, values in features.items()
     )
 
 
@@ -232,7 +234,7 @@ def _vectors(catalog: Catalog, new: Sequence[ItemChange], table: pa.Table, texts
     if without:
         if texts is None:
             texts = TextNeighbours(catalog.titles.tolist())
-        categories = {name: rows[without] for name, rows in catalog.schema.item_categories(table).items()}
+        categories = {name: rows[without] for name, rows in catalog.schema.categories_of(table).items()}
         found[without] = newcomer_vectors(catalog, [_words(new[row]) for row in without], texts, categories)
     for row, one in enumerate(new):
         if one.vector is not None:

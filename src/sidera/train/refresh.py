@@ -184,7 +184,7 @@ class _Refresh:
             texts = _texts(dataset, catalog)
             positive = self.part.view(self.part.cut).dataset
             vectors = newcomer_vectors(
-                catalog, texts[first:], TextNeighbours(texts[:first]), catalog.schema.item_categories(table),
+                catalog, texts[first:], TextNeighbours(texts[:first]), catalog.schema.categories_of(table),
                 met_beside(positive.item_ids, positive.offsets, first, dataset.num_items),
             )  # fmt: skip
             titles = table["title"].to_pylist() if "title" in table.column_names else None
