@@ -132,9 +132,18 @@ FLAGS = {
         "--rerank-from",
         "--cold-share",
         "--watch",
+        "--keys",
+        "--no-keys",
+        "--deadline-ms",
+        "--adapt-beam",
+        "--max-body-mb",
+        "--max-connections",
+        "--grace-seconds",
+        "--access-log",
         "--device",
         "--threads",
     ],
+    "api-keys": ["what", "name", "--keys", "--scopes", "--days", "--rate"],
     "load": [
         "target",
         "--clients",
@@ -198,8 +207,8 @@ def test_http_fields_are_frozen() -> None:
         "shadow_version",
         "reranker_version",
     ]
-    signed = ["codebook_id", "items_version", "eligible", "request"]
-    assert list(RecommendResponse.model_fields) == [*said, *signed, "milliseconds"]
+    said += ["codebook_id", "items_version", "eligible", "request", "beam", "milliseconds"]
+    assert list(RecommendResponse.model_fields) == said
     assert list(EventsRequest.model_fields) == ["user", "items", "times", "feedback", "unknown", "request", "slots"]
     assert list(EventsResponse.model_fields) == ["new", "known", "unknown"]
 

@@ -4,7 +4,8 @@
     run = sidera.fit(data, "generator")                                    # a recipe by name: `sidera recipes`
     run.recommend(["user-7"], k=10).to_frame()
 
-``sidera.load("runs/tiger").recommend(histories, k=10)`` answers from a trained run; the shell verbs are in
+``sidera.load("runs/tiger").recommend(histories, k=10)`` answers from a trained run, ``sidera.Client("http://host:8000")``
+asks a server; the shell verbs are in
 :mod:`sidera.cli`. The rooms and what may know what: docs/understand/architecture.md.
 """
 
@@ -14,13 +15,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sidera.client import Client
     from sidera.engine.recommender import Recommender
     from sidera.engine.serving import ServeConfig
     from sidera.frame import from_frame
     from sidera.front import fit
 
 __version__ = "0.1.0"
-__all__ = ["ServeConfig", "__version__", "fit", "from_frame", "load"]
+__all__ = ["Client", "ServeConfig", "__version__", "fit", "from_frame", "load"]
 
 
 def load(path: str, device: str = "cpu", serve: ServeConfig | None = None) -> Recommender:
@@ -39,6 +41,10 @@ def __getattr__(name: str) -> Any:
         from sidera.frame import from_frame
 
         return from_frame
+    if name == "Client":
+        from sidera.client import Client
+
+        return Client
     if name == "ServeConfig":
         from sidera.engine.serving import ServeConfig
 

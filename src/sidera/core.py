@@ -114,6 +114,7 @@ class Request:
     profile: Mapping[str, str] = field(default_factory=dict)  # what is known of the user: region, device, ...
     as_of: int | None = None  # unix seconds; None: the moment of the newest event
     user: str | None = None  # key of a user whose history is in the behaviour store: events before ``as_of``, or all
+    refuse_unknown: bool = False  # True: InputError for a history with an item that the catalogue does not hold
     filter: Filter | None = None  # which items may be answered; None: all
 
 
@@ -136,4 +137,5 @@ class Recommendation:
     shadow_version: str = ""  # of the weights that this answer is compared with; "": none
     filtered_seen: bool = False  # items of the history were left out: as asked, or because users hardly return to any
     unread: tuple[str, ...] = ()  # keys of the history that came after the training: the model has no row for them
+    beam: int = 0  # width of the search; 0: no search was made (a scorer, or a cold start)
     eligible: int | None = None  # items that pass the request's filter; 0: clauses contradict, or name nothing there is

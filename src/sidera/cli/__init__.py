@@ -13,7 +13,19 @@ import sys
 from collections.abc import Sequence
 
 from sidera import console
-from sidera.cli import answering, completion, keys, load, logs, loop, reference, reporting, training, world
+from sidera.cli import (
+    answering,
+    completion,
+    keys,
+    load,
+    logs,
+    loop,
+    reference,
+    reporting,
+    serving,
+    training,
+    world,
+)  # fmt: skip
 from sidera.cli.parsing import Parser
 from sidera.cli.versions import ShowVersion
 from sidera.core import InputError
@@ -79,7 +91,8 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_align(verbs)
     answering.add_recommend(verbs)
     answering.add_questions(verbs)
-    answering.add_serve(verbs)
+    serving.add_serve(verbs)
+    serving.add_api_keys(verbs)
     loop.add_export(verbs)
     loop.add_refresh(verbs)
     loop.add_versions(verbs)

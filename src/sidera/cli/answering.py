@@ -1,9 +1,8 @@
-"""The verbs that answer: ``recommend`` at the shell, ``serve`` over HTTP."""
+"""The verbs that answer at the shell: ``recommend`` and its kin."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -118,31 +117,6 @@ def _shown(items: Sequence[ItemScore]) -> dict[str, Any]:
     return {"items": [{"item": one.item, "score": one.score, "title": one.title} for one in items]}
 
 
-def serve_verb(arguments: Arguments) -> None:
-    """Answer over HTTP until interrupted."""
-    from sidera.engine.live import LiveRun
-    from sidera.engine.serving import ServeConfig
-    from sidera.serve.server import check_port, serve
-
-    config = ServeConfig(
-        arguments.rerank, arguments.rerank_from, arguments.cold_share, store=arguments.store, fill=arguments.fill,
-        exposures=arguments.exposures,
-    )  # fmt: skip
-    check_port(arguments.host, arguments.port)
-    with LiveRun.open(arguments.run, arguments.device, config) as live:
-        recommender = live.recommender
-        if arguments.watch:
-            live.watch(arguments.watch)
-        if recommender.behaviour is not None:
-            console.say(f"store: {arguments.store}, {recommender.behaviour.store.num_users:,} users")
-        console.say(
-            f"serving {arguments.run} on http://{arguments.host}:{arguments.port} (POST /v1/recommend, page /docs);"
-            " Ctrl-C stops"
-        )
-        with contextlib.suppress(KeyboardInterrupt):  # the way to stop it, no failure
-            serve(recommender, arguments.host, arguments.port)
-
-
 def add_recommend(verbs: Verbs) -> None:
     parser = add_verb(verbs, "recommend", recommend_verb, "answer one history: item id, score, title")
     parser.add_argument("run", help="run folder")
@@ -189,28 +163,3 @@ def add_questions(verbs: Verbs) -> None:
     _add_seen_flag(parser)
     parser.add_argument("--as-of", type=int, help="unix seconds; only earlier events are read; default: all")
     add_threads_flag(parser, default=1)
-
-
-def add_serve(verbs: Verbs) -> None:
-    text = "answer over HTTP: POST /v1/recommend, POST /v1/events, GET /healthz, page /docs"
-    parser = add_verb(verbs, "serve", serve_verb, text)
-    parser.add_argument("run", help="run folder")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=8000, help="TCP port")
-    parser.add_argument("--store", help="folder of the behaviour store: users' events, sent to POST /v1/events")
-    parser.add_argument(
-        "--exposures", metavar="LOG", help="folder of the exposure log: answers to users, what followed"
-    )
-    parser.add_argument("--fill", metavar="DATA", help="data folder whose events a new store begins with")
-    parser.add_argument(
-        "--rerank", type=int, default=0, metavar="N", help="candidates that the run's reward chooses among; 0: none"
-    )
-    parser.add_argument(
-        "--rerank-from", choices=("sample", "beam"), default="sample", help="candidates are drawn, or the search's best"
-    )
-    parser.add_argument("--cold-share", type=float, default=0.0, help="share of slots for items that no log showed")
-    parser.add_argument(
-        "--watch", type=float, default=0.0, metavar="SECONDS", help="follow the run's current version; 0: when asked"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    add_threads_flag(parser, default=1)  # an answer takes milliseconds: two threads mostly wait for each other

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from sidera.engine.pipeline import Candidates, Pipeline, Query
 from sidera.engine.requests import ReadHistory, RequestReader
 from sidera.engine.snapshot import Snapshot
 from sidera.ops.jagged import Jagged
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class _Row:
     scores: list[float]
     found: Candidates | None = None  # of its whole group; None: by popularity
     place: int = 0  # of the request in its group
+    beam: int = 0  # width of its search; 0: none was made
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,25 +63,38 @@ class Answerer:
     behaviour: Behaviour | None = None
     exposures: ExposureWriter | None = None
 
-    def __call__(self, requests: Sequence[Request], refuse: bool) -> list[Recommendation]:
-        """InputError for a k below 1, and for an unknown item where these are refused."""
-        catalog, asked = self.snapshot.catalog, [self._read(request, refuse) for request in requests]
+    def __call__(self, requests: Sequence[Request]) -> list[Recommendation | Exception]:
+        """An answer or what is wrong, for each: InputError for a k below 1, for an unknown item where these are
+        refused. A request that cannot be answered fails alone."""
+        catalog, asked = self.snapshot.catalog, dict[int, _Asked]()
+        outcomes: dict[int, Recommendation | Exception] = {}
+        for place, request in enumerate(requests):
+            try:
+                asked[place] = self._read(request)
+            except Exception as error:
+                outcomes[place] = error
         groups: dict[int, list[int]] = {}  # by beam width: a large k must not change its neighbours' answers
         rows: dict[int, _Row] = {}
-        for place, one in enumerate(asked):
+        for place, one in asked.items():
             if one.history.warm:
                 groups.setdefault(self.pipeline.width(one.request.k), []).append(place)
             else:
                 rows[place] = self._by_popularity(one)
         for places in groups.values():
-            rows |= zip(places, self._ranked([asked[place] for place in places]), strict=True)
-        names = self._log(asked, rows)
-        answered = np.array([item for place in range(len(asked)) for item in rows[place].item_ids], dtype=np.int64)
+            for place, row in _isolated(lambda some: self._ranked(asked, some), places).items():
+                if isinstance(row, Exception):
+                    outcomes[place] = row
+                else:
+                    rows[place] = row
+        logged = [place for place in rows if self._is_logged(asked[place]) and rows[place].item_ids]
+        names = _isolated(lambda some: self._log(asked, rows, some), logged) if logged else {}
+        outcomes |= {place: name for place, name in names.items() if isinstance(name, Exception)}
+        rows = {place: row for place, row in rows.items() if place not in outcomes}
+        answered = np.array([item for row in rows.values() for item in row.item_ids], dtype=np.int64)
         keys, titles = (iter(texts.take(answered)) for texts in (catalog.item_keys, catalog.titles))  # all at once
-        return [
-            self._recommendation(one, rows[place], names.get(place, ""), keys, titles)
-            for place, one in enumerate(asked)
-        ]
+        for place, row in rows.items():
+            outcomes[place] = self._recommendation(asked[place], row, str(names.get(place, "")), keys, titles)
+        return [outcomes[place] for place in range(len(requests))]
 
     @cached_property
     def reader(self) -> RequestReader:
@@ -85,11 +102,11 @@ class Answerer:
         whole = self.pipeline.reads_feedback
         return RequestReader(snapshot.catalog, snapshot.num_readable, snapshot.reading, self.behaviour, whole)
 
-    def _read(self, request: Request, refuse: bool) -> _Asked:
+    def _read(self, request: Request) -> _Asked:
         if request.k < 1:
             raise InputError(f"k = {request.k}", allowed="1 or more")
         catalog, history = self.snapshot.catalog, self.reader.read(request)
-        if history.unknown and refuse:
+        if history.unknown and request.refuse_unknown:
             raise InputError(
                 f"the catalogue holds no item {history.unknown[0]!r}",
                 allowed=f"one of its {catalog.num_items} item ids",
@@ -99,9 +116,9 @@ class Answerer:
         eligible = None if request.filter is None else filter_table(catalog).num_eligible(request.filter)
         return _Asked(request, history, left_out + history.seen_ids, eligible)
 
-    def _ranked(self, asked: Sequence[_Asked]) -> Iterable[_Row]:
-        """A group of requests through the pipeline."""
-        snapshot = self.snapshot
+    def _ranked(self, all_asked: Mapping[int, _Asked], places: Sequence[int]) -> dict[int, _Row]:
+        """A group of requests through the pipeline; -> by place of the request."""
+        snapshot, asked = self.snapshot, [all_asked[place] for place in places]
         batch = self.reader.batch([one.history for one in asked]).to(snapshot.device)
         k = min(max(one.request.k for one in asked), snapshot.catalog.num_items)
         logged = any(self._is_logged(one) for one in asked)
@@ -109,9 +126,12 @@ class Answerer:
         filters = [one.request.filter for one in asked]
         excluded = left_out.values, left_out.offsets
         found = self.pipeline(Query(snapshot, batch, k, excluded, log_probs=logged, filters=filters))
-        for place, (ids, scores) in enumerate(zip(found.item_ids.tolist(), found.scores.tolist(), strict=True)):
-            kept = [item for item in ids if item >= 0][: asked[place].request.k]
-            yield _Row(kept, scores[: len(kept)], found, place)
+        beam = self.pipeline.width(asked[0].request.k) if snapshot.generates else 0
+        rows: dict[int, _Row] = {}
+        for number, (ids, scores) in enumerate(zip(found.item_ids.tolist(), found.scores.tolist(), strict=True)):
+            kept = [item for item in ids if item >= 0][: asked[number].request.k]
+            rows[places[number]] = _Row(kept, scores[: len(kept)], found, number, beam)
+        return rows
 
     def _by_popularity(self, asked: _Asked) -> _Row:
         given, catalog = asked.request.filter, self.snapshot.catalog
@@ -122,10 +142,9 @@ class Answerer:
     def _is_logged(self, asked: _Asked) -> bool:
         return self.exposures is not None and asked.request.user is not None
 
-    def _log(self, asked: Sequence[_Asked], rows: dict[int, _Row]) -> dict[int, str]:
+    def _log(self, asked: Mapping[int, _Asked], rows: Mapping[int, _Row], places: Sequence[int]) -> dict[int, str]:
         """Write the answers to requests that name a user; -> place of the request -> name of its answer."""
-        places = [place for place, one in enumerate(asked) if self._is_logged(one) and rows[place].item_ids]
-        if self.exposures is None or not places:
+        if self.exposures is None:
             return {}
         names = {place: uuid.uuid4().hex for place in places}
         now, num_levels = int(time.time()), self.snapshot.catalog.num_levels
@@ -170,5 +189,21 @@ class Answerer:
             unknown_user=history.unknown_user,
             filtered_seen=self.reader.filters_seen(asked.request),
             request=name,
+            beam=row.beam,
             eligible=asked.eligible,
         )
+
+
+def _isolated(
+    work: Callable[[Sequence[int]], dict[int, Result]], places: Sequence[int]
+) -> dict[int, Result | Exception]:
+    """Work on all places at once; where that fails, on each half alone: an error stays with the request that has it.
+
+    A disk that takes nothing takes no half either."""
+    try:
+        return dict(work(places))
+    except Exception as error:
+        if len(places) == 1 or isinstance(error, OSError):
+            return dict.fromkeys(places, error)
+        middle = len(places) // 2
+        return _isolated(work, places[:middle]) | _isolated(work, places[middle:])

@@ -219,7 +219,9 @@ class LiveRun:
         if serving.parts.behaviour is not None:
             requests += [Request(user=user) for user in serving.parts.behaviour.store.users()[:WARM_REQUESTS]]
         answerer = Answerer(serving.snapshot, serving.pipeline, serving.parts.behaviour)
-        for answer in answerer(requests, refuse=False):
+        for answer in answerer(requests):
+            if isinstance(answer, Exception):
+                raise answer
             ids = np.array(answer.item_ids)
             problem = (
                 "no item" if not len(ids)

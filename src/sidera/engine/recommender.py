@@ -184,19 +184,30 @@ class Recommender:
         if unknown not in ("report", "refuse"):
             raise InputError(f"unknown = {unknown!r}", allowed="'report' or 'refuse'")
         requests = requests_of(histories, k, filter_seen)
+        if unknown == "refuse":
+            requests = [replace(request, refuse_unknown=True) for request in requests]
         answers: list[Recommendation] = []
-        for start in range(0, len(requests), MAX_BATCH):
-            answers += self._answer(requests[start : start + MAX_BATCH], refuse=unknown == "refuse")
+        for outcome in self.answers(requests):
+            if isinstance(outcome, Exception):
+                raise outcome
+            answers.append(outcome)
         return answers
 
-    def _answer(self, requests: Sequence[Request], refuse: bool) -> list[Recommendation]:
+    def answers(self, requests: Sequence[Request], beam: int | None = None) -> list[Recommendation | Exception]:
+        """Like :meth:`recommend`, where a request that cannot be answered has its error in place of an answer and fails
+        no other. ``beam``: width of the search of this call, else the recommender's own."""
+        outcomes: list[Recommendation | Exception] = []
+        for start in range(0, len(requests), MAX_BATCH):
+            outcomes += self._answer(requests[start : start + MAX_BATCH], beam)
+        return outcomes
+
+    def _answer(self, requests: Sequence[Request], beam: int | None) -> list[Recommendation | Exception]:
         """By the version that answers, or by a canary for its users; a shadow is asked behind it."""
         serving, route = self.serving, self.route
-        parts = serving.parts
-        answerer = Answerer(serving.snapshot, serving.pipeline, parts.behaviour, parts.exposures)
-        if route is None:
-            return answerer(requests, refuse)
-        return self._shadow.answer(answerer, route, requests, refuse)
+        parts, pipeline = serving.parts, serving.pipeline
+        pipeline = pipeline if beam is None else replace(pipeline, beam=beam)
+        answerer = Answerer(serving.snapshot, pipeline, parts.behaviour, parts.exposures)
+        return answerer(requests) if route is None else self._shadow.answer(answerer, route, requests)
 
     def follow(self, outcomes: Any) -> None:
         """Log what came of answers, wherever they were logged."""

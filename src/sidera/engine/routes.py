@@ -72,38 +72,37 @@ class Shadow:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def answer(
-        self, answerer: Answerer, route: Route, requests: Sequence[Request], refuse: bool
-    ) -> list[Recommendation]:
+    def answer(self, answerer: Answerer, route: Route, requests: Sequence[Request]) -> list[Recommendation | Exception]:
         """Each request by who answers its user, in their order; what a shadow is to be compared on is noted."""
         theirs = [place for place, request in enumerate(requests) if route.takes(request)]
         if route.side == "shadow":
-            answers = answerer(requests, refuse)
+            outcomes = answerer(requests)
             for place in theirs:
-                answers[place] = replace(answers[place], shadow_version=route.serving.snapshot.version)
-            self.compare(route, [requests[place] for place in theirs], [answers[place] for place in theirs])
-            return answers
+                answer = outcomes[place]
+                if isinstance(answer, Recommendation):
+                    outcomes[place] = replace(answer, shadow_version=route.serving.snapshot.version)
+                    self.compare(route, requests[place], answer)
+            return outcomes
         ours = [place for place in range(len(requests)) if place not in {*theirs}]
         parts = route.serving.parts
         canary = Answerer(route.serving.snapshot, route.serving.pipeline, parts.behaviour, parts.exposures)
-        found: dict[int, Recommendation] = {}
+        found: dict[int, Recommendation | Exception] = {}
         for one, places in ((answerer, ours), (canary, theirs)):
             if places:
-                found |= zip(places, one([requests[place] for place in places], refuse), strict=True)
+                found |= zip(places, one([requests[place] for place in places]), strict=True)
         route.answered += len(theirs)
         return [found[place] for place in range(len(requests))]
 
-    def compare(self, route: Route, requests: Sequence[Request], answers: Sequence[Recommendation]) -> None:
+    def compare(self, route: Route, request: Request, answer: Recommendation) -> None:
         """Takes what is to be compared; never waits."""
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
                 self._thread.start()
-        for request, answer in zip(requests, answers, strict=True):
-            try:
-                self._waiting.put_nowait((route, request, answer.item_keys))
-            except queue.Full:
-                route.compared.let_go += 1
+        try:
+            self._waiting.put_nowait((route, request, answer.item_keys))
+        except queue.Full:
+            route.compared.let_go += 1
 
     def wait(self) -> None:
         """Until everything taken is compared."""
@@ -114,9 +113,9 @@ class Shadow:
             route, request, shown = self._waiting.get()
             try:
                 serving = route.serving
-                (answer,) = Answerer(serving.snapshot, serving.pipeline, serving.parts.behaviour)(
-                    [request], refuse=False
-                )
+                (answer,) = Answerer(serving.snapshot, serving.pipeline, serving.parts.behaviour)([request])
+                if isinstance(answer, Exception):
+                    raise answer
                 route.compared.answers += 1
                 route.compared.shared += len({*shown} & {*answer.item_keys}) / max(1, len(shown))
             except Exception:  # whatever it is, the users' answers are not touched

@@ -2,19 +2,58 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, get_args
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from sidera.config import closest
 from sidera.core import InputError
+from sidera.engine.scheduler import Left, Overloaded
+
+
+class Problem(BaseModel):
+    """What is wrong, in one line."""
+
+    detail: str
+
+
+TEXTS = {
+    401: "no key, or one that is not known or has expired",
+    403: "the key has not the scope that this needs",
+    413: "the body is too large",
+    422: "the request cannot be used",
+    429: "the key is used too often; Retry-After says when",
+    503: "more than can be answered in time, or the disk takes nothing; Retry-After says when",
+}
+ADMIN_TEXTS = {400: "the body is no JSON", 409: "it contradicts what is served; nothing was changed"}
+
+
+def responses_of(scope: str | None) -> dict[int | str, dict[str, Any]]:
+    """What the routes of a scope may answer beside 200, for the description of the API."""
+    texts = {} if scope is None else TEXTS | ADMIN_TEXTS if scope == "admin" else TEXTS
+    return {status: {"model": Problem, "description": text} for status, text in texts.items()}
 
 
 def problem(status: int, text: str) -> JSONResponse:
     return JSONResponse({"detail": text}, status_code=status)
+
+
+class Refused(HTTPException):
+    """Not let in, or not answered now: status, text, and seconds until it is worth another try."""
+
+    def __init__(self, status: int, text: str, retry_after: float = 0.0) -> None:
+        headers = {"retry-after": str(max(1, math.ceil(retry_after)))} if retry_after else {}
+        if status == 401:
+            headers["www-authenticate"] = "Bearer"
+        super().__init__(status, text, headers)
+
+    @property
+    def response(self) -> Response:
+        return JSONResponse({"detail": self.detail}, self.status_code, self.headers)
 
 
 def printable(key: str) -> str:
@@ -28,6 +67,12 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(InputError)
     async def bad_input(request: Request, error: InputError) -> Response:
         return problem(422, str(error))
+
+    @app.exception_handler(Overloaded)
+    async def overloaded(request: Request, error: Overloaded) -> Response:
+        if isinstance(error, Left):  # nobody reads it; the status is for the counts
+            return Response(status_code=499)
+        return Refused(503, error.problem, error.retry_after).response
 
     @app.exception_handler(OSError)
     async def no_disk(request: Request, error: OSError) -> Response:

@@ -2,42 +2,58 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request
 
 from sidera.core import InputError
 from sidera.engine.recommender import Recommender
-from sidera.serve.errors import printable, problem
+from sidera.serve.bodies import BodyRoute
+from sidera.serve.errors import Refused, printable
 from sidera.serve.schemas import EventsRequest, EventsResponse
 from sidera.serve.state import Served
 
 
 def router(served: Served) -> APIRouter:
     """Routes that write."""
-    routes, recommender = APIRouter(), served.recommender
+    routes = APIRouter(route_class=BodyRoute)
 
     @routes.post("/v1/events", response_model=EventsResponse)
-    def events(body: EventsRequest) -> EventsResponse | Response:
+    async def events(request: Request, body: EventsRequest) -> Any:
         """Something happened: keep it. Safe to send again."""
-        if recommender.behaviour is None:
+        if served.recommender.behaviour is None:
             raise InputError("no behaviour store is open", fix="serve with --store FOLDER")
-        outcomes = _outcomes(recommender, body)
+        if served.num_writing >= served.config.max_writes:
+            raise Refused(503, f"{served.num_writing} calls wait for the disk already; nothing was kept", 1)
+        served.num_writing += 1
         try:
-            kept = recommender.behaviour.keep(
-                body.user, body.items, body.times, body.feedback, refuse_unknown=body.unknown == "refuse"
-            )
-        except OSError as error:
-            return problem(503, f"the disk does not take the events: {error.strerror or error}; nothing was kept")
-        if outcomes and recommender.exposures is not None:
-            try:
-                recommender.follow(outcomes)
-            except OSError as error:
-                why = error.strerror or error
-                return problem(503, f"the disk does not take the exposure log: {why}; the events were kept, send again")
-        return EventsResponse(new=kept.new, known=kept.known, unknown=[printable(key) for key in kept.unknown])
+            return await asyncio.get_running_loop().run_in_executor(served.writers, _keep, served.recommender, body)
+        finally:
+            served.num_writing -= 1
 
     return routes
+
+
+def _keep(recommender: Recommender, body: EventsRequest) -> dict[str, Any]:
+    """On a thread: it waits for the disk."""
+    assert recommender.behaviour is not None
+    outcomes = _outcomes(recommender, body)
+    try:
+        kept = recommender.behaviour.keep(
+            body.user, body.items, body.times, body.feedback, refuse_unknown=body.unknown == "refuse"
+        )
+    except OSError as error:
+        why = error.strerror or error
+        raise Refused(503, f"the disk does not take the events: {why}; nothing was kept", 1) from error
+    if outcomes and recommender.exposures is not None:
+        try:
+            recommender.follow(outcomes)
+        except OSError as error:
+            why = error.strerror or error
+            text = f"the disk does not take the exposure log: {why}; the events were kept, send again"
+            raise Refused(503, text, 1) from error
+    return {"new": kept.new, "known": kept.known, "unknown": [printable(key) for key in kept.unknown]}
 
 
 def _outcomes(recommender: Recommender, body: EventsRequest) -> dict[str, list[Any]]:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MAX_K = 1000
 MAX_EVENTS = 100_000  # of one call
+MAX_BATCH = 256  # requests of one call
 MAX_CONDITIONS = 32  # of a filter
 LARGEST = 3.4e38  # of a number that is kept in 32 bits
 
@@ -99,7 +100,30 @@ class RecommendResponse(BaseModel):
     request: str | None = Field(
         description="names this answer in the exposure log; send it, with slots, beside the events that it led to"
     )
-    milliseconds: float = Field(description="wall time inside the engine")
+    beam: int | None = Field(
+        description="width of the search; below the recipe's where the server may narrow it under load; null: no search"
+    )
+    milliseconds: float = Field(description="wall time from the request to the answer, waiting included")
+
+
+class BatchRequest(BaseModel):
+    """Many requests in one call. Each is answered as if it came alone."""
+
+    model_config = ConfigDict(extra="forbid")
+    requests: list[RecommendRequest] = Field(min_length=1, max_length=MAX_BATCH, description="each as /v1/recommend")
+
+
+class BatchAnswer(BaseModel):
+    """An answer, or why there is none."""
+
+    answer: RecommendResponse | None
+    problem: str | None
+
+
+class BatchResponse(BaseModel):
+    """In the order of the requests."""
+
+    answers: list[BatchAnswer]
 
 
 class EventsRequest(BaseModel):

@@ -1,20 +1,128 @@
-"""The server process: a port, uvicorn, and the application on it."""
+"""The server process: a port, uvicorn on it, and an end in good order.
+
+SIGTERM and Ctrl-C stop it: no new connection, ``/readyz`` says no, what was asked is answered, and after the grace time
+what is still on its way is cut. A second Ctrl-C cuts at once. The caller then closes store and exposure log.
+
+Trap: uvicorn raises the signal that stopped it once more, after its end. A process whose SIGTERM kills would die there
+before its store is closed.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import signal
 import socket
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, TextIO
+
+import uvicorn
+from fastapi import FastAPI
 
 from sidera.core import InputError
 from sidera.engine.recommender import Recommender
+from sidera.ops.allocator import release_memory
 from sidera.serve.app import create_app
+from sidera.serve.config import HttpConfig
+from sidera.serve.keys import KeyFile
+from sidera.serve.protocol import protocol_for, sweep
+from sidera.serve.state import Served
+
+SWITCH_SECONDS = 0.0005  # a thread that computes gives way to the event loop after so long, not after 5 ms
+QUIET_SECONDS = 5.0  # without a request: memory of the last rush goes back to the system
+SPARE_FILES = 256  # file handles beside those of connections
 
 
-def serve(recommender: Recommender, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Run until interrupted; InputError when the port is taken."""
-    import uvicorn
+class Server(uvicorn.Server):
+    """uvicorn with the sweep of slow connections and an own way to stop."""
 
+    def __init__(self, config: uvicorn.Config, served: Served) -> None:
+        super().__init__(config)
+        self.served = served
+
+    async def main_loop(self) -> None:
+        tasks = [asyncio.create_task(sweep(self.server_state.connections)), asyncio.create_task(self._tidy())]  # type: ignore[arg-type]
+        try:
+            await super().main_loop()
+        finally:
+            self.served.stopping = True
+            tasks[1].cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.served.stopping = True
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
+
+    async def _tidy(self) -> None:
+        """Give memory back once after every rush."""
+        done = 0
+        while True:
+            before = self.server_state.total_requests
+            await asyncio.sleep(QUIET_SECONDS)
+            if before == self.server_state.total_requests != done:
+                done = before
+                await asyncio.to_thread(release_memory)
+
+
+def serve(
+    recommender: Recommender,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    config: HttpConfig | None = None,
+    keys: KeyFile | None = None,
+    log: TextIO | None = None,
+) -> None:
+    """Run until SIGTERM or Ctrl-C; InputError when the port is taken."""
     check_port(host, port)
-    uvicorn.run(create_app(recommender), host=host, port=port, log_level="warning")
+    served = Served(recommender, config or HttpConfig(), keys)
+    app = create_app(recommender, served=served, log=log)
+    served.asker.scheduler.warm_up()
+    with quick_switches(), enough_files(served.config.max_connections):
+        Server(uvicorn_config(app, served, host, port), served).run()
+
+
+def uvicorn_config(app: FastAPI, served: Served, host: str, port: int) -> uvicorn.Config:
+    config: dict[str, Any] = {
+        "host": host, "port": port, "http": protocol_for(served), "ws": "none", "lifespan": "on",
+        "log_level": "critical" if sys.flags.quiet else "warning", "access_log": False, "server_header": False,
+        "timeout_keep_alive": served.config.keep_alive_seconds,
+        "timeout_graceful_shutdown": served.config.grace_seconds,
+    }  # fmt: skip
+    return uvicorn.Config(app, **config)
+
+
+@contextlib.contextmanager
+def quick_switches() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+@contextlib.contextmanager
+def enough_files(connections: int) -> Iterator[None]:
+    """InputError when this process may not open so many connections."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = connections + SPARE_FILES
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        problem = f"{connections} connections need {needed} open files, and this process may open {hard}"
+        raise InputError(problem, fix="raise the limit (ulimit -n), or lower --max-connections")
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def check_port(host: str, port: int) -> None:

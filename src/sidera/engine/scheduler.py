@@ -1,0 +1,331 @@
+"""The scheduler: requests of many clients wait in one queue, and one thread answers as many at once as fit.
+
+    scheduler = Scheduler(recommender, deliver=print)
+    scheduler.submit(Ticket(Request(user="ann"), deadline=time.monotonic() + 0.1))   # Overloaded: cannot be met
+    scheduler.close(grace=5.0)
+
+All searches of one batch take the same few steps (codes of an item), so a batch is the unit of work: while one runs,
+the next one fills, and a lone request on an idle engine goes at once. A batch holds as many *rows* (requests times
+beams) as its budget allows: a number that memory sets, and a time that no batch should exceed, so that who comes next
+does not wait long. What a row costs is measured all the time (:class:`Cost`).
+
+A ticket whose deadline cannot be met by these figures is refused when it comes. One that became late while it waited is
+refused when its turn comes: work on an answer that nobody waits for any more would make the next ones late, too. A
+request that comes to an idle engine is never refused, however slow the model is. A ticket whose client left is dropped.
+The order is by priority, then by deadline.
+
+Where narrower beams are allowed (``beam_steps``), a batch takes the widest with which everything that waits is answered
+in half of the usual deadline. The answer says which (``Recommendation.beam``).
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sidera.core import InputError, Recommendation, Request
+from sidera.engine.recommender import Recommender
+
+TRIAL_SIZES = (1, 4, 16)  # requests of a batch
+TRIAL_EVENTS = 50  # of a history
+PRIORITIES = ("high", "normal", "low")
+EVENT_SECONDS = 5e-7  # to look up an event of a history that a request brings: it tells in long ones
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """How requests wait and are put together."""
+
+    max_rows: int = 4096  # requests times beams of one batch: bounds memory
+    batch_ms: float = 40.0  # time that a batch should take at most, by what rows cost
+    max_waiting: int = 1024  # requests in the queue
+    deadline_ms: float = 1000.0  # of a request that names none
+    beam_steps: tuple[float, ...] = (1.0,)  # shares of the recipe's beam, the widest first: (1, 0.5, 0.25) adapts
+
+    def __post_init__(self) -> None:
+        steps = self.beam_steps
+        if not steps or steps[0] != 1 or any(not 0 < step <= 1 for step in steps) or list(steps) != sorted(steps)[::-1]:
+            raise InputError(f"beam_steps = {steps}", allowed="shares that fall from 1, e.g. (1.0, 0.5, 0.25)")
+        for name in ("max_rows", "batch_ms", "max_waiting", "deadline_ms"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name} = {getattr(self, name)}", allowed="above 0")
+
+
+class Overloaded(Exception):
+    """The engine has more to do than the deadline allows: try again after ``retry_after`` seconds."""
+
+    def __init__(self, problem: str, retry_after: float) -> None:
+        self.problem, self.retry_after = problem, retry_after
+        super().__init__(problem)
+
+
+class Stopping(Overloaded):
+    """The engine takes no requests any more: it is being stopped."""
+
+
+class Left(Overloaded):
+    """The client left before its answer was begun."""
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A request that waits, and then what came of it."""
+
+    request: Request
+    deadline: float  # of ``time.monotonic()``
+    priority: int = 1  # place in PRIORITIES
+    client: Any = None  # whatever ``deliver`` needs to find who asked
+    cancelled: bool = False  # the client left: no work is begun for it
+    outcome: Recommendation | Exception | None = None
+    rows: int = 0  # what it costs, at the recipe's beam
+    waited: bool = False  # it came while the engine was busy
+
+
+class Cost:
+    """Seconds of a batch of so many rows: ``fixed + each * rows``, fitted to the batches of late (least squares whose
+    weights fall by ``1 - keep`` with every batch)."""
+
+    def __init__(self, keep: float = 0.95) -> None:
+        self.keep = keep
+        self._weight = self._rows = self._seconds = self._squares = self._products = 0.0
+        self.fixed, self.each = 0.0, 0.0
+
+    def saw(self, rows: float, seconds: float) -> None:
+        for name, value in (("_weight", 1.0), ("_rows", rows), ("_seconds", seconds), ("_squares", rows * rows),
+                            ("_products", rows * seconds)):  # fmt: skip
+            setattr(self, name, self.keep * getattr(self, name) + value)
+        mean_rows, mean_seconds = self._rows / self._weight, self._seconds / self._weight
+        spread = self._squares / self._weight - mean_rows**2
+        both = self._products / self._weight - mean_rows * mean_seconds
+        if spread > 1e-6 * (1 + mean_rows**2):
+            self.each = min(max(both / spread, 0.0), mean_seconds / mean_rows)
+        else:  # batches of one size: a line through their mean and half of it at no rows
+            self.each = min(self.each or 0.5 * mean_seconds / mean_rows, mean_seconds / mean_rows)
+        self.fixed = max(0.0, mean_seconds - self.each * mean_rows)
+
+    def seconds(self, rows: float, batches: float = 1.0) -> float:
+        return self.fixed * batches + self.each * rows
+
+    def rows_within(self, seconds: float) -> float:
+        """Rows of a batch that takes so long; endless while nothing is known."""
+        return (seconds - self.fixed) / self.each if self.each > 0 else float("inf")
+
+
+@dataclass
+class Counts:
+    """What became of tickets since the start."""
+
+    answered: int = 0
+    failed: int = 0  # the request was wrong, or its answer was
+    refused: int = 0  # at once
+    late: int = 0  # refused after a wait
+    dropped: int = 0  # the client had left
+    batches: int = 0
+    rows: int = 0
+    narrowed: int = 0  # batches with less than the recipe's beam
+    busy_seconds: float = 0.0
+
+
+class Scheduler:
+    """One queue and one engine thread in front of a Recommender. Any number of threads may submit."""
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        deliver: Callable[[Sequence[Ticket]], None],
+        config: SchedulerConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``deliver`` is called on the engine's thread with tickets whose outcome is known."""
+        self.recommender, self.deliver, self.config, self.clock = (
+            recommender,
+            deliver,
+            config or SchedulerConfig(),
+            clock,
+        )
+        self.cost, self.counts = Cost(), Counts()
+        self._queue: list[tuple[int, float, int, Ticket]] = []
+        self._number = 0  # of tickets, so that the queue never compares two of them
+        self._waiting_rows = [0] * len(PRIORITIES)
+        self._running_until = 0.0  # when the batch that runs should end; 0: none runs
+        self._stopping = False
+        self._ready = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    # -- asked by any thread ---------------------------------------------------------------------------------------
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
+
+    def rows_of(self, request: Request) -> int:
+        """What a request costs, in rows of the search; a scorer's request is one row."""
+        recommender = self.recommender
+        width = recommender.pipeline.width(request.k) if recommender.snapshot.generates else 1
+        events = len(request.history) * EVENT_SECONDS / self.cost.each if self.cost.each else 0.0
+        return width + int(events)
+
+    def wait_for(self, rows: int, priority: int = 1) -> float:
+        """Seconds until an answer that costs ``rows`` would be there, if it came now."""
+        ahead = (sum(self._waiting_rows[: priority + 1]) + rows) * self._narrowest
+        running = max(0.0, self._running_until - self.clock()) if self._running_until else 0.0
+        return running + self.cost.seconds(ahead, max(1.0, ahead / max(self._row_budget(), rows)))
+
+    def check(self, deadline: float, rows: int, priority: int = 1) -> None:
+        """Overloaded when a ticket that costs ``rows`` would be refused now; cheap, so that it can be asked before a
+        request is read."""
+        if self._stopping:
+            raise Stopping("the server is being stopped", 1.0)
+        if self._idle:
+            return
+        wait = self.wait_for(rows, priority)
+        if len(self._queue) >= self.config.max_waiting:
+            raise Overloaded(f"{len(self._queue)} requests wait already", wait)
+        late = self.clock() + wait - deadline
+        if late > 0:
+            raise Overloaded(f"an answer would take {1000 * wait:.0f} ms, longer than the deadline allows", late)
+
+    def submit(self, ticket: Ticket) -> None:
+        """Put a ticket into the queue; Overloaded, at once, when its deadline cannot be met."""
+        ticket.rows = self.rows_of(ticket.request)
+        with self._ready:
+            try:
+                self.check(ticket.deadline, ticket.rows, ticket.priority)
+            except Overloaded:
+                self.counts.refused += 1
+                raise
+            ticket.waited = not self._idle
+            self._number += 1
+            heapq.heappush(self._queue, (ticket.priority, ticket.deadline, self._number, ticket))
+            self._waiting_rows[ticket.priority] += ticket.rows
+            self._ready.notify()
+
+    def warm_up(self) -> None:
+        """Answer batches of some sizes, so that the first requests find a warm engine whose costs are known."""
+        for number in range(2):  # the first round pays for what is made once
+            for size in TRIAL_SIZES:
+                requests, began = trial_requests(self.recommender, size), time.monotonic()
+                self.recommender.answers(requests)
+                if number:
+                    self.cost.saw(sum(map(self.rows_of, requests)), time.monotonic() - began)
+
+    def close(self, grace: float = 10.0) -> None:
+        """Take no more tickets, answer those that wait for at most ``grace`` seconds, refuse the rest."""
+        with self._ready:
+            self._stopping = True
+            self._ready.notify()
+        self._thread.join(grace)
+        with self._ready:
+            left = [entry[-1] for entry in self._queue]
+            self._queue.clear()
+        for ticket in left:
+            ticket.outcome = Stopping("the server is being stopped", 1.0)
+        if left:
+            self.deliver(left)
+        self._thread.join()  # a batch that runs is answered: its exposures may be on the disk already
+
+    # -- the engine's thread ---------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._ready:
+                self._running_until = 0.0
+                while not self._queue and not self._stopping:
+                    self._ready.wait()
+                if not self._queue:
+                    return
+                batch, share, refused = self._take()
+            if refused:
+                self.deliver(refused)
+            if batch:
+                self._answer(batch, share)
+
+    def _take(self) -> tuple[list[Ticket], float, list[Ticket]]:
+        """The next batch and its share of the recipe's beam; tickets that became late or whose client left."""
+        now, share = self.clock(), self._share()
+        budget, rows = self._row_budget() / share, 0
+        ends = now + self.cost.seconds(share * min(budget, sum(self._waiting_rows)))
+        batch, refused = list[Ticket](), list[Ticket]()
+        while self._queue:
+            ticket = self._queue[0][-1]
+            late = ticket.waited and ticket.deadline < ends
+            if batch and not late and not ticket.cancelled and rows + ticket.rows > budget:
+                break
+            heapq.heappop(self._queue)
+            self._waiting_rows[ticket.priority] -= ticket.rows
+            if ticket.cancelled:
+                self.counts.dropped += 1
+                ticket.outcome = Left("the client left", 0.0)
+                refused.append(ticket)
+            elif late:
+                self.counts.late += 1
+                ticket.outcome = Overloaded("the deadline passed while the request waited", ends - ticket.deadline)
+                refused.append(ticket)
+            else:
+                batch.append(ticket)
+                rows += ticket.rows
+        self._running_until = self.clock() + self.cost.seconds(share * rows)
+        return batch, share, refused
+
+    def _answer(self, batch: list[Ticket], share: float) -> None:
+        recommender, rows = self.recommender, share * sum(ticket.rows for ticket in batch)
+        beam = None if share == 1 else max(1, round(share * recommender.beam))
+        began = self.clock()
+        try:
+            outcomes = recommender.answers([ticket.request for ticket in batch], beam)
+        except Exception as error:  # no request's own fault, such as memory: the thread lives on
+            outcomes = [error] * len(batch)
+        seconds = self.clock() - began
+        self.cost.saw(rows, seconds)
+        for ticket, outcome in zip(batch, outcomes, strict=True):
+            ticket.outcome = outcome
+        counts, num_failed = self.counts, sum(isinstance(outcome, Exception) for outcome in outcomes)
+        counts.answered += len(batch) - num_failed
+        counts.failed += num_failed
+        counts.batches += 1
+        counts.rows += round(rows)
+        counts.narrowed += beam is not None
+        counts.busy_seconds += seconds
+        self.deliver(batch)
+
+    # -- by what rows cost -----------------------------------------------------------------------------------------
+
+    @property
+    def _idle(self) -> bool:
+        return not self._queue and not self._running_until
+
+    @property
+    def _narrowest(self) -> float:
+        return self.config.beam_steps[-1] if self.recommender.snapshot.generates else 1.0
+
+    def _row_budget(self) -> float:
+        """Rows of a batch: those of ``batch_ms``, or of so long that what a batch costs by itself is a third of it."""
+        seconds = max(self.config.batch_ms / 1000, 3 * self.cost.fixed)
+        return max(1.0, min(self.config.max_rows, self.cost.rows_within(seconds)))
+
+    def _share(self) -> float:
+        """Of the recipe's beam: the widest step with which all that waits is answered in half a deadline."""
+        steps, waiting = self.config.beam_steps, sum(self._waiting_rows)
+        if len(steps) == 1 or not self.recommender.snapshot.generates:
+            return 1.0
+        for step in steps:
+            rows = step * waiting
+            if self.cost.seconds(rows, max(1.0, rows / self._row_budget())) <= self.config.deadline_ms / 2000:
+                return step
+        return steps[-1]
+
+
+def trial_requests(recommender: Recommender, number: int) -> list[Request]:
+    """Requests to try an engine with: histories of popular items."""
+    catalog = recommender.catalog
+    keys = [str(key) for key in catalog.item_keys[catalog.serving_order[:TRIAL_EVENTS]]]
+    return [Request(tuple(keys[place % len(keys) :] or keys)) for place in range(number)]

@@ -1,0 +1,157 @@
+"""Connections that take their time: uvicorn's HTTP protocols with the limits that they lack.
+
+uvicorn closes a connection that stays idle after an answer, and has no other timer: one that never ends its header or
+its body stays for good. Here a sweep, twice a second, closes what is over its time. The number of connections is
+bounded: the one that was longest idle (or slow with its header) makes room for a new one, so that nobody can shut the
+others out by holding connections open.
+
+Traps: a request whose end cannot be parsed has been handed to the application when its header was complete. It is
+marked as left, so that nothing of it is kept. A connection that is closed while the other side still sends is reset,
+and takes the answer with it: after a refusal before the end of a body it *lingers* until the body is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+
+from sidera.serve.state import Served
+
+HALF_SECOND = 0.5  # between two sweeps
+TOO_MANY = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: 34\r\nretry-after: 1\r\n"
+    b'connection: close\r\n\r\n{"detail": "too many connections"}'
+)
+NO_HTTP = b'{"detail": "this is no HTTP request"}'
+TOO_SLOW = b'{"detail": "the request came too slowly"}'
+
+if TYPE_CHECKING:
+    Base = Any
+else:
+    try:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Base
+    except ImportError:  # httptools comes with the extra `serve`
+        from uvicorn.protocols.http.h11_impl import H11Protocol as Base
+
+
+class Protocol(Base):
+    """One connection. What all share is set by :func:`protocol_for`."""
+
+    served: Served
+    idle: dict[Protocol, None]  # connections without a complete request, the longest idle first
+
+    def connection_made(self, transport: Any) -> None:
+        self.since = time.monotonic()  # of what it is waited for: the end of a header, of a body, the next request
+        self.speaking = True  # a new connection has to send a header
+        if len(self.connections) >= self.served.config.max_connections and not self._make_room():
+            self.served.metrics.cut_one("too many connections")
+            transport.write(TOO_MANY)
+            transport.close()
+            return
+        self.lingering = False
+        self.idle[self] = None
+        with contextlib.suppress(AttributeError):  # of httptools: bytes behind the last request are an error
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.transport is None:  # it was refused
+            return
+        self.idle.pop(self, None)
+        self._left()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport is None:
+            return
+        if not self.speaking:
+            self.speaking, self.since = True, time.monotonic()
+        super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self.idle.pop(self, None)
+        self.scope["linger"] = self._linger
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self.lingering:
+            self.transport.close()
+
+    def on_response_complete(self) -> None:
+        self.speaking, self.since = self.lingering or bool(getattr(self, "pipeline", ())), time.monotonic()
+        self.idle[self] = None
+        super().on_response_complete()
+
+    def _linger(self) -> None:
+        """The answer goes out before the body has come: read that, and close then."""
+        if self.cycle.more_body:
+            self.lingering = self.cycle.keep_alive = True
+
+    def send_400_response(self, msg: str) -> None:
+        self._left()
+        self._close_with(b"400 Bad Request", NO_HTTP)
+
+    @property
+    def busy(self) -> bool:
+        """A request of it is on its way: its header is complete, its answer is not."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def overdue(self, now: float) -> str:
+        """Why the connection has to go; "" when it may stay."""
+        config = self.served.config
+        if not self.busy:
+            return "slow header" if self.speaking and now - self.since > config.header_seconds else ""
+        slow = self.cycle.more_body and now - self.since > config.header_seconds + config.body_seconds
+        return "slow body" if slow else ""
+
+    def cut(self, reason: str) -> None:
+        self.served.metrics.cut_one(reason)
+        self._left()
+        if self.lingering or (self.busy and self.cycle.response_started):
+            self.transport.close()
+        else:
+            self._close_with(b"408 Request Timeout", TOO_SLOW)
+
+    def _close_with(self, status: bytes, content: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(head % (status, len(content)) + content)
+        self.transport.close()
+
+    def _left(self) -> None:
+        """Nobody waits for the request that is on its way: it leaves the queue, and its body is read no further."""
+        if self.busy:
+            visit = self.cycle.scope.get("visit")
+            for ticket in () if visit is None else visit.tickets:
+                ticket.cancelled = True
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def _make_room(self) -> bool:
+        oldest = next((one for one in self.idle if not one.busy), None)
+        if oldest is None:
+            return False
+        self.served.metrics.cut_one("made room")
+        del self.idle[oldest]
+        self.connections.discard(oldest)
+        oldest.transport.close()
+        return True
+
+
+def protocol_for(served: Served) -> type[Protocol]:
+    """The class that uvicorn makes connections of."""
+    return type("ServedProtocol", (Protocol,), {"served": served, "idle": {}})
+
+
+async def sweep(connections: set[Protocol]) -> None:
+    """Close what is over its time, for ever."""
+    while True:
+        await asyncio.sleep(HALF_SECOND)
+        now = time.monotonic()
+        for connection in list(connections):
+            if reason := connection.overdue(now):
+                connection.cut(reason)
