@@ -121,6 +121,8 @@ FLAGS = {
     ],
     "versions": ["run", "--add"],
     "rollback": ["run", "version"],
+    "store": ["store", "--compact", "--max-age-days", "--copy"],
+    "erase": ["store", "--user", "--exposures", "--exports"],
     "serve": [
         "run",
         "--host",

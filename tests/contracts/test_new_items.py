@@ -70,16 +70,43 @@ def test_a_model_that_counts_names_what_it_cannot_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in READS if name != "onerec_v1"])
-def test_old_items_keep_their_scores(name: str) -> None:
-    """Only the tree's softmax shares probability with what came. OneRec-V1 scores items by the lists they stand in."""
+def test_old_items_share_probability_with_late_ones(name: str) -> None:
+    """SASRec's scores are no probabilities and stay. OneRec-V1 scores items by the lists they stand in."""
     one = fresh(name)
     before = scores(one)
     one.use_catalog(with_late(one.catalog, ["late0", "late1"]))
     after = scores(one)
-    if name != "sidera":
+    if name == "sasrec":
         torch.testing.assert_close([after[key] for key in before], list(before.values()), rtol=1e-4, atol=1e-5)
     else:
         assert all(after[key] <= before[key] + 1e-4 for key in before)
+
+
+WRITERS = [name for name in READS if name not in ("sasrec", "sidera", "onerec_v1")]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_late_item_is_written_as_often_as_those_beside_it(name: str) -> None:
+    one = fresh(name)
+    one.use_catalog(with_late(one.catalog, ["late0", "late1"]))
+    snapshot = one.snapshot
+    assert snapshot.late_codes is not None
+    exact = score_all_items(snapshot.generator, batch_of([[3, 7]]), one.catalog.trie)[0].exp()
+    codes = np.asarray(one.catalog.codes)
+    late = codes[-1]
+    depth = max(length for length in range(len(late)) if (codes[:-2, :length] == late[:length]).all(1).any())
+    beside = (codes[:-2, :depth] == late[:depth]).all(1)  # known items below the longest known prefix
+    if depth == len(late) - 1:
+        torch.testing.assert_close(exact[-1], exact[:-2][torch.from_numpy(beside)].mean(), rtol=1e-3, atol=1e-7)
+    assert float(exact[-1]) > 0
+    assert float(exact.sum()) <= 1 + 1e-4
+    (answer,) = one.recommend([["item0003"]], k=100, filter_seen=False)
+    assert {"late0", "late1"} <= set(answer.item_keys)
+    log_probs = one.sid_log_probs(batch_of([[3, 7]]), torch.from_numpy(codes[None].astype(np.int64)))
+    assert log_probs.isfinite().all()
+    drawn = one.rollout(batch_of([[3, 7]]), 64, "masked")
+    again = one.sid_log_probs(batch_of([[3, 7]]), drawn.sids)
+    torch.testing.assert_close(again, drawn.log_probs, rtol=1e-3, atol=1e-4)
 
 
 def test_the_tree_leaks_no_probability() -> None:

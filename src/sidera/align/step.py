@@ -97,10 +97,10 @@ class AlignStep:
 
     def log_probs(self, sids: Tensor, mode: RolloutMode) -> Tensor:
         """(B, G, L) under the policy, with gradient, normalised as a rollout of ``mode``."""
-        temperature = self.config.temperature
+        temperature, policy = self.config.temperature, self.engine.snapshot.writing(self.policy)
         if mode == "free":
-            return free_log_probs(self.policy, self.context, sids, temperature)
-        return masked_log_probs(self.policy, self.context, sids, self.engine.catalog.trie, temperature)
+            return free_log_probs(policy, self.context, sids, temperature)
+        return masked_log_probs(policy, self.context, sids, self.engine.catalog.trie, temperature)
 
     def old_log_probs(self, sids: Tensor) -> Tensor:
         """(B, G, L) under the snapshot, normalised inside the trie."""

@@ -27,11 +27,13 @@ from sidera.config import digest
 from sidera.core import CatalogMismatch, InputError
 from sidera.data.features import FeatureSchema
 from sidera.data.items import ItemTable
+from sidera.ops.allocator import release_memory
 from sidera.ops.columns import Column, Marks, Rows, Texts
 from sidera.ops.trie import CodeTrie
 from sidera.ops.trie_edit import with_items, without_items
 
 RARE_REPEATS = 0.02  # of a user's events behind the first; a list of ten seen items would then hold one hit in fifty
+LARGE = 1 << 17  # items, of which a pass over the process's memory is short beside the building
 WAITING = 1 << 14  # changes that wait for a trie; with more of them the next one is built from the codes
 
 
@@ -169,9 +171,12 @@ class Catalog:
             left = without_items(old, gone, self.codes[gone])
             if left is not None:
                 return with_items(left, added, self.codes[added], self.num_items)
-        return CodeTrie.build(
+        trie = CodeTrie.build(
             np.asarray(self.codes), self.level_sizes, order=self.serving_order, alive=~np.asarray(self.removed)
         )
+        if self.num_items > LARGE:
+            release_memory()  # what the sorting took: several times the trie
+        return trie
 
     def find_ids(self, keys: Sequence[str]) -> np.ndarray:
         """(n,) dense ids of publisher's keys, -1 for those that the catalogue does not hold."""

@@ -23,6 +23,7 @@ from sidera.cli import (
     reference,
     reporting,
     serving,
+    stores,
     training,
     world,
 )  # fmt: skip
@@ -96,6 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
     loop.add_export(verbs)
     loop.add_refresh(verbs)
     loop.add_versions(verbs)
+    stores.add_store(verbs)
+    stores.add_erase(verbs)
     load.add_load(verbs)
     world.add_simulate(verbs)
     world.add_ab(verbs)

@@ -29,6 +29,7 @@ from sidera.core import InputError
 from sidera.data.reading import Reading
 from sidera.decode.beam import Beams, beam_search
 from sidera.decode.graph import GraphedSearch
+from sidera.decode.late import LateCodes, writing_late
 from sidera.engine.histories import lifelong_of_events
 from sidera.nn.item_embedding import grown
 from sidera.ops.weights import check_weights
@@ -82,7 +83,10 @@ class Snapshot:
         catalog.check_codebook(self.catalog.codebook_id)
         if self.generates:
             catalog.trie.tensors(torch.device(self.device))  # built before anybody waits for it
-        return replace(self, catalog=catalog, model=grown(self.trained, catalog.items))  # in-flight calls do not wait
+        after = replace(self, catalog=catalog, model=grown(self.trained, catalog.items))
+        if self.generates:
+            after.generator  # noqa: B018 — the tables of late codes too
+        return after  # calls that have begun do not wait
 
     # -- the model's role ----------------------------------------------------------------------------------------
 
@@ -99,11 +103,24 @@ class Snapshot:
     def writes_lists(self) -> bool:
         return isinstance(self.model, SessionGenerator)
 
-    @property
+    @cached_property
     def generator(self) -> Generator:
         if not self.generates:
             raise InputError("a scorer generates nothing; rollouts and legality are a generator's")
-        return cast(Generator, self.model)
+        return self.writing(self.model)
+
+    @cached_property
+    def late_codes(self) -> LateCodes | None:
+        """What the catalogue's trie holds that the training did not know."""
+        catalog = self.catalog
+        if self.num_known == catalog.num_items:
+            return None
+        removed = np.flatnonzero(np.asarray(catalog.removed))
+        return LateCodes.of(catalog.trie, catalog.codes, self.num_known, removed, self.device)
+
+    def writing(self, model: Any) -> Generator:
+        """A generator, or another with the same knowledge (a policy in training), as it writes the late items too."""
+        return writing_late(cast(Generator, model), self.late_codes)
 
     @property
     def scorer(self) -> Scorer:

@@ -196,11 +196,16 @@ class CodeTrie:
 
     def find(self, codes: Array) -> Array:
         """(..., L) codes -> (...) leaf numbers, -1 where no item has these codes. Any integers may be asked for."""
+        return self.paths(codes)[..., -1]
+
+    def paths(self, codes: Array) -> Array:
+        """(..., L) codes -> (..., L) the node of every prefix, -1 from where no item has it."""
         codes = np.asarray(codes)
         if codes.shape[-1:] != (self.num_levels,):
             raise InputError(f"semantic IDs of shape {codes.shape}", allowed=f"(..., {self.num_levels})")
         flat = codes.reshape(-1, self.num_levels)  # (Q, L)
         nodes, found = np.zeros(len(flat), dtype=np.int64), np.ones(len(flat), dtype=bool)
+        paths = []
         for level, tokens in enumerate(self.tokens):
             if level == 0:
                 low, end = np.zeros_like(nodes), np.full_like(nodes, tokens.size)
@@ -211,7 +216,15 @@ class CodeTrie:
             nodes = np.minimum(low, tokens.size - 1)
             found &= (low < end) & (tokens[nodes] == flat[:, level])
             nodes[~found] = 0
-        return np.where(found, nodes, -1).reshape(codes.shape[:-1])
+            paths.append(np.where(found, nodes, -1))
+        return np.stack(paths, axis=-1).reshape(codes.shape)
+
+    def leaves_below(self, nodes: Array, level: int) -> Array:
+        """(...) nodes of ``level`` -> (...) how many leaves each leads to; a leaf to one."""
+        low, end = np.asarray(nodes), np.asarray(nodes) + 1
+        for ptr in self.ptr[level:]:
+            low, end = ptr[low], ptr[end]
+        return end - low
 
     def legal(self, codes: Array) -> Array:
         """(..., L) codes -> (...) True where at least one item has them."""

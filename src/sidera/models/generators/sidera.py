@@ -85,6 +85,8 @@ class TreeCache:
 class SideraGenerator(nn.Module):
     """Writes an item's codes from the root of the Catalog's tree to its leaf."""
 
+    scores_late_codes = True  # its tree grows, see ``grow``
+
     @dataclass(frozen=True)
     class Config:
         max_history: int = 50  # events read of a history
