@@ -270,8 +270,8 @@ def test_a_server_with_keys_is_given_one(page: Page, trained_run: Path, keys: tu
     with serving(trained_run, ["--keys", str(keys[0])]) as server:
         page.problems.clear()
         page.open(f"http://127.0.0.1:{server.address.port}/?user=kim")
-        page.until("location.search === '?user=kim' && !document.querySelector('#key-form').hidden")
+        page.until("location.search === '?user=kim' && document.querySelector('#key-form')?.hidden === false")
         page.run(f"document.querySelector('#key').value = '{keys[1]['read']}'")
         page.run("document.querySelector('#key-form').requestSubmit()")
-        page.until(f"{FEED}.length === 12 && document.querySelector('#key-form').hidden")
+        page.until(f"{FEED}.length === 12 && document.querySelector('#key-form')?.hidden")
         assert all("401" in problem for problem in page.problems)
