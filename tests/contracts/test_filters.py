@@ -13,6 +13,7 @@ from checkerboard_world import ALL, build, recommender, world
 from sidera.catalog.catalog import Catalog
 from sidera.cli.filtering import filter_of
 from sidera.core import Clause, Filter, InputError, Request
+from sidera.data.feature import Feature
 from sidera.decode.exact import score_all_items
 from sidera.engine.filters import filter_table
 from sidera.engine.recommender import Recommender
@@ -28,9 +29,11 @@ def furnished(catalog: Catalog) -> Catalog:
     """The catalogue with two columns of categories; 0 is unknown."""
     rng = np.random.default_rng(0)
     columns = {"brand": rng.integers(0, 4, catalog.num_items), "kind": rng.integers(0, 3, catalog.num_items)}
-    schema = replace(catalog.schema, item_fields={"brand": BRANDS, "kind": KINDS})
+    vocabularies = {"brand": BRANDS, "kind": KINDS}
+    features = tuple(Feature(name, "category", "item", name, values) for name, values in vocabularies.items())
+    schema = replace(catalog.schema, features=features)
     return replace(
-        catalog, schema=schema, categories={name: Column.of(values) for name, values in columns.items()},
+        catalog, schema=schema, features={name: Column.of(values) for name, values in columns.items()},
         popularity=Column.of(rng.integers(0, 20, catalog.num_items)),
     )  # fmt: skip
 
@@ -46,7 +49,7 @@ def passes(catalog: Catalog, conditions: dict[str, Any]) -> set[str]:
                 number = int(catalog.popularity[np.array([item])][0])
                 good &= condition.get("min", 0) <= number <= condition.get("max", 99)
                 continue
-            value = key if column == "item" else (None, *vocabularies[column])[int(catalog.categories[column][item])]
+            value = key if column == "item" else (None, *vocabularies[column])[int(catalog.features[column][item])]
             negated = isinstance(condition, dict)
             values = condition["not"] if negated else condition
             good &= (value in ([values] if isinstance(values, str) else values)) != negated

@@ -22,6 +22,7 @@ import numpy as np
 
 from sidera.catalog.catalog import Catalog
 from sidera.core import Clause, Filter, InputError
+from sidera.data.feature import COUNTED, Feature
 from sidera.decode.eligible import PrefixMask
 
 KEPT = 64  # masks of one catalogue
@@ -40,7 +41,13 @@ class FilterTable:
     @property
     def names(self) -> tuple[str, ...]:
         """Columns that a clause can name."""
-        return (KEY, POPULARITY, *self.catalog.categories)
+        return (KEY, POPULARITY, *self._features)
+
+    @cached_property
+    def _features(self) -> dict[str, Feature]:
+        """Those whose values have names; hashed values share numbers, so a clause could let others through."""
+        owned = self.catalog.schema.owned("item")
+        return {each.name: each for each in owned if each.kind in COUNTED and each.hash_size is None}
 
     @cached_property
     def _order(self) -> np.ndarray | None:
@@ -95,12 +102,15 @@ class FilterTable:
         if clause.column == POPULARITY:
             _check_kind(clause, "a range", not clause.is_range)
             return _in_range(self._column(POPULARITY), clause)
-        vocabulary = self.catalog.schema.item_fields.get(clause.column)
-        if vocabulary is None or clause.column not in self.catalog.categories:
+        feature = self._features.get(clause.column)
+        if feature is None:
             raise InputError(f"the filter names column {clause.column!r}", allowed=", ".join(self.names))
         _check_kind(clause, "texts", clause.is_range)
-        numbers = {value: number for number, value in enumerate(vocabulary, 1)}
-        return _among(self._column(clause.column), [numbers.get(value, -1) for value in clause.values], clause.negated)
+        numbers = [feature.number_of(value) or -1 for value in clause.values]
+        column = self._column(clause.column)
+        if column.ndim == 1:
+            return _among(column, numbers, clause.negated)
+        return _among(column, numbers, False).any(axis=1) != clause.negated
 
     def _of_keys(self, clause: Clause) -> np.ndarray:
         ids = self.catalog.find_ids(clause.values)
@@ -111,7 +121,7 @@ class FilterTable:
     def _column(self, name: str) -> np.ndarray:
         """(n,) a column in the order of the masks, in the narrowest type."""
         if name not in self._columns:
-            column = self.catalog.popularity if name == POPULARITY else self.catalog.categories[name]
+            column = self.catalog.popularity if name == POPULARITY else self.catalog.features[name]
             values = np.asarray(column) if self._order is None else column.take(self._order)
             narrow = np.min_scalar_type(int(values.max(initial=0)))
             self._columns[name] = np.ascontiguousarray(values.astype(narrow, copy=False))
