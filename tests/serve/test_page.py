@@ -13,7 +13,11 @@ from browser import Page, browsing, executable
 from fastapi.testclient import TestClient
 
 from sidera.engine.recommender import Recommender
+from sidera.engine.serving import ServeConfig
+from sidera.serve import aside as aside_module
 from sidera.serve.app import create_app
+from sidera.serve.errors import Refused
+from sidera.serve.keys import KeyFile, add_key
 from sidera.serve.page import NAMES
 from sidera.traffic.server import serving
 
@@ -219,3 +223,55 @@ def test_without_a_store_the_browser_remembers(page: Page, trained_run: Path) ->
         page.run(f"{FEED}[0].querySelectorAll('button')[3].click()")
         page.until("document.querySelectorAll('.reasons li').length === 1")
     assert page.problems == []
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A file of keys, and the key of each scope."""
+    path = tmp_path / "keys.json"
+    return path, {scope: add_key(path, scope, [scope]) for scope in ("read", "admin")}
+
+
+def test_why_a_stored_user_gets_an_item_needs_the_admin_scope(
+    trained_run: Path, tmp_path: Path, keys: tuple[Path, dict[str, str]]
+) -> None:
+    with Recommender.load(trained_run, serve=ServeConfig(store=str(tmp_path / "store"))) as recommender:
+        assert recommender.behaviour is not None
+        recommender.behaviour.keep("ann", ["item0003", "item0007"], [10, 20], {}, refuse_unknown=True)
+        client = TestClient(create_app(recommender, keys=KeyFile(keys[0])))
+
+        def status(scope: str, **body: object) -> int:
+            headers = {"X-API-Key": keys[1].get(scope, "")}
+            return client.post("/v1/explain", json={"item": "item0005", **body}, headers=headers).status_code
+
+        assert [status(scope, user="ann") for scope in ("", "read", "admin")] == [401, 403, 403]  # one scope each
+        both = add_key(keys[0], "both", ["read", "admin"])
+        client = TestClient(create_app(recommender, keys=KeyFile(keys[0])))
+        keys[1]["both"] = both
+        assert status("both", user="ann") == 200
+        assert status("read", history=["item0003"]) == 200
+        assert client.get("/").status_code == client.get("/page/config.json").status_code == 200
+        assert client.get("/v1/search").status_code == 401
+
+
+def test_questions_beside_the_queue_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aside_module, "PATIENCE", 0.01)
+    aside = aside_module.Aside()
+    with aside.turn():
+        with pytest.raises(Refused) as refusal, aside.turn():
+            pass
+        assert refusal.value.status_code == 503
+    with aside.turn():
+        pass
+
+
+@needs_browser
+def test_a_server_with_keys_is_given_one(page: Page, trained_run: Path, keys: tuple[Path, dict[str, str]]) -> None:
+    with serving(trained_run, ["--keys", str(keys[0])]) as server:
+        page.problems.clear()
+        page.open(f"http://127.0.0.1:{server.address.port}/?user=kim")
+        page.until("location.search === '?user=kim' && document.querySelector('#key-form')?.hidden === false")
+        page.run(f"document.querySelector('#key').value = '{keys[1]['read']}'")
+        page.run("document.querySelector('#key-form').requestSubmit()")
+        page.until(f"{FEED}.length === 12 && document.querySelector('#key-form')?.hidden")
+        assert all("401" in problem for problem in page.problems)

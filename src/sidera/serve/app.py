@@ -35,11 +35,11 @@ from sidera.serve.state import Served
 ROUTERS: tuple[tuple[Callable[[Served], APIRouter], str | None], ...] = (
     (recommending.router, "read"),
     (questions.router, "read"),
+    (explaining.router, "read"),  # of a stored user admin too
+    (explaining.searching, "read"),
     (events.router, "write"),
     (items.router, "admin"),
     (versions.router, "admin"),
-    (explaining.searching, "read"),
-    (explaining.router, "write"),  # it names what a stored user did
     (health.router, None),
     (page.router, None),
     (docs.router, None),

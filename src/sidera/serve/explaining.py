@@ -1,6 +1,6 @@
 """POST /v1/explain: why an item is likely. GET /v1/search: items by a part of their title or key.
 
-An explanation of a stored user shows the user's history with its times.
+An explanation of a stored user shows the user's history with its times, so it needs a key that may see everything.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Query
+from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict, Field
 
 from sidera.core import InputError, Request
 from sidera.engine.explain import Branch, explain
+from sidera.serve.aside import Aside
+from sidera.serve.errors import Refused
 from sidera.serve.schemas import Number, Second, Text
 from sidera.serve.state import Served
+from sidera.serve.visit import visit_of
 
 SEARCHED = 20_000  # most popular items whose titles are looked through
 MOST_FOUND = 50
@@ -84,17 +88,20 @@ class FoundItem(BaseModel):
 
 def router(served: Served) -> APIRouter:
     """Routes that explain."""
-    routes, recommender = APIRouter(), served.recommender
+    routes, recommender, aside = APIRouter(), served.recommender, Aside()
 
     @routes.post("/v1/explain", response_model=ExplainResponse)
-    def why(body: ExplainRequest) -> ExplainResponse:
+    def why(body: ExplainRequest, request: HttpRequest) -> ExplainResponse:
         """Which events and codes made this item likely?"""
         if body.history is None and body.user is None:
             raise InputError("the request has neither history nor user", allowed="one of them")
+        if body.user is not None and "admin" not in visit_of(request).key.scopes:
+            raise Refused(403, "why a stored user gets an item needs the scope 'admin'; fix: send the history")
         question = Request(
             tuple(body.history or ()), feedback=body.feedback, times=body.times, profile=body.profile, user=body.user
         )
-        found = explain(recommender, question, body.item)
+        with aside.turn():
+            found = explain(recommender, question, body.item)
         return ExplainResponse(
             item=found.item, title=found.title, score=found.score,
             codes=[CodeReason(code=one.code, probability=one.probability) for one in found.codes],

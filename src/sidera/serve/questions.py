@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sidera.core import InputError
 from sidera.core import Request as Question
 from sidera.engine.questions import ItemScore, Questions
+from sidera.serve.aside import Aside
 from sidera.serve.schemas import MAX_K, Number, Second
 from sidera.serve.state import Served
 
@@ -61,7 +62,7 @@ class ScoresResponse(BaseModel):
 def router(served: Served) -> APIRouter:
     """Routes of these questions."""
     routes, recommender = APIRouter(), served.recommender
-    ask = Questions(recommender)
+    ask, aside = Questions(recommender), Aside()
 
     def said(scored: list[ItemScore]) -> ScoresResponse:
         snapshot = recommender.snapshot
@@ -79,17 +80,20 @@ def router(served: Served) -> APIRouter:
         question = Question(
             tuple(body.history), feedback=body.feedback, times=body.times, profile=body.profile, as_of=body.as_of
         )
-        return said((ask.rerank if body.sort else ask.score)(question, body.items))
+        with aside.turn():
+            return said((ask.rerank if body.sort else ask.score)(question, body.items))
 
     @routes.get("/v1/similar", response_model=ScoresResponse)
     def similar(item: Annotated[str, Query(description="item id")], k: Count = 10) -> ScoresResponse:
         """Items like this one."""
-        return said(ask.similar(item, k))
+        with aside.turn():
+            return said(ask.similar(item, k))
 
     @routes.post("/v1/related", response_model=ScoresResponse)
     def related(body: RelatedRequest) -> ScoresResponse:
         """What goes with a cart?"""
-        return said(ask.related(body.items, body.k))
+        with aside.turn():
+            return said(ask.related(body.items, body.k))
 
     @routes.get("/v1/popular", response_model=ScoresResponse)
     def popular(
