@@ -68,8 +68,8 @@ class World:
             titles=Texts.of([None] * num_items),
             schema=FeatureSchema(
                 features=tuple(
-                    Feature(field, "category", "item", field, values)
-                    for field, values in (("brand", brands), ("kind", kinds))
+                    Feature(name, "category", "item", name, tuple(values))
+                    for name, values in (("brand", brands), ("kind", kinds))
                 )
             ),
             features={
@@ -125,8 +125,8 @@ class World:
                 assert ((values >= clause.low) & (values <= clause.high)).all()
             else:
                 (feature,) = (each for each in self.catalog.schema.features if each.name == clause.column)
-                vocabulary = np.array(feature.vocabulary)
-                assert np.isin(vocabulary[self.catalog.features[clause.column][ids] - 1], clause.values).all()
+                values = np.array(feature.vocabulary)[self.catalog.features[clause.column][ids] - 1]
+                assert np.isin(values, clause.values).all()
         self.asked += 1
         self.short += len(ids) < NUM_RESULTS
 
