@@ -296,6 +296,9 @@ class Database:
         with self.reading() as connection:
             rows = connection.execute("SELECT name, value FROM settled").fetchall()
             expected = connection.execute("SELECT number, checksum FROM ledger WHERE name = 'settled'").fetchone()
+            (whole,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if whole != "ok":
+            raise ArtifactError(f"{self.folder / DATA} is damaged: {whole}", fix="restore it from a copy")
         self.check("settled", len(rows), sum(_checksum(*row) for row in rows), expected)
         self.lost_commits = self._files.open(self.expected("commits")[0], self.durability)
 

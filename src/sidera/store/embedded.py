@@ -53,6 +53,7 @@ _HEAD = f"""
 SELECT number, record FROM users LEFT JOIN records ON records.id = users.number * {PLACES} + {HEAD} WHERE key = ?
 """
 _ITEMS = "SELECT number, key FROM items WHERE number >= ? ORDER BY number"
+_SUMS = f"SELECT substr(record, 1, 4) FROM users JOIN records ON records.id = users.number * {PLACES} + {HEAD}"
 _BLOCKS = f"""
 SELECT records.id % {PLACES}, record FROM users JOIN records
 ON records.id BETWEEN users.number * {PLACES} + ?2 AND users.number * {PLACES} + ?3 - 1 WHERE users.key = ?1
@@ -182,7 +183,7 @@ class EmbeddedStore:
         return part_of(events, names)
 
     def _append(self, connection: sqlite3.Connection, ledger: Ledger, key: bytes, part: Part, new_only: bool) -> int:
-        number, head = _head(connection, key)
+        number, head, held_sum = _head(connection, key)
         if new_only and part.rows:
             times = part.times
             first, last = int(times.min()), int(times.max())
@@ -195,6 +196,7 @@ class EmbeddedStore:
             connection.execute("INSERT INTO users VALUES (?, ?)", (number, key))
             ledger.add("users", _checksum(number, key))
         change, base = head.appended(part, self.config.max_events), number * PLACES
+        ledger.add("heads", _sum(change.head) - held_sum, 0)
         written = [(base + place, record) for place, record in [*change.blocks, (HEAD, change.head)]]
         connection.executemany("INSERT OR REPLACE INTO records VALUES (?, ?)", written)
         a, b = change.dropped
@@ -228,7 +230,7 @@ class EmbeddedStore:
         """Old events of a user; True when none is left and the user went, too."""
 
         def work(connection: sqlite3.Connection, ledger: Ledger) -> bool:
-            number, head = _head(connection, key)
+            number, head, held_sum = _head(connection, key)
             if number is None:
                 return False
             kept = head.without_old(_records(connection, key), since)
@@ -238,6 +240,7 @@ class EmbeddedStore:
                 base, a, b = number * PLACES, head.first // BLOCK, kept.first // BLOCK
                 connection.execute("DELETE FROM records WHERE id BETWEEN ? AND ?", (base + a, base + b - 1))
                 connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?)", (base + HEAD, kept.record()))
+                ledger.add("heads", _sum(kept.record()) - held_sum, 0)
             return False
 
         return self.database.write(work)
@@ -262,12 +265,15 @@ class EmbeddedStore:
                 rows = connection.execute(f"SELECT number, key FROM {name}").fetchall()
                 expected = connection.execute("SELECT number, checksum FROM ledger WHERE name = ?", (name,)).fetchone()
                 self.database.check(name, len(rows), sum(_checksum(number, key) for number, key in rows), expected)
+            heads = connection.execute(_SUMS).fetchall()  # an older head is whole, too, and would hide events
+            expected = connection.execute("SELECT number, checksum FROM ledger WHERE name = 'heads'").fetchone()
+            self.database.check("heads", 0, sum(_sum(part) for (part,) in heads), expected)
 
 
-def _head(connection: sqlite3.Connection, key: bytes) -> tuple[int | None, Head]:
-    """Number and head of a user; a new head where there is none."""
+def _head(connection: sqlite3.Connection, key: bytes) -> tuple[int | None, Head, int]:
+    """Number and head of a user, and the checksum of its record; a new head where there is none."""
     row = connection.execute(_HEAD, (key,)).fetchone()
-    return (None, Head(key)) if row is None else (int(row[0]), Head.read(key, row[1]))
+    return (None, Head(key), 0) if row is None else (int(row[0]), Head.read(key, row[1]), _sum(row[1]))
 
 
 def _number(connection: sqlite3.Connection, key: bytes) -> int | None:
@@ -279,6 +285,8 @@ def _erase(connection: sqlite3.Connection, ledger: Ledger, key: bytes) -> bool:
     number = _number(connection, key)
     if number is None:
         return False
+    row = connection.execute("SELECT record FROM records WHERE id = ?", (number * PLACES + HEAD,)).fetchone()
+    ledger.remove("heads", _sum(row and row[0]), 0)
     connection.execute("DELETE FROM records WHERE id BETWEEN ? AND ?", (number * PLACES, number * PLACES + HEAD))
     connection.execute("DELETE FROM users WHERE number = ?", (number,))
     ledger.remove("users", _checksum(number, key))
@@ -296,6 +304,11 @@ def _records(connection: sqlite3.Connection, key: bytes) -> Records:
         return [found.get(place) for place in range(a, b)]
 
     return records
+
+
+def _sum(record: object) -> int:
+    """The checksum that a record begins with."""
+    return int.from_bytes(record[:4], "little") if isinstance(record, bytes) else 0
 
 
 def _checksum(number: int, key: object) -> int:
