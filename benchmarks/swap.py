@@ -133,8 +133,8 @@ def change(address: Any, keys: list[str], changes: int, removed: list[Any], bad:
 def swapped(address: Any, swaps: int, removed: list[Any], bad: list[Any]) -> list[tuple[float, float]]:
     """The versions take turns; -> begin and end of every swap."""
     during: list[tuple[float, float]] = []
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=120)
     for number in range(swaps):
+        connection = http.client.HTTPConnection(address.host, address.port, timeout=120)  # a server closes idle ones
         begun = time.time()
         try:
             status, answer = call(connection, "POST", "/v1/admin/swap", {"version": (number + 1) % 3})
