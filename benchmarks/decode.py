@@ -9,7 +9,8 @@ constrained decoders do. Rows:
 * parity: f32, scores over the whole vocabulary as T5 has them: the same ten items, scores within 1e-4; and its ratio;
 * the ratios with level heads (softmax over a level's codes), f32;
 * absolute CPU-ms per request at 12 k items and 50 beams, for TIGER and for sidera's generator (its own tree of 256
-  clusters, the same 20 items of history, seen items left out).
+  clusters, the same 20 items of history, seen items left out);
+* growth: the same TIGER and beams over 12 k, 1 M and 10 M items on 256^4 codes.
 
 The last line's `value` and `bar` hold every row by name. Level heads also run in bfloat16 where the processor has it;
 how many of the ten items that keeps is in the context.
@@ -50,6 +51,7 @@ CASES = (
     Case("12k_B512", *SMALL, 512, "level", 8.0, 7, False),
     Case("1M_B512", *LARGE, 512, "level", 15.0, 5, False),
 )
+GROWTH = 1.3  # time of a request over the largest catalogue, of what it takes over 12,000 items
 TIGER_MILLISECONDS, SIDERA_MILLISECONDS = 35.0, 15.0  # at 12 k items, 50 beams
 
 
@@ -234,6 +236,43 @@ def run_sidera(num_items: int = 12_000, num_clusters: int = 256, width: int = 50
     return row
 
 
+def run_growth(sizes: tuple[int, ...], width: int = 50, rounds: int = 15) -> dict[str, Any]:
+    """CPU-ms of one request to one TIGER over catalogues of several sizes on the same codes, in turns; the model's own
+    work is the same in all of them."""
+    import numpy as np
+    import torch
+
+    from sidera.decode.beam import beam_search
+    from sidera.models.generators.tiger import Tiger
+    from sidera.ops.trie import CodeTrie
+
+    torch.manual_seed(SEED)
+    level_sizes = (256,) * 4
+    rng = np.random.default_rng(SEED)
+    catalog: Any = SimpleNamespace(codes=np.zeros((1, 4)), level_sizes=level_sizes, codebook_id="benchmark")
+    model = Tiger(Tiger.Config(max_history=20, dropout=0.0), catalog).eval()
+    calls = {}
+    for size in sizes:
+        codes = rng.integers(0, 256, (size, 4), dtype=np.int32)
+        trie = CodeTrie.build(codes, level_sizes)
+        batches = [batch_of(codes, rng.integers(0, size, 20), np.array([0, 20])) for _ in range(NUM_HISTORIES)]
+
+        def ours(batch: Any, trie: Any = trie) -> Any:
+            return beam_search(model, batch, trie, width=width, num_results=NUM_RESULTS)
+
+        calls[str(size)] = next_history(batches, ours)
+    seconds = interleaved(calls, rounds)
+    first = seconds[str(sizes[0])]
+    row: dict[str, Any] = {"width": width, "rounds": rounds}
+    for size in sizes:
+        own = seconds[str(size)]
+        ratios = [spent / base for spent, base in zip(own, first, strict=True)]
+        row[f"ms_{size}"] = round(1e3 * statistics.median(own), 2)
+        row[f"ratio_{size}"] = round(statistics.median(ratios), 3)
+    print("growth", row, flush=True)
+    return row
+
+
 def main() -> None:
     tuned_allocator()
     options = arguments(__doc__)
@@ -244,12 +283,16 @@ def main() -> None:
     value: dict[str, Any] = {"same_top10": parity["same_top10"], "score_difference": parity["largest_score_difference"]}
     value |= {f"ratio_{case.name}": rows[case.name]["ratio"] for case in cases}
     rows["sidera_12k_B50"] = run_sidera()
+    sizes = (12_000, 1_000_000) if options.quick else (12_000, 1_000_000, 10_000_000)
+    rows["growth"] = run_growth(sizes)
+    value["growth"] = rows["growth"][f"ratio_{sizes[-1]}"]
     value["tiger_ms_12k_B50"] = rows["12k_B50"]["ours_ms"]
     value["sidera_ms_12k_B50"] = rows["sidera_12k_B50"]["ours_ms"]
     bar: dict[str, float] = {"same_top10": 1.0, "score_difference": 1e-4, "tiger_ms_12k_B50": TIGER_MILLISECONDS}
     bar["sidera_ms_12k_B50"] = SIDERA_MILLISECONDS
     bar |= {f"ratio_{case.name}": case.bar for case in cases if case.bar}
-    at_most = ("score_difference", "tiger_ms_12k_B50", "sidera_ms_12k_B50")
+    bar["growth"] = GROWTH
+    at_most = ("growth", "score_difference", "tiger_ms_12k_B50", "sidera_ms_12k_B50")
     passed = all(value[name] <= limit if name in at_most else value[name] >= limit for name, limit in bar.items())
     context = {"seed": SEED, "encoder_tokens": ENCODER_TOKENS, "num_results": NUM_RESULTS, "rows": rows}
     finish("decode", value, bar, passed, context, options.quick)

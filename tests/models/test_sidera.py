@@ -14,6 +14,7 @@ from hand_made import hand_made
 from sidera.core import InputError
 from sidera.decode.sample import free_log_probs
 from sidera.models import parse_model
+from sidera.models.generators import sidera_decode
 from sidera.models.generators.sidera import SideraGenerator
 
 NUM_ITEMS = 12
@@ -167,3 +168,21 @@ def test_sizes_out_of_range_are_refused(key: str, value: float) -> None:
 def test_wrong_width_is_refused() -> None:
     with pytest.raises(InputError, match="width = 9 is not a multiple"):
         make(width=9)
+
+
+@pytest.mark.parametrize("table_share", [0, 10**9], ids=["runs", "table"])
+@pytest.mark.parametrize("level_sizes", [(4, 3), (4, 3, 2)])
+def test_both_ways_of_scoring_children_are_the_trained_one(
+    table_share: int, level_sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Histories that come back to items, and beams that stand twice on one node; gradients go the trained way."""
+    monkeypatch.setattr(sidera_decode, "TABLE_SHARE", table_share)
+    catalog = small_catalog(NUM_ITEMS, level_sizes)
+    model, items = make(catalog), torch.tensor([3, 3, 5, 3, 0, 7, 11, 0])
+    sids = torch.as_tensor(catalog.codes).long()[torch.tensor([[3, 3, 11, 0, 5], [0, 7, 2, 1, 3]])]  # (B, G, L)
+    with torch.no_grad():
+        context = model.context(hand_made(items, torch.tensor([0, 4, 8]), items=catalog))
+        found = model.code_logits(context, sids)
+    for ours, trained in zip(found, model.code_logits(context, sids), strict=True):
+        assert trained.requires_grad
+        torch.testing.assert_close(ours, trained.detach(), rtol=1e-5, atol=1e-5)

@@ -24,8 +24,10 @@ Shape legend: B histories · W beams · K codes of a level · P most candidates 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -70,6 +72,13 @@ def beam_search(
     if isinstance(context, Batch):
         context = generator.context(context)
     check_search(generator, context, trie, width, num_results, exclude)
+    if allowed is not None:
+        allowed.check(trie, context.num_histories)
+        sparse = None if fixed else allowed.one_sparse
+        if sparse is not None:
+            part, leaves = sparse.part
+            settings: dict[str, Any] = {"width": width, "num_results": num_results, "exclude": exclude, "fixed": fixed}
+            return _of_whole(beam_search(generator, context, part, **settings), leaves)
     cache = generator.new_cache(context, min(width, max(trie.num_nodes[:-1], default=1)))
     output = generator.step(context, cache, 0, None, None)
     device = output.logits.device
@@ -80,6 +89,12 @@ def beam_search(
     if fixed:
         check_numbers(beams.scores)
     return beams
+
+
+def _of_whole(beams: Beams, leaves: np.ndarray) -> Beams:
+    """Beams of a part of a trie, whose leaves are these of the whole."""
+    numbers = torch.from_numpy(leaves).to(beams.leaf_ids.device)[beams.leaf_ids.clamp(min=0)]
+    return replace(beams, leaf_ids=numbers.long().masked_fill_(~beams.valid_mask, -1))
 
 
 def written_beams(

@@ -6,8 +6,9 @@ Two kinds of bar, both per history of a batch:
   ``trie.leaf_items``, so a node is closed when as many excluded places lie in its run as the run is long: two binary
   searches in a list of E places, whatever the catalogue's size.
 * ``allowed``: a mask of the catalogue, what a filter leaves. :class:`PrefixMask` says for every node of every level
-  whether anything is left below it. It is made once per filter and trie, and costs a byte a node; histories of one
-  batch may have different masks (:class:`Allowed`).
+  how many items are left below it. It is made once per filter and trie, and costs 4 bytes a node and a byte an item;
+  histories of one batch may have different masks (:class:`Allowed`). A mask that leaves little and is everybody's is
+  no mask at all: what it leaves is a small trie, made in the time that its items take, with fewer children to list.
 
 Without either nothing is computed.
 
@@ -19,18 +20,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sidera.core import InputError
 from sidera.ops.trie import Array, CodeTrie
+from sidera.ops.trie_edit import only_places
 
 NEG_INF = float("-inf")
 Jagged = tuple[Tensor, Tensor]  # values (E,), offsets (B+1,)
-SPARSE = 16  # a mask that leaves a 16th of a level's nodes or fewer is carried upwards node by node
+SPARSE = 8  # a mask that leaves an 8th of the items or fewer is searched as a trie of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,44 +40,59 @@ class PrefixMask:
     """One mask of items, and what it leaves of every prefix of one trie."""
 
     trie: CodeTrie
-    places: Array  # (n,) bool
-    levels: tuple[Array, ...]  # L of (n_l,) bool: whether an item below the node is left
-    num_items: int  # that are left
+    left: Array  # (m,) int64: the items that are left, by place in ``trie.leaf_items``, ascending
     _moved: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
 
-    @classmethod
-    def of_places(cls, trie: CodeTrie, places: Array) -> PrefixMask:
-        """``places`` (n,) bool: the items that are left, in the order of ``trie.leaf_items``."""
-        if places.shape != trie.leaf_items.shape or places.dtype != bool:
-            raise InputError(f"a mask of {places.dtype} {places.shape}", allowed=f"bool {trie.leaf_items.shape}")
-        left = np.flatnonzero(places)  # ascending
-        if trie.shared_leaves.size:
-            nodes, mask = left, np.zeros(trie.num_leaves, dtype=bool)
-            mask[np.searchsorted(trie.item_starts[-1], nodes, side="right") - 1] = True
-        else:
-            mask = places
-        levels = [mask]
-        for ptr in reversed(trie.ptr):
-            if len(left) * SPARSE <= levels[0].size:
-                mask = np.zeros(ptr.size - 1, dtype=bool)
-                mask[np.searchsorted(ptr, np.flatnonzero(levels[0]), side="right") - 1] = True
-            else:
-                mask = np.logical_or.reduceat(levels[0], ptr[:-1])
-            levels.insert(0, mask)
-        return cls(trie, places, tuple(levels), len(left))
+    @property
+    def num_items(self) -> int:
+        return len(self.left)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the items that are left are better searched in a trie of their own, where there are any."""
+        return 0 < len(self.left) * SPARSE <= self.trie.leaf_items.size
+
+    @cached_property
+    def part(self) -> tuple[CodeTrie, Array]:
+        """The trie of what is left, and which leaf of ``trie`` each of its leaves is."""
+        return only_places(self.trie, self.left)
+
+    @cached_property
+    def places(self) -> Array:
+        """(n,) bool"""
+        mask = np.zeros(self.trie.leaf_items.size, dtype=bool)
+        mask[self.left] = True
+        return mask
+
+    @cached_property
+    def counts(self) -> tuple[Array, ...]:
+        """L of (n_l,): how many items below the node are left."""
+        nodes, counts = self.left, [self.places]
+        if self.trie.shared_leaves.size:
+            nodes = self.trie.leaf_of_place[nodes]
+            counts = [np.bincount(nodes, minlength=self.trie.num_leaves).astype(np.int32)]
+        for parents, number in zip(reversed(self.trie.parents), reversed(self.trie.num_nodes[:-1]), strict=True):
+            nodes = parents[nodes]
+            counts.insert(0, np.bincount(nodes, minlength=number).astype(np.int32))
+        return tuple(counts)
 
     @classmethod
     def of_items(cls, trie: CodeTrie, items: Array) -> PrefixMask:
         """``items`` (N,) bool: the items that are left."""
         if items.shape != (trie.num_items,) or items.dtype != bool:
             raise InputError(f"a mask of {items.dtype} {items.shape}", allowed=f"bool ({trie.num_items},)")
-        return cls.of_places(trie, items[trie.leaf_items])
+        return cls(trie, np.flatnonzero(items[trie.leaf_items]))
 
     def tensors(self, device: torch.device) -> tuple[Tensor, ...]:
-        """``levels``, then ``places``, on the device; moved once and kept."""
+        """``counts``, then ``places``, on the device; moved once and kept."""
         if device not in self._moved:
-            self._moved[device] = tuple(torch.from_numpy(mask).to(device) for mask in (*self.levels, self.places))
+            self._moved[device] = tuple(torch.from_numpy(table).to(device) for table in (*self.counts, self.places))
         return self._moved[device]
+
+
+def all_items(trie: CodeTrie) -> PrefixMask:
+    """The mask that leaves everything."""
+    return PrefixMask(trie, np.arange(trie.leaf_items.size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +116,12 @@ class Allowed:
             rows.append(there)
         return torch.from_numpy(np.stack(rows)).to(item_ids.device)
 
+    @property
+    def one_sparse(self) -> PrefixMask | None:
+        """The mask of every history, where they have one and it leaves little."""
+        first = self.masks[0] if self.masks else None
+        return first if first is not None and first.is_sparse and all(mask is first for mask in self.masks) else None
+
     def check(self, trie: CodeTrie, num_histories: int) -> None:
         if len(self.masks) != num_histories:
             raise InputError(f"allowed has {len(self.masks)} masks", allowed=f"{num_histories}, one a history")
@@ -106,15 +129,15 @@ class Allowed:
             raise InputError("allowed is of another trie", fix="make the mask of the trie that is searched")
 
     def stacked(self, trie: CodeTrie, device: torch.device) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Per level, and last for places, (F, n_l) bool, and the row (B, 1) of each history; None: all have row 0."""
+        """Per level counts (F, n_l), last the places (F, n), and the row (B, 1) of each history; None: all have row
+        0."""
         distinct = {id(mask): mask for mask in self.masks}
         rows = {name: row for row, name in enumerate(distinct)}
         tables = [None if mask is None else mask.tensors(device) for mask in distinct.values()]
         if len(tables) == 1 and tables[0] is not None:
             return tuple(table[None] for table in tables[0]), None
-        sizes = (*trie.num_nodes, trie.leaf_items.size)
-        all_items = [torch.ones(1, dtype=torch.bool, device=device).expand(size) for size in sizes]
-        stacked = tuple(torch.stack(level) for level in zip(*(table or all_items for table in tables), strict=True))
+        every = all_items(trie).tensors(device) if None in self.masks else ()
+        stacked = tuple(torch.stack(level) for level in zip(*(table or every for table in tables), strict=True))
         which = torch.tensor([rows[id(mask)] for mask in self.masks], device=device)
         return stacked, which[:, None]
 
@@ -131,7 +154,6 @@ class Eligible:
         self.masks: tuple[Tensor, ...] = ()
         self.which: Tensor | None = None
         self.num_places = trie.leaf_items.size
-        self._counts: Tensor | None = None
         if allowed is not None and any(mask is not None for mask in allowed.masks):
             allowed.check(trie, num_histories)
             self.masks, self.which = allowed.stacked(trie, device)
@@ -155,19 +177,21 @@ class Eligible:
         return other
 
     def close(self, scores: Tensor, nodes: Tensor, level: int) -> None:
-        """Score -inf, in place, for the nodes (B, P) of ``level`` with no eligible item below."""
-        if self.masks:
-            scores.masked_fill_(~self._left(level, nodes), NEG_INF)
-        if self.excluded is not None:
-            ranges = self.trie.ranges(self.device)
-            # a list shorter than any run of this level closes none; the last level asks for items, not for leaves
-            if level < self.trie.num_levels - 1 and (self.masks or self.excluded.shape[1] >= ranges.fewest[level]):
-                scores.masked_fill_(self.num_left(nodes, level) <= 0, NEG_INF)
+        """Score -inf, in place, for the nodes (B, P) of ``level`` with no eligible item below.
+
+        Not on the last level: there items are asked for, not their leaves.
+        """
+        if level == self.trie.num_levels - 1:
+            return
+        # a list shorter than any run of this level closes none
+        closes = self.excluded is not None and self.excluded.shape[1] >= self.trie.ranges(self.device).fewest[level]
+        if self.masks or closes:
+            scores.masked_fill_(self.num_left(nodes, level) <= 0, NEG_INF)
 
     def close_items(self, scores: Tensor, places: Tensor) -> None:
         """Score -inf, in place, for barred items; places (B, P)."""
         if self.masks:
-            scores.masked_fill_(~self._left(-1, places), NEG_INF)
+            scores.masked_fill_(~self._of_masks(-1, places), NEG_INF)
         if self.excluded is not None:
             places = places.contiguous()
             at = torch.searchsorted(self.excluded, places).clamp_(max=self.excluded.shape[1] - 1)
@@ -175,33 +199,29 @@ class Eligible:
 
     def num_left(self, nodes: Tensor, level: int) -> Tensor:
         """How many eligible items lie below nodes (B, P)."""
-        starts = self.trie.ranges(self.device).starts[level]
-        begins, ends = starts[nodes].long(), starts[nodes + 1].long()
-        left = ends - begins
+        starts, left = self.trie.ranges(self.device).starts[level], None
         if self.masks:
-            left = self._num_allowed(ends) - self._num_allowed(begins)
+            left = self._of_masks(level, nodes).long()
+        if left is not None and self.excluded is None:
+            return left
+        begins, ends = starts[nodes].long(), starts[nodes + 1].long()
+        left = ends - begins if left is None else left
         if self.excluded is not None:
             left = left - torch.searchsorted(self.excluded, ends) + torch.searchsorted(self.excluded, begins)
         return left
 
     def num_legal(self) -> Tensor:
         """(B,) eligible items."""
-        ends = torch.full((self.num_histories, 1), self.num_places, device=self.device)
-        left = self._num_allowed(ends) if self.masks else ends
-        if self.excluded is not None:
-            left = left - (self.excluded < self.num_places).sum(1, keepdim=True)
-        return left[:, 0]
+        left = torch.full((self.num_histories,), self.num_places, device=self.device)
+        if self.masks:
+            counts = self.masks[-1].sum(1)
+            left = counts.expand(self.num_histories) if self.which is None else counts[self.which[:, 0]]
+        return left if self.excluded is None else left - (self.excluded < self.num_places).sum(1)
 
-    def _left(self, level: int, nodes: Tensor) -> Tensor:
-        """(B, P) bool: what the masks say of these nodes, or places for level -1."""
+    def _of_masks(self, level: int, nodes: Tensor) -> Tensor:
+        """(B, P) what the masks leave below these nodes; for level -1: of these places."""
         table = self.masks[level]
         return table[0][nodes] if self.which is None else table[self.which, nodes]
-
-    def _num_allowed(self, ends: Tensor) -> Tensor:
-        """How many allowed items stand in front of places (B, P)."""
-        if self._counts is None:
-            self._counts = F.pad(self.masks[-1].cumsum(1), (1, 0))  # (F, n+1)
-        return self._counts[0][ends] if self.which is None else self._counts[self.which, ends]
 
     def _places(self, exclude: Jagged) -> Tensor:
         """The excluded items that are alive, and allowed, as ``excluded``."""
@@ -211,9 +231,9 @@ class Eligible:
         rows = torch.repeat_interleave(lengths, output_size=total)
         columns = torch.arange(total, device=self.device) - offsets[:-1][rows]
         table = torch.full((self.num_histories, longest), self.num_places, device=self.device)
-        table[rows, columns] = self.trie.ranges(self.device).place_of_item[ids].long()
+        table[rows, columns] = self.trie.places_of(ids)
         if self.masks:  # what is barred already is not counted twice
-            barred = ~self._left(-1, table.clamp(max=self.num_places - 1))
+            barred = ~self._of_masks(-1, table.clamp(max=self.num_places - 1))
             table = table.masked_fill_(barred, self.num_places)
         table = table.sort(dim=1).values
         again = table[:, 1:] == table[:, :-1]

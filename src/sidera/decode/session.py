@@ -167,7 +167,7 @@ class _Limits:
     def __init__(
         self, trie: CodeTrie, num_histories: int, exclude: Jagged | None, device: torch.device, allowed: Allowed | None
     ) -> None:
-        self.tables, self.ranges = trie.tensors(device), trie.ranges(device)
+        self.trie, self.tables, self.ranges = trie, trie.tensors(device), trie.ranges(device)
         self.eligible = Eligible(trie, num_histories, device, exclude, allowed)
 
     def close_roots(self, scores: Tensor, own: Tensor) -> None:
@@ -186,7 +186,7 @@ class _Limits:
     def close_items(self, candidates: Candidates, places: Tensor, own: Tensor) -> None:
         """Score -inf for items (B, P) that are barred or stand in their list already."""
         self.eligible.close_items(candidates.scores, places)
-        taken = (self.ranges.place_of_item[own] == places[..., None]).any(2)
+        taken = (self.trie.places_of(own) == places[..., None]).any(2)
         candidates.scores.masked_fill_(taken, NEG_INF)
 
     def last_codes(self, places: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class _Limits:
 
     def _nodes(self, item_ids: Tensor, level: int) -> Tensor:
         """The node of ``level`` above each item, which a list holds and which is alive therefore."""
-        places = self.ranges.place_of_item[item_ids]
+        places = self.trie.places_of(item_ids).int()
         return torch.searchsorted(self.ranges.starts[level], places, right=True) - 1
 
 

@@ -62,7 +62,6 @@ class ItemRanges:
     """Which items stand below each node, as tensors on one device."""
 
     starts: tuple[Tensor, ...]  # L of (n_l+1,) int32: see ``CodeTrie.item_starts``
-    place_of_item: Tensor  # (N,) int32
     fewest: tuple[int, ...]  # L: items below the node of a level that has fewest
 
 
@@ -77,8 +76,10 @@ class CodeTrie:
     shared_leaves: Array  # (S,) int32: leaves with more than one item, ascending
     shared_extra: Array  # (S+1,) int32: items beyond the first, summed over the shared leaves before this one
     num_items: int  # N of the catalogue, removed items included
+    part_of: tuple[CodeTrie, Array] | None = None  # the trie that this is a part of, and the places of its items there
     _tensors: dict[torch.device, TrieTensors] = field(default_factory=dict, repr=False, compare=False)
     _ranges: dict[torch.device, ItemRanges] = field(default_factory=dict, repr=False, compare=False)
+    _places: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
     _most: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -173,6 +174,16 @@ class CodeTrie:
         places[self.leaf_items] = np.arange(self.leaf_items.size, dtype=np.int32)
         return places
 
+    @cached_property
+    def parents(self) -> tuple[Array, ...]:
+        """L-1 of (n_{l+1},) int32: the node of level l that each node of the level below hangs under."""
+        return tuple(np.repeat(np.arange(ptr.size - 1, dtype=np.int32), np.diff(ptr)) for ptr in self.ptr)
+
+    @cached_property
+    def leaf_of_place(self) -> Array:
+        """(items,) int32: the leaf of each item of ``leaf_items``."""
+        return np.repeat(np.arange(self.num_leaves, dtype=np.int32), np.diff(self.item_starts[-1]))
+
     def most_children(self, width: int) -> tuple[int, ...]:
         """The most candidates that a search of ``width`` beams can have: at each level, and, last, items."""
         if width not in self._most:
@@ -261,8 +272,19 @@ class CodeTrie:
         if device not in self._ranges:
             starts = tuple(torch.from_numpy(array).to(device) for array in self.item_starts)
             fewest = tuple(int(np.diff(array).min()) for array in self.item_starts)
-            self._ranges[device] = ItemRanges(starts, torch.from_numpy(self.place_of_item).to(device), fewest)
+            self._ranges[device] = ItemRanges(starts, fewest)
         return self._ranges[device]
+
+    def places_of(self, items: Tensor) -> Tensor:
+        """Items (...) -> where each stands in ``leaf_items``, int64; behind its end where it does not."""
+        if self.part_of is not None:
+            whole, own = self.part_of[0].places_of(items), torch.from_numpy(self.part_of[1]).to(items.device)
+            places = torch.searchsorted(own, whole)
+            there = own[places.clamp(max=len(own) - 1)] == whole
+            return places.masked_fill_(~there, len(own))
+        if items.device not in self._places:
+            self._places[items.device] = torch.from_numpy(self.place_of_item).to(items.device)
+        return self._places[items.device][items].long()
 
 
 def _sum_of_largest(counts: Array, number: int) -> int:

@@ -16,6 +16,40 @@ import numpy as np
 from sidera.ops.trie import Array, CodeTrie, search_children
 
 
+def only_places(trie: CodeTrie, places: Array) -> tuple[CodeTrie, Array]:
+    """The trie of the items at ``places`` (m,) of ``leaf_items``, ascending, and which leaf of ``trie`` each of its
+    leaves is. The time grows with m, not with the trie."""
+    nodes, extra = places, None
+    if trie.shared_leaves.size:
+        nodes, counts = _runs(trie.leaf_of_place[places])
+        extra = counts - 1
+    leaves, tokens = nodes, [trie.tokens[-1][nodes]]
+    ptr: list[Array] = []
+    for level in reversed(range(trie.num_levels - 1)):
+        nodes, counts = _runs(trie.parents[level][nodes])
+        ptr.insert(0, np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+        tokens.insert(0, trie.tokens[level][nodes])
+    shared = np.flatnonzero(extra) if extra is not None else np.empty(0, np.int64)
+    sums = np.concatenate([[0], np.cumsum(extra[shared])]) if extra is not None else np.zeros(1, np.int64)
+    part = CodeTrie(
+        level_sizes=trie.level_sizes,
+        tokens=tuple(tokens),
+        ptr=tuple(ptr),
+        leaf_items=trie.leaf_items[places],
+        shared_leaves=shared.astype(np.int32),
+        shared_extra=sums.astype(np.int32),
+        num_items=trie.num_items,
+        part_of=(trie, places),
+    )
+    return part, leaves
+
+
+def _runs(nodes: Array) -> tuple[Array, Array]:
+    """(m,) ascending -> the distinct ones and how often each stands there."""
+    starts = np.flatnonzero(np.diff(nodes, prepend=nodes[0] - 1))
+    return nodes[starts], np.diff(starts, append=len(nodes))
+
+
 def without_items(trie: CodeTrie, items: Array, codes: Array) -> CodeTrie | None:
     """``trie`` less ``items`` (m,), which it holds under ``codes`` (m, L); None when no item is left."""
     if not len(items):
@@ -52,7 +86,7 @@ def with_items(trie: CodeTrie, items: Array, codes: Array, num_items: int) -> Co
     ``num_items`` is the N of the new trie.
     """
     if not len(items):
-        return replace(trie, num_items=num_items, _tensors={}, _ranges={}, _most={})
+        return replace(trie, num_items=num_items, _tensors={}, _ranges={}, _places={}, _most={}, part_of=None)
     order = np.lexsort((np.asarray(items), *np.asarray(codes).T[::-1]))
     items, codes = np.asarray(items)[order], np.asarray(codes)[order].astype(np.int64)
     places, known, first = _descend(trie, codes)

@@ -33,6 +33,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences
+from sidera.models.generators.sidera_decode import add_visits, children_logits
 from sidera.nn.counters import TRAINING, matmul_flops
 from sidera.nn.item_embedding import ItemEmbedding, ItemRows
 from sidera.nn.made_of_weights import MadeOfWeights
@@ -42,7 +43,6 @@ from sidera.ops.jagged import with_copies
 from sidera.roles import Loss, StepOutput
 
 NEVER = float("-inf")
-TABLE_SHARE = 16  # beams that ask for a 16th of a level's nodes are answered from a table of all of them
 VISIT_SCALE = 10.0  # the visit weights learn this much faster than others: they must reach about -10
 
 
@@ -150,12 +150,16 @@ class SideraGenerator(nn.Module):
         num_parents = 1
         self.num_nodes: list[int] = []
         self.num_children: list[int] = []  # of the node with the most
+        self.code_is_place: list[bool] = []  # whether the children of every node have the codes 0, 1, 2, ...
         for level in range(num_levels):
             keys, parents = np.unique(parents * self.level_sizes[level] + codes_NL[:, level], return_inverse=True)
             starts = np.searchsorted(keys, np.arange(num_parents + 1) * self.level_sizes[level])
             self.register_buffer(f"keys_{level}", torch.from_numpy(keys), persistent=False)  # parent * K + code
             self.register_buffer(f"starts_{level}", torch.from_numpy(starts), persistent=False)  # first child of a node
-            self.register_buffer(f"codes_{level}", torch.from_numpy(keys % self.level_sizes[level]), persistent=False)
+            codes = keys % self.level_sizes[level]
+            self.register_buffer(f"codes_{level}", torch.from_numpy(codes), persistent=False)
+            places = np.arange(len(keys)) - starts[keys // self.level_sizes[level]]
+            self.code_is_place.append(bool((codes == places).all()))
             num_parents = len(keys)
             self.num_nodes.append(num_parents)
             self.num_children.append(int(np.diff(starts).max()))
@@ -320,20 +324,15 @@ class SideraGenerator(nn.Module):
             nodes = self._child(level - 1, cache.nodes.gather(1, parents), codes)
         cache.nodes = nodes
         log_p, child_codes = self._child_log_probs(context, level, nodes)  # (B, W, C)
-        if log_p.shape[2] == self.level_sizes[level] and level == 0:
-            return StepOutput(log_p, torch.zeros_like(log_p[:, :, 0]))
-        table = log_p.new_full((*nodes.shape, self.level_sizes[level] + 1), NEVER)
-        table.scatter_(2, child_codes, log_p)  # absent children carry the spare code K
-        return StepOutput(table[:, :, :-1], table.new_zeros(nodes.shape))
+        return StepOutput(self._by_code(level, log_p, child_codes), log_p.new_zeros(nodes.shape))
 
     def code_logits(self, context: TreeContext, sids: Tensor) -> list[Tensor]:
         """(B, G, L) codes -> per level (B, G, K) log-probabilities, -inf where a prefix has no such child."""
         nodes = torch.zeros_like(sids[:, :, 0])
         found = []
-        for level, size in enumerate(self.level_sizes):
+        for level in range(len(self.level_sizes)):
             log_p, child_codes = self._child_log_probs(context, level, nodes)  # (B, G, C)
-            table = log_p.new_full((*nodes.shape, size + 1), NEVER)  # absent children carry the spare code K
-            found.append(table.scatter(2, child_codes, log_p)[:, :, :-1])
+            found.append(self._by_code(level, log_p, child_codes))
             nodes = self._child(level, nodes, sids[:, :, level])
         return found
 
@@ -342,35 +341,35 @@ class SideraGenerator(nn.Module):
         keys = getattr(self, f"keys_{level}")
         return torch.searchsorted(keys, nodes * self.level_sizes[level] + codes).clamp(max=len(keys) - 1)
 
-    def _child_log_probs(self, context: TreeContext, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, W) nodes -> log-probabilities and codes of their children, (B, W, C) each; absent ones -inf, code K."""
-        num_beams = nodes.shape[1]
-        if level == 0 or num_beams * self.num_children[level] * TABLE_SHARE >= self.num_nodes[level]:
-            logits, children = self._children_from_table(context, level, nodes)
-        else:
-            states = context.states[:, level, None].expand(-1, num_beams, -1).flatten(0, 1)  # (B*W, D)
-            visited = context.visited[:, None].expand(-1, num_beams, -1, -1).flatten(0, 1)  # (B*W, S, L)
-            logits, children = self._children_logits(level, states, nodes.flatten(), visited)  # (B*W, C)
-        codes = F.embedding(children, getattr(self, f"codes_{level}")[:, None]).view_as(children)
-        codes = codes.masked_fill(logits.isinf(), self.level_sizes[level])
-        shape = (*nodes.shape, -1)
-        return logits.log_softmax(-1).view(shape), codes.view(shape)
+    def _by_code(self, level: int, log_p: Tensor, codes: Tensor | None) -> Tensor:
+        """(B, W, C) of children -> (B, W, K) of codes, -inf where a prefix has no such child."""
+        if codes is None:
+            return log_p
+        size = self.level_sizes[level]
+        table = log_p.new_full((*log_p.shape[:2], size + 1), NEVER)
+        return table.scatter(2, codes, log_p)[:, :, :-1]  # absent children carry the spare code K
 
-    def _children_from_table(self, context: TreeContext, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`_children_logits`, by one product with all nodes of the level and a lookup: wide beams ask for
-        most of them anyway, and for some by many beams of a batch. (B, W) -> (B, W, C) twice."""
-        table = torch.addmm(self.bias[level], context.states[:, level], self._node_vectors(level).T)  # (B, nodes)
-        here, real_mask = context.visited[:, :, level].clamp(min=0), context.visited[:, :, level] >= 0  # (B, S)
-        times = torch.zeros_like(table).scatter_add_(1, here, real_mask.to(table.dtype)).gather(1, here)  # (B, S)
-        been, often = VISIT_SCALE * self.visits[level]
-        share = (been + often * times.log1p()) / times.clamp(min=1)  # every visit of a node brings its part
-        table.scatter_add_(1, here, share.masked_fill(~real_mask, 0.0))
-        starts = getattr(self, f"starts_{level}")
-        children = starts[nodes][:, :, None] + torch.arange(self.num_children[level], device=table.device)
+    def _child_log_probs(self, context: TreeContext, level: int, nodes: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, W) nodes -> log-probabilities and codes of their children, (B, W, C) each; absent ones -inf, code K.
+        None: every child's code is its place, and C is K."""
+        starts, num_children, size = getattr(self, f"starts_{level}"), self.num_children[level], self.level_sizes[level]
+        children = starts[nodes][:, :, None] + torch.arange(num_children, device=nodes.device)  # (B, W, C)
         absent_mask = children >= starts[nodes + 1][:, :, None]
-        children = children.masked_fill(absent_mask, 0)  # (B, W, C)
-        logits = table.gather(1, children.flatten(1)).view(children.shape)
-        return logits.masked_fill(absent_mask, NEVER), children
+        if torch.is_grad_enabled():
+            states = context.states[:, level, None].expand(-1, nodes.shape[1], -1).flatten(0, 1)  # (B*W, D)
+            visited = context.visited[:, None].expand(-1, nodes.shape[1], -1, -1).flatten(0, 1)  # (B*W, S, L)
+            logits = self._children_logits(level, states, nodes.flatten(), visited)[0].view(children.shape)
+        else:
+            vectors, here = self._node_vectors(level), context.visited[:, :, level]
+            logits = children_logits(context.states[:, level], nodes, starts, vectors, self.bias[level], num_children)
+            above = context.visited[:, :, level - 1] if level else None
+            add_visits(logits, nodes, starts, here, above, *(VISIT_SCALE * self.visits[level]))
+            logits = logits.masked_fill_(absent_mask, NEVER)
+        log_p = logits.log_softmax(-1)
+        if self.code_is_place[level] and num_children == size:
+            return log_p, None
+        codes = getattr(self, f"codes_{level}")[children.clamp_(max=self.num_nodes[level] - 1)]
+        return log_p, codes.masked_fill_(absent_mask, size)
 
 
 def _with_siblings(old: Tensor, rows: Tensor, parents: Tensor) -> Tensor:

@@ -1,0 +1,63 @@
+"""Scores of the children of many nodes, for sidera's generator when it answers.
+
+All beams of a history share its state, so a node's children are one product with the vectors of a run of the level:
+they are neighbours. Two ways, held against the generator's own (``tests/models/test_sidera.py``): one product with the
+whole level and a lookup, where the beams ask for a good part of it; else a product a node, read where it lies, with the
+states of all histories that ask for it. Nothing is gathered: a million leaves of 64 dims are 250 MB, and 50 beams of a
+tree of 1,000 clusters would copy 12 MB of them at every request.
+
+Shape legend: B histories · W beams · S longest history · C most children of a node · D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TABLE_SHARE = 16  # beams that ask for a 16th of a level's nodes are answered from a table of all of them
+
+
+def children_logits(
+    states: Tensor, nodes: Tensor, starts: Tensor, vectors: Tensor, bias: Tensor, num_children: int
+) -> Tensor:
+    """Scores (B, W, C) of the children of nodes (B, W) for states (B, D); behind a node's last child: anything.
+
+    starts (nodes + 1,): the first child of each node; vectors (children, D) and bias (children,) of the level.
+    """
+    if nodes.numel() * num_children * TABLE_SHARE >= len(bias) * len(states) or not states.is_cpu:
+        table = torch.addmm(bias, states, vectors.T)  # (B, children)
+        children = starts[nodes][:, :, None] + torch.arange(num_children, device=table.device)
+        children = children.clamp_(max=len(bias) - 1)  # (B, W, C)
+        return table.gather(1, children.flatten(1)).view(children.shape)
+    asked, order = nodes.flatten().sort(stable=True)
+    distinct, counts = torch.unique_consecutive(asked, return_counts=True)
+    begins, ends = starts[distinct].tolist(), starts[distinct + 1].tolist()
+    rows = states.index_select(0, order // nodes.shape[1])  # (B*W, D) by node
+    found = rows.new_zeros(len(order), num_children)
+    at = 0
+    for begin, end, count in zip(begins, ends, counts.tolist(), strict=True):
+        torch.addmm(
+            bias[begin:end], rows[at : at + count], vectors[begin:end].T, out=found[at : at + count, : end - begin]
+        )
+        at += count
+    return torch.empty_like(found).index_copy_(0, order, found).view(*nodes.shape, num_children)
+
+
+def add_visits(
+    logits: Tensor, nodes: Tensor, starts: Tensor, here: Tensor, above: Tensor | None, been: Tensor, often: Tensor
+) -> None:
+    """Add, in place, what a history's visits to a child change of its score.
+
+    logits (B, W, C) of the children of nodes (B, W); here and above (B, S): the nodes that the events of the history
+    stand on, at the children's level and at the one above (None: all hang under the root); -1: no event.
+    """
+    real_mask = here >= 0
+    same = here[:, :, None] == here[:, None]  # (B, S, S)
+    times = same.sum(2).to(logits.dtype)  # (B, S) visits of the node that an event stands on
+    share = (been + often * times.log1p()) / times  # every visit of a node brings its part
+    under = torch.zeros_like(here) if above is None else above.clamp(min=0)
+    asks = (under[:, :, None] == nodes[:, None]) & real_mask[:, :, None]  # (B, S, W): beams that stand above the visit
+    place = (here - starts[under]).clamp_(min=0, max=logits.shape[2] - 1)
+    index = place[:, :, None] + torch.arange(nodes.shape[1], device=nodes.device) * logits.shape[2]
+    shares = torch.where(asks, share[:, :, None], 0.0)
+    logits.flatten(1).scatter_add_(1, index.flatten(1), shares.flatten(1))
