@@ -40,6 +40,7 @@ class World:
         import torch
 
         from sidera.catalog.catalog import Catalog
+        from sidera.data.feature import Feature
         from sidera.data.features import FeatureSchema
         from sidera.models.generators.sidera import SideraGenerator
         from sidera.models.generators.tiger import Tiger
@@ -65,8 +66,13 @@ class World:
             removed=Marks.none(num_items),
             popularity=Column.of(self.rng.integers(0, MOST, num_items)),
             titles=Texts.of([None] * num_items),
-            schema=FeatureSchema(item_fields={"brand": brands, "kind": kinds}),
-            categories={
+            schema=FeatureSchema(
+                features=(
+                    Feature("brand", "category", "item", "brand", brands),
+                    Feature("kind", "category", "item", "kind", kinds),
+                )
+            ),
+            features={
                 "brand": Column.of(self.rng.integers(1, BRANDS + 1, num_items)),
                 "kind": Column.of(self.rng.integers(1, KINDS + 1, num_items)),
             },
@@ -118,8 +124,8 @@ class World:
                 values = self.catalog.popularity[ids]
                 assert ((values >= clause.low) & (values <= clause.high)).all()
             else:
-                vocabulary = np.array(self.catalog.schema.item_fields[clause.column])
-                assert np.isin(vocabulary[self.catalog.categories[clause.column][ids] - 1], clause.values).all()
+                vocabulary = np.array({"brand": self.brands, "kind": self.kinds}[clause.column])
+                assert np.isin(vocabulary[self.catalog.features[clause.column][ids] - 1], clause.values).all()
         self.asked += 1
         self.short += len(ids) < NUM_RESULTS
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sidera.batch import Batch, Events, Requests, TargetKind, Targets
+from sidera.data.feature import Feature
 from sidera.data.features import FeatureSchema
 from sidera.data.items import ItemTable
 from sidera.decode.beam import beam_search
@@ -34,8 +35,10 @@ SCHEMA = FeatureSchema(
     labels=("click", "long_view"),
     has_watch_time=True,
     has_duration=True,
-    item_fields={"creator": ("a", "b", "c")},
-    profile_fields={"region": ("north", "south")},
+    features=(
+        Feature("creator", "category", "item", "creator", ("a", "b", "c"), has_missing=True),
+        Feature("region", "category", "user", "region", ("north", "south"), has_missing=True),
+    ),
     long_view_seconds=(5.0,) * 17,
 )
 ONEREC = {"width": 32, "ff_width": 64, "dropout": 0.0, "num_experts": 3, "num_active": 2, "expert_width": 32}
@@ -63,7 +66,7 @@ class World:
 
     @property
     def table(self) -> ItemTable:
-        return ItemTable(self.catalog.codes, self.catalog.categories)
+        return ItemTable(self.catalog.codes, self.catalog.features)
 
     @classmethod
     def of(cls, num_items: int, level_sizes: tuple[int, ...], seed: int = 0) -> World:
@@ -78,7 +81,7 @@ class World:
             num_items=num_items,
             item_keys=np.arange(num_items).astype(str),
             schema=SCHEMA,
-            categories={"creator": rng.integers(0, 4, num_items)},
+            features={"creator": rng.integers(0, 4, num_items)},
         )
         return cls(catalog, CodeTrie.build(codes, level_sizes), rng.permutation(num_items))
 
@@ -112,7 +115,7 @@ class World:
         return Batch(
             Events(event_items, torch.from_numpy(offsets), torch.from_numpy(NOW - ages), feedback),
             table,
-            Requests(as_of=torch.full((num_histories,), NOW), profiles=profiles),
+            Requests(as_of=torch.full((num_histories,), NOW), features=profiles),
             Targets(kind, target_items, torch.from_numpy(target_offsets)),
             global_count=len(followers),
         )

@@ -145,11 +145,15 @@ def train(name: str, seed: int, quick: bool) -> tuple[Any, Any, Any, float]:
     from sidera.catalog.build import build_catalog
     from sidera.catalog.config import CatalogConfig
     from sidera.data.config import DataConfig, load_dataset, make_views
+    from sidera.data.feature import FeatureConfig
     from sidera.data.split import user_groups
     from sidera.models.rankers.pscore import PScore
     from sidera.train.ranker import FIT, RANKER_SHARES
 
-    config = DataConfig(positive="long_view", item_fields=("creator", "tags"))
+    declared: dict[str, FeatureConfig] = {name: FeatureConfig("category", "item") for name in ("creator", "tags")}
+    declared |= {name: FeatureConfig("category", "user") for name in ("age_group", "region", "device")}
+    declared |= {name: FeatureConfig("number", "item") for name in ("duration", "viral")}
+    config = DataConfig(positive="long_view", features={**declared, "content": FeatureConfig("vector", "item")})
     view, positives = make_views(load_dataset(world_log(name, seed, USERS, DAYS), config), config)
     codes = CatalogConfig(
         vectors=("tfidf", "behaviour"),
@@ -207,7 +211,9 @@ def questions(name: str, seed: int, view: Any, table: Any, audience: int) -> tup
     feedback = view.schema.complete({key: columns[key] for key in view.schema.columns if key in columns}, len(rows))
     offsets = np.concatenate([[0], np.cumsum(counts)])
     last = offsets[1:] - 1
-    profiles = view.schema.profile_categories(world.users_table(people.users))
+    profiles = {
+        each.name: each.encode(world.users_table(people.users)[each.source]) for each in view.schema.owned("user")
+    }
     as_of = columns["time"][last] + np.ceil(columns["watch_time"][last]).astype(np.int64) + 1
     items, (places_of_items,) = table.distinct(columns["item"].astype(np.int64))
     events = Events(
@@ -217,7 +223,7 @@ def questions(name: str, seed: int, view: Any, table: Any, audience: int) -> tup
         {key: torch.from_numpy(values) for key, values in feedback.items()},
     )
     asked = {key: torch.from_numpy(values[there]) for key, values in profiles.items()}
-    batch = Batch(events, items, Requests(as_of=torch.from_numpy(as_of), profiles=asked))
+    batch = Batch(events, items, Requests(as_of=torch.from_numpy(as_of), features=asked))
     return ids[there], batch, np.take_along_axis(utility, candidates, axis=1).astype(np.float64), candidates
 
 

@@ -10,15 +10,25 @@ import torch
 
 from hand_made import changed, hand_made
 from sidera.batch import Batch
+from sidera.data.feature import Feature, Owner
 from sidera.data.features import FeatureSchema
+
+
+def category(name: str, owner: Owner, *vocabulary: str) -> Feature:
+    """As it is found in a table where some rows lack it."""
+    return Feature(name, "category", owner, name, vocabulary, has_missing=True)
+
 
 SCHEMA = FeatureSchema(
     positive="long_view",
     labels=("click", "like", "long_view"),
     has_watch_time=True,
     has_duration=True,
-    item_fields={"creator": ("a", "b", "c"), "tags": ("x", "y")},
-    profile_fields={"region": ("north", "south")},
+    features=(
+        category("creator", "item", "a", "b", "c"),
+        category("tags", "item", "x", "y"),
+        category("region", "user", "north", "south"),
+    ),
     long_view_seconds=(5.0,) * 17,
 )
 NOW = 1_700_000_000  # unix seconds
@@ -31,7 +41,7 @@ class FeedbackCatalog:
     codes: np.ndarray  # (N, L)
     level_sizes: tuple[int, ...]
     schema: FeatureSchema = SCHEMA
-    categories: dict[str, np.ndarray] = field(default_factory=dict)
+    features: dict[str, np.ndarray] = field(default_factory=dict)
     codebook_id: str = "test"
 
     @property
@@ -44,13 +54,13 @@ def feedback_catalog(num_items: int = 20, level_sizes: tuple[int, ...] = (5, 4, 
     rng = np.random.default_rng(seed)
     flat = rng.choice(int(np.prod(level_sizes)), num_items, replace=False)
     codes = np.stack(np.unravel_index(flat, level_sizes), axis=1).astype(np.int32)
-    categories = {name: rng.integers(0, len(values) + 1, num_items) for name, values in SCHEMA.item_fields.items()}
-    return FeedbackCatalog(codes, level_sizes, categories=categories)
+    features = {each.name: rng.integers(0, each.num_values, num_items) for each in SCHEMA.owned("item")}
+    return FeedbackCatalog(codes, level_sizes, features=features)
 
 
 def bare_catalog(num_items: int = 20, level_sizes: tuple[int, ...] = (5, 4, 3)) -> Any:
     """The same items in a log without feedback, categories or profiles."""
-    return replace(feedback_catalog(num_items, level_sizes), schema=FeatureSchema(), categories={})
+    return replace(feedback_catalog(num_items, level_sizes), schema=FeatureSchema(), features={})
 
 
 def requests(lengths: list[int], targets: list[int] | None = None, num_items: int = 20, seed: int = 0) -> Batch:

@@ -32,7 +32,7 @@ def finder(ids: Mapping[str, int]) -> Callable[[Sequence[str]], np.ndarray]:
 
 def table_of(catalog: Any) -> ItemTable:
     """Of as much of a Catalog as tests make."""
-    return ItemTable(catalog.codes, getattr(catalog, "categories", {}))
+    return ItemTable(catalog.codes, getattr(catalog, "features", {}))
 
 
 def hand_made(
@@ -83,7 +83,7 @@ def changed(batch: Batch, items: Any = None, **changes: Any) -> Batch:
     events, requests, targets, lifelong = batch.events, batch.requests, batch.targets, batch.lifelong
     given: dict[str, Any] = {
         "item_ids": batch.item_ids, "offsets": events.offsets, "times": events.times, "feedback": events.feedback,
-        "user_ids": requests.user_ids, "as_of": requests.as_of, "profiles": requests.profiles,
+        "user_ids": requests.user_ids, "as_of": requests.as_of, "profiles": requests.features,
         "lifelong": lifelong and replace(lifelong, items=batch.items.ids[lifelong.items]),
         "global_count": batch.global_count,
     }  # fmt: skip

@@ -202,7 +202,8 @@ def keys() -> dict[str, set[str]]:
 
 
 def wrong_key(section: str, key: str) -> bool:
-    """Whether ``[section] key`` is none; arms of an alignment have the keys of [align]."""
+    """Whether ``[section] key`` is none; arms of an alignment have the keys of [align], features one set of keys."""
+    section = re.sub(r"^data\.features\.\w+$", "data.features", section)
     if re.match(r"align\.arms\.", section):
         section = "align"
     if section not in keys():

@@ -203,6 +203,7 @@ def test_http_fields_are_frozen() -> None:
         "cold_start",
         "unknown",
         "unread",
+        "unseen",
         "filtered_seen",
         "unknown_user",
         "policy_version",

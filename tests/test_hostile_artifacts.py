@@ -282,10 +282,6 @@ TABLES: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
         "column 'popularity' holds double",
     ),
     "null popularity": (lambda table: table.set_column(2, "popularity", pa.nulls(24, pa.int64())), "is damaged"),
-    "negative categories": (
-        lambda table: table.append_column("category:creator", pa.array([-1] * 24)),
-        "does not hold whole numbers from 0",
-    ),
 }
 
 

@@ -31,7 +31,9 @@ class Reads:
     """What a model reads of a history; ``data.reading.Reading`` obeys it."""
 
     max_events: int  # newest ones
-    events: Literal["positive", "all"] = "positive"  # all: with feedback columns, times and profiles
+    events: Literal["positive", "all"] = (
+        "positive"  # all: with feedback, times, and features of users, requests, events
+    )
     recent: int | None = None  # of these events, so many newest are read whatever they are, older ones when positive
     lifelong: Any | None = None  # a ``store.lifelong.LifelongConfig``: representatives of the whole history too
 
@@ -46,7 +48,7 @@ class Reads:
 
     @property
     def feedback(self) -> bool:
-        """Whether batches carry what came of every event, and profiles."""
+        """Whether batches carry what came of every event, and features of users, requests and events."""
         return self.events == "all"
 
 
@@ -56,7 +58,7 @@ class Items(Columns):
 
     ids: Tensor  # (U,) int64 ascending: dense ids, rows of the ItemTable
     codes: Tensor  # (U, L) int64 semantic IDs; L = 0 where the catalogue has none
-    features: Mapping[str, Tensor] = field(default_factory=dict)  # feature -> (U,) category, 0: unknown
+    features: Mapping[str, Tensor] = field(default_factory=dict)  # feature -> (U, ...), as ``data.feature`` encodes it
 
     @property
     def num_items(self) -> int:
@@ -71,6 +73,7 @@ class Events(JaggedColumns):
     offsets: Tensor  # (B+1,) int64
     times: Tensor | None = None  # (T,) int64, unix seconds
     feedback: Mapping[str, Tensor] = field(default_factory=dict)  # column -> (T,) float32
+    features: Mapping[str, Tensor] = field(default_factory=dict)  # feature of events -> (T, ...)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Requests(Columns):
 
     user_ids: Tensor | None = None  # (B,) int64
     as_of: Tensor | None = None  # (B,) int64, unix seconds: the moment of the request
-    profiles: Mapping[str, Tensor] = field(default_factory=dict)  # user feature -> (B,) int64, 0: unknown
+    features: Mapping[str, Tensor] = field(default_factory=dict)  # feature of the user or the request -> (B, ...)
 
 
 @dataclass(frozen=True)

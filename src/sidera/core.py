@@ -109,9 +109,10 @@ class Request:
     k: int = 10  # items wanted
     filter_seen: bool | None = None  # items of the history are not answered again; None: as the log's repeats say
     exclude: tuple[str, ...] = ()  # item keys that must not be answered; unknown ones never are
-    feedback: Mapping[str, Sequence[float]] = field(default_factory=dict)  # column -> one number per event of history
+    feedback: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    # column, or feature of events -> one value per event of history; numbers, and of features what they hold
     times: Sequence[int] | None = None  # unix seconds of each event
-    profile: Mapping[str, str] = field(default_factory=dict)  # what is known of the user: region, device, ...
+    profile: Mapping[str, Any] = field(default_factory=dict)  # features of the user and of this request -> value
     as_of: int | None = None  # unix seconds; None: the moment of the newest event
     user: str | None = None  # key of a user whose history is in the behaviour store: events before ``as_of``, or all
     refuse_unknown: bool = False  # True: InputError for a history with an item that the catalogue does not hold
@@ -137,5 +138,6 @@ class Recommendation:
     shadow_version: str = ""  # of the weights that this answer is compared with; "": none
     filtered_seen: bool = False  # items of the history were left out: as asked, or because users hardly return to any
     unread: tuple[str, ...] = ()  # keys of the history that came after the training: the model has no row for them
+    unseen: tuple[str, ...] = ()  # "feature=value" of the request that training never saw: read as unknown
     beam: int = 0  # width of the search; 0: no search was made (a scorer, or a cold start)
     eligible: int | None = None  # items that pass the request's filter; 0: clauses contradict, or name nothing there is

@@ -89,7 +89,7 @@ def toml(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_bare(key)} = {toml(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{_bare(key)} = {toml(one)}" for key, one in value.items() if one is not None) + "}"
     return "[" + ", ".join(toml(one) for one in value) + "]"
 
 

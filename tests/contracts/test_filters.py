@@ -13,6 +13,7 @@ from checkerboard_world import ALL, build, recommender, world
 from sidera.catalog.catalog import Catalog
 from sidera.cli.filtering import filter_of
 from sidera.core import Clause, Filter, InputError, Request
+from sidera.data.feature import Feature
 from sidera.decode.exact import score_all_items
 from sidera.engine.filters import filter_table
 from sidera.engine.recommender import Recommender
@@ -28,9 +29,11 @@ def furnished(catalog: Catalog) -> Catalog:
     """The catalogue with two columns of categories; 0 is unknown."""
     rng = np.random.default_rng(0)
     columns = {"brand": rng.integers(0, 4, catalog.num_items), "kind": rng.integers(0, 3, catalog.num_items)}
-    schema = replace(catalog.schema, item_fields={"brand": BRANDS, "kind": KINDS})
+    vocabularies = {"brand": BRANDS, "kind": KINDS}
+    features = tuple(Feature(name, "category", "item", name, values) for name, values in vocabularies.items())
+    schema = replace(catalog.schema, features=features)
     return replace(
-        catalog, schema=schema, categories={name: Column.of(values) for name, values in columns.items()},
+        catalog, schema=schema, features={name: Column.of(values) for name, values in columns.items()},
         popularity=Column.of(rng.integers(0, 20, catalog.num_items)),
     )  # fmt: skip
 
@@ -46,7 +49,7 @@ def passes(catalog: Catalog, conditions: dict[str, Any]) -> set[str]:
                 number = int(catalog.popularity[np.array([item])][0])
                 good &= condition.get("min", 0) <= number <= condition.get("max", 99)
                 continue
-            value = key if column == "item" else (None, *vocabularies[column])[int(catalog.categories[column][item])]
+            value = key if column == "item" else (None, *vocabularies[column])[int(catalog.features[column][item])]
             negated = isinstance(condition, dict)
             values = condition["not"] if negated else condition
             good &= (value in ([values] if isinstance(values, str) else values)) != negated
@@ -172,3 +175,18 @@ def test_conditions_as_they_are_typed() -> None:
     for texts in (["brand"], ["popularity>=x"], ["brand=a", "brand=b"], ["brand=a", "brand>=1"], ["=a"]):
         with pytest.raises(InputError, match="--filter"):
             filter_of(texts)
+
+
+def test_of_several_values_of_an_item_one_is_enough() -> None:
+    catalog = world().catalog
+    tags = np.stack([np.arange(catalog.num_items) % 3, np.arange(catalog.num_items) % 2 * 3], axis=1)  # 0: none
+    feature = Feature("tags", "categories", "item", "tags", ("x", "y", "z"))
+    schema = replace(catalog.schema, features=(feature,))
+    table = filter_table(replace(catalog, schema=schema, features={"tags": Column.of(tags)}))
+    for conditions, numbers, negated in (
+        ({"tags": ["x", "z"]}, [1, 3], False), ({"tags": {"not": "z"}}, [3], True), ({"tags": "w"}, [], False),
+    ):  # fmt: skip
+        expected = np.isin(tags, numbers).any(1) != negated
+        assert table.item_mask(Filter.of(conditions)).tolist() == expected.tolist()
+    both = table.item_mask(Filter.of({"tags": "x", "item": ["item0001", "item0002"]}))
+    assert np.flatnonzero(both).tolist() == [1]

@@ -10,6 +10,7 @@ from sidera.core import InputError
 from sidera.data.batches import RequestRows, request_starts
 from sidera.data.config import DataConfig, make_views
 from sidera.data.dataset import Dataset
+from sidera.data.feature import FeatureConfig
 from sidera.data.features import (
     FeatureSchema,
     duration_buckets,
@@ -24,12 +25,16 @@ def test_the_schema_names_what_there_is() -> None:
     schema = fit_schema(dataset, "click", np.ones(dataset.num_events, bool))
     assert schema.labels == ("click", "like", "long_view")  # "uniform" is bookkeeping
     assert schema.columns == ("click", "like", "long_view", "watch_time", "duration")
-    assert schema.item_fields == {"creator": ("c0", "c1", "c2"), "tags": ("t0", "t1", "t2", "t3", "t4")}
-    assert schema.profile_fields == {"region": ("north", "south")}
-    categories = schema.item_categories(dataset.items)
+    assert {(each.name, each.owner): each.vocabulary for each in schema.features if each.kind == "category"} == {
+        ("creator", "item"): ("c0", "c1", "c2"),
+        ("tags", "item"): ("t0", "t1", "t2", "t3", "t4"),
+        ("region", "user"): ("north", "south"),
+    }
+    assert not schema.declared
+    categories = schema.of_items(dataset.items)
     assert categories["creator"][:4].tolist() == [0, 2, 3, 1]
     assert categories["tags"][:4].tolist() == [0, 2, 0, 4]
-    assert schema.profile_categories(dataset.users)["region"].tolist() == [1, 2, 0, 1, 2, 0]
+    assert schema.of_log(dataset, "user")["region"].tolist() == [1, 2, 0, 1, 2, 0]
     assert FeatureSchema.from_json(schema.to_json()) == schema
 
 
@@ -147,8 +152,8 @@ def test_bad_columns_are_named() -> None:
         fit_schema(dataset, "share", every)
     with pytest.raises(InputError, match="positive = 'watch_time' holds float32"):
         fit_schema(dataset, "watch_time", every)
-    with pytest.raises(InputError, match="item_fields names 'colour'"):
-        fit_schema(dataset, "", every, item_fields=("colour",))
+    with pytest.raises(InputError, match="read from 'colour', which the item's table has not; allowed: creator"):
+        fit_schema(dataset, "", every, declared={"colour": FeatureConfig("category", "item")})
     negative = {**dataset.feedback, "watch_time": np.full(dataset.num_events, -1.0)}
     with pytest.raises(InputError, match="watch_time -1 of event 0 is negative"):
         fit_schema(Dataset(**{**dataset.__dict__, "feedback": negative}), "", every)

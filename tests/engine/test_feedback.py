@@ -122,7 +122,7 @@ def test_a_saved_run_keeps_how_events_are_read(views: tuple[View, View], tmp_pat
     request = request_of(views[0], 2)
     assert loaded.recommend([request])[0].item_ids == model.recommend([request])[0].item_ids
     grown = loaded.catalog.with_items(["new"], torch.zeros(1, loaded.catalog.quantizer.dim))
-    assert all(len(values) == grown.num_items for values in grown.categories.values())
+    assert all(len(values) == grown.num_items for values in grown.features.values())
     opened = Recommender.load(tmp_path, catalog=grown, beam=model.beam)
     answer = opened.recommend([request_of(views[0], 2, history=("new", *request.history[1:]))])[0]
     assert len(answer.item_ids) == 6  # an item that the model has no row for is passed over, with its feedback

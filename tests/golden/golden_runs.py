@@ -176,6 +176,8 @@ def written_catalog(prepared: Prepared, recipe: Recipe) -> Catalog:
     codes = np.stack(np.unravel_index(flat, (size,) * num_levels), axis=1).astype(np.int32)
     drawn = rng.standard_normal((num_levels, size, 16)).astype(np.float32)
     codebooks = RQKMeans(tuple(torch.from_numpy(level) for level in drawn))
+    categories = tuple(each for each in prepared.schema.features if each.kind == "category")
+    schema = dataclasses.replace(prepared.schema, features=categories)
     titles = dataset.items["title"].to_pylist() if "title" in dataset.items.column_names else [None] * num_items
     return Catalog(
         item_keys=dataset.item_keys.astype(str),
@@ -188,8 +190,8 @@ def written_catalog(prepared: Prepared, recipe: Recipe) -> Catalog:
         removed=np.zeros(num_items, bool),
         popularity=item_popularity(prepared.positives.dataset, prepared.positives.split),
         titles=titles,
-        schema=prepared.schema,
-        categories=prepared.schema.item_categories(dataset.items),
+        schema=schema,
+        features=schema.of_items(dataset.items),
     )
 
 

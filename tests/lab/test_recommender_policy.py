@@ -104,9 +104,9 @@ def test_feedback_profiles_and_times_are_those_that_training_sees(
     assert set(batch.events.feedback) == set(view.schema.columns)
     for name, values in logged.events.feedback.items():
         assert torch.equal(asking.events.feedback[name], values), name
-    for name, values in logged.requests.profiles.items():
-        assert torch.equal(asking.requests.profiles[name], values), name
-    assert set(batch.requests.profiles) == {"age_group", "region", "device"}
+    for name, values in logged.requests.features.items():
+        assert torch.equal(asking.requests.features[name], values), name
+    assert set(batch.requests.features) == {"age_group", "region", "device"}
 
 
 @pytest.mark.parametrize("name", list(SECTIONS))

@@ -49,7 +49,7 @@ def lazy(**changes: Any) -> OneRecV2:
 def with_features(catalog: Any) -> Any:
     """The catalogue with the schema of a log without feedback."""
     object.__setattr__(catalog, "schema", FeatureSchema())
-    object.__setattr__(catalog, "categories", {})
+    object.__setattr__(catalog, "features", {})
     return catalog
 
 

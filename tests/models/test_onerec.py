@@ -80,7 +80,7 @@ def test_any_pathway_alone_and_none_at_all(left: str) -> None:
         "num_lifelong_queries": [3, 3, 0],  # without a short-term pathway every event is an older one
     }
     assert counts == [1 + number for number in expected.get(left, [0, 0, 0])]
-    other = changed(batch, profiles={"region": (batch.requests.profiles["region"] + 1) % 3})
+    other = changed(batch, profiles={"region": (batch.requests.features["region"] + 1) % 3})
     assert torch.allclose(answers(model, batch), answers(model, other)) == (left != "static")
 
 

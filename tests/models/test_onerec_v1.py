@@ -28,7 +28,7 @@ SCHEMA = FeatureSchema(positive="click", labels=("click", "like"))
 @dataclass(frozen=True)
 class FeatureCatalog(SmallCatalog):
     schema: FeatureSchema = SCHEMA
-    categories: dict[str, np.ndarray] = field(default_factory=dict)
+    features: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def make(**changes: Any) -> OneRecV1:

@@ -313,7 +313,7 @@ def test_a_retrained_catalogue_reads_the_same_histories(
         retrained, item_keys=retrained.item_keys[order], codes=retrained.codes[order],
         removed=retrained.removed[order], popularity=retrained.popularity[order],
         titles=[retrained.titles[item] for item in order],
-        categories={name: values[order] for name, values in retrained.categories.items()},
+        features={name: values[order] for name, values in retrained.features.items()},
     )  # fmt: skip
     assert retrained.item_vectors.shape[1] != catalog.item_vectors.shape[1]
     answers = []

@@ -29,7 +29,7 @@ from sidera.config import digest, written
 from sidera.console import warn, working
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
-from sidera.data.features import FeatureSchema, item_numbers
+from sidera.data.features import FeatureSchema
 from sidera.data.split import Split, item_popularity, repeat_share
 from sidera.ops.columns import Column, Marks, Texts
 
@@ -43,7 +43,7 @@ def build_catalog(
 ) -> tuple[Catalog, dict[str, Any]]:
     """Give every item of the dataset its semantic ID, from content and from the split's training part only.
 
-    ``schema`` is kept with the Catalog, and the categories of the items as it reads them. ``encoder_path`` is where the
+    ``schema`` is kept with the Catalog, and the features of the items as it reads them. ``encoder_path`` is where the
     block "aligned" leaves its item encoder, or finds it (default: the cache).
     """
     schema = schema or FeatureSchema()
@@ -74,7 +74,7 @@ def build_catalog(
 def _without_codes(
     dataset: Dataset, split: Split, config: CatalogConfig, schema: FeatureSchema, popularity: np.ndarray
 ) -> tuple[Catalog, dict[str, Any]]:
-    """Items with their titles, categories and popularity, for models that score items and read no code."""
+    """Items with their titles, features and popularity, for models that score items and read no code."""
     report = {"num_items": dataset.num_items, "level_sizes": [], "num_cold_items": int((popularity == 0).sum())}
     report["repeat_share"] = repeat_share(dataset, split)
     inputs, codes = catalog_digest(dataset, split, config, schema), np.zeros((dataset.num_items, 0), dtype=np.int32)
@@ -99,8 +99,7 @@ def _assembled(
         titles=Texts.of(_titles(dataset)),
         report=report,
         schema=schema,
-        categories={name: Column.of(values) for name, values in schema.item_categories(dataset.items).items()},
-        numbers=Column.of(item_numbers(dataset.items)),
+        features={name: Column.of(values) for name, values in schema.of_items(dataset.items).items()},
     )
 
 

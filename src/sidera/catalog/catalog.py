@@ -80,8 +80,7 @@ class Catalog:
     titles: Texts
     report: Mapping[str, Any] = field(default_factory=dict)
     schema: FeatureSchema = field(default_factory=FeatureSchema)  # how events, items and users are read
-    categories: Mapping[str, Column] = field(default_factory=dict)  # item field -> (N,) int64, 0: unknown
-    numbers: Column | None = None  # (N, F) float32 of ``data.features.item_numbers``; None: nothing is known
+    features: Mapping[str, Column] = field(default_factory=dict)  # of items -> (N, ...), as the schema encodes them
     ids_by_key: KeyIndex = None  # type: ignore[assignment]  # made of item_keys where it is not given
     _behind: _Behind = field(init=False, default_factory=_Behind, repr=False)
 
@@ -92,8 +91,7 @@ class Catalog:
             "codes": Column.of(self.codes),
             "popularity": Column.of(self.popularity),
             "removed": Marks.of(self.removed),
-            "categories": {name: Column.of(values) for name, values in self.categories.items()},
-            "numbers": None if self.numbers is None else Column.of(self.numbers),
+            "features": {name: Column.of(values) for name, values in self.features.items()},
         }
         for name, column in columns.items():
             object.__setattr__(self, name, column)
@@ -125,7 +123,8 @@ class Catalog:
     @cached_property
     def items(self) -> ItemTable:
         """What batches are told of the items."""
-        return ItemTable(self.codes, self.categories, self.items_version)
+        batched = frozenset(feature.name for feature in self.schema.batched)
+        return ItemTable(self.codes, self.features, self.items_version, batched)
 
     @cached_property
     def serving_order(self) -> np.ndarray:
@@ -190,6 +189,14 @@ class Catalog:
             raise InputError(f"the catalogue holds no item {key!r}", allowed=f"one of its {self.num_items} item ids")
         return ids
 
+    def check_features(self, learned: str) -> None:
+        """CatalogMismatch when a model that was trained on the features ``learned`` is given this Catalog."""
+        if learned != self.schema.digest:
+            raise CatalogMismatch(
+                f"the model was trained on features {learned}, this catalogue has features {self.schema.digest}",
+                fix="give the catalogue that the model was trained with, or train the model again",
+            )
+
     def check_codebook(self, expected: str) -> None:
         """CatalogMismatch when a model trained on codebook ``expected`` is given this Catalog."""
         if expected != self.codebook_id:
@@ -210,9 +217,8 @@ class Catalog:
             removed=Marks.none(num_items),
             popularity=self.popularity.head(num_items),
             titles=self.titles.head(num_items),
-            categories={name: values.head(num_items) for name, values in self.categories.items()},
+            features={name: values.head(num_items) for name, values in self.features.items()},
             ids_by_key=self.ids_by_key.head(keys),
-            numbers=None if self.numbers is None else self.numbers.head(num_items),
         )
 
     def without(self, keys: Sequence[str]) -> Catalog:
@@ -239,14 +245,13 @@ class Catalog:
 
     def described(self, keys: Sequence[str], titles: Mapping[str, str | None], table: pa.Table) -> Catalog:
         """This Catalog where items are called and described otherwise. ``titles``: of those that get another one;
-        ``table``: a row per key with the columns whose categories change. Codes stay: they are what an item is."""
+        ``table``: a row per key with the columns whose features change. Codes stay: they are what an item is."""
         ids, named = self.ids_of(keys), self.ids_of(list(titles))
-        new = self.schema.item_categories(table)
-        changed = {name: rows.replaced(ids, new[name]) for name, rows in self.categories.items()
-                   if name in table.column_names}  # fmt: skip
+        new = self.schema.said_of_items(table)
+        changed = {name: self.features[name].replaced(ids, rows) for name, rows in new.items()}
         after = replace(
             self, titles=self.titles.replaced(named, list(titles.values())) if titles else self.titles,
-            categories={**self.categories, **changed}, items_version=self.items_version + 1,
+            features={**self.features, **changed}, items_version=self.items_version + 1,
         )  # fmt: skip
         return self._followed_by(after, [], [])
 
@@ -265,7 +270,7 @@ class Catalog:
         """This Catalog and new items, coded by the frozen quantizer; vectors (n, D) as its encoder makes.
 
         A catalogue without codes takes ``vectors = None``. ``table``: a row per new item with the columns that
-        categories are read from; None: they are unknown. The time does not grow with N, but for the first call on a
+        features are read from; None: they are unknown. The time does not grow with N, but for the first call on a
         catalogue that was just built or loaded, which looks at the codes that are taken.
         """
         count = len(keys)
@@ -280,26 +285,20 @@ class Catalog:
         self._check_vectors(keys, vectors)
         all_keys = self.item_keys.extended(keys)
         ids_by_key = self.ids_by_key.extended(keys, all_keys)
-        new = self.schema.item_categories(table) if table is not None else {}
-        nothing = np.zeros(count, np.int64)
+        owned = self.schema.owned("item")
+        new = {each.name: each.unknown(count) for each in owned} if table is None else self.schema.of_items(table)
         after = replace(
             self,
             item_keys=all_keys,
             codes=self.codes.extended(self._codes_of(vectors, count)),
             removed=self.removed.extended(count),
-            popularity=self.popularity.extended(nothing),
+            popularity=self.popularity.extended(np.zeros(count, np.int64)),
             titles=self.titles.extended(titles if titles is not None else [None] * count),
             items_version=self.items_version + 1,
-            categories={name: values.extended(new.get(name, nothing)) for name, values in self.categories.items()},
+            features={name: values.extended(new[name]) for name, values in self.features.items()},
             ids_by_key=ids_by_key,
-            numbers=None if self.numbers is None else self.numbers.extended(self._mean_numbers(count)),
         )
         return self._followed_by(after, range(self.num_items, after.num_items), [])
-
-    def _mean_numbers(self, count: int) -> np.ndarray:
-        """(count, F) of items of which no number is known: each column has mean 0."""
-        assert self.numbers is not None
-        return np.zeros((count, self.numbers.base.shape[1]), np.float32)
 
     def _followed_by(self, after: Catalog, added: Sequence[int], gone: Sequence[int]) -> Catalog:
         object.__setattr__(after, "_behind", self._behind.after(self.__dict__.get("trie"), added, gone))

@@ -66,7 +66,7 @@ def newcomer_vectors(
 ) -> Tensor | None:
     """(n, D) for n new items, in the space of the catalogue's quantizer; None where it has no codes.
 
-    ``index``: of the catalogue's texts. ``categories``: field -> (n,), as :meth:`FeatureSchema.item_categories` reads
+    ``index``: of the catalogue's texts. ``categories``: field -> (n,), as :meth:`FeatureSchema.categories_of` reads
     them. ``beside``: of each new item the items that users met next to it, with weights (:func:`met_beside`).
     """
     if catalog.quantizer is None:
@@ -117,7 +117,7 @@ def _mean(catalog: Catalog, ids: NDArray[np.int64], weights: NDArray[np.float64]
 def _of_category(catalog: Catalog, categories: Mapping[str, int]) -> NDArray[np.int64] | None:
     for name, category in categories.items():
         if category > 0:
-            ids = np.flatnonzero(np.asarray(catalog.categories[name]) == category)
+            ids = np.flatnonzero(np.asarray(catalog.features[name]) == category)
             if len(ids):
                 return _some(ids)
     return None

@@ -2,10 +2,10 @@
 
 | file | what |
 |---|---|
-| ``items.arrow`` | a row an item: key, title, popularity, removed, its categories; uncompressed, one batch |
+| ``items.arrow`` | a row an item: key, title, popularity, removed; uncompressed, one batch |
 | ``codes.safetensors`` | codes, and what the quantizer was fitted to |
 | ``index.safetensors`` | hashes of the keys in order and whose they are, the serving order |
-| ``numbers.safetensors`` | numbers of the items, where there are any |
+| ``features.safetensors`` | features of the items, where there are any |
 | ``schema.json``, ``report.json`` | how events, items and users are read; how it was built |
 """
 
@@ -20,8 +20,10 @@ import pyarrow as pa
 import torch
 
 from sidera.artifacts import Manifest, write_tensors, write_text, writing
+from sidera.bounds import shown
 from sidera.catalog.key_index import KeyIndex
 from sidera.catalog.quantizers import NO_CODES, Quantizer, name_of, quantizer_class
+from sidera.data.feature import COUNTED
 from sidera.data.features import FeatureSchema
 from sidera.loading import Opened, open_artifact
 from sidera.ops.allocator import release_memory
@@ -29,8 +31,7 @@ from sidera.ops.columns import Column, Marks, Texts
 
 KIND = "catalog"
 PREFIX = "quantizer."  # tensors of codes.safetensors
-ITEMS, CODES, INDEX, NUMBERS = "items.arrow", "codes.safetensors", "index.safetensors", "numbers.safetensors"
-CATEGORY = "category:"  # columns of items.arrow
+ITEMS, CODES, INDEX, FEATURES = "items.arrow", "codes.safetensors", "index.safetensors", "features.safetensors"
 COLUMNS = {"key": pa.large_string(), "title": pa.large_string(), "popularity": pa.int64(), "removed": pa.bool_()}
 COLLISIONS = ("extra_digit", "greedy", "share", NO_CODES)
 MAX_LEVELS = 64
@@ -52,7 +53,6 @@ def save(catalog: Any, path: str | Path, artifact_digest: str, parents: dict[str
             "title": catalog.titles.arrow(),
             "popularity": pa.array(np.asarray(catalog.popularity), pa.int64()),
             "removed": pa.array(np.asarray(catalog.removed), pa.bool_()),
-            **{CATEGORY + name: pa.array(np.asarray(rows), pa.int64()) for name, rows in catalog.categories.items()},
         }
     )
     with writing(path, Manifest(KIND, artifact_digest, parents, recipe, info)) as folder:
@@ -70,8 +70,9 @@ def save(catalog: Any, path: str | Path, artifact_digest: str, parents: dict[str
             },
             folder / INDEX,
         )
-        if catalog.numbers is not None:
-            write_tensors({"numbers": torch.from_numpy(np.array(catalog.numbers))}, folder / NUMBERS)
+        if catalog.features:
+            columns = {name: torch.from_numpy(np.array(rows)) for name, rows in catalog.features.items()}
+            write_tensors(columns, folder / FEATURES)
         with pa.ipc.new_file(folder / ITEMS, items.schema) as file:
             file.write_table(items.combine_chunks())
         write_text(folder / "schema.json", json.dumps(catalog.schema.to_json()) + "\n")
@@ -98,6 +99,7 @@ def load(path: str | Path, kind: Any) -> Any:  # a Catalog, whose file imports t
         keys, popularity = _keys(opened, items["key"]), Column.of(_whole(opened, items, "popularity"))
         ids_by_key, order = _index(opened, keys, popularity.base)
         codes = _codes(opened, tensors.pop("codes"), number, level_sizes)
+        schema = FeatureSchema.from_json(opened.json("schema.json", dict))
         catalog = kind(
             item_keys=keys,
             codes=Column.of(codes),
@@ -110,9 +112,8 @@ def load(path: str | Path, kind: Any) -> Any:  # a Catalog, whose file imports t
             popularity=popularity,
             titles=Texts.of(items["title"]),
             report=opened.json("report.json", dict),
-            schema=FeatureSchema.from_json(opened.json("schema.json", dict)),
-            categories=_categories(opened, items),
-            numbers=_numbers(opened, number),
+            schema=schema,
+            features=_features(opened, schema, number),
             ids_by_key=ids_by_key,
         )
         catalog.take_order(order)
@@ -171,22 +172,21 @@ def _index(opened: Opened, keys: Texts, popularity: np.ndarray) -> tuple[KeyInde
     return index, order
 
 
-def _numbers(opened: Opened, number: int) -> Column | None:
-    """(N, F) float32, each finite."""
-    if NUMBERS not in opened.manifest.files:
-        return None
-    found = opened.tensor_file(NUMBERS)["numbers"]
-    if found.dtype != torch.float32 or found.ndim != 2 or len(found) != number or not bool(found.isfinite().all()):
-        raise opened.damaged(f"{NUMBERS} holds {found.dtype} of shape {tuple(found.shape)}, or what is no number")
-    return Column.of(found.numpy())
-
-
-def _categories(opened: Opened, items: pa.Table) -> dict[str, Column]:
+def _features(opened: Opened, schema: FeatureSchema, number: int) -> dict[str, Column]:
+    """Every feature of items that the schema has, each value one that the schema can give."""
+    owned = schema.owned("item")
+    there = opened.tensor_file(FEATURES) if FEATURES in opened.manifest.files else {}
+    if set(there) != {feature.name for feature in owned}:
+        raise opened.damaged(f"{FEATURES} holds {shown(sorted(there))}, the schema has other features of items")
     found = {}
-    for name in items.column_names:
-        if name.startswith(CATEGORY):
-            values = items[name].to_numpy()
-            if values.dtype.kind not in "iu" or (len(values) and values.min() < 0):
-                raise opened.damaged(f"column {name!r} of items.arrow does not hold whole numbers from 0")
-            found[name.removeprefix(CATEGORY)] = Column.of(values.astype(np.int64, copy=False))
+    for feature in owned:
+        values = there[feature.name]
+        counted = feature.kind in COUNTED
+        if values.dtype != (torch.int64 if counted else torch.float32) or values.shape != (number, *feature.row_shape):
+            raise opened.damaged(f"feature {feature.name!r} is {values.dtype} of shape {tuple(values.shape)}")
+        if counted and values.numel() and not 0 <= int(values.min()) <= int(values.max()) < feature.num_values:
+            raise opened.damaged(f"feature {feature.name!r} holds a value that is none of {feature.num_values:,}")
+        if not counted and bool(values.isinf().any()):
+            raise opened.damaged(f"feature {feature.name!r} holds an endless number")
+        found[feature.name] = Column.of(values.numpy())
     return found

@@ -29,6 +29,8 @@ def recommend_verb(arguments: Arguments) -> dict[str, Any]:
         console.warn(f"not in the catalogue, left out: {', '.join(answer.unknown)}")
     if answer.unread:
         console.warn(f"newer than the model, left out: {', '.join(answer.unread)}")
+    if answer.unseen:
+        console.warn(f"never seen in training, read as unknown: {', '.join(answer.unseen)}")
     if answer.cold_start:
         console.warn("nothing of the history is known: the most popular items follow")
     if answer.eligible == 0:
@@ -43,6 +45,7 @@ def recommend_verb(arguments: Arguments) -> dict[str, Any]:
         "cold_start": answer.cold_start,
         "unknown": answer.unknown,
         "unread": answer.unread,
+        "unseen": answer.unseen,
         "eligible": answer.eligible,
         "policy_version": answer.policy_version,
     }

@@ -75,6 +75,7 @@ def section_classes() -> dict[str, type]:
     from sidera.catalog.config import CatalogConfig, ContrastiveConfig
     from sidera.catalog.quantizers import QUANTIZERS
     from sidera.data.config import DataConfig
+    from sidera.data.feature import FeatureConfig
     from sidera.eval.config import EvalConfig
     from sidera.fit.config import FitConfig
     from sidera.models import MODELS
@@ -82,6 +83,7 @@ def section_classes() -> dict[str, type]:
 
     return {
         "data": DataConfig,
+        "data.features": FeatureConfig,
         "catalog": CatalogConfig,
         "catalog.contrastive": ContrastiveConfig,
         **{name: quantizer.Config for name, quantizer in QUANTIZERS.items()},

@@ -159,7 +159,7 @@ def _feedback(
     left_out = tuple(name for name in theirs if exported and name in BOOKKEEPING and name not in old.feedback)
     more = [name for name in theirs if name not in old.feedback and name not in left_out]
     fewer = [name for name in old.feedback if name not in theirs and name not in lacks]
-    fewer = [name for name in fewer if not exported or old.feedback[name].dtype == bool]
+    fewer = [n for n in fewer if not exported or (old.feedback[n].dtype == bool and n not in BOOKKEEPING)]
     unknown = [name for name in lacks if name not in old.feedback]
     if unknown:
         allowed = ", ".join(old.feedback) or "none: the folder has no feedback"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ from sidera.config import check_value
 from sidera.core import InputError
 from sidera.data.adapters import ADAPTERS, describe, detect
 from sidera.data.dataset import Dataset
+from sidera.data.feature import FeatureConfig, check_declared
 from sidera.data.features import LONG_VIEW, POSITIVE, FeatureSchema, fit_schema, with_long_view
 from sidera.data.split import Split, check_leaks, leave_one_out, temporal
 
@@ -36,8 +37,23 @@ class DataConfig:
     positive: str = ""  # feedback column whose true events are worth recommending ("click", "long_view"); "": all,
     # or those of the log's own mark "positive" (`sidera import --keep view=0,...`); "auto": the mark that says most
     long_view_quantile: float = 0.65  # long_view: watched longer than this share of views of like duration
-    item_fields: tuple[str, ...] = ()  # item columns read as categories; empty: creator, brand, tags, ... where present
+    features: dict[str, FeatureConfig] = field(
+        default_factory=dict
+    )  # [data.features.NAME]; none: what is found
     # Columns that others generated (idgenrec_text_id, gram_keywords) are read only when text_fields names them.
+
+    def __post_init__(self) -> None:
+        check_declared(self.features)
+        if self.text_fields and self.text_columns != self.text_fields:
+            raise InputError(
+                "[data] has text_fields and features of kind text", allowed="one of them: both say what the text is"
+            )
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Item columns that the catalogue's encoder reads; empty: the adapter's custom."""
+        declared = (entry.source or name for name, entry in self.features.items() if entry.kind == "text")
+        return tuple(declared) or self.text_fields
 
 
 def load_dataset(
@@ -51,7 +67,7 @@ def load_dataset(
     adapter = detect(folder) if config.adapter == "auto" else config.adapter
     if adapter not in ADAPTERS:
         raise InputError(f"[data] adapter = {adapter!r} is not known", allowed=", ".join(["auto", *ADAPTERS]))
-    dataset = ADAPTERS[adapter](folder, config.min_rating, config.text_fields)
+    dataset = ADAPTERS[adapter](folder, config.min_rating, config.text_columns)
     if say is not None:
         say(describe(folder, adapter))
     return dataset
@@ -118,7 +134,7 @@ def _fitted(dataset: Dataset, config: DataConfig, positive: str) -> FeatureSchem
     else:
         split = make_split(dataset, replace(config, split="leave_one_out"))
     known_mask = np.arange(dataset.num_events) < split.train_ends[dataset.event_users]
-    return fit_schema(dataset, positive, known_mask, config.long_view_quantile, config.item_fields)
+    return fit_schema(dataset, positive, known_mask, config.long_view_quantile, config.features)
 
 
 def make_split(dataset: Dataset, config: DataConfig | None = None, positive_mask: np.ndarray | None = None) -> Split:

@@ -1,4 +1,4 @@
-"""What is known besides item ids: feedback of every exposure, categories of items, profiles of users.
+"""What is known besides item ids: feedback of every exposure, and features of items, users, requests and events.
 
 A model that reads feedback gets every logged event with its columns; a model that reads items alone gets the *positive*
 events only. ``[data] positive`` names the column that makes an event positive, i.e. something to recommend again:
@@ -8,42 +8,42 @@ events only. ``[data] positive`` names the column that makes an event positive, 
 that long items do not win by their length (OneRec-V2, 2508.20900, section on duration-aware shaping, with one threshold
 a bucket for all users instead of one distribution a user). Thresholds come from training events only.
 
-:class:`FeatureSchema` is what a model and the engine share: names of label columns, vocabularies of categories,
-thresholds. It is fitted once, kept with the Catalog, and read by both: what was trained is what is served.
+:class:`FeatureSchema` is what a model and the engine share: names of label columns, features with their vocabularies
+(``data.feature``), thresholds. It is fitted once, kept with the Catalog, and read by both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sidera import config
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
+from sidera.data.feature import Feature, FeatureConfig, Owner
+from sidera.data.feature_fitting import column_of, columns_of, declared_features, found_features
 
 LONG_VIEW = "long_view"
 POSITIVE = "positive"  # a mark of this name says which events of a log count, unless the recipe names another label
-ITEM_FIELDS = ("creator", "brand", "tags", "categories", "genres")  # read where an items table has them
 BOOKKEEPING = ("propensity", "uniform", "request", "slot", "session")  # of the log, no reaction of the user
-MAX_PROFILE_VALUES = 1000  # a column with more values names people, not kinds of people
 MAX_DURATION_LOG2 = 16  # 18 hours
 
 
 @dataclass(frozen=True)
 class FeatureSchema:
-    """How events, items and users are read. Category 0 is "unknown", the first value of a vocabulary is 1."""
+    """How events, items, users and requests are read."""
 
     positive: str = ""  # the label that makes an event positive; "": all are
     labels: tuple[str, ...] = ()  # boolean feedback columns, long_view among them where it can be derived
     has_watch_time: bool = False
     has_duration: bool = False
-    item_fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # field -> vocabulary
-    profile_fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    features: tuple[Feature, ...] = ()
+    declared: bool = False  # the recipe names them; False: they are what was found
     long_view_seconds: tuple[float, ...] = ()  # threshold of each log2 bucket of duration
 
     @property
@@ -52,29 +52,106 @@ class FeatureSchema:
         watch = ("watch_time",) if self.has_watch_time else ()
         return (*self.labels, *watch, *(("duration",) if self.has_duration else ()))
 
-    def item_categories(self, items: pa.Table) -> dict[str, np.ndarray]:
-        """field -> (N,) int64 category of every row of an items table; 0 where it is missing or was never seen."""
+    def owned(self, *owners: Owner) -> tuple[Feature, ...]:
+        """The features of these owners, in order."""
+        return tuple(feature for feature in self.features if feature.owner in owners)
+
+    @property
+    def batched(self) -> tuple[Feature, ...]:
+        """Features of items that batches carry. Numbers that were only found are read by who reads the whole
+        catalogue."""
+        items = self.owned("item")
+        return items if self.declared else tuple(feature for feature in items if feature.kind == "category")
+
+    def said_of_items(self, items: pa.Table) -> dict[str, np.ndarray]:
+        """feature -> (N, ...) of an items table, of those alone whose columns it has."""
+        owned = self.owned("item")
+        return {each.name: each.encode(items[each.source]) for each in owned if each.source in items.column_names}
+
+    def categories_of(self, items: pa.Table) -> dict[str, np.ndarray]:
+        """Likewise, feature -> (N,) int64 of those with one value an item."""
+        return {name: values for name, values in self.said_of_items(items).items() if values.dtype.kind == "i" and
+                values.ndim == 1}  # fmt: skip
+
+    def of_items(self, items: pa.Table) -> dict[str, np.ndarray]:
+        """feature -> (N, ...) of every row of an items table. InputError where a required column is not there."""
         found = {}
-        for name, vocabulary in self.item_fields.items():
-            if name in items.column_names:
-                found[name] = _positions(_first_values(items[name]), vocabulary)
+        for feature in self.owned("item"):
+            if feature.source in items.column_names:
+                found[feature.name] = feature.encode(items[feature.source])
+            elif feature.required:
+                raise InputError(
+                    f"the items have no column {feature.source!r}, which {feature.place} is read from",
+                    allowed=f"those they have: {', '.join(items.column_names)}",
+                    fix="add the column, empty where nothing is known",
+                )
             else:
-                found[name] = np.zeros(items.num_rows, dtype=np.int64)
+                found[feature.name] = feature.unknown(items.num_rows)
         return found
 
-    def profile_categories(self, users: pa.Table) -> dict[str, np.ndarray]:
-        """field -> (U,) int64."""
-        return {
-            name: _positions(users[name].cast(pa.string()), vocabulary)
-            if name in users.column_names
-            else np.zeros(users.num_rows, dtype=np.int64)
-            for name, vocabulary in self.profile_fields.items()
-        }
+    def of_log(self, dataset: Dataset, *owners: Owner) -> dict[str, np.ndarray]:
+        """feature -> (U, ...) of users, (E, ...) of requests and events, by a log's columns."""
+        found = {}
+        for feature in self.owned(*owners):
+            column = column_of(dataset, feature.owner, feature.source)
+            if column is not None:
+                found[feature.name] = feature.encode(column)
+            elif feature.required:
+                raise InputError(
+                    f"data set {dataset.name!r} has no column {feature.source!r}, which {feature.place} is read from",
+                    allowed=", ".join(columns_of(dataset, feature.owner)) or "nothing: it has no column",
+                )
+            else:
+                number = dataset.num_users if feature.owner == "user" else dataset.num_events
+                found[feature.name] = feature.unknown(number)
+        return found
 
-    def profile_ids(self, name: str, values: Iterable[Any]) -> np.ndarray:
-        """(B,) int64 category of each value of a user field; 0 for None and for a value that training never saw."""
-        numbers = {value: number for number, value in enumerate(self.profile_fields[name], 1)}
-        return np.array([0 if value is None else numbers.get(str(value), 0) for value in values], dtype=np.int64)
+    def of_profile(self, profile: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
+        """What a request says of its user and of itself -> feature -> (1, ...), and the values that training never
+        saw. InputError for a required feature that it does not name, and for a name that is none (declared ones)."""
+        features = self.owned("user", "request")
+        if self.declared and (strange := [name for name in profile if name not in {each.name for each in features}]):
+            raise InputError(
+                f"the profile names {strange[0]!r}, which the model was not trained with",
+                allowed=", ".join(feature.name for feature in features) or "nothing",
+                fix="leave it out, or declare it and train again",
+            )
+        found, unseen = {}, []
+        for feature in features:
+            if feature.required and feature.name not in profile:
+                raise InputError(
+                    f"the profile lacks {feature.place}", fix=f'send "{feature.name}" in the profile, null if unknown'
+                )
+            found[feature.name], strange = feature.encode_values([profile.get(feature.name)])
+            unseen += strange
+        return found, unseen
+
+    def of_events(self, columns: Mapping[str, Sequence[Any]], number: int) -> tuple[dict[str, np.ndarray], list[str]]:
+        """What a request's feedback says of its events -> feature -> (number, ...), and the values never seen.
+
+        Without any feedback nothing is known. InputError for a required feature that the feedback leaves out.
+        """
+        found, unseen = {}, []
+        for feature in self.owned("event"):
+            values = columns.get(feature.name)
+            if values is None:
+                if feature.required and columns:
+                    raise InputError(
+                        f"the history has feedback ({', '.join(columns)}) but no {feature.place}",
+                        fix="add it, null where unknown, or leave all feedback out",
+                    )
+                found[feature.name] = feature.unknown(number)
+                continue
+            if isinstance(values, str) or len(values) != number:
+                raise InputError(f"{feature.place} has {len(values)} values for {number} events", allowed="one each")
+            found[feature.name], strange = feature.encode_values(list(values))
+            unseen += strange
+        return found, unseen
+
+    @cached_property
+    def event_names(self) -> frozenset[str]:
+        """Features that come with the feedback of a history."""
+        return frozenset(feature.name for feature in self.owned("event"))
 
     def complete(self, feedback: Mapping[str, Any], number: int) -> dict[str, np.ndarray]:
         """column -> (number,) float32 of every column that models read; derives long_view where it is not given.
@@ -82,8 +159,7 @@ class FeatureSchema:
         No column at all means that the history is a list of items somebody chose: they count as positive, with the
         watch time unknown (NaN). A part of the columns is refused: a guess would be read as a fact.
         """
-        with np.errstate(over="ignore"):  # said below, as an error
-            given = {name: np.asarray(values, dtype=np.float32) for name, values in feedback.items()}
+        given = {name: _numbers(name, values) for name, values in feedback.items() if name not in self.event_names}
         for name, values in given.items():
             if np.isinf(values).any():
                 raise InputError(f"feedback {name!r} holds a number beyond 32 bits", allowed="-3.4e38 to 3.4e38")
@@ -120,22 +196,14 @@ class FeatureSchema:
             "labels": list(self.labels),
             "has_watch_time": self.has_watch_time,
             "has_duration": self.has_duration,
-            "item_fields": {name: list(values) for name, values in self.item_fields.items()},
-            "profile_fields": {name: list(values) for name, values in self.profile_fields.items()},
+            "features": [asdict(feature) for feature in self.features],
+            "declared": self.declared,
             "long_view_seconds": [float(value) for value in self.long_view_seconds],
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> FeatureSchema:
-        return cls(
-            positive=values["positive"],
-            labels=tuple(values["labels"]),
-            has_watch_time=values["has_watch_time"],
-            has_duration=values["has_duration"],
-            item_fields={name: tuple(entries) for name, entries in values["item_fields"].items()},
-            profile_fields={name: tuple(entries) for name, entries in values["profile_fields"].items()},
-            long_view_seconds=tuple(values["long_view_seconds"]),
-        )
+        return config.parse_section(cls, values, "schema")
 
 
 def fit_schema(
@@ -143,17 +211,19 @@ def fit_schema(
     positive: str,
     known_mask: np.ndarray,
     quantile: float = 0.65,
-    item_fields: Sequence[str] = (),
+    declared: Mapping[str, FeatureConfig] | None = None,
 ) -> FeatureSchema:
     """Learn names, vocabularies and thresholds. ``known_mask`` (E,): events that may be learned from.
 
-    ``item_fields``: category columns of the items table; empty: those of ``ITEM_FIELDS`` that it has.
+    ``declared``: the features; without any those that are found. A column of the log that is declared is no label.
     """
-    for name in item_fields:
-        if name not in dataset.items.column_names:
-            allowed = ", ".join(column for column in dataset.items.column_names if column != "key")
-            raise InputError(f"[data] item_fields names {name!r}", allowed=allowed or "nothing: items have no column")
-    labels = [name for name, values in dataset.feedback.items() if values.dtype == bool and name not in BOOKKEEPING]
+    declared = declared or {}
+    features = declared_features(dataset, declared, known_mask) if declared else found_features(dataset)
+    taken = {feature.source for feature in features if feature.owner in ("request", "event")}
+    labels = [
+        name for name, values in dataset.feedback.items()
+        if values.dtype == bool and name not in BOOKKEEPING and name not in taken
+    ]  # fmt: skip
     watch, duration = (_seconds(dataset, name) for name in ("watch_time", "duration"))
     thresholds: tuple[float, ...] = ()
     if watch is not None and duration is not None and LONG_VIEW not in labels:
@@ -163,20 +233,13 @@ def fit_schema(
         other = dataset.feedback.get(positive)
         what = "is not in the log" if other is None else f"holds {other.dtype}, not true or false"
         raise InputError(f"[data] positive = {positive!r} {what}", allowed=", ".join(labels) or "nothing: leave it out")
-    users = dataset.users
-    used = item_fields or [name for name in ITEM_FIELDS if name in dataset.items.column_names]
-    profiles = {}
-    for name in users.column_names[1:]:
-        values = _vocabulary(users[name].cast(pa.string())) if _is_kind(users[name].type) else ()
-        if 0 < len(values) <= MAX_PROFILE_VALUES:
-            profiles[name] = values
     return FeatureSchema(
         positive=positive,
         labels=tuple(sorted(labels)),
         has_watch_time=watch is not None,
         has_duration=duration is not None,
-        item_fields={name: _vocabulary(_first_values(dataset.items[name])) for name in used},
-        profile_fields=profiles,
+        features=features,
+        declared=bool(declared),
         long_view_seconds=thresholds,
     )
 
@@ -213,33 +276,6 @@ def duration_buckets(duration: np.ndarray) -> np.ndarray:
     return np.clip(np.floor(np.log2(np.maximum(seconds, 1.0))), 0, MAX_DURATION_LOG2).astype(np.int64)
 
 
-def item_numbers(items: pa.Table) -> np.ndarray:
-    """(N, F) float32: what an items table says in numbers and marks (duration, viral, a content vector), each column of
-    mean 0 and spread 1, 0 where a value is missing. Whole numbers are left out: they are years, counts, or names.
-
-    Columns without a negative value that reach far (over 5 times their median) enter by their logarithm.
-    """
-    columns = [np.zeros((items.num_rows, 0))]
-    for name in items.column_names:
-        kind, column = items[name].type, items[name].combine_chunks()
-        if pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-            columns.append(column.cast(pa.float64()).to_numpy(zero_copy_only=False)[:, None])
-        elif pa.types.is_list(kind) and pa.types.is_floating(kind.value_type):
-            widths = pc.unique(pc.list_value_length(column)).to_pylist()
-            if len(widths) == 1 and widths[0]:
-                columns.append(column.flatten().to_numpy(zero_copy_only=False).reshape(-1, widths[0]))
-    values = np.concatenate(columns, axis=1).astype(np.float64)
-    known = np.isfinite(values)
-    for place in range(values.shape[1]):
-        here = values[known[:, place], place]
-        if len(here) and here.min() >= 0 and here.max() > max(1.0, 5 * float(np.median(here))):
-            values[:, place] = np.log1p(values[:, place])
-        here = values[known[:, place], place]
-        if len(here):
-            values[:, place] = (values[:, place] - here.mean()) / max(float(here.std()), 1e-6)
-    return np.where(known, values, 0.0).astype(np.float32)
-
-
 def _seconds(dataset: Dataset, name: str) -> np.ndarray | None:
     """A column of seconds, or None where the log has none; InputError when it holds something else."""
     values = dataset.feedback.get(name)
@@ -255,23 +291,10 @@ def _seconds(dataset: Dataset, name: str) -> np.ndarray | None:
     return values
 
 
-def _is_kind(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
-
-
-def _first_values(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A text column, or the first entry of each list; null where there is none."""
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        filled = pc.if_else(pc.greater(pc.list_value_length(column), 0), column, None)
-        return pc.list_element(filled, 0).cast(pa.string())
-    return column.cast(pa.string())
-
-
-def _vocabulary(column: pa.ChunkedArray) -> tuple[str, ...]:
-    return tuple(sorted(value for value in pc.unique(column).to_pylist() if value))
-
-
-def _positions(column: pa.ChunkedArray, vocabulary: Sequence[str]) -> np.ndarray:
-    """(n,) int64: 1 + place in the vocabulary, 0 where the value is null or unknown."""
-    found = pc.index_in(column, value_set=pa.array(vocabulary, type=pa.string()))
-    return pc.fill_null(found, -1).to_numpy().astype(np.int64) + 1
+def _numbers(name: str, values: Any) -> np.ndarray:
+    """(n,) float32 of a column of a request's feedback; what reaches beyond 32 bits becomes endless."""
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise InputError(f"feedback {name!r} holds no number somewhere", allowed="numbers, true and false") from None

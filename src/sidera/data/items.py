@@ -27,8 +27,9 @@ class ItemTable:
     """Codes and features of every item."""
 
     codes: Column | np.ndarray  # (N, L) integers; L = 0: no semantic IDs
-    features: Mapping[str, Column | np.ndarray] = field(default_factory=dict)  # feature -> (N,) category, 0: unknown
+    features: Mapping[str, Column | np.ndarray] = field(default_factory=dict)  # feature -> (N, ...)
     version: int = 0  # moves when items come and go
+    batched: frozenset[str] | None = None  # features that batches carry; None: all
 
     @classmethod
     def plain(cls, num_items: int) -> ItemTable:
@@ -41,14 +42,12 @@ class ItemTable:
 
     def items(self, ids: np.ndarray) -> Items:
         """The rows of ``ids`` (U,)."""
-        return Items(
-            torch.from_numpy(ids),
-            torch.from_numpy(self.codes[ids].astype(np.int64, copy=False)),
-            {
-                name: torch.from_numpy(values[ids].astype(np.int64, copy=False))
-                for name, values in self.features.items()
-            },
-        )
+        features = {
+            name: torch.from_numpy(values[ids])
+            for name, values in self.features.items()
+            if self.batched is None or name in self.batched
+        }
+        return Items(torch.from_numpy(ids), torch.from_numpy(self.codes[ids].astype(np.int64, copy=False)), features)
 
     def codes_of(self, ids: torch.Tensor) -> torch.Tensor:
         """(...,) ids on any device -> (..., L) int64 on it."""

@@ -101,6 +101,22 @@ def new_part(
     return replace(part, cut=max(int(first), part.end - gate_seconds))
 
 
+def neutral_rows(view: View, least: int = 30) -> tuple[EvalRows, bool]:
+    """The rows that are asked for, and whether the model that served had no hand in them.
+
+    What a model showed is what people could choose from, so a log of its own answers favours it over every other. Rows
+    whose item was drawn uniformly (``uniform``), or that answer no exposure (``slot`` below 0, as
+    ``sidera export-events --exposures`` writes it), favour nobody. They are taken alone where ``least`` of them are.
+    """
+    rows, feedback = view.split.valid, view.dataset.feedback
+    neutral = np.zeros(len(rows), dtype=bool)
+    if "uniform" in feedback:
+        neutral |= feedback["uniform"][rows.ends].astype(bool)
+    if "slot" in feedback:
+        neutral |= feedback["slot"][rows.ends] < 0
+    return (rows.take(neutral), True) if neutral.sum() >= least else (rows, False)
+
+
 def rows_since(source: Any, since: int, replay: float, seed: int) -> Any:
     """A source of batches with the rows alone whose target came at second ``since`` or later, and of the older rows
     ``replay`` for each of these, drawn by the seed: what is only told news forgets the rest."""

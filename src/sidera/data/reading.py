@@ -71,17 +71,20 @@ class Reading:
         requests: Requests | None = None,
         wanted: Wanted | None = None,
         lifelong: Lifelong | None = None,
+        features: Mapping[str, np.ndarray] | None = None,
         global_count: int | None = None,
         whole: bool = False,
     ) -> Batch:
         """Histories as they stand here, oldest event first -> a Batch over the items that they, the targets and the
         representatives name.
 
-        ``lifelong.items`` holds dense ids. ``whole``: nothing is left out yet; :meth:`cut` does that.
+        ``features``: of events, (T, ...). ``lifelong.items`` holds dense ids. ``whole``: nothing is left out yet;
+        :meth:`cut` does that.
         """
         if not whole:
             when = None if times is None else torch.from_numpy(times)
-            events = Events(torch.from_numpy(item_ids), torch.from_numpy(offsets), when, _tensors(feedback or {}))
+            columns_of_events = _tensors(feedback or {}), _tensors(features or {})
+            events = Events(torch.from_numpy(item_ids), torch.from_numpy(offsets), when, *columns_of_events)
             if self.reads.lifelong is not None and lifelong is None and self.representatives is not None:
                 lifelong = self.representatives(events)
             longest = (offsets[1:] - offsets[:-1]).max(initial=0)  # torch takes ten times as long for so few numbers
@@ -90,6 +93,7 @@ class Reading:
                 item_ids, offsets = events.items.numpy(), events.offsets.numpy()
                 times = None if events.times is None else events.times.numpy()
                 feedback = {name: values.numpy() for name, values in events.feedback.items()}
+                features = {name: values.numpy() for name, values in events.features.items()}
         columns = [item_ids]
         if wanted is not None:
             columns.append(wanted.item_ids)
@@ -102,7 +106,9 @@ class Reading:
             targets = Targets(wanted.kind, positions[1], torch.from_numpy(ends), _tensors(wanted.feedback))
         when = None if times is None else torch.from_numpy(times)
         return Batch(
-            events=Events(positions[0], torch.from_numpy(offsets), when, _tensors(feedback or {})),
+            events=Events(
+                positions[0], torch.from_numpy(offsets), when, _tensors(feedback or {}), _tensors(features or {})
+            ),
             items=items,
             requests=requests or Requests(),
             targets=targets,
@@ -128,7 +134,7 @@ class Reading:
         if not reads.feedback and positive is not None:
             events = events.keep(positive > 0)
         if not reads.feedback and events.feedback:
-            events = replace(events, feedback={})
+            events = replace(events, feedback={}, features={})
         longest = int(events.lengths.max()) if events.num_rows else 0
         if longest > reads.max_events:
             events = events.newest(reads.max_events)
@@ -144,7 +150,7 @@ class Reading:
 
 
 class LogReading:
-    """A data set read for one model: columns as numbers and profiles as categories, gathered into batches."""
+    """A data set read for one model: columns as numbers and features encoded, gathered into batches."""
 
     def __init__(self, reading: Reading, dataset: Dataset, representatives: LogRepresentatives | None = None) -> None:
         """InputError where the log lacks a feedback column that the model reads."""
@@ -162,7 +168,9 @@ class LogReading:
         self.columns = {
             name: np.asarray(dataset.feedback[name], dtype=np.float32) for name in (schema.columns if feedback else ())
         }
-        self.profiles = schema.profile_categories(dataset.users) if feedback else {}
+        self.of_users = schema.of_log(dataset, "user") if feedback else {}
+        self.of_requests = schema.of_log(dataset, "request") if feedback else {}
+        self.of_events = schema.of_log(dataset, "event") if feedback else {}
 
     @property
     def max_events(self) -> int:
@@ -192,8 +200,8 @@ class LogReading:
         """Row b: the newest events of user ``user_ids[b]`` before position ``ends[b]`` of the log.
 
         ``starts`` (B,): the oldest event of each row, by default the oldest that is read; none is older than that,
-        unless the history is ``whole``: not cut to what the model reads. ``as_of`` of a request is the time of the
-        event at ``ends``: when the question was asked, which is known then.
+        unless the history is ``whole``: not cut to what the model reads. ``as_of`` and the features of a
+        request are those of the event at ``ends``: they are known when the question is asked.
         """
         dataset = self.dataset
         starts = self.starts(user_ids, ends) if starts is None else starts
@@ -210,10 +218,14 @@ class LogReading:
             requests=Requests(
                 torch.from_numpy(user_ids),
                 torch.from_numpy(dataset.times.take(ends)),
-                _tensors({name: values.take(user_ids) for name, values in self.profiles.items()}),
+                _tensors(
+                    {name: values.take(user_ids, 0) for name, values in self.of_users.items()}
+                    | {name: values.take(ends, 0) for name, values in self.of_requests.items()}
+                ),
             ),
             wanted=wanted,
             lifelong=None if self.representatives is None else self.representatives(user_ids, ends),
+            features={name: values.take(events, 0) for name, values in self.of_events.items()},
             global_count=global_count,
             whole=whole or self.reading.reads.lifelong is None,  # it is cut already
         )

@@ -182,6 +182,7 @@ class Answerer:
             cold_start=row.found is None,
             unknown=history.unknown,
             unread=history.unread,
+            unseen=history.unseen,
             items_version=catalog.items_version,
             policy_version=self.snapshot.version,
             reranker_version="" if row.found is None else row.found.reranker,

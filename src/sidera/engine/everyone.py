@@ -30,6 +30,7 @@ from sidera.config import digest, parse_section
 from sidera.core import InputError, Recommendation, Request
 from sidera.data.config import DataConfig, load_dataset, make_views
 from sidera.data.dataset import Dataset
+from sidera.data.feature_fitting import values_of
 from sidera.data.features import FeatureSchema
 from sidera.engine.recommender import Recommender
 from sidera.engine.run_folder import section_of_run
@@ -111,16 +112,15 @@ def request_of_user(dataset: Dataset, user: int, schema: FeatureSchema, config: 
     if config.as_of is not None and seconds:
         end = start + int(np.searchsorted(dataset.times[start:end], config.as_of))
     columns = schema.columns if all(name in dataset.feedback for name in schema.columns) else ()  # all, or none
-    profile = {}
-    for name in schema.profile_fields:
-        value = dataset.users[name][user].as_py() if name in dataset.users.column_names else None
-        if value is not None:
-            profile[name] = str(value)
+    feedback = {name: dataset.feedback[name][start:end].tolist() for name in columns}
+    feedback |= {each.name: values_of(dataset, each, slice(start, end)) for each in schema.owned("event")}
+    profile = {each.name: values_of(dataset, each, slice(user, user + 1))[0] for each in schema.owned("user")}
+    profile |= {each.name: None for each in schema.owned("request")}  # nobody asked yet: unknown
     return Request(
         history=tuple(map(str, dataset.item_keys[dataset.item_ids[start:end]])),
         k=config.k,
         filter_seen=config.filter_seen,
-        feedback={name: dataset.feedback[name][start:end].tolist() for name in columns},
+        feedback=feedback,
         times=dataset.times[start:end].tolist(),
         profile=profile,
         as_of=config.as_of if seconds else None,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -25,7 +25,9 @@ import numpy as np
 
 from sidera.catalog.catalog import Catalog
 from sidera.core import Clause, Filter, InputError
+from sidera.data.feature import COUNTED, Feature
 from sidera.decode.eligible import PrefixMask
+from sidera.ops.columns import Column
 
 KEPT = 64  # masks of one catalogue
 KEY, POPULARITY = "item", "popularity"  # columns that every catalogue has: the publisher's key, training events
@@ -40,23 +42,22 @@ class _Column:
     order: np.ndarray  # (n,) int64: places, by value
     distinct: np.ndarray  # (d,) ascending values that there are
     starts: np.ndarray  # (d+1,) where the places of each begin in ``order``
-    known: Mapping[str, int]  # text -> value; empty for numbers
 
     @classmethod
-    def of(cls, values: np.ndarray, vocabulary: Sequence[str]) -> _Column:
+    def of(cls, values: np.ndarray) -> _Column:
         """``values`` (n,): whole numbers from 0; kept in the narrowest type that holds them."""
         narrow = np.min_scalar_type(int(values.max(initial=0)))
         values = np.ascontiguousarray(values.astype(narrow, copy=False))
         distinct, counts = np.unique(values, return_counts=True)
         starts = np.concatenate([[0], np.cumsum(counts)])
-        known = {value: number for number, value in enumerate(vocabulary, 1)}
-        return cls(values, values.argsort(kind="stable"), distinct.astype(np.int64), starts, known)
+        return cls(values, values.argsort(kind="stable"), distinct.astype(np.int64), starts)
 
 
 class _ColumnTest:
     """A clause on a column."""
 
-    def __init__(self, column: _Column, clause: Clause) -> None:
+    def __init__(self, column: _Column, clause: Clause, given: Sequence[int]) -> None:
+        """``given``: what the clause's values are in the column."""
         self.column, self.clause, last = column, clause, len(column.distinct)
         if clause.is_range:
             low = 0 if clause.low is None else int(np.searchsorted(column.distinct, clause.low, "left"))
@@ -64,7 +65,7 @@ class _ColumnTest:
             ends = [low, max(low, high)]
         else:
             self.chosen = np.zeros(last, dtype=bool)  # of the distinct values
-            numbers = np.array([column.known[value] for value in clause.values if value in column.known], np.int64)
+            numbers = np.array(given, dtype=np.int64)
             at = np.searchsorted(column.distinct, numbers)
             there = at < last
             there[there] = column.distinct[at[there]] == numbers[there]
@@ -89,6 +90,20 @@ class _ColumnTest:
             return table.take(values, mode="clip")  # twice as fast as with checks
         passed = values >= low if low is not None else values <= high
         return passed if low is None or high is None else passed & (values <= high)
+
+
+class _ListTest:
+    """A clause on a column of several values an item, 0 behind the last: one of them is enough."""
+
+    def __init__(self, values: np.ndarray, clause: Clause, given: Sequence[int]) -> None:
+        self.mask = np.isin(values, given).any(axis=1) != clause.negated  # (n,)
+        self.size = int(self.mask.sum())
+
+    def places(self) -> np.ndarray:
+        return np.flatnonzero(self.mask)
+
+    def holds(self, places: np.ndarray) -> np.ndarray:
+        return self.mask.take(places)
 
 
 class _KeyTest:
@@ -121,7 +136,13 @@ class FilterTable:
     @property
     def names(self) -> tuple[str, ...]:
         """Columns that a clause can name."""
-        return (KEY, POPULARITY, *self.catalog.categories)
+        return (KEY, POPULARITY, *self._features)
+
+    @cached_property
+    def _features(self) -> dict[str, Feature]:
+        """Those whose values have names; hashed values share numbers, so a clause could let others through."""
+        owned = self.catalog.schema.owned("item")
+        return {each.name: each for each in owned if each.kind in COUNTED and each.hash_size is None}
 
     def prefix_mask(self, given: Filter) -> PrefixMask:
         """For a search in the catalogue's trie."""
@@ -162,7 +183,7 @@ class FilterTable:
             return self.catalog.trie.leaf_items
         return np.flatnonzero(~np.asarray(self.catalog.removed))
 
-    def _test(self, clause: Clause) -> _ColumnTest | _KeyTest:
+    def _test(self, clause: Clause) -> _ColumnTest | _ListTest | _KeyTest:
         name = clause.column
         if name not in self.names:
             raise InputError(f"the filter names column {name!r}", allowed=", ".join(self.names))
@@ -173,7 +194,13 @@ class FilterTable:
             ids = self.catalog.find_ids(clause.values)
             places = self._place_of_item[ids[ids >= 0]]
             return _KeyTest(places[places < len(self._order)], clause.negated, len(self._order))
-        return _ColumnTest(self._column(name), clause)
+        if name == POPULARITY:
+            return _ColumnTest(self._column(name, self.catalog.popularity), clause, [])
+        values = self.catalog.features[name]
+        numbers = [number for value in clause.values if (number := self._features[name].number_of(value))]
+        if len(values.shape) > 1:
+            return _ListTest(values.take(self._order), clause, numbers)
+        return _ColumnTest(self._column(name, values), clause, numbers)
 
     @cached_property
     def _place_of_item(self) -> np.ndarray:
@@ -182,11 +209,9 @@ class FilterTable:
         places[self._order] = np.arange(len(self._order), dtype=np.int32)
         return places
 
-    def _column(self, name: str) -> _Column:
+    def _column(self, name: str, values: Column) -> _Column:
         if name not in self._columns:
-            column = self.catalog.popularity if name == POPULARITY else self.catalog.categories[name]
-            vocabulary = self.catalog.schema.item_fields.get(name, ())
-            self._columns[name] = _Column.of(column.take(self._order), vocabulary)
+            self._columns[name] = _Column.of(values.take(self._order))
         return self._columns[name]
 
 

@@ -131,13 +131,18 @@ def catalog_now(run: str | Path, number: int) -> tuple[Catalog, int]:
 
 
 def delta_of(body: Mapping[str, Any], catalog: Catalog) -> Delta:
-    """The message of a record, for this catalogue: vectors are those of the log where they are of its codebook."""
+    """The message of a record, for this catalogue: vectors are those of the log where they are of its codebook.
+
+    A message may be older than what the recipe declares: what a new item does not say is unknown then.
+    """
+    unsaid = {feature.source: None for feature in catalog.schema.owned("item") if feature.required}
     known = body.get("vectors", {}) if body.get("codebook_id") == catalog.codebook_id else {}
     upserts = []
     for one in body["upserts"]:
         key = one["item"]
         is_new = bool(catalog.find_ids([key])[0] < 0)
-        upserts.append(ItemChange(key, one["title"], one["fields"], known.get(key) if is_new else None))
+        fields = {**unsaid, **one["fields"]} if is_new else one["fields"]
+        upserts.append(ItemChange(key, one["title"], fields, known.get(key) if is_new else None))
     return Delta(tuple(upserts), tuple(body["removed"]))
 
 
@@ -176,10 +181,10 @@ def _sorted_out(catalog: Catalog, delta: Delta) -> tuple[Changes, list[ItemChang
 def _says_something_new(catalog: Catalog, one: ItemChange, item: int) -> bool:
     if one.title is not None and catalog.titles[item] != one.title:
         return True
-    categories = catalog.schema.item_categories(_table([one.fields])) if one.fields else {}
+    features = catalog.schema.said_of_items(_table([one.fields])) if one.fields else {}
     return any(
-        name in one.fields and int(catalog.categories[name][item]) != int(values[0])
-        for name, values in categories.items()
+        not np.array_equal(catalog.features[name][item], values[0], equal_nan=values.dtype.kind == "f")
+        for name, values in features.items()
     )
 
 
@@ -196,7 +201,7 @@ def _vectors(catalog: Catalog, new: Sequence[ItemChange], table: pa.Table, texts
     if without:
         if texts is None:
             texts = TextNeighbours(catalog.titles.tolist())
-        categories = {name: rows[without] for name, rows in catalog.schema.item_categories(table).items()}
+        categories = {name: rows[without] for name, rows in catalog.schema.categories_of(table).items()}
         found[without] = newcomer_vectors(catalog, [_words(new[row]) for row in without], texts, categories)
     for row, one in enumerate(new):
         if one.vector is not None:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sidera.core import ArtifactError, InputError, Request
 from sidera.data.dataset import Dataset
+from sidera.data.feature import COUNTED
 from sidera.decode.sample import masked_log_probs
 from sidera.decode.select import best_first
 from sidera.engine.pipeline import Query
@@ -207,13 +208,17 @@ def _counts(snapshot: Snapshot, log: Dataset, since: int | None, until: int | No
 
 def _of_category(snapshot: Snapshot, field: str, value: str) -> np.ndarray:
     """(N,) True for the items whose field has this value."""
-    schema, categories = snapshot.catalog.schema, snapshot.catalog.categories
-    if field not in categories:
-        raise InputError(f"items have no field {field!r}", allowed=", ".join(categories) or "none")
-    known = list(schema.item_fields[field])
-    if value not in known:
-        raise InputError(f"no item has {field} = {value!r}", allowed=", ".join(known[:20]))
-    return np.asarray(categories[field]) == 1 + known.index(value)
+    fields = {each.name: each for each in snapshot.catalog.schema.owned("item") if each.kind in COUNTED}
+    if field not in fields:
+        raise InputError(f"items have no field {field!r}", allowed=", ".join(fields) or "none")
+    feature, column = fields[field], np.asarray(snapshot.catalog.features[field])
+    numbers, unseen = feature.encode_values([[value] if feature.row_shape else value])
+    number = int(numbers.flat[0])
+    mask = column == number if column.ndim == 1 else (column == number).any(axis=1)
+    if unseen or not number or not mask.any():
+        allowed = ", ".join(feature.vocabulary[:20]) or f"values that {feature.place} holds"
+        raise InputError(f"no item has {field} = {value!r}", allowed=allowed)
+    return mask
 
 
 def _best(snapshot: Snapshot, scores: Tensor, k: int) -> list[ItemScore]:

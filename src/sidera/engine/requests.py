@@ -34,11 +34,13 @@ class ReadHistory:
     times: np.ndarray  # (n,) int64
     feedback: Mapping[str, np.ndarray]  # column -> (n,) float32
     tokens: np.ndarray | None  # (R,) of dtype data.representatives.TOKEN, where the model reads representatives
-    profile: Mapping[str, str]
+    features: Mapping[str, np.ndarray]  # of the events -> (n, ...)
+    asked: Mapping[str, np.ndarray]  # features of the user and the request -> (1, ...)
     as_of: int
     seen_ids: list[int]  # every item of the whole history, where they are not to be answered again
     unknown: tuple[str, ...]  # keys that the catalogue does not hold
     unread: tuple[str, ...] = ()  # keys that it holds and the model has no row for: they came after the training
+    unseen: tuple[str, ...] = ()  # "feature=value" that training never saw: read as unknown
     unknown_user: bool = False
     warm: bool = True  # the model can read some of it
 
@@ -75,7 +77,12 @@ class RequestReader:
                 raise InputError("the history is not in the order of its times", allowed="oldest event first")
         item_ids = self.catalog.find_ids(request.history)
         missing = tuple(key for key, item in zip(request.history, item_ids.tolist(), strict=True) if item < 0)
-        return self._readable(request, KnownHistory(item_ids, times, feedback, None), missing)
+        features: dict[str, np.ndarray] = {}
+        unseen: list[str] = []
+        if self.feedback:
+            features, unseen = schema.of_events(request.feedback, number)
+        history = KnownHistory(item_ids, times, feedback, None)
+        return self._readable(request, history, missing, features, unseen)
 
     def filters_seen(self, request: Request) -> bool:
         """Whether items of the history are left out of the answer."""
@@ -88,9 +95,9 @@ class RequestReader:
         reads, schema = self.reading.reads, self.catalog.schema
         if not self.feedback:
             return self.reading.batch(item_ids, offsets)
-        profiles = {
-            name: torch.from_numpy(schema.profile_ids(name, (history.profile.get(name) for history in histories)))
-            for name in schema.profile_fields
+        asked = {
+            each.name: torch.from_numpy(np.concatenate([history.asked[each.name] for history in histories]))
+            for each in schema.owned("user", "request")
         }
         tokens = [history.tokens for history in histories if history.tokens is not None]
         return self.reading.batch(
@@ -100,7 +107,11 @@ class RequestReader:
             feedback={
                 name: np.concatenate([history.feedback[name] for history in histories]) for name in schema.columns
             },
-            requests=Requests(as_of=torch.tensor([history.as_of for history in histories]), profiles=profiles),
+            features={
+                each.name: np.concatenate([history.features[each.name] for history in histories])
+                for each in schema.owned("event")
+            },
+            requests=Requests(as_of=torch.tensor([history.as_of for history in histories]), features=asked),
             lifelong=None if reads.lifelong is None else lifelong_of(schema, tokens),
             whole=self.whole,
         )
@@ -121,10 +132,26 @@ class RequestReader:
         if found is None or not len(found.item_ids):
             nothing = np.empty(0, dtype=np.int64)
             found = KnownHistory(nothing, nothing, self.catalog.schema.complete({}, 0), None)
-            return replace(self._readable(request, found, ()), unknown_user=True)
-        return self._readable(request, found, found.unknown)
+            features, _ = self.catalog.schema.of_events({}, 0) if self.feedback else ({}, None)
+            return replace(self._readable(request, found, (), features, []), unknown_user=True)
+        features = self._of_store(len(found.item_ids)) if self.feedback else {}
+        return self._readable(request, found, found.unknown, features, [])
 
-    def _readable(self, request: Request, whole: KnownHistory, missing: tuple[str, ...]) -> ReadHistory:
+    def _of_store(self, number: int) -> dict[str, np.ndarray]:
+        """Features of events that the store holds: it keeps none."""
+        owned = self.catalog.schema.owned("event")
+        required = [feature for feature in owned if feature.required]
+        if required:
+            raise InputError(
+                f"the behaviour store keeps no {required[0].place}, which the model reads",
+                fix="send the history with the request, or declare it with required = false",
+            )
+        return {feature.name: feature.unknown(number) for feature in owned}
+
+    def _readable(
+        self, request: Request, whole: KnownHistory, missing: tuple[str, ...], features: Mapping[str, np.ndarray],
+        unseen: list[str],
+    ) -> ReadHistory:  # fmt: skip
         schema, item_ids, feedback, reads = self.catalog.schema, whole.item_ids, whole.feedback, self.reading.reads
         kept = (item_ids >= 0) & (item_ids < self.num_readable)
         late = dict.fromkeys(item_ids[item_ids >= self.num_readable].tolist())  # each once, in their order
@@ -141,16 +168,19 @@ class RequestReader:
             tokens = read_whole(schema, vectors, reads.lifelong, item_ids[places], whole.times[places], columns)
         filters = self.filters_seen(request)
         newest = int(whole.times[-1]) if len(whole.times) else 0
+        asked, strange = schema.of_profile(request.profile) if self.feedback else ({}, [])
         return ReadHistory(
             item_ids=item_ids[places],
             times=whole.times[places],
             feedback={name: values[places] for name, values in feedback.items()} if self.feedback else {},
             tokens=tokens,
-            profile=request.profile,
+            features={name: values[places] for name, values in features.items()},
+            asked=asked,
             as_of=newest if request.as_of is None else request.as_of,
             seen_ids=sorted({item for item in item_ids.tolist() if item >= 0}) if filters else [],
             unknown=missing,
             unread=tuple(str(self.catalog.item_keys[item]) for item in late),
+            unseen=tuple(dict.fromkeys([*strange, *unseen])),
             warm=bool(readable.any()),
         )
 

@@ -79,8 +79,10 @@ class Snapshot:
         )
 
     def with_catalog(self, catalog: Catalog) -> Snapshot:
-        """The same model over a catalogue whose items came and went; CatalogMismatch when it is of another codebook."""
+        """The same model over a catalogue whose items came and went; CatalogMismatch when it is of another codebook
+        or has other features."""
         catalog.check_codebook(self.catalog.codebook_id)
+        catalog.check_features(self.catalog.schema.digest)
         if self.generates:
             catalog.trie.tensors(torch.device(self.device))  # built before anybody waits for it
         after = replace(self, catalog=catalog, model=grown(self.trained, catalog.items))

@@ -64,16 +64,23 @@ def to_batch(requests: Requests, recommender: Recommender) -> Batch:
     schema, items = recommender.catalog.schema, requests.item_ids
     feedback = schema.complete(requests.feedback, len(items)) if schema.columns else {}
     known = items < recommender.snapshot.num_readable
-    profiles = {
-        name: torch.from_numpy(schema.profile_ids(name, requests.profiles[name])) for name in schema.profile_fields
+    nothing = [None] * requests.num_requests  # the world shows no more of a request than its user and its moment
+    features = {
+        each.name: torch.from_numpy(each.encode_values(list(requests.profiles.get(each.source, nothing)))[0])
+        for each in schema.owned("user", "request")
     }
-    asked = Asked(as_of=torch.from_numpy(requests.as_of), profiles=profiles)
+    asked = Asked(as_of=torch.from_numpy(requests.as_of), features=features)
+    of_events = {
+        each.name: each.encode_values(list(requests.feedback.get(each.source, [None] * len(items))))[0]
+        for each in schema.owned("event")
+    }
     whole = recommender.pipeline.reads_feedback
     return recommender.reading.batch(
         items[known],
         np.concatenate([[0], np.cumsum(known)])[requests.offsets],
         times=requests.times[known],
         feedback={name: values[known] for name, values in feedback.items()},
+        features={name: values[known] for name, values in of_events.items()},
         requests=asked if whole or recommender.reads.feedback else None,
         whole=whole,
     )

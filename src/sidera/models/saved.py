@@ -9,7 +9,6 @@ import torch
 
 from sidera import artifacts
 from sidera.catalog.catalog import Catalog
-from sidera.core import CatalogMismatch
 from sidera.loading import Opened
 from sidera.models import build_model, parse_model
 
@@ -22,11 +21,7 @@ def saved_model(opened: Opened, catalog: Catalog) -> tuple[torch.nn.Module, dict
     """
     num_known = opened.info("num_items", int)
     catalog.check_codebook(opened.info("codebook_id", str))
-    if (learned := opened.info("features", str)) != catalog.schema.digest:
-        raise CatalogMismatch(
-            f"the model was trained on features {learned}, this catalogue has features {catalog.schema.digest}",
-            fix="give the catalogue that the model was trained with, or train the model again",
-        )
+    catalog.check_features(opened.info("features", str))
     if num_known > catalog.num_items:
         raise opened.damaged(f"it knows {num_known:,} items, the catalogue holds {catalog.num_items:,}")
     section = opened.recipe("model", dict)

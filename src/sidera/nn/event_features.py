@@ -17,7 +17,6 @@ Shape legend: T events · B histories · D width · N items · U different items
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from sidera.batch import Batch, Items
 from sidera.core import InputError
+from sidera.nn.feature_inputs import FeatureInputs
 from sidera.nn.item_embedding import ItemEmbedding
 from sidera.nn.target_attention import half_octaves
 
@@ -43,9 +43,6 @@ class ItemSource(Protocol):
 
     @property
     def num_items(self) -> int: ...
-
-    @property
-    def categories(self) -> Mapping[str, Any]: ...  # field -> (N,)
 
     @property
     def schema(self) -> Any: ...  # data.features.FeatureSchema
@@ -72,18 +69,20 @@ class EventFeatures(nn.Module):
         self.code = (
             nn.ModuleList(nn.Embedding(size, width) for size in catalog.level_sizes) if item_input != "id" else None
         )
-        self.fields = tuple(catalog.categories)
-        self.side = nn.ModuleDict(
-            {name: nn.Embedding(len(schema.item_fields[name]) + 1, side_width) for name in self.fields}
-        )
+        self.of_items = FeatureInputs(schema.batched, side_width)
         self.age, self.place = nn.Embedding(AGE_BUCKETS, side_width), nn.Embedding(PLACE_BUCKETS, side_width)
+        self.of_events = FeatureInputs(schema.owned("event"), side_width)
         num_numbers = len(self.labels) + 2 * (self.has_watch_time + self.has_duration)
         num_numbers += int(self.has_watch_time and self.has_duration)  # the share watched
+        num_numbers += side_width * self.of_events.num_parts
         self.num_numbers = num_numbers
-        total = width + side_width * (len(self.fields) + 2) + num_numbers
+        total = width + side_width * (self.of_items.num_parts + 2) + num_numbers
         self.mix = nn.Sequential(nn.Linear(total, 2 * width), nn.LeakyReLU(inplace=True), nn.Linear(2 * width, width))
+        own = {*self.of_items.tables, *self.of_events.tables}
         for module in self.modules():
-            if isinstance(module, nn.Embedding):
+            if isinstance(module, FeatureInputs):
+                module.start(side_width**-0.5)
+            elif isinstance(module, nn.Embedding) and module not in own:
                 nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
 
     def item_vectors(self, items: Items) -> Tensor:
@@ -130,9 +129,8 @@ class EventFeatures(nn.Module):
         return self.mix(torch.cat(parts if numbers is None else [*parts, numbers], dim=-1))
 
     def _item_parts(self, items: Items) -> list[Tensor]:
-        """(U, F_i) each: the items' own vectors and those of their categories."""
-        sides = [table(items.features[name]) for name, table in self.side.items()]
-        return [self.item_vectors(items), *sides]
+        """(U, F_i) each: the items' own vectors and those of their features."""
+        return [self.item_vectors(items), *self.of_items(items.features, items.num_items)]
 
     def _per_event(self, batch: Batch, places: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """(T,) bucket of the age, (T,) of the place, (T, numbers) of what was logged."""
@@ -161,7 +159,7 @@ class EventFeatures(nn.Module):
         return ages
 
     def _numbers(self, batch: Batch) -> Tensor | None:
-        """(T, numbers) labels, log seconds, marks of unknown seconds, the share watched."""
+        """(T, numbers) labels, log seconds, marks of unknown seconds, the share watched, features of the events."""
         feedback = batch.events.feedback
         found = [feedback[name] for name in self.labels]
         seconds = {}
@@ -173,35 +171,31 @@ class EventFeatures(nn.Module):
                 found += [seconds[name].clamp(min=0).log1p() / 4, unknown.float()]
         if len(seconds) == 2:
             found.append((seconds["watch_time"] / seconds["duration"].clamp(min=1.0)).clamp(0, 2))
-        return torch.stack(found, dim=-1).float() if found else None
+        parts = [torch.stack(found, dim=-1).float()] if found else []
+        parts += self.of_events(batch.events.features, batch.num_events)
+        return torch.cat(parts, dim=-1) if parts else None
 
 
 class UserFeatures(nn.Module):
-    """The static pathway: (B,) profiles -> (B, D), one token per user, also for users of whom nothing is known.
+    """The static pathway: (B,) requests -> (B, D), one token of the user and the request, also where nothing is known.
 
-    Without ``use_profile`` it is the same learned token for everybody.
+    Without ``use_profile`` features of the user are not read.
     """
 
     def __init__(self, catalog: ItemSource, width: int, field_width: int = 32, use_profile: bool = True) -> None:
         super().__init__()
-        fields = catalog.schema.profile_fields if use_profile else {}
-        self.fields = nn.ModuleDict(
-            {name: nn.Embedding(len(vocabulary) + 1, field_width) for name, vocabulary in fields.items()}
-        )
+        owners = ("user", "request") if use_profile else ("request",)
+        self.features = FeatureInputs(catalog.schema.owned(*owners), field_width)
         self.nobody = nn.Parameter(torch.zeros(1))  # the one input of a log without profiles
         self.mix = nn.Sequential(
-            nn.Linear(1 + field_width * len(fields), 2 * width), nn.LeakyReLU(), nn.Linear(2 * width, width)
+            nn.Linear(1 + field_width * self.features.num_parts, 2 * width), nn.LeakyReLU(), nn.Linear(2 * width, width)
         )
-        for module in self.fields.values():
-            nn.init.normal_(module.weight, std=field_width**-0.5)  # type: ignore[arg-type]
+        self.features.start(field_width**-0.5)
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, D)"""
-        parts = [self.nobody.expand(batch.num_histories, 1)]
-        for name, table in self.fields.items():
-            values = batch.requests.profiles.get(name)
-            ids = torch.zeros(batch.num_histories, dtype=torch.int64, device=self.nobody.device)
-            parts.append(table(ids if values is None else values))
+        rows = batch.num_histories
+        parts = [self.nobody.expand(rows, 1), *self.features(batch.requests.features, rows)]
         return self.mix(torch.cat(parts, dim=-1))
 
 

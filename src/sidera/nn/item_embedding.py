@@ -25,7 +25,7 @@ class ItemRows(Protocol):
     def codes(self) -> Any: ...  # (N + M, L)
 
     @property
-    def features(self) -> Mapping[str, Any]: ...  # name -> (N + M,) category, 0: unknown
+    def features(self) -> Mapping[str, Any]: ...  # name -> (N + M, ...), as ``data.feature`` encodes it
 
 
 class ItemEmbedding(nn.Embedding):
@@ -81,8 +81,9 @@ def _likeness(items: ItemRows) -> Iterator[np.ndarray]:
         _, prefixes = np.unique(codes[:, :level], axis=0, return_inverse=True)
         yield prefixes.reshape(-1)
     for values in items.features.values():
-        categories = np.asarray(values, dtype=np.int64)
-        yield np.where(categories > 0, categories, -1)
+        column = np.asarray(values)
+        if column.ndim == 1 and column.dtype.kind == "i":  # a category
+            yield np.where(column > 0, column, -1)
 
 
 def grown(model: nn.Module, items: ItemRows) -> nn.Module:

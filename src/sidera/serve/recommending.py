@@ -126,6 +126,7 @@ def response_of(answer: Recommendation, visit: Visit, with_history: bool) -> dic
         "cold_start": answer.cold_start,
         "unknown": [printable(key) for key in answer.unknown] if with_history else [],
         "unread": answer.unread if with_history else [],
+        "unseen": [printable(text) for text in answer.unseen] if with_history else [],
         "filtered_seen": answer.filtered_seen,
         "unknown_user": answer.unknown_user,
         "policy_version": answer.policy_version,

@@ -26,6 +26,8 @@ def whole_characters(text: str) -> str:
 Text = Annotated[str, AfterValidator(whole_characters)]  # what is kept; what is only looked up may be anything
 Second = Annotated[int, Field(ge=0, le=2**40)]  # unix time; the year 36,800 is a mistake
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+Entry = bool | int | Number | Text
+Value = Entry | list[Entry] | None  # of a feature, or a number of feedback
 
 
 class RecommendRequest(BaseModel):
@@ -57,13 +59,16 @@ class RecommendRequest(BaseModel):
         description="which items may be answered: column -> a value, a list of values, {not: ...} or {min: ..., max:"
         " ...}; columns are those of the items, `item` (the id) and `popularity` (training events); all must hold",
     )
-    feedback: dict[str, list[Number]] = Field(
+    feedback: dict[str, list[Value]] = Field(
         default_factory=dict,
-        description="what came of each event of the history, a column each (click, watch_time, ...); all that the model"
-        " was trained with, or none: the events then count as chosen",
+        description="what came of each event of the history, a column each (click, watch_time, ...), and features of"
+        " the events, null where unknown; all that the model was trained with, or none: events count as chosen",
     )
     times: list[Second] | None = Field(None, description="unix seconds of each event of the history")
-    profile: dict[str, str] = Field(default_factory=dict, description="what is known of the user (region, device, ...)")
+    profile: dict[str, Value] = Field(
+        default_factory=dict,
+        description="features of the user and of this request (region, device, ...), null where unknown",
+    )
     as_of: Second | None = Field(None, description="unix seconds of the request; else the moment of the newest event")
     unknown: Annotated[str, Field(pattern="^(report|refuse)$")] = Field(
         "report", description="unknown ids in the history: 'report' names them in the answer, 'refuse' answers 422"
@@ -85,6 +90,7 @@ class RecommendResponse(BaseModel):
     cold_start: bool = Field(description="true: nothing in the history is known, the most popular items are answered")
     unknown: list[str] = Field(description="ids of the history that the catalogue does not hold")
     unread: list[str] = Field(description="ids of the history that are newer than the model, which has not read them")
+    unseen: list[str] = Field(description='"feature=value" that training never saw: read as unknown')
     filtered_seen: bool = Field(description="true: items of the history were left out")
     unknown_user: bool = Field(description="true: the store has no event of this user (before `as_of`)")
     policy_version: str = Field(description="of the weights that answered; changes when others are loaded")

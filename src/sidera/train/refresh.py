@@ -33,7 +33,7 @@ from sidera.config import check_value, digest
 from sidera.core import InputError
 from sidera.data.config import View, load_dataset
 from sidera.data.dataset import Dataset
-from sidera.data.newest import NewPart, in_order, new_part, rows_since
+from sidera.data.newest import NewPart, in_order, neutral_rows, new_part, rows_since
 from sidera.engine import versions
 from sidera.engine.living import catalog_now
 from sidera.engine.recommender import Recommender
@@ -184,7 +184,7 @@ class _Refresh:
             texts = _texts(dataset, catalog)
             positive = self.part.view(self.part.cut).dataset
             vectors = newcomer_vectors(
-                catalog, texts[first:], TextNeighbours(texts[:first]), catalog.schema.item_categories(table),
+                catalog, texts[first:], TextNeighbours(texts[:first]), catalog.schema.categories_of(table),
                 met_beside(positive.item_ids, positive.offsets, first, dataset.num_items),
             )  # fmt: skip
             titles = table["title"].to_pylist() if "title" in table.column_names else None
@@ -259,12 +259,13 @@ class _Refresh:
         except (OSError, ValueError):
             pass
         view = self.part.view(self.part.cut)
+        rows, neutral = neutral_rows(view)
         sizes = (
             size_of(self.folder / "model", self.folder / "catalog"),
             size_of(self.work / "candidate", self.work / "catalog"),
         )
         verdict: Verdict = judge(
-            self._old(), candidate, view.dataset, view.split.valid, self.config.gates, sizes=sizes,
+            self._old(), candidate, view.dataset, rows, self.config.gates, sizes=sizes, neutral=neutral,
             seed=self.recipe.eval.seed, filter_seen="filter" in self.recipe.fit.monitor,
         )  # fmt: skip
         self.say(f"gate: {verdict.line()}")

@@ -149,6 +149,11 @@ class OneRec(RequestGenerator):
         nn.init.normal_(self.project.weight, std=config.width**-0.5)
         self.dropout = Dropout(config.dropout)
         self.lifelong_config = config.lifelong_config()
+        if self.lifelong_config and (features := catalog.schema.owned("event")):
+            raise InputError(
+                f"lifelong = 'representatives' and {features[0].place}: a representative stands for many events",
+                allowed="features of items, users and requests", fix="lifelong = 'history', or leave the feature out",
+            )  # fmt: skip
         self.count = nn.Embedding(COUNT_BUCKETS, config.width) if self.lifelong_config else None
         if self.count is not None:
             nn.init.normal_(self.count.weight, std=config.width**-0.5)

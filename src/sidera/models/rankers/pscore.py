@@ -41,6 +41,7 @@ from sidera.data.config import View
 from sidera.data.features import MAX_DURATION_LOG2, duration_buckets
 from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
 from sidera.nn.event_features import UserFeatures
+from sidera.nn.feature_inputs import FeatureInputs
 from sidera.nn.item_features import ItemFeatures
 from sidera.nn.target_attention import (
     AGE_BUCKETS,
@@ -135,16 +136,18 @@ class PScore(nn.Module):
             raise InputError("[model] weights are all 0", allowed="one above 0 or more")
         self.register_buffer("weights", weights / weights.sum(), persistent=False)
         width = config.width
-        categories = {name: np.asarray(values) for name, values in catalog.categories.items()}
-        numbers = None if catalog.numbers is None else np.asarray(catalog.numbers)
+        columns = {name: np.asarray(values) for name, values in catalog.features.items()}
         codes, sizes = np.asarray(catalog.codes), catalog.level_sizes
-        self.items = ItemFeatures(codes, sizes, categories, numbers, width)
+        self.items = ItemFeatures(codes, sizes, schema.owned("item"), columns, width)
         self.profile = UserFeatures(catalog, width)
         grid = torch.linspace(0, 1, WATCH_GRID)[1:].log2().clamp(min=-9)  # until fitted: as a share of a minute
         self.register_buffer("watch_levels", (64 * 2**grid).expand(MAX_DURATION_LOG2 + 1, -1).contiguous())
         self.num_signals = 1 + len(self.given) + self.has_seconds
         self.kernels = Kernels(config.num_kernels)
-        self.event = nn.Sequential(nn.Linear(width + self.num_signals, width), nn.LeakyReLU())
+        self.of_events = FeatureInputs(schema.owned("event"), width)
+        self.of_events.start(width**-0.5)
+        event_width = width * (1 + self.of_events.num_parts)
+        self.event = nn.Sequential(nn.Linear(event_width + self.num_signals, width), nn.LeakyReLU())
         self.learned = nn.Linear(width, config.num_learned)
         self.num_signals += config.num_learned
         self.attention = TargetAttention(width, config.num_heads)
@@ -225,8 +228,8 @@ class PScore(nn.Module):
         forward += 2.0 * num_sums * width * (events + targets)  # the sums over items, and candidates that probe them
         forward += attention_flops(pairs, width)
         halved = 2.0 * pairs * num_sums * (1 + len(self.items.fields))
-        if self.items.from_numbers is not None:
-            halved += matmul_flops(self.items.from_numbers, self.items.num_items)
+        if self.items.features.dense is not None:
+            halved += matmul_flops(self.items.features.dense, self.items.num_items)
         return TRAINING * forward + (TRAINING + 1) / 2 * halved
 
     # -- answering -----------------------------------------------------------------------------------------------
@@ -253,7 +256,11 @@ class PScore(nn.Module):
         signals = self._signals(batch, where, mask, empty)  # (B, S, Y)
         items = self.items.table()  # (N, D)
         vectors = items[event_ids.clamp(min=0)] * mask[..., None]  # (B, S, D)
-        events = self.event(torch.cat((vectors, signals), dim=-1))  # (B, S, D)
+        said = [] if empty else self.of_events(batch.events.features, batch.num_events)  # (T, D) each
+        features = [part[where] * mask[..., None] for part in said]
+        if empty:
+            features = [torch.zeros_like(vectors)] * self.of_events.num_parts
+        events = self.event(torch.cat((vectors, signals, *features), dim=-1))  # (B, S, D)
         signals = torch.cat((signals, self.learned(events) * mask[..., None]), dim=-1)
         weights = self.kernels(places.expand_as(mask), ages, mask)  # (B, S, K)
         weighted = weighted_signals(weights, signals)
