@@ -67,9 +67,9 @@ class World:
             popularity=Column.of(self.rng.integers(0, MOST, num_items)),
             titles=Texts.of([None] * num_items),
             schema=FeatureSchema(
-                features=(
-                    Feature("brand", "category", "item", "brand", brands),
-                    Feature("kind", "category", "item", "kind", kinds),
+                features=tuple(
+                    Feature(field, "category", "item", field, values)
+                    for field, values in (("brand", brands), ("kind", kinds))
                 )
             ),
             features={
@@ -124,7 +124,8 @@ class World:
                 values = self.catalog.popularity[ids]
                 assert ((values >= clause.low) & (values <= clause.high)).all()
             else:
-                vocabulary = np.array({"brand": self.brands, "kind": self.kinds}[clause.column])
+                (feature,) = (each for each in self.catalog.schema.features if each.name == clause.column)
+                vocabulary = np.array(feature.vocabulary)
                 assert np.isin(vocabulary[self.catalog.features[clause.column][ids] - 1], clause.values).all()
         self.asked += 1
         self.short += len(ids) < NUM_RESULTS

@@ -30,6 +30,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "onerec_v2": {**ONEREC, "num_layers": 2, "code_std": 1.0},
     "onerec": {**ONEREC, "short_term": 20, "encoder_layers": 1, "decoder_layers": 1, "num_lifelong_queries": 2,
                "lifelong_layers": 1},
+    "onerec_v1": {**ONEREC, "num_layers": 1, "num_heads": 2, "code_std": 1.0, "list_beam": 1, "session_gap": 86_400,
+                  "min_watched": 1},
 }  # fmt: skip
 
 

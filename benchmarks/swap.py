@@ -115,7 +115,10 @@ def change(address: Any, keys: list[str], changes: int, removed: list[Any], bad:
         leaving = [key for key in some[MESSAGE // 5 :] if key not in gone][: 2 * MESSAGE // 5]
         back = [gone.pop() for _ in range(min(len(gone), MESSAGE // 5 + (len(gone) > 2000) * MESSAGE))]
         body: dict[str, list[Any]] = {"items": [*added, *renamed, *({"item": key} for key in back)], "removed": leaving}
-        status, answer = call(connection, "POST", "/v1/items", body)
+        try:
+            status, answer = call(connection, "POST", "/v1/items", body)
+        except (OSError, http.client.HTTPException) as error:
+            status, answer = 0, repr(error)
         if status != 200:
             bad.append((status, answer))
             continue
@@ -125,6 +128,26 @@ def change(address: Any, keys: list[str], changes: int, removed: list[Any], bad:
         keys += [one["item"] for one in added]
         done += len(body["items"]) + len(leaving)
         time.sleep(0.02)
+
+
+def swapped(address: Any, swaps: int, removed: list[Any], bad: list[Any]) -> list[tuple[float, float]]:
+    """The versions take turns; -> begin and end of every swap."""
+    during: list[tuple[float, float]] = []
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=120)
+    for number in range(swaps):
+        begun = time.time()
+        try:
+            status, answer = call(connection, "POST", "/v1/admin/swap", {"version": (number + 1) % 3})
+        except (OSError, http.client.HTTPException) as error:
+            bad.append((0, repr(error)))
+            break
+        during.append((begun, time.time()))
+        if status != 200:
+            bad.append((status, answer))
+        if number % 10 == 0:
+            print(f"swap {number}: {status}, {during[-1][1] - begun:.2f} s; {len(removed)} changes", flush=True)
+        time.sleep(during[-1][1] - begun)  # as much time outside swaps as inside
+    return during
 
 
 def main() -> None:
@@ -150,27 +173,19 @@ def main() -> None:
             ]
             for one in clients:
                 one.start()
-            time.sleep(3)
             removed: list[Any] = []
             bad: list[Any] = []
             writer = threading.Thread(target=change, args=(address, keys, changes, removed, bad))
-            writer.start()
-            admin = http.client.HTTPConnection(address.host, address.port, timeout=120)
-            during = []
-            for number in range(swaps):
-                begun = time.time()
-                status, answer = call(admin, "POST", "/v1/admin/swap", {"version": (number + 1) % 3})
-                during.append((begun, time.time()))
-                if status != 200:
-                    bad.append((status, answer))
-                if number % 10 == 0:
-                    print(f"swap {number}: {status}, {during[-1][1] - begun:.2f} s; {len(removed)} changes", flush=True)
-                time.sleep(during[-1][1] - begun)  # as much time outside swaps as inside
-            writer.join()
-            stop.set()
-            seen = [row for _ in clients for row in out.get()]
-            for one in clients:
-                one.join()
+            try:
+                time.sleep(3)
+                writer.start()
+                during = swapped(address, swaps, removed, bad)
+                writer.join()
+            finally:
+                stop.set()
+                seen = [row for _ in clients for row in out.get()]
+                for one in clients:
+                    one.join()
             cpu = server.cpu_seconds
     report(options, seen, during, removed, bad, codebooks, cpu() if callable(cpu) else cpu)
 

@@ -41,7 +41,7 @@ from sidera.store.events import Events
 from sidera.store.history_store import CatalogIds
 from sidera.store.lifelong import LifelongConfig
 from sidera.store.store_representatives import CatalogItems, StoreRepresentatives
-from sidera.store.user_events import HEAD, checked
+from sidera.store.user_events import HEAD, checked, seed_of
 
 HISTORIES = [["item0003", "item0007"], ["item0011"]]
 AT_ONCE = 10.0  # seconds of this process: a busy machine still takes far less, an allocation of gigabytes far more
@@ -510,7 +510,7 @@ def test_records_of_a_store(tmp_path: Path) -> None:
             (0, block[4:11]), (0, block[4:100]), (0, block[4:] + b"x"),
             (0, block[4:12] + np.full(80 * 6, -2, np.int32).tobytes()),
         ):  # fmt: skip
-            for where, record in ((HEAD, whole), (0, block), (place, checked(b"u", place, content))):
+            for where, record in ((HEAD, whole), (0, block), (place, checked(seed_of(b"u"), place, content))):
                 store.database.write(
                     lambda connection, _, row=(where, record): connection.execute(
                         "INSERT OR REPLACE INTO records VALUES (?, ?)", row

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from sidera.core import InputError, Recommendation, Request
+from sidera.core import Clause, InputError, Recommendation, Request
 
 Unknown = Literal["report", "refuse"]
 
@@ -152,7 +152,16 @@ def _body(request: Request) -> dict[str, Any]:
         "feedback": {name: list(values) for name, values in request.feedback.items()},
         "times": None if request.times is None else list(request.times), "profile": dict(request.profile),
         "unknown": "refuse" if request.refuse_unknown else "report",
+        "filter": None if request.filter is None else {one.column: _condition(one) for one in request.filter.clauses},
     }  # fmt: skip
+
+
+def _condition(clause: Clause) -> Any:
+    """As :meth:`Filter.of` takes it."""
+    if clause.is_range:
+        ends = {"min": clause.low, "max": clause.high}
+        return {name: end for name, end in ends.items() if end is not None}
+    return {"not": list(clause.values)} if clause.negated else list(clause.values)
 
 
 def _answer(found: Mapping[str, Any]) -> Recommendation:
@@ -163,5 +172,6 @@ def _answer(found: Mapping[str, Any]) -> Recommendation:
         unread=tuple(found["unread"]), filtered_seen=found["filtered_seen"], unknown_user=found["unknown_user"],
         items_version=found["items_version"], policy_version=found["policy_version"],
         reranker_version=found["reranker_version"] or "", codebook_id=found["codebook_id"],
-        request=found["request"] or "", beam=found["beam"] or 0,
+        request=found["request"] or "", beam=found["beam"] or 0, eligible=found["eligible"],
+        shadow_version=found["shadow_version"] or "",
     )  # fmt: skip

@@ -13,20 +13,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+def _one_line(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 class InputError(ValueError):
     """Something from outside (a file, a flag, a request) cannot be used.
 
     The message is one line: what is wrong with which value, what is allowed, how to mend it. The shell prints it
-    without a traceback and HTTP answers 4xx with it.
+    without a traceback and HTTP answers 4xx with it. A value that it repeats may hold anything: line breaks, control
+    characters and lone surrogates are escaped as ``repr`` escapes them.
     """
 
     def __init__(self, problem: str, *, allowed: str = "", fix: str = "") -> None:
-        self.problem, self.allowed, self.fix = problem, allowed, fix
-        parts = [problem.rstrip(".")]
+        self.problem, self.allowed, self.fix = _one_line(problem), _one_line(allowed), _one_line(fix)
+        parts = [self.problem.rstrip(".")]
         if allowed:
-            parts.append(f"allowed: {allowed}")
+            parts.append(f"allowed: {self.allowed}")
         if fix:
-            parts.append(f"fix: {fix}")
+            parts.append(f"fix: {self.fix}")
         super().__init__("; ".join(parts))
 
 

@@ -7,12 +7,10 @@ line ends of whatever is not opened as binary. docs/evidence/portability.md says
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import importlib
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,24 +60,28 @@ def try_lock(file: IO[Any]) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def wait_for_lock(file: IO[Any]) -> Iterator[None]:
-    """Hold the lock of an open file; waits while another process has it. NoLocks where there are none."""
-    if fcntl is not None:
+class wait_for_lock:  # called like a function
+    """Hold the lock of an open file inside a ``with``; waits while another process has it. NoLocks where there are
+    none."""
+
+    def __init__(self, file: IO[Any]) -> None:
+        self._file = file
+
+    def __enter__(self) -> None:
+        if fcntl is None:
+            while not try_lock(self._file):
+                time.sleep(0.002)
+            return
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(self._file, fcntl.LOCK_EX)
         except OSError as error:
-            raise NoLocks(error.errno, error.strerror, file.name) from error
-    else:
-        while not try_lock(file):
-            time.sleep(0.002)
-    try:
-        yield
-    finally:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_UN)
+            raise NoLocks(error.errno, error.strerror, self._file.name) from error
+
+    def __exit__(self, *error: object) -> None:
+        if fcntl is None:
+            unlock(self._file)
         else:
-            unlock(file)
+            fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
 def unlock(file: IO[Any]) -> None:

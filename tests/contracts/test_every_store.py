@@ -5,6 +5,7 @@ The adapter and the representatives are held over every store, too: both only kn
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,12 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "store"))
+from redis_servers import RedisServer, needs_redis
+
 from hand_made import finder
 from sidera.core import InputError
 from sidera.store.embedded import EmbeddedStore, StoreConfig
 from sidera.store.events import COLUMNS, Events, concatenate
 from sidera.store.history_store import CatalogIds, HistoryStore
 from sidera.store.lifelong import LifelongConfig, LifelongHistory
+from sidera.store.redis_store import RedisConfig, RedisStore
 from sidera.store.store_representatives import CatalogItems, StoreRepresentatives
 
 
@@ -101,6 +106,13 @@ class MemoryStore:
         pass
 
 
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.kill()
+
+
 STORES: dict[str, Callable[[Path], HistoryStore]] = {
     "memory": lambda path: MemoryStore(),
     "embedded": lambda path: EmbeddedStore(path / "store", StoreConfig(durability="kernel")),
@@ -108,9 +120,13 @@ STORES: dict[str, Callable[[Path], HistoryStore]] = {
 KEYS = [f"item-{number}" for number in range(40)]
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=[*STORES, pytest.param("redis", marks=needs_redis)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HistoryStore]:
-    opened = STORES[request.param](tmp_path)
+    if request.param == "redis":
+        server: RedisServer = request.getfixturevalue("redis_server")
+        opened: HistoryStore = RedisStore(server.url, RedisConfig(prefix=tmp_path.name))
+    else:
+        opened = STORES[request.param](tmp_path)
     yield opened
     opened.close()
 

@@ -17,6 +17,7 @@ from sidera.decode import graph
 from sidera.decode.beam import beam_search
 from sidera.decode.eligible import Allowed
 from sidera.decode.graph import GraphedSearch
+from sidera.decode.late import LateCodes, writing_late
 from sidera.models import fit_once
 
 FIELDS = ("item_ids", "leaf_ids", "sids", "valid_mask")
@@ -57,6 +58,30 @@ def test_a_recorded_search_is_the_search(name: str) -> None:
                 torch.testing.assert_close(found.scores, expected.scores, rtol=1e-5, atol=1e-5)
     assert search.reasons == {}
     assert len(search._plans) < 10
+
+
+def test_late_codes_are_recorded_too() -> None:
+    """The wrapper of a model is played like the model, and its plans go with the model's weights."""
+    model, catalog = ready("tiger"), world().catalog
+    trie = catalog.with_items(["late0", "late1"], torch.randn(2, catalog.quantizer.dim)).trie
+    codes = trie.leaf_codes(trie.leaf_of_item())
+    late = LateCodes.of(trie, codes, catalog.num_items, np.empty(0, dtype=np.int64))
+    assert late is not None
+    writer = writing_late(model, late)
+    search, settings = GraphedSearch(writer, trie, again), {"width": 8, "num_results": 30}
+    for factor in (1.0, 1.5):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(factor)
+        for seed in range(2):
+            batch = batch_of(histories(3, 4, seed))
+            with torch.inference_mode():
+                expected = beam_search(writer, writer.context(batch), trie, **settings)
+                found = search(writer.context(batch), **settings)
+            assert torch.equal(found.item_ids, expected.item_ids)
+            torch.testing.assert_close(found.scores, expected.scores, rtol=1e-5, atol=1e-5)
+    assert search.reasons == {}
+    assert len(search._plans) == 1
 
 
 def test_plans_are_shared_by_like_sizes_and_dropped_with_their_weights() -> None:

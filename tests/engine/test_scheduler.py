@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -243,7 +244,7 @@ def test_costs_are_measured() -> None:
     assert cost.seconds(100) == pytest.approx(0.02)
     for rows in (50, 400, 200, 100):
         cost.saw(rows, 0.003 + 0.0002 * rows)
-    for rows in (50, 400, 200, 100) * 30:
+    for rows in (50, 400, 200, 100) * 500:
         cost.saw(rows, 0.006 + 0.0001 * rows)  # twice as quick a row, from now on
     assert (cost.fixed, cost.each) == (pytest.approx(0.006, rel=0.05), pytest.approx(0.0001, rel=0.05))
 
@@ -281,3 +282,24 @@ def test_answers_are_those_alone(trained_run: Path) -> None:
             assert answer.scores == pytest.approx(expected.scores, abs=1e-5)
         else:
             assert str(answer) == str(expected)
+
+
+def test_noise_of_single_requests_does_not_pass_for_the_price_of_a_row() -> None:
+    """A busy machine: batches of one to three rows take 5 to 65 ms, whatever their size. A hundred rows at half a
+    millisecond each must not be taken for seconds."""
+    cost, draw = Cost(), random.Random(0)
+    for rows in (1, 4, 16, 32):
+        cost.saw(rows, 0.004 + 0.0005 * rows)
+    for _ in range(400):
+        cost.saw(draw.choice((1, 1, 2, 3)), draw.uniform(0.005, 0.065))
+    assert 0.02 < cost.seconds(1) < 0.06
+    assert cost.seconds(100) < 1.0
+
+
+def test_a_machine_that_slows_down_is_noticed_within_some_batches() -> None:
+    cost = Cost()
+    for rows in (50, 400, 200, 100) * 100:
+        cost.saw(rows, 0.003 + 0.0002 * rows)
+    for rows in (50, 400, 200, 100) * 5:
+        cost.saw(rows, 3 * (0.003 + 0.0002 * rows))
+    assert cost.seconds(200) > 2 * 0.043

@@ -139,6 +139,10 @@ def test_the_api_describes_itself(client: TestClient) -> None:
     asked = {f"/v1/{name}" for name in ("recommend", "recommend/batch", "score", "similar", "related", "popular")}
     kept = {"/v1/events", "/v1/items", "/v1/explain", "/v1/search"}
     assert asked | kept | admin | {"/healthz", "/readyz", "/metrics"} == set(schema["paths"])
+    for path, methods in schema["paths"].items():
+        for operation in methods.values():
+            statuses = {"401", "403", "413", "422", "429", "503"} if path.startswith("/v1/") else set()
+            assert statuses <= set(operation["responses"])
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,19 @@ def test_what_cannot_be_kept_is_refused_in_one_line(client: TestClient, path: st
     assert client.get("/healthz").json()["users"] == before
 
 
+@pytest.mark.parametrize("key", ["\n", "a\r\nb", "\u2028", "\x1b[31m", "\ud83c"])
+def test_what_a_client_sent_is_repeated_in_one_line(client: TestClient, key: str) -> None:
+    for part in ({"profile": {key: "x"}}, {"feedback": {key: [1.0]}}, {"history": [key], "unknown": "refuse"}):
+        status, _ = send(client, "/v1/recommend", json.dumps({"history": HISTORY, **part}))
+        assert status in (200, 422)  # ``send`` asks for one line
+
+
+def test_errors_are_one_line() -> None:
+    error = InputError("no key 'a\nb'", allowed="\ud83c", fix="ü and \t")
+    assert str(error) == "no key 'a\\nb'; allowed: \\ud83c; fix: ü and \\t"
+    assert error.problem == "no key 'a\\nb'"
+
+
 def test_a_length_of_many_digits_is_too_large(client: TestClient) -> None:
     response = client.post("/v1/recommend", content=b"{}", headers={"content-length": "9" * 5000})
     assert response.status_code == 413

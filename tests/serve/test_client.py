@@ -12,7 +12,7 @@ import pytest
 import sidera
 from live_server import listening
 from sidera.client import Client, Denied, Unavailable
-from sidera.core import InputError, Recommendation, Request
+from sidera.core import Filter, InputError, Recommendation, Request
 from sidera.engine.recommender import Recommender
 from sidera.engine.serving import ServeConfig
 from sidera.serve.config import HttpConfig
@@ -54,6 +54,17 @@ def test_events_and_batches(live: tuple[Client, Recommender]) -> None:
     assert isinstance(cold, Recommendation)
     assert cold.unknown == ("nothing",)
     assert client.health()["users"] == 1
+
+
+def test_filters_go_over_the_wire(live: tuple[Client, Recommender]) -> None:
+    client, recommender = live
+    for conditions in ({"item": ["item0001", "item0002"]}, {"item": {"not": ["item0001"]}}, {"popularity": {"min": 1}}):
+        request = Request(tuple(HISTORY), k=30, filter=Filter.of(conditions))
+        (expected,) = recommender.recommend([request])
+        (found,) = client.recommend_many([request])
+        assert isinstance(found, Recommendation)
+        assert (found.item_keys, found.eligible) == (expected.item_keys, expected.eligible)
+        assert client.recommend(HISTORY, k=30, filter=conditions).item_keys == expected.item_keys
 
 
 def test_errors_are_the_servers(live: tuple[Client, Recommender]) -> None:

@@ -156,6 +156,15 @@ def test_an_idle_server_answers_while_its_limits_are_tried(live: tuple[int, Serv
         late = answer(send(port, call("/v1/recommend", ASK, more="x-deadline-ms: 1\r\n")))
         assert status(late) == 503
         assert b"longer than the deadline allows" in late
+        again = call("/v1/recommend", ASK, more="x-deadline-ms: 1\r\n").replace(b"connection: close\r\n", b"")
+        kept = send(port, again)
+        for _ in range(3):  # refused before its body, and the connection goes on
+            reply = b""
+            while not reply.endswith(b"}"):
+                reply += kept.recv(65_536)
+            assert status(reply) == 503
+            assert b"retry-after: 1\r\n" in reply
+            kept.sendall(again)
         leaver = send(port, call("/v1/recommend", ASK))
         until(lambda: served.asker.scheduler.num_waiting == 1)
         leaver.close()

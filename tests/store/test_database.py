@@ -222,6 +222,24 @@ def test_a_store_that_was_half_made_is_made(tmp_path: Path) -> None:
         opened(tmp_path / MANIFEST)
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE settled SET value = x'ff'", "UPDATE settled SET value = CAST(x'ff41' AS TEXT)", "DELETE FROM settled",
+        "UPDATE ledger SET number = 'many' WHERE name = 'commits'", "DELETE FROM ledger WHERE name = 'settled'",
+        "UPDATE ledger SET checksum = 1.5 WHERE name = 'settled'", "UPDATE settled SET name = 5",
+    ],
+)  # fmt: skip
+def test_values_of_another_type_are_damage(tmp_path: Path, statement: str) -> None:
+    """A bit that flips may turn a number into a text, and a text into bytes that are none."""
+    database = opened(tmp_path / "d")
+    database.settled("name", "value")
+    database._connection().execute(statement)
+    database.close()
+    with pytest.raises(ArtifactError, match="is damaged"):
+        opened(tmp_path / "d")
+
+
 def test_what_is_settled_is_settled_for_every_process(tmp_path: Path) -> None:
     one, two = opened(tmp_path / "d"), opened(tmp_path / "d")
     assert one.settled("name", "a") == two.settled("name", "b") == two.settled("name") == "a"

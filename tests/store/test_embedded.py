@@ -219,7 +219,7 @@ def test_a_changed_or_missing_record_is_refused(tmp_path: Path) -> None:
         "UPDATE records SET record = zeroblob(5) WHERE id = 0", "DELETE FROM records WHERE id = 1",
         f"DELETE FROM records WHERE id = {HEAD}", f"UPDATE records SET record = zeroblob(60) WHERE id = {HEAD}",
         f"UPDATE records SET record = (SELECT record FROM records WHERE id = {PLACES}) WHERE id = 0",
-        "DELETE FROM records",
+        "DELETE FROM records", "UPDATE records SET record = 7", "UPDATE records SET record = 'text'",
     ):  # fmt: skip
         shutil.rmtree(tmp_path / "t", ignore_errors=True)
         shutil.copytree(tmp_path / "s", tmp_path / "t")
@@ -236,6 +236,7 @@ def test_a_changed_or_missing_record_is_refused(tmp_path: Path) -> None:
     [
         ("DELETE FROM users WHERE key = x'61'", "of 2 users 1 are there"),
         ("UPDATE users SET key = x'62' WHERE key = x'61'", "of 2 users 2 are there, or others"),
+        ("UPDATE items SET key = 5 WHERE number = 3", "of 300 items 300 are there, or others"),
         ("DELETE FROM items WHERE number = 299", "of 300 items 299 are there"),
         ("UPDATE items SET key = x'61' WHERE number = 3", "of 300 items 300 are there, or others"),
     ],

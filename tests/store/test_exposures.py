@@ -105,7 +105,7 @@ def change(path: Path, statement: str) -> None:
         "UPDATE parts SET content = substr(content, 1, 40) WHERE number = 1",
         "UPDATE parts SET rows = 3 WHERE number = 1", "UPDATE parts SET kind = 'followed' WHERE number = 1",
         "UPDATE parts SET number = 7 WHERE number = 1", "UPDATE parts SET checksum = 0 WHERE number = 1",
-        "DELETE FROM parts WHERE number = 1", "DELETE FROM parts",
+        "DELETE FROM parts WHERE number = 1", "DELETE FROM parts", "UPDATE parts SET checksum = 1.5",
     ],
 )  # fmt: skip
 def test_a_damaged_or_missing_part_is_never_no_word(tmp_path: Path, statement: str) -> None:

@@ -266,9 +266,11 @@ class Catalog:
         vectors: Tensor | np.ndarray | None,
         titles: Sequence[str | None] | None = None,
         table: pa.Table | None = None,
+        codes: np.ndarray | None = None,
     ) -> Catalog:
         """This Catalog and new items, coded by the frozen quantizer; vectors (n, D) as its encoder makes.
 
+        ``codes`` (n, L): those that the items got before, free ones; vectors say nothing then.
         A catalogue without codes takes ``vectors = None``. ``table``: a row per new item with the columns that
         features are read from; None: they are unknown. The time does not grow with N, but for the first call on a
         catalogue that was just built or loaded, which looks at the codes that are taken.
@@ -282,7 +284,9 @@ class Catalog:
             raise InputError(f"item {key!r} is in the catalogue already", fix="leave it out of the new items")
         if titles is not None and len(titles) != count:
             raise InputError(f"{len(titles)} titles for {count} items", allowed="one each, None where unknown")
-        self._check_vectors(keys, vectors)
+        if codes is None:
+            self._check_vectors(keys, vectors)
+            codes = self._codes_of(vectors, count)
         all_keys = self.item_keys.extended(keys)
         ids_by_key = self.ids_by_key.extended(keys, all_keys)
         owned = self.schema.owned("item")
@@ -290,7 +294,7 @@ class Catalog:
         after = replace(
             self,
             item_keys=all_keys,
-            codes=self.codes.extended(self._codes_of(vectors, count)),
+            codes=self.codes.extended(codes),
             removed=self.removed.extended(count),
             popularity=self.popularity.extended(np.zeros(count, np.int64)),
             titles=self.titles.extended(titles if titles is not None else [None] * count),

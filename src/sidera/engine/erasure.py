@@ -8,6 +8,7 @@ that were trained on the user's events are not changed; the next training reads 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,7 @@ import numpy as np
 
 from sidera.artifacts import read_manifest
 from sidera.data.dataset import Dataset
-from sidera.engine.histories import remove_views
-from sidera.store.embedded import EmbeddedStore
+from sidera.engine.histories import open_store, remove_views
 from sidera.store.exposures import logs_at
 
 COUNTS = ("num_users", "num_items", "num_events")  # the writer's own, in a manifest's info
@@ -35,11 +35,13 @@ class Erased:
 def erase_user(
     user: str, store: str | Path, *, exposures: str | Path | None = None, exports: Sequence[str | Path] = ()
 ) -> Erased:
-    """The user is in no file of these folders when this returns. InputError or ArtifactError, and nothing is erased,
-    when one of them is not what it should be."""
+    """``store``: a folder, or a Redis server. The user is in no file of these folders when this returns.
+
+    InputError or ArtifactError, and nothing is erased, when one of them is not what it should be.
+    """
     datasets = {Path(path): Dataset.load(path) for path in exports}
     logs = [] if exposures is None else logs_at(exposures)
-    with EmbeddedStore(store, must_exist=True) as opened:
+    with contextlib.closing(open_store(store, must_exist=True)) as opened:
         events = len(opened.arrivals(user)[1])
         opened.erase(user)
     remove_views(Path(store))

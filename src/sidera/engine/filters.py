@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -27,7 +27,6 @@ from sidera.catalog.catalog import Catalog
 from sidera.core import Clause, Filter, InputError
 from sidera.data.feature import COUNTED, Feature
 from sidera.decode.eligible import PrefixMask
-from sidera.ops.columns import Column
 
 KEPT = 64  # masks of one catalogue
 KEY, POPULARITY = "item", "popularity"  # columns that every catalogue has: the publisher's key, training events
@@ -42,22 +41,23 @@ class _Column:
     order: np.ndarray  # (n,) int64: places, by value
     distinct: np.ndarray  # (d,) ascending values that there are
     starts: np.ndarray  # (d+1,) where the places of each begin in ``order``
+    known: Mapping[str, int]  # text -> value; empty for numbers
 
     @classmethod
-    def of(cls, values: np.ndarray) -> _Column:
+    def of(cls, values: np.ndarray, vocabulary: Sequence[str]) -> _Column:
         """``values`` (n,): whole numbers from 0; kept in the narrowest type that holds them."""
         narrow = np.min_scalar_type(int(values.max(initial=0)))
         values = np.ascontiguousarray(values.astype(narrow, copy=False))
         distinct, counts = np.unique(values, return_counts=True)
         starts = np.concatenate([[0], np.cumsum(counts)])
-        return cls(values, values.argsort(kind="stable"), distinct.astype(np.int64), starts)
+        known = {value: number for number, value in enumerate(vocabulary, 1)}
+        return cls(values, values.argsort(kind="stable"), distinct.astype(np.int64), starts, known)
 
 
 class _ColumnTest:
     """A clause on a column."""
 
-    def __init__(self, column: _Column, clause: Clause, given: Sequence[int]) -> None:
-        """``given``: what the clause's values are in the column."""
+    def __init__(self, column: _Column, clause: Clause) -> None:
         self.column, self.clause, last = column, clause, len(column.distinct)
         if clause.is_range:
             low = 0 if clause.low is None else int(np.searchsorted(column.distinct, clause.low, "left"))
@@ -65,7 +65,7 @@ class _ColumnTest:
             ends = [low, max(low, high)]
         else:
             self.chosen = np.zeros(last, dtype=bool)  # of the distinct values
-            numbers = np.array(given, dtype=np.int64)
+            numbers = np.array([column.known[value] for value in clause.values if value in column.known], np.int64)
             at = np.searchsorted(column.distinct, numbers)
             there = at < last
             there[there] = column.distinct[at[there]] == numbers[there]
@@ -90,20 +90,6 @@ class _ColumnTest:
             return table.take(values, mode="clip")  # twice as fast as with checks
         passed = values >= low if low is not None else values <= high
         return passed if low is None or high is None else passed & (values <= high)
-
-
-class _ListTest:
-    """A clause on a column of several values an item, 0 behind the last: one of them is enough."""
-
-    def __init__(self, values: np.ndarray, clause: Clause, given: Sequence[int]) -> None:
-        self.mask = np.isin(values, given).any(axis=1) != clause.negated  # (n,)
-        self.size = int(self.mask.sum())
-
-    def places(self) -> np.ndarray:
-        return np.flatnonzero(self.mask)
-
-    def holds(self, places: np.ndarray) -> np.ndarray:
-        return self.mask.take(places)
 
 
 class _KeyTest:
@@ -183,8 +169,8 @@ class FilterTable:
             return self.catalog.trie.leaf_items
         return np.flatnonzero(~np.asarray(self.catalog.removed))
 
-    def _test(self, clause: Clause) -> _ColumnTest | _ListTest | _KeyTest:
-        name = clause.column
+    def _test(self, clause: Clause) -> _ColumnTest | _KeyTest:
+        name, number = clause.column, len(self._order)
         if name not in self.names:
             raise InputError(f"the filter names column {name!r}", allowed=", ".join(self.names))
         if clause.is_range != (name == POPULARITY):
@@ -193,14 +179,12 @@ class FilterTable:
         if name == KEY:
             ids = self.catalog.find_ids(clause.values)
             places = self._place_of_item[ids[ids >= 0]]
-            return _KeyTest(places[places < len(self._order)], clause.negated, len(self._order))
-        if name == POPULARITY:
-            return _ColumnTest(self._column(name, self.catalog.popularity), clause, [])
-        values = self.catalog.features[name]
-        numbers = [number for value in clause.values if (number := self._features[name].number_of(value))]
-        if len(values.shape) > 1:
-            return _ListTest(values.take(self._order), clause, numbers)
-        return _ColumnTest(self._column(name, values), clause, numbers)
+            return _KeyTest(places[places < number], clause.negated, number)
+        if name != POPULARITY and self._features[name].kind != "category":  # several values an item
+            numbers = [self._features[name].number_of(value) or -1 for value in clause.values]
+            has_mask = np.isin(self.catalog.features[name].take(self._order), numbers).any(axis=1)
+            return _KeyTest(np.flatnonzero(has_mask), clause.negated, number)
+        return _ColumnTest(self._column(name), clause)
 
     @cached_property
     def _place_of_item(self) -> np.ndarray:
@@ -209,9 +193,11 @@ class FilterTable:
         places[self._order] = np.arange(len(self._order), dtype=np.int32)
         return places
 
-    def _column(self, name: str, values: Column) -> _Column:
+    def _column(self, name: str) -> _Column:
         if name not in self._columns:
-            self._columns[name] = _Column.of(values.take(self._order))
+            column = self.catalog.popularity if name == POPULARITY else self.catalog.features[name]
+            vocabulary = () if name == POPULARITY else self._features[name].vocabulary or ()
+            self._columns[name] = _Column.of(column.take(self._order), vocabulary)
         return self._columns[name]
 
 

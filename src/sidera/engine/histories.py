@@ -244,14 +244,23 @@ class Behaviour:
         self.close()
 
 
-def open_behaviour(path: str | Path, catalog: Catalog, config: StoreConfig | None = None) -> Behaviour:
-    """The embedded store at ``path`` (made when there is none), read with ``catalog``.
+def open_store(where: str | Path, *, must_exist: bool = False) -> HistoryStore:
+    """The store in a folder, made where there is none, or on a Redis server (redis://HOST:PORT/NUMBER)."""
+    if str(where).startswith(("redis://", "rediss://")):
+        from sidera.store.redis_store import RedisStore
+
+        return RedisStore(str(where))
+    return EmbeddedStore(where, must_exist=must_exist)
+
+
+def open_behaviour(where: str | Path, catalog: Catalog, config: StoreConfig | None = None) -> Behaviour:
+    """The store of :func:`open_store` (``config``: of a folder), read with ``catalog``.
 
     InputError when it was made under another schema of feedback columns.
     """
-    store = EmbeddedStore(path, config)
+    store = open_store(where) if config is None else EmbeddedStore(where, config)
     try:
-        return behaviour_of(store, catalog, Path(path))
+        return behaviour_of(store, catalog, Path(where) if isinstance(store, EmbeddedStore) else None)
     except BaseException:
         store.close()
         raise

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from sidera import console
+from sidera.artifacts import read_manifest
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.newcomers import TextNeighbours
 from sidera.config import digest
@@ -33,14 +34,15 @@ from sidera.engine import versions
 from sidera.engine.answerer import Answerer
 from sidera.engine.export import export_events, read_exposures
 from sidera.engine.exposures import ExposureWriter
-from sidera.engine.items_log import ITEMS, MODEL, NAME, ItemsLog
-from sidera.engine.living import Changes, Delta, applied, catalog_now, delta_of, replayed
+from sidera.engine.items_log import ITEMS, MODEL, NAME, ItemsLog, Record
+from sidera.engine.living import Changes, Delta, applied, catalog_now, replayed
 from sidera.engine.recommender import DEFAULT_BEAM, Recommender
 from sidera.engine.routes import Route, Side
 from sidera.engine.run_folder import beam_of_run, load_snapshot
 from sidera.engine.serving import ServeConfig, Serving, open_exposures, open_steps
 
 DAY = 86_400  # seconds
+KEPT = 3  # catalogues of versions: to go back to one is quick
 WARM_REQUESTS = 8  # histories that a new version answers before anybody asks it
 
 
@@ -67,6 +69,7 @@ class LiveRun:
         self.problem = ""  # why the last swap that the pointer asked for failed
         self._loading = threading.Lock()  # one version is loaded at a time
         self._texts: tuple[str, TextNeighbours] | None = None  # of a codebook's catalogue
+        self._catalogs: dict[str, tuple[Catalog, int]] = {}  # of versions that were loaded, by the artifact's digest
         self._writers: dict[str, ExposureWriter] = {}  # by codebook, where versions of several have answered
         self._stop = threading.Event()
         self._watcher: threading.Thread | None = None
@@ -111,8 +114,8 @@ class LiveRun:
                 if delta.version is not None and self.log.is_known(version, content):
                     return Applied(version, False, now.items_version, Changes())
                 catalog, changes, body = applied(now, delta, self._index(now))
-                prepared = self._over(catalog, [body]) if changes else None
                 place = self.log.append(ITEMS, version, catalog.items_version, body, digest(content))
+                prepared = self._over(catalog, self.log.after(place - 1)) if changes else None
             self.place = place
             if prepared is not None:  # only now: the disk has it
                 self.recommender.serving, self.recommender.route = prepared
@@ -123,23 +126,17 @@ class LiveRun:
         records = self.log.after(self.place)
         if not records:
             return
-        bodies = [record.body for record in records if record.kind == ITEMS]
-        catalog = self.recommender.catalog
-        for body in bodies:
-            catalog = applied(catalog, delta_of(body, catalog), self._index(catalog))[0]
-        catalog = catalog.at_version(max(catalog.items_version, records[-1].items_version))
-        self.recommender.serving, self.recommender.route = self._over(catalog, bodies)
+        self.recommender.serving, self.recommender.route = self._over(
+            replayed(self.recommender.catalog, records), records
+        )
         self.place = records[-1].number
 
-    def _over(self, catalog: Catalog, bodies: Sequence[Mapping[str, Any]]) -> tuple[Serving, Route | None]:
+    def _over(self, catalog: Catalog, records: Sequence[Record]) -> tuple[Serving, Route | None]:
         """What answers over the next catalogue; and a canary or shadow over its own, after the same messages."""
         serving, route = self.recommender.serving.with_catalog(catalog), self.recommender.route
         if route is None:
             return serving, None
-        side = route.serving.snapshot.catalog
-        for body in bodies:
-            side = applied(side, delta_of(body, side))[0]
-        side = side.at_version(max(side.items_version, catalog.items_version))
+        side = replayed(route.serving.snapshot.catalog, records)
         return serving, replace(route, serving=route.serving.with_catalog(side))
 
     def _index(self, catalog: Catalog) -> TextNeighbours:
@@ -166,11 +163,11 @@ class LiveRun:
             prepared, place = self._prepare(wanted)
             loaded = time.perf_counter()
             with self.recommender.swapping, self.log.writing():
-                catalog, last = replayed(prepared.snapshot.catalog, self.log, place)
                 self._register(wanted, locked=True)
+                catalog = replayed(prepared.snapshot.catalog, self.log.after(place))
                 newest = max(self.log.items_version(), catalog.items_version)
                 prepared = self._beside(prepared.with_catalog(catalog.at_version(newest)))
-                before, self.number, self.place = self.number, wanted, max(last, self.log.last())
+                before, self.number, self.place = self.number, wanted, self.log.last()
                 self.recommender.serving, self.recommender.route = prepared, None
             if number is not None and versions.current_number(run) != number:
                 versions.make_current(run, number, "swapped by the server")
@@ -186,7 +183,7 @@ class LiveRun:
         run = self._folder()
         folder, now = versions.folder_of(run, number), self.recommender.serving
         versions.read_version(run, number)
-        catalog, place = catalog_now(run, number)
+        catalog, place = self._catalog(number)
         snapshot = load_snapshot(folder, now.snapshot.device, catalog)
         beam = self.config.beam or (beam_of_run(folder) if snapshot.generates else DEFAULT_BEAM)
         steps = open_steps(folder, self.config, snapshot)
@@ -194,6 +191,20 @@ class LiveRun:
         prepared = Serving(snapshot, replace(now.parts, steps=steps, behaviour=behaviour, exposures=None), beam)
         self._check(prepared, number)
         return prepared, place
+
+    def _catalog(self, number: int) -> tuple[Catalog, int]:
+        """A version's items of now, and the record up to which they are; those of the last versions are kept."""
+        made_of = read_manifest(versions.folder_of(self._folder(), number) / "catalog", "catalog").digest
+        if made_of in self._catalogs:
+            catalog, place = self._catalogs.pop(made_of)
+            records = self.log.after(place)
+            found = replayed(catalog, records), records[-1].number if records else place
+        else:
+            found = catalog_now(self._folder(), number, self.log)
+        self._catalogs[made_of] = found
+        while len(self._catalogs) > KEPT:
+            del self._catalogs[next(iter(self._catalogs))]
+        return found
 
     def _beside(self, prepared: Serving) -> Serving:
         """With the exposure log of the version's codebook; what followed on an answer is told to the logs of all."""
@@ -255,7 +266,7 @@ class LiveRun:
         with self._loading:
             prepared, place = self._prepare(number)
             with self.recommender.swapping:
-                catalog, _ = replayed(prepared.snapshot.catalog, self.log, place)
+                catalog = replayed(prepared.snapshot.catalog, self.log.after(place))
                 catalog = catalog.at_version(max(catalog.items_version, self.recommender.catalog.items_version))
                 prepared = self._beside(prepared.with_catalog(catalog))
                 self.recommender.route = Route(prepared, number, share, side)

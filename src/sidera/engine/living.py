@@ -9,7 +9,7 @@ code. One that was removed comes back under its old code. A removal is a tombsto
 gone or was never there, so that a message can come twice. Whatever a message changes, the catalogue moves on by one
 ``items_version``.
 
-What was decided once (vectors) is kept in the log, so that a replay gives the same codes.
+What was decided once (codes) is kept in the log, so that a replay gives the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pyarrow as pa
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.newcomers import TextNeighbours, newcomer_vectors
 from sidera.core import InputError
-from sidera.engine.items_log import ITEMS, ItemsLog
+from sidera.engine.items_log import ITEMS, ItemsLog, Record
 from sidera.engine.versions import folder_of, read_version
 
 
@@ -37,6 +37,7 @@ class ItemChange:
     title: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)  # column of the items table -> value, or list of values
     vector: Sequence[float] | None = None  # of a new item, in the space of the catalogue's encoder
+    codes: Sequence[int] | None = None  # of a new item, that it got when its message came
 
 
 @dataclass(frozen=True)
@@ -72,78 +73,110 @@ class Changes:
 def applied(
     catalog: Catalog, delta: Delta, texts: TextNeighbours | None = None
 ) -> tuple[Catalog, Changes, dict[str, Any]]:
-    """The next Catalog, what was done, and the message with the vectors that were found, for the log.
+    """The next Catalog, what was done, and the message with the vectors and codes that were found, for the log.
 
     ``texts``: an index of the catalogue's titles, which takes in the new ones; None: made where it is needed.
     """
     changes, new = _sorted_out(catalog, delta)
-    vectors, body = None, delta.content()
-    before = catalog
+    body, before = delta.content(), catalog
     if changes.removed:
         catalog = catalog.without(changes.removed)
     if changes.restored:
         catalog = catalog.restored(changes.restored)
-    if new:
-        table = _table([one.fields for one in new])
-        vectors = _vectors(before, new, table, texts)
-        catalog = catalog.with_items([one.item for one in new], vectors, [one.title for one in new], table)
+    taken = _taken(catalog, [tuple(one.codes) for one in new if one.codes is not None])
+    coded = [one for one in new if one.codes is not None and tuple(one.codes) not in taken]
+    others = [one for one in new if one.codes is None or tuple(one.codes) in taken]
+    new = [*coded, *others]  # codes that were given go first, others are found then
+    for some, has_codes in ((coded, True), (others, False)):
+        if not some:
+            continue
+        table = _table([one.fields for one in some])
+        keys, titles = [one.item for one in some], [one.title for one in some]
+        if has_codes:
+            codes = np.array([one.codes for one in some], np.int32).reshape(len(some), catalog.num_levels)
+            catalog = catalog.with_items(keys, None, titles, table, codes)
+        else:
+            catalog = catalog.with_items(keys, _vectors(before, some, table, texts), titles, table)
     said = [one for one in delta.upserts if one.item in {*changes.changed, *changes.restored}]
     said = [one for one in said if one.title is not None or one.fields]
     for columns in {tuple(sorted(one.fields)) for one in said}:  # items that say the same columns
         some = [one for one in said if tuple(sorted(one.fields)) == columns]
-        titles = {one.item: one.title for one in some if one.title is not None}
-        catalog = catalog.described([one.item for one in some], titles, _table([one.fields for one in some]))
+        named = {one.item: one.title for one in some if one.title is not None}
+        catalog = catalog.described([one.item for one in some], named, _table([one.fields for one in some]))
     if not changes:
         return before, changes, body
-    if np.asarray(catalog.removed).all():
+    if catalog.removed.sum() == catalog.num_items:
         raise InputError("the message removes the last items", fix="add items before, or stop serving")
     body["codebook_id"] = catalog.codebook_id
-    if vectors is not None:
-        body["vectors"] = {one.item: row for one, row in zip(new, np.asarray(vectors).tolist(), strict=True)}
+    if new:
+        rows = catalog.codes[np.arange(before.num_items, catalog.num_items)].tolist()
+        body["codes"] = {one.item: row for one, row in zip(new, rows, strict=True)}
     if texts is not None:
         texts.extend([one.title for one in new])
     return catalog.at_version(before.items_version + 1), changes, body
 
 
-def replayed(catalog: Catalog, log: ItemsLog, after: int = 0) -> tuple[Catalog, int]:
-    """The catalogue with every message behind record ``after``; and the newest record."""
-    last, texts = after, None
-    for record in log.after(after):
-        last = record.number
-        if record.kind == ITEMS:
-            delta = delta_of(record.body, catalog)
-            if texts is None and any(one.vector is None for one in delta.upserts):
-                texts = TextNeighbours(catalog.titles.tolist())
-            catalog = applied(catalog, delta, texts)[0]
-    return catalog, last
+def _taken(catalog: Catalog, wanted: Sequence[tuple[int, ...]]) -> set[tuple[int, ...]]:
+    """Which of these codes an item has, also a removed one: versions that grew apart may give one code twice."""
+    if not wanted or not catalog.has_codes or catalog.collision == "share":
+        return set()
+    codes, asked = np.asarray(catalog.codes), np.array(wanted)
+    near = np.ones(len(codes), dtype=bool)
+    for level in range(codes.shape[1]):
+        near &= np.isin(codes[:, level], asked[:, level])
+    return {*map(tuple, codes[near].tolist())} & {*wanted}
 
 
-def catalog_now(run: str | Path, number: int) -> tuple[Catalog, int]:
+def replayed(catalog: Catalog, records: Sequence[Record]) -> Catalog:
+    """The catalogue after every message of these records, as if they had come one by one.
+
+    They are applied as two messages: first everything that was ever said, in the order in which items came, so that
+    each gets the code that it got then; then what is removed in the end. Its ``items_version`` is that of the last.
+    """
+    said: dict[str, ItemChange] = {}
+    gone: dict[str, bool] = {}
+    for record in records:
+        if record.kind != ITEMS:
+            continue
+        known = record.body.get("codes", {}) if record.body.get("codebook_id") == catalog.codebook_id else {}
+        for one in record.body["upserts"]:
+            key = one["item"]
+            before = said.get(key, ItemChange(key, vector=one["vector"], codes=known.get(key)))
+            title = before.title if one["title"] is None else one["title"]
+            said[key] = replace(before, title=title, fields={**before.fields, **one["fields"]})
+            gone[key] = False
+        gone |= dict.fromkeys(record.body["removed"], True)
+    found = catalog.find_ids(list(said))
+    # A message may be older than what the recipe declares: what a new item does not say is unknown then.
+    unsaid = {feature.source: None for feature in catalog.schema.owned("item") if feature.required}
+    upserts = [
+        replace(one, vector=None, codes=None) if item >= 0 else replace(one, fields={**unsaid, **one.fields})
+        for one, item in zip(said.values(), found.tolist(), strict=True)
+    ]
+    width = None if catalog.quantizer is None else catalog.quantizer.dim
+    upserts = [one if one.vector is None or len(one.vector) == width else replace(one, vector=None) for one in upserts]
+    texts = None if all(one.codes is not None for one in upserts) else TextNeighbours(catalog.titles.tolist())
+    version = catalog.items_version
+    if upserts:
+        catalog = applied(catalog, Delta(tuple(upserts)), texts)[0]
+    if any(gone.values()):
+        catalog = applied(catalog, Delta(removed=tuple(key for key, is_gone in gone.items() if is_gone)))[0]
+    return catalog.at_version(max([version, *(record.items_version for record in records)]))
+
+
+def catalog_now(run: str | Path, number: int, log: ItemsLog | None = None) -> tuple[Catalog, int]:
     """The catalogue of a version with every change of items since; and the newest record of the log."""
     run = Path(run)
     catalog = Catalog.load(folder_of(run, number) / "catalog")
-    log = ItemsLog.of_run(run, must_exist=True)
+    opened = log or ItemsLog.of_run(run, must_exist=True)
     try:
-        catalog, last = replayed(catalog, log, read_version(run, number).items_messages)
-        return catalog.at_version(max(catalog.items_version, log.items_version())), last
+        records = opened.after(read_version(run, number).items_messages)
+        catalog = replayed(catalog, records)
+        newest = records[-1].number if records else opened.last()
+        return catalog.at_version(max(catalog.items_version, opened.items_version())), newest
     finally:
-        log.close()
-
-
-def delta_of(body: Mapping[str, Any], catalog: Catalog) -> Delta:
-    """The message of a record, for this catalogue: vectors are those of the log where they are of its codebook.
-
-    A message may be older than what the recipe declares: what a new item does not say is unknown then.
-    """
-    unsaid = {feature.source: None for feature in catalog.schema.owned("item") if feature.required}
-    known = body.get("vectors", {}) if body.get("codebook_id") == catalog.codebook_id else {}
-    upserts = []
-    for one in body["upserts"]:
-        key = one["item"]
-        is_new = bool(catalog.find_ids([key])[0] < 0)
-        fields = {**unsaid, **one["fields"]} if is_new else one["fields"]
-        upserts.append(ItemChange(key, one["title"], fields, known.get(key) if is_new else None))
-    return Delta(tuple(upserts), tuple(body["removed"]))
+        if log is None:
+            opened.close()
 
 
 def _sorted_out(catalog: Catalog, delta: Delta) -> tuple[Changes, list[ItemChange]]:
@@ -238,5 +271,5 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 def _plain(one: ItemChange) -> dict[str, Any]:
     fields = {name: list(value) if isinstance(value, tuple) else value for name, value in one.fields.items()}
-    return {**asdict(replace(one, fields={}, vector=None)), "fields": fields,
-            "vector": None if one.vector is None else [float(value) for value in one.vector]}  # fmt: skip
+    vector = None if one.vector is None else [float(value) for value in one.vector]
+    return {"item": one.item, "title": one.title, "fields": fields, "vector": vector}

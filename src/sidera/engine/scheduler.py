@@ -30,7 +30,7 @@ from typing import Any
 from sidera.core import InputError, Recommendation, Request
 from sidera.engine.recommender import Recommender
 
-TRIAL_SIZES = (1, 4, 16)  # requests of a batch
+TRIAL_SIZES = (1, 4, 16, 32)  # requests of a batch
 TRIAL_EVENTS = 50  # of a history
 PRIORITIES = ("high", "normal", "low")
 EVENT_SECONDS = 5e-7  # to look up an event of a history that a request brings: it tells in long ones
@@ -86,11 +86,15 @@ class Ticket:
 
 
 class Cost:
-    """Seconds of a batch of so many rows: ``fixed + each * rows``, fitted to the batches of late (least squares whose
-    weights fall by ``1 - keep`` with every batch)."""
+    """Seconds of a batch of so many rows: ``scale * (fixed + each * rows)``.
 
-    def __init__(self, keep: float = 0.95) -> None:
-        self.keep = keep
+    The line is fitted to hundreds of batches (least squares whose weights fall by ``1 - keep`` with each): in the last
+    few, all of a request or two, the noise of the clock would pass for the price of a row, and requests would be
+    refused that cost next to nothing. ``scale`` follows what the machine has left of late.
+    """
+
+    def __init__(self, keep: float = 0.995, keep_scale: float = 0.9) -> None:
+        self.keep, self.keep_scale, self.scale = keep, keep_scale, 1.0
         self._weight = self._rows = self._seconds = self._squares = self._products = 0.0
         self.fixed, self.each = 0.0, 0.0
 
@@ -106,13 +110,16 @@ class Cost:
         else:  # batches of one size: a line through their mean and half of it at no rows
             self.each = min(self.each or 0.5 * mean_seconds / mean_rows, mean_seconds / mean_rows)
         self.fixed = max(0.0, mean_seconds - self.each * mean_rows)
+        expected = self.fixed + self.each * rows
+        ratio = min(max(seconds / expected, 0.1), 10.0) if expected else 1.0
+        self.scale = self.keep_scale * self.scale + (1 - self.keep_scale) * ratio
 
     def seconds(self, rows: float, batches: float = 1.0) -> float:
-        return self.fixed * batches + self.each * rows
+        return self.scale * (self.fixed * batches + self.each * rows)
 
     def rows_within(self, seconds: float) -> float:
         """Rows of a batch that takes so long; endless while nothing is known."""
-        return (seconds - self.fixed) / self.each if self.each > 0 else float("inf")
+        return (seconds / self.scale - self.fixed) / self.each if self.each > 0 else float("inf")
 
 
 @dataclass
@@ -171,7 +178,7 @@ class Scheduler:
         """What a request costs, in rows of the search; a scorer's request is one row."""
         recommender = self.recommender
         width = recommender.pipeline.width(request.k) if recommender.snapshot.generates else 1
-        events = len(request.history) * EVENT_SECONDS / self.cost.each if self.cost.each else 0.0
+        events = len(request.history) * EVENT_SECONDS / (self.cost.scale * self.cost.each) if self.cost.each else 0.0
         return width + int(events)
 
     def wait_for(self, rows: int, priority: int = 1) -> float:
@@ -309,7 +316,7 @@ class Scheduler:
 
     def _row_budget(self) -> float:
         """Rows of a batch: those of ``batch_ms``, or of so long that what a batch costs by itself is a third of it."""
-        seconds = max(self.config.batch_ms / 1000, 3 * self.cost.fixed)
+        seconds = max(self.config.batch_ms / 1000, 3 * self.cost.scale * self.cost.fixed)
         return max(1.0, min(self.config.max_rows, self.cost.rows_within(seconds)))
 
     def _share(self) -> float:

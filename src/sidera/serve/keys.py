@@ -4,8 +4,9 @@
     curl -H "Authorization: Bearer sidera_..." ...                     # or X-API-Key
 
 ``read`` asks for recommendations. ``write`` sends events, and may ask for what shows a stored user's history: answers
-with or without seen items, unknown items by name. ``admin`` may also ask as of an earlier moment, and change what is
-served. A scope does not include another. A key is 32 random bytes, so a plain SHA-256 of it can be kept.
+with or without seen items, unknown items by name, why an item is answered. ``admin`` may also ask as of an earlier
+moment, and change what is served. A scope does not include another. A key is 32 random bytes, so a plain SHA-256 of it
+can be kept.
 """
 
 from __future__ import annotations

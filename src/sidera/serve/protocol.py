@@ -15,8 +15,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from sidera.serve.errors import Refused
 from sidera.serve.state import Served
 
 HALF_SECOND = 0.5  # between two sweeps
@@ -24,6 +26,11 @@ TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: 34\r\nretry-after: 1\r\n"
     b'connection: close\r\n\r\n{"detail": "too many connections"}'
 )
+BUSY = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: %b\r\n"
+SIZE = b"content-length: %d\r\n\r\n"
+ASKS = {path.encode(): path for path in ("/v1/recommend", "/v1/recommend/batch")}  # what the engine answers
+# In place of a request's cycle: it is answered, and its body is read and dropped.
+REFUSED = SimpleNamespace(response_complete=True, more_body=False, scope={}, message_event=asyncio.Event())
 NO_HTTP = b'{"detail": "this is no HTTP request"}'
 TOO_SLOW = b'{"detail": "the request came too slowly"}'
 
@@ -71,6 +78,9 @@ class Protocol(Base):
         super().data_received(data)
 
     def on_headers_complete(self) -> None:
+        path = None if self.busy else ASKS.get(self.url)
+        if path is not None and self.parser.get_method() == b"POST" and self._refused(path):
+            return
         super().on_headers_complete()
         self.idle.pop(self, None)
         self.scope["linger"] = self._linger
@@ -79,11 +89,34 @@ class Protocol(Base):
         super().on_message_complete()
         if self.lingering:
             self.transport.close()
+        elif self.cycle is REFUSED:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_response_complete(self) -> None:
         self.speaking, self.since = self.lingering or bool(getattr(self, "pipeline", ())), time.monotonic()
         self.idle[self] = None
         super().on_response_complete()
+
+    def _refused(self, path: str) -> bool:
+        """Answer 503 where the engine has too much to do, for a tenth of what a request costs that is let in: under
+        several times the load that it can carry, refusing must not become the load."""
+        try:
+            seconds, priority = self.served.urgency(self.headers)
+            self.served.check(time.monotonic() + seconds, priority)
+        except Refused as refusal:
+            if refusal.status_code != 503:
+                return False
+            content = b'{"detail":"%b"}' % refusal.detail.encode()
+            wait = refusal.headers["retry-after"].encode()  # type: ignore[index]
+            self.transport.write(BUSY % wait + SIZE % len(content) + content)
+            self.served.metrics.saw(path, 503, 0.0)
+            self.cycle, self.speaking, self.since = REFUSED, False, time.monotonic()
+            self.lingering = not self.parser.should_keep_alive()
+            return True
+        return False
 
     def _linger(self) -> None:
         """The answer goes out before the body has come: read that, and close then."""

@@ -26,11 +26,9 @@ from sidera.serve.bodies import BodyRoute
 from sidera.serve.errors import Refused, printable
 from sidera.serve.keys import Key
 from sidera.serve.schemas import BatchRequest, BatchResponse, RecommendRequest, RecommendResponse
-from sidera.serve.state import Served
+from sidera.serve.state import MAX_DEADLINE_MS, Served
 from sidera.serve.visit import Visit, visit_of
 
-MAX_DEADLINE_MS = 600_000
-WAY_BACK = 0.15  # of a deadline: kept for the way to the client
 HEADERS = [
     {"in": "header", "name": "X-Deadline-Ms", "required": False,
      "schema": {"type": "integer", "minimum": 1, "maximum": MAX_DEADLINE_MS},
@@ -73,25 +71,11 @@ def router(served: Served) -> APIRouter:
 
 def admission(served: Served) -> Callable[[Scope, Visit], None]:
     """The check of the door: reads deadline and priority from the headers, and refuses what the engine cannot take."""
-    asker, usual_ms, recommender = served.asker, served.config.scheduler.deadline_ms, served.recommender
 
     def check(scope: Scope, visit: Visit) -> None:
-        milliseconds, priority = usual_ms, 1
-        for name, value in scope["headers"]:
-            if name == b"x-deadline-ms":
-                if not value.isdigit() or not 1 <= (milliseconds := int(value[:9])) <= MAX_DEADLINE_MS:
-                    raise Refused(422, f"X-Deadline-Ms: {value[:40]!r}; allowed: 1 to {MAX_DEADLINE_MS:,}")
-            elif name == b"x-priority":
-                if (text := value.decode("latin-1")) not in PRIORITIES:
-                    raise Refused(422, f"X-Priority: {text[:40]!r}; allowed: {', '.join(PRIORITIES)}")
-                priority = PRIORITIES.index(text)
-        visit.deadline, visit.priority = visit.begun + (1 - WAY_BACK) * milliseconds / 1000, priority
-        rows = recommender.pipeline.width(1) if recommender.snapshot.generates else 1
-        try:
-            asker.scheduler.check(visit.deadline, rows, priority)
-        except Overloaded as error:
-            asker.scheduler.counts.refused += 1
-            raise Refused(503, error.problem, error.retry_after) from None
+        seconds, visit.priority = served.urgency(scope["headers"])
+        visit.deadline = visit.begun + seconds
+        served.check(visit.deadline, visit.priority)
 
     return check
 

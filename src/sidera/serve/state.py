@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from sidera.engine.recommender import Recommender
+from sidera.engine.scheduler import PRIORITIES, Overloaded
 from sidera.serve.asking import Asker
 from sidera.serve.config import HttpConfig
+from sidera.serve.errors import Refused
 from sidera.serve.keys import KeyFile
 from sidera.serve.metrics import Metrics
 
+MAX_DEADLINE_MS = 600_000
+WAY_BACK = 0.15  # of a deadline: kept for the way to the client
 WRITERS = 32  # threads that wait for the disk: a store that gathers writes takes as many in one go
 
 
@@ -29,6 +34,30 @@ class Served:
     def __post_init__(self) -> None:
         self.asker = Asker(self.recommender, self.config.scheduler)
         self.writers = ThreadPoolExecutor(WRITERS, "writer")
+
+    def urgency(self, headers: Iterable[tuple[bytes, bytes]]) -> tuple[float, int]:
+        """What ``X-Deadline-Ms`` and ``X-Priority`` say: seconds for the engine, place in PRIORITIES."""
+        milliseconds, priority = self.config.scheduler.deadline_ms, 1
+        for name, value in headers:
+            if name == b"x-deadline-ms":
+                if not value.isdigit() or not 1 <= (milliseconds := int(value[:9])) <= MAX_DEADLINE_MS:
+                    shown = value[:40].decode("latin-1")
+                    raise Refused(422, f"X-Deadline-Ms: {shown!r}; allowed: 1 to {MAX_DEADLINE_MS:,}")
+            elif name == b"x-priority":
+                if (text := value.decode("latin-1")) not in PRIORITIES:
+                    raise Refused(422, f"X-Priority: {text[:40]!r}; allowed: {', '.join(PRIORITIES)}")
+                priority = PRIORITIES.index(text)
+        return (1 - WAY_BACK) * milliseconds / 1000, priority
+
+    def check(self, deadline: float, priority: int) -> None:
+        """Refused when the engine cannot answer an ordinary request by ``deadline``."""
+        scheduler, recommender = self.asker.scheduler, self.recommender
+        rows = recommender.pipeline.width(1) if recommender.snapshot.generates else 1
+        try:
+            scheduler.check(deadline, rows, priority)
+        except Overloaded as error:
+            scheduler.counts.refused += 1
+            raise Refused(503, error.problem, error.retry_after) from None
 
     def reopen(self) -> None:
         """Begin again after :meth:`close`, as an application does that is started twice."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,10 @@ PATIENCE = 60.0  # seconds that another process may hold the database
 MOST_TOGETHER = 1024  # calls in one commit
 SUM = 2**62 - 1  # checksum sums are kept below
 _DAMAGE = {11, 26}  # SQLITE_CORRUPT, SQLITE_NOTADB
+_COUNT = (
+    "INSERT INTO ledger VALUES (?1, ?2, ?3 & ?4) ON CONFLICT (name) DO UPDATE"
+    " SET number = number + ?2, checksum = (checksum + ?3) & ?4 RETURNING number"
+)
 T = TypeVar("T")
 Row = tuple[Any, ...]
 _LEDGER = """
@@ -122,14 +127,16 @@ class Database:
     def expected(self, name: str) -> tuple[int, int]:
         """Number and checksum sum of the rows that must exist under a name of the ledger."""
         rows = self.rows("SELECT number, checksum FROM ledger WHERE name = ?", (name,))
+        if not all(isinstance(value, int) for row in rows for value in row):
+            raise ArtifactError(f"{self.folder / DATA} is damaged: no ledger of its {name}", fix="restore a copy")
         return (rows[0][0], rows[0][1]) if rows else (0, 0)
 
-    def check(self, name: str, number: int, checksum: int) -> None:
-        """ArtifactError when other rows are there than must be."""
-        if (number, checksum & SUM) != self.expected(name):
-            wanted = self.expected(name)[0]
+    def check(self, name: str, number: int, checksum: int, expected: tuple[int, int] | None = None) -> None:
+        """ArtifactError when other rows are there than must be; ``expected``: as the ledger said at the same moment."""
+        expected = expected or (0, 0)
+        if not isinstance(checksum, int) or (number, checksum & SUM) != tuple(expected):
             raise ArtifactError(
-                f"{self.folder / DATA} is damaged: of {wanted:,} {name} {number:,} are there, or others",
+                f"{self.folder / DATA} is damaged: of {expected[0]} {name} {number} are there, or others",
                 fix="restore it from a copy",
             )
 
@@ -157,7 +164,8 @@ class Database:
             return rows[0][0] if rows else None
 
         def settle(connection: sqlite3.Connection, ledger: Ledger) -> str:
-            connection.execute("INSERT OR IGNORE INTO settled VALUES (?, ?)", (name, value))
+            if connection.execute("INSERT OR IGNORE INTO settled VALUES (?, ?)", (name, value)).rowcount == 1:
+                ledger.add("settled", _checksum(name, value))
             return str(connection.execute("SELECT value FROM settled WHERE name = ?", (name,)).fetchone()[0])
 
         return self.write(settle)
@@ -236,12 +244,9 @@ class Database:
                 return
             ledger.add("commits", 0)
             for name, (number, checksum) in ledger.changes.items():
-                connection.execute(
-                    "INSERT INTO ledger VALUES (?1, ?2, ?3 & ?4) ON CONFLICT (name) DO UPDATE"
-                    " SET number = number + ?2, checksum = (checksum + ?3) & ?4",
-                    (name, number, checksum, SUM),
-                )
-            (commit,) = connection.execute("SELECT number FROM ledger WHERE name = 'commits'").fetchone()
+                (total,) = connection.execute(_COUNT, (name, number, checksum, SUM)).fetchone()
+                if name == "commits":
+                    commit = total
             connection.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
@@ -266,11 +271,9 @@ class Database:
                 ledger.add(name, checksum, number)
         connection.execute("RELEASE call")
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
         """Other processes wait."""
-        with wait_for_lock(self._lock_file):
-            yield
+        return wait_for_lock(self._lock_file)
 
     def _checkpoint(self) -> None:
         try:
@@ -290,6 +293,10 @@ class Database:
             self._writer.executescript(_LEDGER + self._files.plan.tables)
         except sqlite3.Error as error:
             raise self._named(error) from error
+        with self.reading() as connection:
+            rows = connection.execute("SELECT name, value FROM settled").fetchall()
+            expected = connection.execute("SELECT number, checksum FROM ledger WHERE name = 'settled'").fetchone()
+        self.check("settled", len(rows), sum(_checksum(*row) for row in rows), expected)
         self.lost_commits = self._files.open(self.expected("commits")[0], self.durability)
 
     def _connected(self) -> sqlite3.Connection:
@@ -321,8 +328,12 @@ class Database:
     def _named(self, error: sqlite3.Error) -> Exception:
         """ArtifactError for a damaged file, OSError for a disk or a lock that does not do what it should."""
         code = getattr(error, "sqlite_errorcode", None)
-        if code is None:  # misuse of the module, not of the file
+        if code is None and not isinstance(error, sqlite3.OperationalError):  # misuse of the module, not of the file
             return error
-        if code & 0xFF in _DAMAGE:
+        if code is None or code & 0xFF in _DAMAGE:  # without a code: a text that is none
             return ArtifactError(f"{self.folder / DATA} is damaged ({error})", fix="restore it from a copy")
         return OSError(f"{self.folder / DATA}: {error}")
+
+
+def _checksum(name: object, value: object) -> int:
+    return zlib.crc32(f"{name}\0{value}".encode(errors="replace"))

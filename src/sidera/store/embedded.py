@@ -31,7 +31,7 @@ from sidera.store.events import Events
 from sidera.store.folder import DURABILITIES, MANIFEST, Durability, Plan
 from sidera.store.history_store import Names
 from sidera.store.item_keys import ItemKeys, key_bytes
-from sidera.store.user_events import BLOCK, EVENT, HEAD, Head, Part, Records, new_of, part_of
+from sidera.store.user_events import BLOCK, HEAD, Head, Part, Records, new_of, part_of
 
 PLACES = HEAD + 1  # ids of one user
 PLAN = Plan(
@@ -49,6 +49,10 @@ SELECT records.id % {PLACES}, record FROM users LEFT JOIN records
 ON records.id BETWEEN users.number * {PLACES} AND users.number * {PLACES} + {HEAD}
 WHERE users.key = ? ORDER BY records.id DESC LIMIT ?
 """
+_HEAD = f"""
+SELECT number, record FROM users LEFT JOIN records ON records.id = users.number * {PLACES} + {HEAD} WHERE key = ?
+"""
+_ITEMS = "SELECT number, key FROM items WHERE number >= ? ORDER BY number"
 _BLOCKS = f"""
 SELECT records.id % {PLACES}, record FROM users JOIN records
 ON records.id BETWEEN users.number * {PLACES} + ?2 AND users.number * {PLACES} + ?3 - 1 WHERE users.key = ?1
@@ -91,8 +95,8 @@ class EmbeddedStore:
             raise InputError(f"no store at {str(path)!r}", fix="give the folder of `sidera serve --store`")
         self.database = Database(self.path, PLAN, self.config.durability)
         try:
-            self.keys = ItemKeys(self.database)
-            self._check_users()
+            self._check()
+            self.keys = ItemKeys(self._given, self._give)
         except BaseException:
             self.database.close()
             raise
@@ -180,7 +184,7 @@ class EmbeddedStore:
     def _append(self, connection: sqlite3.Connection, ledger: Ledger, key: bytes, part: Part, new_only: bool) -> int:
         number, head = _head(connection, key)
         if new_only and part.rows:
-            times = np.frombuffer(part.rows, EVENT)["times"]
+            times = part.times
             first, last = int(times.min()), int(times.max())
             held = None if first > head.newest else head.between(_records(connection, key), first, last + 1)
             part = new_of(held, part)
@@ -196,7 +200,7 @@ class EmbeddedStore:
         a, b = change.dropped
         if a < b:
             connection.execute("DELETE FROM records WHERE id BETWEEN ? AND ?", (base + a, base + b - 1))
-        return len(part.rows) // EVENT.itemsize
+        return part.number
 
     def _read(self, user: str, blocks: int, ask: Callable[[Head, Records], T]) -> T | None:
         """What ``ask`` says of a user's head, None for nobody; the newest ``blocks`` blocks come with the head."""
@@ -207,9 +211,10 @@ class EmbeddedStore:
         near: dict[int, bytes | None] = dict(rows)
 
         def records(a: int, b: int) -> list[bytes | None]:
-            if not all(place in near for place in range(a, b)):
-                raise _More
-            return [near[place] for place in range(a, b)]
+            try:
+                return [near[place] for place in range(a, b)]
+            except KeyError:
+                raise _More from None
 
         try:
             return ask(Head.read(key, near.get(HEAD)), records)
@@ -237,19 +242,32 @@ class EmbeddedStore:
 
         return self.database.write(work)
 
-    def _check_users(self) -> None:
-        """Every user that must be there is there."""
-        rows = self.database.rows("SELECT number, key FROM users")
-        self.database.check("users", len(rows), sum(_checksum(number, key) for number, key in rows))
+    def _given(self, first: int) -> list[bytes]:
+        return [key for _, key in self.database.rows(_ITEMS, (first,))]
+
+    def _give(self, keys: Sequence[bytes], known: int) -> None:
+        def work(connection: sqlite3.Connection, ledger: Ledger) -> None:
+            others = {key for _, key in connection.execute(_ITEMS, (known,))}
+            (first,) = connection.execute("SELECT coalesce(max(number), -1) + 1 FROM items").fetchone()
+            rows = list(enumerate((key for key in keys if key not in others), first))
+            connection.executemany("INSERT INTO items VALUES (?, ?)", rows)
+            ledger.add("items", sum(_checksum(number, key) for number, key in rows), len(rows))
+
+        self.database.write(work)
+
+    def _check(self) -> None:
+        """Every user and every item key that must be there is there."""
+        with self.database.reading() as connection:
+            for name in ("users", "items"):
+                rows = connection.execute(f"SELECT number, key FROM {name}").fetchall()
+                expected = connection.execute("SELECT number, checksum FROM ledger WHERE name = ?", (name,)).fetchone()
+                self.database.check(name, len(rows), sum(_checksum(number, key) for number, key in rows), expected)
 
 
 def _head(connection: sqlite3.Connection, key: bytes) -> tuple[int | None, Head]:
     """Number and head of a user; a new head where there is none."""
-    number = _number(connection, key)
-    if number is None:
-        return None, Head(key)
-    row = connection.execute("SELECT record FROM records WHERE id = ?", (number * PLACES + HEAD,)).fetchone()
-    return number, Head.read(key, row and row[0])
+    row = connection.execute(_HEAD, (key,)).fetchone()
+    return (None, Head(key)) if row is None else (int(row[0]), Head.read(key, row[1]))
 
 
 def _number(connection: sqlite3.Connection, key: bytes) -> int | None:
@@ -280,5 +298,5 @@ def _records(connection: sqlite3.Connection, key: bytes) -> Records:
     return records
 
 
-def _checksum(number: int, key: bytes) -> int:
-    return zlib.crc32(key, number & 0xFFFFFFFF)
+def _checksum(number: int, key: object) -> int:
+    return zlib.crc32(key, number & 0xFFFFFFFF) if isinstance(key, bytes) else -1  # another type: a damaged page

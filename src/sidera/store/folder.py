@@ -10,6 +10,7 @@ are counted, and only after the machine was started again.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import struct
@@ -122,6 +123,7 @@ def _last(commit: int) -> bytes:
     return front + struct.pack("<I", zlib.crc32(front))
 
 
+@functools.cache
 def _boot() -> int:
     """Another number after the machine was started again; 0 where the system does not say."""
     try:

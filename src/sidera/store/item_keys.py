@@ -8,34 +8,29 @@ Memory: a key costs its text and a place in a dictionary, about 150 bytes; a mil
 
 from __future__ import annotations
 
-import sqlite3
 import threading
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sidera.bounds import shown
 from sidera.core import InputError
-from sidera.store.database import Database, Ledger
 
 MAX_KEY_BYTES = 2**16 - 1
-_FROM = "SELECT number, key FROM items WHERE number >= ? ORDER BY number"
+Given = Callable[[int], Iterable[bytes]]  # the keys of the numbers from one on, in their order
+Give = Callable[[Sequence[bytes], int], object]  # numbers for keys that are not among the first so many; durable
 
 
 class ItemKeys:
-    """Key ↔ number. Any number of threads."""
+    """Key ↔ number, over an engine that keeps them. Any number of threads."""
 
-    def __init__(self, database: Database) -> None:
-        """ArtifactError when keys are missing or damaged."""
-        self._database = database
+    def __init__(self, given: Given, give: Give) -> None:
+        self._given, self._give = given, give
         self._numbers: dict[str, int] = {}
         self._keys: list[str] = []
         self._lock = threading.Lock()
-        rows = database.rows(_FROM, (0,))
-        database.check("items", len(rows), sum(_checksum(number, text) for number, text in rows))
-        self._take(rows)
+        self._follow()
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -51,7 +46,7 @@ class ItemKeys:
         known = len(self._keys)  # before looking: what another thread takes in meanwhile is looked up again
         new = [key_bytes(key) for key in dict.fromkeys(keys) if key not in self._numbers]
         if new:
-            self._database.write(lambda connection, ledger: _give(connection, ledger, known, new))
+            self._give(new, known)
             self._follow()
         return np.fromiter((self._numbers[key] for key in keys), np.int32, count=len(keys))
 
@@ -64,28 +59,14 @@ class ItemKeys:
 
     def _follow(self) -> None:
         """Take in the numbers that were given since, by whichever process."""
-        self._take(self._database.rows(_FROM, (len(self._keys),)))
-
-    def _take(self, rows: Iterable[tuple[int, bytes]]) -> None:
+        first = len(self._keys)
+        texts = self._given(first)
         with self._lock:
-            for number, text in rows:
+            for number, text in enumerate(texts, first):
                 if number == len(self._keys):  # another thread may have taken it meanwhile
                     key = text.decode()
                     self._numbers[key] = number
                     self._keys.append(key)
-
-
-def _give(connection: sqlite3.Connection, ledger: Ledger, known: int, keys: Sequence[bytes]) -> None:
-    """Give numbers to keys that are not among the first ``known``. Inside a transaction: nobody else gives any."""
-    others = {text for _, text in connection.execute(_FROM, (known,))}
-    (first,) = connection.execute("SELECT coalesce(max(number), -1) + 1 FROM items").fetchone()
-    rows = list(enumerate((text for text in keys if text not in others), first))
-    connection.executemany("INSERT INTO items VALUES (?, ?)", rows)
-    ledger.add("items", sum(_checksum(number, text) for number, text in rows), len(rows))
-
-
-def _checksum(number: int, text: bytes) -> int:
-    return zlib.crc32(text, number & 0xFFFFFFFF)
 
 
 def key_bytes(key: str, what: str = "item") -> bytes:

@@ -131,7 +131,10 @@ class TableParts:
     def _database(self) -> Database:
         database = Database(self.path, self._plan, self._durability)
         try:
-            database.check("parts", *database.rows("SELECT count(*), coalesce(sum(checksum), 0) FROM parts")[0])
+            with database.reading() as connection:
+                number, total = connection.execute("SELECT count(*), coalesce(sum(checksum), 0) FROM parts").fetchone()
+                row = connection.execute("SELECT number, checksum FROM ledger WHERE name = 'parts'").fetchone()
+            database.check("parts", number, total, row)
         except BaseException:
             database.close()
             raise

@@ -21,7 +21,7 @@ import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,73 +36,71 @@ EVENT = np.dtype([(name, np.dtype(DTYPES[name]).newbyteorder("<")) for name in C
 NAME = np.dtype("<u8")  # of an event, by its sender; 0: none
 _CHECKSUM = struct.Struct("<I")
 _BLOCK = struct.Struct("<q")  # before
+_FRONT = _CHECKSUM.size + _BLOCK.size
 _HEAD = struct.Struct("<qqqqqI")  # first, end, newest, before, lateness, events
 
 Records = Callable[[int, int], Sequence[bytes | None]]  # (a, b) -> the records of blocks a..b-1
-Bytes = bytes | memoryview
-Rows = NDArray[Any]  # (n,) of dtype EVENT
+ROWS, NAMES = BLOCK * EVENT.itemsize, BLOCK * NAME.itemsize  # bytes of a full block
+_SIZES = (_FRONT + ROWS, _FRONT + ROWS + NAMES)
 
 
-def checked(user: bytes, place: int, content: bytes) -> bytes:
-    """A record: the content behind its checksum."""
-    return _CHECKSUM.pack(zlib.crc32(content, _seed(user, place))) + content
-
-
-def content_of(user: bytes, place: int, record: bytes | None) -> memoryview:
-    """The content of a record; ArtifactError when it is missing, changed, or another's."""
-    if record is not None and len(record) > _CHECKSUM.size:
-        content = memoryview(record)[_CHECKSUM.size :]
-        if zlib.crc32(content, _seed(user, place)) == _CHECKSUM.unpack_from(record)[0]:
-            return content
-    raise _damaged(user, place, "missing" if record is None else "damaged")
-
-
-def _damaged(user: bytes, place: int, state: str) -> ArtifactError:
+def _damaged(user: bytes, place: int, record: bytes | None) -> ArtifactError:
     name = "head" if place == HEAD else f"block {place}"
+    state = "missing" if record is None else "damaged"
     return ArtifactError(
         f"the {name} of user {user.decode(errors='replace')!r} is {state} in the store",
         fix="restore the store from a copy, or erase the user",
     )
 
 
-def _seed(user: bytes, place: int) -> int:
-    return (zlib.crc32(user) + place) & 0xFFFFFFFF
+def seed_of(user: bytes) -> int:
+    """What the checksums of a user's records begin with."""
+    return zlib.crc32(user)
 
 
-@dataclass(frozen=True)
-class Part:
+def checked(seed: int, place: int, content: bytes) -> bytes:
+    """A record: the content behind its checksum."""
+    return _CHECKSUM.pack(zlib.crc32(content, (seed + place) & 0xFFFFFFFF)) + content
+
+
+def is_whole(seed: int, place: int, record: bytes | None, least: int) -> bool:
+    """True for a record of at least ``least`` bytes behind its checksum, which holds for its user and place."""
+    return (
+        isinstance(record, bytes)  # a damaged page may hold another type, or nothing
+        and len(record) >= _CHECKSUM.size + least
+        and zlib.crc32(record[_CHECKSUM.size :], (seed + place) & 0xFFFFFFFF) == _CHECKSUM.unpack_from(record)[0]
+    )
+
+
+class Part(NamedTuple):
     """Events that stand side by side, as they are written."""
 
     before: int  # time of the newest event that arrived earlier
-    rows: Bytes  # of dtype EVENT
-    names: Bytes = b""  # of dtype NAME, for every row or for none
-
-    @classmethod
-    def of(cls, before: int, content: Bytes, number: int) -> Part:
-        size = number * EVENT.itemsize
-        return cls(before, content[:size], content[size:])
-
-    def fits(self, number: int) -> bool:
-        """True when rows and names are of so many events."""
-        sizes = (len(self.rows), len(self.names))
-        return sizes[0] == number * EVENT.itemsize and sizes[1] in (0, number * NAME.itemsize)
+    rows: bytes  # of dtype EVENT
+    names: bytes = b""  # of dtype NAME, for every row or for none
 
     @property
-    def content(self) -> bytes:
-        return b"".join([self.rows, self.names])
+    def times(self) -> NDArray[np.int64]:
+        """(n,), a view."""
+        return np.frombuffer(self.rows, EVENT)["times"]
+
+    @property
+    def number(self) -> int:
+        return len(self.rows) // EVENT.itemsize
 
 
 def joined(parts: Sequence[Part]) -> Part:
     """One after the other."""
+    if len(parts) == 1:
+        return parts[0]
     rows = b"".join([part.rows for part in parts])
     names = b""
     if any(part.names for part in parts):
-        names = b"".join([part.names or bytes(len(part.rows) // EVENT.itemsize * NAME.itemsize) for part in parts])
+        names = b"".join([part.names or bytes(part.number * NAME.itemsize) for part in parts])
     return Part(parts[0].before if parts else NEVER, rows, names)
 
 
-@dataclass(frozen=True, eq=False)
-class Found:
+class Found(NamedTuple):
     """Events of one user and the order in which a reader wants them."""
 
     part: Part
@@ -110,14 +108,13 @@ class Found:
 
     @property
     def events(self) -> Events:
-        rows = np.frombuffer(self.part.rows, EVENT)
-        return Events(**{name: np.array(rows[name][self.order], DTYPES[name]) for name in COLUMNS})
+        rows, order = np.frombuffer(self.part.rows, EVENT), self.order
+        return Events(**{name: np.array(rows[name][order], dtype) for name, dtype in DTYPES.items()})
 
     @property
     def names(self) -> NDArray[np.uint64]:
         """(n,) how senders name these events, 0 where they do not."""
-        rows = len(self.part.rows) // EVENT.itemsize
-        names = np.frombuffer(self.part.names, NAME) if self.part.names else np.zeros(rows, NAME)
+        names = np.frombuffer(self.part.names, NAME) if self.part.names else np.zeros(self.part.number, NAME)
         return names[self.order]
 
 
@@ -144,20 +141,21 @@ class Head:
 
     @classmethod
     def read(cls, user: bytes, record: bytes | None) -> Head:
-        content = content_of(user, HEAD, record)
-        if len(content) < _HEAD.size:
-            raise _damaged(user, HEAD, "damaged")
-        first, end, newest, before, lateness, number = _HEAD.unpack_from(content)
-        last = Part.of(before, content[_HEAD.size :], number)
-        head = cls(user, first, end, newest, before, lateness, last)
-        if not (head.last.fits(number) and 0 <= head.first <= head.end and number == head.end % BLOCK):
-            raise _damaged(user, HEAD, "damaged")
-        return head
+        """ArtifactError when the record is missing, changed, or another's."""
+        if record is None or not is_whole(seed_of(user), HEAD, record, _HEAD.size):
+            raise _damaged(user, HEAD, record)
+        first, end, newest, before, lateness, number = _HEAD.unpack_from(record, _CHECKSUM.size)
+        start = _CHECKSUM.size + _HEAD.size
+        stop = start + number * EVENT.itemsize
+        names = len(record) - stop
+        if names not in (0, number * NAME.itemsize) or not 0 <= first <= end or number != end % BLOCK:
+            raise _damaged(user, HEAD, record)
+        return cls(user, first, end, newest, before, lateness, Part(before, record[start:stop], record[stop:]))
 
     def record(self) -> bytes:
-        number = len(self.last.rows) // EVENT.itemsize
-        counters = _HEAD.pack(self.first, self.end, self.newest, self.before, self.lateness, number)
-        return checked(self.user, HEAD, counters + self.last.content)
+        last = self.last
+        counters = _HEAD.pack(self.first, self.end, self.newest, self.before, self.lateness, last.number)
+        return checked(seed_of(self.user), HEAD, b"".join([counters, last.rows, last.names]))
 
     @property
     def num_blocks(self) -> int:
@@ -166,34 +164,38 @@ class Head:
 
     def appended(self, part: Part, max_events: int) -> Change:
         """The records after more events arrived. Those that came first leave beyond ``max_events``."""
-        times = np.frombuffer(part.rows, EVENT)["times"]
-        peaks = np.maximum.accumulate(np.concatenate([[self.newest], times]))
-        late = int((peaks[:-1] - times).max(initial=0))
-        end = self.end + len(times)
+        newest, lateness = self._ages(part)
+        end = self.end + part.number
         first = max(self.first, end - max_events)
         waiting, blocks, before = joined([self.last, part]), [], self.before
-        place, size, name_size = self.num_blocks, BLOCK * EVENT.itemsize, BLOCK * NAME.itemsize
-        while len(waiting.rows) >= size:
-            full = Part(before, waiting.rows[:size], waiting.names[:name_size])
+        place = self.num_blocks
+        while len(waiting.rows) >= ROWS:
+            full = Part(before, waiting.rows[:ROWS], waiting.names[:NAMES])
             if place >= first // BLOCK:
-                blocks.append((place, checked(self.user, place, _BLOCK.pack(before) + full.content)))
-            before = max(before, int(np.frombuffer(full.rows, EVENT)["times"].max()))
-            place, waiting = place + 1, Part(before, waiting.rows[size:], waiting.names[name_size:])
-        head = Head(self.user, first, end, int(peaks[-1]), before, max(self.lateness, late), waiting)
+                content = b"".join([_BLOCK.pack(before), full.rows, full.names])
+                blocks.append((place, checked(seed_of(self.user), place, content)))
+            before = max(before, int(full.times.max()))
+            place, waiting = place + 1, Part(before, waiting.rows[ROWS:], waiting.names[NAMES:])
+        head = Head(self.user, first, end, newest, before, lateness, waiting)
         return Change(head.record(), blocks, (self.first // BLOCK, min(first // BLOCK, self.num_blocks)))
+
+    def _ages(self, part: Part) -> tuple[int, int]:
+        """``newest`` and ``lateness`` with these events."""
+        if part.number == 1:
+            time = int(part.times[0])
+            return max(self.newest, time), max(self.lateness, self.newest - time)
+        peaks = np.maximum.accumulate(np.concatenate([[self.newest], part.times]))
+        return int(peaks[-1]), max(self.lateness, int((peaks[:-1] - part.times).max(initial=0)))
 
     def parts(self, records: Records, a: int, b: int) -> list[Part]:
         """Blocks a..b-1; the one behind the last full block is the head's own."""
-        full = min(b, self.num_blocks)
+        full, seed = min(b, self.num_blocks), seed_of(self.user)
         found = []
-        for place, record in zip(range(a, full), records(a, full) if a < full else (), strict=True):
-            content = content_of(self.user, place, record)
-            if len(content) <= _BLOCK.size:
-                raise _damaged(self.user, place, "damaged")
-            part = Part.of(_BLOCK.unpack_from(content)[0], content[_BLOCK.size :], BLOCK)
-            if not part.fits(BLOCK):
-                raise _damaged(self.user, place, "damaged")
-            found.append(part)
+        for place, record in enumerate(records(a, full) if a < full else (), a):
+            if record is None or not is_whole(seed, place, record, _BLOCK.size + ROWS) or len(record) not in _SIZES:
+                raise _damaged(self.user, place, record)
+            (before,) = _BLOCK.unpack_from(record, _CHECKSUM.size)
+            found.append(Part(before, record[_FRONT : _FRONT + ROWS], record[_FRONT + ROWS :]))
         return [*found, self.last] if b > self.num_blocks else found
 
     def arrivals(self, records: Records, first: int = 0) -> tuple[int, Found]:
@@ -211,27 +213,18 @@ class Head:
             begin = oldest if n is None and since <= 0 else max(oldest, last - step)
             parts = self.parts(records, begin, last) + parts
             last, step, part = begin, 2 * step, joined(parts)
-            places = self._in_time(part, max(0, self.first - begin * BLOCK), as_of)
+            skipped = max(0, self.first - begin * BLOCK)  # were let go
+            times = part.times[skipped:]
+            order = None if not self.lateness else np.argsort(times, kind="stable")  # else they came in time order
+            times = times if order is None else times[order]
+            end = len(times) if as_of is None or self.newest < as_of else int(np.searchsorted(times, as_of))
             if last <= oldest or part.before < since:
                 break
-            if n is not None and len(places) >= n:
-                times = np.frombuffer(part.rows, EVENT)["times"]
-                if not n or times[places[len(places) - n]] >= part.before:  # nothing older is newer
-                    break
-        if since > 0:
-            times = np.frombuffer(part.rows, EVENT)["times"][places]
-            places = places[int(np.searchsorted(times, since)) :]
-        return Found(part, places if n is None else places[max(0, len(places) - n) :])
-
-    def _in_time(self, part: Part, skipped: int, as_of: int | None) -> NDArray[np.int64]:
-        """Places of the events before ``as_of`` in a part, in time order; the first ``skipped`` were let go."""
-        times = np.frombuffer(part.rows, EVENT)["times"]
-        places = np.arange(skipped, len(times))
-        if self.lateness:  # some came late
-            places = places[np.argsort(times[skipped:], kind="stable")]
-        if as_of is None or self.newest < as_of:
-            return places
-        return places[: int(np.searchsorted(times[places], as_of))]
+            if n is not None and n <= end and (not n or times[end - n] >= part.before):  # nothing older is newer
+                break
+        start = int(np.searchsorted(times[:end], since)) if since > 0 else 0
+        start = start if n is None else max(start, end - n)
+        return Found(part, slice(skipped + start, skipped + end) if order is None else skipped + order[start:end])
 
     def _last(self, records: Records, as_of: int | None) -> int:
         """The block behind the last one that may hold an event before ``as_of``."""
@@ -249,7 +242,7 @@ class Head:
         first = self.first
         for place in range(first // BLOCK, self.num_blocks + 1):
             (part,) = self.parts(records, place, place + 1)
-            times = np.frombuffer(part.rows, EVENT)["times"]
+            times = part.times
             number = int(np.count_nonzero(np.maximum.accumulate(np.concatenate([[part.before], times]))[1:] < since))
             first = max(first, place * BLOCK + number)
             if number < len(times):
