@@ -175,3 +175,18 @@ def test_conditions_as_they_are_typed() -> None:
     for texts in (["brand"], ["popularity>=x"], ["brand=a", "brand=b"], ["brand=a", "brand>=1"], ["=a"]):
         with pytest.raises(InputError, match="--filter"):
             filter_of(texts)
+
+
+def test_of_several_values_of_an_item_one_is_enough() -> None:
+    catalog = world().catalog
+    tags = np.stack([np.arange(catalog.num_items) % 3, np.arange(catalog.num_items) % 2 * 3], axis=1)  # 0: none
+    feature = Feature("tags", "categories", "item", "tags", ("x", "y", "z"))
+    schema = replace(catalog.schema, features=(feature,))
+    table = filter_table(replace(catalog, schema=schema, features={"tags": Column.of(tags)}))
+    for conditions, numbers, negated in (
+        ({"tags": ["x", "z"]}, [1, 3], False), ({"tags": {"not": "z"}}, [3], True), ({"tags": "w"}, [], False),
+    ):  # fmt: skip
+        expected = np.isin(tags, numbers).any(1) != negated
+        assert table.item_mask(Filter.of(conditions)).tolist() == expected.tolist()
+    both = table.item_mask(Filter.of({"tags": "x", "item": ["item0001", "item0002"]}))
+    assert np.flatnonzero(both).tolist() == [1]
