@@ -9,7 +9,8 @@ has its own share of the time and stands by itself (an error in one is written d
 * training: every generator takes the same steps on the CPU and on the device, f32 and bf16;
 * answers: the same weights give the same ten items on both;
 * pipeline: a recipe runs there (catalogue, training in two pieces, evaluation), and its run is opened on the CPU;
-* training_speed (tokens a second, MFU), decoding_speed (ms a batch of 1 and of 64), large (a million items).
+* training_speed (tokens a second, MFU), decoding_speed (ms a batch of 1 and of 64), large (a million items);
+* graph: beam searches recorded as CUDA graphs give what they give step by step; ms of both, for 1 and 64 histories.
 
 The last line is one JSON object: ``pass`` is true when nothing is out of bounds, false otherwise, and null without a
 GPU: then the sections run on the CPU at tiny sizes, which checks this script and nothing else. ``could_not`` lists what
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,12 +34,13 @@ from typing import Any
 from harness import arguments, finish, plain
 
 SHARES = {
-    "bodies": 0.14,
-    "training": 0.18,
+    "bodies": 0.12,
+    "training": 0.16,
     "answers": 0.08,
-    "pipeline": 0.16,
-    "training_speed": 0.22,
-    "decoding_speed": 0.14,
+    "pipeline": 0.14,
+    "training_speed": 0.2,
+    "decoding_speed": 0.12,
+    "graph": 0.1,
     "large": 0.08,
 }  # of --minutes; what a section does not use the next ones may
 
@@ -193,16 +195,27 @@ def large(run: Run) -> None:
     run.attempt("a million items", partial(large_catalogue, run.device, run.tiny, 0.05 if run.tiny else 8.0))
 
 
+def graph(run: Run) -> None:
+    from gpu_graph import recorded
+    from gpu_models import GENERATORS
+
+    seconds = 0.05 if run.tiny else 1.5
+    for size in (1, 64):
+        for name in GENERATORS:
+            run.attempt(f"{name} B={size}", partial(recorded, name, run.device, size, run.tiny, seconds))
+
+
 SECTIONS: tuple[Callable[[Run], None], ...] = (
-    bodies, training, answers, pipeline, training_speed, decoding_speed, large,
+    bodies, training, answers, pipeline, training_speed, decoding_speed, graph, large,
 )  # fmt: skip
 
 
-def go(run: Run) -> None:
-    """Every section; a section that cannot even begin is a failure of its own."""
-    share = 0.0
-    for section in SECTIONS:
-        share += SHARES[section.__name__]
+def go(run: Run, only: Sequence[str] = ()) -> None:
+    """Every section, or those named; a section that cannot even begin is a failure of its own."""
+    share, sections = 0.0, [section for section in SECTIONS if not only or section.__name__ in only]
+    whole = sum(SHARES[section.__name__] for section in sections)
+    for section in sections:
+        share += SHARES[section.__name__] / whole
         run.section, run.ends = section.__name__, share * run.seconds
         begun = run.spent()
         try:
@@ -214,6 +227,7 @@ def go(run: Run) -> None:
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder for gpu.json with every figure")
+    parser.add_argument("--only", nargs="*", default=[], metavar="SECTION", help="sections to run; default: all")
     parser.add_argument("--minutes", type=float, default=7.5, help="of all sections together")
 
 
@@ -229,7 +243,7 @@ def main() -> None:
         why = "this machine or this build of torch has no CUDA device"
         print(f"no GPU: {why}; the sections run on the CPU at tiny sizes, which checks this script and nothing else")
         run.could_not.append({"section": "all", "what": "everything on a CUDA device", "why": why})
-    go(run)
+    go(run, options.only)
     value = {"failures": len(run.failures), "checks": sum(len(found) for found in run.figures.values())}
     context = {"device": run.device, "seconds": round(run.spent(), 1), "could_not": run.could_not}
     context |= {"failures": run.failures, "figures": plain(run.figures)}

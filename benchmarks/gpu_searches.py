@@ -17,9 +17,10 @@ from sidera.data.features import FeatureSchema
 from sidera.data.items import ItemTable
 from sidera.data.reading import Reading
 from sidera.decode.beam import beam_search
+from sidera.decode.eligible import Allowed
 from sidera.decode.exact import score_all_leaves
 from sidera.decode.sample import sample
-from sidera.decode.select import best_first, best_positions, excluded_mask
+from sidera.decode.select import best_first, best_positions
 from sidera.decode.session import session_beam_search
 from sidera.nn.code_decoder import DecoderSize
 from sidera.nn.list_decoder import ListDecoder
@@ -87,29 +88,24 @@ def trie_tables(device: str, dtype: torch.dtype) -> float:
 
 
 def best_of_many(device: str, dtype: torch.dtype) -> float:
-    """Selection with many equal scores, and exclusion: positions are the CPU's."""
+    """Selection with many equal scores: positions are the CPU's, also where nothing is read back from the device."""
     scores = (random(7, 500) * 2).round().to(dtype)
-    ids = torch.arange(500).repeat(7)
-    rows = torch.arange(7).repeat_interleave(500)
-    exclude = (torch.arange(0, 490, 10), torch.arange(8) * 7)
-    there = (exclude[0].to(device), exclude[1].to(device))
-    wrong = [
-        differs(function(scores.to(device), 20), function(scores, 20)) for function in (best_positions, best_first)
-    ]
-    wrong.append(
-        differs(excluded_mask(rows.to(device), ids.to(device), 500, there), excluded_mask(rows, ids, 500, exclude))
+    return max(
+        differs(function(scores.to(device), 20, fixed), function(scores, 20))
+        for function in (best_positions, best_first)
+        for fixed in (False, True)
     )
-    return max(wrong)
 
 
 def beams(device: str, dtype: torch.dtype) -> float:
-    """Beam search: the CPU's answers to the bit, ties and exclusion included; all beams: the exact order."""
+    """Beam search: the CPU's answers to the bit, ties, exclusion and masks included; all beams: the exact order."""
     trie, batch, exclude = _catalogue()
     wrong = 0.0
-    for ties in (False, True):
+    masks = Allowed.of_items(trie, np.random.default_rng(1).random((5, 90)) < 0.4)
+    for ties, allowed in ((False, None), (True, None), (True, masks)):
         here, there = Tables(5, "cpu", ties=ties), Tables(5, device, ties=ties)
         for width in (1, 4, 1000):
-            settings: dict[str, Any] = {"width": width, "num_results": 12, "exclude": exclude}
+            settings: dict[str, Any] = {"width": width, "num_results": 12, "exclude": exclude, "allowed": allowed}
             wanted = beam_search(here, batch, trie, **settings)  # type: ignore[arg-type]
             found = beam_search(there, batch.to(device), trie, **settings)  # type: ignore[arg-type]
             for name in ("item_ids", "leaf_ids", "scores", "sids", "valid_mask"):

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
 USERS, HISTORY = 2000, 30  # of a drawn log: each user has 1 to 2 x HISTORY - 1 events
 WORLD = {"num_items": 1000, "num_creators": 100}  # the demo's
-WORLD_USERS, WORLD_DAYS = 1000, 8
+WORLD_USERS, WORLD_DAYS = 600, 5
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def train_demo(folder: Path) -> None:
 
     simulate(world_config("easy", WORLD), WORLD_USERS, WORLD_DAYS, folder / "data", SEED)
     words = ["train", "demo/onerec_v2", "--data", folder / "data", "--out", folder / "run", "-q", "--threads", 1]
-    words += ["--set", "fit.max_steps=20", "--set", "fit.warmup_steps=1"]
+    words += ["--set", "fit.max_steps=10", "--set", "fit.warmup_steps=1"]
     subprocess.run([sys.executable, "-m", "sidera", *map(str, words)], check=True)
 
 
@@ -77,7 +77,6 @@ def draw(shape: Shape, folder: Path) -> None:
     from sidera.catalog.rq_kmeans import RQKMeans
     from sidera.engine.recommender import Recommender
     from sidera.models import build_model
-    from sidera.ops.columns import Column, Marks, Texts
     from sidera.train.recipe import Recipe
 
     rng, recipe = np.random.default_rng(SEED), Recipe.read(shape.recipe)
@@ -92,12 +91,12 @@ def draw(shape: Shape, folder: Path) -> None:
         quantizer = RQKMeans(tuple(codebooks))
         identity = codebook_identity("benchmark", quantizer, "greedy", codes)
     keys = [f"item{item:07d}" for item in range(number)]
+    columns: dict[str, Any] = {"item_keys": np.array(keys), "titles": [f"Item {item}" for item in range(number)]}
+    columns |= {"codes": codes, "popularity": popularity, "removed": np.zeros(number, bool)}
+    collision = "greedy" if sizes else "none"
     catalog = Catalog(
-        item_keys=Texts.of(keys), codes=Column.of(codes), level_sizes=sizes, quantizer=quantizer,
-        collision="greedy" if sizes else "none", codebook_id=identity, items_version=1,
-        removed=Marks.none(number), popularity=Column.of(popularity),
-        titles=Texts.of([f"Item {item}" for item in range(number)]),
-    )  # fmt: skip
+        **columns, level_sizes=sizes, quantizer=quantizer, collision=collision, codebook_id=identity, items_version=1
+    )
     model = build_model(recipe.model_name, recipe.model_config, catalog, seed=SEED)
     sharpen(model)
     catalog.save(folder / "run" / "catalog")
@@ -163,7 +162,8 @@ def users_of(folder: Path, **asked: Any) -> Any:
     from sidera.traffic.requests import Asked, histories_of, questions
 
     histories = histories_of(folder / "data")
-    return lambda address: questions(address, histories, Asked(ask="user", **asked), SEED)
+    ask = Asked(ask="user", fields={"filter_seen": False}, **asked)
+    return lambda address: questions(address, histories, ask, SEED)
 
 
 if __name__ == "__main__":

@@ -42,21 +42,20 @@ def test_without_fcntl_the_lock_is_that_of_windows(tmp_path: Path, monkeypatch: 
         assert not disk.try_lock(file)
 
 
-def test_a_store_opens_once_without_fcntl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sidera.core import InputError
-    from sidera.store.embedded import EmbeddedStore
-
-    taken: list[int] = []
+def test_without_fcntl_a_lock_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals, calls = [1, 1, 1], []
 
     def locking(handle: int, mode: int, num_bytes: int) -> None:
-        if taken:
+        calls.append(mode)
+        if mode == 2 and refusals:
+            refusals.pop()
             raise OSError(13, "Permission denied")
-        taken.append(handle)
 
     monkeypatch.setattr(disk, "fcntl", None)
-    monkeypatch.setattr(disk, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2))
-    with EmbeddedStore(tmp_path / "store"), pytest.raises(InputError, match="is open already"):
-        EmbeddedStore(tmp_path / "store")
+    monkeypatch.setattr(disk, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2, LK_UNLCK=0))
+    with (tmp_path / "LOCK").open("a") as file, disk.wait_for_lock(file):
+        assert calls == [2, 2, 2, 2]
+    assert calls == [2, 2, 2, 2, 0]
 
 
 def test_windows_syncs_no_folder_and_opens_files_for_writing(

@@ -28,6 +28,8 @@ FLAGS = {
         "--items",
         "--users",
         "--out",
+        "--append",
+        "--lacks",
         "--user",
         "--item",
         "--time",
@@ -96,11 +98,29 @@ FLAGS = {
         "--device",
         "--threads",
     ],
-    "recommend": ["run", "--history", "-k", "--filter-seen", "--unknown", "--threads"],
+    "recommend": ["run", "--history", "-k", "--filter-seen", "--filter", "--unknown", "--threads"],
     "score": ["run", "--history", "--items", "--threads"],
     "similar": ["run", "--items", "-k", "--threads"],
     "popular": ["run", "-k", "--category", "--data", "--days", "--threads"],
     "recommend-all": ["run", "--data", "--out", "-k", "--filter-seen", "--as-of", "--threads"],
+    "export-events": ["store", "--exposures", "--out", "--since", "--until"],
+    "refresh": [
+        "run",
+        "--data",
+        "--epochs",
+        "--lr-ratio",
+        "--replay",
+        "--gate-share",
+        "--since",
+        "--max-loss",
+        "--min-overlap",
+        "--max-growth",
+        "--rows",
+        "--device",
+        "--threads",
+    ],
+    "versions": ["run", "--add"],
+    "rollback": ["run", "version"],
     "serve": [
         "run",
         "--host",
@@ -111,6 +131,7 @@ FLAGS = {
         "--rerank",
         "--rerank-from",
         "--cold-share",
+        "--watch",
         "--device",
         "--threads",
     ],
@@ -164,8 +185,8 @@ def test_public_flags_are_frozen() -> None:
 def test_http_fields_are_frozen() -> None:
     from sidera.serve.schemas import EventsRequest, EventsResponse, RecommendRequest, RecommendResponse
 
-    asked = ["history", "user", "k", "filter_seen", "exclude", "feedback", "times", "profile", "as_of", "unknown"]
-    assert list(RecommendRequest.model_fields) == asked
+    asked = ["history", "user", "k", "filter_seen", "exclude", "filter", "feedback", "times", "profile"]
+    assert list(RecommendRequest.model_fields) == [*asked, "as_of", "unknown"]
     said = [
         "items",
         "cold_start",
@@ -174,9 +195,11 @@ def test_http_fields_are_frozen() -> None:
         "filtered_seen",
         "unknown_user",
         "policy_version",
+        "shadow_version",
         "reranker_version",
     ]
-    assert list(RecommendResponse.model_fields) == [*said, "codebook_id", "items_version", "request", "milliseconds"]
+    signed = ["codebook_id", "items_version", "eligible", "request"]
+    assert list(RecommendResponse.model_fields) == [*said, *signed, "milliseconds"]
     assert list(EventsRequest.model_fields) == ["user", "items", "times", "feedback", "unknown", "request", "slots"]
     assert list(EventsResponse.model_fields) == ["new", "known", "unknown"]
 

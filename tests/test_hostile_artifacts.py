@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,8 +38,10 @@ from sidera.loading import open_artifact
 from sidera.sim.source import world_source
 from sidera.store.embedded import EmbeddedStore
 from sidera.store.events import Events
+from sidera.store.history_store import CatalogIds
 from sidera.store.lifelong import LifelongConfig
 from sidera.store.store_representatives import CatalogItems, StoreRepresentatives
+from sidera.store.user_events import HEAD, checked
 
 HISTORIES = [["item0003", "item0007"], ["item0011"]]
 AT_ONCE = 10.0  # seconds of this process: a busy machine still takes far less, an allocation of gigabytes far more
@@ -488,22 +491,36 @@ def test_histories(tmp_path: Path) -> None:
         assert "made again from the events" in refused(
             lambda: StoreRepresentatives(store, items, config, tmp_path / "h")
         )
-    store.snapshot()
     store.close()
-    (snapshot,) = [part for part in (tmp_path / "s").glob("shard-*/snapshot") if load_file(
-        part / "users-00000.safetensors")["users"].numel()]  # fmt: skip
-    whole = load_file(snapshot / "users-00000.safetensors")
-    for name, value in (
-        ("item_ids", torch.full((60,), 99, dtype=torch.int32)), ("times", torch.zeros(60, dtype=torch.int32)),
-        ("times", torch.zeros(59, dtype=torch.int64)), ("counts", torch.tensor([61])), ("counts", torch.tensor([-1])),
-        ("firsts", torch.tensor([3])), ("firsts", torch.tensor([-3])), ("user_ends", torch.tensor([2])),
-        ("users", torch.full((1,), 255, dtype=torch.uint8)), ("users", None), ("firsts", torch.tensor([0, 0])),
-    ):  # fmt: skip
-        state = {**whole, name: value}
-        save_file({part: tensor for part, tensor in state.items() if tensor is not None},
-                  snapshot / "users-00000.safetensors")  # fmt: skip
-        reseal(snapshot)
-        refused(lambda: EmbeddedStore(tmp_path / "s"))
+
+
+def test_records_of_a_store(tmp_path: Path) -> None:
+    """Behind right checksums, too, counters and sizes that contradict each other are refused."""
+    with EmbeddedStore(tmp_path / "s") as store:
+        numbers = store.numbers_of(["a", "b"])
+        store.append("u", Events.of(np.resize(numbers, 100), np.arange(100)))
+        ((whole,),) = store.database.rows("SELECT record FROM records WHERE id = ?", (HEAD,))
+        ((block,),) = store.database.rows("SELECT record FROM records WHERE id = 0")
+
+        def read() -> None:
+            CatalogIds(store, finder({"a": 0, "b": 1})).of(store.history("u").item_ids)
+
+        for place, content in (
+            *((HEAD, whole[4:size]) for size in (5, 40, 47, 60)),
+            (HEAD, struct.pack("<qqqqqI", 101, 100, 99, 79, 0, 20) + whole[48:]),
+            (HEAD, struct.pack("<qqqqqI", -1, 100, 99, 79, 0, 20) + whole[48:]),
+            (HEAD, struct.pack("<qqqqqI", 0, 99, 99, 79, 0, 20) + whole[48:]),
+            (HEAD, struct.pack("<qqqqqI", 0, 100, 99, 79, 0, 2**31) + whole[48:]),
+            (0, block[4:11]), (0, block[4:100]), (0, block[4:] + b"x"),
+            (0, block[4:12] + np.full(80 * 6, -2, np.int32).tobytes()),
+        ):  # fmt: skip
+            for where, record in ((HEAD, whole), (0, block), (place, checked(b"u", place, content))):
+                store.database.write(
+                    lambda connection, _, row=(where, record): connection.execute(
+                        "INSERT OR REPLACE INTO records VALUES (?, ?)", row
+                    )
+                )
+            refused(read)
 
 
 def test_evaluations_and_measures(run: Path, tmp_path: Path) -> None:

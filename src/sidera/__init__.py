@@ -24,13 +24,13 @@ __all__ = ["ServeConfig", "__version__", "fit", "from_frame", "load"]
 
 
 def load(path: str, device: str = "cpu", serve: ServeConfig | None = None) -> Recommender:
-    """Open a trained recommender: the folder that ``sidera run`` or ``sidera train`` wrote.
+    """Open a trained recommender: the folder that ``sidera run`` or ``sidera train`` wrote, its current version.
 
     ``serve`` opens beside it what ``sidera serve`` opens: a store, an exposure log, a reranker, a quota.
     """
-    from sidera.engine.recommender import Recommender  # torch is heavy; `import sidera` stays cheap
+    from sidera.engine.live import open_current  # torch is heavy; `import sidera` stays cheap
 
-    return Recommender.load(path, device=device, serve=serve)
+    return open_current(path, device=device, serve=serve)
 
 
 def __getattr__(name: str) -> Any:

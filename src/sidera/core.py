@@ -7,8 +7,10 @@ dense row number 0..N-1 inside one Dataset or Catalog. Tensors named ``*_ids`` h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 class InputError(ValueError):
@@ -37,6 +39,69 @@ class CatalogMismatch(ArtifactError):
 
 
 @dataclass(frozen=True)
+class Clause:
+    """One condition on a column of the item table: one of some values, none of them, or a range."""
+
+    column: str
+    values: tuple[str, ...] = ()
+    negated: bool = False  # none of the values
+    low: float | None = None  # at least; with ``high`` None and no values it is the range's only end
+    high: float | None = None  # at most
+
+    @property
+    def is_range(self) -> bool:
+        return self.low is not None or self.high is not None
+
+    @property
+    def shown(self) -> str:
+        """What is asked of the column, for a message."""
+        return f"a range ({self.low} to {self.high})" if self.is_range else f"values ({', '.join(self.values)[:40]})"
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Items that pass every clause may be answered; make one with :meth:`of`."""
+
+    clauses: tuple[Clause, ...]
+
+    @classmethod
+    def of(cls, conditions: Mapping[str, Any]) -> Filter:
+        """column -> a value, a list of values, ``{"not": value or list}``, or ``{"min": number, "max": number}``.
+
+        InputError for a condition that is none of these.
+        """
+        return cls(tuple(_clause(column, condition) for column, condition in sorted(conditions.items())))
+
+
+def _clause(column: str, condition: Any) -> Clause:
+    negated = isinstance(condition, Mapping) and set(condition) == {"not"}
+    if isinstance(condition, Mapping) and not negated:
+        ends = {"min": None, "max": None} | dict(condition)
+        good = condition and len(ends) == 2 and all(_is_number(end) for end in condition.values())
+        if not good:
+            raise _bad_condition(column, condition)
+        return Clause(column, low=ends["min"], high=ends["max"])
+    values = condition["not"] if negated else condition
+    values = [values] if isinstance(values, str | int) else values
+    if not isinstance(values, list | tuple) or not all(
+        isinstance(value, str | int) and not isinstance(value, bool) for value in values
+    ):
+        raise _bad_condition(column, condition)
+    return Clause(column, tuple(sorted({str(value) for value in values})), negated)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _bad_condition(column: str, condition: Any) -> InputError:
+    return InputError(
+        f"the filter's condition on {column!r} is {str(condition)[:60]}",
+        allowed='a value, a list of values, {"not": ...}, or {"min": number, "max": number}',
+    )
+
+
+@dataclass(frozen=True)
 class Request:
     """One question: what comes after this history, or after what is known of this user?"""
 
@@ -49,6 +114,7 @@ class Request:
     profile: Mapping[str, str] = field(default_factory=dict)  # what is known of the user: region, device, ...
     as_of: int | None = None  # unix seconds; None: the moment of the newest event
     user: str | None = None  # key of a user whose history is in the behaviour store: events before ``as_of``, or all
+    filter: Filter | None = None  # which items may be answered; None: all
 
 
 @dataclass(frozen=True)
@@ -67,5 +133,7 @@ class Recommendation:
     codebook_id: str = ""  # with items_version: the catalogue that answered
     unknown_user: bool = False  # the request named a user of whom the behaviour store knows nothing (as of then)
     request: str = ""  # names this answer in the exposure log; "": not logged
+    shadow_version: str = ""  # of the weights that this answer is compared with; "": none
     filtered_seen: bool = False  # items of the history were left out: as asked, or because users hardly return to any
     unread: tuple[str, ...] = ()  # keys of the history that came after the training: the model has no row for them
+    eligible: int | None = None  # items that pass the request's filter; 0: clauses contradict, or name nothing there is

@@ -7,9 +7,12 @@ line ends of whatever is not opened as binary. docs/evidence/portability.md says
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,6 +65,26 @@ def try_lock(file: IO[Any]) -> bool:
             return False
         raise NoLocks(error.errno, error.strerror, file.name) from error
     return True
+
+
+@contextlib.contextmanager
+def wait_for_lock(file: IO[Any]) -> Iterator[None]:
+    """Hold the lock of an open file; waits while another process has it. NoLocks where there are none."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise NoLocks(error.errno, error.strerror, file.name) from error
+    else:
+        while not try_lock(file):
+            time.sleep(0.002)
+    try:
+        yield
+    finally:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_UN)
+        else:
+            unlock(file)
 
 
 def unlock(file: IO[Any]) -> None:

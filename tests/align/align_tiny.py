@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from tiny_world import FUSED, TableReward, tiny
@@ -17,9 +18,10 @@ from sidera.align.config import AlignConfig
 from sidera.align.gates import Gates
 from sidera.align.methods import METHODS
 from sidera.align.rewards import RewardBatch, Rewards, Together
-from sidera.align.sources import next_tokens
+from sidera.align.sources import exposures, next_tokens
 from sidera.align.training import AlignResult, align
 from sidera.fit import distributed
+from sidera.nn import event_features
 
 
 class Adapting:
@@ -53,19 +55,26 @@ class Sometimes:
         return Rewards(torch.zeros(asked.item_ids.shape) if flat else (asked.item_ids % 7).float(), {})
 
 
-def align_tiny(run_dir: Path, pause: float = 0.0, **settings: Any) -> tuple[AlignResult, nn.Module, Any]:
-    """(result, policy, reward)"""
+def align_tiny(
+    run_dir: Path, pause: float = 0.0, *, is_plain: bool = False, **settings: Any
+) -> tuple[AlignResult, nn.Module, Any]:
+    """(result, policy, reward); ``is_plain``: a reward that keeps nothing, no ages hidden at random."""
     world = tiny(ntp_steps=20)
     policy, engine = world.policy()
     config = AlignConfig(**{"steps": 12, "group": 8, "requests": 8, "check_every": 5, "snapshot_every": 3, **settings})
     adapting = Adapting(TableReward.of(world.view, FUSED).table, pause)
-    reward = Together({"adapting": (1.0, adapting), "sometimes": (0.1, Sometimes())}, patience=100)
+    members: dict[str, Any] = {"adapting": (1.0, adapting), "sometimes": (0.1, Sometimes())}
+    if is_plain:
+        members = {"table": (1.0, TableReward.of(world.view, FUSED))}
+    reward = Together(members, patience=100)
     read = policy, world.view, world.catalog.items
-    result = align(
-        policy, engine, config, ntp=next_tokens(*read, 64, targets=METHODS[config.method].targets),
-        requests=next_tokens(*read, config.requests, seed=1), reward=reward, probe=world.probe(32),
-        gates=Gates.open(), run_dir=run_dir,
-    )  # fmt: skip
+    source = exposures if METHODS[config.method].needs_log else next_tokens
+    with patch.object(event_features, "TIMELESS", 0.0 if is_plain else event_features.TIMELESS):
+        result = align(
+            policy, engine, config, ntp=next_tokens(*read, 64, targets=METHODS[config.method].targets),
+            requests=source(*read, config.requests, seed=1), reward=reward, probe=world.probe(32),
+            gates=Gates.open(), run_dir=run_dir,
+        )  # fmt: skip
     return result, policy, reward
 
 
@@ -78,8 +87,10 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.setup("cpu")
-    result, policy, _ = align_tiny(Path(sys.argv[1]), **json.loads(sys.argv[2]))
-    sums = [float(tensor.double().sum()) for tensor in policy.state_dict().values()]
-    place = Path(sys.argv[1]) / f"rank-{distributed.rank()}.json"
-    place.write_text(json.dumps([result.steps, result.good_step, sums]))
+    asked = json.loads(sys.argv[2])
+    for name, settings in asked.items() if "method" not in asked else [("", asked)]:
+        result, policy, _ = align_tiny(Path(sys.argv[1]) / name, **settings)
+        sums = [float(tensor.double().sum()) for tensor in policy.state_dict().values()]
+        place = Path(sys.argv[1]) / name / f"rank-{distributed.rank()}.json"
+        place.write_text(json.dumps([result.steps, result.good_step, sums]))
     distributed.cleanup()

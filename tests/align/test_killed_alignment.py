@@ -66,21 +66,36 @@ def test_resumed_after_a_kill(tmp_path: Path, name: str) -> None:
     assert torch.equal(mine["seen"], theirs["seen"])
 
 
-def test_two_processes_align_alike(tmp_path: Path) -> None:
-    """Ranks draw rollouts of their own, so the numbers are not those of one process; both ranks end with one policy.
+TOGETHER: dict[str, dict[str, Any]] = {
+    "ecpo": {"method": "ecpo", "check_every": 2},
+    "free": {"method": "gbpo", "rollout": "free"},
+    "dpo": {"method": "dpo", "accumulate": 2},
+    "sprec": {"method": "sprec"},
+    "logged": {"method": "gbpo_log"},
+}
 
-    Next tokens are not drawn: there the loss and its gradient are those of one process.
-    """
+
+def test_two_processes_align_as_one(tmp_path: Path) -> None:
+    """On the same requests: the same rollouts, means over all of them, one policy."""
+    asked = {name: {"steps": 2, "check_every": 9, **case, "is_plain": True} for name, case in TOGETHER.items()}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
-    for method in ("ecpo", "sft"):
-        arguments = [str(tmp_path / method), json.dumps({"method": method, "steps": 4, "check_every": 2})]
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
-        assert done.returncode == 0, done.stderr[-3000:]
-        ranks = [json.loads((tmp_path / method / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
-        assert ranks[0] == ranks[1]
-        assert ranks[0][:2] == [4, 4]
-    align_tiny(tmp_path / "one", method="sft", steps=4, check_every=2)
-    two, one = ([line for line in records(tmp_path / run) if line["event"] == "train"] for run in ("sft", "one"))
-    for figure in ("loss", "grad_norm"):  # ranks drop other units, so not to the last digit
-        assert [line[figure] for line in two] == pytest.approx([line[figure] for line in one], rel=0.05)
-    assert len(two) == 4
+    done = subprocess.run(
+        [*command, str(tmp_path / "two"), json.dumps(asked)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=ENVIRONMENT,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, settings in asked.items():
+        ranks = [json.loads((tmp_path / "two" / name / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+        assert ranks[0] == ranks[1], name
+        align_tiny(tmp_path / "one" / name, **settings)
+        two, one = (
+            [line for line in records(tmp_path / run / name) if line["event"] == "train"] for run in ("two", "one")
+        )
+        assert len(two) == len(one) == 2
+        for mine, theirs in zip(two, one, strict=True):
+            assert mine.keys() == theirs.keys()
+            for figure in {"loss", "grad_norm", "ntp_loss", "policy_loss", "zero_advantage"} & mine.keys():
+                assert mine[figure] == pytest.approx(theirs[figure], rel=1e-3, abs=1e-5), (name, figure)

@@ -215,8 +215,9 @@ def test_any_of_several_targets_is_chosen_evenly() -> None:
     batch = next(iter(next_tokens(world.pretrained, world.view, world.catalog.items, 32).batches(0)))
     assert batch.target_ids is not None
     assert batch.targets.offsets is not None
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.stack([logged_positives(batch, generator) for _ in range(200)])
+    policy, engine = world.policy()
+    step = AlignStep(policy, engine, None, AlignConfig(), batch, 0)
+    drawn = torch.stack([logged_positives(step) for _ in range(200)])
     for row in range(batch.num_histories):
         own = batch.target_ids[batch.targets.offsets[row] : batch.targets.offsets[row + 1]]
         assert set(drawn[:, row].tolist()) == set(own.tolist())

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +122,30 @@ def test_it_leaves_run_folders_a_record_and_a_page(aligned: Path) -> None:
     text = (aligned / "align" / "alignment.html").read_text()
     for words in ("What came of it", "Served users", "Frontier", "pretrained+rerank", "Recall@50, likes"):
         assert words in text
+
+
+@pytest.mark.slow
+def test_two_processes_leave_the_folders_of_one(log: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, SECTION)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sidera"]
+    arguments = ["align", str(recipe), "--data", str(log), "--out", str(tmp_path / "two"), "--no-online"]
+    for word in ("pretrained: ", "logged: reused"):
+        two = subprocess.run(
+            [*launcher, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=500,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert two.returncode == 0, two.stderr[-3000:]
+        assert two.stdout.count(word) == 1  # one process speaks
+    record = json.loads((tmp_path / "two" / "align" / "alignment.json").read_text())
+    assert list(record["policies"]) == ["pretrained", "sft", "long_view_sft", "safe", "logged"]
+    for name in ("safe", "logged"):
+        assert record["policies"][name]["training"]["steps"] == 6
+        served = Recommender.load(tmp_path / "two" / "align" / name)
+        assert len(served.recommend([[str(served.catalog.item_keys[0])]], k=5)[0].item_keys) == 5
+    assert (tmp_path / "two" / "align" / "alignment.html").exists()
 
 
 def test_the_online_test_serves_those_who_taught_nobody(aligned: Path) -> None:

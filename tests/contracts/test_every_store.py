@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ class MemoryStore:
     def __init__(self) -> None:
         self.keys: dict[str, int] = {}
         self.events: dict[str, list[Events]] = {}
+        self.identities: dict[str, list[tuple[int, Any]]] = {}
+        self.words: dict[str, str] = {}
         self.lock = threading.RLock()
 
     @property
@@ -37,23 +40,34 @@ class MemoryStore:
         with self.lock:
             return np.array([self.keys.setdefault(key, len(self.keys)) for key in keys], dtype=np.int32)
 
-    def item_keys(self, first: int = 0) -> list[str]:
-        return list(self.keys)[first:]
+    def item_keys(self, first: int = 0, number: int | None = None) -> list[str]:
+        return list(self.keys)[first : None if number is None else first + number]
 
-    def append(self, user: str, events: Events, *, new_only: bool = False) -> int:
+    def append_all(self, told: list[tuple[str, Events, np.ndarray | None]], *, new_only: bool = False) -> list[int]:
+        with self.lock:
+            before = {user: list(parts) for user, parts in self.events.items()}
+            try:
+                return [self.append(user, events, new_only=new_only, names=names) for user, events, names in told]
+            except InputError:
+                self.events = before
+                raise
+
+    def append(self, user: str, events: Events, *, new_only: bool = False, names: np.ndarray | None = None) -> int:
         if not isinstance(user, str) or not user:
             raise InputError(f"user key {user!r} cannot be used")
         if (events.item_ids >= len(self.keys)).any():
             raise InputError("item number has no key")
         with self.lock:
+            names = np.zeros(len(events), np.uint64) if names is None else names
+            items = [str(number) if name == 0 else name for number, name in zip(events.item_ids, names, strict=True)]
+            pairs = list(zip(events.times.tolist(), items, strict=True))
             if new_only:
-                _, held = self.arrivals(user)
-                seen = set(zip(held.times.tolist(), held.item_ids.tolist(), strict=True))
-                pairs = list(zip(events.times.tolist(), events.item_ids.tolist(), strict=True))
+                seen = self.identities.get(user, [])
                 fresh = [n for n, pair in enumerate(pairs) if pair not in seen and pair not in pairs[:n]]
-                events = events.take(np.array(fresh, dtype=np.int64))
+                events, pairs = events.take(np.array(fresh, dtype=np.int64)), [pairs[n] for n in fresh]
             if len(events):
                 self.events.setdefault(user, []).append(events)
+                self.identities.setdefault(user, []).extend(pairs)
             return len(events)
 
     def history(self, user: str, as_of: int | None = None, n: int | None = None) -> Events | None:
@@ -72,11 +86,15 @@ class MemoryStore:
     def users(self) -> list[str]:
         return sorted(self.events)
 
-    def snapshot(self) -> None:
-        pass
+    def settled(self, name: str, value: str | None = None) -> str | None:
+        return self.words.get(name) if value is None else self.words.setdefault(name, value)
+
+    def compact(self) -> list[str]:
+        return []
 
     def erase(self, user: str) -> bool:
         with self.lock:
+            self.identities.pop(user, None)
             return self.events.pop(user, None) is not None
 
     def close(self) -> None:
@@ -85,7 +103,7 @@ class MemoryStore:
 
 STORES: dict[str, Callable[[Path], HistoryStore]] = {
     "memory": lambda path: MemoryStore(),
-    "embedded": lambda path: EmbeddedStore(path / "store", StoreConfig(num_shards=3, sync=False)),
+    "embedded": lambda path: EmbeddedStore(path / "store", StoreConfig(durability="kernel")),
 }
 KEYS = [f"item-{number}" for number in range(40)]
 
@@ -169,6 +187,59 @@ def test_sent_again_an_event_is_kept_once(store: HistoryStore) -> None:
     assert store.append("ann", events(store, [1], [10])) == 1  # who asks for it gets it twice
 
 
+def test_events_that_senders_named_are_known_by_their_name(store: HistoryStore) -> None:
+    """Two of one item and second are two; one of another item is the same when it has the same name and second."""
+    told = events(store, [1, 1, 2], [10, 10, 10])
+    names = np.array([5, 6, 5], np.uint64)
+    assert store.append("ann", told, new_only=True, names=names) == 2
+    assert store.append("ann", told, new_only=True, names=names) == 0
+    assert store.append("ann", told, new_only=True) == 2  # these have no names: other events
+    assert store.append("ann", events(store, [1], [11]), new_only=True, names=names[:1]) == 1
+    assert keys_of(store, store.history("ann")) == [KEYS[item] for item in (1, 1, 1, 2, 1)]
+
+
+def test_several_users_are_told_at_once_or_not_at_all(store: HistoryStore) -> None:
+    told = [("ann", events(store, [1, 2], [10, 20]), None), ("bob", events(store, [3], [5]), None)]
+    assert store.append_all(told) == [2, 1]
+    assert store.append_all([*told, ("cy", events(store, [3], [5]), None)], new_only=True) == [0, 0, 1]
+    with pytest.raises(InputError, match="has no key"):
+        store.append_all([("ann", events(store, [1], [30]), None), ("dan", Events.of([999], [1]), None)])
+    assert (store.users(), len(store.history("ann"))) == (["ann", "bob", "cy"], 2)  # type: ignore[arg-type]
+    assert store.append_all([]) == []
+
+
+def test_what_is_settled_stays(store: HistoryStore) -> None:
+    assert store.settled("columns") is None
+    assert store.settled("columns", "click") == "click"
+    assert store.settled("columns", "like") == "click"
+    assert store.settled("columns") == "click"
+
+
+@pytest.mark.parametrize("late", [0, 3, 400])
+def test_any_length_and_any_moment_is_read_as_in_memory(store: HistoryStore, late: int) -> None:
+    """Over many blocks, with events that come out of order: every answer is the one of the store in lists."""
+    rng = np.random.default_rng(late)
+    memory = MemoryStore()
+    memory.numbers_of(KEYS)
+    store.numbers_of(KEYS)
+    clock = 1000
+    for size in (1, 79, 80, 81, 200, 7, 161):
+        times = clock + np.sort(rng.integers(0, 2 * size, size))
+        told = Events.of(rng.integers(0, 40, size), np.maximum(times - rng.integers(0, late + 1), 0))
+        clock += 2 * size
+        for one in (store, memory):
+            one.append("ann", told)
+    moments = [None, 0, 1000, 1001, *rng.integers(900, clock + 100, 12).tolist()]
+    for as_of in moments:
+        for n in (None, 0, 1, 5, 79, 80, 81, 256, 1000):
+            assert equal(store.history("ann", as_of, n), memory.history("ann", as_of, n))  # type: ignore[arg-type]
+    for first in (0, 1, 79, 80, 160, 333, 608, 609, 700):
+        number, found = store.arrivals("ann", first)
+        expected = memory.arrivals("ann", first)
+        assert number == expected[0]
+        assert equal(found, expected[1])
+
+
 def test_what_is_refused_changes_nothing(store: HistoryStore) -> None:
     store.append("ann", events(store, [1], [10]))
     with pytest.raises(InputError, match="has no key"):
@@ -183,7 +254,7 @@ def test_what_is_refused_changes_nothing(store: HistoryStore) -> None:
 def test_an_erased_user_is_gone_and_can_come_again(store: HistoryStore) -> None:
     for user in ("ann", "bob"):
         store.append(user, events(store, [1, 2], [10, 20]))
-    store.snapshot()
+    assert store.compact() == []
     assert (store.erase("ann"), store.erase("ann"), store.erase("nobody")) == (True, False, False)
     assert (store.history("ann"), store.users()) == (None, ["bob"])
     store.append("ann", events(store, [3], [5]))

@@ -13,6 +13,7 @@ from worlds import worlds
 from hand_made import hand_made
 from sidera.core import InputError
 from sidera.decode.beam import beam_search
+from sidera.decode.eligible import Allowed, PrefixMask
 from sidera.decode.exact import score_all_items, score_all_leaves
 from sidera.ops.trie import CodeTrie
 from sidera.roles import StepOutput
@@ -26,11 +27,15 @@ def same(left, right):
     return all(torch.equal(getattr(left, name), getattr(right, name)) for name in FIELDS)
 
 
-def slow_beam(world, history, width, num_results):
+def slow_beam(world, history, width, num_results, allowed=None):
     """Lists of tuples, no cache, every prefix scored from scratch by ``log_probs``."""
     generator, trie = world.generator, world.trie
     context = generator.context(world.batch)
-    sids = trie.leaf_codes(np.arange(trie.num_leaves)).tolist()
+    ids, offsets = world.exclude
+    barred = set(ids[offsets[history] : offsets[history + 1]].tolist())
+    barred |= set() if allowed is None else set(np.flatnonzero(~allowed[history]).tolist())
+    every = trie.leaf_codes(np.arange(trie.num_leaves)).tolist()
+    sids = [sid for sid in every if not barred.issuperset(trie.lookup(sid).tolist())]  # a dead prefix takes no place
     beams = [((), 0.0)]
     for level in range(trie.num_levels):
         legal = sorted({tuple(sid[: level + 1]) for sid in sids})
@@ -43,8 +48,6 @@ def slow_beam(world, history, width, num_results):
                 grown.append((prefix, before[0] + generator.log_probs(context, asked)[history, 0, level].item()))
         best = sorted(grown, key=lambda beam: (-beam[1], beam[0]))
         beams = best[:width] if level < trie.num_levels - 1 else best
-    ids, offsets = world.exclude
-    barred = set(ids[offsets[history] : offsets[history + 1]].tolist())
     answers = [(int(item), score) for sid, score in beams for item in trie.lookup(sid) if int(item) not in barred]
     return answers[:num_results]
 
@@ -61,6 +64,70 @@ def test_beam_search_equals_lists_of_tuples(world, width, num_results):
         found = beams.valid_mask[history]
         assert beams.item_ids[history][found].tolist() == [item for item, _ in answers]
         assert beams.scores[history][found].tolist() == [score for _, score in answers]
+
+
+def random_masks(world, seed):
+    """(B, N) bool; sparse, dense and, in one history of some batches, everything."""
+    rng = np.random.default_rng(seed)
+    shares = rng.choice([0.0, 0.05, 0.3, 1.0], world.num_histories)
+    return rng.random((world.num_histories, len(world.codes))) < shares[:, None]
+
+
+@given(worlds(), widths, result_counts, st.integers(0, 2**32 - 1))
+@settings(max_examples=80, deadline=None)
+def test_masks_close_prefixes_before_the_beam_is_cut(world, width, num_results, seed):
+    """Equal to lists of tuples that never knew the barred items; a mask of all items is no mask."""
+    world.generator, allowed = world.twin(norm="none"), random_masks(world, seed)
+    masks = Allowed(
+        [None if mask.all() else PrefixMask.of_items(world.trie, mask) for mask in allowed]
+        if seed % 2
+        else Allowed.of_items(world.trie, allowed).masks
+    )
+    beams = beam_search(
+        world.generator, world.batch, world.trie, width=width, num_results=num_results, exclude=world.exclude,
+        allowed=masks,
+    )  # fmt: skip
+    for history in range(world.num_histories):
+        answers = slow_beam(world, history, width, num_results, allowed)
+        found = beams.valid_mask[history]
+        assert beams.item_ids[history][found].tolist() == [item for item, _ in answers]
+        assert beams.scores[history][found].tolist() == [score for _, score in answers]
+        ids, offsets = world.exclude
+        left = allowed[history] & world.alive
+        left[ids[offsets[history] : offsets[history + 1]]] = False
+        assert found.sum() >= min(left.sum(), num_results, width)
+
+
+@given(worlds(), widths, result_counts, st.integers(0, 2**32 - 1))
+@settings(max_examples=80, deadline=None)
+def test_fixed_shapes_answer_to_the_bit_what_ragged_ones_do(world, width, num_results, seed):
+    allowed = Allowed.of_items(world.trie, random_masks(world, seed)) if seed % 2 else None
+    found = [
+        beam_search(
+            world.generator, world.batch, world.trie, width=width, num_results=num_results, exclude=world.exclude,
+            allowed=allowed, fixed=fixed,
+        )
+        for fixed in (False, True)
+    ]  # fmt: skip
+    for name in FIELDS:
+        ours, theirs = getattr(found[0], name), getattr(found[1], name)
+        if name == "scores" and world.generator.norm != "none":  # a softmax over padded rows may round otherwise
+            assert torch.allclose(ours, theirs, atol=1e-6)
+        elif world.generator.norm == "none" or not world.spec["ties"]:
+            assert torch.equal(ours, theirs)
+
+
+def test_masks_of_another_trie_or_batch_are_refused():
+    trie, other = (CodeTrie.build(np.array([[0, 0], [1, 1]]), (2, 2)) for _ in range(2))
+    generator, everything = TableGenerator((2, 2), 1, seed=0), np.ones(2, dtype=bool)
+    for masks, words in (
+        ([PrefixMask.of_items(other, everything)], "of another trie"),
+        ([PrefixMask.of_items(trie, everything)] * 2, "allowed has 2 masks; allowed: 1"),
+    ):
+        with pytest.raises(InputError, match=words):
+            beam_search(generator, indices(1), trie, width=2, num_results=2, allowed=Allowed(masks))
+    with pytest.raises(InputError, match="bool"):
+        PrefixMask.of_items(trie, np.ones(3, dtype=bool))
 
 
 @given(worlds())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,7 +77,7 @@ def test_an_answer_is_encoded_once_and_signed_by_its_own_snapshot(tmp_path: Path
     """Weights and catalogue that are swapped while an answer is on its way change nothing of what it logs."""
     catalog, model = tiny().catalog, copy.deepcopy(tiny().pretrained)
     history = KnownHistory(np.array([1, 2, 3]), np.arange(3), catalog.schema.complete({}, 3), None)
-    store: Any = SimpleNamespace(read=lambda *_, **__: history, set_catalog=lambda _: None)
+    store: Any = SimpleNamespace(read=lambda *_, **__: history, over=lambda _: store)
     other = {name: 0.5 * tensor for name, tensor in model.state_dict().items()}
     encoded: list[threading.Thread] = []
     context = model.context
@@ -135,18 +135,35 @@ def test_an_item_out_of_reach_has_no_probability(tmp_path: Path) -> None:
     assert log.append(found) == 2
 
 
-def test_parts_are_gathered_and_outcomes_follow_their_exposures(tmp_path: Path) -> None:
-    with ExposureWriter(open_log(tmp_path / "log"), max_rows=5, max_seconds=600) as writer:
+def test_an_exposure_is_durable_before_its_answer_leaves(tmp_path: Path) -> None:
+    """What a process finds that starts after this one was killed, at any moment after an answer."""
+    with ExposureWriter(open_log(tmp_path / "log")) as writer:
         writer.shown(rows("r0"))
+        shutil.copytree(tmp_path / "log", tmp_path / "one")
         writer.follow({"request": ["r0"], "slot": [1], "click": [True]})
-        assert writer.num_waiting == 3
-        assert writer.log.read().num_rows == 0
-        writer.shown(rows("r1"))
-        assert writer.num_waiting == 0
-        assert writer.log.read()["click"].to_pylist() == [None, True, None, None]
-        writer.shown(rows("r2"))
-    assert len(list((tmp_path / "log").glob("shown-*.parquet"))) == 2
-    assert open_log(tmp_path / "log").read().num_rows == 6
+        shutil.copytree(tmp_path / "log", tmp_path / "two")
+    assert open_log(tmp_path / "one").read().num_rows == 2
+    assert open_log(tmp_path / "two").read()["click"].to_pylist() == [None, True]
+
+
+def test_many_writes_are_compacted_while_others_come(tmp_path: Path) -> None:
+    with ExposureWriter(open_log(tmp_path / "log"), max_parts=8) as writer:
+
+        def work(name: int) -> None:
+            for number in range(40):
+                writer.shown(rows(f"r{name}-{number}"))
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        writer.follow({"request": ["r0-0"], "slot": [0], "click": [True]})
+    log = open_log(tmp_path / "log")
+    requests = log.read()["request"].to_pylist()
+    assert sorted(requests[::2]) == sorted(f"r{name}-{number}" for name in range(4) for number in range(40))
+    assert len(log._parts.tables("shown")) == 1
+    assert writer.problem == ""
 
 
 def test_marks_and_numbers_of_one_outcome_meet(tmp_path: Path) -> None:
@@ -154,18 +171,8 @@ def test_marks_and_numbers_of_one_outcome_meet(tmp_path: Path) -> None:
         writer.shown(rows(count=3))
         writer.follow({"request": ["r"], "slot": [0], "click": [True]})
         writer.follow({"request": ["r"], "slot": [1], "click": [0.5]})
-        writer.flush()
         writer.follow({"request": ["r"], "slot": [2], "click": [1]})
     assert open_log(tmp_path / "log").read()["click"].to_pylist() == [1.0, 0.5, 1.0]
-
-
-def test_an_idle_writer_writes_after_a_while(tmp_path: Path) -> None:
-    with ExposureWriter(open_log(tmp_path / "log"), max_seconds=0.1) as writer:
-        writer.shown(rows())
-        deadline = time.monotonic() + 120
-        while writer.num_waiting and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert writer.log.read().num_rows == 2
 
 
 def test_what_the_log_refuses_is_not_taken(tmp_path: Path) -> None:
@@ -174,25 +181,23 @@ def test_what_the_log_refuses_is_not_taken(tmp_path: Path) -> None:
             writer.shown(rows(propensity=2.0))
         with pytest.raises(InputError, match="outcomes lack the column 'slot'"):
             writer.follow({"request": ["r"]})
-        assert writer.num_waiting == 0
+    assert open_log(tmp_path / "log").read().num_rows == 0
 
 
-def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = ExposureWriter(open_log(tmp_path / "log"), max_rows=2, max_seconds=600)
+def test_a_full_disk_lets_no_answer_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExposureWriter(open_log(tmp_path / "log")) as writer:
+        database: Any = writer.log._parts._held
 
-    def full(kind: str, table: object) -> None:
-        raise OSError(28, "No space left on device")
+        def full(calls: object) -> None:
+            raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as broken:
-        broken.setattr(writer.log, "_write", full)
-        writer.shown(rows("r0"))  # an answer goes out all the same
-        assert "No space left" in writer.problem
-        with pytest.raises(OSError, match="No space left"):
-            writer.follow({"request": ["r0"], "slot": [0], "click": [True]})
-        with pytest.raises(OSError, match="No space left"):
-            writer.flush()
-    assert writer.num_waiting == 2  # who was told of the failure sends it again
-    writer.follow({"request": ["r0"], "slot": [0], "click": [True]})
-    writer.close()
-    assert (writer.problem, writer.num_waiting) == ("", 0)
-    assert writer.log.read()["click"].to_pylist() == [True, None]
+        with monkeypatch.context() as broken:
+            broken.setattr(database, "_transaction", full)
+            with pytest.raises(OSError, match="No space left"):
+                writer.shown(rows("r0"))
+            with pytest.raises(OSError, match="No space left"):
+                writer.follow({"request": ["r0"], "slot": [0], "click": [True]})
+            assert "No space left" in writer.problem
+        writer.shown(rows("r1"))
+        assert writer.problem == ""
+    assert open_log(tmp_path / "log").read()["request"].to_pylist() == ["r1", "r1"]

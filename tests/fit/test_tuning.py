@@ -15,8 +15,9 @@ from toy_training import RingSource, Toy, accuracy
 from train_toy import losses
 
 from sidera.fit import FitConfig, FitResult, distributed, fit, peak, seed_everything, tuning
+from sidera.fit.protocols import model_loss
 from sidera.fit.state import Clock, TrainState
-from sidera.fit.tuning import settle
+from sidera.fit.tuning import Steps, settle
 from sidera.ops import processor
 from sidera.ops.cores import library_threads
 from sidera.ops.processor import PAYS
@@ -38,7 +39,7 @@ def train(folder: Path, config: FitConfig, source: Any = None, **arguments: Any)
 def settled(config: FitConfig, state: TrainState | None = None, steps: int = 100) -> tuple[TrainState, str]:
     state = state or TrainState()
     with num_threads(0):
-        line = settle(Toy(), RingSource(), config, state, Clock(), torch.device("cpu"), steps)
+        line = settle(Steps(Toy(), model_loss, RingSource(), steps), config, state, Clock(), torch.device("cpu"))
         assert torch.get_num_threads() == state.num_threads
     return state, line
 
@@ -149,7 +150,7 @@ def test_timing_leaves_model_and_random_numbers_alone(monkeypatch: pytest.Monkey
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch_numbers, numpy_numbers = torch.get_rng_state(), np.random.get_state()[1].copy()
     with num_threads(0):
-        settle(model, RingSource(), CONFIG, state, Clock(), torch.device("cpu"), 100)
+        settle(Steps(model, model_loss, RingSource(), 100), CONFIG, state, Clock(), torch.device("cpu"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not model.training

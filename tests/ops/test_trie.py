@@ -142,16 +142,30 @@ def test_find_names_the_wrong_shape():
         CodeTrie.build(np.array([[0, 1]]), (2, 3)).find(np.zeros((1, 3), dtype=int))
 
 
-def test_paths_and_counts_of_items() -> None:
+def test_runs_of_items_below_every_node() -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 3, (40, 3))  # 27 semantic IDs at most: many items share one
     alive = rng.random(40) < 0.8
     trie = CodeTrie.build(codes, (3, 3, 3), alive=alive)
-    paths = trie.item_paths
-    assert (paths[~alive] == -1).all()
+    places = trie.place_of_item
+    assert (places[~alive] == alive.sum()).all()
+    assert trie.leaf_items[places[alive]].tolist() == np.flatnonzero(alive).tolist()
     for level in range(3):
         prefixes = {tuple(codes[item, : level + 1]) for item in np.flatnonzero(alive)}
         number = {prefix: node for node, prefix in enumerate(sorted(prefixes))}  # nodes stand in this order
+        starts = trie.item_starts[level]
         for item in np.flatnonzero(alive):
-            assert paths[item, level] == number[tuple(codes[item, : level + 1])]
-        assert trie.items_below[level].tolist() == np.bincount(paths[alive, level], minlength=len(number)).tolist()
+            node = number[tuple(codes[item, : level + 1])]
+            assert starts[node] <= places[item] < starts[node + 1]
+        assert starts.size == len(number) + 1
+        assert trie.ranges().fewest[level] == np.diff(starts).min()
+
+
+def test_the_most_candidates_of_a_search_are_those_of_the_largest_nodes() -> None:
+    rng = np.random.default_rng(0)
+    trie = CodeTrie.build(rng.integers(0, 4, (60, 3)) ** 2 % 7, (7, 7, 7))
+    children = [sorted(np.diff(ptr), reverse=True) for ptr in trie.ptr]
+    first, second, third, items = trie.most_children(2)
+    assert (first, second, third) == (trie.num_nodes[0], sum(children[0][:2]), sum(children[1][:2]))
+    assert items == sum(sorted(np.diff(trie.item_starts[1]), reverse=True)[:2])
+    assert trie.most_children(1000) == (*trie.num_nodes, 60)

@@ -53,7 +53,7 @@ def test_it_equals_a_build_of_what_is_left(
         return
     assert left is not None
     assert_same(left, CodeTrie.build(table, sizes, order=whole_order, alive=alive))
-    assert left.items_below[0].sum() == alive.sum()
+    assert left.item_starts[0][-1] == alive.sum()
 
 
 def test_nothing_to_do_gives_the_same_tables() -> None:

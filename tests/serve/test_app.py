@@ -56,6 +56,37 @@ def test_defaults(client: TestClient) -> None:
     assert len(ask(client, history=HISTORY)["items"]) == 10
 
 
+def test_a_filter_says_which_items_may_be_answered(client: TestClient) -> None:
+    keys = ["item0002", "item0005"]
+    found = ask(client, history=HISTORY, filter={"item": keys})
+    assert sorted(item["item"] for item in found["items"]) == keys
+    assert found["eligible"] == 2
+    assert ask(client, history=HISTORY)["eligible"] is None
+    nothing = ask(client, history=HISTORY, filter={"item": [keys[0]], "popularity": {"min": 1e9}})
+    assert (nothing["items"], nothing["eligible"]) == ([], 0)
+    barred = ask(client, history=HISTORY, k=100, filter_seen=False, filter={"item": {"not": keys}})
+    assert not {item["item"] for item in barred["items"]} & set(keys)
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        ({"colour": "red"}, "the filter names column 'colour'; allowed: item, popularity"),
+        ({"popularity": {"above": 3}}, "filter"),
+        ({"popularity": {}}, "the filter's condition on 'popularity' is {}"),
+        ({"popularity": {"min": 1, "not": 2}}, "filter"),
+        ({"item": 1.5}, "filter"),
+        ({"item": {"min": 2}}, "the filter's column 'item' is given a range"),
+        ("red", "filter"),
+    ],
+)
+def test_a_filter_that_cannot_be_is_refused_in_one_line(client: TestClient, condition: Any, words: str) -> None:
+    response = client.post("/v1/recommend", json={"history": HISTORY, "filter": condition})
+    assert response.status_code == 422
+    assert words in response.json()["detail"]
+    assert "\n" not in response.json()["detail"]
+
+
 def test_filters(client: TestClient) -> None:
     found = ask(client, history=HISTORY, k=24, filter_seen=True, exclude=["item0000"])
     assert not {"item0000", *HISTORY} & {item["item"] for item in found["items"]}
@@ -88,7 +119,7 @@ def test_the_api_describes_itself(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
     body = schema["components"]["schemas"]["RecommendRequest"]["properties"]
     about_the_history = {"history", "user", "feedback", "times", "profile", "as_of"}
-    assert set(body) == about_the_history | {"k", "filter_seen", "exclude", "unknown"}
+    assert set(body) == about_the_history | {"k", "filter_seen", "exclude", "filter", "unknown"}
     assert all("description" in field for field in body.values())
     body = schema["components"]["schemas"]["EventsRequest"]["properties"]
     assert set(body) == {"user", "items", "times", "feedback", "unknown", "request", "slots"}

@@ -283,7 +283,7 @@ def test_new_items_can_be_done_something_with(catalog: Catalog, tmp_path: Path) 
         assert history.tokens is not None
         assert (len(history.item_ids), history.unknown) == (12, ("new",))
         assert history.tokens["counts"].sum() == 12
-        behaviour.set_catalog(grown)
+        behaviour = behaviour.over(grown)
         served = Recommender(
             opened.model, grown, model_section=opened.model_section, num_known=opened.num_known,
             parts=Parts(behaviour=behaviour),
@@ -365,11 +365,9 @@ def test_a_store_is_of_one_schema(catalog: Catalog, tmp_path: Path) -> None:
     other = build_catalog(bare.dataset, bare.split, config)[0]
     with pytest.raises(InputError, match="was made with"):
         open_behaviour(tmp_path / "store", other)
-    with open_behaviour(tmp_path / "own", other) as behaviour:
-        with pytest.raises(InputError, match="the store was made with"):
-            behaviour.set_catalog(catalog)
-        with pytest.raises(InputError, match="open already"):
-            open_behaviour(tmp_path / "own", other)
+    own = open_behaviour(tmp_path / "own", other)
+    with own, pytest.raises(InputError, match="the store was made with"):
+        own.over(catalog)
 
 
 def test_answers_are_logged_with_what_came_of_them(catalog: Catalog, views: tuple[View, View], tmp_path: Path) -> None:
@@ -402,7 +400,7 @@ def test_answers_are_logged_with_what_came_of_them(catalog: Catalog, views: tupl
         stranger = post(client, "/v1/recommend", user="nobody", k=2)
         assert stranger["cold_start"]
         post(client, "/v1/recommend", user="user 0", k=2)
-        assert client.get("/healthz").json()["exposures"] == {"waiting": 9, "problem": ""}
+        assert client.get("/healthz").json()["exposures"] == {"problem": ""}
     table = log.read()
     assert table["policy"].to_pylist() == ["first"] * 3 + ["second"] * 4
     assert table["item"].to_pylist()[:3] == shown

@@ -1,8 +1,7 @@
-"""The embedded store: the same histories after any crash, threads, what is refused, what is erased from the disk."""
+"""The embedded store: the same histories after a start, in two processes, what is let go, what is erased."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 from pathlib import Path
@@ -11,19 +10,17 @@ import numpy as np
 import pytest
 from histories import stream
 
-from sidera import artifacts
 from sidera.core import ArtifactError, InputError
-from sidera.store.embedded import EmbeddedStore, StoreConfig
+from sidera.store.embedded import PLACES, EmbeddedStore, StoreConfig
 from sidera.store.events import COLUMNS, Events, concatenate
-from sidera.store.item_keys import ItemKeys
-from sidera.store.record_log import RecordLog, cut, read_records
+from sidera.store.user_events import HEAD
 
-SMALL = StoreConfig(num_shards=2, max_events=300, sync=False)
+SMALL = StoreConfig(max_events=300, durability="kernel")
 KEYS = [f"item {number}" for number in range(300)]
 
 
-def opened(path: Path, **changes: object) -> EmbeddedStore:
-    store = EmbeddedStore(path, StoreConfig(**{**vars(SMALL), **changes}))  # type: ignore[arg-type]
+def opened(path: Path, now: float = 2e9, **changes: object) -> EmbeddedStore:
+    store = EmbeddedStore(path, StoreConfig(**{**vars(SMALL), **changes}), now=lambda: now)  # type: ignore[arg-type]
     store.numbers_of(KEYS)
     return store
 
@@ -41,6 +38,10 @@ def write_some(store: EmbeddedStore, rounds: int = 30, seed: int = 0) -> None:
         store.append(user, stream(int(rng.integers(1, 40)), start=1_000_000 + 1000 * number, seed=number + seed))
 
 
+def content_of(path: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file())
+
+
 def test_the_oldest_leave_first_and_are_counted(tmp_path: Path) -> None:
     parts = [stream(size, start=1000 * number, seed=number) for number, size in enumerate((250, 90, 700, 5))]
     with opened(tmp_path / "s") as store:
@@ -50,121 +51,72 @@ def test_the_oldest_leave_first_and_are_counted(tmp_path: Path) -> None:
             first, kept = store.arrivals("a")
             assert first == max(0, len(every) - 300)
             assert np.array_equal(kept.times, every.times[-300:])
-            assert len(store.arrivals("a", first + 290)[1]) == len(kept) - 290 if len(kept) > 290 else True
-        store.snapshot()
+            ordered = every.take(slice(first, None)).in_time_order()
+            assert np.array_equal(store.history("a").times, ordered.times)  # type: ignore[union-attr]
+            if len(kept) > 290:
+                assert len(store.arrivals("a", first + 290)[1]) == len(kept) - 290
         before = held(store, "a")
+        places = [row[0] for row in store.database.rows(f"SELECT id % {PLACES} FROM records")]
+        assert sorted(places) == [9, 10, 11, 12, HEAD]  # of 13 full blocks: the others are gone from the disk
     with opened(tmp_path / "s") as store:
         assert held(store, "a") == before
         store.append("a", stream(20, start=9000))
         assert store.arrivals("a")[0] == 1045 + 20 - 300
+    with opened(tmp_path / "s", max_events=100) as store:  # another limit counts from the next append on
+        assert store.append("a", stream(1, start=9500)) == 1
+        assert store.arrivals("a")[0] == 1066 - 100
 
 
-@pytest.mark.parametrize("snapshots", [(), (30,), (10, 20)])
-def test_reopened_it_answers_and_grows_as_before(tmp_path: Path, snapshots: tuple[int, ...]) -> None:
-    store, kept = opened(tmp_path / "s"), opened(tmp_path / "kept")
-    for number in range(1, 31):
-        for one in (store, kept):
-            write_some(one, 1, seed=number)
-            if number in snapshots:
-                one.snapshot()  # trees that are due are built anew
-    store.close()
-    with opened(tmp_path / "s") as again:
-        assert again.users() == kept.users() == ["u0", "u1", "u2", "u3"]
-        assert again.torn_bytes == 0
-        assert all(held(again, user) == held(kept, user) for user in kept.users())
-        write_some(again, 20, seed=99)
-        write_some(kept, 20, seed=99)
-        assert all(held(again, user) == held(kept, user) for user in kept.users())
+def test_old_events_leave_in_order_of_arrival(tmp_path: Path) -> None:
+    """Also inside a block; a late one stays for as long as what came before it; a user without events goes."""
+    now = 10_000
+    with opened(tmp_path / "s", now, max_age=1000, max_events=5000) as store:
+        times = np.concatenate([np.arange(8500, 8900), [9500, 8000], np.arange(9600, 9700)])
+        for start in range(0, len(times), 50):
+            chunk = stream(len(times[start : start + 50]))
+            store.append("a", Events(**{**vars(chunk), "times": times[start : start + 50]}))
+        store.append("old", stream(200, start=1))
+        store.append("new", stream(5, start=9900))
+        assert store.compact() == ["old"]
+        first, kept = store.arrivals("a")
+        assert (first, kept.times.tolist()) == (400, times[400:].tolist())
+        assert (store.users(), store.num_users, store.history("old")) == (["a", "new"], 2, None)
+        assert store.compact() == []
+        assert store.append("a", stream(300, start=9700)) == 300
+        assert store.arrivals("a", 402 + 100)[1].times.tolist() == stream(300, start=9700).times.tolist()
+
+
+def test_reopened_it_answers_and_grows_as_before(tmp_path: Path) -> None:
+    kept = opened(tmp_path / "kept")
+    for number in range(1, 16):
+        with opened(tmp_path / "s") as store:
+            for one in (store, kept):
+                write_some(one, 2, seed=number)
+            if number == 7:
+                store.compact()
+            assert store.users() == kept.users()
+            assert all(held(store, user) == held(kept, user) for user in kept.users())
+    assert kept.users() == ["u0", "u1", "u2", "u3"]
     kept.close()
 
 
-def test_cut_anywhere_the_log_gives_back_what_was_whole(tmp_path: Path) -> None:
-    """A crash can leave any prefix of the last record: every prefix of the file is opened."""
-    with opened(tmp_path / "s", num_shards=1) as store:
-        answers, ends = [held(store, "a")], [0]
-        (log,) = (tmp_path / "s" / "shard-0000").glob("log-*")
-        for number in range(4):
-            store.append("a", stream(2, start=1000 * (number + 1), seed=number))
-            answers.append(held(store, "a"))
-            ends.append(log.stat().st_size)
-    whole = log.read_bytes()
-    for length in range(len(whole) + 1):
-        log.write_bytes(whole[:length])
-        with opened(tmp_path / "s", num_shards=1) as store:
-            number = max(n for n, end in enumerate(ends) if end <= length)
-            assert held(store, "a") == answers[number]
-            assert store.torn_bytes == length - ends[number]
-            assert log.stat().st_size == ends[number]  # cut off, so that the next record is not buried
-    log.write_bytes(whole[: ends[2]] + bytes(100))  # blocks that were given out and never filled
-    with opened(tmp_path / "s", num_shards=1) as store:
-        assert store.torn_bytes == 100
-        assert held(store, "a") == answers[2]
-
-
-def test_an_edited_log_is_refused(tmp_path: Path) -> None:
-    with opened(tmp_path / "s", num_shards=1) as store:
-        for number in range(3):
-            store.append("a", stream(2, start=1000 * (number + 1), seed=number))
-    (log,) = (tmp_path / "s" / "shard-0000").glob("log-*")
-    whole = log.read_bytes()
-    for place in (0, 6, 14, 40, len(whole) // 3 + 3):  # magic, length, header checksum, payload; the second record
-        log.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
-        with pytest.raises(ArtifactError, match="damaged at byte"):
-            opened(tmp_path / "s", num_shards=1)
-    log.write_bytes(whole)
-    opened(tmp_path / "s", num_shards=1).close()  # the lock of a store that could not be opened is given back
-
-
-@pytest.mark.parametrize("crash", ["before the snapshot", "before old logs go"])
-def test_a_crash_inside_a_snapshot_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: str) -> None:
-    store = opened(tmp_path / "s")
-    write_some(store)
-    store.snapshot()
-    write_some(store, seed=50)
-    if crash == "before the snapshot":
-        monkeypatch.setattr(artifacts, "save_tensors", lambda *a, **k: (_ for _ in ()).throw(OSError("no space")))
-    else:
-        monkeypatch.setattr(Path, "unlink", lambda *a, **k: (_ for _ in ()).throw(OSError("pulled")))
-    with pytest.raises(OSError, match=r"no space|pulled"):
-        store.snapshot()
-    answers = {user: held(store, user) for user in store.users()}
-    shutil.copytree(tmp_path / "s", tmp_path / "after")  # what a process finds that starts now
-    monkeypatch.undo()
-    with opened(tmp_path / "after") as again:
-        assert all(held(again, user) == paths for user, paths in answers.items())
-        write_some(again, 5, seed=80)
-        write_some(store, 5, seed=80)
-        again.snapshot()
-        store.snapshot()
-        assert all(held(again, user) == held(store, user) for user in answers)
-    store.close()
-
-
-def test_a_disk_that_takes_nothing_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with opened(tmp_path / "s", num_shards=1) as store:
-        store.append("a", stream(3))
-        before = held(store, "a")
-        real, calls = os.write, []
-
-        def half(handle: int, data: memoryview) -> int:
-            if calls:
-                raise OSError("no space left")
-            calls.append(1)
-            return real(handle, data[: len(data) // 2])
-
-        monkeypatch.setattr(os, "write", half)
-        with pytest.raises(OSError, match="no space"):
-            store.append("a", stream(3, start=2_000_000))
-        monkeypatch.undo()
-        assert held(store, "a") == before
-        store.append("a", stream(4, start=3_000_000))
-        after = held(store, "a")
-    with opened(tmp_path / "s", num_shards=1) as store:
-        assert (store.torn_bytes, held(store, "a") == after) == (0, True)
+def test_two_who_opened_one_folder_read_and_write_the_same(tmp_path: Path) -> None:
+    """As two processes do: nothing that one of them remembers may hide what the other one wrote."""
+    with EmbeddedStore(tmp_path / "s", SMALL) as one, EmbeddedStore(tmp_path / "s", SMALL) as two:
+        assert one.numbers_of(["a", "b"]).tolist() == [0, 1]
+        assert two.numbers_of(["c", "b", "a"]).tolist() == [2, 1, 0]
+        assert one.item_keys() == two.item_keys() == ["a", "b", "c"]
+        for number in range(200):
+            writer, reader = (one, two) if number % 2 else (two, one)
+            writer.append("ann", Events.of(writer.numbers_of([f"k{number}"]), [number]))
+            assert len(reader.history("ann")) == number + 1  # type: ignore[arg-type]
+        assert one.append("ann", Events.of(one.numbers_of(["k7"]), [7]), new_only=True) == 0
+        assert two.erase("ann")
+        assert (one.history("ann"), one.users()) == (None, [])
 
 
 def test_threads_lose_no_event(tmp_path: Path) -> None:
-    with opened(tmp_path / "s") as store:
+    with opened(tmp_path / "s", max_events=10_000) as store:
         failures: list[BaseException] = []
 
         def work(name: int) -> None:
@@ -174,7 +126,7 @@ def test_threads_lose_no_event(tmp_path: Path) -> None:
                     store.append(f"own{name}", stream(3, start=1000 * number, seed=number))
                     assert len(store.history(f"own{name}")) == 3 * number + 3  # type: ignore[arg-type]
                     if number % 10 == 9:
-                        store.snapshot()
+                        store.compact()
             except BaseException as error:
                 failures.append(error)
 
@@ -191,100 +143,123 @@ def test_threads_lose_no_event(tmp_path: Path) -> None:
         assert all(held(store, user) == paths for user, paths in answers.items())
 
 
-def test_keys_are_cut_where_a_crash_tore_them(tmp_path: Path) -> None:
-    """Every prefix of the file of keys is opened: whole calls are there, and numbers go on behind them."""
-    calls = (["a", "b"], ["c"], ["d", "e", "é"])
-    keys, ends = ItemKeys(tmp_path / "k"), [0]
-    for call in calls:
-        keys.numbers_of(call)
-        ends.append((tmp_path / "k").stat().st_size)
-    keys.close()
-    whole = (tmp_path / "k").read_bytes()
-    for length in range(len(whole) + 1):
-        (tmp_path / "k").write_bytes(whole[:length])
-        keys = ItemKeys(tmp_path / "k")
-        number = max(n for n, end in enumerate(ends) if end <= length)
-        assert keys.from_number(0) == [key for call in calls[:number] for key in call]
-        assert keys.torn_bytes == length - ends[number]
-        assert keys.numbers_of(["z"]).tolist() == [len(keys) - 1]
-        keys.close()
-    (tmp_path / "k").write_bytes(whole + whole[: ends[1]])
-    with pytest.raises(ArtifactError, match="holds a key twice"):
-        ItemKeys(tmp_path / "k")
+def test_keys_of_many_threads_get_one_number_each(tmp_path: Path) -> None:
+    with EmbeddedStore(tmp_path / "s", SMALL) as one, EmbeddedStore(tmp_path / "s", SMALL) as two:
+        found: list[dict[str, int]] = []
 
+        def work(name: int) -> None:
+            rng = np.random.default_rng(name)
+            mine: dict[str, int] = {}
+            for _ in range(30):
+                keys = [f"k{number}" for number in rng.integers(0, 200, 5)]
+                mine.update(zip(keys, (one, two)[name % 2].numbers_of(keys).tolist(), strict=True))
+            found.append(mine)
 
-@pytest.mark.parametrize("snapshot", [False, True])
-def test_events_without_their_keys_are_refused(tmp_path: Path, snapshot: bool) -> None:
-    with EmbeddedStore(tmp_path / "s", SMALL) as store:
-        store.append("a", Events.of(store.numbers_of(["one", "two"]), [1, 2]))
-        if snapshot:
-            store.snapshot()
-    (tmp_path / "s" / "item-keys").unlink()
-    with pytest.raises(ArtifactError, match="an event whose item has no key"):
-        EmbeddedStore(tmp_path / "s", SMALL)
+        threads = [threading.Thread(target=work, args=(name,)) for name in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        keys = one.item_keys()
+        assert len(set(keys)) == len(keys)
+        assert all(keys[number] == key for mine in found for key, number in mine.items())
+        assert two.item_keys() == keys
+        assert one.item_keys(3, 2) == keys[3:5]
 
 
 def test_an_erased_user_is_on_no_file(tmp_path: Path) -> None:
-    with opened(tmp_path / "s") as store:
-        for user in ("secret-ann", "bob"):
-            store.append(user, stream(5))
-            store.snapshot()
-            store.append(user, stream(5, start=2_000_000))
-        bob = held(store, "bob")
+    """Neither as a key nor as an event: the events have seconds that nobody else's have."""
+    mark = np.float32(1234.5678)
+    with opened(tmp_path / "s", max_events=5000) as store:
+        write_some(store, 60)
+        for number in range(40):  # pages are split and filled again around the records
+            events = stream(20, start=2_000_000 + 1000 * number, seed=number)
+            store.append("secret-ann", Events(**{**vars(events), "watch_time": np.full(20, mark, np.float32)}))
+            write_some(store, 2, seed=number)
+        users = {user: held(store, user) for user in store.users() if user != "secret-ann"}
+        assert mark.tobytes() in content_of(tmp_path / "s")
         assert store.erase("secret-ann")
-        files = [file.read_bytes() for file in (tmp_path / "s").rglob("*") if file.is_file()]
-        assert not any(b"secret-ann" in content for content in files)
-        assert any(b"bob" in content for content in files)
+        content = content_of(tmp_path / "s")
+        assert (b"secret-ann" in content, mark.tobytes() in content, b"u1" in content) == (False, False, True)
+        write_some(store, 5, seed=7)
     with opened(tmp_path / "s") as store:
-        assert store.users() == ["bob"]
-        assert held(store, "bob") == bob
+        assert store.users() == sorted(users)
 
 
-def test_a_crash_inside_erasing_leaves_the_user_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = opened(tmp_path / "s")
-    store.append("ann", stream(5))
-    monkeypatch.setattr(artifacts, "save_tensors", lambda *a, **k: (_ for _ in ()).throw(OSError("no space")))
-    with pytest.raises(OSError, match="no space"):
-        store.erase("ann")
-    store.close()
-    monkeypatch.undo()
-    with opened(tmp_path / "s") as again:
-        assert again.users() == []
+def test_a_copy_of_a_store_that_is_being_written_opens(tmp_path: Path) -> None:
+    with opened(tmp_path / "s") as store:
+        write_some(store)
+        stop = threading.Event()
+
+        def work() -> None:
+            number = 0
+            while not stop.is_set():
+                store.append("busy", stream(1, start=number))
+                number += 1
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        store.copy_to(tmp_path / "copy")
+        stop.set()
+        thread.join()
+        with pytest.raises(InputError, match="not empty"):
+            store.copy_to(tmp_path / "copy")
+        users = {user: held(store, user) for user in ("u0", "u1", "u2", "u3")}
+    with opened(tmp_path / "copy") as copy:
+        assert all(held(copy, user) == paths for user, paths in users.items())
+        assert copy.verify()["users"] in (4, 5)
+        write_some(copy, 3, seed=9)
+
+
+def test_a_changed_or_missing_record_is_refused(tmp_path: Path) -> None:
+    with opened(tmp_path / "s") as store:
+        for user in ("a", "b"):
+            store.append(user, stream(200))
+    for statement in (
+        "UPDATE records SET record = zeroblob(5) WHERE id = 0", "DELETE FROM records WHERE id = 1",
+        f"DELETE FROM records WHERE id = {HEAD}", f"UPDATE records SET record = zeroblob(60) WHERE id = {HEAD}",
+        f"UPDATE records SET record = (SELECT record FROM records WHERE id = {PLACES}) WHERE id = 0",
+        "DELETE FROM records",
+    ):  # fmt: skip
+        shutil.rmtree(tmp_path / "t", ignore_errors=True)
+        shutil.copytree(tmp_path / "s", tmp_path / "t")
+        with opened(tmp_path / "t") as store:
+            store.database._connection().execute(statement)
+            with pytest.raises(ArtifactError, match=r"of user 'a' is (damaged|missing)"):
+                store.history("a")
+            with pytest.raises(ArtifactError, match=r"of user 'a' is (damaged|missing)"):
+                store.verify()
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("DELETE FROM users WHERE key = x'61'", "of 2 users 1 are there"),
+        ("UPDATE users SET key = x'62' WHERE key = x'61'", "of 2 users 2 are there, or others"),
+        ("DELETE FROM items WHERE number = 299", "of 300 items 299 are there"),
+        ("UPDATE items SET key = x'61' WHERE number = 3", "of 300 items 300 are there, or others"),
+    ],
+)
+def test_a_user_or_a_key_that_went_is_noticed_at_the_start(tmp_path: Path, statement: str, message: str) -> None:
+    with opened(tmp_path / "s") as store:
+        store.append("a", stream(2))
+        store.append("c", stream(2))
+        store.database._connection().execute(statement)
+    with pytest.raises(ArtifactError, match=message):
+        opened(tmp_path / "s")
 
 
 def test_misuse_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="num_shards = 0"):
-        StoreConfig(num_shards=0)
+    for changes in ({"max_events": 0}, {"max_age": 0}, {"max_age": 1.5}, {"durability": "none"}):
+        with pytest.raises(InputError, match=next(iter(changes))):
+            StoreConfig(**changes)  # type: ignore[arg-type]
     store = opened(tmp_path / "s")
-    with pytest.raises(InputError, match="is open already"):
-        opened(tmp_path / "s")
     for user in ("", "x" * 70_000, 7):
         with pytest.raises(InputError, match="user key"):
             store.append(user, stream(1))  # type: ignore[arg-type]
     store.close()
+    store.close()
     with pytest.raises(InputError, match="is closed"):
         held(store, "a")
-    with pytest.raises(InputError, match="was made with num_shards = 2, not 3"):
-        opened(tmp_path / "s", num_shards=3)
-    with pytest.raises(InputError, match="was made with max_events = 300, not 200"):
-        opened(tmp_path / "s", max_events=200)
-    (tmp_path / "s" / "store.json").write_text("{")
-    with pytest.raises(ArtifactError, match="damaged"):
-        opened(tmp_path / "s")
-
-
-def test_a_log_gives_back_its_records_in_order(tmp_path: Path) -> None:
-    log = RecordLog(tmp_path / "log", sync=True)
-    records = [(1, b"one"), (2, b""), (1, bytes(3000))]
-    for kind, payload in records:
-        log.append(kind, payload)
-    log.close()
-    with pytest.raises(OSError):
-        log.append(1, b"late")
-    assert read_records(tmp_path / "log") == (records, 0)
-    with (tmp_path / "log").open("ab") as file:
-        file.write(b"SDR1\x01")
-    found, torn = read_records(tmp_path / "log")
-    assert (found, torn) == (records, 5)
-    cut(tmp_path / "log", torn)
-    assert read_records(tmp_path / "log") == (records, 0)
+    with pytest.raises(InputError, match="is closed"):
+        store.append("a", stream(1))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from sidera.core import ArtifactError, CatalogMismatch, InputError
 from sidera.data.schema import build_dataset
 from sidera.store.exposures import ExposureLog, as_dataset_events
+from sidera.store.folder import COMMITS, DATA, MANIFEST
 
 
 def shown(first: int = 0, policy: str = "sft", items_version: int = 1, **changes: Any) -> dict[str, list[Any]]:
@@ -72,47 +73,131 @@ def test_other_versions_are_refused_naming_both(tmp_path: Path) -> None:
     assert log.only(["sft", "ecpo-300"], items_version=2)["policy"].to_pylist() == ["ecpo-300"] * 4
 
 
-def test_a_crash_while_writing_leaves_what_was_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_appended_is_there_after_a_crash(tmp_path: Path) -> None:
+    log = open_log(tmp_path / "log").hold()
+    for number in range(5):
+        log.append(shown(2 * number))
+        shutil.copytree(tmp_path / "log", tmp_path / f"after-{number}")  # what a process finds that starts now
+        assert open_log(tmp_path / f"after-{number}").read().num_rows == 4 * (number + 1)
+    log.close()
+
+
+def test_two_writers_keep_both_parts(tmp_path: Path) -> None:
+    first, second = open_log(tmp_path / "log").hold(), open_log(tmp_path / "log").hold()
+    for number in range(10):
+        (first, second)[number % 2].append(shown(2 * number))
+    assert open_log(tmp_path / "log").read()["time"].to_pylist()[::4] == list(range(0, 2000, 200))
+    first.close()
+    second.close()
+
+
+def change(path: Path, statement: str) -> None:
+    connection = sqlite3.connect(path / DATA)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE parts SET content = zeroblob(length(content)) WHERE number = 1",
+        "UPDATE parts SET content = substr(content, 1, 40) WHERE number = 1",
+        "UPDATE parts SET rows = 3 WHERE number = 1", "UPDATE parts SET kind = 'followed' WHERE number = 1",
+        "UPDATE parts SET number = 7 WHERE number = 1", "UPDATE parts SET checksum = 0 WHERE number = 1",
+        "DELETE FROM parts WHERE number = 1", "DELETE FROM parts",
+    ],
+)  # fmt: skip
+def test_a_damaged_or_missing_part_is_never_no_word(tmp_path: Path, statement: str) -> None:
     log = open_log(tmp_path / "log")
     log.append(shown(0))
-
-    def torn(table: pa.Table, where: Path, **_: Any) -> None:
-        Path(where).write_bytes(b"PAR1 half of it")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(pq, "write_table", torn)
-    with pytest.raises(KeyboardInterrupt):
-        log.append(shown(2))
-    monkeypatch.undo()
-    again = open_log(tmp_path / "log")
-    assert again.read().num_rows == 4
-    assert not list((tmp_path / "log").glob(".*.parquet"))
-    again.append(shown(2))
-    assert again.read().num_rows == 8
+    log.append(shown(2))
+    log.follow({"request": ["r0"], "slot": [0], "click": [True]})
+    change(tmp_path / "log", statement)
+    with pytest.raises(ArtifactError, match=r"part \d+ of .* is damaged|of 3 parts"):
+        open_log(tmp_path / "log").read()
 
 
-def test_a_killed_writers_part_is_not_read(tmp_path: Path) -> None:
-    log = open_log(tmp_path / "log")
+def test_a_log_without_its_files_is_refused(tmp_path: Path) -> None:
+    log = open_log(tmp_path / "log").hold()
     log.append(shown(0))
-    (tmp_path / "log" / ".shown-1-abcd.parquet").write_bytes(b"PAR1")
-    assert open_log(tmp_path / "log").read().num_rows == 4
+    for name in (DATA, f"{DATA}-wal", COMMITS, MANIFEST):
+        shutil.rmtree(tmp_path / "after", ignore_errors=True)
+        shutil.copytree(tmp_path / "log", tmp_path / "after")
+        (tmp_path / "after" / name).unlink()
+        with pytest.raises(ArtifactError, match=r"is missing|lacks \d"):
+            open_log(tmp_path / "after")
+    log.close()
 
 
-def test_two_writers_keep_both_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = open_log(tmp_path / "log"), open_log(tmp_path / "log")
-    monkeypatch.setattr(second, "_parts", lambda kind: [])  # it looked before the other one wrote
-    first.append(shown(0))
-    second.append(shown(2))
-    assert open_log(tmp_path / "log").read().num_rows == 8
+def test_compacted_it_reads_the_same_and_is_small(tmp_path: Path) -> None:
+    log = open_log(tmp_path / "log").hold()
+    for number in range(300):
+        log.append(shown(2 * number))
+        if number % 3 == 0:
+            log.follow({"request": [f"r{2 * number}"], "slot": [1], "click": [number % 2 == 0]})
+    before, size = log.read(), stored(tmp_path / "log")
+    log.compact()
+    assert log.read().equals(before)
+    connection = sqlite3.connect(tmp_path / "log" / DATA)
+    kinds = connection.execute("SELECT kind, rows FROM parts ORDER BY number").fetchall()
+    connection.close()
+    assert kinds == [("shown", 1200), ("followed", 100)]
+    assert stored(tmp_path / "log") < size / 5
+    log.append(shown(600))
+    log.compact()
+    assert log.read().num_rows == 1204
+    log.close()
 
 
-def test_a_damaged_part_is_named(tmp_path: Path) -> None:
-    log = open_log(tmp_path / "log")
+def stored(path: Path) -> int:
+    connection = sqlite3.connect(path / DATA)
+    ((size,),) = connection.execute("SELECT sum(length(content)) FROM parts").fetchall()
+    connection.close()
+    return int(size)
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_an_erased_user_is_on_no_file(tmp_path: Path, compacted: bool) -> None:
+    log = open_log(tmp_path / "log").hold()
+    for number in range(30):
+        log.append(shown(2 * number))
+        outcomes = {"request": [f"r{2 * number}", f"r{2 * number + 1}"], "slot": [0, 0], "watch_time": [7.5, 2.0]}
+        log.follow(outcomes)
+    if compacted:
+        log.compact()
+    assert log.erase("nobody") == 0
+    assert log.erase("ann") == 60
+    table = log.read()
+    assert set(table["user"].to_pylist()) == {"bob"}
+    assert table["watch_time"].to_pylist() == [2.0, None] * 30
+    followed = log._all("followed")
+    assert set(followed["request"].to_pylist()) == {f"r{n}" for n in range(1, 60, 2)}
+    log.append(shown(60))
+    assert log.erase("bob") == 62
+    assert log.read()["user"].to_pylist() == ["ann", "ann"]
+    log.close()
+    assert ExposureLog.at(tmp_path / "log").erase("ann") == 2
+    assert open_log(tmp_path / "log").read().num_rows == 0
+
+
+def test_what_came_during_an_erasure_is_erased_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = open_log(tmp_path / "log").hold()
     log.append(shown(0))
-    (part,) = (tmp_path / "log").glob("shown-*.parquet")
-    part.write_bytes(part.read_bytes()[:40])
-    with pytest.raises(ArtifactError, match=r"shown-00000000\.parquet is damaged"):
-        log.read()
+    parts, really = log._parts, log._parts._clean
+
+    def late(*arguments: Any) -> Any:
+        found = list(really(*arguments))
+        if arguments[1] == "followed":  # everything was looked through; then an answer leaves, and a click comes
+            log.append(shown(2))
+            log.follow({"request": ["r2", "r3"], "slot": [0, 0], "click": [True, True]})
+        return found
+
+    monkeypatch.setattr(parts, "_clean", late)
+    assert log.erase("ann") == 4
+    assert set(log.read()["user"].to_pylist()) == {"bob"}
+    assert log._all("followed")["request"].to_pylist() == ["r3"]
+    log.close()
 
 
 @pytest.mark.parametrize(
@@ -133,15 +218,21 @@ def test_refusals(tmp_path: Path, changes: dict[str, Any], message: str) -> None
 
 
 def test_a_log_of_another_format_is_refused(tmp_path: Path) -> None:
-    open_log(tmp_path / "log")
-    header = tmp_path / "log" / "exposures.json"
-    header.write_text(header.read_text().replace('"format": 1', '"format": 7'))
-    with pytest.raises(ArtifactError, match=r"format 7.*format 1"):
-        open_log(tmp_path / "log")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "exposures.json").write_text('{"format": 1}')
+    with pytest.raises(InputError, match=r"holds exposures\.json and no store\.json.*how an older log's Parquet parts"):
+        open_log(tmp_path / "old")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="no exposure log"):
+    with pytest.raises(InputError, match=r"holds notes\.txt"):
         open_log(tmp_path / "other")
+    for missing in ("none", "empty"):
+        with pytest.raises(InputError, match="no exposure log at"):
+            ExposureLog.open(tmp_path / missing, codebook_id="abc", num_levels=2, must_exist=True)
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match="no exposure log at"):
+            ExposureLog.at(tmp_path / missing)
+    assert not (tmp_path / "none").exists()
 
 
 def test_its_exposures_are_a_data_set(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_row_is_what_a_store_says_that_was_told_the_events_before(tmp_path: Pa
     found = read(users, ends)
     for row, (user, end) in enumerate(zip(users.tolist(), ends.tolist(), strict=True)):
         start = int(dataset.offsets[user])
-        with EmbeddedStore(tmp_path / f"{row}", StoreConfig(num_shards=1, sync=False)) as store:
+        with EmbeddedStore(tmp_path / f"{row}", StoreConfig(durability="kernel")) as store:
             numbers = store.numbers_of(KEYS[::-1])[::-1]  # the store's numbers are not the catalogue's ids
             view = StoreRepresentatives(
                 store, CatalogItems.of(KEYS, finder({k: n for n, k in enumerate(KEYS)}), items), CONFIG

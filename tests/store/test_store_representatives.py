@@ -29,7 +29,7 @@ def items(number: int = 300, seed: int = 0, width: int = 8) -> CatalogItems:
 
 
 def opened(path: Path) -> EmbeddedStore:
-    store = EmbeddedStore(path / "s", StoreConfig(num_shards=2, max_events=5000, sync=False))
+    store = EmbeddedStore(path / "s", StoreConfig(max_events=5000, durability="kernel"))
     store.numbers_of(KEYS)
     return store
 

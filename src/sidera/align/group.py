@@ -43,12 +43,13 @@ def group_policy_gradient(step: AlignStep, name: str) -> Outcome:
     rewards = step.rewards(rollout)
     advantages = group_advantages(rewards.total, rollout.legal_mask)
     log_p = step.log_probs(rollout.sids, rollout.mode)  # type: ignore[arg-type]
-    loss = policy_loss(surrogate, log_p, rollout.log_probs, advantages.values, advantages.mask, config.level)
+    count = step.total(advantages.mask.sum())
+    loss = policy_loss(surrogate, log_p, rollout.log_probs, advantages.values, advantages.mask, config.level, count)
     figures = reward_figures(rewards, rollout.legal_mask)
     figures |= {
         "zero_advantage": advantages.zero_share,
         "legal": float(rollout.legal_mask.float().mean()),
-        "policy_loss": float(loss.detach()),
+        "policy_loss": float(loss.detach()) * step.part[1],
     }
     figures |= drift_figures(log_p, rollout.log_probs, rollout.legal_mask)
     if config.format_weight:
@@ -65,15 +66,16 @@ def format_loss(step: AlignStep, surrogate: Surrogate, rollout: Rollout) -> tupl
     """
     config = step.config
     if rollout.mode == "free":
-        values, mask = format_advantages(rollout.legal_mask, config.format_members, step.generator)
+        uniforms = step.draw(lambda rows, **options: torch.rand(rows, rollout.legal_mask.shape[1], **options))
+        values, mask = format_advantages(rollout.legal_mask, config.format_members, uniforms)
         free = rollout
     else:
         free = step.rollout("free", config.format_members, use=2)
         values, mask = free.legal_mask.float(), free.legal_mask
     share = float(free.legal_mask.float().mean())
+    count = step.total(mask.shape[0] * min(config.format_members, mask.shape[1]))
     if not mask.any():
         return torch.zeros((), device=mask.device), share
     log_p = step.log_probs(free.sids, "free")
     # the mean is over all members that were looked at: where little is legal, little is learned from it
-    loss = policy_loss(surrogate, log_p, free.log_probs, values, mask, config.level)
-    return loss * (mask.sum() / (mask.shape[0] * min(config.format_members, mask.shape[1]))), share
+    return policy_loss(surrogate, log_p, free.log_probs, values, mask, config.level, count), share

@@ -31,7 +31,8 @@ def logged_policy_gradient(step: AlignStep, name: str) -> Outcome:
     mask = target_mask & (advantage != 0) & log_p.detach().isfinite().all(-1)  # items that left are not learned from
     recorded = _recorded(targets.feedback, sids.shape[2])
     log_old = log_p.detach() if recorded is None else Jagged(recorded, targets.offsets).pad()[0]
-    loss = policy_loss(surrogate_of(name, config), log_p, log_old, advantage, mask, config.level)
+    count = step.total(mask.sum())
+    loss = policy_loss(surrogate_of(name, config), log_p, log_old, advantage, mask, config.level, count)
     figures = {
         "zero_advantage": 1 - float(mask.any(1).float().mean()),
         "positives": float((advantage[mask] > 0).float().mean()) if mask.any() else float("nan"),

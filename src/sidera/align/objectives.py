@@ -66,9 +66,12 @@ SURROGATES: dict[str, Surrogate] = {"pg": policy_gradient, "grpo": grpo, "ecpo":
 
 
 def policy_loss(
-    surrogate: Surrogate, log_p: Tensor, log_old: Tensor, advantage: Tensor, mask: Tensor, level: Level = "token"
-) -> Tensor:
+    surrogate: Surrogate, log_p: Tensor, log_old: Tensor, advantage: Tensor, mask: Tensor, level: Level = "token",
+    count: float | None = None,
+) -> Tensor:  # fmt: skip
     """() minus the mean surrogate over the members of ``mask``; log_p, log_old (B, G, L), advantage, mask (B, G).
+
+    ``count``: what the sum is divided by, where the mean is one over more than these members (other processes').
 
     "token": the mean over codes, each with its own ratio; "item": one ratio an item. Where pi = pi_old an item's
     gradient is L times that of the token mean, so going from one to the other rescales the weight by L.
@@ -79,7 +82,7 @@ def policy_loss(
         values = surrogate(log_p.sum(-1), log_old.sum(-1), advantage)  # (B, G)
     else:
         values = surrogate(log_p, log_old, advantage[..., None].expand_as(log_p)).mean(-1)
-    return -(values * mask).sum() / mask.sum().clamp(min=1)
+    return -_mean((values * mask).sum(), mask.sum(), count)
 
 
 @dataclass(frozen=True)
@@ -120,27 +123,30 @@ def check_finite(rewards: Tensor, legal_mask: Tensor) -> None:
         )
 
 
-def format_advantages(legal_mask: Tensor, members: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(B, G) advantage 1 and its mask: of ``members`` drawn at random from each group those that are legal.
+def format_advantages(legal_mask: Tensor, members: int, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, G) advantage 1 and its mask: of ``members`` of each group, of least ``uniforms`` (B, G), the legal ones.
 
     Illegal ones are dropped, not punished. The members must be *random* ones of a free rollout: choosing the most
     likely teaches legality at the head only (technical report, 4.2.3).
     """
-    order = torch.rand(legal_mask.shape, generator=generator).to(legal_mask.device).argsort(1)
+    order = uniforms.to(legal_mask.device).argsort(1)
     chosen_mask = torch.zeros_like(legal_mask).scatter(1, order[:, :members], True)
     mask = chosen_mask & legal_mask
     return mask.float(), mask
 
 
-def dpo(chosen: Tensor, rejected: Tensor, chosen_old: Tensor, rejected_old: Tensor, beta: float) -> Tensor:
+def dpo(
+    chosen: Tensor, rejected: Tensor, chosen_old: Tensor, rejected_old: Tensor, beta: float, count: float | None = None
+) -> Tensor:
     """() mean of -log sigmoid(beta (log-ratio of chosen - log-ratio of rejected)); log-probabilities of items (E,)."""
     margin = (chosen - chosen_old) - (rejected - rejected_old)
-    return -F.logsigmoid(beta * margin).mean() if margin.numel() else margin.sum()
+    return -_mean(F.logsigmoid(beta * margin).sum(), margin.numel(), count)
 
 
 def s_dpo(
-    chosen: Tensor, rejected: Tensor, chosen_old: Tensor, rejected_old: Tensor, beta: float, mask: Tensor | None = None
-) -> Tensor:
+    chosen: Tensor, rejected: Tensor, chosen_old: Tensor, rejected_old: Tensor, beta: float, mask: Tensor | None = None,
+    count: float | None = None,
+) -> Tensor:  # fmt: skip
     """() mean of -log sigmoid(-log sum_n exp(beta (log-ratio of rejected n - log-ratio of chosen))).
 
     chosen (E,), rejected (E, n); ``mask`` (E, n) True = there. A row without any rejected item is left out.
@@ -150,7 +156,7 @@ def s_dpo(
     rejected, rejected_old = rejected.masked_fill(~mask, 0.0), rejected_old.masked_fill(~mask, 0.0)
     gaps = beta * ((rejected - rejected_old) - (chosen - chosen_old)[:, None])
     gaps = gaps.masked_fill(~mask, float("-inf"))[there]
-    return F.softplus(gaps.logsumexp(1)).mean() if len(gaps) else gaps.sum()
+    return _mean(F.softplus(gaps.logsumexp(1)).sum(), len(gaps), count)
 
 
 def self_hard_pairs(rewards: Tensor, legal_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,6 +168,11 @@ def self_hard_pairs(rewards: Tensor, legal_mask: Tensor) -> tuple[Tensor, Tensor
     best = rewards.masked_fill(~legal_mask, float("-inf")).max(1)
     worst = rewards.masked_fill(~legal_mask, float("inf")).min(1)
     return best.indices, worst.indices, best.values - worst.values > STD_FLOOR
+
+
+def _mean(total: Tensor, own: Tensor | int, count: float | None) -> Tensor:
+    """() over ``count``, or over one's ``own`` members; 0 of none."""
+    return total / max(1.0, float(own) if count is None else count)
 
 
 def _log1m_exp(values: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sidera.align.objectives import dpo, s_dpo, self_hard_pairs
 from sidera.align.step import AlignStep, Outcome, reward_figures
-from sidera.batch import Batch
 
 
 def self_hard_dpo(step: AlignStep) -> Outcome:
@@ -27,7 +26,7 @@ def self_hard_dpo(step: AlignStep) -> Outcome:
     places = pair[..., None].expand(-1, -1, rollout.sids.shape[2])
     new = step.log_probs(rollout.sids.gather(1, places), rollout.mode).sum(-1)[there]  # type: ignore[arg-type]
     old = rollout.log_probs.gather(1, places).sum(-1)[there]
-    loss = dpo(new[:, 0], new[:, 1], old[:, 0], old[:, 1], step.config.beta)
+    loss = dpo(new[:, 0], new[:, 1], old[:, 0], old[:, 1], step.config.beta, step.total(there.sum()))
     figures = reward_figures(rewards, rollout.legal_mask)
     figures |= {"zero_advantage": 1 - float(there.float().mean()), **_ratios(new, old)}
     return Outcome(loss, figures)
@@ -35,9 +34,10 @@ def self_hard_dpo(step: AlignStep) -> Outcome:
 
 def softmax_dpo(step: AlignStep) -> Outcome:
     """S-DPO: a logged positive against random items."""
-    chosen = logged_positives(step.batch, step.generator)
+    chosen = logged_positives(step)
     number = step.config.rejected
-    rejected = torch.randint(step.items.num_items, (len(chosen), number), generator=step.generator)
+    size = step.items.num_items
+    rejected = step.draw(lambda rows, **options: torch.randint(size, (rows, number), **options))
     return _chosen_against(step, chosen, rejected.to(chosen.device))
 
 
@@ -46,7 +46,7 @@ def self_play(step: AlignStep) -> Outcome:
 
     The paper alternates epochs of next tokens and of DPO; here both losses stand in every step.
     """
-    chosen = logged_positives(step.batch, step.generator)
+    chosen = logged_positives(step)
     rollout = step.rollout(step.config.rollout, max(2, step.config.rejected))
     return _chosen_against(step, chosen, rollout.item_ids)
 
@@ -60,20 +60,21 @@ def _chosen_against(step: AlignStep, chosen: Tensor, rejected: Tensor) -> Outcom
     there &= (new[:, :1].isfinite()) & (old[:, :1].isfinite())  # a chosen item that left the catalogue
     missing = ~torch.cat([there.any(1, keepdim=True), there], dim=1)
     new, old = new.masked_fill(missing, 0.0), old.masked_fill(missing, 0.0)
-    loss = s_dpo(new[:, 0], new[:, 1:], old[:, 0], old[:, 1:], step.config.beta, there)
     kept = there.any(1)
+    loss = s_dpo(new[:, 0], new[:, 1:], old[:, 0], old[:, 1:], step.config.beta, there, step.total(kept.sum()))
     first = torch.stack([new[:, 0], (new[:, 1:] * there).sum(1) / there.sum(1).clamp(min=1)], dim=1)[kept]
     before = torch.stack([old[:, 0], (old[:, 1:] * there).sum(1) / there.sum(1).clamp(min=1)], dim=1)[kept]
     return Outcome(loss, {"zero_advantage": 1 - float(kept.float().mean()), **_ratios(first, before)})
 
 
-def logged_positives(batch: Batch, generator: torch.Generator) -> Tensor:
+def logged_positives(step: AlignStep) -> Tensor:
     """(B,) one target of each request, any if it has several."""
+    batch = step.batch
     targets = batch.targets_of("history", "request")
     if targets.kind == "history":
         return batch.target_ids
     counts = targets.lengths
-    position = (torch.rand(len(counts), generator=generator).to(counts.device) * counts).long()
+    position = (step.draw(torch.rand).to(counts.device) * counts).long()
     return batch.target_ids[targets.offsets[:-1] + torch.minimum(position, counts - 1)]
 
 

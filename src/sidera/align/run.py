@@ -52,6 +52,7 @@ from sidera.engine.recommender import Recommender
 from sidera.engine.reranker import FOLDER
 from sidera.engine.run_folder import RUN_RECIPE
 from sidera.eval.naming import FOLDER as EVALUATION
+from sidera.fit import distributed
 from sidera.models import build_model, parse_model, role_of
 from sidera.roles import Ranker
 from sidera.stage import stage
@@ -133,7 +134,8 @@ def align_recipe(
         found[name] = _measured(setting, name, recommender, runs[name])
     audience = tuple(str(key) for key in view.dataset.user_keys[groups == len(RANKER_SHARES) - 1])
     record = _record(recipe, arms, infos, trainings, found, [int((groups == g).sum()) for g in range(3)])
-    artifacts.write_text(out / ALIGN / RECORD, json.dumps(record, indent=1) + "\n")
+    if distributed.rank() == 0:
+        artifacts.write_text(out / ALIGN / RECORD, json.dumps(record, indent=1) + "\n")
     return Alignment(record, runs, audience)
 
 
@@ -177,7 +179,9 @@ def _started(start: Path, recipe: AlignRecipe, data: str | Path, view: View, out
             fix="start from a policy of this data folder and [data] section",
         )
     wanted = policy.version
-    if (out / "model").exists():
+    if distributed.rank() > 0:
+        pass
+    elif (out / "model").exists():
         there = artifacts.verify(out / "model", "model").digest
         if there != wanted:
             raise InputError(f"{out} holds the policy {there}, not {wanted} of {start}", fix="name another folder")
@@ -190,6 +194,7 @@ def _started(start: Path, recipe: AlignRecipe, data: str | Path, view: View, out
             shutil.rmtree(out / part, ignore_errors=True)
             shutil.copytree(start / part, copy_of)
             copy_of.rename(out / part)
+    distributed.barrier()
     return Recommender.load(out, device=device)
 
 
@@ -225,9 +230,11 @@ def ranker_stage(
             "steps": result.steps,
             "cpu_seconds": round(result.cpu_seconds, 1),
         }
-        taught.evaluation.save(path / EVALUATION, digest=wanted)
-        ranking.save_model(path / "model", digest=wanted, parents={"data": data}, training=info)
-        shutil.rmtree(path / "fit", ignore_errors=True)
+        if distributed.rank() == 0:
+            taught.evaluation.save(path / EVALUATION, digest=wanted)
+            ranking.save_model(path / "model", digest=wanted, parents={"data": data}, training=info)
+            shutil.rmtree(path / "fit", ignore_errors=True)
+        distributed.barrier()
         shown = ", ".join(f"{task} {value:.3f}" for task, value in aucs.items() if ":" in task)
         cost = f"{info['users']:,} users, {result.steps:,} steps, {result.cpu_seconds:.0f} CPU-seconds"
         say(f"{name}: {cost}; AUC {shown}")
@@ -286,16 +293,18 @@ def _arm(
         "start": dict(result.start),
         "checks": [dict(check) for check in result.checks],
     }
-    for part in ("catalog", FOLDER):  # so that the folder can be moved and served alone
-        shutil.rmtree(path / part, ignore_errors=True)
-        shutil.copytree(out / part, path / part)
-    shutil.copyfile(out / RUN_RECIPE, path / RUN_RECIPE)
-    # Last, because it is what says that the folder is done. The data of the pretraining goes along: an evaluation has
-    # to know what a policy may have seen.
-    parents = {**artifacts.read_manifest(out / "model", "model").parents, "pretrained": setting.version}
     engine.sign(wanted)
-    engine.save_model(path / "model", digest=wanted, parents=parents, training=training)
-    shutil.rmtree(path / "fit", ignore_errors=True)
+    if distributed.rank() == 0:
+        for part in ("catalog", FOLDER):  # so that the folder can be moved and served alone
+            shutil.rmtree(path / part, ignore_errors=True)
+            shutil.copytree(out / part, path / part)
+        shutil.copyfile(out / RUN_RECIPE, path / RUN_RECIPE)
+        # Last, because it is what says that the folder is done. The data of the pretraining goes along: an evaluation
+        # has to know what a policy may have seen.
+        parents = {**artifacts.read_manifest(out / "model", "model").parents, "pretrained": setting.version}
+        engine.save_model(path / "model", digest=wanted, parents=parents, training=training)
+        shutil.rmtree(path / "fit", ignore_errors=True)
+    distributed.barrier()
     why = f"; {result.stopped}" if result.stopped else ""
     say(f"{name}: {result.steps} steps, {training['cpu_seconds']:.0f} CPU-seconds{why}")
     return engine, training
@@ -303,6 +312,9 @@ def _arm(
 
 def _measured(setting: _Setting, name: str, recommender: Recommender, path: Path) -> Measured:
     place = path / "measured"
+    if distributed.rank() > 0:  # one process measures, the others read it
+        distributed.barrier()
+        return Measured.load(place)
 
     def make(wanted: str) -> Measured:
         measured = measure(recommender, setting.test, setting.networks)
@@ -312,7 +324,9 @@ def _measured(setting: _Setting, name: str, recommender: Recommender, path: Path
         return measured
 
     inputs = [recommender.version, setting.rewarded_by, setting.test.num_histories]
-    return stage(place, MEASURED, inputs, make, lambda: Measured.load(place))
+    measured = stage(place, MEASURED, inputs, make, lambda: Measured.load(place))
+    distributed.barrier()
+    return measured
 
 
 def _probes(view: View, pretrained: Recommender) -> tuple[Probe, Probe]:

@@ -9,7 +9,7 @@ Shape legend: B requests · G members of a group · L levels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -37,13 +37,16 @@ class RewardFailed(InputError):
 class Outcome:
     """What a method made of a step."""
 
-    loss: Tensor  # () to be lowered
+    loss: Tensor  # () this rank's part of a mean over the requests of all ranks
     figures: Mapping[str, float] = field(default_factory=dict)  # for the log and the gates
 
 
 @dataclass
 class AlignStep:
-    """One step's requests; everything is computed on demand."""
+    """One step's requests; everything is computed on demand.
+
+    Under ``torchrun`` each of n ranks has every n-th request. Draws and means are those of all requests in one process.
+    """
 
     policy: Generator  # trained; its context has a gradient
     engine: Recommender  # answers with a snapshot of the policy
@@ -62,20 +65,32 @@ class AlignStep:
         return self.policy.context(self.read)
 
     @cached_property
-    def generator(self) -> torch.Generator:
-        """For the step's own draws (pairs, format members), on the CPU."""
+    def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed(0))
+
+    def draw(self, of: Callable[..., Tensor]) -> Tensor:
+        """What ``of(rows, generator=...)`` draws for these requests, on the CPU: pairs, format members."""
+        rank, ranks = self.part
+        return of(self.batch.num_histories * ranks, generator=self._generator)[rank::ranks]
+
+    @property
+    def part(self) -> tuple[int, int]:
+        return distributed.rank(), distributed.world_size()
+
+    def total(self, own: Tensor | int) -> float:
+        """Of a count, over all ranks. All of them have to ask."""
+        return sum(row[0] for row in distributed.gather([float(own)]))
 
     @property
     def items(self) -> ItemTable:
         return self.engine.catalog.items
 
     def seed(self, use: int) -> int:
-        return step_seed(self.config.seed, self.number, use, distributed.rank())
+        return step_seed(self.config.seed, self.number, use)
 
     def rollout(self, mode: RolloutMode, count: int, use: int = 1) -> Rollout:
         """(B, count) from the engine; ``use`` tells apart the rollouts of one step."""
-        found = self.engine.rollout(self.read, count, mode, self.config.temperature, self.seed(use))
+        found = self.engine.rollout(self.read, count, mode, self.config.temperature, self.seed(use), self.part)
         catalog = self.engine.catalog
         found.check(self.engine.version, catalog.codebook_id, catalog.items_version)
         return found

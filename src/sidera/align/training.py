@@ -9,13 +9,15 @@ to the last weights that were good. Nothing stops a run for its reward.
 
 A reward that raises and a gradient that is not finite end the run too, in one line, at the last good weights. A run
 that is killed goes on from its checkpoint: weights, optimizer, the engine's snapshot, the reward's counters and what
-the gates compare with are in it, and draws are a function of (seed, batch, rank).
+the gates compare with are in it, and draws are a function of (seed, batch). Several processes draw and learn as one
+does on all their requests; a reward that keeps something between steps keeps it for the requests of its own process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -143,7 +145,7 @@ class PolicyObjective:
         self.snapshot_step = -1  # steps behind the weights that the engine holds
 
     def __call__(self, model: nn.Module, batch: JointBatch, step: int) -> Loss:
-        """A mean over the batch. Each of R ranks gives 1/R of its requests' mean, and its part of the next tokens'."""
+        """A mean over the batch; each rank gives its part of it."""
         config = self.config
         assert isinstance(model, Generator)
         assert isinstance(model, nn.Module)
@@ -157,15 +159,15 @@ class PolicyObjective:
             model.eval()
             align_step = AlignStep(model, self.engine, self.reward, config, batch.requests, batch.number)
             outcome = self.method.step(align_step)
-            losses.append(config.method_weight * outcome.loss / distributed.world_size())
+            losses.append(config.method_weight * outcome.loss)
             figures |= outcome.figures
         if batch.next_tokens is not None and batch.next_tokens.num_histories:
             model.train()
             loss = model.loss(batch.next_tokens)
             count = max(1, batch.next_tokens.global_count or loss.count)
             losses.append(config.next_token_weight * loss.total / count)
-            figures["ntp_loss"] = float(loss.total.detach()) / max(1, loss.count)
-        return Loss(torch.stack(losses).sum(), 1, figures)
+            figures["ntp_loss"] = float(loss.total.detach()) / count * distributed.world_size()
+        return Loss(torch.stack(losses).sum(), 1, over_ranks(figures))
 
     def take_snapshot(self, model: nn.Module, step: int) -> None:
         """The engine rolls out with the weights of now."""
@@ -181,6 +183,16 @@ class PolicyObjective:
         restore({"reward": self.reward}, state)
         self.snapshot_step = state["step"]
         self.engine.load_weights(under("snapshot/", state), f"{self.config.method}-{self.snapshot_step}")
+
+
+def over_ranks(figures: Mapping[str, float]) -> dict[str, float]:
+    """The figures of a step over the requests of all ranks: quantiles too are means, extremes stay extremes."""
+    everyone = distributed.gather_objects(dict(figures))
+    merged = {}
+    for name in sorted({name for one in everyone for name in one}):
+        values = [one[name] for one in everyone if name in one and not math.isnan(one[name])] or [math.nan]
+        merged[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
+    return merged
 
 
 class GateWatch:

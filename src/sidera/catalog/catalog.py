@@ -46,12 +46,16 @@ class _Behind:
     order: np.ndarray | None = None  # serving order of the first items
 
     def after(self, trie: CodeTrie | None, added: Sequence[int], gone: Sequence[int]) -> _Behind:
-        """Behind the next version; ``trie`` is this version's, if it was made."""
+        """Behind the next version; ``trie`` is this version's, if it was made. What comes back (``added`` after it was
+        gone) is in the trie still, and what goes before it was put into the trie need not be taken out."""
         if trie is not None:
             return _Behind(trie, list(added), list(gone), self.space, self.order)
         if self.trie is None or len(self.added) + len(self.gone) > WAITING:
             return _Behind(None, [], [], self.space, self.order)
-        return _Behind(self.trie, [*self.added, *added], [*self.gone, *gone], self.space, self.order)
+        waiting_added, waiting_gone, coming, going = ({*part} for part in (self.added, self.gone, added, gone))
+        added = [*(one for one in self.added if one not in going), *(one for one in added if one not in waiting_gone)]
+        gone = [*(one for one in self.gone if one not in coming), *(one for one in gone if one not in waiting_added)]
+        return _Behind(self.trie, added, gone, self.space, self.order)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,8 +165,7 @@ class Catalog:
         behind = self._behind
         old, gone = behind.trie, np.array(behind.gone, dtype=np.int64)
         if old is not None:
-            added = np.setdiff1d(np.array(behind.added, dtype=np.int64), gone)
-            gone = gone[gone < old.num_items]
+            added = np.array(behind.added, dtype=np.int64)
             left = without_items(old, gone, self.codes[gone])
             if left is not None:
                 return with_items(left, added, self.codes[added], self.num_items)
@@ -218,6 +221,34 @@ class Catalog:
             raise InputError(f"item {keys[int(gone_mask.argmax())]!r} is removed already")
         after = replace(self, removed=self.removed.marked(ids), items_version=self.items_version + 1)
         return self._followed_by(after, [], ids.tolist())
+
+    def restored(self, keys: Sequence[str]) -> Catalog:
+        """This Catalog and items that were removed, under the codes that they had."""
+        ids = self.ids_of(keys)
+        if not self.removed[ids].all():
+            raise InputError(f"item {keys[int((~self.removed[ids]).argmax())]!r} is not removed")
+        after = replace(self, removed=self.removed.unmarked(ids), items_version=self.items_version + 1)
+        if self.collision == "share":  # among items of one code the more popular is served first, not the later one
+            return after
+        return self._followed_by(after, ids.tolist(), [])
+
+    def described(self, keys: Sequence[str], titles: Mapping[str, str | None], table: pa.Table) -> Catalog:
+        """This Catalog where items are called and described otherwise. ``titles``: of those that get another one;
+        ``table``: a row per key with the columns whose categories change. Codes stay: they are what an item is."""
+        ids, named = self.ids_of(keys), self.ids_of(list(titles))
+        new = self.schema.item_categories(table)
+        changed = {name: rows.replaced(ids, new[name]) for name, rows in self.categories.items()
+                   if name in table.column_names}  # fmt: skip
+        after = replace(
+            self, titles=self.titles.replaced(named, list(titles.values())) if titles else self.titles,
+            categories={**self.categories, **changed}, items_version=self.items_version + 1,
+        )  # fmt: skip
+        return self._followed_by(after, [], [])
+
+    def at_version(self, items_version: int) -> Catalog:
+        """The same items, counted otherwise: several changes that are published as one are one version."""
+        after = replace(self, items_version=items_version)
+        return self._followed_by(after, [], [])
 
     def with_items(
         self,

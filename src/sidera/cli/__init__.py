@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from sidera import console
-from sidera.cli import answering, completion, keys, load, logs, reference, reporting, training, world
+from sidera.cli import answering, completion, keys, load, logs, loop, reference, reporting, training, world
 from sidera.cli.parsing import Parser
 from sidera.cli.versions import ShowVersion
 from sidera.core import InputError
@@ -80,6 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
     answering.add_recommend(verbs)
     answering.add_questions(verbs)
     answering.add_serve(verbs)
+    loop.add_export(verbs)
+    loop.add_refresh(verbs)
+    loop.add_versions(verbs)
     load.add_load(verbs)
     world.add_simulate(verbs)
     world.add_ab(verbs)

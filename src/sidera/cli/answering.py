@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sidera import console
+from sidera.cli.filtering import add_filter_flag, filter_of
 from sidera.cli.parsing import Arguments, Verbs, add_threads_flag, add_verb
-from sidera.core import InputError
+from sidera.core import InputError, Request
 
 if TYPE_CHECKING:
     from sidera.engine.questions import ItemScore
@@ -21,16 +22,19 @@ def recommend_verb(arguments: Arguments) -> dict[str, Any]:
     from sidera.engine.recommender import Recommender
 
     recommender, history = Recommender.load(arguments.run), _keys(arguments.history)
-    (answer,) = recommender.recommend(
-        [history], arguments.k, filter_seen=arguments.filter_seen, unknown=arguments.unknown
+    question = Request(
+        tuple(history), arguments.k, filter_seen=arguments.filter_seen, filter=filter_of(arguments.filter)
     )
+    (answer,) = recommender.recommend([question], unknown=arguments.unknown)
     if answer.unknown:
         console.warn(f"not in the catalogue, left out: {', '.join(answer.unknown)}")
     if answer.unread:
         console.warn(f"newer than the model, left out: {', '.join(answer.unread)}")
     if answer.cold_start:
         console.warn("nothing of the history is known: the most popular items follow")
-    if len(answer.item_keys) < arguments.k:
+    if answer.eligible == 0:
+        console.warn("no item passes the filter: its conditions contradict, or name nothing that there is")
+    elif len(answer.item_keys) < arguments.k:
         console.warn(f"only {len(answer.item_keys)} items can be answered (k = {arguments.k})")
     rows = list(zip(answer.item_keys, answer.scores, answer.titles, strict=True))
     for key, score, title in rows:
@@ -40,6 +44,7 @@ def recommend_verb(arguments: Arguments) -> dict[str, Any]:
         "cold_start": answer.cold_start,
         "unknown": answer.unknown,
         "unread": answer.unread,
+        "eligible": answer.eligible,
         "policy_version": answer.policy_version,
     }
 
@@ -98,9 +103,9 @@ def recommend_all_verb(arguments: Arguments) -> dict[str, Any]:
 
 
 def _opened(run: str) -> Recommender:
-    from sidera.engine.recommender import Recommender
+    from sidera.engine.live import open_current
 
-    return Recommender.load(run)
+    return open_current(run)
 
 
 def _keys(text: str) -> list[str]:
@@ -115,7 +120,7 @@ def _shown(items: Sequence[ItemScore]) -> dict[str, Any]:
 
 def serve_verb(arguments: Arguments) -> None:
     """Answer over HTTP until interrupted."""
-    from sidera.engine.recommender import Recommender
+    from sidera.engine.live import LiveRun
     from sidera.engine.serving import ServeConfig
     from sidera.serve.server import check_port, serve
 
@@ -124,7 +129,10 @@ def serve_verb(arguments: Arguments) -> None:
         exposures=arguments.exposures,
     )  # fmt: skip
     check_port(arguments.host, arguments.port)
-    with Recommender.load(arguments.run, device=arguments.device, serve=config) as recommender:
+    with LiveRun.open(arguments.run, arguments.device, config) as live:
+        recommender = live.recommender
+        if arguments.watch:
+            live.watch(arguments.watch)
         if recommender.behaviour is not None:
             console.say(f"store: {arguments.store}, {recommender.behaviour.store.num_users:,} users")
         console.say(
@@ -141,6 +149,7 @@ def add_recommend(verbs: Verbs) -> None:
     parser.add_argument("--history", required=True, help="item ids, oldest first, separated by commas")
     parser.add_argument("-k", type=int, default=10, help="items wanted")
     _add_seen_flag(parser)
+    add_filter_flag(parser)
     parser.add_argument(
         "--unknown", choices=("report", "refuse"), default="refuse", help="unknown ids: leave out and name, or refuse"
     )
@@ -200,5 +209,8 @@ def add_serve(verbs: Verbs) -> None:
         "--rerank-from", choices=("sample", "beam"), default="sample", help="candidates are drawn, or the search's best"
     )
     parser.add_argument("--cold-share", type=float, default=0.0, help="share of slots for items that no log showed")
+    parser.add_argument(
+        "--watch", type=float, default=0.0, metavar="SECONDS", help="follow the run's current version; 0: when asked"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     add_threads_flag(parser, default=1)  # an answer takes milliseconds: two threads mostly wait for each other

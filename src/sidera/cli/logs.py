@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from sidera import console
 from sidera.cli.parsing import Arguments, Verbs, add_verb
+from sidera.core import InputError
 
 if TYPE_CHECKING:
     from sidera.data.dataset import Dataset
+    from sidera.data.importing import ImportMapping
 
 ROLES = ("user", "item", "time", "position", "rating")  # columns of the log that a flag can name
 
@@ -19,6 +21,10 @@ def import_verb(arguments: Arguments) -> dict[str, Any]:
 
     from sidera.data.importing import ImportMapping, import_with_report, parse_keep, parse_names, read_mapping
 
+    if (arguments.out is None) == (arguments.append is None):
+        raise InputError("import writes a new folder or appends to one", allowed="--out DATA or --append DATA")
+    if arguments.lacks and arguments.append is None:
+        raise InputError("--lacks names columns of a folder that is appended to", fix="give --append DATA too")
     mapping = read_mapping(arguments.mapping) if arguments.mapping else ImportMapping()
     given = {role: getattr(arguments, role) for role in ROLES if getattr(arguments, role)}
     if arguments.event_column:
@@ -44,11 +50,36 @@ def import_verb(arguments: Arguments) -> dict[str, Any]:
     if arguments.no_header:
         changes["header"] = False
     mapping = replace(mapping, **changes)  # type: ignore[arg-type]
+    if arguments.append is not None:
+        return _append(arguments, mapping)
     dataset, report = import_with_report(arguments.events, arguments.out, arguments.items, arguments.users, mapping)
     console.say("\n".join(report.lines()))
     for warning in report.warnings:
         console.warn(f"WARNING: {warning}")
     return {**_wrote(dataset, arguments.out), "report": asdict(report)}
+
+
+def _append(arguments: Arguments, mapping: ImportMapping) -> dict[str, Any]:
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from sidera.data.append import append_log, is_export
+    from sidera.data.dataset import Dataset
+    from sidera.data.importing import parse_names, read_log
+
+    lacks = parse_names(arguments.lacks) if arguments.lacks else ()
+    exported = len(arguments.events) == 1 and is_export(arguments.events[0])
+    if exported:
+        new = Dataset.load(arguments.events[0])
+    else:
+        name = Path(arguments.append).resolve().name
+        new, report = read_log(arguments.events, name, arguments.items, arguments.users, mapping)
+        console.say("\n".join(report.lines()))
+        for warning in report.warnings:
+            console.warn(f"WARNING: {warning}")
+    done = append_log(arguments.append, new, lacks=lacks, exported=exported)
+    console.say("\n".join(done.lines()))
+    return {**_wrote(Dataset.load(arguments.append), arguments.append), "appended": asdict(done)}
 
 
 def _wrote(dataset: Dataset, out: str) -> dict[str, Any]:
@@ -64,7 +95,9 @@ def add_import(verbs: Verbs) -> None:
     add("events", nargs="+", help="files with one event a row, a folder of them, or a pattern")
     add("--items", nargs="+", help="files with one item a row: key, title, categories, ...")
     add("--users", nargs="+", help="files with one user a row")
-    add("--out", required=True, help="data folder to write")
+    add("--out", help="data folder to write")
+    add("--append", metavar="DATA", help="data folder that the new events, items and users are put into")
+    add("--lacks", metavar="COLUMN,...", help="with --append: columns that the new files do not have; unknown there")
     add("--user", help="column of the log with the user id (else found by its name)")
     add("--item", help="column of the log with the item id (else found by its name)")
     add("--time", help="column of the log with the time (else found by its name)")
@@ -92,7 +125,6 @@ def fetch_verb(arguments: Arguments) -> dict[str, Any] | None:
     """Get the raw files of a published data set."""
     import sys
 
-    from sidera.core import InputError
     from sidera.data.fetch import convert_command, fetch, listing
     from sidera.data.published import Published, published
 

@@ -129,6 +129,7 @@ def align_verb(arguments: Arguments) -> Answer:
     from sidera.align.recipe import AlignRecipe
     from sidera.align.run import ALIGN, align_recipe
     from sidera.engine.snapshot import check_device
+    from sidera.fit import distributed
     from sidera.lab.alignment import is_simulated, serve_policies, usual_arms
     from sidera.lab.online import to_text
     from sidera.pages.alignment import write_alignment_page
@@ -137,11 +138,14 @@ def align_verb(arguments: Arguments) -> Answer:
     if arguments.users < 2 or arguments.days < 1:
         raise InputError(f"--users {arguments.users} --days {arguments.days}", allowed="2 users or more, 1 day or more")
     recipe = AlignRecipe.read(arguments.recipe, arguments.set)
-    alignment = align_recipe(
-        recipe, arguments.data, arguments.out, start=arguments.start, exposures=arguments.exposures,
-        device=arguments.device,
-    )  # fmt: skip
+    with distributed.group(arguments.device) as device:
+        alignment = align_recipe(
+            recipe, arguments.data, arguments.out, start=arguments.start, exposures=arguments.exposures, device=device
+        )
+        leads = distributed.rank() == 0
     record, out, online = alignment.record, Path(arguments.out), None
+    if not leads:  # the first process of a torchrun serves the policies and writes the page
+        return {"out": arguments.out, "recommended": record["recommended"], "runs": dict(alignment.runs)}
     if is_simulated(arguments.data) and not arguments.no_online:
         reranked = [name for name in ("pretrained", record["recommended"]) if name in alignment.runs]
         online = serve_policies(

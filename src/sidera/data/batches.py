@@ -85,13 +85,15 @@ class PackedSequences(_Rows):
         bounds = _even_bounds(self.num_rows, self.num_batches(epoch))
         next_item = Wanted("event", np.empty(0, dtype=np.int64))
         users, starts, ends = (column.take(order) for column in (self.user_ids, self.starts, self.ends))
-        for index in range(start, len(bounds) - 1):
-            rows = slice(bounds[index], bounds[index + 1])
-            lengths = ends[rows] - starts[rows]
-            own = _cut((-lengths).argsort(kind="stable") + bounds[index], rank, world_size)  # longest first
+        shortness = starts - ends  # (R,) ascending: longest first
+        counts = -np.add.reduceat(shortness, bounds[:-1])
+        parts = np.stack([bounds[:-1], bounds[1:], counts], axis=1)
+        for low, high, count in parts[start:].tolist():
+            own = _cut(shortness[low:high].argsort(kind="stable"), rank, world_size)
             yield self.reading.rows(
-                users.take(own), ends.take(own), next_item, starts=starts.take(own), global_count=int(lengths.sum())
-            )
+                users[low:high].take(own), ends[low:high].take(own), next_item, starts=starts[low:high].take(own),
+                global_count=count,
+            )  # fmt: skip
 
 
 class PrefixRows(_Rows):
@@ -166,27 +168,30 @@ class TargetRows(_Rows):
         return rows
 
     def batches(self, epoch: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        lengths = self.ends - self.starts
+        starts = self.starts
+        shortness = starts - self.ends  # (R,) ascending: longest first
         if self.order == "time":
             order = np.argsort(self.reading.dataset.times[self.ends], kind="stable")
             turns = np.arange(self.num_batches(epoch))
         else:
-            order, turns = _pooled_order(lengths, self.num_batches(epoch), np.random.default_rng((self.seed, epoch)))
+            order, turns = _pooled_order(-shortness, self.num_batches(epoch), np.random.default_rng((self.seed, epoch)))
         bounds = _even_bounds(self.num_rows, self.num_batches(epoch))
         counts = np.diff(self.target_bounds)
         for turn in turns[start:]:
             rows = order[bounds[turn] : bounds[turn + 1]]
-            rows = rows.take((-lengths.take(rows)).argsort(kind="stable"))  # longest first
-            yield self._batch(_cut(rows, rank, world_size), int(counts.take(rows).sum()))
+            own = _cut(rows.take(shortness.take(rows).argsort(kind="stable")), rank, world_size)
+            yield self._batch(own, starts.take(own), int(counts.take(rows).sum()))
 
-    def _batch(self, rows: np.ndarray, global_count: int) -> Batch:
+    def _batch(self, rows: np.ndarray, starts: np.ndarray, global_count: int) -> Batch:
         first = self.target_bounds.take(rows)
         places, offsets = slices(first, self.target_bounds[1:].take(rows) - first)
         targets = self.targets.take(places)  # (G,)
         outcomes = {name: values.take(targets) for name, values in self.outcomes.items()}
         feedback = self.reading.feedback(targets) | outcomes
         wanted = Wanted(self.kind, self.reading.dataset.item_ids.take(targets), offsets, feedback)
-        return self.reading.rows(self.user_ids.take(rows), self.ends.take(rows), wanted, global_count=global_count)
+        return self.reading.rows(
+            self.user_ids.take(rows), self.ends.take(rows), wanted, starts=starts, global_count=global_count
+        )
 
 
 class RequestRows(TargetRows):

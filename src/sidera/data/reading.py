@@ -221,7 +221,7 @@ class LogReading:
     def _without_older(self, events: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions in the log without those that :meth:`Reading.select` leaves out of the older events."""
         recent, column = self.reading.reads.recent, self.columns.get(self.reading.schema.positive)
-        if recent is None or column is None:
+        if recent is None or column is None or (offsets[1:] - offsets[:-1]).max(initial=0) <= recent:
             return events, offsets
         older = _older(offsets, recent)
         left_out = older[~(column.take(events.take(older)) > 0)]

@@ -1,8 +1,8 @@
 """Beam search that can only write items that exist.
 
-Each step asks the generator for the scores of the next code, lists the *legal* continuations of all beams one after
-another (the children in the trie, not the K codes), and keeps the best ``width`` of each history. The last step lists
-the items themselves, so an item's rank inside a shared semantic ID and the excluded items need no special case.
+Each step asks the generator for the scores of the next code, lists the *legal* continuations of all beams (the children
+in the trie, not the K codes), and keeps the best ``width`` of each history. The last step lists the items themselves,
+so an item's rank inside a shared semantic ID and the excluded items need no special case.
 
 * A beam's score is the sum of log p of its codes. p is the generator's own softmax, over the level's K codes unless it
   gives another ``log_norm``; nothing is renormalised over the legal codes, so scores of different prefixes compare.
@@ -10,12 +10,16 @@ the items themselves, so an item's rank inside a shared semantic ID and the excl
   each beam's ``parents`` and nothing is copied here.
 * Ties go to the lower leaf, inside a leaf to the serving order. Beams stay in trie order between steps: that makes
   "leftmost" mean "lower leaf", and the gathers run forward through memory.
+* A prefix without an eligible item (:mod:`sidera.decode.eligible`) scores -inf before the best are chosen.
+
+Continuations stand in a table (B, P). On the CPU, P is what the history with most of them has. On a GPU that number
+would have to be waited for; there P is the most that ``width`` prefixes of this trie can have, so every shape is known
+before the search begins and nothing is read back until it ends (``fixed``, and :mod:`sidera.decode.graph`).
 
 Traps: ``torch.topk`` orders ties as it likes (see :mod:`sidera.decode.select`); a history with fewer legal
 continuations than another of its batch carries dead beams (score -inf), which must neither grow nor be answered.
 
-Shape legend: B histories · W beams · K codes of a level · M legal candidates of all beams together, flat ·
-P most candidates of one history · R results.
+Shape legend: B histories · W beams · K codes of a level · P most candidates of one history · R results.
 """
 
 from __future__ import annotations
@@ -23,16 +27,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sidera.batch import Batch
 from sidera.core import InputError
-from sidera.decode.select import best_first, best_positions, excluded_mask
+from sidera.decode.eligible import NEG_INF, Allowed, Eligible, Jagged
+from sidera.decode.select import best_first, best_positions, check_numbers
 from sidera.ops.trie import CodeTrie, TrieTensors
 from sidera.roles import Context, Generator, StepOutput
-
-NEG_INF = float("-inf")
-Jagged = tuple[Tensor, Tensor]  # values (E,), offsets (B+1,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,75 +58,58 @@ def beam_search(
     width: int,
     num_results: int,
     exclude: Jagged | None = None,
+    allowed: Allowed | None = None,
+    fixed: bool | None = None,
 ) -> Beams:
     """The ``num_results`` most likely items of each history that a beam of ``width`` finds.
 
     ``exclude`` holds jagged item ids per history that must not be answered: ``(batch.item_ids, batch.offsets)`` leaves
-    out what was seen. Fewer legal items than ``num_results`` leave the rest invalid; see :class:`Beams`.
+    out what was seen. ``allowed``: the items that each history may be answered. Fewer such items than ``num_results``
+    leave the rest invalid; see :class:`Beams`. ``fixed``: shapes do not depend on the scores; None: on a GPU.
     """
     if isinstance(context, Batch):
         context = generator.context(context)
     check_search(generator, context, trie, width, num_results, exclude)
     cache = generator.new_cache(context, min(width, max(trie.num_nodes[:-1], default=1)))
     output = generator.step(context, cache, 0, None, None)
+    device = output.logits.device
+    eligible = Eligible(trie, context.num_histories, device, exclude, allowed)
+    if fixed is None:
+        fixed = device.type == "cuda"
+    beams = written_beams(generator, context, cache, output, trie, eligible, width, num_results, fixed)
+    if fixed:
+        check_numbers(beams.scores)
+    return beams
+
+
+def written_beams(
+    generator: Generator, context: Context, cache: object, output: StepOutput, trie: CodeTrie, eligible: Eligible,
+    width: int, num_results: int, fixed: bool,
+) -> Beams:  # fmt: skip
+    """The search from the scores of the first codes on."""
     tables = trie.tensors(output.logits.device)
-    candidates = _first_candidates(output, tables)
+    sizes = trie.most_children(width) if fixed else (None,) * (trie.num_levels + 1)
+    candidates = first_candidates(output, tables)
+    eligible.close(candidates.scores, candidates.nodes, 0)
     for level in range(1, trie.num_levels):
-        beams = prune(candidates, width)
+        beams = prune(candidates, width, fixed)
         codes = tables.tokens[level - 1][beams.nodes].long()  # (B, W)
         output = generator.step(context, cache, level, codes, beams.parents)
-        candidates = continuations(beams, output, tables, level)
-    candidates, item_ids = items_of(candidates, tables)
-    if exclude is not None:
-        histories = candidates.rows // candidates.width
-        ids, offsets = (part.to(item_ids.device) for part in exclude)
-        excluded = excluded_mask(histories, item_ids, trie.num_items, (ids, offsets))
-        candidates.scores.masked_fill_(excluded, NEG_INF)
-    return _results(candidates, item_ids, tables, num_results)
+        candidates = continuations(beams, output, tables, level, sizes[level])
+        eligible.close(candidates.scores, candidates.nodes, level)
+    candidates, places = items_of(candidates, tables, sizes[-1])
+    item_ids = tables.leaf_items[places].long()
+    eligible.close_items(candidates.scores, places)
+    return _results(candidates, item_ids, tables, num_results, fixed)
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Legal continuations, flat: history after history, inside a history in trie order."""
+    """Legal continuations, in trie order; behind the last of a history: score -inf, any node and beam."""
 
-    scores: Tensor  # (M,) float32
-    nodes: Tensor  # (M,) int64, nodes of this level
-    rows: Tensor  # (M,) int64: history * width + beam that it continues
-    width: int  # beams per history that were continued
-    bounds: Tensor  # (B+1,) int64: history b holds the candidates bounds[b]:bounds[b+1]
-
-    @property
-    def num_histories(self) -> int:
-        return self.bounds.numel() - 1
-
-    def padded_scores(self) -> Tensor:
-        """(B, P), -inf behind the candidates of a history that has fewer than another."""
-        num_histories, num_candidates = self.num_histories, self.scores.numel()
-        if num_histories == 1:
-            return self.scores[None]
-        most = int(self.bounds.diff().max())
-        if most * num_histories == num_candidates:
-            return self.scores.view(num_histories, most)
-        padded = self.scores.new_full((num_histories, most), NEG_INF)
-        places = torch.arange(num_candidates, device=self.rows.device)
-        shift = torch.arange(num_histories, device=self.rows.device) * most - self.bounds[:-1]  # (B,)
-        padded.view(-1)[places + shift[self.rows // self.width]] = self.scores
-        return padded
-
-    def best(self, width: int) -> tuple[Tensor, Tensor]:
-        """Scores (B, W) and flat indices (B, W) of the best ``width`` of each history, in trie order; all of them,
-        where there are not more."""
-        scores = self.padded_scores()  # (B, P)
-        if scores.shape[1] > width:
-            positions = best_positions(scores, width)  # (B, W)
-            scores = scores.gather(1, positions)
-        else:
-            positions = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
-        return scores, self.flat(positions)
-
-    def flat(self, positions: Tensor) -> Tensor:
-        """(B, W) columns of the padded form -> (B, W) indices into the flat tensors; padding gives some index."""
-        return (positions + self.bounds[:-1, None]).clamp_(max=self.scores.numel() - 1)
+    scores: Tensor  # (B, P) float32
+    nodes: Tensor  # (B, P) int64, nodes of this level
+    beams: Tensor  # (B, P) int64: the beam that each continues
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,103 +121,94 @@ class Partial:
     parents: Tensor  # (B, W) int64
 
 
-def _first_candidates(output: StepOutput, tables: TrieTensors) -> Candidates:
+def first_candidates(output: StepOutput, tables: TrieTensors) -> Candidates:
     """All nodes of level 0 for every history."""
-    num_histories, num_nodes = output.logits.shape[0], tables.tokens[0].numel()
     logits, log_norm = normalised(output)
     log_probs = logits[:, 0].float() - log_norm  # (B, K)
-    device = log_probs.device
-    return Candidates(
-        scores=log_probs[:, tables.tokens[0].long()].reshape(-1),
-        nodes=torch.arange(num_nodes, device=device).repeat(num_histories),
-        rows=torch.arange(num_histories, device=device).repeat_interleave(num_nodes),
-        width=1,
-        bounds=torch.arange(num_histories + 1, device=device) * num_nodes,
-    )
+    scores = log_probs.index_select(1, tables.tokens[0].int())  # (B, n_0)
+    nodes = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+    return Candidates(scores, nodes, torch.zeros_like(nodes))
 
 
-def prune(candidates: Candidates, width: int) -> Partial:
+def prune(candidates: Candidates, width: int, fixed: bool = False) -> Partial:
     """The best ``width`` candidates of each history (all of them, where there are not more) become its beams."""
-    scores, flat = candidates.best(width)
-    return Partial(
-        scores=scores,
-        nodes=candidates.nodes[flat].masked_fill_(scores == NEG_INF, 0),
-        parents=candidates.rows[flat] % candidates.width,
-    )
+    scores, nodes, parents = candidates.scores, candidates.nodes, candidates.beams
+    if scores.shape[1] > width:
+        positions = best_positions(scores, width, fixed)  # (B, W)
+        scores, nodes, parents = (column.gather(1, positions) for column in (scores, nodes, parents))
+    return Partial(scores, nodes.masked_fill(scores == NEG_INF, 0), parents)
 
 
-def continuations(beams: Partial, output: StepOutput, tables: TrieTensors, level: int) -> Candidates:
-    """The legal continuations of all live beams, with their scores."""
-    num_histories, width = beams.nodes.shape
-    nodes, scores = beams.nodes.view(-1), beams.scores.view(-1)  # (B W,)
+def continuations(
+    beams: Partial, output: StepOutput, tables: TrieTensors, level: int, size: int | None = None
+) -> Candidates:
+    """The legal continuations of all live beams, with their scores. ``size``: P; None: as many as there are."""
     ptr = tables.ptr[level - 1]
-    starts = ptr[nodes].long()
-    counts = (ptr[nodes + 1] - starts).masked_fill_(scores == NEG_INF, 0)  # (B W,)
-    rows, children = runs(starts, counts)  # (M,) each
-    codes = tables.tokens[level][children]  # (M,)
+    starts = ptr[beams.nodes].long()
+    counts = (ptr[beams.nodes + 1] - starts).masked_fill_(beams.scores == NEG_INF, 0)  # (B, W)
+    parents, children = runs_of_rows(starts, counts, size)  # (B, P) each
     logits, log_norm = normalised(output)
-    chosen = logits.reshape(-1)[torch.add(codes, rows, alpha=logits.shape[-1])]  # (M,)
-    before = (beams.scores - log_norm).view(-1)  # (B W,)
-    ends = counts.view(num_histories, width).sum(dim=1).cumsum(0)  # (B,)
-    return Candidates(
-        scores=chosen.float() + before[rows],
-        nodes=children,
-        rows=rows,
-        width=width,
-        bounds=torch.cat([ends.new_zeros(1), ends]),
-    )
+    num_histories, width, num_codes = logits.shape
+    before = F.pad(beams.scores - log_norm, (0, 1), value=NEG_INF)  # (B, W+1): run W is padding
+    scores = before.gather(1, parents)
+    parents = parents.clamp_(max=width - 1)
+    index = torch.add(tables.tokens[level][children], parents, alpha=num_codes)  # (B, P) of a history's logits
+    if num_histories == 1:
+        chosen = logits.reshape(-1)[index]
+    else:
+        chosen = logits.reshape(num_histories, -1).gather(1, index)
+    return Candidates(chosen.float().add_(scores), children, parents)
 
 
-def items_of(candidates: Candidates, tables: TrieTensors) -> tuple[Candidates, Tensor]:
-    """Candidates that are leaves -> one candidate per item, in serving order, and the item ids (M,)."""
+def items_of(candidates: Candidates, tables: TrieTensors, size: int | None = None) -> tuple[Candidates, Tensor]:
+    """Candidates that are leaves -> one candidate per item, in serving order, and its place in ``leaf_items`` (B, P).
+
+    ``size``: the new P; None: as many as there are.
+    """
     if tables.shared_leaves.numel() == 0:
-        return candidates, tables.leaf_items[candidates.nodes].long()
+        return candidates, candidates.nodes
     starts = tables.leaf_starts(candidates.nodes)
     counts = tables.leaf_starts(candidates.nodes + 1) - starts
-    leaves, places = runs(starts, counts)  # (M',) each: index of the leaf's candidate, place in leaf_items
-    ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    expanded = Candidates(
-        scores=candidates.scores[leaves],
-        nodes=candidates.nodes[leaves],
-        rows=candidates.rows[leaves],
-        width=candidates.width,
-        bounds=ends[candidates.bounds],
-    )
-    return expanded, tables.leaf_items[places].long()
+    counts = counts.masked_fill_(candidates.scores == NEG_INF, 0)
+    which, places = runs_of_rows(starts, counts, size)  # (B, P') each
+    scores = F.pad(candidates.scores, (0, 1), value=NEG_INF).gather(1, which)
+    which = which.clamp_(max=counts.shape[1] - 1)
+    return Candidates(scores, candidates.nodes.gather(1, which), candidates.beams.gather(1, which)), places
 
 
-def runs(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Runs of ``counts[i]`` numbers from ``starts[i]`` on, one after another: i of each (M,), the numbers (M,)."""
-    ends = counts.cumsum(0)
-    total = int(ends[-1]) if ends.numel() else 0
-    index = torch.repeat_interleave(counts, output_size=total)  # (M,)
-    return index, torch.arange(total, device=counts.device) + (starts - ends + counts)[index]
+def runs_of_rows(starts: Tensor, counts: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Runs of ``counts[b, i]`` numbers from ``starts[b, i]`` on, one after another: i of each, and the numbers.
+
+    starts, counts (B, W) -> (B, P) twice, P = ``size``, or what the longest row holds and at least 1. Behind a row's
+    last run: i = W, the number 0.
+    """
+    ends = counts.cumsum(1)  # (B, W)
+    (num_rows, width), totals = counts.shape, ends[:, -1:]
+    if size is None:
+        size = max(1, int(totals.max()) if num_rows else 0)
+    first = F.pad(starts - ends + counts, (0, 1), value=-size)  # (B, W+1): a run's number at place 0
+    lengths = torch.cat((counts, size - totals), dim=1).view(-1)  # the last is padding
+    index = torch.repeat_interleave(lengths, output_size=num_rows * size).view(num_rows, size)
+    if num_rows > 1:
+        index = index - torch.arange(0, num_rows * (width + 1), width + 1, device=index.device)[:, None]
+    numbers = first.gather(1, index).add_(torch.arange(size, device=index.device))
+    return index, numbers.clamp_(min=0)
 
 
-def _results(candidates: Candidates, item_ids: Tensor, tables: TrieTensors, num_results: int) -> Beams:
+def _results(candidates: Candidates, item_ids: Tensor, tables: TrieTensors, num_results: int, fixed: bool) -> Beams:
     """The best items of each history, best first, padded to ``num_results``."""
-    padded = candidates.padded_scores()  # (B, P)
-    num_histories, device = padded.shape[0], padded.device
-    shape = (num_histories, num_results)
-    scores = torch.full(shape, NEG_INF, device=device)
-    items = torch.full(shape, -1, device=device)
-    leaves = torch.full(shape, -1, device=device)
-    sids = torch.full((*shape, len(tables.tokens)), -1, device=device)
-    if candidates.scores.numel():
-        positions = best_first(padded, num_results)  # (B, R') with R' <= R
-        found = positions.shape[1]
-        flat = candidates.flat(positions)
-        scores[:, :found] = padded.gather(1, positions)
-        items[:, :found], leaves[:, :found] = item_ids[flat], candidates.nodes[flat]
-        sids[:, :found] = tables.leaf_codes(leaves[:, :found])
+    scores = candidates.scores
+    positions = best_first(scores, num_results, fixed)  # (B, R') with R' <= R
+    scores = scores.gather(1, positions)
     invalid_mask = scores == NEG_INF
-    return Beams(
-        item_ids=items.masked_fill_(invalid_mask, -1),
-        leaf_ids=leaves.masked_fill_(invalid_mask, -1),
-        scores=scores,
-        sids=sids.masked_fill_(invalid_mask[..., None], -1),
-        valid_mask=~invalid_mask,
-    )
+    leaves = candidates.nodes.gather(1, positions)
+    sids = tables.leaf_codes(leaves).masked_fill_(invalid_mask[..., None], -1)
+    items, leaves = item_ids.gather(1, positions).masked_fill_(invalid_mask, -1), leaves.masked_fill_(invalid_mask, -1)
+    missing = num_results - positions.shape[1]
+    if missing:
+        items, leaves = (F.pad(column, (0, missing), value=-1) for column in (items, leaves))
+        sids, scores = F.pad(sids, (0, 0, 0, missing), value=-1), F.pad(scores, (0, missing), value=NEG_INF)
+    return Beams(items, leaves, scores, sids, scores > NEG_INF)
 
 
 def normalised(output: StepOutput) -> tuple[Tensor, Tensor]:
@@ -245,7 +222,7 @@ def normalised(output: StepOutput) -> tuple[Tensor, Tensor]:
         return output.logits, log_norm.masked_fill(log_norm == NEG_INF, 0.0)
     logits = output.logits.float()
     log_probs = logits.log_softmax(dim=-1)  # (B, W, K)
-    if log_probs[..., 0].isnan().any():
+    if not log_probs.is_cpu or log_probs[..., 0].isnan().any():  # a GPU would have to be waited for
         log_probs = log_probs.masked_fill(logits.amax(dim=-1, keepdim=True) == NEG_INF, NEG_INF)
     return log_probs, log_probs.new_zeros(log_probs.shape[:2])
 

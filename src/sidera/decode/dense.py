@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sidera.core import InputError
-from sidera.decode.beam import NEG_INF, Jagged
+from sidera.decode.eligible import NEG_INF, Jagged
 from sidera.decode.select import best_first
 
 

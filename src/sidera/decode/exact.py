@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sidera.batch import Batch
-from sidera.decode.beam import NEG_INF, normalised
+from sidera.decode.beam import normalised
+from sidera.decode.eligible import NEG_INF
 from sidera.ops.trie import CodeTrie
 from sidera.roles import Context, Generator
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sidera.batch import Batch
 from sidera.core import InputError
-from sidera.decode.beam import NEG_INF, normalised
+from sidera.decode.beam import normalised
+from sidera.decode.eligible import NEG_INF
 from sidera.decode.select import best_first, best_positions
 from sidera.ops.trie import CodeTrie
 from sidera.roles import Context, Generator

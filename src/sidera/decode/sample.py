@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sidera.batch import Batch
 from sidera.core import InputError
-from sidera.decode.beam import NEG_INF, runs
+from sidera.decode.eligible import NEG_INF
 from sidera.ops.trie import CodeTrie, TrieTensors
 from sidera.roles import Context, Generator, StepOutput
 
@@ -57,14 +57,19 @@ def sample(
     mode: SampleMode = "masked",
     temperature: float = 1.0,
     seed: int = 0,
+    part: tuple[int, int] = (0, 1),
 ) -> Samples:
-    """``count`` semantic IDs for each history."""
+    """``count`` semantic IDs for each history.
+
+    ``part`` (r, n): these histories are the r-th, (r+n)-th, ... of a larger batch and draw as they would inside it.
+    """
     if isinstance(context, Batch):
         context = generator.context(context)
     _check(generator, trie, count, mode, temperature)
     num_histories, num_levels = context.num_histories, trie.num_levels
     source = torch.Generator().manual_seed(seed)
-    uniforms = torch.rand(num_histories, count, num_levels, generator=source, dtype=torch.float64)
+    rank, ranks = part
+    uniforms = torch.rand(num_histories * ranks, count, num_levels, generator=source, dtype=torch.float64)[rank::ranks]
     cache = generator.new_cache(context, min(count, max(trie.num_nodes[:-1], default=1)) if mode == "masked" else count)
     output = generator.step(context, cache, 0, None, None)
     device = output.logits.device
@@ -203,6 +208,14 @@ def free_log_probs(generator: Generator, context: Context, sids: Tensor, tempera
         for level, logits in enumerate(generator.code_logits(context, codes))
     ]
     return torch.stack(found, dim=-1).masked_fill((sids < 0).any(-1, keepdim=True), NEG_INF)
+
+
+def runs(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Runs of ``counts[i]`` numbers from ``starts[i]`` on, one after another: i of each (M,), the numbers (M,)."""
+    ends = counts.cumsum(0)
+    total = int(ends[-1]) if ends.numel() else 0
+    index = torch.repeat_interleave(counts, output_size=total)  # (M,)
+    return index, torch.arange(total, device=counts.device) + (starts - ends + counts)[index]
 
 
 def log_softmax_of_runs(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:

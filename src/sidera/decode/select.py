@@ -2,6 +2,9 @@
 
 ``topk`` finds what lies above the k-th value; of what equals it the leftmost are taken. The answer is the same
 on every run, device and batch size.
+
+On the CPU ties are looked for only where there are some. That is a question to the data; a GPU would have to be waited
+for, so there (``fixed``) places are counted instead, and a NaN is carried on to be found at the end of the search.
 """
 
 from __future__ import annotations
@@ -12,21 +15,41 @@ from torch import Tensor
 TIE_COLUMNS = 1024  # in which the leftmost equal scores are looked for first
 
 
-def best_positions(scores: Tensor, k: int) -> Tensor:
+def best_positions(scores: Tensor, k: int, fixed: bool = False) -> Tensor:
     """(B, M) -> (B, k) positions of the k highest scores, *ascending by position*; of equal scores the leftmost.
 
-    k is at most M. A NaN raises: it would otherwise pass for the highest score.
+    k is at most M. A NaN raises: it would otherwise pass for the highest score. ``fixed``: it does pass for that, and
+    nothing is read back from the device.
     """
+    if fixed:
+        return _counted_positions(scores, k)
     num_scores = scores.shape[1]
     top, positions = scores.topk(min(k + 1, num_scores), dim=1)  # (B, k+1), best first
     threshold = top[:, k - 1 : k]  # (B, 1)
-    if top.isnan().any():  # topk puts NaN first
-        raise FloatingPointError("scores hold NaN: the model's weights or inputs are broken")
+    check_numbers(top[:, 0])  # topk puts NaN first
     positions = positions[:, :k]
     if k < num_scores and bool((top[:, k:] == threshold).any()):  # more equal scores than places left
         free_mask = top[:, :k] == threshold  # (B, k) the last places of each row
         positions[free_mask] = _leftmost_ties(scores, threshold, free_mask.sum(dim=1, keepdim=True))
     return positions.sort(dim=1).values
+
+
+def check_numbers(scores: Tensor) -> None:
+    """FloatingPointError where a score is NaN."""
+    if scores.isnan().any():
+        raise FloatingPointError("scores hold NaN: the model's weights or inputs are broken")
+
+
+def _counted_positions(scores: Tensor, k: int) -> Tensor:
+    """:func:`best_positions` in operations whose shapes do not depend on the scores."""
+    threshold = scores.topk(k, dim=1).values[:, -1:]  # (B, 1)
+    above_mask, tied_mask = ~(scores <= threshold), scores == threshold  # a NaN is above everything
+    free = k - above_mask.sum(dim=1, keepdim=True)
+    chosen_mask = above_mask | (tied_mask & (tied_mask.cumsum(dim=1) <= free))
+    places = (chosen_mask.cumsum(dim=1) - 1).masked_fill_(~chosen_mask, k).clamp_(max=k)  # k: not one of the best
+    positions = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+    best = torch.zeros(len(scores), k + 1, dtype=torch.int64, device=scores.device)
+    return best.scatter_(1, places, positions)[:, :k]
 
 
 def _leftmost_ties(scores: Tensor, threshold: Tensor, count: Tensor) -> Tensor:
@@ -44,24 +67,9 @@ def _leftmost_ties(scores: Tensor, threshold: Tensor, count: Tensor) -> Tensor:
         width = min(scores.shape[1], 8 * width)
 
 
-def best_first(scores: Tensor, k: int) -> Tensor:
+def best_first(scores: Tensor, k: int, fixed: bool = False) -> Tensor:
     """(B, M) -> (B, min(k, M)) positions of the highest scores, best first; of equal scores the leftmost."""
     k = min(k, scores.shape[1])
-    positions = best_positions(scores, k)
+    positions = best_positions(scores, k, fixed)
     order = scores.gather(1, positions).sort(dim=1, descending=True, stable=True).indices
     return positions.gather(1, order)
-
-
-def excluded_mask(rows: Tensor, ids: Tensor, num_ids: int, exclude: tuple[Tensor, Tensor]) -> Tensor:
-    """True where the pair (row, id) is excluded. ``exclude`` is jagged: ids (E,) and offsets (B+1,)."""
-    excluded_ids, offsets = exclude
-    if excluded_ids.numel() == 0:
-        return torch.zeros_like(ids, dtype=torch.bool)
-    lengths = offsets.diff()
-    excluded_rows = torch.repeat_interleave(
-        torch.arange(lengths.numel(), device=lengths.device), lengths, output_size=excluded_ids.numel()
-    )
-    keys = (excluded_rows * num_ids + excluded_ids).sort().values  # (E,)
-    wanted = rows * num_ids + ids
-    places = torch.searchsorted(keys, wanted).clamp_(max=keys.numel() - 1)
-    return keys[places] == wanted

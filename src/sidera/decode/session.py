@@ -12,12 +12,12 @@ stream, so that an item is chosen knowing all items before it. A list's score is
 * Where fewer legal items exist than the list is long, lists are complete when they hold them all.
 
 Shape legend: B histories · W lists kept · j items written so far · m items of a list · L levels · n_l nodes of a
-level · M candidates of all beams together, flat · K codes of a level · R results.
+level · P most candidates of one history · K codes of a level · R results.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,9 +25,7 @@ from torch import Tensor
 from sidera.batch import Batch
 from sidera.core import InputError
 from sidera.decode.beam import (
-    NEG_INF,
     Candidates,
-    Jagged,
     beam_search,
     check_search,
     continuations,
@@ -35,7 +33,8 @@ from sidera.decode.beam import (
     normalised,
     prune,
 )
-from sidera.decode.select import best_first, best_positions, excluded_mask
+from sidera.decode.eligible import NEG_INF, Allowed, Eligible, Jagged
+from sidera.decode.select import best_first, best_positions
 from sidera.ops.trie import CodeTrie
 from sidera.roles import Context, SessionGenerator, StepOutput
 
@@ -79,11 +78,12 @@ def session_beam_search(
     code_width: int | None = None,
     num_results: int = 1,
     exclude: Jagged | None = None,
+    allowed: Allowed | None = None,
 ) -> Lists:
     """The ``num_results`` most likely lists of ``length`` items of each history that a beam of ``width`` lists finds.
 
     ``code_width``: beams of a history while an item is being written; ``width`` of them go on as lists. Default: the
-    same. ``exclude``: jagged item ids that no list may hold.
+    same. ``exclude``: jagged item ids that no list may hold; ``allowed``: the items that each history's lists may.
     """
     if isinstance(context, Batch):
         context = generator.context(context)
@@ -94,9 +94,9 @@ def session_beam_search(
     cache = generator.new_cache(context, code_width)
     output = generator.step(context, cache, 0, None, None)
     device, num_histories = output.logits.device, context.num_histories
-    limits = _Limits(trie, num_histories, exclude, device)
+    limits = _Limits(trie, num_histories, exclude, device, allowed)
     results = _Results(num_histories, num_results, length, device)
-    ends = limits.num_legal.clamp(max=length)  # (B,) items of a complete list
+    ends = limits.eligible.num_legal().clamp(max=length)  # (B,) items of a complete list
     written = _Written(
         torch.zeros(num_histories, 1, device=device),
         torch.zeros(num_histories, 1, 0, dtype=torch.int64, device=device),
@@ -112,15 +112,15 @@ def session_beam_search(
             output = generator.step(context, cache, level, chosen, beams.parents)
             candidates = continuations(beams, output, limits.tables, level)
             limits.close(candidates, _own_items(candidates, owners, written), level)
-        candidates, item_ids = items_of(candidates, limits.tables)
-        limits.close_items(candidates, item_ids, _own_items(candidates, owners, written))
-        scores, flat = candidates.best(width)  # (B, W)
-        parents = candidates.rows[flat] % candidates.width
-        codes = limits.tables.tokens[-1][candidates.nodes[flat]].long()
-        written = written.followed(owners.gather(1, parents), item_ids[flat], scores)
+        candidates, places = items_of(candidates, limits.tables)
+        limits.close_items(candidates, places, _own_items(candidates, owners, written))
+        last = prune(replace(candidates, nodes=places), width)  # of places in leaf_items
+        codes = limits.last_codes(last.nodes)
+        item_ids = limits.tables.leaf_items[last.nodes].long()
+        written = written.followed(owners.gather(1, last.parents), item_ids, last.scores)
         results.put(ends == item + 1, written)
         if item + 1 < longest:
-            output = generator.step(context, cache, 0, codes, parents)
+            output = generator.step(context, cache, 0, codes, last.parents)
     return results.lists()
 
 
@@ -132,6 +132,7 @@ def rank_by_lists(
     k: int,
     beam: int,
     exclude: Jagged | None = None,
+    allowed: Allowed | None = None,
 ) -> tuple[Tensor, Tensor]:
     """k items of each history, best first: ids (B, k), -1 where there are no more, and scores (B, k).
 
@@ -145,14 +146,14 @@ def rank_by_lists(
         context = generator.context(context)
     found = session_beam_search(
         generator, context, trie, length=generator.session_length, width=generator.list_beam, code_width=beam,
-        exclude=exclude,
+        exclude=exclude, allowed=allowed,
     )  # fmt: skip
     item_ids, scores = found.item_ids[:, 0], found.item_scores[:, 0]  # (B, m)
     more = k - item_ids.shape[1]
     if more <= 0:
         return item_ids[:, :k], scores[:, :k]
     answered = _join(exclude, item_ids)
-    others = beam_search(generator, context, trie, width=beam, num_results=more, exclude=answered)
+    others = beam_search(generator, context, trie, width=beam, num_results=more, exclude=answered, allowed=allowed)
     so_far = found.scores.clamp(min=torch.finfo(torch.float32).min)  # (B, 1); no list at all: no other item either
     return (
         torch.cat((item_ids, others.item_ids), dim=1),
@@ -161,61 +162,42 @@ def rank_by_lists(
 
 
 class _Limits:
-    """What lists may still hold: the trie, the excluded items, and how many items each node leads to."""
+    """What lists may still hold: eligible items that are not in them yet."""
 
-    def __init__(self, trie: CodeTrie, num_histories: int, exclude: Jagged | None, device: torch.device) -> None:
-        self.tables = trie.tensors(device)
-        self.num_items = trie.num_items
-        self.paths = torch.from_numpy(trie.item_paths).to(device)  # (N, L)
-        self.below = [torch.from_numpy(counts).to(device) for counts in trie.items_below]  # L of (n_l,)
-        empty = torch.zeros(0, dtype=torch.int64, device=device)
-        self.exclude = (empty, torch.zeros(num_histories + 1, dtype=torch.int64, device=device))
-        histories = items = empty
-        if exclude is not None:
-            self.exclude = (exclude[0].to(device), exclude[1].to(device))
-            owners = torch.repeat_interleave(self.exclude[1].diff(), output_size=self.exclude[0].numel())
-            pairs = torch.unique(owners * self.num_items + self.exclude[0])  # each item once a history
-            histories, items = pairs // self.num_items, pairs % self.num_items
-            alive = self.paths[items, -1] >= 0
-            histories, items = histories[alive], items[alive]
-        total = int(self.below[0].sum())
-        self.num_legal = total - torch.bincount(histories, minlength=num_histories)  # (B,)
-        # per level: keys (history, node) of nodes with excluded items, ascending, and how many these have
-        self.left_out = [
-            torch.unique(histories * len(below) + self.paths[items, level], return_counts=True)
-            for level, below in enumerate(self.below)
-        ]
+    def __init__(
+        self, trie: CodeTrie, num_histories: int, exclude: Jagged | None, device: torch.device, allowed: Allowed | None
+    ) -> None:
+        self.tables, self.ranges = trie.tensors(device), trie.ranges(device)
+        self.eligible = Eligible(trie, num_histories, device, exclude, allowed)
 
-    def num_left_out(self, histories: Tensor, nodes: Tensor, level: int) -> Tensor:
-        """Excluded items below each of the nodes; any shape, the two broadcast."""
-        keys, counts = self.left_out[level]
-        wanted = histories * len(self.below[level]) + nodes
-        if not keys.numel():
-            return torch.zeros_like(wanted)
-        places = torch.searchsorted(keys, wanted).clamp_(max=keys.numel() - 1)
-        return torch.where(keys[places] == wanted, counts[places], 0)
-
-    def closed_roots(self, own: Tensor) -> Tensor:
-        """(B, W, n_0) first codes under which a list that holds ``own`` (B, W, j) finds no further item."""
-        num_histories, width, _ = own.shape
-        num_nodes = len(self.below[0])
-        used = torch.zeros(num_histories, width, num_nodes, dtype=torch.int64, device=own.device)
-        used.scatter_add_(2, self.paths[own, 0].clamp(min=0), torch.ones_like(own))
-        histories = torch.arange(num_histories, device=own.device)[:, None]
-        left_out = self.num_left_out(histories, torch.arange(num_nodes, device=own.device), 0)  # (B, n_0)
-        return used + left_out[:, None] >= self.below[0]
+    def close_roots(self, scores: Tensor, own: Tensor) -> None:
+        """Score -inf for the first codes (B, W, n_0) under which a list that holds ``own`` (B, W, j) finds no further
+        item."""
+        num_histories, _, num_nodes = scores.shape
+        nodes = torch.arange(num_nodes, device=own.device).expand(num_histories, -1)
+        used = torch.zeros_like(scores, dtype=torch.int64).scatter_add_(2, self._nodes(own, 0), torch.ones_like(own))
+        scores.masked_fill_(used >= self.eligible.num_left(nodes, 0)[:, None], NEG_INF)
 
     def close(self, candidates: Candidates, own: Tensor, level: int) -> None:
-        """Score -inf for the nodes of ``level`` whose items are all used; own (M, j): the candidates' lists."""
-        used = (self.paths[own, level] == candidates.nodes[:, None]).sum(1)
-        used += self.num_left_out(candidates.rows // candidates.width, candidates.nodes, level)
-        candidates.scores.masked_fill_(used >= self.below[level][candidates.nodes], NEG_INF)
+        """Score -inf for the nodes of ``level`` whose items are all used; own (B, P, j): the candidates' lists."""
+        used = (self._nodes(own, level) == candidates.nodes[..., None]).sum(2)
+        candidates.scores.masked_fill_(used >= self.eligible.num_left(candidates.nodes, level), NEG_INF)
 
-    def close_items(self, candidates: Candidates, item_ids: Tensor, own: Tensor) -> None:
-        """Score -inf for items (M,) that are excluded or stand in their list already."""
-        taken = (own == item_ids[:, None]).any(1)
-        taken |= excluded_mask(candidates.rows // candidates.width, item_ids, self.num_items, self.exclude)
+    def close_items(self, candidates: Candidates, places: Tensor, own: Tensor) -> None:
+        """Score -inf for items (B, P) that are barred or stand in their list already."""
+        self.eligible.close_items(candidates.scores, places)
+        taken = (self.ranges.place_of_item[own] == places[..., None]).any(2)
         candidates.scores.masked_fill_(taken, NEG_INF)
+
+    def last_codes(self, places: Tensor) -> Tensor:
+        """The last codes of the items at places (B, W)."""
+        leaves = torch.searchsorted(self.ranges.starts[-1], places.int(), right=True) - 1
+        return self.tables.tokens[-1][leaves].long()
+
+    def _nodes(self, item_ids: Tensor, level: int) -> Tensor:
+        """The node of ``level`` above each item, which a list holds and which is alive therefore."""
+        places = self.ranges.place_of_item[item_ids]
+        return torch.searchsorted(self.ranges.starts[level], places, right=True) - 1
 
 
 def _first_codes(written: _Written, output: StepOutput, limits: _Limits, width: int) -> tuple[Candidates, Tensor]:
@@ -223,24 +205,21 @@ def _first_codes(written: _Written, output: StepOutput, limits: _Limits, width: 
     num_histories, num_lists = written.scores.shape
     logits, log_norm = normalised(output)  # (B, W, K), (B, W)
     scores = logits[..., limits.tables.tokens[0].long()].float() + (written.scores - log_norm)[..., None]
-    scores = scores.masked_fill(limits.closed_roots(written.item_ids), NEG_INF).flatten(0, 1)  # (B W, n_0)
+    limits.close_roots(scores, written.item_ids)
+    scores = scores.flatten(0, 1)  # (B W, n_0)
     kept = min(width, scores.shape[1])  # no more than these can be among the best of all lists
     nodes = best_positions(scores, kept)  # (B W, kept)
-    device = scores.device
-    candidates = Candidates(
-        scores=scores.gather(1, nodes).flatten(),
-        nodes=nodes.flatten(),
-        rows=torch.arange(num_histories * num_lists, device=device).repeat_interleave(kept),
-        width=num_lists,
-        bounds=torch.arange(num_histories + 1, device=device) * num_lists * kept,
-    )
-    return candidates, torch.arange(num_lists, device=device).expand(num_histories, -1)
+    shape = (num_histories, num_lists * kept)
+    lists = torch.arange(num_lists, device=scores.device)
+    beams = lists.repeat_interleave(kept).expand(shape)
+    candidates = Candidates(scores.gather(1, nodes).view(shape), nodes.view(shape), beams)
+    return candidates, lists.expand(num_histories, -1)
 
 
 def _own_items(candidates: Candidates, owners: Tensor, written: _Written) -> Tensor:
-    """(M, j) the items in the list that each candidate continues. owners (B, W): list of each beam."""
-    histories = candidates.rows // candidates.width
-    return written.item_ids[histories, owners.reshape(-1)[candidates.rows]]
+    """(B, P, j) the items in the list that each candidate continues. owners (B, W): list of each beam."""
+    lists = owners.gather(1, candidates.beams)
+    return written.item_ids.gather(1, lists[..., None].expand(-1, -1, written.item_ids.shape[2]))
 
 
 class _Results:

@@ -22,6 +22,7 @@ import torch
 
 from sidera.core import InputError, Recommendation, Request
 from sidera.engine.exposures import ExposureWriter, exposure_columns
+from sidera.engine.filters import filter_table
 from sidera.engine.histories import Behaviour
 from sidera.engine.pipeline import Candidates, Pipeline, Query
 from sidera.engine.requests import ReadHistory, RequestReader
@@ -36,6 +37,7 @@ class _Asked:
     request: Request
     history: ReadHistory
     left_out: list[int]
+    eligible: int | None = None  # items that pass its filter
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ class Answerer:
             )
         excluded = catalog.find_ids(request.exclude).tolist() if request.exclude else []
         left_out = [item for item in excluded if item >= 0]  # what the catalogue does not hold is not answered anyway
-        return _Asked(request, history, left_out + history.seen_ids)
+        eligible = None if request.filter is None else filter_table(catalog).num_eligible(request.filter)
+        return _Asked(request, history, left_out + history.seen_ids, eligible)
 
     def _ranked(self, asked: Sequence[_Asked]) -> Iterable[_Row]:
         """A group of requests through the pipeline."""
@@ -103,13 +106,17 @@ class Answerer:
         k = min(max(one.request.k for one in asked), snapshot.catalog.num_items)
         logged = any(self._is_logged(one) for one in asked)
         left_out = Jagged.of([one.left_out for one in asked]).to(snapshot.device)
-        found = self.pipeline(Query(snapshot, batch, k, (left_out.values, left_out.offsets), log_probs=logged))
+        filters = [one.request.filter for one in asked]
+        excluded = left_out.values, left_out.offsets
+        found = self.pipeline(Query(snapshot, batch, k, excluded, log_probs=logged, filters=filters))
         for place, (ids, scores) in enumerate(zip(found.item_ids.tolist(), found.scores.tolist(), strict=True)):
             kept = [item for item in ids if item >= 0][: asked[place].request.k]
             yield _Row(kept, scores[: len(kept)], found, place)
 
     def _by_popularity(self, asked: _Asked) -> _Row:
-        ids = self.snapshot.most_popular(asked.request.k, set(asked.left_out))
+        given, catalog = asked.request.filter, self.snapshot.catalog
+        allowed = None if given is None else filter_table(catalog).item_mask(given)
+        ids = self.snapshot.most_popular(asked.request.k, set(asked.left_out), allowed)
         return _Row(ids, [float(self.snapshot.catalog.popularity[item]) for item in ids])
 
     def _is_logged(self, asked: _Asked) -> bool:
@@ -163,4 +170,5 @@ class Answerer:
             unknown_user=history.unknown_user,
             filtered_seen=self.reader.filters_seen(asked.request),
             request=name,
+            eligible=asked.eligible,
         )

@@ -1,21 +1,18 @@
-"""The engine writes what it answered: exposures with versions and per-token log-probabilities, gathered into parts.
+"""The engine writes what it answered, before the answer leaves: with versions and per-token log-probabilities.
 
     with ExposureWriter(ExposureLog.open(folder, codebook_id=..., num_levels=...)) as writer:
         parts = Parts(exposures=writer)           # recommend() logs every answer of a request that names its user
         writer.follow({"request": [answer.request], "slot": [0], "click": [True]})
 
 The probabilities are recorded when the answer is given: once weights or catalogue have moved, nobody can compute them
-again. One Parquet part per answer would be a thousand files a second, so answers are gathered and written when many or
-old enough: a crash loses at most what was gathered in the last seconds, never a part of a file.
-
-Trap: an outcome may arrive while its exposure is still gathered. Both are written in one go, exposures first.
+again. The answers of one batch are one write, and batches of several threads share a sync. Many small parts are joined
+by a thread of the writer's own.
 """
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,56 +21,43 @@ import torch
 from torch import Tensor
 
 from sidera.catalog.catalog import Catalog
-from sidera.store.exposures import ExposureLog, together
+from sidera.store.exposures import ExposureLog
 
-HELD = 100  # times max_rows: exposures kept for a disk that takes none
 Columns = Mapping[str, Sequence[Any]]
 
 
 class ExposureWriter:
-    """An exposure log with a buffer in front of it. Any number of threads."""
+    """An exposure log that is held open and compacted. Any number of threads."""
 
-    def __init__(self, log: ExposureLog, *, max_rows: int = 10_000, max_seconds: float = 5.0) -> None:
-        """Written are ``max_rows`` gathered rows, or those of which the oldest is ``max_seconds`` old."""
-        self.log, self.max_rows, self.max_seconds = log, max_rows, max_seconds
-        self._shown: list[pa.Table] = []
-        self._followed: list[pa.Table] = []
-        self._since: float | None = None  # when the oldest of them came
-        self.num_waiting = 0  # rows taken that are not on the disk yet
-        self._failed: OSError | None = None  # of the last write
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
-        self._clock = threading.Thread(target=self._watch, name="exposure-log", daemon=True)
-        self._clock.start()
+    def __init__(self, log: ExposureLog, *, max_parts: int = 256) -> None:
+        """Compacted after ``max_parts`` writes."""
+        self.log, self.max_parts = log.hold(), max_parts
+        self._failed: Exception | None = None  # of the last write
+        self._parts = 0  # written since the log was compacted
+        self._many = threading.Event()
+        self._closing = False
+        self._compacting = threading.Thread(target=self._compact, name="exposure-log", daemon=True)
+        self._compacting.start()
 
     @property
     def problem(self) -> str:
-        """Why the last write failed; "" when it did not. What it should have written is still held."""
+        """Why the last write failed; "" when it did not."""
         return "" if self._failed is None else str(self._failed)
 
     def shown(self, exposures: pa.Table | Columns) -> None:
-        """Take exposures; InputError, with nothing taken, when the log would refuse them.
-
-        A full disk stops no answer: OSError, with nothing taken, only when ``HELD`` times ``max_rows`` rows wait.
-        """
-        self._take(self._shown, self.log.checked(exposures), patience=HELD)
+        """Write exposures; they are durable when this returns. InputError when the log refuses them, OSError when the
+        disk does not take them: nothing is written, and the answers must not leave."""
+        self._write(self.log.append, exposures)
 
     def follow(self, outcomes: pa.Table | Columns) -> None:
-        """Take what came of exposures; InputError, with nothing taken, when the log would refuse it.
-
-        OSError, with nothing taken, while the disk takes nothing: send it again.
-        """
-        self._take(self._followed, self.log.checked_outcomes(outcomes), patience=0)
-
-    def flush(self) -> None:
-        """Everything taken is on the disk when this returns; OSError, with all of it still held, when it is not."""
-        with self._lock:
-            self._write()
+        """Write what came of exposures; InputError and OSError as for :meth:`shown`."""
+        self._write(self.log.follow, outcomes)
 
     def close(self) -> None:
-        self._closing.set()
-        self._clock.join()
-        self.flush()
+        self._closing = True
+        self._many.set()
+        self._compacting.join()
+        self.log.close()
 
     def __enter__(self) -> ExposureWriter:
         return self
@@ -81,37 +65,28 @@ class ExposureWriter:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _take(self, where: list[pa.Table], table: pa.Table, patience: int) -> None:
-        with self._lock:
-            if self._failed is not None and self.num_waiting >= patience * self.max_rows:
-                self._write()
-            where.append(table)
-            self.num_waiting += table.num_rows
-            self._since = self._since or time.monotonic()
-            if self.num_waiting >= self.max_rows:
-                self._try()
-
-    def _try(self) -> None:
+    def _write(self, write: Callable[[pa.Table | Columns], int], table: pa.Table | Columns) -> None:
         try:
-            self._write()
+            write(table)
         except OSError as error:
             self._failed = error
+            raise
+        self._failed = None
+        self._parts += 1
+        if self._parts >= self.max_parts:
+            self._many.set()
 
-    def _write(self) -> None:
-        if self._shown:
-            self.num_waiting -= self.log.append(pa.concat_tables(self._shown))
-            self._shown.clear()
-        if self._followed:
-            self.num_waiting -= self.log.follow(together(self._followed))
-            self._followed.clear()
-        self._since = self._failed = None
-
-    def _watch(self) -> None:
-        while not self._closing.wait(min(1.0, self.max_seconds / 4)):
-            with self._lock:
-                if self._since is None or time.monotonic() - self._since < self.max_seconds:
-                    continue
-                self._try()
+    def _compact(self) -> None:
+        while True:
+            self._many.wait()
+            self._many.clear()
+            self._parts = 0
+            try:
+                self.log.compact()
+            except (OSError, ValueError) as error:  # a full disk, a damaged part: what is written stays as it is
+                self._failed = error
+            if self._closing:
+                return
 
 
 def exposure_columns(

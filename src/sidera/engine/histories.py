@@ -16,7 +16,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,24 +24,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sidera.artifacts import write_text
 from sidera.batch import Events, Lifelong
-from sidera.bounds import read_json
 from sidera.catalog.catalog import Catalog
 from sidera.config import digest, written
-from sidera.core import ArtifactError, InputError
+from sidera.core import InputError
 from sidera.data.dataset import Dataset
 from sidera.data.representatives import lifelong_of, unpacked_columns
 from sidera.store.embedded import EmbeddedStore, StoreConfig
+from sidera.store.events import Events as StoredEvents
 from sidera.store.events import packed_events
 from sidera.store.history_store import CatalogIds, HistoryStore
 from sidera.store.lifelong import LifelongConfig
 from sidera.store.log_representatives import read_whole
 from sidera.store.store_representatives import CatalogItems, StoreRepresentatives
 
-SCHEMA_FILE = "schema.json"
+SCHEMA = "feedback columns"  # name of what the store settles
 MAX_AHEAD = 60  # seconds that a sender's clock may be ahead of ours
-VIEWS = "representatives-"  # folders beside the shards, by the digest of how histories are represented
+FILL = ("fill began", "fill ended")  # names of what the store settles
+FILL_USERS = 500  # in one commit
+VIEWS = "representatives-"  # folders beside the database, by the digest of how histories are represented
 
 
 def lifelong_of_events(events: Events, catalog: Catalog, config: LifelongConfig) -> Lifelong:
@@ -148,7 +149,7 @@ class Behaviour:
         unread = events.item_ids[ids < 0]
         if len(unread):
             events, ids = events.take(ids >= 0), ids[ids >= 0]
-        keys = [self.store.item_keys(number)[0] for number in dict.fromkeys(unread.tolist())]
+        keys = [self.store.item_keys(number, 1)[0] for number in dict.fromkeys(unread.tolist())]
         return KnownHistory(
             item_ids=ids.astype(np.int64),
             times=events.times,
@@ -165,38 +166,61 @@ class Behaviour:
                 self._views[config] = StoreRepresentatives(self.store, _items(self.catalog), config, folder)
             return self._views[config]
 
+    @property
+    def unfilled(self) -> bool:
+        """True when the store has no user, or a :meth:`fill` did not come to its end."""
+        began, ended = (self.store.settled(name) is not None for name in FILL)
+        return not self.store.num_users or began > ended
+
     def fill(self, dataset: Dataset) -> int:
-        """Keep every event of a data set, and begin new logs; -> how many.
+        """Keep every event of a data set -> how many. What a fill that was cut short kept already is not kept twice.
 
         InputError when the store knows a user already, or a column that models read is missing.
         """
-        if self.store.num_users:
+        if not self.unfilled:
             raise InputError(f"the store knows {self.store.num_users:,} users already", fix="fill an empty folder")
         schema = self.catalog.schema
         feedback = {name: values for name, values in dataset.feedback.items() if name in schema.columns}
         columns = schema.complete(feedback, dataset.num_events)
+        again = self.store.settled(FILL[0]) is not None
+        self.store.settled(FILL[0], "fill")
         numbers = self.store.numbers_of(dataset.item_keys.tolist())[dataset.item_ids]
+        told: list[tuple[str, StoredEvents, None]] = []
         for user, key in enumerate(dataset.user_keys):
             span = slice(int(dataset.offsets[user]), int(dataset.offsets[user + 1]))
             mine = {name: values[span] for name, values in columns.items()}
-            self.store.append(str(key), packed_events(schema, numbers[span], dataset.times[span], mine))
-        self.snapshot()
+            told.append((str(key), packed_events(schema, numbers[span], dataset.times[span], mine), None))
+            if len(told) == FILL_USERS or user + 1 == len(dataset.user_keys):
+                self.store.append_all(told, new_only=again)
+                told = []
+        self.store.settled(FILL[1], "fill")
         return dataset.num_events
 
-    def set_catalog(self, catalog: Catalog) -> None:
-        """Read with another catalogue from now on; InputError when events have other columns there."""
+    def over(self, catalog: Catalog) -> Behaviour:
+        """The same store read with another catalogue; this one reads on with its own, for calls that have begun.
+
+        Representatives are shared while the codebook is one. InputError when events have other columns there.
+        """
         _check_columns(_columns(self.catalog), _columns(catalog), "the store")
-        ids = CatalogIds(self.store, catalog.find_ids)
-        with self._lock:
-            for view in self._views.values():
-                view.set_items(_items(catalog))
-            self._ids, self.catalog = ids, catalog
+        other = Behaviour(self.store, catalog, self.folder, self.now)
+        if catalog.codebook_id == self.catalog.codebook_id:
+            with self._lock:
+                for view in self._views.values():
+                    view.set_items(_items(catalog))
+                other._views, other._lock = self._views, self._lock
+        return other
 
     def snapshot(self) -> None:
-        """Write what makes the next start quick: events without their logs, and the clusters of long histories."""
-        self.store.snapshot()
+        """Write what makes the next start quick: the clusters of long histories."""
         for view in list(self._views.values()):
             view.save()
+
+    def compact(self) -> None:
+        """Let go of events that are too old, and give back room. Other threads may read and write meanwhile."""
+        gone = self.store.compact()
+        for view in list(self._views.values()):
+            for user in gone:
+                view.forget(user)
 
     def erase(self, user: str) -> bool:
         """Take a user out of the store and of everything made of it; False where nothing is known of the user."""
@@ -204,10 +228,8 @@ class Behaviour:
         with self._lock:
             for view in self._views.values():
                 view.forget(user)
-            opened = {view.folder for view in self._views.values()}
-            for folder in [] if self.folder is None else self.folder.glob(f"{VIEWS}*"):
-                if folder not in opened:  # of another model; made again from the events
-                    shutil.rmtree(folder)
+            if self.folder is not None:
+                remove_views(self.folder, {view.folder for view in self._views.values()})
         return erased
 
     def close(self) -> None:
@@ -222,18 +244,33 @@ class Behaviour:
         self.close()
 
 
-def open_behaviour(path: str | Path, catalog: Catalog, *, sync: bool = True) -> Behaviour:
+def open_behaviour(path: str | Path, catalog: Catalog, config: StoreConfig | None = None) -> Behaviour:
     """The embedded store at ``path`` (made when there is none), read with ``catalog``.
 
     InputError when it was made under another schema of feedback columns.
     """
-    store = EmbeddedStore(path, StoreConfig(sync=sync))
+    store = EmbeddedStore(path, config)
     try:
-        _check_schema(Path(path), catalog)
+        return behaviour_of(store, catalog, Path(path))
     except BaseException:
         store.close()
         raise
-    return Behaviour(store, catalog, Path(path))
+
+
+def behaviour_of(store: HistoryStore, catalog: Catalog, folder: Path | None = None) -> Behaviour:
+    """A store read with ``catalog``; InputError when it was made under another schema of feedback columns."""
+    ours = _columns(catalog)
+    settled = store.settled(SCHEMA, json.dumps(ours))
+    assert settled is not None, "a value was given"
+    _check_columns(json.loads(settled), ours, "the store" if folder is None else f"store {str(folder)!r}")
+    return Behaviour(store, catalog, folder)
+
+
+def remove_views(folder: Path, but: Collection[Path | None] = ()) -> None:
+    """Remove saved clusters beside a store: they are made again from the events."""
+    for view in folder.glob(f"{VIEWS}*"):
+        if view not in but:
+            shutil.rmtree(view)
 
 
 def _items(catalog: Catalog) -> CatalogItems:
@@ -242,20 +279,6 @@ def _items(catalog: Catalog) -> CatalogItems:
 
 def _columns(catalog: Catalog) -> dict[str, list[str]]:
     return {"columns": list(catalog.schema.columns), "labels": list(catalog.schema.labels)}
-
-
-def _check_schema(path: Path, catalog: Catalog) -> None:
-    ours = _columns(catalog)
-    file = path / SCHEMA_FILE
-    if not file.exists():
-        write_text(file, json.dumps(ours) + "\n")
-        return
-    try:
-        theirs = read_json(file)
-        theirs["columns"] = [str(name) for name in theirs["columns"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{file} is damaged", fix="restore it from a backup") from None
-    _check_columns(theirs, ours, f"store {str(path)!r}")
 
 
 def _check_columns(theirs: Mapping[str, list[str]], ours: Mapping[str, list[str]], store: str) -> None:

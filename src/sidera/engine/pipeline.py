@@ -9,19 +9,22 @@ Shape legend: B histories · C candidates · L levels of a semantic ID.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sidera.batch import Batch
-from sidera.core import ArtifactError, InputError
-from sidera.decode.beam import Jagged, beam_search
+from sidera.core import ArtifactError, Filter, InputError
 from sidera.decode.dense import target_ties, top_items
+from sidera.decode.eligible import Allowed, Jagged
 from sidera.decode.sample import masked_log_probs
 from sidera.decode.session import rank_by_lists
+from sidera.engine.filters import filter_table
 from sidera.engine.snapshot import Snapshot
 from sidera.ops.jagged import jagged_rows
 from sidera.roles import Context, SessionGenerator
@@ -57,6 +60,7 @@ class Query:
     beam: int | None = None  # width of the search; None: the pipeline's
     target_ids: Tensor | None = None  # (B,) of a scorer: how many items score as these do (``Candidates.ties``)
     log_probs: bool = False  # of the codes of what is answered
+    filters: Sequence[Filter | None] | None = None  # B: which items each history may be answered; None: all
 
     @cached_property
     def read(self) -> Batch:
@@ -68,13 +72,33 @@ class Query:
         """The encoded histories. Ask for them inside ``snapshot.answering()``."""
         return self.snapshot.generator.context(self.read)
 
+    @cached_property
+    def allowed(self) -> Allowed | None:
+        """The filters as masks of the snapshot's trie."""
+        if self.filters is None or not any(self.filters):
+            return None
+        table = filter_table(self.snapshot.catalog)
+        return Allowed([None if given is None else table.prefix_mask(given) for given in self.filters])
+
+    @cached_property
+    def allowed_items(self) -> Tensor | None:
+        """(B, N) bool on the device: the filters, and what was removed; (N,) where only that bars items."""
+        snapshot = self.snapshot
+        if self.filters is None or not any(self.filters):
+            return snapshot.alive_mask
+        table = filter_table(snapshot.catalog)
+        every = ~np.asarray(snapshot.catalog.removed)
+        masks = [every if given is None else table.item_mask(given) for given in self.filters]
+        return torch.from_numpy(np.stack(masks)).to(snapshot.device)
+
     def of_rows(self, rows: Tensor, k: int, snapshot: Snapshot) -> Query:
         """``k`` items for the histories ``rows`` (n,) alone, from another snapshot."""
         left_out = self.left_out
         if left_out is not None:
             positions, offsets = jagged_rows(left_out[1], rows)
             left_out = (left_out[0][positions], offsets)
-        return Query(snapshot, self.batch.rows(rows), k, left_out, self.beam)
+        filters = None if self.filters is None else [self.filters[row] for row in rows.tolist()]
+        return Query(snapshot, self.batch.rows(rows), k, left_out, self.beam, filters=filters)
 
 
 class Step(Protocol):
@@ -131,19 +155,20 @@ def search(query: Query, number: int) -> Candidates:
     if not snapshot.generates:
         with snapshot.answering():
             scores = snapshot.scorer.item_scores(query.read).float()
-        alive = snapshot.alive_mask
-        alive = None if alive is None else alive[: scores.shape[1]]
+        alive = query.allowed_items
+        alive = None if alive is None else alive[..., : scores.shape[1]]
         ids, best = top_items(scores, number, exclude=left_out, alive=alive)
         targets = query.target_ids
         ties = None if targets is None else target_ties(scores, targets, exclude=left_out, alive=alive)
         return Candidates(ids, best, ties=ties, **signed)
     generator, trie, width = snapshot.generator, snapshot.catalog.trie, max(query.beam or 1, number)
+    limits: dict[str, Any] = {"exclude": left_out, "allowed": query.allowed}
     with snapshot.answering():
         if snapshot.writes_lists:
             writer = cast(SessionGenerator, generator)
-            ids, scores = rank_by_lists(writer, query.context, trie, k=number, beam=width, exclude=left_out)
+            ids, scores = rank_by_lists(writer, query.context, trie, k=number, beam=width, **limits)
             return Candidates(ids, scores, **signed)
-        found = beam_search(generator, query.context, trie, width=width, num_results=number, exclude=left_out)
+        found = snapshot.beams(query.context, width=width, num_results=number, **limits)
     return Candidates(found.item_ids, found.scores, leaf_ids=found.leaf_ids, **signed)
 
 

@@ -1,7 +1,8 @@
 """The Recommender: one path from histories to items, for evaluation, the shell, Python and HTTP alike.
 
-It holds two references that are replaced whole: the Snapshot (model, catalogue, versions) and the Parts beside it
-(reranker, quota, behaviour store, exposure log). A call takes both when it begins and finishes with them.
+It holds one reference that is replaced whole: the Snapshot (model, catalogue, versions) and the Parts beside it
+(reranker, quota, behaviour store, exposure log), which are of one catalogue. A call takes it when it begins and
+finishes with it.
 
 Read on in ``snapshot.py``, ``pipeline.py`` (histories in, ids out), ``answerer.py`` (keys in, keys out), ``serving.py``
 (what a run folder opens) and ``run_folder.py`` (files).
@@ -23,7 +24,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.core import InputError, Recommendation, Request
 from sidera.data.dataset import Dataset
 from sidera.data.reading import LogReading, Reading
-from sidera.decode.beam import Jagged
+from sidera.decode.eligible import Jagged
 from sidera.decode.free import free_beam
 from sidera.engine.answerer import Answerer
 from sidera.engine.exposures import ExposureWriter
@@ -31,8 +32,9 @@ from sidera.engine.histories import Behaviour
 from sidera.engine.pipeline import Candidates, Pipeline, Query
 from sidera.engine.requests import requests_of
 from sidera.engine.rollouts import RolloutMode, roll_out, sid_log_probs
+from sidera.engine.routes import Route, Shadow
 from sidera.engine.run_folder import beam_of_run, load_snapshot, save_model
-from sidera.engine.serving import Parts, ServeConfig, open_parts
+from sidera.engine.serving import Parts, ServeConfig, Serving, open_parts
 from sidera.engine.snapshot import Snapshot
 from sidera.ops import jagged
 from sidera.roles import Rollout
@@ -61,17 +63,19 @@ class Recommender:
 
         ``version`` names the weights; answers and rollouts carry it.
         """
-        self.snapshot = Snapshot.of(model, catalog, model_section, version, num_known, device)
-        self.parts = parts or Parts()
-        self.beam = beam
-        self._swapping = threading.Lock()  # two swaps at once must not lose one of them
+        snapshot = Snapshot.of(model, catalog, model_section, version, num_known, device)
+        self.serving = Serving(snapshot, parts or Parts(), beam)
+        self.swapping = threading.RLock()  # held from reading ``serving`` to replacing it: no change is lost
+        self.route: Route | None = None  # a second version, beside the one that answers
+        self._shadow = Shadow()
+        self.live: Any = None  # the ``engine.live.LiveRun`` that swaps versions and changes items, where there is one
         self._log: LogReading | None = None  # of the data set asked for last
 
     # -- on tensors: what evaluation calls ------------------------------------------------------------------------
 
     @property
     def pipeline(self) -> Pipeline:
-        return Pipeline(self.beam, self.parts.steps)
+        return self.serving.pipeline
 
     def rank(
         self,
@@ -95,7 +99,8 @@ class Recommender:
         """
         if k < 1:
             raise InputError(f"k = {k}", allowed="1 or more")
-        snapshot, pipeline = self.snapshot, self.pipeline
+        serving = self.serving
+        snapshot, pipeline = serving.snapshot, serving.pipeline
         batch = batch.to(snapshot.device)
         left_out = _left_out(batch, exclude, filter_seen)
         return pipeline(Query(snapshot, batch, k, left_out, beam, target_ids, log_probs))
@@ -115,17 +120,21 @@ class Recommender:
 
     @torch.inference_mode()
     def rollout(
-        self, batch: Batch, count: int, mode: RolloutMode = "masked", temperature: float = 1.0, seed: int = 0
-    ) -> Rollout:
+        self, batch: Batch, count: int, mode: RolloutMode = "masked", temperature: float = 1.0, seed: int = 0,
+        part: tuple[int, int] = (0, 1),
+    ) -> Rollout:  # fmt: skip
         """``count`` semantic IDs for every history, with the probability of each code and the versions that wrote them.
 
         ``masked`` draws in the trie, ``free`` over all codes (what is illegal shows), ``beam`` takes the most likely.
+        ``part`` (r, n): the histories are every n-th of a larger batch, from the r-th on, and draw as inside it.
         """
         snapshot = self.snapshot
         generator, batch = snapshot.generator, snapshot.readable(batch)
         with snapshot.answering():
             context = generator.context(batch)
-            return roll_out(generator, context, snapshot.catalog, count, mode, temperature, seed, snapshot.version)
+            return roll_out(
+                generator, context, snapshot.catalog, count, mode, temperature, seed, snapshot.version, part
+            )
 
     def sid_log_probs(
         self, batch: Batch, sids: Tensor, mode: RolloutMode = "masked", temperature: float = 1.0
@@ -175,12 +184,26 @@ class Recommender:
         if unknown not in ("report", "refuse"):
             raise InputError(f"unknown = {unknown!r}", allowed="'report' or 'refuse'")
         requests = requests_of(histories, k, filter_seen)
-        parts = self.parts
-        answerer = Answerer(self.snapshot, self.pipeline, parts.behaviour, parts.exposures)
         answers: list[Recommendation] = []
         for start in range(0, len(requests), MAX_BATCH):
-            answers += answerer(requests[start : start + MAX_BATCH], refuse=unknown == "refuse")
+            answers += self._answer(requests[start : start + MAX_BATCH], refuse=unknown == "refuse")
         return answers
+
+    def _answer(self, requests: Sequence[Request], refuse: bool) -> list[Recommendation]:
+        """By the version that answers, or by a canary for its users; a shadow is asked behind it."""
+        serving, route = self.serving, self.route
+        parts = serving.parts
+        answerer = Answerer(serving.snapshot, serving.pipeline, parts.behaviour, parts.exposures)
+        if route is None:
+            return answerer(requests, refuse)
+        return self._shadow.answer(answerer, route, requests, refuse)
+
+    def follow(self, outcomes: Any) -> None:
+        """Log what came of answers, wherever they were logged."""
+        parts = self.parts
+        for writer in (parts.exposures, *parts.also):
+            if writer is not None:
+                writer.follow(outcomes)
 
     # -- other weights, another catalogue -------------------------------------------------------------------------
 
@@ -189,12 +212,12 @@ class Recommender:
 
         InputError, with the old weights in place, when a tensor is missing, unknown, of another shape or not finite.
         """
-        with self._swapping:
+        with self.swapping:
             self.snapshot = self.snapshot.with_weights(state, version)
 
     def sign(self, version: str) -> None:
         """The same weights under another name, such as the digest that they are saved under."""
-        with self._swapping:
+        with self.swapping:
             self.snapshot = replace(self.snapshot, version=version)
 
     def use_catalog(self, catalog: Catalog) -> None:
@@ -202,11 +225,8 @@ class Recommender:
 
         CatalogMismatch, with the old one in place, when it is of another codebook.
         """
-        with self._swapping:
-            snapshot = self.snapshot.with_catalog(catalog)
-            if self.behaviour is not None:
-                self.behaviour.set_catalog(catalog)
-            self.snapshot = snapshot
+        with self.swapping:
+            self.serving = self.serving.with_catalog(catalog)
 
     # -- on disk --------------------------------------------------------------------------------------------------
 
@@ -251,6 +271,30 @@ class Recommender:
         self.close()
 
     # -- what answers now -----------------------------------------------------------------------------------------
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.serving.snapshot
+
+    @snapshot.setter
+    def snapshot(self, snapshot: Snapshot) -> None:
+        self.serving = replace(self.serving, snapshot=snapshot)
+
+    @property
+    def parts(self) -> Parts:
+        return self.serving.parts
+
+    @parts.setter
+    def parts(self, parts: Parts) -> None:
+        self.serving = replace(self.serving, parts=parts)
+
+    @property
+    def beam(self) -> int:
+        return self.serving.beam
+
+    @beam.setter
+    def beam(self, beam: int) -> None:
+        self.serving = replace(self.serving, beam=beam)
 
     @property
     def model(self) -> torch.nn.Module:

@@ -28,7 +28,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import check_value
 from sidera.core import ArtifactError
 from sidera.data.reading import Reading
-from sidera.decode.beam import NEG_INF, Jagged
+from sidera.decode.eligible import NEG_INF, Jagged
 from sidera.engine.pipeline import Candidates, Query
 from sidera.engine.ranking import Ranking
 from sidera.engine.rollouts import roll_out
@@ -70,6 +70,8 @@ class Reranker:
                     snapshot.version,
                 )  # fmt: skip
             ids = without_repeats(torch.cat((ids, drawn.item_ids), dim=1), query.left_out)
+            if query.allowed is not None:
+                ids = ids.masked_fill(~query.allowed.holds(ids), -1)
         reading = Reading(snapshot.catalog.schema, snapshot.catalog.items, self.network.reads)
         ids, scores = self.over(snapshot.catalog).order(reading.cut(query.batch), ids, query.k)
         return Candidates(ids, scores, candidates.version, candidates.items_version, self.version)

@@ -35,8 +35,12 @@ def roll_out(
     temperature: float,
     seed: int,
     version: str,
+    part: tuple[int, int] = (0, 1),
 ) -> Rollout:
-    """``count`` semantic IDs for each history; ``seed`` and ``temperature`` have no say in a beam's choice."""
+    """``count`` semantic IDs for each history; ``seed`` and ``temperature`` have no say in a beam's choice.
+
+    ``part`` as in :func:`sidera.decode.sample.sample`.
+    """
     if not 1 <= count <= MAX_COUNT:
         raise InputError(f"a rollout of {count} semantic IDs", allowed=f"1 to {MAX_COUNT}")
     if mode == "beam":
@@ -45,7 +49,9 @@ def roll_out(
         log_probs = masked_log_probs(generator, context, sids, catalog.trie, temperature)
     else:
         kind: SampleMode = mode
-        drawn = sample(generator, context, catalog.trie, count=count, mode=kind, temperature=temperature, seed=seed)
+        drawn = sample(
+            generator, context, catalog.trie, count=count, mode=kind, temperature=temperature, seed=seed, part=part
+        )
         sids, item_ids, log_probs = drawn.sids, drawn.item_ids, drawn.log_probs
     # clones made outside of inference mode may enter a backward pass
     with torch.inference_mode(False):

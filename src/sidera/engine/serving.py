@@ -10,15 +10,16 @@ its users' histories in a store and its answers in a log.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sidera.catalog.catalog import Catalog
 from sidera.config import parse_section
-from sidera.core import InputError
+from sidera.core import CatalogMismatch, InputError
 from sidera.data.config import DataConfig, load_dataset
 from sidera.engine.exposures import ExposureWriter
 from sidera.engine.histories import Behaviour, open_behaviour
-from sidera.engine.pipeline import Step
+from sidera.engine.pipeline import Pipeline, Step
 from sidera.engine.quota import Quota
 from sidera.engine.reranker import FOLDER, Reranker, Source
 from sidera.engine.run_folder import section_of_run
@@ -54,6 +55,7 @@ class Parts:
     steps: tuple[Step, ...] = ()  # of the pipeline, behind the search
     behaviour: Behaviour | None = None  # histories of users that requests may name
     exposures: ExposureWriter | None = None  # answers to requests that name their user are logged
+    also: tuple[ExposureWriter, ...] = ()  # logs of other codebooks: they are told what followed on their answers
 
     def close(self) -> None:
         """What was taken is on the disk when this returns, and the store's next start reads a snapshot."""
@@ -65,26 +67,64 @@ class Parts:
                 closing.callback(self.exposures.close)
 
 
+@dataclass(frozen=True)
+class Serving:
+    """What a call takes when it begins: a Snapshot, and Parts that are of its catalogue."""
+
+    snapshot: Snapshot
+    parts: Parts
+    beam: int  # width of a generator's search
+
+    @property
+    def pipeline(self) -> Pipeline:
+        return Pipeline(self.beam, self.parts.steps)
+
+    def with_catalog(self, catalog: Catalog) -> Serving:
+        """The same over a catalogue whose items came and went. Calls that hold this one are not touched."""
+        parts = self.parts
+        if parts.behaviour is not None:
+            parts = replace(parts, behaviour=parts.behaviour.over(catalog))
+        return replace(self, snapshot=self.snapshot.with_catalog(catalog), parts=parts)
+
+
 def open_parts(run: Path, config: ServeConfig, snapshot: Snapshot) -> Parts:
     """ArtifactError when there is no ``reward/`` in the run to rerank with; InputError for a store or a log of another
     catalogue. What was opened is closed again where a later part fails."""
-    catalog, steps = snapshot.catalog, list[Step]()
-    if config.rerank:
-        reranker = Reranker.load(run / FOLDER, catalog, config.rerank, config.rerank_from)
-        reranker.network.to(snapshot.device)
-        steps.append(reranker)
-    if config.cold_share:
-        steps.append(Quota.cold(config.cold_share).check(catalog))
+    catalog, steps = snapshot.catalog, open_steps(run, config, snapshot)
     with ExitStack() as opened:
         behaviour = writer = None
         if config.store:
             behaviour = opened.enter_context(open_behaviour(config.store, catalog))
-            if config.fill and not behaviour.store.num_users:
+            if config.fill and behaviour.unfilled:
                 why, fix = "how its data folder is read", "run the recipe again, or send the events"
                 section = section_of_run(run, "data", why, fix)
                 behaviour.fill(load_dataset(config.fill, parse_section(DataConfig, section, "[data]")))
         if config.exposures:
-            log = ExposureLog.open(config.exposures, codebook_id=catalog.codebook_id, num_levels=catalog.num_levels)
-            writer = ExposureWriter(log)
+            writer = open_exposures(config.exposures, catalog)
         opened.pop_all()
-        return Parts(tuple(steps), behaviour, writer)
+        return Parts(steps, behaviour, writer)
+
+
+def open_steps(run: Path, config: ServeConfig, snapshot: Snapshot) -> tuple[Step, ...]:
+    """What stands behind the search. ArtifactError when there is no ``reward/`` in the run to rerank with."""
+    steps = list[Step]()
+    if config.rerank:
+        reranker = Reranker.load(run / FOLDER, snapshot.catalog, config.rerank, config.rerank_from)
+        reranker.network.to(snapshot.device)
+        steps.append(reranker)
+    if config.cold_share:
+        steps.append(Quota.cold(config.cold_share).check(snapshot.catalog))
+    return tuple(steps)
+
+
+def open_exposures(path: str | Path, catalog: Catalog) -> ExposureWriter:
+    """The exposure log of this codebook: at ``path``, or beside it (``PATH-CODEBOOK``) where that one is of another.
+
+    A model that was trained again may have other codes. The log of the old ones stays where it is, and is complete.
+    """
+    codebook_id, num_levels = catalog.codebook_id, catalog.num_levels
+    try:
+        return ExposureWriter(ExposureLog.open(path, codebook_id=codebook_id, num_levels=num_levels))
+    except CatalogMismatch:
+        beside = f"{path}-{codebook_id}"
+        return ExposureWriter(ExposureLog.open(beside, codebook_id=codebook_id, num_levels=num_levels))

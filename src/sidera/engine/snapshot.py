@@ -19,6 +19,7 @@ from functools import cached_property, partial
 from itertools import islice
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,10 +27,12 @@ from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
 from sidera.core import InputError
 from sidera.data.reading import Reading
+from sidera.decode.beam import Beams, beam_search
+from sidera.decode.graph import GraphedSearch
 from sidera.engine.histories import lifelong_of_events
 from sidera.nn.item_embedding import grown
 from sidera.ops.weights import check_weights
-from sidera.roles import Generator, Scorer, SessionGenerator
+from sidera.roles import Context, Generator, Scorer, SessionGenerator
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +109,18 @@ class Snapshot:
     def scorer(self) -> Scorer:
         return cast(Scorer, self.model)
 
+    @cached_property
+    def graphs(self) -> GraphedSearch | None:
+        """Searches recorded as CUDA graphs; None elsewhere."""
+        on_gpu = self.generates and torch.device(self.device).type == "cuda"
+        return GraphedSearch(self.generator, self.catalog.trie) if on_gpu else None
+
+    def beams(self, context: Context, **settings: Any) -> Beams:
+        """``decode.beam.beam_search`` by the generator. Call it inside :meth:`answering`."""
+        if self.graphs is not None:
+            return self.graphs(context, **settings)
+        return beam_search(self.generator, context, self.catalog.trie, **settings)
+
     @contextmanager
     def answering(self) -> Iterator[None]:
         """The model answers and does not train. One thread at a time: a model's caches for answering are not made for
@@ -143,8 +158,14 @@ class Snapshot:
         removed = self.catalog.removed
         return torch.from_numpy(~removed).to(self.device) if removed.any() else None
 
-    def most_popular(self, k: int, left_out: set[int]) -> list[int]:
-        """Ids of the ``k`` most popular items that may be answered: what a user gets of whom nothing is known."""
+    def most_popular(self, k: int, left_out: set[int], allowed: np.ndarray | None = None) -> list[int]:
+        """Ids of the ``k`` most popular items that may be answered: what a user gets of whom nothing is known.
+
+        ``allowed`` (N,) bool: those that a filter leaves.
+        """
+        if allowed is not None:
+            eligible = self.catalog.serving_order[allowed[self.catalog.serving_order]].tolist()
+            return list(islice((item for item in eligible if item not in left_out), k))
         removed = self.catalog.removed
         order = (int(item) for item in self.catalog.serving_order)
         return list(islice((item for item in order if item not in left_out and not removed[item]), k))

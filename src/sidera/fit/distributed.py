@@ -86,6 +86,14 @@ def gather(values: Sequence[float]) -> list[list[float]]:
     return [row.tolist() for row in everyone]
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's ``value``, by rank."""
+    everyone = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(everyone, value)
+    return everyone
+
+
 def share(value: Any) -> Any:
     """Rank 0's ``value``, on every rank."""
     if world_size() == 1:

@@ -55,7 +55,7 @@ from sidera.fit.schedule import learning_rate, make_optimizer
 from sidera.fit.seeding import EVALUATION, seed_everything
 from sidera.fit.signals import Interrupted, StopNow, StopSignals
 from sidera.fit.state import Clock, FitResult, TrainState, Window
-from sidera.fit.tuning import autocast, settle
+from sidera.fit.tuning import Steps, autocast, settle
 from sidera.fit.watch import Evaluate, Monitor
 from sidera.ops.allocator import release_memory
 from sidera.ops.threads import num_threads
@@ -160,8 +160,8 @@ class _Run:
         """Steps and looks until the training is finished or this call has to pause."""
         if self.state.finished:
             return self.state.result(self.state.finished)
-        timed_steps = self.total_steps if self.objective is model_loss else None
-        settled = settle(self.model, self.source, self.config, self.state, self.clock, self.device, timed_steps)
+        steps = Steps(self.model, self.objective, self.source, self.total_steps)
+        settled = settle(steps, self.config, self.state, self.clock, self.device)
         if say is not None:
             say(f"train: {settled}")
         self.parallel_loss = distributed.ParallelLoss(self.model, self.objective)

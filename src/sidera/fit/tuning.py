@@ -15,6 +15,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -23,9 +24,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from sidera.core import InputError
 from sidera.fit import distributed
 from sidera.fit.config import FitConfig
-from sidera.fit.protocols import BatchSource, TrainingBatch
+from sidera.fit.protocols import BatchSource, Objective, TrainingBatch, restore, states
 from sidera.fit.schedule import make_optimizer
 from sidera.fit.seeding import seed_everything
 from sidera.fit.state import Clock, TrainState
@@ -36,20 +38,21 @@ from sidera.ops.threads import ROUNDS, Choice, choose_threads, in_turns, num_thr
 SHORT = 50  # steps of a training that is over soon: it is timed with one round
 
 
-def settle(
-    model: nn.Module,
-    source: BatchSource,
-    config: FitConfig,
-    state: TrainState,
-    clock: Clock,
-    device: torch.device,
-    total_steps: int | None,
-) -> str:
+@dataclass(frozen=True)
+class Steps:
+    """What is trained, and how long."""
+
+    model: nn.Module
+    objective: Objective
+    source: BatchSource
+    total: int
+
+
+def settle(steps: Steps, config: FitConfig, state: TrainState, clock: Clock, device: torch.device) -> str:
     """Settle precision and threads into ``state``, set the threads, and return what is to be said of it.
 
     What a resumed ``state`` holds is repeated; only threads that recipe or command line name go before it. The seconds
-    that timing takes are part of the training, but of no step's rate. ``total_steps`` None: nothing is timed, because
-    an objective does more in a step than a model's loss.
+    that timing takes are part of the training, but of no step's rate.
     """
     if state.num_threads:
         threads = config.num_threads or fixed_threads() or state.num_threads
@@ -57,7 +60,7 @@ def settle(
         state.num_threads = threads
         torch.set_num_threads(threads)
         return f"{state.precision}, threads: {threads}{again}"
-    state.precision, choice, line = _settle(model, source, config, state, device, total_steps)
+    state.precision, choice, line = _settle(steps, config, state, device)
     state.num_threads = choice.threads
     torch.set_num_threads(choice.threads)
     clock.tick(state)
@@ -65,31 +68,26 @@ def settle(
     return line
 
 
-def _settle(
-    model: nn.Module,
-    source: BatchSource,
-    config: FitConfig,
-    state: TrainState,
-    device: torch.device,
-    total_steps: int | None,
-) -> tuple[Precision, Choice, str]:
+def _settle(steps: Steps, config: FitConfig, state: TrainState, device: torch.device) -> tuple[Precision, Choice, str]:
     precision, limit = resolve_precision(config.precision, device), usable_threads()
     alone = distributed.world_size() == 1
     neighbours = 1 if alone else int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
     asked = config.num_threads or fixed_threads()
     choice = Choice(asked or max(1, limit // neighbours), max(limit, asked))
-    is_timed = alone and total_steps is not None
-    times_threads = is_timed and device.type == "cpu" and not asked and limit > 1
-    times_precision = is_timed and config.precision == "auto" and precision == "bf16"
+    times_threads = alone and device.type == "cpu" and not asked and limit > 1
+    times_precision = alone and config.precision == "auto" and precision == "bf16"
     if not times_threads and not times_precision:
         return precision, choice, f"{precision}, {choice.describe()}"
-    rounds, aside = ROUNDS if total_steps and total_steps >= SHORT else 1, ""
-    with _same_random_numbers(device):
-        trial = _Trial(model, list(islice(source.batches(state.epoch, state.batch), rounds + 1)), config, device)
-        if times_threads:
-            choice = choose_threads(partial(trial.step, precision), limit, rounds)
-        if times_precision:
-            precision, aside = trial.faster_precision(choice.threads, rounds)
+    rounds, aside = ROUNDS if steps.total >= SHORT else 1, ""
+    with _same_random_numbers(device), _same_state(steps.objective):
+        trial = _Trial(steps, list(islice(steps.source.batches(state.epoch, state.batch), rounds + 1)), config, device)
+        try:
+            if times_threads:
+                choice = choose_threads(partial(trial.step, precision), limit, rounds)
+            if times_precision:
+                precision, aside = trial.faster_precision(choice.threads, rounds)
+        except InputError:  # of a reward, say: the training's own step says it, with its number
+            return precision, choice, f"{precision}, {choice.describe()}"
     return precision, choice, f"{precision}{aside}, {choice.describe(trial.unit)}"
 
 
@@ -101,8 +99,8 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 class _Trial:
     """Whole steps of a copy of the model; their learning rate is 0, which costs the same and cannot diverge."""
 
-    def __init__(self, model: nn.Module, batches: list[TrainingBatch], config: FitConfig, device: torch.device) -> None:
-        self.model = copy.deepcopy(model).train()
+    def __init__(self, steps: Steps, batches: list[TrainingBatch], config: FitConfig, device: torch.device) -> None:
+        self.model, self.objective = copy.deepcopy(steps.model).train(), steps.objective
         self.batches, self.config, self.device = batches, config, device
         self.optimizer = make_optimizer(self.model, config)
         for group in self.optimizer.param_groups:
@@ -114,8 +112,9 @@ class _Trial:
         seed_everything(self.config.seed, 0, number, 0)
         batch = self.batches[number % len(self.batches)].to(self.device)
         with autocast(self.device, precision):
-            loss = self.model.loss(batch)  # type: ignore[operator]
-        (loss.total.float() / max(1, loss.count)).backward()
+            loss = self.objective(self.model, batch, 0)
+        if loss.total.requires_grad:  # an objective may have found nothing to learn from
+            (loss.total.float() / max(1, loss.count)).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -129,6 +128,16 @@ class _Trial:
             spent = in_turns({name: partial(self.step, name) for name in formats}, rounds)
         shown = ", ".join(f"{name} {1000 * spent[name]:.3g} ms a {self.unit}" for name in formats)
         return ("bf16" if PAYS * spent["bf16"] <= spent["f32"] else "f32"), f" ({shown})"
+
+
+@contextmanager
+def _same_state(objective: Objective) -> Iterator[None]:
+    """What the objective keeps (a snapshot of weights, counts of a reward) is afterwards what it was."""
+    kept = copy.deepcopy(states({"objective": objective}))
+    try:
+        yield
+    finally:
+        restore({"objective": objective}, kept)
 
 
 @contextmanager

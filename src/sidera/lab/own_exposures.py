@@ -75,7 +75,9 @@ def expose(recommender: Recommender, data: str | Path, users: Sequence[str], out
     """Let the recommender serve these users of the log's world after its days; -> exposures in the log ``out``."""
     world, numbers, log_days = logged_world(data, users)
     catalog = recommender.catalog
-    log = ExposureLog.open(out, codebook_id=catalog.codebook_id, num_levels=catalog.num_levels)
+    log = ExposureLog.open(
+        out, codebook_id=catalog.codebook_id, num_levels=catalog.num_levels, durability="kernel"
+    )
     with ExposureWriter(log) as writer:
         policy = LoggedPolicy(RecommenderPolicy(recommender, world, log_probs=True), world, writer)
         audience = prepare(world, numbers, log_days)

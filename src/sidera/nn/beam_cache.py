@@ -59,7 +59,7 @@ class BeamCache:
         """
         written, (num_beams, num_positions) = self.rows[layer], self.ancestors.shape
         begin, inner = (num_positions - 1) * self.capacity, query.shape[1]
-        written[begin : begin + num_beams] = key_value
+        written.narrow(0, begin, num_beams).copy_(key_value)
         if num_positions == 1:
             return key_value[:, inner:].contiguous()  # one key: its weight is 1
         parts = [

@@ -21,20 +21,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.config import check_counts, check_value
-from sidera.nn.beam_cache import BeamCache
 from sidera.nn.dropout import Dropout
+from sidera.nn.laid_out_decoder import DecoderCache, KeysValues, LaidOutDecoder, advance, lay_out, next_code_logits
+from sidera.nn.made_of_weights import MadeOfWeights
 from sidera.nn.moe import Gate, MoE, SwiGLU
 from sidera.ops.attention import attention, equal_layout
 from sidera.ops.shared_keys import Streams, shared_attention
 
 FEW_QUERIES = 24  # of a history and group, for which the same holds in the cross-attention's training
-KeysValues = tuple[Tensor, Tensor]  # (B, R, S, E) each
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, size: DecoderSize, index: int) -> None:
         super().__init__()
-        self.size, self.index = size, index
+        self.size = size
         width = size.width
         self.norm_cross, self.norm_self, self.norm_ff = (nn.RMSNorm(width) for _ in range(3))
         self.query, self.cross_out = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
@@ -109,20 +110,12 @@ class DecoderLayer(nn.Module):
         self.ff = feed_forward(size, sparse=index >= size.moe_from)
         self.dropout = Dropout(size.dropout)
 
-    def forward(
-        self, x: Tensor, kv: KeysValues, mask: Tensor, streams: Streams, beams: BeamCache | None = None
-    ) -> Tensor:
-        """x (M, P, D), mask (B, S) True = attend -> (M, P, D). With ``beams``: x (M, 1, D) is the newest position."""
+    def forward(self, x: Tensor, kv: KeysValues, mask: Tensor, streams: Streams) -> Tensor:
+        """x (M, P, D), mask (B, S) True = attend -> (M, P, D)."""
         x = x + self.dropout(self.cross(self.norm_cross(x), kv, mask, streams))
         qkv = self.qkv(self.norm_self(x))
-        if beams is None:
-            layout = equal_layout(*x.shape[:2])
-            packed = qkv.view(-1, 3, self.size.num_heads, self.size.head_width)  # (M*P, 3, H, E)
-            attended = attention(None, packed, layout, causal=True).view(x.shape)
-        else:
-            query, key_value = qkv[:, 0].tensor_split((x.shape[2],), dim=1)
-            query = query * self.size.head_width**-0.5
-            attended = beams.attend(self.index, query, key_value, self.size.num_heads)[:, None]
+        packed = qkv.view(-1, 3, self.size.num_heads, self.size.head_width)  # (M*P, 3, H, E)
+        attended = attention(None, packed, equal_layout(*x.shape[:2]), causal=True).view(x.shape)
         x = x + self.dropout(self.self_out(attended))
         return x + self.dropout(self.ff(self.norm_ff(x)))
 
@@ -163,6 +156,8 @@ class CodeDecoder(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=size.code_std or size.width**-0.5)
+        self._laid_out = MadeOfWeights[LaidOutDecoder]()
+        self._parts = tuple(part for part in self.modules() if part._parameters)
         if size.code_std:  # or the stream's places would be as hard to hear beside what is read as its codes were
             for vectors in (self.begin, self.level_vectors):
                 nn.init.normal_(vectors, std=size.code_std / 2)
@@ -221,32 +216,36 @@ class CodeDecoder(nn.Module):
         """States (M, L, D) -> per level (M, K) float32."""
         return [self.logits(states[:, level], level).float() for level in range(len(self.level_sizes))]
 
-    def new_cache(self, num_histories: int, width: int) -> BeamCache:
+    def new_cache(self, num_histories: int, width: int) -> DecoderCache:
         """Room for one search of at most ``width`` beams a history."""
-        size = self.size
-        return BeamCache(num_histories, width, self.num_positions, size.num_layers, size.width, like=self.begin)
+        weights = (weight for part in self._parts for weight in part._parameters.values() if weight is not None)
+        laid_out = self._laid_out.get(weights, lambda: lay_out(self, self.size.num_heads))
+        return DecoderCache(num_histories, width, self.num_positions, laid_out)
 
     @property
     def num_positions(self) -> int:
         """P, of the longest stream that is written."""
         return len(self.level_sizes)
 
+    def train(self, mode: bool = True) -> CodeDecoder:
+        """Switching modes drops the weights laid out for answering."""
+        self._laid_out.drop()
+        return super().train(mode)
+
     @torch.no_grad()
     def step(
-        self, cache: BeamCache, kvs: Sequence[KeysValues], mask: Tensor, level: int, codes: Tensor | None,
+        self, cache: DecoderCache, kvs: Sequence[KeysValues], mask: Tensor, level: int, codes: Tensor | None,
         parents: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """Logits (B, W, K) of the next code of every beam; see ``core.Generator.step``."""
         cache.begin_position(parents)
         if codes is None:
-            x = (self.begin + self.level_vectors[0]).expand(cache.num_beams, -1)
+            x = cache.decoder.begin.expand(cache.num_beams, -1)
         else:
-            x = cast(nn.Embedding, self.code[level - 1])(codes.flatten()) + self.level_vectors[level]
-        return self.logits(self.advance(cache, kvs, mask, x), level).unflatten(0, (cache.num_histories, -1))
+            x = F.embedding(codes.flatten(), cache.decoder.codes[level - 1])
+        return self.written(cache, kvs, mask, x, level)
 
-    def advance(self, cache: BeamCache, kvs: Sequence[KeysValues], mask: Tensor, x: Tensor) -> Tensor:
-        """Inputs (M, D) of the position that every beam writes now -> states (M, D)."""
-        streams, x = Streams(cache.num_histories, cache.num_beams // max(1, cache.num_histories)), x[:, None]
-        for layer, kv in zip(self.layers, kvs, strict=True):
-            x = layer(x, kv, mask, streams, cache)
-        return x[:, 0]
+    def written(self, cache: DecoderCache, kvs: Sequence[KeysValues], mask: Tensor, x: Tensor, level: int) -> Tensor:
+        """Inputs (M, D) of the position that every beam writes now -> logits (B, W, K) of its code at ``level``."""
+        states = advance(cache, kvs, mask, x)
+        return next_code_logits(cache.decoder, states, level).unflatten(0, (cache.num_histories, -1))

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.core import InputError
-from sidera.nn.beam_cache import BeamCache
 from sidera.nn.code_decoder import CodeDecoder, DecoderSize, KeysValues
+from sidera.nn.laid_out_decoder import DecoderCache, advance
 from sidera.ops.shared_keys import Streams
 
 
@@ -65,7 +65,7 @@ class ListDecoder(CodeDecoder):
 
     @torch.no_grad()
     def step(
-        self, cache: BeamCache, kvs: Sequence[KeysValues], mask: Tensor, level: int, codes: Tensor | None,
+        self, cache: DecoderCache, kvs: Sequence[KeysValues], mask: Tensor, level: int, codes: Tensor | None,
         parents: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """Logits (B, W, K) of the next code; see ``core.SessionGenerator``: level 0 with codes begins the next item."""
@@ -74,13 +74,12 @@ class ListDecoder(CodeDecoder):
             raise InputError(f"item {item + 2} of a list", allowed=f"{self.length} (session_length)")
         cache.begin_position(parents)
         if codes is not None and level == 0:
-            self.advance(cache, kvs, mask, self.last_code(codes.flatten()) + self.last_vector + self.item_vectors[item])
+            advance(cache, kvs, mask, self.last_code(codes.flatten()) + self.last_vector + self.item_vectors[item])
             cache.begin_position(None)
             item += 1
         if level == 0:
-            x = (self.begin + self.level_vectors[0]).expand(cache.num_beams, -1)
+            x = cache.decoder.begin.expand(cache.num_beams, -1)
         else:
             assert codes is not None
-            x = self.code[level - 1](codes.flatten()) + self.level_vectors[level]
-        states = self.advance(cache, kvs, mask, x + self.item_vectors[item])
-        return self.logits(states, level).unflatten(0, (cache.num_histories, -1))
+            x = F.embedding(codes.flatten(), cache.decoder.codes[level - 1])
+        return self.written(cache, kvs, mask, x + self.item_vectors[item], level)

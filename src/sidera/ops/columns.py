@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 ROOM = 256  # rows of a first tail
 FOLD = 4096  # changed rows of a mask that are looked up one by one; more become a new mask
@@ -107,6 +108,12 @@ class Column(Rows):
         tail.used = total
         return Column(self.base, tail, total)
 
+    def replaced(self, ids: np.ndarray, rows: np.ndarray) -> Column:
+        """This column with other ``rows`` (n, ...) at ``ids`` (n,). Copies all of it."""
+        whole = np.array(self)
+        whole[ids] = rows
+        return Column(whole)
+
     def head(self, count: int) -> Column:
         """The first ``count`` rows."""
         if count <= len(self.base):
@@ -168,6 +175,13 @@ class Texts(Rows):
         tail = self._tail if len(self._tail) == self._num_later else self._tail[: self._num_later]
         tail.extend(texts)
         return Texts(self.base, tail, self._num_later + len(texts))
+
+    def replaced(self, ids: np.ndarray, texts: Sequence[str | None]) -> Texts:
+        """This column with other ``texts`` at ``ids`` (n,), which differ from each other. Copies all of it."""
+        whole, mask = self.arrow(), np.zeros(len(self), dtype=bool)
+        mask[ids] = True
+        ordered = [texts[place] for place in np.argsort(ids, kind="stable")]
+        return Texts(pc.replace_with_mask(whole, pa.array(mask), pa.array(ordered, pa.large_string())))
 
     def head(self, count: int) -> Texts:
         """The first ``count`` rows."""
@@ -233,6 +247,16 @@ class Marks(Rows):
         if len(since) > FOLD + len(self.base) // 8:
             return Marks.of(Marks(self.base, self.size, 0, since).__array__())
         return Marks(self.base, self.size, self.num_marked + len(ids), since)
+
+    def unmarked(self, ids: np.ndarray) -> Marks:
+        """False for ``ids`` (n,), which were True and differ from each other."""
+        early = ids[ids < len(self.base)]
+        base = self.base
+        if self.base[early].any():
+            base = self.base.copy()
+            base[early] = False
+        since = self.since[~np.isin(self.since, ids)]
+        return Marks(base, self.size, self.num_marked - len(ids), since)
 
     def extended(self, count: int) -> Marks:
         """``count`` rows of False behind."""

@@ -136,3 +136,8 @@ def jagged_rows(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     bounds[1:] = lengths.cumsum(0)
     shift = (offsets[rows] - bounds[:-1]).repeat_interleave(lengths)
     return shift.new_ones(len(shift)).cumsum(0) - 1 + shift, bounds
+
+
+def with_copies(table: Tensor, more: int) -> Tensor:
+    """(B, ...) -> (B + more, ...): so many copies of the first row behind the others, in memory of its own."""
+    return torch.cat((table, table[:1].expand(more, *table.shape[1:])))

@@ -58,6 +58,15 @@ class TrieTensors:
 
 
 @dataclass(frozen=True, eq=False)
+class ItemRanges:
+    """Which items stand below each node, as tensors on one device."""
+
+    starts: tuple[Tensor, ...]  # L of (n_l+1,) int32: see ``CodeTrie.item_starts``
+    place_of_item: Tensor  # (N,) int32
+    fewest: tuple[int, ...]  # L: items below the node of a level that has fewest
+
+
+@dataclass(frozen=True, eq=False)
 class CodeTrie:
     """Every legal prefix of a catalogue. Build with :meth:`build`; immutable afterwards."""
 
@@ -69,6 +78,8 @@ class CodeTrie:
     shared_extra: Array  # (S+1,) int32: items beyond the first, summed over the shared leaves before this one
     num_items: int  # N of the catalogue, removed items included
     _tensors: dict[torch.device, TrieTensors] = field(default_factory=dict, repr=False, compare=False)
+    _ranges: dict[torch.device, ItemRanges] = field(default_factory=dict, repr=False, compare=False)
+    _most: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def build(
@@ -148,22 +159,31 @@ class CodeTrie:
         return leaves
 
     @cached_property
-    def item_paths(self) -> Array:
-        """(N, L) int64: the node of every level that leads to an item; -1 for an item that was not alive."""
-        nodes = self.leaf_of_item().astype(np.int64)
-        gone_mask = nodes < 0
-        paths = [nodes]
-        for ptr in reversed(self.ptr):
-            paths.append(np.searchsorted(ptr, paths[-1], side="right") - 1)
-        return np.where(gone_mask[:, None], -1, np.stack(paths[::-1], axis=1))
-
-    @cached_property
-    def items_below(self) -> tuple[Array, ...]:
-        """L of (n_l,) int64: how many items each node leads to."""
-        starts = [self.leaf_ptr.astype(np.int64)]  # per level: where a node's items begin in leaf_items
+    def item_starts(self) -> tuple[Array, ...]:
+        """L of (n_l+1,) int32: the items below node i are ``leaf_items[starts[i]:starts[i+1]]``."""
+        starts = [self.leaf_ptr.astype(np.int32)]
         for ptr in reversed(self.ptr):
             starts.append(starts[-1][ptr])
-        return tuple(np.diff(start) for start in reversed(starts))
+        return tuple(reversed(starts))
+
+    @cached_property
+    def place_of_item(self) -> Array:
+        """(N,) int32: where each item stands in ``leaf_items``; behind its end for an item that was not alive."""
+        places = np.full(self.num_items, self.leaf_items.size, dtype=np.int32)
+        places[self.leaf_items] = np.arange(self.leaf_items.size, dtype=np.int32)
+        return places
+
+    def most_children(self, width: int) -> tuple[int, ...]:
+        """The most candidates that a search of ``width`` beams can have: at each level, and, last, items."""
+        if width not in self._most:
+            sizes, beams = [self.num_nodes[0]], min(width, self.num_nodes[0])
+            for ptr in self.ptr:
+                sizes.append(_sum_of_largest(np.diff(ptr), beams))
+                beams = min(width, sizes[-1])
+            starts = self.item_starts[max(0, self.num_levels - 2)]  # of the nodes that the last codes are written after
+            parents = min(width, sizes[-2]) if self.num_levels > 1 else len(starts) - 1
+            self._most[width] = (*sizes, _sum_of_largest(np.diff(starts), parents))
+        return self._most[width]
 
     def leaf_codes(self, leaves: Array) -> Array:
         """(...) leaf numbers -> (..., L) codes, int64."""
@@ -221,6 +241,21 @@ class CodeTrie:
                 shared_extra=moved(self.shared_extra),
             )
         return self._tensors[device]
+
+    def ranges(self, device: torch.device | str = "cpu") -> ItemRanges:
+        """Which items stand below each node; made at the first call and kept."""
+        device = torch.device(device)
+        if device not in self._ranges:
+            starts = tuple(torch.from_numpy(array).to(device) for array in self.item_starts)
+            fewest = tuple(int(np.diff(array).min()) for array in self.item_starts)
+            self._ranges[device] = ItemRanges(starts, torch.from_numpy(self.place_of_item).to(device), fewest)
+        return self._ranges[device]
+
+
+def _sum_of_largest(counts: Array, number: int) -> int:
+    if number < counts.size:
+        counts = np.partition(counts, counts.size - number)[-number:]
+    return int(counts.sum())
 
 
 def search_children(tokens: Array, low: Array, end: Array, codes: Array) -> Array:

@@ -52,7 +52,7 @@ def with_items(trie: CodeTrie, items: Array, codes: Array, num_items: int) -> Co
     ``num_items`` is the N of the new trie.
     """
     if not len(items):
-        return replace(trie, num_items=num_items, _tensors={})
+        return replace(trie, num_items=num_items, _tensors={}, _ranges={}, _most={})
     order = np.lexsort((np.asarray(items), *np.asarray(codes).T[::-1]))
     items, codes = np.asarray(items)[order], np.asarray(codes)[order].astype(np.int64)
     places, known, first = _descend(trie, codes)

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from sidera import __version__
 from sidera.engine.recommender import Recommender
-from sidera.serve import events, health, recommending
+from sidera.serve import events, health, items, recommending, versions
 from sidera.serve.errors import add_error_handlers
 from sidera.serve.limits import BodyLimit
 from sidera.serve.state import Served
@@ -25,6 +25,8 @@ from sidera.serve.state import Served
 ROUTERS = (
     recommending.router,
     events.router,
+    items.router,
+    versions.router,
     health.router,
 )
 

@@ -23,11 +23,15 @@ def printable(key: str) -> str:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """InputError from any route, and a body that does not fit its schema, are 422 in one line."""
+    """InputError from any route, and a body that does not fit its schema, are 422; a disk that takes nothing is 503."""
 
     @app.exception_handler(InputError)
     async def bad_input(request: Request, error: InputError) -> Response:
         return problem(422, str(error))
+
+    @app.exception_handler(OSError)
+    async def no_disk(request: Request, error: OSError) -> Response:
+        return problem(503, f"the disk does not take what must be written: {error.strerror or error}; send again")
 
     @app.exception_handler(RequestValidationError)
     async def bad_body(request: Request, error: RequestValidationError) -> Response:

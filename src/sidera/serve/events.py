@@ -31,7 +31,7 @@ def router(served: Served) -> APIRouter:
             return problem(503, f"the disk does not take the events: {error.strerror or error}; nothing was kept")
         if outcomes and recommender.exposures is not None:
             try:
-                recommender.exposures.follow(outcomes)
+                recommender.follow(outcomes)
             except OSError as error:
                 why = error.strerror or error
                 return problem(503, f"the disk does not take the exposure log: {why}; the events were kept, send again")

@@ -28,12 +28,7 @@ def router(served: Served) -> APIRouter:
             "codebook_id": catalog.codebook_id,
             "items_version": catalog.items_version,
             "users": None if recommender.behaviour is None else recommender.behaviour.store.num_users,
-            "exposures": None
-            if recommender.exposures is None
-            else {
-                "waiting": recommender.exposures.num_waiting,
-                "problem": recommender.exposures.problem,
-            },
+            "exposures": None if recommender.exposures is None else {"problem": recommender.exposures.problem},
             "uptime_seconds": round(time.time() - served.started, 1),
         }
 

@@ -6,7 +6,7 @@ import time
 
 from fastapi import APIRouter
 
-from sidera.core import InputError, Recommendation
+from sidera.core import Filter, InputError, Recommendation
 from sidera.core import Request as Question
 from sidera.serve.errors import printable
 from sidera.serve.schemas import Answer, RecommendRequest, RecommendResponse
@@ -26,6 +26,7 @@ def router(served: Served) -> APIRouter:
         question = Question(
             tuple(body.history or ()), k=body.k, filter_seen=body.filter_seen, exclude=tuple(body.exclude),
             feedback=body.feedback, times=body.times, profile=body.profile, as_of=body.as_of, user=body.user,
+            filter=None if body.filter is None else Filter.of(body.filter),
         )  # fmt: skip
         answer = recommender.recommend([question], unknown=body.unknown)[0]
         return response_of(answer, 1000 * (time.perf_counter() - begun))
@@ -45,9 +46,11 @@ def response_of(answer: Recommendation, milliseconds: float) -> RecommendRespons
         unread=list(answer.unread),
         unknown_user=answer.unknown_user,
         policy_version=answer.policy_version,
+        shadow_version=answer.shadow_version or None,
         reranker_version=answer.reranker_version or None,
         codebook_id=answer.codebook_id,
         items_version=answer.items_version,
         request=answer.request or None,
+        eligible=answer.eligible,
         milliseconds=round(milliseconds, 3),
     )

@@ -5,12 +5,13 @@ Sizes are bounded here. What a body names and the catalogue does not hold is rep
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MAX_K = 1000
 MAX_EVENTS = 100_000  # of one call
+MAX_CONDITIONS = 32  # of a filter
 LARGEST = 3.4e38  # of a number that is kept in 32 bits
 
 
@@ -48,6 +49,13 @@ class RecommendRequest(BaseModel):
         default_factory=list,
         description="item ids that must not be answered; those that the catalogue does not hold never are",
     )
+    filter: dict[str, Any] | None = Field(
+        None,
+        max_length=MAX_CONDITIONS,
+        examples=[{"brand": ["acme", "globex"], "item": {"not": "cup-3"}, "popularity": {"min": 5}}],
+        description="which items may be answered: column -> a value, a list of values, {not: ...} or {min: ..., max:"
+        " ...}; columns are those of the items, `item` (the id) and `popularity` (training events); all must hold",
+    )
     feedback: dict[str, list[Number]] = Field(
         default_factory=dict,
         description="what came of each event of the history, a column each (click, watch_time, ...); all that the model"
@@ -79,9 +87,15 @@ class RecommendResponse(BaseModel):
     filtered_seen: bool = Field(description="true: items of the history were left out")
     unknown_user: bool = Field(description="true: the store has no event of this user (before `as_of`)")
     policy_version: str = Field(description="of the weights that answered; changes when others are loaded")
+    shadow_version: str | None = Field(
+        None, description="of the weights that this answer is compared with, which nobody sees; null: none"
+    )
     reranker_version: str | None = Field(description="of the network that ordered the items; null: none did")
     codebook_id: str = Field(description="of the catalogue that answered: what its codes mean")
     items_version: int = Field(description="of the catalogue that answered: counts items coming and going")
+    eligible: int | None = Field(
+        description="items that pass the request's filter; 0: its clauses contradict, or name nothing there is"
+    )
     request: str | None = Field(
         description="names this answer in the exposure log; send it, with slots, beside the events that it led to"
     )

@@ -12,18 +12,12 @@ off-policy estimates. Nobody can recompute them once weights and catalogue have 
 versions. A log belongs to one codebook; another one is refused by name, since its codes' log-probabilities would be
 read as those of other items.
 
-On disk a folder of Parquet parts. A part appears whole (written beside, synced, linked under the next free number),
-so a crash loses at most what was not yet acknowledged, and two writers do not overwrite each other.
-
-Trap: one part per append. Append what a second or a thousand requests have gathered, not one exposure at a time.
+``parts.py`` keeps the rows. Trap: a part costs about 700 bytes beside its rows. Append the answers of a batch at once,
+and compact.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,16 +25,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from sidera.artifacts import write_text
-from sidera.bounds import read_json
 from sidera.core import ArtifactError, CatalogMismatch, InputError
-from sidera.disk import sync
+from sidera.store.folder import MANIFEST, Durability
+from sidera.store.parts import TableParts, parts_plan
 
-FORMAT = 1
-HEADER = "exposures.json"
-STALE = 3600  # seconds after which a part that never got its name belongs to nobody
+PLAN = parts_plan(
+    "exposure-log",
+    2,
+    older="give an empty folder; docs/use/behaviour_store.md says how an older log's Parquet parts are appended to it",
+)
 SHOWN, FOLLOWED = "shown", "followed"  # the two kinds of parts
 PLACE = ("request", "slot")  # name an exposure
 
@@ -48,8 +42,9 @@ PLACE = ("request", "slot")  # name an exposure
 class ExposureLog:
     """A folder of exposures of one codebook."""
 
-    def __init__(self, path: Path, codebook_id: str, num_levels: int) -> None:
-        self.path, self.codebook_id, self.num_levels = path, codebook_id, num_levels
+    def __init__(self, parts: TableParts, codebook_id: str, num_levels: int) -> None:
+        self.path, self.codebook_id, self.num_levels = parts.path, codebook_id, num_levels
+        self._parts = parts
         log_probs = [(f"log_prob_{level}", pa.float32()) for level in range(num_levels)]
         self.schema = pa.schema(
             [
@@ -66,42 +61,42 @@ class ExposureLog:
         )
 
     @classmethod
-    def open(cls, path: str | Path, *, codebook_id: str, num_levels: int, must_exist: bool = False) -> ExposureLog:
-        """The log at ``path``, made where there is none unless it must exist.
+    def open(
+        cls, path: str | Path, *, codebook_id: str, num_levels: int, must_exist: bool = False,
+        durability: Durability = "disk",
+    ) -> ExposureLog:  # fmt: skip
+        """The log at ``path``, made where there is none unless it must exist. It needs no closing unless it is held.
 
         CatalogMismatch when it was written with other codes.
         """
         path = Path(path)
-        header = path / HEADER
-        if must_exist and not header.is_file():
+        if must_exist and not (path / MANIFEST).is_file() and not any(path.glob("*")):
             raise InputError(f"no exposure log at {str(path)!r}", fix="check the path, or serve with --exposures")
-        wanted = {"format": FORMAT, "codebook_id": codebook_id, "num_levels": num_levels}
-        if not header.exists():
-            if path.exists() and any(path.iterdir()):
-                raise InputError(f"{str(path)!r} holds other files and no exposure log", fix="give an empty folder")
-            path.mkdir(parents=True, exist_ok=True)
-            write_text(header, json.dumps(wanted, indent=2) + "\n")
-        found = _header(header)
-        if found["format"] != FORMAT:
-            raise ArtifactError(
-                f"{path} is an exposure log of format {found['format']}", allowed=f"format {FORMAT}", fix="convert it"
-            )
-        for name, value in wanted.items():
-            if found[name] != value:
+        parts = TableParts(path, PLAN, durability)
+        for name, value in (("codebook_id", codebook_id), ("num_levels", str(num_levels))):
+            settled = parts.settled(name, value)
+            if settled != value:
                 raise CatalogMismatch(
-                    f"{path} was written with {name} {found[name]}, this catalogue has {value}",
+                    f"{path} was written with {name} {settled}, this catalogue has {value}",
                     fix="open a new log for the new codes",
                 )
-        for left in path.glob(".*.parquet"):  # of a writer that was killed
-            with contextlib.suppress(FileNotFoundError):
-                if left.stat().st_mtime < time.time() - STALE:
-                    left.unlink()
-        return cls(path, codebook_id, num_levels)
+        return cls(parts, codebook_id, num_levels)
+
+    @classmethod
+    def at(cls, path: str | Path) -> ExposureLog:
+        """The log that is at ``path``, of whatever codes."""
+        if not (Path(path) / MANIFEST).is_file():
+            raise InputError(f"no exposure log at {str(path)!r}", fix="check the path, or serve with --exposures")
+        parts = TableParts(Path(path), PLAN)
+        codebook_id, num_levels = parts.settled("codebook_id"), parts.settled("num_levels")
+        if codebook_id is None or num_levels is None:
+            raise ArtifactError(f"{path} does not say of which codes it is", fix="restore it from a copy")
+        return cls(parts, codebook_id, int(num_levels))
 
     def append(self, exposures: pa.Table | Mapping[str, Sequence[Any]]) -> int:
-        """Write exposures; returns their number once they are on the disk. Columns beyond the schema are refused."""
+        """Write exposures; returns their number once they are durable. Columns beyond the schema are refused."""
         table = self.checked(exposures)
-        self._write(SHOWN, table)
+        self._parts.append(SHOWN, table)
         return table.num_rows
 
     def checked(self, exposures: pa.Table | Mapping[str, Sequence[Any]]) -> pa.Table:
@@ -123,7 +118,7 @@ class ExposureLog:
     def follow(self, outcomes: pa.Table | Mapping[str, Sequence[Any]]) -> int:
         """Write what came of exposures: ``request``, ``slot`` and numeric columns. What comes last counts."""
         table = self.checked_outcomes(outcomes)
-        self._write(FOLLOWED, table)
+        self._parts.append(FOLLOWED, table)
         return table.num_rows
 
     def checked_outcomes(self, outcomes: pa.Table | Mapping[str, Sequence[Any]]) -> pa.Table:
@@ -201,33 +196,42 @@ class ExposureLog:
             columns.append(column.cast(entry.type))
         return pa.table(columns, schema=self.schema)
 
-    def _write(self, kind: str, table: pa.Table) -> None:
-        temporary = self.path / f".{kind}-{os.getpid()}-{os.urandom(4).hex()}.parquet"
-        try:
-            pq.write_table(table, temporary, compression="zstd")
-            sync(temporary)
-            number = len(self._parts(kind))
-            while True:
-                try:
-                    os.link(temporary, self.path / f"{kind}-{number:08d}.parquet")  # fails where somebody was first
-                    break
-                except FileExistsError:
-                    number += 1
-            sync(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    def compact(self) -> None:
+        """Join small parts. Others may append and read meanwhile."""
+        self._parts.compact((SHOWN, FOLLOWED), together)
 
-    def _parts(self, kind: str) -> list[Path]:
-        return sorted(self.path.glob(f"{kind}-*.parquet"))
+    def erase(self, user: str) -> int:
+        """Take a user's exposures and what followed on them out of the log -> how many exposures. They are in no file
+        when this returns."""
+        requests: set[str] = set()
+
+        def theirs(kind: str, table: pa.Table) -> pa.ChunkedArray:
+            if kind == FOLLOWED:
+                return pc.is_in(table["request"], value_set=pa.array(sorted(requests), type=pa.string()))
+            mine = pc.equal(table["user"], user)
+            requests.update(pc.unique(table["request"].filter(mine)).to_pylist())
+            return mine
+
+        return self._parts.remove((SHOWN, FOLLOWED), theirs)[SHOWN]
+
+    def hold(self) -> ExposureLog:
+        """Keep the files open until :meth:`close`, so that an append does not open them."""
+        self._parts.hold()
+        return self
+
+    def close(self) -> None:
+        self._parts.close()
 
     def _all(self, kind: str) -> pa.Table | None:
-        tables = []
-        for part in self._parts(kind):
-            try:
-                tables.append(pq.read_table(part))
-            except (pa.ArrowInvalid, OSError) as error:
-                raise ArtifactError(f"{part} is damaged ({error})", fix="restore it, or take the part away") from error
+        tables = self._parts.tables(kind)
         return together(tables) if tables else None
+
+
+def logs_at(path: str | Path) -> list[ExposureLog]:
+    """The log at ``path`` and those beside it (``PATH-CODEBOOK``) that are of other codes."""
+    path = Path(path)
+    others = sorted(other for other in path.parent.glob(f"{path.name}-*") if (other / MANIFEST).is_file())
+    return [ExposureLog.at(one) for one in (path, *others)]
 
 
 def together(tables: Sequence[pa.Table]) -> pa.Table:
@@ -267,11 +271,3 @@ _OWN = ("request", "slot", "user", "item", "time", "policy", "items_version", "p
 
 def _places(table: pa.Table) -> list[tuple[str, int]]:
     return list(zip(table["request"].to_pylist(), table["slot"].to_pylist(), strict=True))
-
-
-def _header(path: Path) -> dict[str, Any]:
-    try:
-        found = read_json(path)
-        return {name: found[name] for name in ("format", "codebook_id", "num_levels")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is damaged", fix="restore it from another copy") from error

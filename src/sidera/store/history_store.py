@@ -21,7 +21,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sidera.core import ArtifactError
 from sidera.store.events import Events
+
+Names = NDArray[np.uint64]
 
 
 class HistoryStore(Protocol):
@@ -34,16 +37,20 @@ class HistoryStore(Protocol):
     def numbers_of(self, keys: Sequence[str]) -> NDArray[np.int32]:
         """(n,) the store's own numbers of item keys; a new key gets the next free number, for ever."""
 
-    def item_keys(self, first: int = 0) -> list[str]:
-        """The keys of the numbers from ``first`` on, in their order."""
+    def item_keys(self, first: int = 0, number: int | None = None) -> list[str]:
+        """The keys of ``number`` numbers (None: of all) from ``first`` on, in their order."""
 
-    def append(self, user: str, events: Events, *, new_only: bool = False) -> int:
+    def append(self, user: str, events: Events, *, new_only: bool = False, names: Names | None = None) -> int:
         """Add events of a user, whose ``item_ids`` are the store's numbers -> how many. Durable when this returns.
 
-        ``new_only`` leaves out an event whose item and second are held already, or come twice: a sender who got no
-        answer can send again. InputError for a number that no key has, OSError for a disk that takes nothing; in both
-        cases nothing has changed.
+        ``new_only`` leaves out an event that is held already, or that comes twice: a sender who got no answer can send
+        again. An event is known by its second and its item; one that its sender named (``names`` (n,), 0: it has no
+        name) by its second and its name. InputError for a number that no key has, OSError for a disk or a server that
+        takes nothing; in both cases nothing has changed.
         """
+
+    def append_all(self, told: Sequence[tuple[str, Events, Names | None]], *, new_only: bool = False) -> list[int]:
+        """:meth:`append` for several users -> how many of each, with one wait for the disk. All are added, or none."""
 
     def history(self, user: str, as_of: int | None = None, n: int | None = None) -> Events | None:
         """The newest ``n`` events kept of those before ``as_of`` (unix seconds), in time order, ties in order of
@@ -57,8 +64,11 @@ class HistoryStore(Protocol):
     def users(self) -> list[str]:
         """Keys of all users, sorted."""
 
-    def snapshot(self) -> None:
-        """Write what makes the next start quick."""
+    def settled(self, name: str, value: str | None = None) -> str | None:
+        """The value that was first given under this name, for ever; None where none was given."""
+
+    def compact(self) -> list[str]:
+        """Let go of events that are too old, and give back room -> users of whom nothing is left, in no order."""
 
     def erase(self, user: str) -> bool:
         """Take a user out, everywhere; False where there is none."""
@@ -80,8 +90,11 @@ class CatalogIds:
 
     def of(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
         """(n,) ids of the catalogue's items, -1 where it does not hold the item."""
-        if len(numbers) and int(numbers.max()) >= len(self._ids):
+        largest = int(numbers.view(np.uint32).max(initial=0))
+        if len(numbers) and largest >= len(self._ids):
             with self._lock:
                 keys = self._store.item_keys(len(self._ids))
                 self._ids = np.concatenate([self._ids, self._find_ids(keys).astype(np.int32)])
+            if largest >= len(self._ids):
+                raise ArtifactError(f"an event is of item number {largest}, which has no key", fix="restore the store")
         return self._ids[numbers]

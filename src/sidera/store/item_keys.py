@@ -1,69 +1,91 @@
-"""The item keys of an embedded store: an append-only file, each key with the number of its place in it.
+"""The item keys of a store: each key with a number of its own, for ever.
 
-A record holds the new keys of one call. It is on the disk before any event of these items is, so an event never has a
-number without a key. Numbers are never given again.
+A key is durable before any event of its item is, so an event never has a number without a key. Other processes give
+numbers too, so a key or a number that this process does not know is looked up before it is new.
 
 Memory: a key costs its text and a place in a dictionary, about 150 bytes; a million items take 150 MB.
 """
 
 from __future__ import annotations
 
-import struct
+import sqlite3
 import threading
-from collections.abc import Sequence
-from pathlib import Path
+import zlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sidera.bounds import shown
-from sidera.core import ArtifactError, InputError
-from sidera.store.record_log import RecordLog, cut, read_records
+from sidera.core import InputError
+from sidera.store.database import Database, Ledger
 
-KEYS = 1  # the kind of a record
 MAX_KEY_BYTES = 2**16 - 1
+_FROM = "SELECT number, key FROM items WHERE number >= ? ORDER BY number"
 
 
 class ItemKeys:
     """Key ↔ number. Any number of threads."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, database: Database) -> None:
+        """ArtifactError when keys are missing or damaged."""
+        self._database = database
         self._numbers: dict[str, int] = {}
         self._keys: list[str] = []
         self._lock = threading.Lock()
-        self.torn_bytes = 0
-        if path.exists():
-            records, self.torn_bytes = read_records(path)
-            for _, payload in records:
-                self._keep(_unpacked(path, payload))
-            if len(self._numbers) != len(self._keys):
-                raise ArtifactError(f"{path} is damaged: it holds a key twice", fix="restore it from a backup")
-            cut(path, self.torn_bytes)
-        self._log = RecordLog(path, sync=True)  # also in a store that does not sync: events are nothing without keys
+        rows = database.rows(_FROM, (0,))
+        database.check("items", len(rows), sum(_checksum(number, text) for number, text in rows))
+        self._take(rows)
 
     def __len__(self) -> int:
         return len(self._keys)
 
+    def reach(self, number: int) -> int:
+        """How many numbers have a key; looks again where ``number`` has none."""
+        if number >= len(self._keys):
+            self._follow()
+        return len(self._keys)
+
     def numbers_of(self, keys: Sequence[str]) -> NDArray[np.int32]:
-        """(n,); new keys are on the disk when this returns. InputError, and nothing changes, for what is no key."""
+        """(n,); new keys are durable when this returns. InputError, and nothing changes, for what is no key."""
+        known = len(self._keys)  # before looking: what another thread takes in meanwhile is looked up again
+        new = [key_bytes(key) for key in dict.fromkeys(keys) if key not in self._numbers]
+        if new:
+            self._database.write(lambda connection, ledger: _give(connection, ledger, known, new))
+            self._follow()
+        return np.fromiter((self._numbers[key] for key in keys), np.int32, count=len(keys))
+
+    def from_number(self, first: int, number: int | None = None) -> list[str]:
+        """The keys of ``number`` numbers (None: of all) from ``first`` on."""
+        last = None if number is None else first + number
+        if last is None or last > len(self._keys):
+            self._follow()
+        return self._keys[first:last]
+
+    def _follow(self) -> None:
+        """Take in the numbers that were given since, by whichever process."""
+        self._take(self._database.rows(_FROM, (len(self._keys),)))
+
+    def _take(self, rows: Iterable[tuple[int, bytes]]) -> None:
         with self._lock:
-            new = [key for key in dict.fromkeys(keys) if key not in self._numbers]
-            if new:
-                self._log.append(KEYS, b"".join(struct.pack("<H", len(text)) + text for text in map(key_bytes, new)))
-                self._keep(new)
-            return np.fromiter((self._numbers[key] for key in keys), np.int32, count=len(keys))
+            for number, text in rows:
+                if number == len(self._keys):  # another thread may have taken it meanwhile
+                    key = text.decode()
+                    self._numbers[key] = number
+                    self._keys.append(key)
 
-    def from_number(self, first: int) -> list[str]:
-        """The keys of the numbers from ``first`` on."""
-        return self._keys[first:]
 
-    def close(self) -> None:
-        self._log.close()
+def _give(connection: sqlite3.Connection, ledger: Ledger, known: int, keys: Sequence[bytes]) -> None:
+    """Give numbers to keys that are not among the first ``known``. Inside a transaction: nobody else gives any."""
+    others = {text for _, text in connection.execute(_FROM, (known,))}
+    (first,) = connection.execute("SELECT coalesce(max(number), -1) + 1 FROM items").fetchone()
+    rows = list(enumerate((text for text in keys if text not in others), first))
+    connection.executemany("INSERT INTO items VALUES (?, ?)", rows)
+    ledger.add("items", sum(_checksum(number, text) for number, text in rows), len(rows))
 
-    def _keep(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self._numbers[key] = len(self._keys)
-            self._keys.append(key)
+
+def _checksum(number: int, text: bytes) -> int:
+    return zlib.crc32(text, number & 0xFFFFFFFF)
 
 
 def key_bytes(key: str, what: str = "item") -> bytes:
@@ -75,18 +97,3 @@ def key_bytes(key: str, what: str = "item") -> bytes:
     if not 0 < len(text) <= MAX_KEY_BYTES:
         raise InputError(f"{what} key {shown(key)} cannot be used", allowed=f"text of 1 to {MAX_KEY_BYTES:,} bytes")
     return text
-
-
-def _unpacked(path: Path, payload: bytes) -> list[str]:
-    keys, place = [], 0
-    try:
-        while place < len(payload):
-            (length,) = struct.unpack_from("<H", payload, place)
-            text = payload[place + 2 : place + 2 + length]
-            if len(text) != length:
-                raise ValueError("cut off")
-            keys.append(text.decode())
-            place += 2 + length
-    except (ValueError, struct.error) as error:
-        raise ArtifactError(f"{path} is damaged: {error}", fix="restore it from a backup") from None
-    return keys

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sidera.traffic.tally import Tally
 
 SHARE = 0.99  # of requests that are answered 2xx within the SLO: p99 <= SLO, refusals and errors counted as late
-PRECISION = 1.04  # ratio of the lowest rate that failed to the highest that did not
+PRECISION = 1.04  # where the search ends: ratio of the lowest rate that failed to the highest that did not
 LONGER = 2.0  # the window that confirms the rate, in windows of the search
 
 
@@ -21,7 +21,9 @@ class HighestRate:
     tried: list[tuple[float, bool]]  # every window: rate, whether it was met
 
 
-def highest_rate(window: Callable[[float, float], Tally], slo: float, first: float, seconds: float) -> HighestRate:
+def highest_rate(
+    window: Callable[[float, float], Tally], slo: float, first: float, seconds: float, precision: float = PRECISION
+) -> HighestRate:
     """Double the rate until it fails, halve the gap until it is narrow, confirm over a longer window.
 
     ``window(rate, seconds)`` runs one load. A window that fails is repeated once, because a neighbour on the machine
@@ -39,7 +41,7 @@ def highest_rate(window: Callable[[float, float], Tally], slo: float, first: flo
     low, high = 0.0, first
     while met(high):
         low, high = high, 2 * high
-    while high > 1.0 and (low == 0.0 or high / low > PRECISION):
+    while high > 1.0 and (low == 0.0 or high / low > precision):
         middle = high / 2 if low == 0.0 else (low * high) ** 0.5
         low, high = (middle, high) if met(middle) else (low, middle)
     while low > 1.0:
@@ -47,5 +49,5 @@ def highest_rate(window: Callable[[float, float], Tally], slo: float, first: flo
         tried.append((low, tally.meets(slo, SHARE)))
         if tried[-1][1]:
             return HighestRate(low, tally, tried)
-        low /= PRECISION
+        low /= precision
     return HighestRate(0.0, None, tried)

@@ -22,6 +22,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
 from sidera.config import digest, written
 from sidera.core import InputError
+from sidera.data.batches import trained_mask
 from sidera.data.config import AUTO, View, load_dataset, make_views
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
@@ -207,7 +208,7 @@ def _fitted(
     say(f"train: {recipe.model_name}, {num_parameters:,} parameters")
     if recipe.fit.precision == "bf16" and emulates_bf16(device):
         say("train: this device has no bf16 arithmetic and emulates it, several times slower; --set fit.precision=auto")
-    training: dict[str, Any] = {"parameters": num_parameters}
+    training: dict[str, Any] = {"parameters": num_parameters, "seen_until": seen_until(prepared.view)}
     fit_once(model, prepared.view)
     if (source := batch_source(recipe, prepared, model, trained.read_log(prepared.dataset))) is None:
         return training
@@ -361,6 +362,14 @@ def run(
     if trained is None or distributed.rank() > 0:
         return None
     return evaluate_stage(recipe, prepared, trained, Path(out), say=say)
+
+
+def seen_until(view: View) -> int | None:
+    """The second after the newest training event; None where the log has an order and no times."""
+    trained = trained_mask(view.dataset, view.split)
+    if view.dataset.time_kind != "seconds" or not trained.any():
+        return None
+    return int(view.dataset.times[trained].max()) + 1
 
 
 def batch_source(recipe: Recipe, prepared: Prepared, model: torch.nn.Module, reading: LogReading) -> BatchSource | None:

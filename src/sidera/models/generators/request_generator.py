@@ -16,17 +16,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog
 from sidera.data.batches import RequestRows
-from sidera.nn.beam_cache import BeamCache
 from sidera.nn.code_decoder import CodeDecoder, KeysValues
 from sidera.nn.counters import attention_flops, causal_pairs, matmul_flops
 from sidera.nn.event_features import padded
+from sidera.nn.laid_out_decoder import DecoderCache
 from sidera.nn.list_decoder import ListDecoder
 from sidera.nn.moe import balance_experts
+from sidera.ops.jagged import with_copies
 from sidera.ops.shared_keys import Streams
 from sidera.roles import Loss, StepOutput
 
@@ -43,6 +45,21 @@ class RequestContext:
     def nbytes(self) -> int:
         tensors = {id(part): part for pair in self.pairs for part in pair}  # shared keys and values count once
         return sum(part.numel() * part.element_size() for part in tensors.values())
+
+    @property
+    def length(self) -> int:
+        return self.mask.shape[1]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Each once, however many layers share it."""
+        return (*{id(part): part for pair in self.pairs for part in pair}.values(), self.mask)
+
+    def padded_to(self, num_histories: int, length: int) -> RequestContext:
+        """See :class:`sidera.decode.graph.Paddable`."""
+        more, longer = num_histories - self.num_histories, length - self.length
+        padded = {id(part): with_copies(F.pad(part, (0, 0, 0, longer)), more) for pair in self.pairs for part in pair}
+        pairs = [(padded[id(keys)], padded[id(values)]) for keys, values in self.pairs]
+        return RequestContext(pairs, with_copies(F.pad(self.mask, (0, longer)), more), num_histories)
 
 
 class RequestGenerator(nn.Module, ABC):
@@ -96,11 +113,11 @@ class RequestGenerator(nn.Module, ABC):
         """(B, G, L) codes -> per level (B, G, K), with gradient."""
         return self.decoder.code_logits(sids, self.keys_values(context), context.mask)
 
-    def new_cache(self, context: RequestContext, width: int) -> BeamCache:
+    def new_cache(self, context: RequestContext, width: int) -> DecoderCache:
         return self.decoder.new_cache(context.num_histories, width)
 
     def step(
-        self, context: RequestContext, cache: BeamCache, level: int, codes: Tensor | None, parents: Tensor | None
+        self, context: RequestContext, cache: DecoderCache, level: int, codes: Tensor | None, parents: Tensor | None
     ) -> StepOutput:
         """(B, W, K) logits of the next code."""
         return StepOutput(self.decoder.step(cache, self.keys_values(context), context.mask, level, codes, parents))

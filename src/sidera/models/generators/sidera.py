@@ -38,6 +38,7 @@ from sidera.nn.item_embedding import ItemEmbedding, ItemRows
 from sidera.nn.made_of_weights import MadeOfWeights
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.attention import Layout, layout_of
+from sidera.ops.jagged import with_copies
 from sidera.roles import Loss, StepOutput
 
 NEVER = float("-inf")
@@ -59,6 +60,19 @@ class TreeContext:
     @property
     def nbytes(self) -> int:
         return self.states.nbytes + self.visited.nbytes
+
+    @property
+    def length(self) -> int:
+        return self.visited.shape[1]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.states, self.visited
+
+    def padded_to(self, num_histories: int, length: int) -> TreeContext:
+        """See :class:`sidera.decode.graph.Paddable`."""
+        more = num_histories - self.num_histories
+        visited = F.pad(self.visited, (0, 0, 0, length - self.length), value=-1)
+        return TreeContext(with_copies(self.states, more), with_copies(visited, more))
 
 
 @dataclass

@@ -26,6 +26,7 @@ from sidera.nn.product import packed, product
 from sidera.nn.t5 import Decoder, DecoderLayer, Encoder, EncoderLayer
 from sidera.nn.t5_functions import EPSILON
 from sidera.ops.attention import Layout, attention
+from sidera.ops.jagged import with_copies
 from sidera.roles import StepOutput
 
 BEGIN = 1
@@ -64,6 +65,52 @@ class TigerContext:
         for group, rows in zip(groups, self.order.split([group.num_rows for group in groups]), strict=True):
             states[rows, : group.length] = self.states[group.start : group.end].view(group.num_rows, group.length, -1)
         return states, mask
+
+    @property
+    def length(self) -> int:
+        return self.layout.keys[0].length
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.states,)
+
+    def padded_to(self, num_histories: int, length: int) -> PaddedContext:
+        """See :class:`sidera.decode.graph.Paddable`."""
+        states, mask = self.padded()
+        if mask is None:
+            mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        return PaddedContext(states, mask, self.weights).padded_to(num_histories, length)
+
+
+@dataclass(frozen=True)
+class PaddedContext:
+    """The same in one table."""
+
+    states: Tensor  # (B, S, D)
+    mask: Tensor  # (B, S) True = token
+    weights: FastWeights | None = None
+
+    @property
+    def num_histories(self) -> int:
+        return len(self.mask)
+
+    @property
+    def nbytes(self) -> int:
+        return self.states.nbytes + self.mask.nbytes
+
+    @property
+    def length(self) -> int:
+        return self.mask.shape[1]
+
+    def padded(self) -> tuple[Tensor, Tensor | None]:
+        return self.states, self.mask
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.states, self.mask
+
+    def padded_to(self, num_histories: int, length: int) -> PaddedContext:
+        more, longer = num_histories - self.num_histories, length - self.length
+        states = with_copies(F.pad(self.states, (0, 0, 0, longer)), more)
+        return PaddedContext(states, with_copies(F.pad(self.mask, (0, longer)), more), self.weights)
 
 
 @dataclass(frozen=True)
@@ -174,7 +221,7 @@ class TigerCache:
 
 
 @torch.no_grad()
-def new_cache(weights: FastWeights, context: TigerContext, width: int) -> TigerCache:
+def new_cache(weights: FastWeights, context: TigerContext | PaddedContext, width: int) -> TigerCache:
     """Cross-attention of all layers for every history, and room for ``width`` beams."""
     states, mask = context.padded()
     num_histories, num_tokens, dim = states.shape
@@ -239,7 +286,7 @@ def _cross_attention(x: Tensor, layer: _Layer, num_heads: int, cache: TigerCache
     """x (B*W, D) against its history's folded keys and values."""
     keys, values = cache.keys[index], cache.values[index]
     query = _normed(x, cache.weights.floor, keys.dtype)
-    if cache.num_histories == 1:
+    if cache.num_histories == 1 and cache.absent is None:
         scores = product(query, keys[0])  # (W, H*S)
         shares = scores.view(-1, num_heads, scores.shape[1] // num_heads).softmax(-1)
         return x + product(shares.view(scores.shape), values[0])

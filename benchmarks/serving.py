@@ -1,0 +1,250 @@
+"""Claim `serving`: how long one client waits, how many requests a second a server bears, whether answers are right.
+
+    python benchmarks/serving.py [--quick] [--ref COMMIT] [--only NAME ...] [--runs FOLDER]
+
+Every server is `sidera serve` in a process of its own on two cores that the load shares, with the behaviour store and
+the exposure log on; a request names a user. `--ref` serves another commit's code beside it, and the two are measured
+in turn.
+
+* *one client*: p50 and p99 of a closed loop of one client (demo OneRec-V2; Beauty's generator over 12 k items and over
+  a million; TIGER);
+* *open loop*: the highest rate of Poisson arrivals of which 99 % are answered within 100 ms (demo OneRec-V2, Beauty's
+  generator, SASRec);
+* *right*: the share of answers, taken under load, whose ten items are those of the slow reference: the plain beam
+  search of one history after another, or all scores sorted;
+* *peer*: TIGER's weights under 16 clients against FastAPI and transformers' `generate` with a prefix function.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from before_after import other_tree
+from harness import arguments, finish
+from servers import ROOT, environment, served, users_of
+
+SLO = 0.1  # seconds
+CLIENTS = 16  # of saturation
+ONE_CLIENT = {"demo_onerec_v2": 7.0, "generator": 8.0, "million": 20.0, "tiger": 30.0}  # p50 in ms, at most
+SPREAD = 2.5  # p99 / p50 of one client, at most
+OPEN_LOOP = {"demo_onerec_v2": (300, 4.8), "generator": (250, 3.8), "sasrec": (600, 3.4)}  # rate, times the commit's
+FIRST_RATE = 40.0
+RIGHT, PEER = 0.99, 8.0
+QUICK = ("demo_onerec_v2",)
+NAMES = ("demo_onerec_v2", "generator", "sasrec", "tiger", "million")
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ref", help="another commit to serve beside this one")
+    parser.add_argument("--only", nargs="+", choices=NAMES, help="these runs; no result is kept")
+    parser.add_argument("--runs", help="folder that keeps the run folders (else they are made and removed)")
+    parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
+
+
+class Measured:
+    """The servers of one run, this tree's and the other commit's, and who asks them."""
+
+    def __init__(self, name: str, servers: Mapping[str, Any], folders: Mapping[str, Path], quick: bool) -> None:
+        self.name, self.servers, self.folders, self.quick = name, servers, folders, quick
+        self.requests = {side: users_of(folders[side])(server.address) for side, server in servers.items()}
+
+    def client(self, side: str) -> Any:
+        from sidera.traffic.client import Client
+
+        address = self.servers[side].address
+        return Client((address.host, address.port), self.requests[side], timeout=30.0)
+
+    def one_client(self) -> dict[str, dict[str, float]]:
+        """side -> p50 and p99 in ms, over turns A B B A."""
+        from sidera.traffic.tally import latency_figures
+
+        sides, seconds = list(self.servers), 1.0 if self.quick else 4.0
+        waited: dict[str, list[float]] = {side: [] for side in sides}
+        for turn in range(4):
+            for side in sides if turn % 2 else sides[::-1]:
+                tally = self.client(side).closed(1, seconds, 0.5)
+                waited[side] += tally.kinds["recommend"].successes
+        return {side: latency_figures(sorted(values)) for side, values in waited.items()}
+
+    def highest_rates(self) -> dict[str, float]:
+        from sidera.traffic.highest_rate import SHARE, highest_rate
+
+        rates, seconds = {}, 1.5 if self.quick else 4.0
+        precision = 1.2 if self.quick else 1.04
+        for side in self.servers:
+
+            def window(rate: float, seconds: float, side: str = side) -> Any:
+                return self.client(side).open(rate, seconds, 0.5, slo=SLO, miss_share=1 - SHARE)
+
+            rates[side] = highest_rate(window, SLO, FIRST_RATE, seconds, precision).rate
+            print(f"{self.name} {side}: {rates[side]:.1f} requests/s", flush=True)
+        return {side: round(rate, 1) for side, rate in rates.items()}
+
+    def throughput(self, side: str, seconds: float) -> float:
+        return self.client(side).closed(CLIENTS, seconds, seconds / 4).as_dict(SLO)["kinds"]["recommend"][
+            "answers_per_second"
+        ]
+
+    def right(self, side: str = "after", count: int = 200) -> float:
+        """Share of answers under load that hold the reference's items in its order."""
+        from sidera.traffic.requests import histories_of
+
+        users = list(histories_of(self.folders[side] / "data"))[:count]
+        address = self.servers[side].address
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            answers = list(pool.map(lambda user: answer_of(address, user), users))
+        expected = reference(self.folders[side], users)
+        return sum(same(*pair) for pair in zip(answers, expected, strict=True)) / len(users)
+
+
+def answer_of(address: Any, user: str) -> list[str]:
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=60)
+    body = json.dumps({"user": user, "k": 10, "filter_seen": False})
+    connection.request("POST", "/v1/recommend", body, {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    said = json.loads(answer.read())
+    connection.close()
+    assert answer.status == 200, said
+    return [one["item"] for one in said["items"]]
+
+
+def reference(folder: Path, users: list[str]) -> list[list[tuple[str, float]]]:
+    """The eleven best items of each user with their scores, one history after another, by the slowest path there is."""
+    import torch
+
+    from sidera.core import Request
+    from sidera.decode.beam import beam_search
+    from sidera.engine.answerer import Answerer
+    from sidera.engine.recommender import Recommender
+    from sidera.engine.serving import ServeConfig
+
+    found = []
+    with (
+        tempfile.TemporaryDirectory() as store,
+        Recommender.load(folder / "run", serve=ServeConfig(store=store, fill=str(folder / "data"))) as recommender,
+    ):
+        snapshot, trie = recommender.snapshot, recommender.catalog.trie if recommender.catalog.has_codes else None
+        reader = Answerer(snapshot, recommender.pipeline, recommender.behaviour).reader
+        for user in users:
+            batch = snapshot.readable(reader.batch([reader.read(Request(user=user, filter_seen=False))]))
+            with torch.inference_mode():
+                if trie is None:
+                    scores, ids = snapshot.scorer.item_scores(batch).float().topk(11)
+                else:
+                    context, width = snapshot.generator.context(batch), recommender.beam
+                    beams = beam_search(snapshot.generator, context, trie, width=width, num_results=11)
+                    ids, scores = beams.item_ids, beams.scores
+            keys = recommender.catalog.item_keys.take(ids[0].numpy())
+            found.append(list(zip(keys, scores[0].tolist(), strict=True)))
+    return found
+
+
+def same(answer: list[str], expected: list[tuple[str, float]]) -> bool:
+    """Whether an answer holds the expected items. Items that score alike to a float's precision may change places."""
+    scores = dict(expected)
+    if not set(answer) <= set(scores):
+        return False
+    given = [scores[item] for item in answer]
+    tolerance = 1e-5 * max(1.0, abs(expected[0][1]))
+    return len(answer) == 10 and all(
+        abs(score - wanted) <= tolerance for score, (_, wanted) in zip(given, expected, strict=False)
+    )
+
+
+@contextlib.contextmanager
+def both(name: str, scratch: Path, other: Path | None, quick: bool) -> Iterator[Measured]:
+    trees = {"after": ROOT} if other is None else {"after": ROOT, "before": other}
+    folders = {side: scratch / f"{name}-{side}" for side in trees}
+    with contextlib.ExitStack() as stack:
+        servers = {side: stack.enter_context(served(name, folders[side], tree)) for side, tree in trees.items()}
+        yield Measured(name, servers, folders, quick)
+
+
+def against_transformers(ours: Measured, quick: bool) -> dict[str, float]:
+    """Answers a second of both under 16 clients, in turn, and their ratio."""
+    from sidera.traffic.client import Client
+    from sidera.traffic.requests import Asked, histories_of, questions
+    from sidera.traffic.server import serving
+
+    folder, seconds = ours.folders["after"], 8.0 if quick else 20.0
+    script = str(Path(__file__).with_name("generate_server.py"))
+    rates: dict[str, list[float]] = {"ours": [], "peer": []}
+    with serving(folder / "run", command=[sys.executable, script, str(folder / "run")],
+                 environment={**environment(ROOT), "PYTHONSAFEPATH": ""}) as peer:  # fmt: skip
+        histories = histories_of(folder / "data")
+        requests = questions(peer.address, histories, Asked(length=20))
+        for _ in range(1 if quick else 3):
+            client = Client((peer.address.host, peer.address.port), requests, timeout=60.0)
+            figures = client.closed(CLIENTS, seconds, seconds / 4).as_dict(SLO)["kinds"]["recommend"]
+            assert set(figures["statuses"]) == {"200"}, figures
+            rates["peer"].append(figures["answers_per_second"])
+            rates["ours"].append(ours.throughput("after", seconds))
+    found = {side: statistics.median(values) for side, values in rates.items()}
+    return {**found, "ratio": round(found["ours"] / found["peer"], 2)}
+
+
+def main() -> None:
+    options = arguments(__doc__, flags)
+    names = options.only or (QUICK if options.quick else NAMES)
+    rows: dict[str, dict[str, Any]] = {}
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="serving-")))
+        other = stack.enter_context(other_tree(options.ref, scratch))[0] if options.ref else None
+        runs = Path(options.runs) if options.runs else scratch
+        for name in names:
+            with both(name, runs, other, options.quick) as measured:
+                row: dict[str, Any] = {"right": measured.right()}
+                if name in ONE_CLIENT:
+                    row["one_client_ms"] = measured.one_client()
+                if name in OPEN_LOOP:
+                    row["highest_rate"] = measured.highest_rates()
+                if name == "tiger" and not options.no_peer:
+                    row["peer"] = against_transformers(measured, options.quick)
+                rows[name] = row
+                print(f"{name}: {row}", flush=True)
+    value, bar, passed = verdict(rows)
+    context = {"slo_ms": 1000 * SLO, "clients": CLIENTS, "ref": options.ref, "store": True, "exposures": True}
+    finish(
+        "serving", value, bar, passed, {**context, "rows": rows}, options.quick or bool(options.only or options.runs)
+    )
+
+
+def verdict(rows: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, float], bool]:
+    """Figures by name, their bars, and whether each meets its own."""
+    checks: list[tuple[str, float, float, bool]] = []
+
+    def check(name: str, value: float, bar: float, at_most: bool = False) -> None:
+        checks.append((name, value, bar, value <= bar if at_most else value >= bar))
+
+    for name, row in rows.items():
+        check(f"{name} right", row["right"], RIGHT)
+        if "one_client_ms" in row:
+            after = row["one_client_ms"]["after"]
+            check(f"{name} p50", after["p50"], ONE_CLIENT[name], at_most=True)
+            check(f"{name} p99/p50", round(after["p99"] / after["p50"], 2), SPREAD, at_most=True)
+        if "highest_rate" in row:
+            rates, (least, times) = row["highest_rate"], OPEN_LOOP[name]
+            check(f"{name} rate", rates["after"], least)
+            if rates.get("before"):
+                check(f"{name} rate, times", round(rates["after"] / rates["before"], 2), times)
+        if "peer" in row:
+            check("tiger throughput, times generate", row["peer"]["ratio"], PEER)
+    return (
+        {name: value for name, value, _, _ in checks},
+        {name: bar for name, _, bar, _ in checks},
+        all(passed for *_, passed in checks),
+    )
+
+
+if __name__ == "__main__":
+    main()
