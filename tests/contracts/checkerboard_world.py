@@ -35,6 +35,7 @@ from sidera.train.stages import Prepared, batch_source
 SMALL: dict[str, dict[str, Any]] = {
     "popularity": {},
     "item_knn": {"neighbours": 8},
+    "transitions": {"neighbours": 8},
     "sasrec": {"max_history": 8, "width": 16, "num_layers": 1, "num_heads": 1, "dropout": 0.0, "loss": "full"},
     "tiger": {
         "max_history": 8,

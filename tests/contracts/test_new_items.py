@@ -21,7 +21,7 @@ from sidera.models import fit_once
 from sidera.models.generators.sidera import SideraGenerator
 from sidera.nn.item_embedding import ItemEmbedding, ItemOffset, fallback_rows, grown
 
-COUNTS = ["item_knn", "popularity"]
+COUNTS = ["item_knn", "transitions", "popularity"]
 READS = [name for name in ALL if name not in COUNTS]
 OLD = [["item0003", "item0007"], ["item0001"]]
 

@@ -71,20 +71,20 @@ def test_only_the_nearest_neighbours_are_kept() -> None:
     similarity = reference_similarity(sequences, model.config)
     for item in range(NUM_ITEMS):
         best = sorted((value for (left, _), value in similarity.items() if left == item), reverse=True)[:3]
-        np.testing.assert_allclose(model.similarity[item].numpy(), best, rtol=1e-5)
+        np.testing.assert_allclose(model.votes[item].numpy(), best, rtol=1e-5)
 
 
 def test_users_do_not_meet() -> None:
     """The last event of one user and the first of the next are no pair."""
-    assert counted([[1], [2]]).similarity.sum() == 0
-    assert counted([[1, 2]]).similarity.sum() > 0
+    assert counted([[1], [2]]).votes.sum() == 0
+    assert counted([[1, 2]]).votes.sum() > 0
 
 
 def test_counting_twice_counts_once() -> None:
     model = counted([[1, 2, 3], [1, 2]], neighbours=4)
-    before = model.similarity.clone()
+    before = model.votes.clone()
     model.count(np.array([1, 2, 3, 1, 2]), np.array([0, 3, 5]))
-    torch.testing.assert_close(model.similarity, before)
+    torch.testing.assert_close(model.votes, before)
 
 
 @pytest.mark.parametrize(

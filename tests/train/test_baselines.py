@@ -46,7 +46,7 @@ def beside(out: Path) -> dict[str, Evaluation]:
 def test_a_trained_model_has_both_beside_it_on_the_same_rows(model: str, log: Path, tmp_path: Path) -> None:
     own = run_of(model, log, tmp_path / "run")
     found = beside(tmp_path / "run")
-    assert set(found) == {"item_knn", "popularity"}
+    assert set(found) == {"item_knn", "transitions", "popularity"}
     for name, baseline in found.items():
         assert compare(own, baseline).tests  # refused for other rows; OneRec reads other events than the two
         alone = run_of(name, log, tmp_path / name)
@@ -56,7 +56,7 @@ def test_a_trained_model_has_both_beside_it_on_the_same_rows(model: str, log: Pa
 
 
 def test_what_only_counts_gets_nothing_dearer_beside_it(log: Path, tmp_path: Path) -> None:
-    for model, expected in (("popularity", set()), ("item_knn", {"popularity"})):
+    for model, expected in (("popularity", set()), ("item_knn", {"transitions", "popularity"})):
         run_of(model, log, tmp_path / model)
         assert set(beside(tmp_path / model)) == expected
 
@@ -66,8 +66,8 @@ def test_they_are_measured_once_and_can_be_left_out(log: Path, tmp_path: Path) -
     first = run_of("sasrec", log, tmp_path / "run", said, baselines=False)
     assert not beside(tmp_path / "run")
     again = run_of("sasrec", log, tmp_path / "run", said)
-    assert sum("beside, " in line for line in said) == 2
+    assert sum("beside, " in line for line in said) == 3
     assert sum("evaluate: reused" in line for line in said) == 1  # whether they are wanted changes no figure of the run
     assert again.metrics == first.metrics
     run_of("sasrec", log, tmp_path / "run", said)
-    assert sum("beside, " in line for line in said) == 2
+    assert sum("beside, " in line for line in said) == 3

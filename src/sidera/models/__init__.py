@@ -34,11 +34,13 @@ from sidera.models.rankers.session_reward import SessionReward
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.models.retrievers.popularity import Popularity
 from sidera.models.retrievers.sasrec import SASRec
+from sidera.models.retrievers.transitions import Transitions
 from sidera.ops.budget import Budget, TooLarge
 
 MODELS: dict[str, Any] = {
     "popularity": Popularity,
     "item_knn": ItemKNN,
+    "transitions": Transitions,
     "sasrec": SASRec,
     "tiger": Tiger,
     "sidera": SideraGenerator,

@@ -13,6 +13,7 @@ MODELS = {
     "onerec_v2": "OneRec-V2",
     "sasrec": "SASRec",
     "item_knn": "item-kNN",
+    "transitions": "transitions",
     "popularity": "popularity",
 }
 

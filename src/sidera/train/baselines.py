@@ -1,7 +1,7 @@
-"""Popularity and item-kNN beside a trained model, on the same rows -> ``baselines/EVALUATION/NAME``.
+"""Popularity, item-kNN and transitions beside a trained model, on the same rows -> ``baselines/EVALUATION/NAME``.
 
-Both only count, so they cost seconds where a training costs minutes, and a figure without them says little. A model
-that counts itself gets no companion that costs more than it does: item-kNN gets popularity, popularity gets none.
+They only count, so they cost seconds where a training costs minutes, and a figure without them says little. A model
+that counts itself gets those that cost less than it does: item-kNN gets transitions and popularity, popularity none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sidera.models import MODELS, build_model
 from sidera.stage import stage
 
 FOLDER = "baselines"
-COMPANIONS = ("item_knn", "popularity")  # of a model that is none; one of them gets those behind it
+COMPANIONS = ("item_knn", "transitions", "popularity")  # of a model that is none; one of them gets those behind it
 
 
 def baselines(

@@ -1,0 +1,102 @@
+"""Pairs of items that stood near each other in the training sequences: how they are counted, kept and asked.
+
+Item-kNN and transitions differ in which pairs they count and in what a count is worth. The counting, the table of the
+best pairs of each item and the votes of a history stand here.
+
+Shape legend: B histories · T events of all · N items · P pairs · K pairs kept of an item.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sidera.batch import Batch, Reads
+from sidera.catalog.catalog import Catalog
+
+PAIRS = 4_000_000  # counted at once, about; memory is 50 bytes a pair
+
+
+def counted_pairs(
+    item_ids: np.ndarray, offsets: np.ndarray, num_items: int, forward: np.ndarray, backward: np.ndarray,
+    *, itself: bool,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:  # fmt: skip
+    """Left items, right items and their weights together (P,), sorted by left and right, a range of left items a time.
+
+    Sequences: user u's events are ``item_ids[offsets[u]:offsets[u+1]]``. ``forward`` (S,): weight of a right item that
+    came so many steps after the left one, from 1; ``backward`` (S,): before it. ``itself``: an item that comes again
+    is a pair, too.
+
+    A pair's step is kept in the low digits of its key: sorting keys alone is several times faster than sorting
+    places, and equal pairs are summed in one order.
+    """
+    users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    weights, steps = np.concatenate([forward, backward]), len(forward) + len(backward)
+    share = np.cumsum(np.bincount(item_ids, minlength=num_items)) * steps // PAIRS  # the range that an item falls into
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(share)) + 1, [num_items]])
+    for first, end in pairwise(starts.tolist()):
+        keys = [np.zeros(0, dtype=np.int64)]
+        for step in range(1, max(len(forward), len(backward)) + 1):
+            before, after = item_ids[:-step], item_ids[step:]
+            counts = users[step:] == users[:-step]
+            counts = counts if itself else counts & (before != after)
+            for code, one, other in ((step - 1, before, after), (len(forward) + step - 1, after, before)):
+                if step > (len(forward) if one is before else len(backward)):
+                    continue
+                here = counts & (one >= first) & (one < end)
+                keys.append(((one[here] - first) * np.int64(num_items) + other[here]) * steps + code)
+        sorted_keys = np.sort(np.concatenate(keys))
+        pairs, codes = np.divmod(sorted_keys, steps)
+        begins = np.flatnonzero(np.diff(pairs, prepend=-1))
+        total = np.add.reduceat(weights[codes], begins) if len(begins) else np.zeros(0)
+        left, right = np.divmod(pairs[begins], num_items)
+        yield left + first, right, total
+
+
+class PairVotes(nn.Module):
+    """The best pairs of every item, and the votes of a history's items for what they are paired with."""
+
+    role = "scorer"
+    reads_codes = False
+    reads_late_items = False  # nothing was counted of them
+    neighbour_ids: Tensor  # (N, K) int32
+    votes: Tensor  # (N, K) float32, 0 where there are fewer pairs
+
+    def __init__(self, catalog: Catalog, reads: Reads, neighbours: int) -> None:
+        super().__init__()
+        self.reads = reads
+        num_items = len(catalog.item_keys)
+        self.register_buffer("neighbour_ids", torch.zeros(num_items, neighbours, dtype=torch.int32))
+        self.register_buffer("votes", torch.zeros(num_items, neighbours))
+
+    @property
+    @abstractmethod
+    def fading(self) -> float:
+        """Weight of an event's vote against that of the event after it."""
+
+    def keep(self, pairs: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+        """Fill the table with the highest values of each left item: left and right items and values (P,)."""
+        width, device = self.votes.shape[1], self.votes.device
+        self.votes.zero_()
+        for left, right, value in pairs:
+            order = np.lexsort((-value, left))  # best first inside each left item; ties stay in order of right
+            left, right, value = left[order], right[order], value[order]
+            rank = np.arange(len(left)) - np.searchsorted(left, left)
+            kept = rank < width
+            self.neighbour_ids[left[kept], rank[kept]] = torch.from_numpy(right[kept].astype(np.int32)).to(device)
+            self.votes[left[kept], rank[kept]] = torch.from_numpy(value[kept]).float().to(device)
+
+    def item_scores(self, batch: Batch) -> Tensor:
+        """(B, N); 0 for items that no history item is paired with."""
+        events, item_ids = batch.events, batch.item_ids
+        weight = self.fading**events.from_end  # (T,)
+        num_items = len(self.votes)
+        flat_ids = events.row_ids[:, None] * num_items + self.neighbour_ids[item_ids]  # (T, K)
+        scores = torch.zeros(batch.num_histories * num_items, device=item_ids.device)
+        scores.index_add_(0, flat_ids.flatten(), (weight[:, None] * self.votes[item_ids]).flatten())
+        return scores.view(batch.num_histories, num_items)
