@@ -13,7 +13,7 @@ history's own items ranked too. Otherwise they are what the recipe says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
