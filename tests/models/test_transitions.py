@@ -87,7 +87,7 @@ def test_ranges_of_items_are_counted_as_one(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_settings_come_from_the_validation_rows() -> None:
-    """On a log whose next item follows from the newest one alone, the quickest fading wins; without a choice it stays."""
+    """On a log whose next item follows from the newest one alone, the quickest fading wins; a given one stays."""
     log = checkerboard()
     view = View(log, leave_one_out(log), FeatureSchema())
     model = Transitions(Transitions.Config(), small_catalog(log.num_items))
