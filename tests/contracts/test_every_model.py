@@ -122,7 +122,7 @@ def test_removed_items_are_never_answered(name: str) -> None:
     right = world().catalog.item_keys[world().following[7]]
     catalog = world().catalog.without([str(right), "item0000"])
     asked = recommender(name, trained(name).model, catalog)
-    (answer,) = asked.recommend([["item0003", "item0007"]], NUM_ITEMS)
+    (answer,) = asked.recommend([["item0003", "item0007"]], NUM_ITEMS, filter_seen=False)
     assert len(answer.item_keys) == NUM_ITEMS - 2
     assert not {str(right), "item0000"} & set(answer.item_keys)
     assert answer.items_version == world().catalog.items_version + 1
