@@ -212,4 +212,5 @@ def test_only_the_newest_events_are_read(name: str) -> None:
     asked = trained(name).recommender
     tail = [f"item{item:04d}" for item in (np.arange(asked.reads.max_events) * 4) % NUM_ITEMS]
     old = [f"item{item:04d}" for item in (1, 2, 3, 5, 6, 7)]
-    assert asked.recommend([old + tail])[0].item_keys == asked.recommend([tail])[0].item_keys
+    one, other = (asked.recommend([history], filter_seen=False)[0] for history in (old + tail, tail))
+    assert one.item_keys == other.item_keys
