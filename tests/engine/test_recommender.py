@@ -344,7 +344,7 @@ def test_a_full_disk_while_saving_keeps_the_old_model(
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sidera.artifacts.save_file", full_disk)
+    monkeypatch.setattr("sidera.artifacts.write_tensors", full_disk)
     with pytest.raises(OSError, match="No space"):
         loaded.save_model(run / "model", digest="new", parents={})
     assert Recommender.load(run).recommend([[KEYS[3]]]) == expected
