@@ -450,7 +450,7 @@ def test_logs_that_are_hardly_logs(
 ) -> None:
     """What can be learned from is; of the rest one line says what it lacks."""
     rows, enough = HARDLY_LOGS[case]
-    enough = enough or (case == "one user with three events" and model in ("item_knn", "popularity"))
+    enough = enough or (case == "one user with three events" and model in ("item_knn", "transitions", "popularity"))
     assert sidera("import", import_csv(tmp_path, rows), "--out", tmp_path / "data") == 0
     vectors = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     save_vectors(tmp_path / "v.safetensors", ["i0", "i1", "i2", "i3"], vectors)

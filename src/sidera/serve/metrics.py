@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -75,9 +74,13 @@ def gauge(name: str, text: str, value: float, kind: str = "gauge", labels: str =
 
 
 def resident_bytes() -> int:
-    """Memory of this process now; its peak where the system does not say."""
+    """Memory of this process now; its peak where the system says no more, 0 where it says nothing."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        import resource
+    except ImportError:  # Windows
+        return 0
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
     except (OSError, ValueError, IndexError):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
