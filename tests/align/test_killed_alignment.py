@@ -75,6 +75,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow  # 20 s: five trainings in two processes
 def test_two_processes_align_as_one(tmp_path: Path) -> None:
     """On the same requests: the same rollouts, means over all of them, one policy."""
     asked = {name: {"steps": 2, "check_every": 9, **case, "is_plain": True} for name, case in TOGETHER.items()}
