@@ -174,13 +174,12 @@ def test_changes_of_items_survive_a_swap_and_reach_other_processes(live: LiveRun
 def test_a_model_trained_again_with_other_codes_reads_the_same_store(
     run: Path, trained_run: Path, tmp_path: Path
 ) -> None:
-    from conftest import CHECKERBOARD_RECIPE
     from sidera.train.recipe import Recipe
     from sidera.train.stages import train
 
-    sections: dict[str, Any] = {**CHECKERBOARD_RECIPE, "fit": {**CHECKERBOARD_RECIPE["fit"], "epochs": 1}}
-    sections["catalog"] = {**sections["catalog"], "quantizer": {"num_levels": 2, "codebook_size": 6}}
-    train(Recipe.parse(sections), trained_run.parent / "data", tmp_path / "again", say=lambda _: None)
+    codes = ("num_levels=2", "codebook_size=6", "balanced=false")
+    recipe = Recipe.of_run(trained_run, ("fit.epochs=1", *(f"catalog.quantizer.{key}" for key in codes)))
+    train(recipe, trained_run.parent / "data", tmp_path / "again", say=lambda _: None)
     number = versions.add_run(run, tmp_path / "again")
     config = ServeConfig(store=tmp_path / "store", exposures=tmp_path / "log")
     with LiveRun.open(run, serve=config) as live:
