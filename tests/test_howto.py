@@ -48,7 +48,8 @@ def test_the_page_runs_as_written(
             run_commands(text, capsys)
         else:
             exec(compile(text, str(page), "exec"), {})
-    assert capsys.readouterr().out
+    if any(kind == "commands" or "print(" in text for kind, text in blocks(page)):
+        assert capsys.readouterr().out
 
 
 def test_most_pages_have_something_to_run() -> None:

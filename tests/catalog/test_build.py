@@ -132,6 +132,7 @@ def test_imports_with_the_bare_four_only() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.slow  # 20 s: a public data set whole
 @pytest.mark.skipif(not BEAUTY.is_dir(), reason="shared/data/amazon2014_beauty is absent")
 def test_beauty_collaborative_tree() -> None:
     """The tree of sidera's generator: 256 clusters of at most 48 items that follow each other."""

@@ -31,6 +31,7 @@ def torchrun(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow  # 15 s; the same through the shell is tests/test_torchrun.py
 def test_two_processes_reproduce_one(tmp_path: Path) -> None:
     cases: list[dict[str, Any]] = [
         {"epochs": 4},
