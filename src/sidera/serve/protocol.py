@@ -37,10 +37,7 @@ TOO_SLOW = b'{"detail": "the request came too slowly"}'
 if TYPE_CHECKING:
     Base = Any
 else:
-    try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Base
-    except ImportError:  # httptools comes with the extra `serve`
-        from uvicorn.protocols.http.h11_impl import H11Protocol as Base
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Base
 
 
 class Protocol(Base):
