@@ -119,7 +119,7 @@ def finish(
             **plain(context),
             "quick": quick,
             "machine": machine(),
-            "command": " ".join(["python", f"{script.parent.name}/{script.name}", *sys.argv[1:]]),
+            "command": " ".join(["python", f"{script.parent.name}/{script.name}", *map(_without_place, sys.argv[1:])]),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         },
     }
@@ -149,6 +149,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _without_place(argument: str) -> str:
+    """An argument; of an absolute path only its name, as its folder is of one machine."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _cpu_model() -> str:

@@ -99,7 +99,7 @@ def overload(loaded: Loaded, rate: float, seconds: float) -> dict[str, Any]:
         "healthz_p99_ms": p99_ms(during.kinds["/healthz"].successes) if not during.kinds["/healthz"].errors else 1e4,
         "goodput_after": round(goodput(after) / max(1e-9, goodput(before)), 3),
         "memory_after": round(loaded.server.rss / memory, 3),
-        "told": {"rate": rate, "statuses": statuses, "errors": dict(asked.errors), "p99_ms": p99_ms(asked.successes)},
+        "asked": {"rate": rate, "statuses": statuses, "errors": dict(asked.errors), "p99_ms": p99_ms(asked.successes)},
     }
 
 
@@ -115,14 +115,14 @@ def bodies(loaded: Loaded, rate: float, seconds: float) -> dict[str, Any]:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     context = multiprocessing.get_context("spawn")
-    told, ready = context.Queue(), context.Event()
+    counted, ready = context.Queue(), context.Event()
     address = (loaded.address.host, loaded.address.port)
-    attacker = context.Process(target=attack, args=(address, seconds, ready, told), daemon=True)
+    attacker = context.Process(target=attack, args=(address, seconds, ready, counted), daemon=True)
     attacker.start()
     ready.wait(30)
     try:
         fed = loaded.window(rate / 2, seconds)
-        counts = told.get(timeout=60)
+        counts = counted.get(timeout=60)
     finally:
         attacker.kill()
         attacker.join()
@@ -133,11 +133,11 @@ def bodies(loaded: Loaded, rate: float, seconds: float) -> dict[str, Any]:
     return {
         "bodies_memory_mb": round((peak[0] - memory) / 2**20, 1),
         "bodies_p99_times": round(times, 2) if not lost else 1e3,
-        "told_bodies": {"attack": counts, "lost": lost, "memory_end_mb": round((loaded.server.rss - memory) / 2**20)},
+        "large_bodies": {"attack": counts, "lost": lost, "memory_end_mb": round((loaded.server.rss - memory) / 2**20)},
     }
 
 
-def attack(address: tuple[str, int], seconds: float, ready: Any, told: Any) -> None:
+def attack(address: tuple[str, int], seconds: float, ready: Any, counted: Any) -> None:
     """In a process of its own: the three kinds at once for so many seconds; says what came of them."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
@@ -177,7 +177,7 @@ def attack(address: tuple[str, int], seconds: float, ready: Any, told: Any) -> N
                 closed += sock in begun
                 del unsent[sock]
         time.sleep(1.0)
-    told.put({"begun": len(begun), "closed by the server": closed, "large bodies": dict(statuses)})
+    counted.put({"begun": len(begun), "closed by the server": closed, "large bodies": dict(statuses)})
     time.sleep(60)  # until it is killed: the connections stay open while the others are measured
 
 

@@ -5,7 +5,7 @@
 Users ask and a fifth of the requests are events, with the behaviour store and the exposure log on. Resident memory is
 read every second; its growth is the median of the last tenth over the median of the second tenth (the first tenth
 warms caches). Files are those of the store and the log: their number must stop to grow (the most in the last third
-against the most in the middle third), and their bytes for every event and exposure kept are told.
+against the most in the middle third), and their bytes for every event and exposure kept are reported.
 """
 
 from __future__ import annotations

@@ -97,13 +97,13 @@ def batched(path: Path, num_events: int) -> dict[str, float]:
     """Histories of 50 events, as a fill writes them; then the reads, of this store with a long user."""
     store = opened(path, True)
     numbers, each = store.numbers_of([f"i{n}" for n in range(10_000)]), 50
-    told = [(f"u{user}", events(numbers, each, user), None) for user in range(num_events // each)]
+    histories = [(f"u{user}", events(numbers, each, user), None) for user in range(num_events // each)]
     begun, cpu = time.perf_counter(), time.process_time()
     if hasattr(store, "append_all"):
-        for start in range(0, len(told), 500):
-            store.append_all(told[start : start + 500])
+        for start in range(0, len(histories), 500):
+            store.append_all(histories[start : start + 500])
     else:
-        for user, part, _ in told:
+        for user, part, _ in histories:
             store.append(user, part)
     wall, cpu = time.perf_counter() - begun, time.process_time() - cpu
     if hasattr(store, "compact"):

@@ -22,6 +22,7 @@ from checkerboard_world import (
 )
 
 from sidera.core import CatalogMismatch, Request
+from sidera.engine.questions import Questions
 from sidera.engine.recommender import Recommender
 from sidera.fit import FitConfig, tuning
 from sidera.fit.protocols import model_loss
@@ -215,3 +216,12 @@ def test_only_the_newest_events_are_read(name: str) -> None:
     old = [f"item{item:04d}" for item in (1, 2, 3, 5, 6, 7)]
     one, other = (asked.recommend([history], filter_seen=False)[0] for history in (old + tail, tail))
     assert one.item_keys == other.item_keys
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "onerec_v1"])  # it scores lists as a whole
+def test_a_given_item_has_the_score_that_a_search_gives_it(name: str) -> None:
+    asked, history = trained(name).recommender, ["item0003", "item0007"]
+    (answer,) = asked.recommend([history], 6, filter_seen=False)
+    scored = Questions(asked).score(history, answer.item_keys[::-1])
+    assert [one.item for one in scored] == list(answer.item_keys[::-1])
+    np.testing.assert_allclose([one.score for one in scored], answer.scores[::-1], atol=1e-4)

@@ -6,6 +6,7 @@ import copy
 import shutil
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -153,11 +154,8 @@ def test_many_writes_are_compacted_while_others_come(tmp_path: Path) -> None:
             for number in range(40):
                 writer.shown(rows(f"r{name}-{number}"))
 
-        threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))  # raises what a thread raised
         writer.follow({"request": ["r0-0"], "slot": [0], "click": [True]})
     log = open_log(tmp_path / "log")
     requests = log.read()["request"].to_pylist()

@@ -96,7 +96,10 @@ def test_popular_counts_what_it_says(recommender: Recommender, log: Dataset) -> 
     assert [one.score for one in trained] == np.sort(np.asarray(recommender.catalog.popularity))[::-1][:3].tolist()
     with pytest.raises(InputError, match="a window without a log"):
         ask.popular(3, since=0)
-    with pytest.raises(InputError, match="items have no field 'colour'"):
+    assert [one.item for one in ask.popular(3, category=("item", KEYS[3]))] == [KEYS[3]]  # filters' own columns too
+    with pytest.raises(InputError, match="no item has item = 'nothing'"):
+        ask.popular(3, category=("item", "nothing"))
+    with pytest.raises(InputError, match="names column 'colour'; allowed: item, popularity"):
         ask.popular(3, category=("colour", "red"))
     with pytest.raises(InputError, match="are only an order"):
         ask.popular(3, log=replace(log, time_kind="order"), since=5)

@@ -26,16 +26,6 @@ HISTORY = ["item0003", "item0007"]
 SMALL = HttpConfig(max_body_mb=100_000 / 2**20)
 
 
-@pytest.fixture(scope="module")
-def recommender(trained_run: Path) -> Recommender:
-    return Recommender.load(trained_run)
-
-
-@pytest.fixture(scope="module")
-def client(recommender: Recommender) -> TestClient:
-    return TestClient(create_app(recommender))
-
-
 def ask(client: TestClient, **body: Any) -> dict[str, Any]:
     response = client.post("/v1/recommend", json=body)
     assert response.status_code == 200, response.text

@@ -17,7 +17,6 @@ from sidera.engine.exposures import ExposureWriter
 from sidera.engine.histories import open_behaviour
 from sidera.engine.recommender import Recommender
 from sidera.engine.serving import Parts
-from sidera.serve.app import create_app
 from sidera.store.exposures import ExposureLog
 
 HISTORY = ["item0003", "item0007"]
@@ -32,11 +31,6 @@ def recommender(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     with open_behaviour(folder / "store", catalog) as behaviour, ExposureWriter(log) as writer:
         opened.parts = Parts(behaviour=behaviour, exposures=writer)
         yield opened
-
-
-@pytest.fixture(scope="module")
-def client(recommender: Recommender) -> TestClient:
-    return TestClient(create_app(recommender))  # a 500 is raised here, with its traceback
 
 
 def send(client: TestClient, path: str, text: str | bytes) -> tuple[int, dict[str, Any]]:

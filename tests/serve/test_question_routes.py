@@ -16,16 +16,6 @@ HISTORY = ["item0003", "item0007"]
 ITEMS = ["item0005", "item0001", "item0009"]
 
 
-@pytest.fixture(scope="module")
-def recommender(trained_run: Path) -> Recommender:
-    return Recommender.load(trained_run)
-
-
-@pytest.fixture(scope="module")
-def client(recommender: Recommender) -> TestClient:
-    return TestClient(create_app(recommender))
-
-
 def items(answer: Any) -> list[tuple[str, float]]:
     assert answer.status_code == 200, answer.text
     return [(one["item"], one["score"]) for one in answer.json()["items"]]

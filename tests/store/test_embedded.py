@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -117,25 +118,17 @@ def test_two_who_opened_one_folder_read_and_write_the_same(tmp_path: Path) -> No
 
 def test_threads_lose_no_event(tmp_path: Path) -> None:
     with opened(tmp_path / "s", max_events=10_000) as store:
-        failures: list[BaseException] = []
 
         def work(name: int) -> None:
-            try:
-                for number in range(25):
-                    store.append("shared", stream(2, start=1000 * number, seed=name))
-                    store.append(f"own{name}", stream(3, start=1000 * number, seed=number))
-                    assert len(store.history(f"own{name}")) == 3 * number + 3  # type: ignore[arg-type]
-                    if number % 10 == 9:
-                        store.compact()
-            except BaseException as error:
-                failures.append(error)
+            for number in range(25):
+                store.append("shared", stream(2, start=1000 * number, seed=name))
+                store.append(f"own{name}", stream(3, start=1000 * number, seed=number))
+                assert len(store.history(f"own{name}")) == 3 * number + 3  # type: ignore[arg-type]
+                if number % 10 == 9:
+                    store.compact()
 
-        threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert failures == []
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))  # raises what a thread raised
         assert len(store.arrivals("shared")[1]) == 200
         answers = {user: held(store, user) for user in store.users()}
         assert all(len(store.arrivals(f"own{name}")[1]) == 75 for name in range(4))
@@ -155,11 +148,8 @@ def test_keys_of_many_threads_get_one_number_each(tmp_path: Path) -> None:
                 mine.update(zip(keys, (one, two)[name % 2].numbers_of(keys).tolist(), strict=True))
             found.append(mine)
 
-        threads = [threading.Thread(target=work, args=(name,)) for name in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(work, range(6)))  # raises what a thread raised
         keys = one.item_keys()
         assert len(set(keys)) == len(keys)
         assert all(keys[number] == key for mine in found for key, number in mine.items())

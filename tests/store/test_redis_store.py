@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -55,11 +55,8 @@ def test_writers_of_two_processes_lose_nothing(server: RedisServer) -> None:
                 numbers = store.numbers_of([f"k{name}", f"k{second}"])
                 store.append("shared", Events.of(numbers, [1000 * name + second] * 2))
 
-        threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))  # raises what a thread raised
         for store in (one, two):
             assert len(store.history("shared")) == 200  # type: ignore[arg-type]
             keys = store.item_keys()

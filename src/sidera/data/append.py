@@ -54,7 +54,7 @@ class Appended:
         return [
             f"new: {self.events:,} events ({self.late:,} late), {self.users:,} users, {self.items:,} items"
             f"{held}{changed}",
-            *([f"items described anew: {self.items_described:,}"] if self.items_described else []),
+            *([f"items with other descriptions: {self.items_described:,}"] if self.items_described else []),
             *([f"left out, the folder never had it: {', '.join(self.left_out)}"] if self.left_out else []),
         ]
 

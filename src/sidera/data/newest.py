@@ -119,7 +119,7 @@ def neutral_rows(view: View, least: int = 30) -> tuple[EvalRows, bool]:
 
 def rows_since(source: Any, since: int, replay: float, seed: int) -> Any:
     """A source of batches with the rows alone whose target came at second ``since`` or later, and of the older rows
-    ``replay`` for each of these, drawn by the seed: what is only told news forgets the rest."""
+    ``replay`` for each of these, drawn by the seed: a model that only reads news forgets the rest."""
     new = source.reading.dataset.times[source.ends] >= since
     old = np.flatnonzero(~new)
     number = min(len(old), round(replay * int(new.sum())))

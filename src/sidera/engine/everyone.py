@@ -135,12 +135,6 @@ def log_of_run(run: str | Path, data: str | Path, recommender: Recommender) -> D
     return (everything if recommender.reads.feedback else positives).dataset
 
 
-def requests_of_store(users: Iterable[str], config: EveryoneConfig) -> Iterator[tuple[str, Request]]:
-    """A request for every user of an open behaviour store."""
-    for user in users:
-        yield user, Request(user=user, k=config.k, filter_seen=config.filter_seen, as_of=config.as_of)
-
-
 def _answers(recommender: Recommender, requests: list[Request]) -> Iterator[Recommendation]:
     for start in range(0, len(requests), USERS_A_CALL):
         yield from recommender.recommend(requests[start : start + USERS_A_CALL])

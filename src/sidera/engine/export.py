@@ -197,9 +197,9 @@ def _joined(
     if shown is not None:
         answers = _answers(rows["item"], rows["time"], shown)
         counts["answered"] += int((answers >= 0).sum())
-        told = np.zeros(len(shown.times), dtype=bool)
-        told[answers[answers >= 0]] = True
-        alone = np.flatnonzero(shown.known & ~told)
+        answered_mask = np.zeros(len(shown.times), dtype=bool)
+        answered_mask[answers[answers >= 0]] = True
+        alone = np.flatnonzero(shown.known & ~answered_mask)
         counts["outcomes_alone"] += len(alone)
     unasked = answers < 0  # nobody's request: each is one of its own
     requests, slots = np.full(number, -1, np.int64), np.full(number, -1, np.int64)

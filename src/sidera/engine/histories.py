@@ -185,14 +185,14 @@ class Behaviour:
         again = self.store.settled(FILL[0]) is not None
         self.store.settled(FILL[0], "fill")
         numbers = self.store.numbers_of(dataset.item_keys.tolist())[dataset.item_ids]
-        told: list[tuple[str, StoredEvents, None]] = []
+        waiting: list[tuple[str, StoredEvents, None]] = []
         for user, key in enumerate(dataset.user_keys):
             span = slice(int(dataset.offsets[user]), int(dataset.offsets[user + 1]))
             mine = {name: values[span] for name, values in columns.items()}
-            told.append((str(key), packed_events(schema, numbers[span], dataset.times[span], mine), None))
-            if len(told) == FILL_USERS or user + 1 == len(dataset.user_keys):
-                self.store.append_all(told, new_only=again)
-                told = []
+            waiting.append((str(key), packed_events(schema, numbers[span], dataset.times[span], mine), None))
+            if len(waiting) == FILL_USERS or user + 1 == len(dataset.user_keys):
+                self.store.append_all(waiting, new_only=again)
+                waiting = []
         self.store.settled(FILL[1], "fill")
         return dataset.num_events
 

@@ -207,7 +207,7 @@ class LiveRun:
         return found
 
     def _beside(self, prepared: Serving) -> Serving:
-        """With the exposure log of the version's codebook; what followed on an answer is told to the logs of all."""
+        """With the exposure log of the version's codebook; what followed on an answer goes into the logs of all."""
         now = self.recommender.serving
         if now.parts.exposures is None or self.config.exposures is None:
             return replace(prepared, parts=replace(prepared.parts, exposures=now.parts.exposures))

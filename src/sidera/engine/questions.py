@@ -7,9 +7,9 @@ what is popular.
     ask.related(["cup-3", "tea-1"], k=10)                     # nearest to a cart as a whole
     ask.popular(k=10, since=now - 7 * 86400, log=dataset)
 
-Scores of given items are exact: a generator multiplies the probabilities of an item's own codes inside the catalogue's
-trie, without a search, so that an item has the score that a search which finds it would give. Every answer is of one
-snapshot, taken when the question comes.
+Scores of given items are those of a search that finds them, without the search: a generator multiplies the
+probabilities of an item's own codes (``decode.sample.free_log_probs``). A model that writes lists has no such search:
+its lists are scored as a whole. Every answer is of one snapshot, taken when the question comes.
 
 Shape legend: N items · D dims · C items of a question · L levels of a semantic ID.
 """
@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sidera.core import ArtifactError, InputError, Request
+from sidera.core import ArtifactError, Filter, InputError, Request
 from sidera.data.dataset import Dataset
-from sidera.data.feature import COUNTED
-from sidera.decode.sample import masked_log_probs
+from sidera.decode.sample import free_log_probs
 from sidera.decode.select import best_first
+from sidera.engine.filters import filter_table
 from sidera.engine.pipeline import Query
 from sidera.engine.recommender import Recommender
 from sidera.engine.requests import RequestReader, keys_of_items, requests_of
@@ -118,7 +118,11 @@ class Questions:
             counts = _counts(self.recommender.snapshot, log, since, until)
         allowed_mask = (counts > 0) & ~np.asarray(catalog.removed)
         if category is not None:
-            allowed_mask &= _of_category(self.recommender.snapshot, *category)
+            field, value = category
+            fits_mask = filter_table(catalog).item_mask(Filter.of({field: value}))
+            if not fits_mask.any():
+                raise InputError(f"no item has {field} = {value!r}", allowed="a value that items have")
+            allowed_mask &= fits_mask
         scores = torch.from_numpy(np.where(allowed_mask, counts, NEVER)).float()
         return _best(self.recommender.snapshot, scores, k)
 
@@ -148,7 +152,7 @@ def given_scores(query: Query, item_ids: Tensor) -> Tensor:
     if snapshot.generates:
         codes = snapshot.catalog.items.codes_of(item_ids)  # (B, C, L)
         with snapshot.answering():
-            parts = masked_log_probs(snapshot.generator, query.context, codes, snapshot.catalog.trie)
+            parts = free_log_probs(snapshot.generator, query.context, codes)
         scores = parts.float().sum(-1)  # -inf where no code of the model reaches an item
     else:
         with snapshot.answering():
@@ -204,21 +208,6 @@ def _counts(snapshot: Snapshot, log: Dataset, since: int | None, until: int | No
     counts = np.zeros(snapshot.catalog.num_items)
     counts[ids[ids >= 0]] = of_log[ids >= 0]
     return counts
-
-
-def _of_category(snapshot: Snapshot, field: str, value: str) -> np.ndarray:
-    """(N,) True for the items whose field has this value."""
-    fields = {each.name: each for each in snapshot.catalog.schema.owned("item") if each.kind in COUNTED}
-    if field not in fields:
-        raise InputError(f"items have no field {field!r}", allowed=", ".join(fields) or "none")
-    feature, column = fields[field], np.asarray(snapshot.catalog.features[field])
-    numbers, unseen = feature.encode_values([[value] if feature.row_shape else value])
-    number = int(numbers.flat[0])
-    mask = column == number if column.ndim == 1 else (column == number).any(axis=1)
-    if unseen or not number or not mask.any():
-        allowed = ", ".join(feature.vocabulary[:20]) or f"values that {feature.place} holds"
-        raise InputError(f"no item has {field} = {value!r}", allowed=allowed)
-    return mask
 
 
 def _best(snapshot: Snapshot, scores: Tensor, k: int) -> list[ItemScore]:

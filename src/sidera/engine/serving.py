@@ -55,7 +55,7 @@ class Parts:
     steps: tuple[Step, ...] = ()  # of the pipeline, behind the search
     behaviour: Behaviour | None = None  # histories of users that requests may name
     exposures: ExposureWriter | None = None  # answers to requests that name their user are logged
-    also: tuple[ExposureWriter, ...] = ()  # logs of other codebooks: they are told what followed on their answers
+    also: tuple[ExposureWriter, ...] = ()  # logs of other codebooks: what followed on their answers goes there
 
     def close(self) -> None:
         """What was taken is on the disk when this returns, and the store's next start reads a snapshot."""

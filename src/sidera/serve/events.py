@@ -57,7 +57,7 @@ def _keep(recommender: Recommender, body: EventsRequest) -> dict[str, Any]:
 
 
 def _outcomes(recommender: Recommender, body: EventsRequest) -> dict[str, list[Any]]:
-    """What the exposure log is told of these events, nothing where they name no answer, else InputError."""
+    """What the exposure log keeps of these events, nothing where they name no answer, else InputError."""
     if body.request is None:
         if body.slots:
             raise InputError("the events have slots and no request", fix="name the answer that showed the items")

@@ -118,13 +118,13 @@ class EmbeddedStore:
     def append(self, user: str, events: Events, *, new_only: bool = False, names: Names | None = None) -> int:
         return self.append_all([(user, events, names)], new_only=new_only)[0]
 
-    def append_all(self, told: Sequence[tuple[str, Events, Names | None]], *, new_only: bool = False) -> list[int]:
-        parts = [(key_bytes(user, "user"), self._part(events, names)) for user, events, names in told]
+    def append_all(self, users: Sequence[tuple[str, Events, Names | None]], *, new_only: bool = False) -> list[int]:
+        parts = [(key_bytes(user, "user"), self._part(events, names)) for user, events, names in users]
 
         def work(connection: sqlite3.Connection, ledger: Ledger) -> list[int]:
             return [self._append(connection, ledger, key, part, new_only) for key, part in parts]
 
-        return self.database.write(work) if any(len(events) for _, events, _ in told) else [0] * len(told)
+        return self.database.write(work) if any(len(events) for _, events, _ in users) else [0] * len(users)
 
     def history(self, user: str, as_of: int | None = None, n: int | None = None) -> Events | None:
         blocks = 0 if n is None else (n + BLOCK - 1) // BLOCK + 1

@@ -49,7 +49,7 @@ class HistoryStore(Protocol):
         takes nothing; in both cases nothing has changed.
         """
 
-    def append_all(self, told: Sequence[tuple[str, Events, Names | None]], *, new_only: bool = False) -> list[int]:
+    def append_all(self, users: Sequence[tuple[str, Events, Names | None]], *, new_only: bool = False) -> list[int]:
         """:meth:`append` for several users -> how many of each, with one wait for the disk. All are added, or none."""
 
     def history(self, user: str, as_of: int | None = None, n: int | None = None) -> Events | None:

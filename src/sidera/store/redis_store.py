@@ -116,8 +116,8 @@ class RedisStore:
         return self.append_all([(user, events, names)], new_only=new_only)[0]
 
     @_named
-    def append_all(self, told: Sequence[tuple[str, Events, Names | None]], *, new_only: bool = False) -> list[int]:
-        parts = [(key_bytes(user, "user"), self._part(events, names)) for user, events, names in told]
+    def append_all(self, users: Sequence[tuple[str, Events, Names | None]], *, new_only: bool = False) -> list[int]:
+        parts = [(key_bytes(user, "user"), self._part(events, names)) for user, events, names in users]
         if not any(part.number for _, part in parts):
             return [0] * len(parts)
         return self._changed([key for key, _ in parts], lambda pipe: self._write(pipe, parts, new_only))

@@ -80,7 +80,7 @@ class Transitions(PairVotes):
                 self.count(item_ids, offsets, norm, best[1])
                 for fading in FADINGS:
                     self.chosen[1] = fading
-                    trials[norm, fading] = self._ndcg(view)
+                    trials[norm, fading] = self.validation_ndcg(view)
             best = max(trials, key=lambda settings: trials[settings])
         self.count(item_ids, offsets, *best)
 
@@ -94,8 +94,8 @@ class Transitions(PairVotes):
         self.keep((left, right, np.log1p(count / popularity[right] ** norm)) for left, right, count in pairs)
 
     @torch.inference_mode()
-    def _ndcg(self, view: View) -> float:
-        """NDCG@10 on validation rows. Of equal scores the target's stands last."""
+    def validation_ndcg(self, view: View) -> float:
+        """NDCG@10 on a sample of the validation rows, seen items kept. Of equal scores the target's stands last."""
         rows, total = view.split.valid, 0.0
         if len(rows) > MOST_ROWS:
             rows = rows.take(np.sort(np.random.default_rng(SEED).choice(len(rows), MOST_ROWS, replace=False)))
