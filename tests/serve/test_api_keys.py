@@ -92,6 +92,27 @@ def test_a_key_that_may_only_ask_learns_no_item_of_a_history(client: TestClient,
     assert reply.json()["unknown"] == ["gone"]
 
 
+def test_what_a_long_list_lacks_does_not_say_what_a_user_has_seen(
+    client: TestClient, keys: dict[str, str], recommender: Recommender
+) -> None:
+    """The catalogue leaves seen items out by default. A key that may only ask is answered all of it."""
+    assert recommender.catalog.filters_seen
+    knowing = add_key(Path(keys["file"]), "app", ["read", "write"])
+    time.sleep(1.1)  # the file is looked at again
+
+    def answer(key: str, **body: Any) -> dict[str, Any]:
+        reply = client.post("/v1/recommend", json={"user": "ann", **body}, headers={"x-api-key": key})
+        return reply.json()
+
+    whole = answer(keys["read"], k=1000)
+    assert not whole["filtered_seen"]
+    assert len(whole["items"]) == 24
+    assert [one["item"] for one in answer(keys["read"], filter={"item": "item0003"})["items"]] == ["item0003"]
+    app = answer(knowing, k=1000)
+    assert app["filtered_seen"]
+    assert "item0003" not in [one["item"] for one in app["items"]]
+
+
 def test_keys_expire_are_removed_and_limited(tmp_path: Path) -> None:
     file, now = tmp_path / "keys.json", [time.time()]
     old, gone = add_key(file, "old", ["read"], days=1), add_key(file, "gone", ["read"])

@@ -84,13 +84,16 @@ def question_of(body: RecommendRequest, key: Key) -> Question:
     """InputError for a body that asks nothing, Refused for what this key may not ask."""
     if body.history is None and body.user is None:
         raise InputError("the request has neither history nor user", allowed="one of them")
+    filter_seen = body.filter_seen
     if body.user is not None:
         if body.as_of is not None and "admin" not in key.scopes:
             raise Refused(403, "as_of for a stored user needs the scope 'admin'; fix: leave it out")
-        if body.filter_seen is not None and not {"write", "admin"} & set(key.scopes):
-            raise Refused(403, "filter_seen for a stored user needs the scope 'write'; fix: leave it out")
+        if not {"write", "admin"} & set(key.scopes):
+            if filter_seen is not None:
+                raise Refused(403, "filter_seen for a stored user needs the scope 'write'; fix: leave it out")
+            filter_seen = False  # what a long list lacks would say what the user has seen
     return Question(
-        tuple(body.history or ()), k=body.k, filter_seen=body.filter_seen, exclude=tuple(body.exclude),
+        tuple(body.history or ()), k=body.k, filter_seen=filter_seen, exclude=tuple(body.exclude),
         feedback=body.feedback, times=body.times, profile=body.profile, as_of=body.as_of, user=body.user,
         refuse_unknown=body.unknown == "refuse", filter=None if body.filter is None else Filter.of(body.filter),
     )  # fmt: skip
