@@ -15,6 +15,7 @@ from typing import Literal
 from sidera.catalog.catalog import Catalog
 from sidera.config import digest
 from sidera.data.config import View
+from sidera.data.split import Fit, fitted_split
 from sidera.engine.recommender import Recommender
 from sidera.eval.config import EvalConfig
 from sidera.eval.evaluate import evaluate
@@ -33,10 +34,12 @@ def baselines(
     config: EvalConfig,
     evaluation: Path,
     which: Literal["valid", "test"],
+    fit: Fit,
     say: Callable[[str], None],
 ) -> list[Evaluation]:
     """Measure what belongs beside the ``evaluation`` of ``model_name``, on ``view``; what is there already is read.
 
+    They count the events of the model's own ``fit``, so that like is compared with like.
     The artifacts hold accuracies and lists; latency and examples are the run's own.
     """
     config = replace(config, latency_rows=0, free_rows=0, samples=0)
@@ -44,18 +47,20 @@ def baselines(
     cuts = (view.split.train_ends, view.split.valid.ends, view.split.test.ends)
     asked = [view.dataset.digest, view.split.name, *(array.tolist() for array in cuts)]
     items = [catalog.item_keys.tolist(), catalog.removed.tolist(), catalog.popularity.tolist()]
+    fitted = replace(view, split=fitted_split(view.dataset, view.split, fit))
     found = []
     behind = COMPANIONS.index(model_name) + 1 if model_name in COMPANIONS else 0
     for name in COMPANIONS[behind:]:
         path = evaluation.parent / FOLDER / evaluation.name / name
 
         def make(wanted: str, name: str = name, path: Path = path) -> Evaluation:
-            result = evaluate(recommender_of(name, view, catalog), view.dataset, view.split, which, config, name=name)
+            counting = recommender_of(name, fitted, catalog)
+            result = evaluate(counting, view.dataset, view.split, which, config, name=name, fit=fit)
             save_evaluation(result, path, digest=wanted)
             say(_line(result))
             return result
 
-        inputs = [name, digest(asked), digest(items), settings, which]
+        inputs = [name, digest(asked), digest(items), settings, which, fit]
         found.append(stage(path, "evaluation", inputs, make, partial(load_evaluation, path)))
     return found
 
