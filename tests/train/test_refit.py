@@ -13,6 +13,7 @@ import torch
 
 from conftest import CHECKERBOARD_RECIPE
 from sidera.artifacts import read_manifest
+from sidera.catalog.catalog import Catalog
 from sidera.core import InputError
 from sidera.data.split import (
     check_leaks,
@@ -28,6 +29,7 @@ from sidera.eval.compare import compare
 from sidera.eval.evaluation import load_evaluation
 from sidera.eval.lines import evaluation_lines
 from sidera.fit.config import FitConfig
+from sidera.models import MODELS, build_model, fit_once
 from sidera.train.recipe import Recipe
 from sidera.train.refit import SHARE, first_config, refit_config
 from sidera.train.stages import evaluate_stage, prepare, run, train
@@ -146,3 +148,14 @@ def test_training_and_refit_share_the_budget() -> None:
     assert second.max_steps == round(1000 * SHARE)
     assert second.schedule == "linear"
     assert first_config(FitConfig(refit=True)).max_minutes is None
+
+
+def test_transitions_keep_what_validation_chose_and_count_its_events(trained_run: Path) -> None:
+    prepared = prepare(recipe(), trained_run.parent / "data", quiet)
+    catalog = Catalog.load(trained_run / "catalog")
+    models = {}
+    for fit in ("train", "train+valid"):
+        models[fit] = build_model("transitions", MODELS["transitions"].Config(), catalog)
+        fit_once(models[fit], prepared.view, fit)
+    assert torch.equal(models["train"].chosen, models["train+valid"].chosen)
+    assert not torch.equal(models["train"].votes, models["train+valid"].votes)

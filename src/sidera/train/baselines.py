@@ -15,12 +15,12 @@ from typing import Literal
 from sidera.catalog.catalog import Catalog
 from sidera.config import digest
 from sidera.data.config import View
-from sidera.data.split import Fit, fitted_split
+from sidera.data.split import Fit
 from sidera.engine.recommender import Recommender
 from sidera.eval.config import EvalConfig
 from sidera.eval.evaluate import evaluate
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
-from sidera.models import MODELS, build_model
+from sidera.models import MODELS, build_model, fit_once
 from sidera.stage import stage
 
 FOLDER = "baselines"
@@ -47,14 +47,13 @@ def baselines(
     cuts = (view.split.train_ends, view.split.valid.ends, view.split.test.ends)
     asked = [view.dataset.digest, view.split.name, *(array.tolist() for array in cuts)]
     items = [catalog.item_keys.tolist(), catalog.removed.tolist(), catalog.popularity.tolist()]
-    fitted = replace(view, split=fitted_split(view.dataset, view.split, fit))
     found = []
     behind = COMPANIONS.index(model_name) + 1 if model_name in COMPANIONS else 0
     for name in COMPANIONS[behind:]:
         path = evaluation.parent / FOLDER / evaluation.name / name
 
         def make(wanted: str, name: str = name, path: Path = path) -> Evaluation:
-            counting = recommender_of(name, fitted, catalog)
+            counting = recommender_of(name, view, catalog, fit)
             result = evaluate(counting, view.dataset, view.split, which, config, name=name, fit=fit)
             save_evaluation(result, path, digest=wanted)
             say(_line(result))
@@ -65,10 +64,10 @@ def baselines(
     return found
 
 
-def recommender_of(name: str, view: View, catalog: Catalog) -> Recommender:
+def recommender_of(name: str, view: View, catalog: Catalog, fit: Fit = "train") -> Recommender:
     """The counting model over the catalogue's items, with its default settings."""
     model = build_model(name, MODELS[name].Config(), catalog, seed=0)
-    model.fit_once(view)  # type: ignore[operator]
+    fit_once(model, view, fit)
     return Recommender(model.eval(), catalog, model_section={"name": name})
 
 

@@ -226,7 +226,7 @@ def _refitted(
     manifest = artifacts.read_manifest(out / "model", "model")
     training: dict[str, Any] = dict(manifest.info["training"])
     trained = _untrained(recipe, catalog, device, identity.digest(recipe))
-    fit_once(trained.model, fitted.view)
+    fit_once(trained.model, prepared.view, "train+valid")
     source = batch_source(recipe, fitted, trained.model, trained.read_log(prepared.dataset))
     if source is not None:
         trained.model.load_state_dict(chosen.model.state_dict())
