@@ -16,6 +16,8 @@ from sidera.decode.sample import free_log_probs
 from sidera.models import parse_model
 from sidera.models.generators import sidera_decode
 from sidera.models.generators.sidera import SideraGenerator
+from sidera.nn.horizon import places_ahead
+from sidera.ops.attention import layout_of
 
 NUM_ITEMS = 12
 
@@ -54,6 +56,34 @@ def test_loss_is_minus_log_probs_of_every_prefix(leaf: str, level_sizes: tuple[i
     assert loss.count == 11
     torch.testing.assert_close(loss.total, reference, rtol=1e-4, atol=1e-4)
     assert sum(loss.parts.values()) == pytest.approx(float(loss.total) / loss.count, rel=1e-4)
+
+
+def test_a_horizon_draws_targets_of_the_same_history_the_nearer_ones_more_often() -> None:
+    offsets = torch.tensor([0, 6, 7, 2007])
+    layout = layout_of(offsets)
+    torch.manual_seed(0)
+    ahead = places_ahead(layout, offsets, 3, 0.5) - torch.arange(2007)
+    assert int(ahead[5]) == int(ahead[6]) == 0, "the last event of a history has only its own target"
+    assert (torch.arange(2007) + ahead < offsets[1:][layout.row_ids]).all()
+    shares = torch.bincount(ahead[7:]) / 2000
+    torch.testing.assert_close(shares, torch.tensor([4 / 7, 2 / 7, 1 / 7]), atol=0.05, rtol=0.0)
+
+
+def test_with_a_horizon_the_loss_is_that_of_the_drawn_targets() -> None:
+    model, batch = make(small_catalog(NUM_ITEMS, (4, 3)), horizon=3), position_batch([4, 1, 6], NUM_ITEMS, sizes=(4, 3))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        asked = float(model.loss(batch).total)
+    torch.manual_seed(3)
+    places = places_ahead(layout_of(batch.events.offsets), batch.events.offsets, 3, 0.5)
+    assert not torch.equal(places, torch.arange(len(places)))
+    drawn = hand_made(
+        batch.item_ids, batch.events.offsets, batch.target_ids[places], items=small_catalog(NUM_ITEMS, (4, 3)),
+        kind="event",
+    )  # fmt: skip
+    plain = make(small_catalog(NUM_ITEMS, (4, 3)))
+    with torch.no_grad():
+        assert asked == pytest.approx(float(plain.loss(drawn).total), rel=1e-5)
 
 
 def test_label_smoothing_spreads_over_siblings() -> None:
@@ -157,7 +187,8 @@ def test_gradients_after_answering() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("max_history", 0), ("num_heads", 0), ("ff_multiple", -1), ("dropout", 1.5), ("label_smoothing", float("nan"))],
+    [("max_history", 0), ("num_heads", 0), ("ff_multiple", -1), ("dropout", 1.5), ("label_smoothing", float("nan")),
+     ("horizon", 0), ("horizon_decay", 1.0)],
 )
 def test_sizes_out_of_range_are_refused(key: str, value: float) -> None:
     """By the recipe's section, before any data is read."""

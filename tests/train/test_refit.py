@@ -146,6 +146,7 @@ def test_training_and_refit_share_the_budget() -> None:
     assert (first.refit, second.refit) == (False, False)
     assert first.max_minutes + second.max_minutes == pytest.approx(10.0)
     assert second.max_steps == round(1000 * SHARE)
+    assert second.lr == config.lr
     assert second.schedule == "linear"
     assert first_config(FitConfig(refit=True)).max_minutes is None
 

@@ -16,8 +16,7 @@ from sidera.core import InputError
 from sidera.fit.config import FitConfig
 
 REFIT = "refit"  # folder of its checkpoint
-SHARE = 0.25  # steps of the refit / steps behind the chosen weights
-LR_RATIO = 0.5  # its first learning rate / the training's
+SHARE = 0.5  # steps of the refit / steps behind the chosen weights
 
 
 def first_config(config: FitConfig) -> FitConfig:
@@ -31,7 +30,7 @@ def refit_config(config: FitConfig, training: dict[str, Any]) -> FitConfig:
     steps = max(1, round(SHARE * training["weights_steps"]))
     minutes = None if config.max_minutes is None else config.max_minutes * SHARE / (1 + SHARE)
     return replace(
-        config, refit=False, epochs=steps, max_steps=steps, min_steps=0, lr=LR_RATIO * config.lr, schedule="linear",
+        config, refit=False, epochs=steps, max_steps=steps, min_steps=0, schedule="linear",
         warmup_steps=min(config.warmup_steps, steps // 10), patience=0, max_minutes=minutes,
     )  # fmt: skip
 

@@ -35,6 +35,7 @@ from sidera.core import InputError
 from sidera.data.batches import PackedSequences
 from sidera.models.generators.sidera_decode import add_visits, children_logits
 from sidera.nn.counters import TRAINING, matmul_flops
+from sidera.nn.horizon import places_ahead
 from sidera.nn.item_embedding import ItemEmbedding, ItemRows
 from sidera.nn.made_of_weights import MadeOfWeights
 from sidera.nn.transformer import CausalEncoder
@@ -97,10 +98,12 @@ class SideraGenerator(nn.Module):
         dropout: float = 0.5  # share of units dropped
         leaf: Literal["tied", "untied", "sum"] = "tied"  # leaf vector: item's input vector, an own one, or both added
         label_smoothing: float = 0.0  # share of probability spread over the siblings
+        horizon: int = 1  # training asks an event for one of so many that follow it
+        horizon_decay: float = 0.5  # chance of each of these / chance of the one before it
 
         def __post_init__(self) -> None:
-            check_counts("[model]", self, "max_history", "width", "num_layers", "num_heads", "ff_multiple")
-            for name in ("dropout", "label_smoothing"):
+            check_counts("[model]", self, "max_history", "width", "num_layers", "num_heads", "ff_multiple", "horizon")
+            for name in ("dropout", "label_smoothing", "horizon_decay"):
                 check_value("[model]", name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 <= x < 1")
             if self.width % self.num_heads:
                 raise InputError(f"[model] width = {self.width} is not a multiple of num_heads = {self.num_heads}")
@@ -272,6 +275,8 @@ class SideraGenerator(nn.Module):
         total, parts = target_paths.new_zeros((), dtype=torch.float32), {}
         parents = torch.zeros_like(target_ids)
         layout = layout_of(offsets)
+        if self.config.horizon > 1:
+            target_paths = target_paths[places_ahead(layout, offsets, self.config.horizon, self.config.horizon_decay)]
         visited = self._visited(batch, paths, offsets[layout.row_ids], layout.positions + 1)  # (T, S, L)
         for level, states in enumerate(self._level_states(self.states(batch, layout, paths))):
             logits, _ = self._children_logits(level, states, parents, visited)  # (T, C)
