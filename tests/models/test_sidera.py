@@ -16,7 +16,6 @@ from sidera.decode.sample import free_log_probs
 from sidera.models import parse_model
 from sidera.models.generators import sidera_decode
 from sidera.models.generators.sidera import SideraGenerator
-from sidera.nn.horizon import places_ahead
 from sidera.ops.attention import layout_of
 
 NUM_ITEMS = 12
@@ -58,32 +57,23 @@ def test_loss_is_minus_log_probs_of_every_prefix(leaf: str, level_sizes: tuple[i
     assert sum(loss.parts.values()) == pytest.approx(float(loss.total) / loss.count, rel=1e-4)
 
 
-def test_a_horizon_draws_targets_of_the_same_history_the_nearer_ones_more_often() -> None:
-    offsets = torch.tensor([0, 6, 7, 2007])
-    layout = layout_of(offsets)
-    torch.manual_seed(0)
-    ahead = places_ahead(layout, offsets, 3, 0.5) - torch.arange(2007)
-    assert int(ahead[5]) == int(ahead[6]) == 0, "the last event of a history has only its own target"
-    assert (torch.arange(2007) + ahead < offsets[1:][layout.row_ids]).all()
-    shares = torch.bincount(ahead[7:]) / 2000
-    torch.testing.assert_close(shares, torch.tensor([4 / 7, 2 / 7, 1 / 7]), atol=0.05, rtol=0.0)
-
-
-def test_with_a_horizon_the_loss_is_that_of_the_drawn_targets() -> None:
-    model, batch = make(small_catalog(NUM_ITEMS, (4, 3)), horizon=3), position_batch([4, 1, 6], NUM_ITEMS, sizes=(4, 3))
-    torch.manual_seed(3)
+def test_a_share_of_the_loss_is_the_cross_entropy_with_the_teachers_mean() -> None:
+    catalog = small_catalog(NUM_ITEMS, (4, 3))
+    model, batch = make(catalog), position_batch([4, 1, 6], NUM_ITEMS, sizes=(4, 3))
+    other = make(catalog)
     with torch.no_grad():
-        asked = float(model.loss(batch).total)
-    torch.manual_seed(3)
-    places = places_ahead(layout_of(batch.events.offsets), batch.events.offsets, 3, 0.5)
-    assert not torch.equal(places, torch.arange(len(places)))
-    drawn = hand_made(
-        batch.item_ids, batch.events.offsets, batch.target_ids[places], items=small_catalog(NUM_ITEMS, (4, 3)),
-        kind="event",
-    )  # fmt: skip
-    plain = make(small_catalog(NUM_ITEMS, (4, 3)))
-    with torch.no_grad():
-        assert asked == pytest.approx(float(plain.loss(drawn).total), rel=1e-5)
+        for parameter in other.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        alone, both = float(model.loss(batch).total), float(model.loss(batch, [model, other], 0.25).total)
+        layout, offsets = layout_of(batch.events.offsets), batch.events.offsets
+        paths = model._paths(batch.items.codes)
+        visited = model._visited(batch, paths, offsets[layout.row_ids], layout.positions + 1)
+        asked = (batch, layout, paths, paths[batch.targets_of("event").items], visited)
+        soft = 0.0
+        for (mine, _), (theirs, _) in zip(model.target_logits(*asked), other.target_logits(*asked), strict=True):
+            mean = (mine.softmax(1) + theirs.softmax(1)) / 2
+            soft -= float((mean * mine.log_softmax(1).nan_to_num(neginf=0.0)).sum())
+    assert both == pytest.approx(0.75 * alone + 0.25 * soft, rel=1e-4)
 
 
 def test_label_smoothing_spreads_over_siblings() -> None:
@@ -187,8 +177,7 @@ def test_gradients_after_answering() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("max_history", 0), ("num_heads", 0), ("ff_multiple", -1), ("dropout", 1.5), ("label_smoothing", float("nan")),
-     ("horizon", 0), ("horizon_decay", 1.0)],
+    [("max_history", 0), ("num_heads", 0), ("ff_multiple", -1), ("dropout", 1.5), ("label_smoothing", float("nan"))],
 )
 def test_sizes_out_of_range_are_refused(key: str, value: float) -> None:
     """By the recipe's section, before any data is read."""
