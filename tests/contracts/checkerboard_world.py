@@ -46,6 +46,16 @@ SMALL: dict[str, dict[str, Any]] = {
         "ff_width": 64,
         "dropout": 0.0,
     },
+    "liger": {
+        "max_history": 8,
+        "width": 32,
+        "num_layers": 1,
+        "num_heads": 2,
+        "head_width": 16,
+        "ff_width": 64,
+        "dropout": 0.0,
+        "num_proposed": 5,
+    },
     "onerec_v1": {
         "max_history": 8,
         "width": 32,

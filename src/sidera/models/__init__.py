@@ -24,6 +24,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import closest, parse_section
 from sidera.core import InputError
 from sidera.data.config import View
+from sidera.models.generators.liger import Liger
 from sidera.models.generators.onerec import OneRec
 from sidera.models.generators.onerec_v1 import OneRecV1
 from sidera.models.generators.onerec_v2 import OneRecV2
@@ -43,6 +44,7 @@ MODELS: dict[str, Any] = {
     "transitions": Transitions,
     "sasrec": SASRec,
     "tiger": Tiger,
+    "liger": Liger,
     "sidera": SideraGenerator,
     "onerec": OneRec,
     "onerec_v1": OneRecV1,
