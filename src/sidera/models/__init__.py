@@ -24,6 +24,8 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import closest, parse_section
 from sidera.core import InputError
 from sidera.data.config import View
+from sidera.models.generators.cobra import Cobra
+from sidera.models.generators.decoder_only import DecoderOnly
 from sidera.models.generators.liger import Liger
 from sidera.models.generators.onerec import OneRec
 from sidera.models.generators.onerec_v1 import OneRecV1
@@ -45,6 +47,8 @@ MODELS: dict[str, Any] = {
     "sasrec": SASRec,
     "tiger": Tiger,
     "liger": Liger,
+    "decoder_only": DecoderOnly,
+    "cobra": Cobra,
     "sidera": SideraGenerator,
     "onerec": OneRec,
     "onerec_v1": OneRecV1,

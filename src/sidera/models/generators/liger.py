@@ -17,7 +17,6 @@ Shape legend: T tokens · B histories · N items · M negatives · C candidates 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -163,8 +162,8 @@ class Liger(Tiger):
         """(B, C) twice -> (B, C): the dense score alone orders."""
         return cosines / self.config.temperature
 
-    def train(self, mode: bool = True) -> Any:
+    def train(self, mode: bool = True) -> Liger:
         """Switching modes drops what was made for answering."""
-        if hasattr(self, "_vectors"):
-            self._vectors.drop()
-        return super().train(mode)
+        self._vectors.drop()
+        super().train(mode)
+        return self
