@@ -26,6 +26,9 @@ from sidera.config import closest, parse_section
 from sidera.core import InputError
 from sidera.data.config import View
 from sidera.data.split import Fit, fitted_split
+from sidera.models.generators.cobra import Cobra
+from sidera.models.generators.decoder_only import DecoderOnly
+from sidera.models.generators.liger import Liger
 from sidera.models.generators.onerec import OneRec
 from sidera.models.generators.onerec_v1 import OneRecV1
 from sidera.models.generators.onerec_v2 import OneRecV2
@@ -45,6 +48,9 @@ MODELS: dict[str, Any] = {
     "transitions": Transitions,
     "sasrec": SASRec,
     "tiger": Tiger,
+    "liger": Liger,
+    "decoder_only": DecoderOnly,
+    "cobra": Cobra,
     "sidera": SideraGenerator,
     "onerec": OneRec,
     "onerec_v1": OneRecV1,
