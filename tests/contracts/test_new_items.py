@@ -17,11 +17,11 @@ from sidera.data.items import ItemTable
 from sidera.decode.exact import score_all_items
 from sidera.decode.sample import free_log_probs
 from sidera.engine.recommender import Recommender
-from sidera.models import fit_once
+from sidera.models import MODELS, fit_once
 from sidera.models.generators.sidera import SideraGenerator
 from sidera.nn.item_embedding import ItemEmbedding, ItemOffset, fallback_rows, grown
 
-COUNTS = ["item_knn", "transitions", "popularity"]
+COUNTS = [name for name in ALL if not getattr(MODELS[name], "reads_late_items", True)]
 READS = [name for name in ALL if name not in COUNTS]
 OLD = [["item0003", "item0007"], ["item0001"]]
 

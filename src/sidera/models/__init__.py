@@ -8,7 +8,8 @@ Every class is built as ``Model(config, catalog)`` with its frozen dataclass ``M
   ``__init__``; called as ``feed(reading, split, batch_size, seed)``, and with ``target_mask=`` to choose targets;
 * and/or a method ``fit_once(view)`` that learns from the training part without steps, before the first of them;
 * ``Config.reads``, and as ``model.reads``: which events it reads, and of these how many (``sidera.batch.Reads``);
-* ``reads_codes = False`` where it reads no semantic IDs: its catalogue needs none.
+* ``reads_codes = False`` where it reads no semantic IDs: its catalogue needs none;
+* ``needs``: the optional module that it is fitted with, where there is one.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from sidera.models.generators.sidera import SideraGenerator
 from sidera.models.generators.tiger import Tiger
 from sidera.models.rankers.pscore import PScore
 from sidera.models.rankers.session_reward import SessionReward
+from sidera.models.retrievers.als import ALS
+from sidera.models.retrievers.bpr import BPR
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.models.retrievers.popularity import Popularity
 from sidera.models.retrievers.sasrec import SASRec
@@ -41,6 +44,8 @@ MODELS: dict[str, Any] = {
     "popularity": Popularity,
     "item_knn": ItemKNN,
     "transitions": Transitions,
+    "als": ALS,
+    "bpr": BPR,
     "sasrec": SASRec,
     "tiger": Tiger,
     "sidera": SideraGenerator,
@@ -51,7 +56,7 @@ MODELS: dict[str, Any] = {
     "session_reward": SessionReward,
 }
 RANKING = ("ranker", "reward")  # roles that score what is given; the others find it
-SIZES = {"width", "num_layers", "ff_width", "ff_multiple", "num_experts", "neighbours"}  # what weights grow with
+SIZES = {"width", "num_layers", "ff_width", "ff_multiple", "num_experts", "neighbours", "factors"}  # of weights
 
 
 def parse_model(section: Mapping[str, Any]) -> tuple[str, Any]:

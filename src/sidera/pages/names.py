@@ -14,6 +14,8 @@ MODELS = {
     "sasrec": "SASRec",
     "item_knn": "item-kNN",
     "transitions": "transitions",
+    "als": "ALS",
+    "bpr": "BPR",
     "popularity": "popularity",
 }
 
