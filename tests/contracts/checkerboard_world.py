@@ -37,6 +37,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "popularity": {},
     "item_knn": {"neighbours": 8},
     "transitions": {"neighbours": 8},
+    "transitions_text": {"neighbours": 8, "alike": 3},
+    "content_knn": {},
     "als": {"factors": 8, "iterations": 4, "choose": False},
     "bpr": {"factors": 8, "iterations": 4, "choose": False},
     "sasrec": {"max_history": 8, "width": 16, "num_layers": 1, "num_heads": 1, "dropout": 0.0, "loss": "full"},

@@ -34,16 +34,20 @@ from sidera.models.rankers.pscore import PScore
 from sidera.models.rankers.session_reward import SessionReward
 from sidera.models.retrievers.als import ALS
 from sidera.models.retrievers.bpr import BPR
+from sidera.models.retrievers.content_knn import ContentKNN
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.models.retrievers.popularity import Popularity
 from sidera.models.retrievers.sasrec import SASRec
 from sidera.models.retrievers.transitions import Transitions
+from sidera.models.retrievers.transitions_text import TransitionsText
 from sidera.ops.budget import Budget, TooLarge
 
 MODELS: dict[str, Any] = {
     "popularity": Popularity,
     "item_knn": ItemKNN,
     "transitions": Transitions,
+    "transitions_text": TransitionsText,
+    "content_knn": ContentKNN,
     "als": ALS,
     "bpr": BPR,
     "sasrec": SASRec,
