@@ -9,6 +9,7 @@ Every class is built as ``Model(config, catalog)`` with its frozen dataclass ``M
 * and/or a method ``fit_once(view)`` that learns from the training part without steps, before the first of them;
 * ``Config.reads``, and as ``model.reads``: which events it reads, and of these how many (``sidera.batch.Reads``);
 * ``reads_codes = False`` where it reads no semantic IDs: its catalogue needs none;
+* ``reads_titles = True`` where nothing but titles makes it more than another model;
 * ``needs``: the optional module that it is fitted with, where there is one.
 """
 

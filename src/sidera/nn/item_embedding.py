@@ -96,7 +96,11 @@ def grown(model: nn.Module, items: ItemRows) -> nn.Module:
     """
     tables = {name: part for name, part in model.named_modules() if isinstance(part, ItemEmbedding)}
     counts = [part.num_embeddings for part in tables.values()]
-    counts += [part.num_items for part in model.modules() if hasattr(part, "grow") and hasattr(part, "num_items")]
+    counts += [
+        int(cast(Any, part).num_items)
+        for part in model.modules()
+        if hasattr(part, "grow") and hasattr(part, "num_items")
+    ]
     if all(number == len(items.codes) for number in counts):
         return model
     shared = {id(part): part for part in (*model.parameters(), *model.buffers())}

@@ -30,7 +30,7 @@ class Measured:
 
     @property
     def trained(self) -> bool:
-        """Not one of the two that only count."""
+        """Not one of those that only count."""
         return self.run.name not in COMPANIONS
 
 

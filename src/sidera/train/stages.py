@@ -47,7 +47,7 @@ from sidera.ops.allocator import release_memory
 from sidera.ops.processor import emulates_bf16
 from sidera.ops.threads import given_threads, num_threads, usable_threads
 from sidera.stage import stage
-from sidera.train.baselines import baselines
+from sidera.train.baselines import baselines, check_baselines, verdicts
 from sidera.train.ranker import validation as ranker_validation
 from sidera.train.recipe import Recipe
 from sidera.train.run_lock import one_writer
@@ -56,6 +56,7 @@ from sidera.train.validation import Validation
 
 Say = Callable[[str], None]
 Trained = Recommender | Ranking  # what answers lists, and what ranks candidates
+NOT_MEASURED = ("baselines", "baseline_minutes")  # they lie beside an evaluation
 LEAST_TRAINED = 0.1  # of a budget that the catalogue used up
 
 
@@ -98,6 +99,7 @@ class Prepared:
 
 def prepare(recipe: Recipe, data: str | Path, say: Say = say_once) -> Prepared:
     """Read and split; LeakError when the split could leak."""
+    check_baselines(recipe.eval)
     everything, positives = make_views(load_dataset(data, recipe.data, say), recipe.data)
     view = everything if recipe.model_config.reads.feedback else positives
     dataset, split = view.dataset, view.split
@@ -310,7 +312,7 @@ def evaluate_stage(
         trained.catalog.codebook_id,
         trained.catalog.items_version,
     ]  # what may be answered may have changed
-    measured = {key: value for key, value in written(recipe.eval).items() if key != "baselines"}  # they lie beside it
+    measured = {key: value for key, value in written(recipe.eval).items() if key not in NOT_MEASURED}
 
     def make(wanted: str) -> Evaluation | RankerEvaluation:
         if name and path.exists():
@@ -335,8 +337,10 @@ def evaluate_stage(
         lambda: RankerEvaluation.load(path) if ranks else load_evaluation(path),
         reused=lambda: say(f"evaluate: reused ({path})"),
     )  # fmt: skip
-    if recipe.eval.baselines and not ranks:  # popularity and item-kNN are measured on its rows and left beside it
-        baselines(recipe.model_name, prepared.positives, trained.catalog, recipe.eval, path, which, say)
+    if isinstance(result, Evaluation):
+        beside = baselines(recipe.model_name, prepared.positives, trained.catalog, recipe.eval, path, which, say)
+        for sentence in verdicts(result, beside, recipe.eval):
+            say(sentence)
     return result
 
 

@@ -48,6 +48,7 @@ class ContentKNN(nn.Module):
 
     role = "scorer"
     reads_codes = False
+    reads_titles = True
     fading: Tensor  # (1,)
 
     def __init__(self, config: Config, catalog: Catalog) -> None:

@@ -51,6 +51,7 @@ class TransitionsText(Transitions):
 
     config: Config
     reads_late_items = True
+    reads_titles = True
     weight: Tensor  # (1,)
     alike_ids: Tensor  # (N, K) int64, items of the training
     alike_shares: Tensor  # (N, K) float32: few(item) * alike, 0 where there are fewer neighbours
