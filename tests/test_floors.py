@@ -139,6 +139,7 @@ FLAGS = {
         "run",
         "--host",
         "--port",
+        "--workers",
         "--store",
         "--exposures",
         "--fill",

@@ -21,16 +21,18 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import digest
 from sidera.core import InputError
 from sidera.data.config import View
+from sidera.data.split import Fit
 from sidera.engine.recommender import Recommender
 from sidera.eval.config import EvalConfig
 from sidera.eval.evaluate import evaluate
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
 from sidera.eval.verdict import against_best
-from sidera.models import MODELS, build_model
+from sidera.models import MODELS, build_model, fit_once
 from sidera.stage import stage
 
 FOLDER = "baselines"
-NO_MATTER = ("beam", "wide_beam", "batch_size", "baselines", "baseline_minutes")  # to what a scorer answers
+NOT_MEASURED = ("baselines", "baseline_minutes")  # they lie beside an evaluation and change no figure of it
+NO_MATTER = ("beam", "wide_beam", "batch_size", *NOT_MEASURED)  # to what a scorer answers
 # What a page calls a baseline, the cheapest first.
 COMPANIONS = ("popularity", "transitions", "item_knn", "content_knn", "transitions_text", "als", "bpr")
 
@@ -42,10 +44,12 @@ def baselines(
     config: EvalConfig,
     evaluation: Path,
     which: Literal["valid", "test"],
+    fit: Fit,
     say: Callable[[str], None],
 ) -> list[Evaluation]:
     """Measure what belongs beside the ``evaluation`` of ``model_name``, on ``view``; what is there already is read.
 
+    They count the events of the model's own ``fit``, so that like is compared with like.
     The artifacts hold accuracies and lists; latency and examples are the run's own.
     """
     config = replace(config, latency_rows=0, free_rows=0, samples=0)
@@ -62,12 +66,13 @@ def baselines(
         path = evaluation.parent / FOLDER / evaluation.name / name
 
         def make(wanted: str, name: str = name, path: Path = path) -> Evaluation:
-            result = evaluate(recommender_of(name, view, catalog), view.dataset, view.split, which, config, name=name)
+            counting = recommender_of(name, view, catalog, fit)
+            result = evaluate(counting, view.dataset, view.split, which, config, name=name, fit=fit)
             save_evaluation(result, path, digest=wanted)
             say(_line(result))
             return result
 
-        inputs = [name, digest(asked), digest(items), settings, which]
+        inputs = [name, digest(asked), digest(items), settings, which, fit]
         found.append(stage(path, "evaluation", inputs, make, partial(load_evaluation, path)))
     if late:
         say(f"  left out, [eval] baseline_minutes = {config.baseline_minutes:g} were over: {', '.join(late)}")
@@ -93,15 +98,18 @@ def check_baselines(config: EvalConfig) -> None:
             raise InputError(problem, fix="pip install 'sidera[baselines]'")
 
 
-def verdicts(result: Evaluation, beside: Sequence[Evaluation], config: EvalConfig) -> list[str]:
+def say_verdicts(
+    result: Evaluation, beside: Sequence[Evaluation], config: EvalConfig, say: Callable[[str], None]
+) -> None:
     """Whether the run beats the best of what counts, a sentence a seen mode."""
-    return [f"verdict: {one.to_text()}" for one in against_best(result, beside, config.main_k)]
+    for one in against_best(result, beside, config.main_k):
+        say(f"verdict: {one.to_text()}")
 
 
-def recommender_of(name: str, view: View, catalog: Catalog) -> Recommender:
+def recommender_of(name: str, view: View, catalog: Catalog, fit: Fit = "train") -> Recommender:
     """The counting model over the catalogue's items, with its default settings."""
     model = build_model(name, MODELS[name].Config(), catalog, seed=0)
-    model.fit_once(view)  # type: ignore[operator]
+    fit_once(model, view, fit)
     return Recommender(model.eval(), catalog, model_section={"name": name})
 
 

@@ -89,6 +89,11 @@ class TransitionsText(Transitions):
                 trials[weight] = validation_ndcg(self, view)
             self.weight.fill_(max(trials, key=lambda weight: trials[weight]))
 
+    def count_again(self, view: View) -> None:
+        """Count another training part: which items have few events may be others then."""
+        self.alike_shares.zero_()
+        super().count_again(view)
+
     def count(self, item_ids: np.ndarray, offsets: np.ndarray, norm: float, fading: float) -> None:
         """Also finds the neighbours of every item, once."""
         super().count(item_ids, offsets, norm, fading)
