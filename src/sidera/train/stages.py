@@ -45,7 +45,7 @@ from sidera.ops.allocator import release_memory
 from sidera.ops.processor import emulates_bf16
 from sidera.ops.threads import given_threads, num_threads, usable_threads
 from sidera.stage import stage
-from sidera.train.baselines import baselines, check_baselines, verdicts
+from sidera.train.baselines import NOT_MEASURED, baselines, check_baselines, say_verdicts
 from sidera.train.budget import spent_seconds
 from sidera.train.ranker import validation as ranker_validation
 from sidera.train.recipe import Recipe
@@ -57,7 +57,6 @@ from sidera.train.validation import Validation, watches_filter
 
 Say = Callable[[str], None]
 Trained = Recommender | Ranking  # what answers lists, and what ranks candidates
-NOT_MEASURED = ("baselines", "baseline_minutes")  # they lie beside an evaluation
 
 
 def say_once(text: str) -> None:
@@ -349,10 +348,8 @@ def evaluate_stage(
         reused=lambda: say(f"evaluate: reused ({path})"),
     )  # fmt: skip
     if isinstance(result, Evaluation):
-        counted = prepared.positives, trained.catalog
-        beside = baselines(recipe.model_name, *counted, recipe.eval, path, which, fit_name, say)
-        for sentence in verdicts(result, beside, recipe.eval):
-            say(sentence)
+        asked = (prepared.positives, trained.catalog, recipe.eval, path, which, fit_name, say)
+        say_verdicts(result, baselines(recipe.model_name, *asked), recipe.eval, say)
     return result
 
 

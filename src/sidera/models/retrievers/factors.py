@@ -61,6 +61,7 @@ class ItemFactors(nn.Module):
     reads_codes = False
     reads_late_items = False  # nothing was learned of them
     factors: Tensor  # (N, D)
+    chosen: Tensor  # (1,) the setting that it was learned with
 
     def __init__(self, config: FactorConfig, catalog: Catalog, width: int) -> None:
         super().__init__()
@@ -87,6 +88,11 @@ class ItemFactors(nn.Module):
         with one_thread():
             self.learn(training_matrix(view), self.best)
 
+    def count_again(self, view: View) -> None:
+        """Learn from another training part, with the setting that was chosen."""
+        with one_thread():
+            self.learn(training_matrix(view), self.chosen_setting())
+
     @abstractmethod
     def grid(self) -> Sequence[Any]:
         """Settings to choose among."""
@@ -94,6 +100,10 @@ class ItemFactors(nn.Module):
     @abstractmethod
     def own_setting(self) -> Any:
         """What the recipe says."""
+
+    def chosen_setting(self) -> Any:
+        """What the grid, or the recipe, left."""
+        return round(float(self.chosen[0]), 6)
 
     @abstractmethod
     def learn(self, user_items: Any, setting: Any) -> None:
