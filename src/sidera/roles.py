@@ -88,6 +88,18 @@ class SessionGenerator(Generator, Protocol):
 
 
 @runtime_checkable
+class ParallelGenerator(Generator, Protocol):
+    """A Generator whose codes do not read each other: one state scores the codes of all levels at once, and
+    log p(item) is a sum over them."""
+
+    def code_log_probs(self, context: Any) -> Sequence[Tensor]:
+        """L of (B, K_level)"""
+
+    def code_vectors(self) -> Sequence[Tensor]:
+        """L of (K_level, D): codes that are likely for the same histories have like vectors."""
+
+
+@runtime_checkable
 class Scorer(Protocol):
     """Scores every item of the catalogue at once (popularity, item-kNN, SASRec)."""
 

@@ -27,6 +27,7 @@ from sidera.data.config import View
 from sidera.models.generators.onerec import OneRec
 from sidera.models.generators.onerec_v1 import OneRecV1
 from sidera.models.generators.onerec_v2 import OneRecV2
+from sidera.models.generators.rpg import Rpg
 from sidera.models.generators.sidera import SideraGenerator
 from sidera.models.generators.tiger import Tiger
 from sidera.models.rankers.pscore import PScore
@@ -44,6 +45,7 @@ MODELS: dict[str, Any] = {
     "sasrec": SASRec,
     "tiger": Tiger,
     "sidera": SideraGenerator,
+    "rpg": Rpg,
     "onerec": OneRec,
     "onerec_v1": OneRecV1,
     "onerec_v2": OneRecV2,
@@ -68,6 +70,11 @@ def parse_model(section: Mapping[str, Any]) -> tuple[str, Any]:
 def role_of(name: str) -> str:
     """generator | scorer | ranker | reward"""
     return str(MODELS[name].role)
+
+
+def ways_of(name: str) -> tuple[str, ...]:
+    """How a generator can be searched, the usual way first; a model that says nothing, by a beam."""
+    return tuple(getattr(MODELS[name], "ways", ("beam",)))
 
 
 def fit_once(model: torch.nn.Module, view: View) -> None:

@@ -177,7 +177,8 @@ def train_stage(
             Ranking(model, catalog, section, device, version=wanted)
             if role_of(recipe.model_name) in RANKING
             else Recommender(
-                model, catalog, model_section=section, beam=recipe.eval.beam, device=device, version=wanted
+                model, catalog, model_section=section, beam=recipe.eval.beam, search=recipe.eval.search, device=device,
+                version=wanted,
             )
         )
         training = _fitted(recipe, prepared, trained, inputs, out / "fit", say)
@@ -321,6 +322,7 @@ def evaluate_stage(
             result = evaluate_ranker(trained, prepared.view, which, recipe.eval, name=recipe.model_name, info=info)
             result.save(path, digest=wanted, parents={"model": model_digest})
             return result
+        trained.search = recipe.eval.search
         with rows_bar("evaluate") as progress:
             lists = evaluate(
                 trained, prepared.dataset, prepared.split, which, recipe.eval, name=recipe.model_name, info=info,
