@@ -100,6 +100,16 @@ class ParallelGenerator(Generator, Protocol):
 
 
 @runtime_checkable
+class TaughtGenerator(Generator, Protocol):
+    """A small Generator that learned from a large one, which it can draft for."""
+
+    teacher: Any  # a Generator over the same codes
+
+    def teacher_context(self, context: Any) -> Any:
+        """The teacher's context of the histories of a context of the small one."""
+
+
+@runtime_checkable
 class Scorer(Protocol):
     """Scores every item of the catalogue at once (popularity, item-kNN, SASRec)."""
 

@@ -152,7 +152,7 @@ class Snapshot:
     @cached_property
     def searcher(self) -> Search:
         """The search by another way than a beam; what it makes of the catalogue once is made at the first question."""
-        return search_by(self.way, self.model, self.generator, self.catalog.trie)
+        return search_by(self.way, self.model, self.writing, self.catalog.trie)
 
     @contextmanager
     def answering(self) -> Iterator[None]:

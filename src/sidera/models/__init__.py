@@ -24,12 +24,14 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import closest, parse_section
 from sidera.core import InputError
 from sidera.data.config import View
+from sidera.models.generators.mtp import TigerMTP
 from sidera.models.generators.onerec import OneRec
 from sidera.models.generators.onerec_v1 import OneRecV1
 from sidera.models.generators.onerec_v2 import OneRecV2
 from sidera.models.generators.rpg import Rpg
 from sidera.models.generators.sidera import SideraGenerator
 from sidera.models.generators.tiger import Tiger
+from sidera.models.generators.tiger_mlp import TigerMLP
 from sidera.models.rankers.pscore import PScore
 from sidera.models.rankers.session_reward import SessionReward
 from sidera.models.retrievers.item_knn import ItemKNN
@@ -46,6 +48,8 @@ MODELS: dict[str, Any] = {
     "tiger": Tiger,
     "sidera": SideraGenerator,
     "rpg": Rpg,
+    "tiger_mtp": TigerMTP,
+    "tiger_mlp": TigerMLP,
     "onerec": OneRec,
     "onerec_v1": OneRecV1,
     "onerec_v2": OneRecV2,

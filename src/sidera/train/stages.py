@@ -169,6 +169,7 @@ def train_stage(
     # The catalogue's digest covers the training events. Two temporal splits may share these and differ in the window
     # that chooses the best weights, which must not reach into the other's test.
     inputs = [catalog_id, prepared.digest] if prepared.split.cut_times else [catalog_id]
+    taught_by = getattr(recipe.model_config, "inputs", [])
 
     def make(wanted: str) -> Trained | None:
         model = build_model(recipe.model_name, recipe.model_config, catalog, recipe.fit.seed)
@@ -195,7 +196,7 @@ def train_stage(
         return trained
 
     return stage(
-        out / "model", "model", [*inputs, recipe.model_section, recipe.fit.identity()], make,
+        out / "model", "model", [*inputs, *taught_by, recipe.model_section, recipe.fit.identity()], make,
         lambda: open_trained(recipe, out, device), reused=lambda: say(f"train: reused ({out / 'model'})"),
     )  # fmt: skip
 
