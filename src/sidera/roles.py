@@ -100,6 +100,14 @@ class ParallelGenerator(Generator, Protocol):
 
 
 @runtime_checkable
+class MaskedGenerator(Generator, Protocol):
+    """A Generator that fills codes in any order."""
+
+    def fill_log_probs(self, context: Any, codes: Tensor) -> Sequence[Tensor]:
+        """Codes (B, W, L), -1 where open -> L of (B, W, K_level): log-probabilities of the codes of each level."""
+
+
+@runtime_checkable
 class TaughtGenerator(Generator, Protocol):
     """A small Generator that learned from a large one, which it can draft for."""
 

@@ -7,6 +7,7 @@ A model class lists what it offers as ``ways``, the usual one first; one that li
 | beam | code after code inside the trie: ``decode.beam`` |
 | exact | scores of all items, from codes that are written at once: ``decode.parallel.ExactSearch`` |
 | draft | items that a cheap reader names, scored exactly by the full model: ``decode.drafted`` |
+| unmask | the surest code first, over the items that exist: ``decode.unmask`` |
 | graph | a walk over items with like codes: ``decode.parallel.GraphSearch`` |
 
 "auto" is the model's usual way, and the graph in place of ``exact`` above ``EXACT_ITEMS`` semantic IDs.
@@ -21,6 +22,7 @@ from sidera.core import InputError
 from sidera.decode.beam import Beams
 from sidera.decode.drafted import DraftSearch
 from sidera.decode.parallel import ExactSearch, GraphSearch
+from sidera.decode.unmask import UnmaskSearch
 from sidera.ops.trie import CodeTrie
 from sidera.roles import Generator
 
@@ -43,8 +45,10 @@ def search_by(way: str, model: Any, writing: Callable[[Any], Generator], trie: C
     """A search other than a beam's. ``writing``: a generator as it writes late items too."""
     if way == "draft":
         return DraftSearch(model, writing, trie)
+    if way == "unmask":
+        return UnmaskSearch(model, trie)
     if way == "exact":
         return ExactSearch(model, trie)
     if way == "graph":
         return GraphSearch(model, trie)
-    raise InputError(f"search = {way!r} is not known", allowed="beam, draft, exact, graph")
+    raise InputError(f"search = {way!r} is not known", allowed="beam, draft, unmask, exact, graph")

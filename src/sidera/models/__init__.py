@@ -24,6 +24,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import closest, parse_section
 from sidera.core import InputError
 from sidera.data.config import View
+from sidera.models.generators.masked_codes import MaskedCodes
 from sidera.models.generators.mtp import TigerMTP
 from sidera.models.generators.onerec import OneRec
 from sidera.models.generators.onerec_v1 import OneRecV1
@@ -49,6 +50,7 @@ MODELS: dict[str, Any] = {
     "sidera": SideraGenerator,
     "rpg": Rpg,
     "tiger_mtp": TigerMTP,
+    "masked_codes": MaskedCodes,
     "tiger_mlp": TigerMLP,
     "onerec": OneRec,
     "onerec_v1": OneRecV1,
