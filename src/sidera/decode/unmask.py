@@ -101,7 +101,8 @@ class UnmaskSearch:
             place.scatter_(1, kept, torch.arange(kept.shape[1], device=device).expand_as(kept))
             new_owner = place[rows, owner * most + code]
             codes = codes.gather(1, before[..., None].expand(-1, -1, num_levels))
-            codes.scatter_(2, surest.gather(1, before)[..., None], (kept % most)[..., None])
+            filled = (kept % most).masked_fill_(scores == NEG_INF, 0)  # a dead one may name a code of another level
+            codes.scatter_(2, surest.gather(1, before)[..., None], filled[..., None])
             alive = (new_owner >= 0) & (scores[rows, new_owner.clamp(min=0)] > NEG_INF)
             rows, leaves, owner = rows[alive], leaves[alive], new_owner[alive]
         picked = table[rows, owner].gather(2, all_codes[leaves][..., None]).squeeze(2)  # (m, L)
