@@ -34,7 +34,7 @@ TIGER = (
     'catalog.collision="greedy"', "catalog.quantizer.num_levels=3", "catalog.quantizer.codebook_size=256",
     "catalog.quantizer.balanced=true", "fit.batch_size=256", "fit.lr=3e-3", "fit.warmup_steps=200",
 )  # fmt: skip
-PARALLEL = ('catalog.quantizer.name="opq"', "catalog.quantizer.codebook_size=256")
+PARALLEL = ('catalog.quantizer.name="opq"', "catalog.quantizer.codebook_size=256", "catalog.quantizer.rotations=2")
 QUICK = {"minutes": 0.1, "rows": 300}
 
 
@@ -105,6 +105,8 @@ def recipe_of(one: Run, minutes: float, folder: Path, quick: bool) -> Any:
         'fit.precision="f32"', "fit.patience=0", "fit.epochs=500", "fit.eval_every_epochs=0", "fit.eval_every_steps=0",
         f"fit.seed={SEED}", "eval.valid_rows=1000", "eval.ks=[5, 10]", "eval.max_rows=10000",
     ]  # fmt: skip
+    if quick:
+        common += ["catalog.quantizer.codebook_size=64", "catalog.quantizer.rotations=0"]
     if one.teacher:
         common.append(f'model.teacher="{folder / one.teacher}"')
     return Recipe.read(path, [*one.overrides, *common])
@@ -154,7 +156,7 @@ class Asked:
         from sidera.eval.metrics import row_metrics, target_ranks
         from sidera.eval.ranking import questions
 
-        flat = {}
+        flat: dict[str, Any] = {}
         for seen in ("keep", "filter"):
             ids = np.full((len(self.rows), K), -1)
             for index, batch in questions(self.recommender, self.prepared.dataset, self.rows, 128):
@@ -199,7 +201,7 @@ def searching_share(mlp: Asked, teacher: Asked, rounds: int) -> float:
     for one in (mlp, teacher):
         snapshot = one.recommender.snapshot
         with torch.inference_mode():
-            contexts = [snapshot.model.context(snapshot.readable(batch)) for batch in one.batches(1, 2 * rounds)]
+            contexts = [snapshot.generator.context(snapshot.readable(batch)) for batch in one.batches(1, 2 * rounds)]
         calls[one.row.label] = partial(
             lambda snapshot, order: snapshot.beams(next(order), width=BEAM, num_results=K), snapshot, cycle(contexts)
         )
@@ -271,11 +273,11 @@ def main() -> None:
     tuned_allocator()
     single_thread()
     data, folder, names = DATA / "amazon2014_beauty", options.runs, options.only or [one.name for one in RUNS]
-    minutes, rows, rounds, rows_shown = options.minutes, options.rows, 15, ROWS
+    minutes, rows, rounds, rows_shown = options.minutes, options.rows, 15, list(ROWS)
     if options.quick:
         minutes, rows, rounds, folder = QUICK["minutes"], int(QUICK["rows"]), 2, folder / "quick"
         names = ["rpg"]
-        rows_shown = tuple(row for row in ROWS if row.run == "rpg")
+        rows_shown = [row for row in ROWS if row.run == "rpg"]
     failed = train_missing(names, minutes, folder, data, options.quick)
     if options.only:
         print(failed or "trained")
@@ -296,7 +298,7 @@ def main() -> None:
     pairs = [(a, b) for a, b in SAME if a in by_label and b in by_label]
     shares: dict[str, Any] = {f"{a} = {b}": equal_share(by_label[a], by_label[b]) for a, b in pairs}
     for one in asked:
-        search = one.recommender.snapshot.searcher if one.row.search == "draft" else None
+        search: Any = one.recommender.snapshot.searcher if one.row.search == "draft" else None
         if search is not None:
             shares[f"{one.row.label}: searched again"] = round(search.again / max(1, search.histories), 4)
     mlp, teacher = by_label.get("TIGER's MLPs, distilled"), by_label.get("TIGER, beam")

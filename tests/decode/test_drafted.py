@@ -1,4 +1,4 @@
-"""Drafts that the full model checks: its own scores, the beam's answer where the draft covers it, and a beam elsewhere."""
+"""Drafts that the full model checks: its own scores, the beam's answer where they cover it, and a beam elsewhere."""
 
 from __future__ import annotations
 
@@ -32,14 +32,18 @@ class World:
         codes = np.stack(np.unravel_index(flat, SIZES), axis=1)
         codes[5] = codes[9]
         self.trie = CodeTrie.build(codes, SIZES, alive=np.arange(NUM_ITEMS) != 3)
-        catalog: Any = SimpleNamespace(codes=codes, level_sizes=SIZES, codebook_id="c", item_keys=list(range(NUM_ITEMS)))
+        catalog: Any = SimpleNamespace(
+            codes=codes, level_sizes=SIZES, codebook_id="c", item_keys=list(range(NUM_ITEMS))
+        )
         torch.manual_seed(0)
         self.model = kind(kind.Config(**SMALL), catalog).eval()
         with torch.no_grad():
             for name, weight in self.model.named_parameters():
                 weight.mul_(1.5 if "norm" in name else 2.0)
         offsets = torch.tensor([0, *np.cumsum([len(history) for history in HISTORIES])])
-        self.batch = hand_made(torch.tensor(sum(HISTORIES, [])), offsets, items=ItemTable(codes))
+        self.batch = hand_made(
+            torch.tensor([item for history in HISTORIES for item in history]), offsets, items=ItemTable(codes)
+        )
         self.full = self.model if kind is TigerMTP else self.model.teacher
         self.search = DraftSearch(self.model, lambda model: model, self.trie)
 

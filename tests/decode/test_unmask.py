@@ -46,7 +46,9 @@ class Filler:
         return [part.log_softmax(-1) for part in logits.split(SIZES, dim=-1)]
 
 
-def slow(model: Filler, number: int, codes: np.ndarray, allowed: np.ndarray, width: int, rounds: int) -> dict[int, float]:
+def slow(
+    model: Filler, number: int, codes: np.ndarray, allowed: np.ndarray, width: int, rounds: int
+) -> dict[int, float]:
     """item -> score, of one history."""
     context = Rows(torch.tensor([number]))
     hypotheses = [((-1,) * len(SIZES), 0.0, np.flatnonzero(allowed).tolist())]
@@ -56,7 +58,9 @@ def slow(model: Filler, number: int, codes: np.ndarray, allowed: np.ndarray, wid
             parts = [part[0, 0] for part in model.fill_log_probs(context, torch.tensor([[filled]]))]
             open_levels = [level for level, code in enumerate(filled) if code < 0]
             if turn + 1 == rounds:
-                grown += [(item, score + sum(float(parts[l][codes[item, l]]) for l in open_levels)) for item in items]
+                grown += [
+                    (item, score + sum(float(parts[at][codes[item, at]]) for at in open_levels)) for item in items
+                ]
                 continue
             level = max(open_levels, key=lambda level: float(parts[level].max()))
             for code in sorted({int(codes[item, level]) for item in items}):

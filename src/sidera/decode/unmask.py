@@ -1,10 +1,10 @@
 """Codes that are filled in any order: the surest first, and only what some item has (masked diffusion).
 
 A hypothesis has some codes filled and the others open. In a round the model scores all codes of every hypothesis at
-once; each then fills the open level that it is surest of, with every code that an item of it has, and the best ``width``
-of what comes out live on. In the last round the open levels are filled together: a hypothesis then scores each of its
-items by the sum of the codes that are left. So a search takes ``rounds`` passes however many levels there are, and
-writes nothing that does not exist.
+once; each then fills the open level that it is surest of, with every code that an item of it has, and the best
+``width`` of what comes out live on. In the last round the open levels are filled together: a hypothesis then scores
+each of its items by the sum of the codes that are left. So a search takes ``rounds`` passes however many levels there
+are, and writes nothing that does not exist.
 
 The hypotheses of a history part the items among them, so which items belong to one is a list (row, hypothesis, leaf),
 and no trie of every subset of levels is needed. Items that are barred are not in the list from the first round on.
@@ -56,8 +56,8 @@ class UnmaskSearch:
         eligible = Eligible(self.trie, context.num_histories, device, exclude, allowed)
         leaf_scores = self._filled(context, first, self._eligible_leaves(eligible), width)  # (B, leaves)
         tables = self.trie.tensors(device)
-        leaves = torch.arange(leaf_scores.shape[1], device=device).expand_as(leaf_scores)
-        candidates, places = items_of(Candidates(leaf_scores, leaves, torch.zeros_like(leaves)), tables)
+        every = torch.arange(leaf_scores.shape[1], device=device).expand_as(leaf_scores)
+        candidates, places = items_of(Candidates(leaf_scores, every, torch.zeros_like(every)), tables)
         eligible.close_items(candidates.scores, places)
         return results_of(candidates, tables.leaf_items[places].long(), tables, num_results, leaf_scores.is_cuda)
 

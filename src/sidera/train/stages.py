@@ -178,7 +178,12 @@ def train_stage(
             Ranking(model, catalog, section, device, version=wanted)
             if role_of(recipe.model_name) in RANKING
             else Recommender(
-                model, catalog, model_section=section, beam=recipe.eval.beam, search=recipe.eval.search, device=device,
+                model,
+                catalog,
+                model_section=section,
+                beam=recipe.eval.beam,
+                search=recipe.eval.search,
+                device=device,
                 version=wanted,
             )
         )

@@ -11,8 +11,8 @@ Two ways to answer: ``unmask`` fills the code that it is surest of first, over t
 (``decode.unmask``); ``beam`` fills from left to right like any generator. What it says of given codes (`code_logits`,
 scores of given items) is in the order from left to right.
 
-Shape legend: T events of the batch · B histories · U distinct items · W hypotheses or beams · R rows (items) · L levels ·
-K codes of a level · D width.
+Shape legend: T events of the batch · B histories · U distinct items · W hypotheses or beams · R rows (items) ·
+L levels · K codes of a level · D width.
 """
 
 from __future__ import annotations

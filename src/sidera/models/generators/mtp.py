@@ -3,8 +3,9 @@ arXiv 2404.19737, with heads side by side; DeepSeek-V3, arXiv 2412.19437, uses i
 
     sidera run recipes/any/tiger_mtp.toml --data data/mine --out runs/any-tiger-mtp
 
-A TIGER with one more head for each level but the first. The head of level l reads the state that writes the first code
-and predicts code l without having seen the codes before it; its loss is added with ``mtp_weight``. Three ways to answer:
+A TIGER with one more head for each level but the first. The head of level l reads the state that writes the first
+code and predicts code l without having seen the codes before it; its loss is added with ``mtp_weight``. Three ways to
+answer:
 
 * ``beam``: TIGER's own search, which the heads do not change;
 * ``draft``: the heads score all items at once, TIGER itself scores the best of these exactly (``decode.drafted``);
@@ -104,4 +105,3 @@ class TigerMTP(Tiger):
         targets, width = batch.num_histories, self.config.width
         heads = matmul_flops(self.later, targets) + 2.0 * targets * sum(self.level_sizes[1:]) * width
         return super().flops_per_batch(batch) + TRAINING * heads
-

@@ -2,10 +2,10 @@
 
     sidera run recipes/any/rpg.toml --data data/mine --out runs/any-rpg
 
-An item has m *unordered* codes, each of a small book (a product quantizer is meant). A causal encoder reads the mean of the code vectors of every event; m heads turn one state into m vectors, and a code's score is
-the cosine of a head's vector with the code's. The codes do not read each other, so log p(item) is a sum over them: the
-whole catalogue is scored exactly by one gather (``decode.parallel``), or a part of it by a walk over a graph of items
-with like codes.
+An item has m *unordered* codes, each of a small book (a product quantizer is meant). A causal encoder reads the mean of
+the code vectors of every event; m heads turn one state into m vectors, and a code's score is the cosine of a head's
+vector with the code's. The codes do not read each other, so log p(item) is a sum over them: the whole catalogue is
+scored exactly by one gather (``decode.parallel``), or a part of it by a walk over a graph of items with like codes.
 
 The loss is the paper's mean cross-entropy over the codes and, with ``item_weight``, a softmax over sampled items of the
 same scores: digits that are each likely are not yet an item that exists (docs/understand/models/rpg.md).

@@ -6,10 +6,10 @@ The encoder is the teacher's. Each level has a few learned queries that read the
 per request; the MLP of a level turns the summary and the vectors of the codes so far into the scores of the next code.
 A beam therefore costs two small matrix products a level, and no attention.
 
-It learns the teacher's distribution after every prefix that a search would stand on: the target's own codes and the best
-prefixes that the teacher writes (a free beam of ``num_prefixes``), by KL divergence, and the target itself with
-``label_weight``. ``teacher = "runs/any-tiger"`` takes a trained TIGER, whose weights then rest; without one, the teacher
-is trained in the same steps.
+It learns the teacher's distribution after every prefix that a search would stand on: the target's own codes and the
+best prefixes that the teacher writes (a free beam of ``num_prefixes``), by KL divergence, and the target itself with
+``label_weight``. ``teacher = "runs/any-tiger"`` takes a trained TIGER, whose weights then rest; without one, the
+teacher is trained in the same steps.
 
 The teacher stays inside: ``[eval] search = "draft"`` lets the MLPs name items and the teacher score these exactly.
 
@@ -82,7 +82,8 @@ class Summary(nn.Module):
         self.num_levels, self.num_queries = num_levels, num_queries
         self.query = nn.Parameter(torch.randn(num_levels * num_queries, width) * width**-0.5)
         self.value = nn.Linear(width, width, bias=False)
-        self.project = nn.Parameter(torch.randn(num_levels, num_queries * width, inside) * (num_queries * width) ** -0.5)
+        read = num_queries * width
+        self.project = nn.Parameter(torch.randn(num_levels, read, inside) * read**-0.5)
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """(B, S, D), mask (B, S) True = token -> (B, L, F)"""
@@ -130,18 +131,15 @@ class TigerMLP(nn.Module):
         self.codebook_id, self.level_sizes = self.teacher.codebook_id, self.teacher.level_sizes
         levels, width, inside = len(self.level_sizes), config.width, config.inside
         self.summary = Summary(width, levels, config.num_queries, inside)
-        self.code = nn.ModuleList(nn.Embedding(size, (levels - at - 1) * inside) for at, size in self._earlier())
-        for table in self.code:
-            nn.init.normal_(table.weight, std=0.3)
+        earlier = list(enumerate(self.level_sizes))[:-1]  # levels that a later one reads
+        self.code = nn.ModuleList(nn.Embedding(size, (levels - at - 1) * inside) for at, size in earlier)
+        for table in self.code.parameters():
+            nn.init.normal_(table, std=0.3)
         self.hidden = nn.ModuleList(nn.Linear(inside, inside) for _ in self.level_sizes)
         self.head = nn.ModuleList(nn.Linear(inside, size) for size in self.level_sizes)
         self.norms = nn.ModuleList(nn.LayerNorm(inside) for _ in self.level_sizes)
         self.register_buffer("taught", torch.tensor(False))  # the teacher's weights are those of its run
         self.taught: Tensor
-
-    def _earlier(self) -> list[tuple[int, int]]:
-        """Levels that a later one reads, and their K."""
-        return list(enumerate(self.level_sizes))[:-1]
 
     # -- the teacher -----------------------------------------------------------------------------------------------
 
@@ -181,7 +179,7 @@ class TigerMLP(nn.Module):
         -log p(target); with the teacher's own loss where it is trained too."""
         targets = batch.targets_of("history").items
         parts: dict[str, float] = {}
-        total = self.head[0].weight.new_zeros(())
+        total = self.summary.query.new_zeros(())
         if not self.config.teacher:
             taught = self.teacher.loss(batch)
             total, parts["teacher"] = taught.total, float(taught.total.detach()) / taught.count
