@@ -30,7 +30,7 @@ PICTURE = ROOT / "docs" / "pictures" / "decoders.svg"
 K, BEAM, SEED = 10, 50, 0
 BATCHES = (1, 64)
 TIGER = (
-    "model.width=64", "model.num_layers=2", "model.num_heads=4", "model.head_width=16", "model.ff_width=256",
+    "model.width=64", "model.num_layers=4", "model.num_heads=4", "model.head_width=16", "model.ff_width=256",
     'catalog.collision="greedy"', "catalog.quantizer.num_levels=3", "catalog.quantizer.codebook_size=256",
     "catalog.quantizer.balanced=true", "fit.batch_size=256", "fit.lr=3e-3", "fit.warmup_steps=200",
 )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Drafts that the full model checks: a cheap reader names many items, the full one scores exactly those in one pass.
+"""Drafts that the full model checks: a cheap reader names many items, the full one scores exactly those.
 
 The drafter finds ``drafts`` items: heads that write all codes at once (a ``ParallelGenerator``), or a small model that
-searches by a beam (a ``TaughtGenerator`` drafts for its teacher). The full model then scores each, teacher-forced, and
-the best are answered with the full model's own scores: in one call, whose time does not grow with the number of levels.
+searches by a beam (a ``TaughtGenerator`` drafts for its teacher). The full model then scores each, a step a level over
+the distinct prefixes of the drafts, without a choice in between; the best are answered with the full model's scores.
 
 An answer differs from the beam's where the draft lacked an item that the beam finds (or where the beam pruned one that
 the draft has). What was left out cannot be known, but how near it came: when an item of the answer stood in the last
@@ -18,12 +18,12 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sidera.decode.beam import Beams, beam_search
+from sidera.decode.beam import Beams, beam_search, normalised
 from sidera.decode.eligible import NEG_INF, Allowed, Eligible, Jagged
 from sidera.decode.parallel import ExactSearch
-from sidera.decode.sample import free_log_probs
 from sidera.decode.select import best_first
 from sidera.ops.trie import CodeTrie
 from sidera.roles import Context, Generator, ParallelGenerator, TaughtGenerator
@@ -75,15 +75,39 @@ class DraftSearch:
 
     def checked(self, context: Context, drafts: Beams, num_results: int) -> tuple[Beams, Tensor]:
         """The best drafts by the full model's scores, and whether (B,) all of them stood in the trusted part."""
-        log_p = free_log_probs(self.full, context, drafts.sids).sum(-1)  # (B, M); -inf where there is no draft
-        ranks = torch.arange(log_p.shape[1], device=log_p.device).expand_as(log_p)
         by_leaf = drafts.leaf_ids.argsort(dim=1, stable=True)  # equal scores go to the lower leaf, in serving order
-        best = by_leaf.gather(1, best_first(log_p.gather(1, by_leaf), num_results))
-        scores = log_p.gather(1, best)
-        behind = (ranks.gather(1, best) >= TRUSTED * log_p.shape[1]) & (scores > NEG_INF)
-        items, leaves = drafts.item_ids.gather(1, best), drafts.leaf_ids.gather(1, best)
-        sids = drafts.sids.gather(1, best[..., None].expand(-1, -1, drafts.sids.shape[-1]))
-        return Beams(items, leaves, scores, sids, scores > NEG_INF), ~behind.any(1)
+        leaves = drafts.leaf_ids.gather(1, by_leaf)
+        sids = drafts.sids.gather(1, by_leaf[..., None].expand(-1, -1, self.trie.num_levels))
+        log_p = self.scored(context, sids.clamp(min=0)).masked_fill(leaves < 0, NEG_INF)  # (B, M)
+        best = best_first(log_p, num_results)
+        scores, leaves = log_p.gather(1, best), leaves.gather(1, best)
+        sids = sids.gather(1, best[..., None].expand(-1, -1, self.trie.num_levels))
+        ranks = by_leaf.gather(1, best)
+        behind = (ranks >= TRUSTED * log_p.shape[1]) & (scores > NEG_INF)
+        return Beams(drafts.item_ids.gather(1, ranks), leaves, scores, sids, scores > NEG_INF), ~behind.any(1)
+
+    def scored(self, context: Context, sids: Tensor) -> Tensor:
+        """log p (B, M) of semantic IDs (B, M, L) in the order of their leaves: each distinct prefix is one beam."""
+        (num_histories, number, num_levels), device = sids.shape, sids.device
+        cache = self.full.new_cache(context, number)
+        place = torch.zeros(num_histories, number, dtype=torch.int64, device=device)  # the beam of each one's prefix
+        new_mask = torch.zeros_like(place, dtype=torch.bool)
+        output, total = self.full.step(context, cache, 0, None, None), torch.zeros(sids.shape[:2], device=device)
+        for level in range(num_levels):
+            logits, log_norm = normalised(output)
+            codes = sids[..., level]
+            picked = logits.flatten(1).gather(1, place * logits.shape[-1] + codes).float()
+            total += picked - log_norm.gather(1, place)
+            if level + 1 == num_levels:
+                break
+            new_mask = new_mask | F.pad(codes[:, 1:] != codes[:, :-1], (1, 0))  # it begins another prefix
+            before, place = place, new_mask.cumsum(1)
+            width = int(place.max()) + 1
+            beams = torch.zeros(num_histories, width, dtype=torch.int64, device=device)
+            output = self.full.step(
+                context, cache, level + 1, beams.scatter(1, place, codes), beams.scatter(1, place, before)
+            )
+        return total
 
 
 def _rows_of(exclude: Jagged, rows: Tensor) -> Jagged:
