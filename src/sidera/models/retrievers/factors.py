@@ -67,7 +67,6 @@ class ItemFactors(nn.Module):
         super().__init__()
         self.config, self.reads = config, config.reads
         self.register_buffer("factors", torch.zeros(len(catalog.item_keys), width))
-        self.best: Any = None  # setting that was learned last
 
     def fit_once(self, view: View) -> None:
         """Learn from the training sequences; InputError where the library is not installed."""
@@ -81,12 +80,6 @@ class ItemFactors(nn.Module):
             best = max(trials, key=lambda one: trials[one]) if trials else self.own_setting()
             if not trials or best != settings[-1]:  # else it was learned last
                 self.learn(user_items, best)
-        self.best = best
-
-    def count_again(self, view: View) -> None:
-        """Learn from another training part, with the setting that was chosen."""
-        with one_thread():
-            self.learn(training_matrix(view), self.best)
 
     def count_again(self, view: View) -> None:
         """Learn from another training part, with the setting that was chosen."""
