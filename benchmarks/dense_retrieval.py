@@ -65,14 +65,14 @@ def main() -> None:
     context: dict[str, Any] = {"items": num_items, "width": WIDTH, "build_cpu_s": {}, "effort": {}}
     for kind in ("flat", "ivf", "hnsw"):
         start = time.process_time()
-        indexes[kind] = VectorIndex.build(vectors, IndexConfig(kind), lambda: users(256, seed=2))  # type: ignore[arg-type]
+        indexes[kind] = VectorIndex.build(vectors, IndexConfig(kind), lambda: users(256, seed=2))
         context["build_cpu_s"][kind] = round(time.process_time() - start, 1)
         context["effort"][kind] = indexes[kind].effort
     searches: dict[str, Any] = {"scan": lambda some, **bars: dense_search(some, vectors, K, **bars)}
     searches |= {name: lambda some, own=index, **bars: own.search(some, K, **bars) for name, index in indexes.items()}
     exact, _ = searches["scan"](asked, exclude=every)
     value = {f"recall_{name}": recall_of(searches[name](asked, exclude=every)[0], exact) for name in indexes}
-    turn = {name: 0 for name in searches}
+    turn = dict.fromkeys(searches, 0)
 
     def one_at_a_time(name: str) -> None:
         row = turn[name] = (turn[name] + 1) % 64
