@@ -82,6 +82,11 @@ def reads_codes(name: str) -> bool:
     return bool(getattr(MODELS[name], "reads_codes", True))
 
 
+def takes_expert(name: str) -> bool:
+    """Whether counts of item pairs can stand beside it: a generator whose answers are items and no lists."""
+    return role_of(name) == "generator" and not hasattr(MODELS[name], "log_probs_lists")
+
+
 def build_model(
     name: str, config: Any, catalog: Catalog, seed: int = 0, budget: Budget | None = None
 ) -> torch.nn.Module:

@@ -6,12 +6,14 @@ that counts itself gets those that cost less than it does: item-kNN gets transit
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from sidera.artifacts import check_replaceable
 from sidera.catalog.catalog import Catalog
 from sidera.config import digest
 from sidera.data.config import View
@@ -58,6 +60,17 @@ def baselines(
         inputs = [name, digest(asked), digest(items), settings, which]
         found.append(stage(path, "evaluation", inputs, make, partial(load_evaluation, path)))
     return found
+
+
+def beside_expert(searched: Evaluation | None, evaluation: Path, digest: str) -> None:
+    """Leave what the search alone answered beside the ``evaluation`` of generator and expert; away with it where no
+    expert answered."""
+    path = evaluation.parent / FOLDER / evaluation.name / "without_expert"
+    if searched is not None:
+        save_evaluation(searched, path, digest=digest)
+    elif path.is_dir():
+        check_replaceable(path)
+        shutil.rmtree(path)
 
 
 def recommender_of(name: str, view: View, catalog: Catalog) -> Recommender:

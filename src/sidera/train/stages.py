@@ -28,8 +28,10 @@ from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
 from sidera.data.reading import LogReading
 from sidera.data.split import Split
+from sidera.engine.expert import Expert
 from sidera.engine.ranking import Ranking
 from sidera.engine.recommender import Recommender
+from sidera.engine.serving import Parts, ServeConfig
 from sidera.eval.evaluate import evaluate
 from sidera.eval.evaluation import KIND as EVALUATION
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
@@ -47,7 +49,8 @@ from sidera.ops.allocator import release_memory
 from sidera.ops.processor import emulates_bf16
 from sidera.ops.threads import given_threads, num_threads, usable_threads
 from sidera.stage import stage
-from sidera.train.baselines import baselines
+from sidera.train.baselines import baselines, beside_expert
+from sidera.train.expert import expert_stage
 from sidera.train.ranker import validation as ranker_validation
 from sidera.train.recipe import Recipe
 from sidera.train.run_lock import one_writer
@@ -195,7 +198,8 @@ def train_stage(
 
     return stage(
         out / "model", "model", [*inputs, recipe.model_section, recipe.fit.identity()], make,
-        lambda: open_trained(recipe, out, device), reused=lambda: say(f"train: reused ({out / 'model'})"),
+        lambda: open_trained(recipe, out, device, expert=False),  # its stage opens it, or makes another
+        reused=lambda: say(f"train: reused ({out / 'model'})"),
     )  # fmt: skip
 
 
@@ -241,11 +245,12 @@ def _fitted(
     }
 
 
-def open_trained(recipe: Recipe, run: str | Path, device: str = "cpu") -> Trained:
-    """The run's model as its role is used: what answers lists, or what ranks candidates."""
+def open_trained(recipe: Recipe, run: str | Path, device: str = "cpu", *, expert: bool = True) -> Trained:
+    """The run's model as its role is used: what answers lists, or what ranks candidates. ``expert``: with the counts
+    that stand beside it."""
     if role_of(recipe.model_name) in RANKING:
         return Ranking.load(run, device=device)
-    return Recommender.load(run, device=device)
+    return Recommender.load(run, device=device, serve=ServeConfig(expert=expert))
 
 
 def _validation(
@@ -309,6 +314,7 @@ def evaluate_stage(
     items = [
         trained.catalog.codebook_id,
         trained.catalog.items_version,
+        *(step.version for step in getattr(trained, "parts", Parts()).steps if isinstance(step, Expert)),
     ]  # what may be answered may have changed
     measured = {key: value for key, value in written(recipe.eval).items() if key != "baselines"}  # they lie beside it
 
@@ -327,6 +333,7 @@ def evaluate_stage(
                 progress=progress,
             )  # fmt: skip
         save_evaluation(lists, path, digest=wanted, parents={"model": model_digest})
+        beside_expert(lists.searched, path, wanted)
         return lists
 
     ranks = isinstance(trained, Ranking)
@@ -350,7 +357,10 @@ def train(
     if distributed.rank() == 0:
         recipe.save(out)
     catalog = catalog_stage(recipe, prepared, out, say)
-    return prepared, train_stage(recipe, prepared, catalog, out, device=device, say=say)
+    trained = train_stage(recipe, prepared, catalog, out, device=device, say=say)
+    if isinstance(trained, Recommender):
+        expert_stage(recipe, prepared.view, prepared.positives, prepared.digest, trained, out, say)
+    return prepared, trained
 
 
 @one_writer
