@@ -6,8 +6,8 @@ and
 
     score = w0 log p(item | history) + sum of w_f feature_f(history, item)
 
-orders them. Features are directed, decayed counts divided by popularity, the cosine of item-kNN, popularity, and
-whether, how lately and how often the history holds the item. The weights w belong to a log, one set for each bucket of
+orders them. Features are directed, decayed counts divided by popularity, the cosine of item-kNN, popularity, whether,
+how lately and how often the history holds the item, and how near its vector is to the mean of the history's. The weights w belong to a log, one set for each bucket of
 history lengths; ``train/expert.py`` learns them. Such a score is a logit: higher is likelier, and no probability.
 
     expert = Expert.load("runs/mine/expert", snapshot.catalog)    # a Step of the pipeline
@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize, pad
 
 from sidera import artifacts
 from sidera.batch import Reads
@@ -43,8 +44,8 @@ from sidera.loading import open_artifact
 from sidera.models.retrievers.pair_counts import KINDS, VOTES, PairCounts
 
 FOLDER = KIND = "expert"  # of a run folder, and the artifact's kind
-FEATURES = (*VOTES, "popularity", "seen", "seen_lately", "seen_often")
-SEEN_FADING = 0.85
+FEATURES = (*VOTES, "popularity", "seen", "seen_lately", "seen_often", "alike")
+SEEN_FADING, ALIKE_FADING = 0.85, 0.7  # of an event against the one after it
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Expert:
         ids = pool.item_ids.gather(1, order).masked_fill(scores == NEG_INF, -1)
         missing = (0, number - ids.shape[1])
         return Candidates(
-            torch.nn.functional.pad(ids, missing, value=-1), torch.nn.functional.pad(scores, missing, value=NEG_INF),
+            pad(ids, missing, value=-1), pad(scores, missing, value=NEG_INF),
             candidates.version, candidates.items_version, expert=self.version, searched=candidates,
         )  # fmt: skip
 
@@ -125,8 +126,7 @@ class Expert:
     def given(self, query: Query, item_ids: Tensor, log_probs: Tensor) -> Tensor:
         """(B, C) items with what the generator gives them -> (B, C) scores as an answer would have them."""
         counted = self._counted(query)
-        pool = Pool(item_ids, log_probs, counted.features_of(item_ids), counted.buckets)
-        return self.joined(pool)
+        return self.joined(Pool(item_ids, log_probs, counted.features_of(item_ids), counted.buckets))
 
     def added(self, query: Query, item_ids: Tensor) -> Tensor:
         """(B, C) items -> (B, C) what the counts alone add to their scores."""
@@ -167,14 +167,17 @@ class Expert:
         seen = torch.stack(((times > 0).float(), lately, times.log1p()), dim=1)
         known = self.counts.popularity.log1p()
         popularity = torch.cat((known, known.new_zeros(max(0, span - len(known)))))
-        features = torch.cat((votes, popularity[keys % span][:, None], seen), dim=1)  # (U, F)
-        return _Counted(keys, features, popularity, torch.bucketize(batch.lengths, self.edges, right=True), span)
+        features = torch.cat((votes, popularity[keys % span][:, None], seen), dim=1)  # (U, F - 1)
+        buckets = torch.bucketize(batch.lengths, self.edges, right=True)
+        vectors = _vectors(catalog, items) * (ALIKE_FADING ** ages.float())[:, None]  # (T, D)
+        means = vectors.new_zeros(batch.num_histories, vectors.shape[1]).index_add_(0, rows, vectors)
+        return _Counted(keys, features, popularity, buckets, normalize(means, dim=1), catalog)
 
     def _best_counted(self, query: Query, counted: _Counted) -> Tensor:
         """(B, M) items by what counts alone say of them, the best first; -1 behind the last that may be answered."""
-        keys, span = counted.keys, counted.span
+        keys, span = counted.keys, counted.catalog.num_items
         rows, items = keys // span, keys % span
-        weights = self.weights[counted.buckets[rows], 1:]  # (U, F)
+        weights = self.weights[counted.buckets[rows], 1:-1]  # (U, F - 1): vectors are asked of the pool alone
         scores = (counted.features * weights).sum(1)
         barred = torch.zeros_like(keys, dtype=torch.bool)
         alive, left_out = query.snapshot.alive_mask, query.left_out
@@ -245,16 +248,24 @@ class _Counted:
     """What the counts say of the histories of a batch."""
 
     keys: Tensor  # (U,) ascending: row * span + item
-    features: Tensor  # (U, F)
+    features: Tensor  # (U, F - 1): all but the last
     popularity: Tensor  # (N,) the feature of that name, of every item
     buckets: Tensor  # (B,)
-    span: int  # N
+    means: Tensor  # (B, D) direction of the histories' vectors
+    catalog: Catalog
 
     def features_of(self, item_ids: Tensor) -> Tensor:
         """(B, C) items, -1 anywhere -> (B, C, F)."""
         items = item_ids.clamp(min=0)
-        wanted = torch.arange(len(items), device=items.device)[:, None] * self.span + items
+        wanted = torch.arange(len(items), device=items.device)[:, None] * self.catalog.num_items + items
         at = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
         found = self.features[at].masked_fill((self.keys[at] != wanted)[..., None], 0.0)
         found[..., len(VOTES)] = self.popularity[items]
-        return found
+        alike = torch.einsum("bcd,bd->bc", _vectors(self.catalog, items), self.means)
+        return torch.cat((found, alike[..., None]), dim=2)
+
+
+def _vectors(catalog: Catalog, item_ids: Tensor) -> Tensor:
+    """(...,) items -> (..., D) directions of what their codes stand for."""
+    vectors = torch.from_numpy(np.asarray(catalog.item_vectors[item_ids.cpu().numpy().reshape(-1)], dtype=np.float32))
+    return normalize(vectors.view(*item_ids.shape, -1).to(item_ids.device), dim=-1)

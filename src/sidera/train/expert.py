@@ -45,7 +45,7 @@ from sidera.train.recipe import Recipe
 K = 10  # of the NDCG that decides
 BATCH = 256
 FIRST = {"forward_half": 0.3, "together": 3.0, "seen_often": 1.0}  # what proposes items before weights are learned
-PENALTY, BUCKET_PENALTY = 1.0, 10.0  # of weights of scaled features; of what a bucket differs by
+PENALTY, BUCKET_PENALTY = 1.0, 30.0  # of weights of scaled features; of what a bucket differs by
 FEWEST = 20  # rows of a half whose target is in their pool: fewer teach nothing
 SEARCH_ALONE = "generator alone"
 DESIGNS: dict[str, tuple[tuple[str, ...], bool]] = {  # features beside log p; a set of weights for each bucket
