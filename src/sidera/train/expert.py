@@ -9,7 +9,7 @@ only, as the generator does, so a row's target is in neither.
 
 What is learned is judged by cross-fitting: users are halved, each half is judged with the weights of the other. Three
 designs compete (log p and one count; all features; all features for each length of history). The best of them answers
-where its NDCG@10, mean of seen items kept and filtered, gains more than one standard error over the generator alone.
+where its NDCG@10, mean of seen items kept and filtered, gains more than two standard errors over the generator alone.
 Where none does, the expert is off and the report says so.
 
 Shape legend: R rows whose target is in their pool · C items of a pool · F features · K buckets.
@@ -46,6 +46,7 @@ K = 10  # of the NDCG that decides
 BATCH = 256
 FIRST = {"forward_half": 0.3, "together": 3.0, "seen_often": 1.0}  # what proposes items before weights are learned
 PENALTY, BUCKET_PENALTY = 1.0, 30.0  # of weights of scaled features; of what a bucket differs by
+SURE = 2.0  # standard errors that a gain on held-out rows must exceed
 FEWEST = 20  # rows of a half whose target is in their pool: fewer teach nothing
 SEARCH_ALONE = "generator alone"
 DESIGNS: dict[str, tuple[tuple[str, ...], bool]] = {  # features beside log p; a set of weights for each bucket
@@ -150,10 +151,10 @@ def fit_expert(
         error = float(gain.std() / len(gain) ** 0.5)
         trials[name] = {"keep": float(held_out[0].mean()), "filter": float(held_out[1].mean()),
                         "gain": float(gain.mean()), "standard_error": error}  # fmt: skip
-        if float(gain.mean()) > max(most[0], error):
+        if float(gain.mean()) > max(most[0], SURE * error):
             best, most = name, (float(gain.mean()), error)
     if not best:
-        return _off(expert, "no design gains more than its standard error on held-out validation rows", trials)
+        return _off(expert, f"no design gains more than {SURE:g} standard errors on held-out validation rows", trials)
     weights = learn(lessons, *DESIGNS[best], len(edges) + 1).to(recommender.device)
     info = {"on": True, "why": f"{best}: NDCG@{K} {most[0]:+.4f} on held-out validation rows", "design": best}
     return replace(expert, weights=weights, info={**info, "trials": trials, "rows": lessons.num_rows})
