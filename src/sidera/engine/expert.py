@@ -169,8 +169,9 @@ class Expert:
         popularity = torch.cat((known, known.new_zeros(max(0, span - len(known)))))
         features = torch.cat((votes, popularity[keys % span][:, None], seen), dim=1)  # (U, F - 1)
         buckets = torch.bucketize(batch.lengths, self.edges, right=True)
-        vectors = _vectors(catalog, items) * (ALIKE_FADING ** ages.float())[:, None]  # (T, D)
-        means = vectors.new_zeros(batch.num_histories, vectors.shape[1]).index_add_(0, rows, vectors)
+        vectors, places = _vectors(catalog, items)
+        faded = vectors[places] * (ALIKE_FADING ** ages.float())[:, None]  # (T, D)
+        means = faded.new_zeros(batch.num_histories, faded.shape[1]).index_add_(0, rows, faded)
         return _Counted(keys, features, popularity, buckets, normalize(means, dim=1), catalog)
 
     def _best_counted(self, query: Query, counted: _Counted) -> Tensor:
@@ -261,11 +262,20 @@ class _Counted:
         at = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
         found = self.features[at].masked_fill((self.keys[at] != wanted)[..., None], 0.0)
         found[..., len(VOTES)] = self.popularity[items]
-        alike = torch.einsum("bcd,bd->bc", _vectors(self.catalog, items), self.means)
+        vectors, places = _vectors(self.catalog, items)
+        alike = (self.means @ vectors.T).gather(1, places)  # (B, V) first: C times fewer vectors are read
         return torch.cat((found, alike[..., None]), dim=2)
 
 
-def _vectors(catalog: Catalog, item_ids: Tensor) -> Tensor:
-    """(...,) items -> (..., D) directions of what their codes stand for."""
-    vectors = torch.from_numpy(np.asarray(catalog.item_vectors[item_ids.cpu().numpy().reshape(-1)], dtype=np.float32))
-    return normalize(vectors.view(*item_ids.shape, -1).to(item_ids.device), dim=-1)
+def _vectors(catalog: Catalog, item_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """(...,) items -> directions (V, D) of what their codes stand for, each once, and which of them is an item's (...).
+
+    An item's vector follows from its codes, so items of one cluster share it."""
+    ids = item_ids.cpu().numpy().reshape(-1)
+    levels = 0 if catalog.quantizer is None else len(catalog.quantizer.level_sizes)
+    keys = np.zeros(len(ids), np.int64)
+    for level, codes in enumerate(np.asarray(catalog.codes[ids], np.int64).T[:levels]):
+        keys = keys * catalog.level_sizes[level] + codes
+    _, first, places = np.unique(keys, return_index=True, return_inverse=True)
+    vectors = torch.from_numpy(np.asarray(catalog.item_vectors[ids[first]], dtype=np.float32)).to(item_ids.device)
+    return normalize(vectors, dim=1), torch.from_numpy(places).view(item_ids.shape).to(item_ids.device)
