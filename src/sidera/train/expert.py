@@ -29,9 +29,11 @@ import torch
 from torch import Tensor
 
 from sidera import artifacts
+from sidera.config import digest
+from sidera.core import InputError
 from sidera.data.config import View
 from sidera.data.dataset import Dataset
-from sidera.data.split import EvalRows, train_sequences
+from sidera.data.split import EvalRows, fitted_sequences, train_sequences
 from sidera.decode.eligible import NEG_INF
 from sidera.engine.expert import FEATURES, FOLDER, KIND, Expert, ExpertConfig, Pool
 from sidera.engine.pipeline import Query, search
@@ -73,42 +75,76 @@ class Lessons:
         return Lessons(**columns, num_rows=int(mask.sum()))
 
 
+def expert_of(trained: object) -> Expert | None:
+    """What stands beside a recommender, where something does."""
+    return trained.serving.expert if isinstance(trained, Recommender) else None
+
+
 def expert_stage(
-    recipe: Recipe, view: View, positives: View, data_digest: str, trained: Recommender, out: Path,
+    recipe: Recipe, view: View, positives: View, data_digest: str, trained: object, out: Path,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Put the run's expert beside what it trained -> ``out/expert``; away with it where the recipe wants none.
 
-    ``view``: what the model reads, whose validation rows teach. ``positives``: what is counted.
+    ``view``: what the model reads, whose validation rows teach. ``positives``: what is counted. InputError where the
+    model was refitted without one: it knows the answers of the rows.
     """
-    path, config = out / FOLDER, recipe.expert
-    if not config.enabled:
+    path = out / FOLDER
+    if not isinstance(trained, Recommender):
+        return
+    if not recipe.expert.enabled:
         if distributed.rank() == 0 and path.is_dir():
             artifacts.check_replaceable(path)
             shutil.rmtree(path)
         return
-    snapshot = trained.snapshot
-    inputs = [snapshot.version, data_digest, asdict(config), recipe.eval.beam, recipe.eval.seed, list(FEATURES)]
+    version = trained.version
 
     def make(wanted: str) -> Expert:
+        if recipe.fit.refit:
+            raise InputError(
+                f"the model in {out} was refitted without an expert: it knows the answers of the validation rows",
+                fix="train into a new folder, or --set expert.enabled=false",
+            )
         begun = time.process_time()
-        expert = fit_expert(trained, view, positives, config, recipe.eval.seed)
+        expert = fit_expert(trained, view, positives, recipe.expert, recipe.eval.seed)
         info = {**(expert.info or {}), "cpu_seconds": round(time.process_time() - begun, 1)}
         expert = replace(expert, version=wanted, info=info)
-        expert.save(path, digest=wanted, parents={"model": snapshot.version, "data": data_digest})
+        expert.save(path, digest=wanted, parents={"model": version, "data": data_digest})
         return expert
 
     if distributed.rank() > 0:  # one process of a torchrun makes it
         distributed.barrier()
         expert = Expert.load(path, trained.catalog)
     else:
-        expert = stage(path, KIND, inputs, make, lambda: Expert.load(path, trained.catalog),
-                       reused=lambda: say(f"expert: reused ({path})"))  # fmt: skip
+        expert = stage(path, KIND, _inputs(recipe, data_digest, version), make,
+                       lambda: Expert.load(path, trained.catalog), reused=lambda: say(f"expert: reused ({path})"))  # fmt: skip
         distributed.barrier()
-    info = expert.info or {}
-    say(f"expert: {'on' if expert.is_on else 'off'}; {info.get('why')}")
+    say(f"expert: {'on' if expert.is_on else 'off'}; {(expert.info or {}).get('why')}")
     if expert.is_on:
         trained.parts = replace(trained.parts, steps=(expert.to(trained.device), *trained.parts.steps))
+
+
+def recount_stage(
+    recipe: Recipe, view: View, positives: View, data_digest: str, chosen: object, version: str, out: Path,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """The expert of a refit that gets this ``version``: weights learned with the model that validation ``chosen``, and
+    counts of the validation events too."""
+    if not recipe.expert.enabled or not isinstance(chosen, Recommender):
+        return
+    first, path = replace(recipe, fit=replace(recipe.fit, refit=False)), out / FOLDER
+    expert_stage(first, view, positives, data_digest, chosen, out, say)
+    if distributed.rank() == 0:
+        wanted = digest(_inputs(recipe, data_digest, version))
+        sequences = fitted_sequences(positives.dataset, positives.split, "train+valid")
+        expert = Expert.load(path, chosen.catalog).recounted(*sequences, chosen.catalog.num_items, wanted)
+        expert.save(path, digest=wanted, parents={"model": version, "data": data_digest})
+    distributed.barrier()
+
+
+def _inputs(recipe: Recipe, data_digest: str, version: str) -> list[Any]:
+    """What decides the expert of the weights ``version``."""
+    return [version, data_digest, asdict(recipe.expert), recipe.eval.beam, recipe.eval.seed, list(FEATURES)]
 
 
 def fit_expert(
