@@ -1,4 +1,4 @@
-"""The transition expert: counted candidates, exact scores, learned weights, and what an answer promises all the same."""
+"""The transition expert: counted candidates, exact scores, learned weights, and what answers promise all the same."""
 
 from __future__ import annotations
 
@@ -59,8 +59,12 @@ def chains(change: int | None = None) -> Dataset:
             shown = item if change is None or place < change else (item + 1) % ITEMS
             rows.append((f"u{user}", f"i{shown:03d}", place * DAY + user))
             item = after[item] if rng.random() < 0.7 else rng.integers(ITEMS)
-    return build_dataset("chains", pa.table({name: list(column) for name, column in
-                                             zip(("user", "item", "time"), zip(*rows, strict=True), strict=True)}))
+    return build_dataset(
+        "chains",
+        pa.table(
+            {name: list(column) for name, column in zip(("user", "item", "time"), zip(*rows, strict=True), strict=True)}
+        ),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +262,20 @@ def test_a_refresh_counts_again_and_keeps_the_weights(made: Path, tmp_path: Path
     assert after.counts.num_items == ITEMS + 1
     (answer,) = refreshed.recommend([["i000"]], k=3, filter_seen=False)
     assert "new" in answer.item_keys, "its pairs are of today"
+
+
+def test_a_refit_keeps_the_weights_and_counts_the_validation_events(made: Path, tmp_path: Path) -> None:
+    target, data = Path(shutil.copytree(made, tmp_path / "run")), made.parent / "data"
+    recipe = Recipe.parse({**RECIPE, "fit": {**RECIPE["fit"], "refit": True}})
+    before = expert_of(Recommender.load(target))
+    assert run(recipe, data, target, say=quiet) is not None
+    after = expert_of(Recommender.load(target))
+    assert torch.equal(before.weights, after.weights)
+    assert float(before.counts.popularity.sum()) == USERS * (EVENTS - 2)
+    assert float(after.counts.popularity.sum()) == USERS * (EVENTS - 1)
+    said: list[str] = []
+    run(recipe, data, target, say=said.append)
+    assert any(line.startswith("expert: reused") for line in said)
+    shutil.rmtree(target / "expert")
+    with pytest.raises(InputError, match="was refitted without an expert"):
+        run(recipe, data, target, say=quiet)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ def slow_counts(item_ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     found = np.zeros((len(KINDS), ITEMS, ITEMS))
     for place, kind in enumerate(KINDS):
         forward, backward = kind_weights(kind)
-        for begin, end in zip(offsets[:-1], offsets[1:], strict=True):
+        for begin, end in pairwise(offsets.tolist()):
             for i in range(begin, end):
                 for j in range(begin, end):
                     if i == j or (kind == "together" and item_ids[i] == item_ids[j]):

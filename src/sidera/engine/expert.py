@@ -7,21 +7,21 @@ and
     score = w0 log p(item | history) + sum of w_f feature_f(history, item)
 
 orders them. Features are directed, decayed counts divided by popularity, the cosine of item-kNN, popularity, whether,
-how lately and how often the history holds the item, and how near its vector is to the mean of the history's. The weights w belong to a log, one set for each bucket of
-history lengths; ``train/expert.py`` learns them. Such a score is a logit: higher is likelier, and no probability.
+how lately and how often the history holds the item, and how near its vector is to the mean of the history's. The
+weights w belong to a log, one set for each bucket of history lengths; ``train/expert.py`` learns them. Such a score is a logit: higher is likelier, and no probability.
 
     expert = Expert.load("runs/mine/expert", snapshot.catalog)    # a Step of the pipeline
 
 The cost follows the pairs of a history's newest events and never the catalogue: nothing is (B, N).
 
-Shape legend: B histories · T events · U distinct (history, item) pairs that are counted · C items of a pool · F features
-· N items · L levels.
+Shape legend: B histories · T events · U distinct (history, item) pairs that are counted · C items of a pool ·
+F features · N items · L levels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +148,7 @@ class Expert:
         if best.shape[1]:
             codes = snapshot.catalog.items.codes_of(best.clamp(min=0))  # (B, C', L)
             with snapshot.answering():
-                found = given_log_probs(
-                    snapshot.generator, query.context, codes.masked_fill((best < 0)[..., None], -1)
-                )
+                found = given_log_probs(snapshot.generator, query.context, codes.masked_fill((best < 0)[..., None], -1))
             log_probs = torch.cat((log_probs, found), dim=1)
         return Pool(item_ids, log_probs, counted.features_of(item_ids), counted.buckets)
 
@@ -203,9 +201,8 @@ class Expert:
 
     def save(self, path: str | Path, *, digest: str, parents: Mapping[str, str]) -> None:
         """Write the artifact: counts, weights, and what they were worth on held-out rows."""
-        config = {name: value for name, value in vars(self.config).items()}
         manifest = artifacts.Manifest(
-            KIND, digest, parents=dict(parents), recipe={"expert": config},
+            KIND, digest, parents=dict(parents), recipe={"expert": asdict(self.config)},
             info={**(self.info or {}), "num_items": self.counts.num_items, "features": list(FEATURES)},
         )  # fmt: skip
         with artifacts.writing(path, manifest) as folder:

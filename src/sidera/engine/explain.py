@@ -109,7 +109,7 @@ def explain(
         title=_titles(snapshot, [item_id])[0],
         score=scores[0],
         codes=_codes(query, item_id),
-        counts=None if expert is None else expert.added(query, torch.tensor([[item_id]], device=snapshot.device)).item(),
+        counts=None if expert is None else _counts(expert, query, item_id),
         events=_events(snapshot, read, weighed, scores),
         num_events=len(read.item_ids),
         tree=tuple(_tree(query)) if tree and snapshot.generates else (),
@@ -156,6 +156,10 @@ def _events(snapshot: Snapshot, read: ReadHistory, places: list[int], scores: li
         for key, title, place, weight in zip(keys, titles, places, weights, strict=True)
     ]
     return tuple(sorted(events, key=lambda event: -(event.weight or 0.0)))
+
+
+def _counts(expert: Expert, query: Query, item_id: int) -> float:
+    return float(expert.added(query, torch.tensor([[item_id]], device=query.snapshot.device)))
 
 
 def _codes(query: Query, item_id: int) -> tuple[CodeProbability, ...]:

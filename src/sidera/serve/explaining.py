@@ -70,7 +70,7 @@ class ExplainResponse(BaseModel):
 
     item: str
     title: str | None
-    score: float = Field(description="log-probability inside the catalogue's trie, what an expert makes of it, or the model's score")
+    score: float = Field(description="of an answer: a log-probability, what an expert makes of it, or a model's score")
     counts: float | None = Field(description="what an expert's counts add to the score; null: no expert")
     codes: list[CodeReason] = Field(description="empty where the model scores items")
     events: list[EventReason] = Field(description="the weightiest first; the newest ones where the history is long")

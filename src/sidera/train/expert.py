@@ -116,8 +116,8 @@ def expert_stage(
         distributed.barrier()
         expert = Expert.load(path, trained.catalog)
     else:
-        expert = stage(path, KIND, _inputs(recipe, data_digest, version), make,
-                       lambda: Expert.load(path, trained.catalog), reused=lambda: say(f"expert: reused ({path})"))  # fmt: skip
+        inputs, said = _inputs(recipe, data_digest, version), f"expert: reused ({path})"
+        expert = stage(path, KIND, inputs, make, lambda: Expert.load(path, trained.catalog), reused=lambda: say(said))
         distributed.barrier()
     say(f"expert: {'on' if expert.is_on else 'off'}; {(expert.info or {}).get('why')}")
     if expert.is_on:
@@ -147,9 +147,7 @@ def _inputs(recipe: Recipe, data_digest: str, version: str) -> list[Any]:
     return [version, data_digest, asdict(recipe.expert), recipe.eval.beam, recipe.eval.seed, list(FEATURES)]
 
 
-def fit_expert(
-    recommender: Recommender, view: View, positives: View, config: ExpertConfig, seed: int = 0
-) -> Expert:
+def fit_expert(recommender: Recommender, view: View, positives: View, config: ExpertConfig, seed: int = 0) -> Expert:
     """Counts of ``positives``' training events, and weights from the validation rows of ``view``. ``info`` of the
     result says what each design was worth on held-out rows; ``info["on"]`` whether it answers.
 
@@ -257,19 +255,19 @@ def learn(lessons: Lessons, names: tuple[str, ...], by_bucket: bool, num_buckets
     buckets = lessons.buckets if by_bucket else torch.zeros_like(lessons.buckets)
     number = num_buckets if by_bucket else 0
     shared, own = prior.clone().requires_grad_(), torch.zeros(number, len(used), requires_grad=True)
-    search_line = torch.optim.LBFGS([shared, own] if number else [shared], max_iter=200, line_search_fn="strong_wolfe",
+    optimizer = torch.optim.LBFGS([shared, own] if number else [shared], max_iter=200, line_search_fn="strong_wolfe",
                                     tolerance_grad=1e-4, tolerance_change=1e-7)  # fmt: skip
 
     def loss() -> Tensor:
-        search_line.zero_grad()
+        optimizer.zero_grad()
         weights = shared + own[buckets] if number else shared.expand(len(buckets), -1)  # (R, f)
         scores = torch.einsum("rcf,rf->rc", scaled, weights).masked_fill(lessons.none_mask, NEG_INF)
         total = torch.nn.functional.cross_entropy(scores, lessons.targets, reduction="sum")
         total = total + PENALTY / 2 * (shared - prior).square().sum() + BUCKET_PENALTY / 2 * own.square().sum()
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         return total
 
-    search_line.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)
     weights = torch.zeros(num_buckets, 1 + len(FEATURES))
     weights[:, used] = ((shared + own if number else shared.expand(num_buckets, -1)) / scale).detach()
     return weights

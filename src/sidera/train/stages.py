@@ -187,8 +187,8 @@ def train_stage(
     def load() -> Trained:
         return open_trained(recipe, out, device, expert=False)  # its stage opens it, or makes another
 
-    said = f"train: reused ({out / 'model'})"
-    return stage(out / "model", "model", identity.digest(recipe), make, load, reused=lambda: say(said))
+    path = out / "model"
+    return stage(path, "model", identity.digest(recipe), make, load, reused=lambda: say(f"train: reused ({path})"))
 
 
 def _untrained(recipe: Recipe, catalog: Catalog, device: str, version: str) -> Trained:
@@ -281,7 +281,7 @@ def _fitted(
 
 
 def open_trained(recipe: Recipe, run: str | Path, device: str = "cpu", *, expert: bool = True) -> Trained:
-    """The run's model as its role is used: it answers lists, with an ``expert`` where it has one, or ranks candidates."""
+    """The run's model as its role is used: it answers lists, with its ``expert`` if it has one, or ranks candidates."""
     if role_of(recipe.model_name) in RANKING:
         return Ranking.load(run, device=device)
     return Recommender.load(run, device=device, serve=ServeConfig(expert=expert))
@@ -321,10 +321,8 @@ def evaluate_stage(
     opened = open_artifact(out / "model", "model")
     model_digest, seen = opened.manifest.digest, opened.manifest.parents.get("data")
     if seen is None:
-        raise InputError(
-            f"the model in {out} does not say which data it was trained on: it may know the answers",
-            fix="train or align it again, into a new folder",
-        )
+        problem = f"the model in {out} does not say which data it was trained on: it may know the answers"
+        raise InputError(problem, fix="train or align it again, into a new folder")
     fit_name = opened.info("training", dict).get("fit", "train")
     check_choice(which, fit_name)
     if seen != prepared.digest:

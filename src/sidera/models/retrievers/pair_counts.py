@@ -107,7 +107,8 @@ class PairCounts:
         names its own item.
         """
         known = torch.where(item_ids < self.num_items, item_ids, 0)
-        lengths = (self.ends[known] - self.begins[known]).masked_fill((item_ids >= self.num_items) | (ages >= history), 0)
+        silent = (item_ids >= self.num_items) | (ages >= history)
+        lengths = (self.ends[known] - self.begins[known]).masked_fill(silent, 0)
         owners = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)  # (E,) of T
         first = self.begins[known] - lengths.cumsum(0) + lengths
         places = torch.arange(len(owners), device=owners.device) + first[owners]
