@@ -8,7 +8,8 @@ and
 
 orders them. Features are directed, decayed counts divided by popularity, the cosine of item-kNN, popularity, whether,
 how lately and how often the history holds the item, and how near its vector is to the mean of the history's. The
-weights w belong to a log, one set for each bucket of history lengths; ``train/expert.py`` learns them. Such a score is a logit: higher is likelier, and no probability.
+weights w belong to a log, one set for each bucket of history lengths; ``train/expert.py`` learns them. Such a score is
+a logit: higher is likelier, and no probability.
 
     expert = Expert.load("runs/mine/expert", snapshot.catalog)    # a Step of the pipeline
 
