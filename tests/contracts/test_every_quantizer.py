@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sidera.catalog.build import build_catalog
 from sidera.catalog.catalog import Catalog
+from sidera.catalog.collisions import POLICIES
 from sidera.catalog.config import CatalogConfig
 from sidera.catalog.quantizers import QUANTIZERS, identity, name_of
 from sidera.config import load_recipe, parse_section
@@ -175,7 +176,7 @@ class TestEvery:
         with pytest.raises(InputError):
             type(self.quantizer).from_state({**state, "strange": torch.zeros(1)})
 
-    @pytest.mark.parametrize("collision", ["extra_digit", "greedy", "share"])
+    @pytest.mark.parametrize("collision", POLICIES)
     def test_a_catalogue_of_it_lives(self, name: str, collision: str, tmp_path: Path) -> None:
         dataset = tiny_log(60, 30)
         config = CatalogConfig(
