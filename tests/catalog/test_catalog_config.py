@@ -47,5 +47,5 @@ def test_weights_default_to_one() -> None:
 def test_unknown_policies_are_refused_in_code_too() -> None:
     with pytest.raises(InputError, match="collision = 'none'"):
         CatalogConfig(collision="none")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"\[catalog.quantizer\] name = 'mine' is not known; allowed: auto, none, rq_k"):
+    with pytest.raises(InputError, match=r"\[catalog.quantizer\] name = 'mine' is not known; allowed: auto, none"):
         CatalogConfig(quantizer={"name": "mine"})

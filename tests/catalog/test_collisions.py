@@ -84,7 +84,7 @@ def test_greedy_sends_overflow_to_the_next_best_prefix() -> None:
 
 
 def test_sinkhorn_parts_items_of_one_code_and_only_those() -> None:
-    """Ten items take the nearest of 16 codes: those that stand alone stay, the others spread over codes that are near."""
+    """Ten items take the nearest of 16 codes: those that stand alone stay, the others spread over codes near them."""
     generator = torch.Generator().manual_seed(1)
     codebooks = RQKMeans((torch.zeros(1, 4), torch.randn(16, 4, generator=generator)))
     vectors = torch.randn(10, 4, generator=generator)

@@ -3,8 +3,8 @@
 * ``extra_digit`` (TIGER): one more level, a running number inside each shared prefix, most popular item first.
 * ``greedy``: inside a prefix the last codes are dealt out one-to-one at the least total distance; items that a full
   prefix cannot hold move to the next-best prefix.
-* ``sinkhorn`` (LC-Rec): n items of one semantic ID are dealt out by optimal transport to the n nearest last codes that no
-  other item has, in at most 20 rounds; what still collides then (equal vectors do) moves to the nearest free code.
+* ``sinkhorn`` (LC-Rec): n items of one semantic ID are dealt out by optimal transport to the n nearest last codes that
+  no other item has, in at most 20 rounds; what still collides then (equal vectors do) moves to the nearest free code.
 * ``share``: nothing; items of one semantic ID are served in order of popularity.
 """
 

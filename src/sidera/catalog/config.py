@@ -136,9 +136,7 @@ class CatalogConfig:
         name, settings = parse_quantizer(self.quantizer)
         object.__setattr__(self, "quantizer", {"name": name, **({} if settings is None else asdict(settings))})
         if self.collision not in POLICIES:
-            raise InputError(
-                f"[catalog] collision = {self.collision!r} is not known", allowed=", ".join(POLICIES)
-            )
+            raise InputError(f"[catalog] collision = {self.collision!r} is not known", allowed=", ".join(POLICIES))
         _check_range("vector_dim", self.vector_dim, 1, 4096)
         check_counts("[catalog]", self, "seed", low=0)
         _check_range("window", self.window, 1, 1000)

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from sidera.catalog.balance import WHOLE, balanced_assign
-from sidera.catalog.nearest import chunk_rows, nearest
+from sidera.catalog.nearest import chunk_rows, nearest_costs
 from sidera.core import InputError
 
 SEEDING_LIMIT = 1024  # k-means++ is quadratic in K: above this many codes the seeds are a plain sample
 SEEDING_POOL = 16384  # points that the seeds are chosen among, at most
-FITTING_SAMPLE = 64  # points per cluster that a large balanced clustering is fitted on before it sees all of them
-LAST_ITERATIONS = 10  # over all points, once the sample has settled the centroids
-SETTLED = 2e-4  # a large balanced clustering whose error fell by less in three iterations is done
+FITTING_SAMPLE = 64  # points per cluster that a large clustering is fitted on before it sees all of them
+LAST_ITERATIONS = {True: 10, False: 20}  # balanced or not: over all points, once a sample has settled the centroids
+SETTLED = {True: 2e-4, False: 1e-5}  # a large clustering whose error fell by less in three iterations is done
 
 
 def default_codebook_size(num_items: int) -> int:
@@ -42,18 +42,18 @@ def kmeans(
 ) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm: (N, D) -> centroids (K, D), assignment (N,).
 
-    A balanced clustering of more than ``balance.WHOLE`` costs settles its centroids on a sample first.
+    A clustering of more than ``balance.WHOLE`` costs settles its centroids on a sample first.
     """
     centroids = _seed_centroids(points, num_clusters, generator)
-    if not balanced or points.shape[0] * num_clusters <= WHOLE:
+    if points.shape[0] * num_clusters <= WHOLE:
         return lloyd(points, centroids, balanced, iterations)[:2]
     prices: Tensor | None = None
     size = FITTING_SAMPLE * num_clusters
     if points.shape[0] > 2 * size:
         few = points[torch.randperm(points.shape[0], generator=generator)[:size]]
-        centroids, _, prices = lloyd(few, centroids, balanced, iterations, settled=SETTLED)
-        iterations = min(iterations, LAST_ITERATIONS)
-    return lloyd(points, centroids, balanced, iterations, prices, settled=SETTLED)[:2]
+        centroids, _, prices = lloyd(few, centroids, balanced, iterations, settled=SETTLED[balanced])
+        iterations = min(iterations, LAST_ITERATIONS[balanced])
+    return lloyd(points, centroids, balanced, iterations, prices, settled=SETTLED[balanced])[:2]
 
 
 def lloyd(
@@ -66,15 +66,17 @@ def lloyd(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """From centroids on: those of the least error, its assignment, and the prices (K,) of the last one."""
     capacity = -(-points.shape[0] // centroids.shape[0])
+    squares = float(points.square().sum(dtype=torch.float64))
     assignment = torch.full((points.shape[0],), -1)
     best_error, best, errors = float("inf"), (centroids, assignment), list[float]()
     for _ in range(iterations + 1):
         previous = assignment
         if balanced:
             assignment, prices = balanced_assign(points, centroids, capacity, prices)
+            error = reconstruction_error(points, centroids, assignment)
         else:
-            assignment = nearest(points, centroids)
-        error = reconstruction_error(points, centroids, assignment)
+            assignment, costs = nearest_costs(points, centroids)
+            error = squares + 2 * float(costs.sum(dtype=torch.float64))
         if error < best_error:  # the balanced assignment is approximate: an iteration can make things worse
             best_error, best = error, (centroids, assignment)
         errors.append(best_error)
@@ -104,6 +106,7 @@ def _seed_centroids(points: Tensor, num_clusters: int, generator: torch.Generato
     if num_clusters > SEEDING_LIMIT:
         return points[sample[:num_clusters]].clone()
     pool = points[sample]  # (S, D)
+    squares = pool.square().sum(1)  # (S,)
     chosen = [0]
     error = (pool - pool[0]).square().sum(1)  # (S,) to the nearest seed so far
     for _ in range(num_clusters - 1):
@@ -111,7 +114,8 @@ def _seed_centroids(points: Tensor, num_clusters: int, generator: torch.Generato
         candidates = torch.multinomial(
             weights, 4, replacement=True, generator=generator
         )  # the best of four, as sklearn
-        distance = torch.cdist(pool[candidates], pool).square()  # (4, S)
+        distance = torch.addmm(squares, pool[candidates], pool.T, alpha=-2.0)  # (4, S)
+        distance = (distance + squares[candidates, None]).clamp(min=0)
         lowered = torch.minimum(error, distance)
         best = int(lowered.sum(1).argmin())
         chosen.append(int(candidates[best]))

@@ -15,7 +15,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ class PQ:
         return cls(mean, rotation, ProductCodes(tuple(parts))), torch.stack(codes, dim=1)
 
     @classmethod
-    def learned_rotation(cls, centred: Tensor, size: int, config: PQ.Config, seed: int) -> Tensor:
+    def learned_rotation(cls, centred: Tensor, size: int, config: Any, seed: int) -> Tensor:
         """(D, D): here the parts as they stand, the one that varies most first."""
         eye = torch.eye(centred.shape[1])
         return eye[:, by_variance(centred.square().mean(0), config.num_levels)].contiguous()
@@ -132,8 +132,7 @@ class OPQ(PQ):
             check_value("[catalog.quantizer]", "rotations", self.rotations, 0 <= self.rotations <= 1000, "0..1000")
 
     @classmethod
-    def learned_rotation(cls, centred: Tensor, size: int, config: PQ.Config, seed: int) -> Tensor:
-        assert isinstance(config, OPQ.Config)
+    def learned_rotation(cls, centred: Tensor, size: int, config: Any, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1009 + 500)
         if len(centred) > ROTATION_SAMPLE:
             centred = centred[torch.randperm(len(centred), generator=generator)[:ROTATION_SAMPLE]]

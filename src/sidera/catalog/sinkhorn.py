@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-SOFTNESS = 0.003  # of the transport, of costs between -1 and 1
+FIRST_SOFTNESS, SOFTNESS = 0.3, 0.003  # of the transport, of costs between -1 and 1: it hardens from one to the other
 ITERATIONS = 50
 
 
@@ -23,10 +22,13 @@ def sinkhorn_codes(costs: Tensor) -> Tensor:
     costs = costs.double()
     costs = costs - costs.min(dim=1, keepdim=True).values
     middle = float(costs.max()) / 2
-    kernel = -(costs - middle) / (middle + 1e-5) / SOFTNESS  # (n, K) logarithm of the mass
+    costs = (costs - middle) / (middle + 1e-5)
     share = math.log(costs.shape[0] / costs.shape[1])
-    for _ in range(ITERATIONS):
-        kernel = kernel - kernel.logsumexp(dim=0) + share
-        kernel = kernel - kernel.logsumexp(dim=1, keepdim=True)
-    most = kernel.max(dim=1, keepdim=True).values
-    return (kernel > most - 1e-6).float().argmax(dim=1)  # of equals the first
+    rows, columns = costs.new_zeros(costs.shape[0], 1), costs.new_zeros(costs.shape[1])  # prices
+    for step in range(ITERATIONS):
+        soft = FIRST_SOFTNESS * (SOFTNESS / FIRST_SOFTNESS) ** (step / (ITERATIONS - 1))
+        columns = soft * (share - ((rows - costs) / soft).logsumexp(dim=0))
+        rows = -soft * ((columns - costs) / soft).logsumexp(dim=1, keepdim=True)
+    gains = columns - costs
+    most = gains.max(dim=1, keepdim=True).values
+    return (gains > most - 1e-9).float().argmax(dim=1)  # of equals the first

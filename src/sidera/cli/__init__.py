@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from sidera import console
 from sidera.cli import (
     answering,
+    catalogs,
     completion,
     keys,
     load,
@@ -34,11 +35,13 @@ from sidera.ops.allocator import keep_memory
 from sidera.ops.cores import library_threads
 from sidera.recipes import find_recipe
 
+TWO_WORDS = {("catalog", name) for name in ("compare", "add", "remove", "diff", "audit")}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     show_all_letters()
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser().parse_args(joined(sys.argv[1:] if argv is None else argv))
     keep_memory()
     level = console.QUIET if arguments.quiet else console.VERBOSE if arguments.verbose else console.NORMAL
     console.configure(level, arguments.json)
@@ -64,6 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def joined(words: Sequence[str]) -> list[str]:
+    """The words of a command, with a verb of two words ("catalog add") as one."""
+    words = list(words)
+    return [" ".join(words[:2]), *words[2:]] if tuple(words[:2]) in TWO_WORDS else words
+
+
 def show_all_letters() -> None:
     """Letters that the terminal's encoding lacks are printed escaped: a title must not end an answer."""
     for stream in (sys.stdout, sys.stderr):
@@ -87,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     completion.add_completion(verbs)
     training.add_run(verbs)
     training.add_stages(verbs)
+    catalogs.add_catalogs(verbs)
     reporting.add_report(verbs)
     training.add_scale(verbs)
     training.add_align(verbs)
