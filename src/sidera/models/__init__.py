@@ -119,6 +119,13 @@ def reads_codes(name: str) -> bool:
     return bool(getattr(MODELS[name], "reads_codes", True))
 
 
+def takes_expert(name: str) -> bool:
+    """Whether counts of item pairs can stand beside it: a generator whose scores are log-probabilities of items, not of
+    lists (``SessionGenerator``) and not fused with something (``HybridGenerator``)."""
+    other = ("log_probs_lists", "fused")
+    return role_of(name) == "generator" and not any(hasattr(MODELS[name], method) for method in other)
+
+
 def build_model(
     name: str, config: Any, catalog: Catalog, seed: int = 0, budget: Budget | None = None
 ) -> torch.nn.Module:
