@@ -37,6 +37,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "item_knn": {"neighbours": 8},
     "transitions": {"neighbours": 8},
     "sasrec": {"max_history": 8, "width": 16, "num_layers": 1, "num_heads": 1, "dropout": 0.0, "loss": "full"},
+    "hstu": {"max_history": 8, "width": 16, "num_layers": 1, "dropout": 0.0, "loss": "full"},
     "tiger": {
         "max_history": 8,
         "width": 32,

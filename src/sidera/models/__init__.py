@@ -31,6 +31,7 @@ from sidera.models.generators.sidera import SideraGenerator
 from sidera.models.generators.tiger import Tiger
 from sidera.models.rankers.pscore import PScore
 from sidera.models.rankers.session_reward import SessionReward
+from sidera.models.retrievers.hstu import HSTU
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.models.retrievers.popularity import Popularity
 from sidera.models.retrievers.sasrec import SASRec
@@ -42,6 +43,7 @@ MODELS: dict[str, Any] = {
     "item_knn": ItemKNN,
     "transitions": Transitions,
     "sasrec": SASRec,
+    "hstu": HSTU,
     "tiger": Tiger,
     "sidera": SideraGenerator,
     "onerec": OneRec,
