@@ -135,9 +135,10 @@ def as_public(batch: Any) -> dict[str, Any]:
     ids, times = (torch.zeros(len(lengths), width, dtype=torch.int64) for _ in range(2))
     rows, places = batch.events.row_ids, torch.arange(batch.num_events) - batch.events.offsets[batch.events.row_ids]
     ids[rows, places], times[rows, places] = batch.item_ids + 1, batch.events.times
-    ends = batch.events.offsets[1:] - 1
-    everyone = torch.arange(len(lengths))
-    ids[everyone, lengths], times[everyone, lengths] = batch.target_ids[ends] + 1, batch.requests.as_of
+    everyone, following = torch.arange(len(lengths)), batch.target_ids
+    if batch.targets.kind == "event":  # one after every event
+        following = following[batch.events.offsets[1:] - 1]
+    ids[everyone, lengths], times[everyone, lengths] = following + 1, batch.requests.as_of
     return {"lengths": lengths, "ids": ids, "payloads": {"timestamps": times}}
 
 
