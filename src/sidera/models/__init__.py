@@ -33,6 +33,7 @@ from sidera.models.rankers.pscore import PScore
 from sidera.models.rankers.session_reward import SessionReward
 from sidera.models.retrievers.hstu import HSTU
 from sidera.models.retrievers.item_knn import ItemKNN
+from sidera.models.retrievers.kuaiformer import KuaiFormer
 from sidera.models.retrievers.popularity import Popularity
 from sidera.models.retrievers.sasrec import SASRec
 from sidera.models.retrievers.transitions import Transitions
@@ -44,6 +45,7 @@ MODELS: dict[str, Any] = {
     "transitions": Transitions,
     "sasrec": SASRec,
     "hstu": HSTU,
+    "kuaiformer": KuaiFormer,
     "tiger": Tiger,
     "sidera": SideraGenerator,
     "onerec": OneRec,
