@@ -197,6 +197,14 @@ def test_sasrec(loss: str, rel: float) -> None:
     assert model.flops_per_batch(batch) == pytest.approx(measured(model, batch), rel=rel)
 
 
+@pytest.mark.parametrize("kind", ["linear", "mla", "sparse"])
+def test_sasrec_with_attention_for_long_histories(kind: str) -> None:
+    """torch counts squares whole, mla's padded values, and windows before the first block."""
+    config = SASRec.Config(width=64, dropout=0.0, loss="full", attention=kind, block_size=8, max_history=64)  # type: ignore[arg-type]
+    model, batch = SASRec(config, small_catalog(300, (8, 8, 8))), position_batch([64] * 3, 300)
+    assert model.flops_per_batch(batch) == pytest.approx(measured(model, batch), rel=0.15)
+
+
 @pytest.mark.parametrize("loss", ["full", "sampled"])
 def test_hstu(loss: str) -> None:
     """A strip is measured whole, and a half of its last square is thrown away."""

@@ -23,6 +23,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences
+from sidera.nn.attention_kinds import AttentionKind, Kind
 from sidera.nn.counters import TRAINING
 from sidera.nn.item_embedding import ItemEmbedding
 from sidera.nn.sampled_softmax import sampled_softmax
@@ -48,6 +49,11 @@ class SASRec(nn.Module):
         output: Literal["tied", "untied", "sum"] = "tied"
         # scores come from the item's input vector, from an own one, or from both added
         label_smoothing: float = 0.0  # share of probability spread over the other candidates
+        attention: Kind = "full"
+        # for long histories: "linear", "mla" (keys and values out of one vector) or "sparse" (chosen blocks)
+        latent_width: int = 32  # numbers of that vector ("mla")
+        block_size: int = 32  # events of a block and of the window ("sparse")
+        num_blocks: int = 4  # blocks read event by event ("sparse")
 
         def __post_init__(self) -> None:
             check_counts(
@@ -57,6 +63,11 @@ class SASRec(nn.Module):
                 check_value("[model]", name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 <= x < 1")
             if self.width % self.num_heads:
                 raise InputError(f"[model] width = {self.width} is not a multiple of num_heads = {self.num_heads}")
+            self.kind()
+
+        def kind(self) -> AttentionKind:
+            """How a block reads what came before."""
+            return AttentionKind(self.attention, self.latent_width, self.block_size, self.num_blocks)
 
         @property
         def reads(self) -> Reads:
@@ -82,6 +93,7 @@ class SASRec(nn.Module):
             config.ff_multiple * config.width,
             config.max_history,
             config.dropout,
+            config.kind(),
         )
 
     def item_vectors(self) -> Tensor:
