@@ -127,6 +127,7 @@ FLAGS = {
         "run",
         "--host",
         "--port",
+        "--workers",
         "--store",
         "--exposures",
         "--fill",

@@ -79,7 +79,7 @@ def test_linear_keeps_a_state_of_one_size() -> None:
     state, total = torch.einsum("the,thf->hef", k, v), k.sum(0)
     last = torch.einsum("he,hef->hf", q[-1], state) / (q[-1] * total).sum(-1, keepdim=True)
     found = module(x, layout_of(torch.tensor([0, 30])))[-1]
-    torch.testing.assert_close(found, module.out(last.flatten()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, last.flatten(), rtol=1e-4, atol=1e-5)
 
 
 def test_mla_answers_out_of_latents_alone(events: torch.Tensor) -> None:
@@ -129,7 +129,7 @@ def looped_sparse(module: SparseAttention, x: torch.Tensor) -> torch.Tensor:
             chosen = read(q[i], k[picked], v[picked])
         window = slice(max(0, i - size + 1), i + 1)
         branches = torch.stack((summaries, chosen, read(q[i], k[window], v[window])))
-        out.append(module.out((gates[i][..., None] * branches).sum(0).flatten()))
+        out.append((gates[i][..., None] * branches).sum(0).flatten())
     return torch.stack(out)
 
 
@@ -146,7 +146,6 @@ def test_sparse_is_full_where_the_window_holds_everything(events: torch.Tensor) 
     module: SparseAttention = make("sparse", block_size=32)
     full: FullAttention = make("full")
     full.qkv.load_state_dict(module.qkv.state_dict())
-    full.out.load_state_dict(module.out.state_dict())
     with torch.no_grad():
         module.gate.weight.zero_()
         module.gate.bias.fill_(40.0)  # all gates open

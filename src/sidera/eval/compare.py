@@ -14,7 +14,7 @@ from typing import Any
 from sidera.console import table
 from sidera.core import InputError
 from sidera.eval.bootstrap import PairedTest, paired_test
-from sidera.eval.evaluation import Evaluation, load_evaluation
+from sidera.eval.evaluation import Evaluation, fit_of, load_evaluation
 from sidera.eval.metrics import row_metrics
 
 SAME = ("dataset", "dataset_digest", "split", "which", "rows", "row_digest", "num_items", "hits", "ranking")
@@ -28,14 +28,14 @@ class Comparison:
     second: str
     protocol: dict[str, Any]
     tests: dict[tuple[str, str], PairedTest]  # (seen mode, metric) -> test
+    fits: tuple[str, str]  # the events that each has learned from: "train" or "train+valid"
     notes: tuple[str, ...]  # what differs between the runs without making them incomparable
 
     def to_text(self) -> str:
         """A plain table for the shell."""
         shown = f"{self.protocol['dataset']} {self.protocol['split']} {self.protocol['which']}"
-        lines = [
-            f"A = {self.first}   B = {self.second}   ({shown}, {self.protocol['rows']} rows, item-level, full ranking)"
-        ]
+        first, second = (f"{name} (fit: {fit})" for name, fit in zip((self.first, self.second), self.fits, strict=True))
+        lines = [f"A = {first}   B = {second}   ({shown}, {self.protocol['rows']} rows, item-level, full ranking)"]
         lines += [f"note: {note}" for note in self.notes]
         header = ("seen", "metric", "A", "B", "A - B", "95 % interval", "p boot", "p perm", "better A/B")
         rows: list[Sequence[str]] = []
@@ -74,7 +74,7 @@ def compare(
             f"{names[0]} and {names[1]} share no seen mode and list of cut-offs",
             fix="evaluate both with the same [eval] ks and seen",
         )
-    return Comparison(names[0], names[1], a.protocol, tests, _notes(a, b))
+    return Comparison(names[0], names[1], a.protocol, tests, (fit_of(a), fit_of(b)), _notes(a, b))
 
 
 def check_comparable(a: Evaluation, b: Evaluation, names: Sequence[str]) -> None:
@@ -94,6 +94,8 @@ def _p(value: float) -> str:
 
 def _notes(a: Evaluation, b: Evaluation) -> tuple[str, ...]:
     notes = []
+    if fit_of(a) != fit_of(b):
+        notes.append(f"fit: A on {fit_of(a)}, B on {fit_of(b)}: only one has learned the validation events")
     for list_a, list_b in zip(a.protocol["lists"], b.protocol["lists"], strict=False):
         if list_a["ks"] == list_b["ks"] and list_a["beam"] != list_b["beam"]:
             beams = [f"beam {made['beam']}" if made["beam"] else "exact" for made in (list_a, list_b)]

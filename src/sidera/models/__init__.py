@@ -6,7 +6,8 @@ Every class is built as ``Model(config, catalog)`` with its frozen dataclass ``M
   The role chooses the evaluator;
 * ``feed``: the class that makes the batches of its ``loss`` (``RequestRows``, ...), or a partial of it set by
   ``__init__``; called as ``feed(reading, split, batch_size, seed)``, and with ``target_mask=`` to choose targets;
-* and/or a method ``fit_once(view)`` that learns from the training part without steps, before the first of them;
+* and/or a method ``fit_once(view)`` that learns from the training part without steps, before the first of them, and
+  ``count_again(view)`` where it chooses settings by validation rows: these stay when a refit learns more events;
 * ``Config.reads``, and as ``model.reads``: which events it reads, and of these how many (``sidera.batch.Reads``);
 * ``reads_codes = False`` where it reads no semantic IDs: its catalogue needs none.
 """
@@ -14,7 +15,7 @@ Every class is built as ``Model(config, catalog)`` with its frozen dataclass ``M
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -24,6 +25,10 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import closest, parse_section
 from sidera.core import InputError
 from sidera.data.config import View
+from sidera.data.split import Fit, fitted_split
+from sidera.models.generators.cobra import Cobra
+from sidera.models.generators.decoder_only import DecoderOnly
+from sidera.models.generators.liger import Liger
 from sidera.models.generators.onerec import OneRec
 from sidera.models.generators.onerec_v1 import OneRecV1
 from sidera.models.generators.onerec_v2 import OneRecV2
@@ -47,6 +52,9 @@ MODELS: dict[str, Any] = {
     "hstu": HSTU,
     "kuaiformer": KuaiFormer,
     "tiger": Tiger,
+    "liger": Liger,
+    "decoder_only": DecoderOnly,
+    "cobra": Cobra,
     "sidera": SideraGenerator,
     "onerec": OneRec,
     "onerec_v1": OneRecV1,
@@ -74,11 +82,17 @@ def role_of(name: str) -> str:
     return str(MODELS[name].role)
 
 
-def fit_once(model: torch.nn.Module, view: View) -> None:
-    """What a model learns from the training part without steps; most models learn nothing in this way."""
+def fit_once(model: torch.nn.Module, view: View, fit: Fit = "train") -> None:
+    """What a model learns from the events of ``fit`` without steps; most models learn nothing in this way.
+
+    What it chooses by validation rows (``count_again`` keeps that) it chooses before it has learned their events.
+    """
     learn: Any = getattr(model, "fit_once", None)
     if learn is not None:
         learn(view)
+        if fit != "train":
+            again: Any = getattr(model, "count_again", learn)
+            again(replace(view, split=fitted_split(view.dataset, view.split, fit)))
 
 
 def reads_codes(name: str) -> bool:

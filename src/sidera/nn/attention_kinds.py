@@ -5,7 +5,7 @@
 * ``mla``: ``nn/latent_attention.py``, full attention whose keys and values come out of one narrow vector per event.
 * ``sparse``: ``nn/sparse_attention.py``, a window, a few chosen blocks and a summary of every block.
 
-Each takes normalised tokens (T, D) and gives (T, D), and owns its projections.
+Each takes normalised tokens (T, D) and gives what they read (T, D), before the output projection of the block.
 """
 
 from __future__ import annotations
@@ -54,13 +54,14 @@ class FullAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
         qkv = self.qkv(x_TD).unflatten(-1, (3, self.num_heads, -1))  # (T, 3, H, D/H)
-        attended: Tensor = self.out(attention(None, qkv, layout, causal=True).flatten(1))
-        return attended
+        return attention(None, qkv, layout, causal=True).flatten(1)
 
     def flops(self, lengths: Tensor) -> float:
         """Of scores and sums over histories of these lengths (B,), without the projections."""
-        return attention_flops(causal_pairs(lengths), self.out.out_features)
+        return attention_flops(causal_pairs(lengths), self.qkv.in_features)
+
+
+FULL = AttentionKind()

@@ -31,7 +31,6 @@ class LatentAttention(nn.Module):
         self.latent = nn.Linear(width, latent_width + self.rotated)
         self.norm = nn.RMSNorm(latent_width)
         self.key_value = nn.Linear(latent_width, 2 * width, bias=False)
-        self.out = nn.Linear(width, width)
 
     def parts(self, x_TD: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (T, H, E + R), latents (T, C) and keys of places (T, R)."""
@@ -48,9 +47,7 @@ class LatentAttention(nn.Module):
         key = torch.cat((key, place[:, None].expand(-1, self.num_heads, -1).to(key.dtype)), dim=-1)
         value = nn.functional.pad(value, (0, self.rotated))  # one kernel takes keys and values of one width
         qkv = torch.stack((query.to(key.dtype), key, value), dim=1)
-        read = attention(None, qkv, layout, causal=True)[..., : self.head_width]
-        attended: Tensor = self.out(read.flatten(1))
-        return attended
+        return attention(None, qkv, layout, causal=True)[..., : self.head_width].flatten(1)
 
     def from_latents(self, query: Tensor, latents: Tensor, places: Tensor) -> Tensor:
         """What one event reads of a history kept as latents: (H, E + R), (t, C), (t, R) -> (D,)."""
@@ -58,9 +55,7 @@ class LatentAttention(nn.Module):
         asked = torch.einsum("he,hec->hc", query[:, : self.head_width], of_keys)
         scores = asked @ latents.T + query[:, self.head_width :] @ places.T  # (H, t)
         weights = (scores * query.shape[1] ** -0.5).softmax(1)
-        read = torch.einsum("hc,hec->he", weights @ latents, of_values)
-        out: Tensor = self.out(read.flatten())
-        return out
+        return torch.einsum("hc,hec->he", weights @ latents, of_values).flatten()
 
     def flops(self, lengths: Tensor) -> float:
         """Of scores and sums over histories of these lengths (B,), without the projections."""

@@ -27,16 +27,14 @@ class LinearAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
         qkv = self.qkv(x_TD).unflatten(-1, (3, self.num_heads, -1))  # (T, 3, H, E)
-        attended: Tensor = self.out(by_table(qkv, layout, causal_linear_attention).flatten(1))
-        return attended
+        return by_table(qkv, layout, causal_linear_attention).flatten(1)
 
     def flops(self, lengths: Tensor) -> float:
         """Of the squares of chunks and of the states, over histories of these lengths (B,)."""
-        width = self.out.out_features
+        width = self.qkv.in_features
         in_chunks = 4.0 * width * float((lengths.clamp(max=CHUNK) * lengths).sum())
         return in_chunks + 4.0 * width * (width // self.num_heads) * float(lengths.sum())
 

@@ -35,13 +35,11 @@ class SparseAttention(nn.Module):
         self.gate = nn.Linear(width, 3 * num_heads)
         self.place = nn.Parameter(torch.zeros(2, block_size, head_width))  # of keys and of values
         self.key, self.value = nn.Linear(head_width, head_width), nn.Linear(head_width, head_width)
-        self.out = nn.Linear(width, width)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
         qkv, gates = self.qkv(x_TD), self.gate(x_TD).sigmoid()
         joined = torch.cat((qkv, gates.to(qkv.dtype)), dim=1)
-        attended: Tensor = self.out(by_table(joined, layout, self.table))
-        return attended
+        return by_table(joined, layout, self.table)
 
     def table(self, joined: Tensor) -> Tensor:
         """(b, s, 3 H E + 3 H) queries, keys, values and gates -> (b, s, H E)"""
@@ -101,7 +99,7 @@ class SparseAttention(nn.Module):
         """Of scores and sums over histories of these lengths (B,), without the projections."""
         blocks = lengths / self.block_size
         keys = blocks + self.block_size * (2 + blocks.clamp(max=self.num_blocks))
-        return 4.0 * self.out.out_features * float((lengths * keys).sum())
+        return 4.0 * self.qkv.in_features * float((lengths * keys).sum())
 
 
 def softmax_or_zero(scores: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from sidera.nn.attention_kinds import AttentionKind
+from sidera.nn.attention_kinds import FULL, AttentionKind, FullAttention
 from sidera.nn.counters import matmul_flops
 from sidera.nn.dropout import Dropout
 from sidera.ops.attention import Layout
@@ -25,19 +25,30 @@ from sidera.ops.attention import Layout
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, each with a residual and dropout on its output."""
 
-    def __init__(self, width: int, num_heads: int, ff_width: int, dropout: float, kind: AttentionKind) -> None:
+    def __init__(self, width: int, num_heads: int, ff_width: int, dropout: float, kind: AttentionKind = FULL) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(width)
+        self.num_heads = num_heads
         self.attention = kind.build(width, num_heads)
+        self.out = nn.Linear(width, width)
         self.norm_ff = nn.LayerNorm(width)
         self.up = nn.Linear(width, ff_width)
         self.down = nn.Linear(ff_width, width)
         self.dropout = Dropout(dropout)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
-        x_TD = x_TD + self.dropout(self.attention(self.norm_attention(x_TD), layout))
-        hidden = nn.functional.gelu(self.up(self.norm_ff(x_TD)))  # (T, F)
-        return x_TD + self.dropout(self.down(hidden))
+        return self.fed(x_TD, self.attention(self.norm_attention(x_TD), layout))
+
+    @property
+    def qkv(self) -> nn.Linear:
+        """The projection of full attention, for callers that read keys and values of their own."""
+        return cast(FullAttention, self.attention).qkv
+
+    def fed(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows the attention: (..., D) of the stream and what was read for it -> (..., D)."""
+        x = x + self.dropout(self.out(attended))
+        hidden = nn.functional.gelu(self.up(self.norm_ff(x)))  # (..., F)
+        return x + self.dropout(self.down(hidden))
 
 
 class CausalEncoder(nn.Module):
@@ -51,15 +62,13 @@ class CausalEncoder(nn.Module):
         ff_width: int,
         max_history: int,
         dropout: float,
-        kind: AttentionKind | None = None,
+        kind: AttentionKind = FULL,
     ) -> None:
         super().__init__()
         self.position = nn.Embedding(max_history, width)
         nn.init.normal_(self.position.weight, std=0.02)
         self.dropout = Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            Block(width, num_heads, ff_width, dropout, kind or AttentionKind()) for _ in range(num_layers)
-        )
+        self.blocks = nn.ModuleList(Block(width, num_heads, ff_width, dropout, kind) for _ in range(num_layers))
         self.norm = nn.LayerNorm(width)
         self.scale = width**0.5
         for module in self.modules():

@@ -12,7 +12,7 @@ from sidera.artifacts import MANIFEST, kind_at
 from sidera.catalog.catalog import Catalog
 from sidera.core import InputError
 from sidera.eval.compare import SAME, check_comparable
-from sidera.eval.evaluation import KIND, Evaluation, load_evaluation
+from sidera.eval.evaluation import KIND, Evaluation, fit_of, load_evaluation
 from sidera.pages.names import distinct, model_title
 from sidera.train.baselines import COMPANIONS
 
@@ -90,19 +90,19 @@ def read_runs(paths: Sequence[str | Path]) -> Runs:
 
 def _named(evaluations: list[tuple[Evaluation, Path, str, bool]]) -> list[Measured]:
     """In order and with distinct labels. An own run of a model takes the place of the baseline of that name."""
-    own = {(one.name, _questions(one)) for one, _, _, baseline in evaluations if not baseline}
+    own = {_kind(one) for one, _, _, baseline in evaluations if not baseline}
     shown: dict[object, tuple[Evaluation, Path, str, bool]] = {}
     for position, (one, folder, label, baseline) in enumerate(evaluations):
         if not baseline:
             shown[position] = (one, folder, label, baseline)
-        elif (one.name, _questions(one)) not in own:
-            shown.setdefault((one.name, _questions(one)), (one, folder, "", baseline))
+        elif _kind(one) not in own:
+            shown.setdefault(_kind(one), (one, folder, "", baseline))
     order = sorted(
         shown.values(),
         key=lambda one: (one[0].protocol["which"] != "test", one[3], one[0].protocol["kind"] != "generator",
                          not _trained(one[0]), one[0].name),
     )  # fmt: skip
-    titles = [model_title(one.name) for one, _, _, _ in order]
+    titles = [_title(one) for one, _, _, _ in order]
     labels = [title if baseline else label for title, (_, _, label, baseline) in zip(titles, order, strict=True)]
     named = distinct(titles, labels)
     return [
@@ -112,6 +112,16 @@ def _named(evaluations: list[tuple[Evaluation, Path, str, bool]]) -> list[Measur
 
 def _trained(run: Evaluation) -> bool:
     return run.name not in COMPANIONS
+
+
+def _title(run: Evaluation) -> str:
+    """Figures have no column for it: what has learned the validation events too says so in its name."""
+    return model_title(run.name) + ("" if fit_of(run) == "train" else f", fit on {fit_of(run)}")
+
+
+def _kind(run: Evaluation) -> tuple[str, str, str]:
+    """What an own run and a baseline have in common where one stands for the other."""
+    return run.name, fit_of(run), _questions(run)
 
 
 def _questions(run: Evaluation) -> str:

@@ -15,11 +15,12 @@ from typing import Literal
 from sidera.catalog.catalog import Catalog
 from sidera.config import digest
 from sidera.data.config import View
+from sidera.data.split import Fit
 from sidera.engine.recommender import Recommender
 from sidera.eval.config import EvalConfig
 from sidera.eval.evaluate import evaluate
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
-from sidera.models import MODELS, build_model
+from sidera.models import MODELS, build_model, fit_once
 from sidera.stage import stage
 
 FOLDER = "baselines"
@@ -33,10 +34,12 @@ def baselines(
     config: EvalConfig,
     evaluation: Path,
     which: Literal["valid", "test"],
+    fit: Fit,
     say: Callable[[str], None],
 ) -> list[Evaluation]:
     """Measure what belongs beside the ``evaluation`` of ``model_name``, on ``view``; what is there already is read.
 
+    They count the events of the model's own ``fit``, so that like is compared with like.
     The artifacts hold accuracies and lists; latency and examples are the run's own.
     """
     config = replace(config, latency_rows=0, free_rows=0, samples=0)
@@ -50,20 +53,21 @@ def baselines(
         path = evaluation.parent / FOLDER / evaluation.name / name
 
         def make(wanted: str, name: str = name, path: Path = path) -> Evaluation:
-            result = evaluate(recommender_of(name, view, catalog), view.dataset, view.split, which, config, name=name)
+            counting = recommender_of(name, view, catalog, fit)
+            result = evaluate(counting, view.dataset, view.split, which, config, name=name, fit=fit)
             save_evaluation(result, path, digest=wanted)
             say(_line(result))
             return result
 
-        inputs = [name, digest(asked), digest(items), settings, which]
+        inputs = [name, digest(asked), digest(items), settings, which, fit]
         found.append(stage(path, "evaluation", inputs, make, partial(load_evaluation, path)))
     return found
 
 
-def recommender_of(name: str, view: View, catalog: Catalog) -> Recommender:
+def recommender_of(name: str, view: View, catalog: Catalog, fit: Fit = "train") -> Recommender:
     """The counting model over the catalogue's items, with its default settings."""
     model = build_model(name, MODELS[name].Config(), catalog, seed=0)
-    model.fit_once(view)  # type: ignore[operator]
+    fit_once(model, view, fit)
     return Recommender(model.eval(), catalog, model_section={"name": name})
 
 

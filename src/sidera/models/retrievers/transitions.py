@@ -84,6 +84,11 @@ class Transitions(PairVotes):
             best = max(trials, key=lambda settings: trials[settings])
         self.count(item_ids, offsets, *best)
 
+    def count_again(self, view: View) -> None:
+        """Count another training part, with the settings that were chosen."""
+        norm, fading = self.chosen.tolist()
+        self.count(*train_sequences(view.dataset, view.split), norm, fading)
+
     def count(self, item_ids: np.ndarray, offsets: np.ndarray, norm: float, fading: float) -> None:
         """Fill the votes from sequences: user u's training events are ``item_ids[offsets[u]:offsets[u+1]]``."""
         self.chosen.copy_(torch.tensor([norm, fading]))
