@@ -301,7 +301,9 @@ def _arm(
         shutil.copyfile(out / RUN_RECIPE, path / RUN_RECIPE)
         # Last, because it is what says that the folder is done. The data of the pretraining goes along: an evaluation
         # has to know what a policy may have seen.
-        parents = {**artifacts.read_manifest(out / "model", "model").parents, "pretrained": setting.version}
+        pretrained = artifacts.read_manifest(out / "model", "model")
+        parents = {**pretrained.parents, "pretrained": setting.version}
+        training["fit"] = pretrained.info["training"].get("fit", "train")
         engine.save_model(path / "model", digest=wanted, parents=parents, training=training)
         shutil.rmtree(path / "fit", ignore_errors=True)
     distributed.barrier()

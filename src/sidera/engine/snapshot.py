@@ -34,7 +34,7 @@ from sidera.decode.ways import AUTO, Search, search_by, way_of
 from sidera.engine.histories import lifelong_of_events
 from sidera.nn.item_embedding import grown
 from sidera.ops.weights import check_weights
-from sidera.roles import Context, Generator, Scorer, SessionGenerator
+from sidera.roles import Context, Generator, HybridGenerator, Scorer, SessionGenerator
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +106,18 @@ class Snapshot:
     @cached_property
     def writes_lists(self) -> bool:
         return isinstance(self.model, SessionGenerator)
+
+    @cached_property
+    def is_hybrid(self) -> bool:
+        return isinstance(self.model, HybridGenerator)
+
+    @cached_property
+    def cold_ids(self) -> Tensor:
+        """(C,) on the device: items that are there and that the training never showed."""
+        catalog = self.catalog
+        cold_mask = (np.asarray(catalog.popularity) == 0) & ~np.asarray(catalog.removed)
+        cold_mask[self.num_known :] = ~np.asarray(catalog.removed)[self.num_known :]
+        return torch.from_numpy(np.flatnonzero(cold_mask)).to(self.device)
 
     @cached_property
     def generator(self) -> Generator:

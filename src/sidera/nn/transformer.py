@@ -35,10 +35,13 @@ class Block(nn.Module):
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
         qkv = self.qkv(self.norm_attention(x_TD)).unflatten(-1, (3, self.num_heads, -1))  # (T, 3, H, D/H)
-        attended = attention(None, qkv, layout, causal=True).flatten(1)  # (T, D)
-        x_TD = x_TD + self.dropout(self.out(attended))
-        hidden = nn.functional.gelu(self.up(self.norm_ff(x_TD)))  # (T, F)
-        return x_TD + self.dropout(self.down(hidden))
+        return self.fed(x_TD, attention(None, qkv, layout, causal=True).flatten(1))
+
+    def fed(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows the attention: (..., D) of the stream and what was read for it -> (..., D)."""
+        x = x + self.dropout(self.out(attended))
+        hidden = nn.functional.gelu(self.up(self.norm_ff(x)))  # (..., F)
+        return x + self.dropout(self.down(hidden))
 
 
 class CausalEncoder(nn.Module):

@@ -46,10 +46,17 @@ def router(served: Served) -> APIRouter:
     @routes.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counters and gauges, as Prometheus reads them."""
-        lines = [*served.metrics.lines(), *_of_the_engine(served)]
-        return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+        figures, worker = exposition(served), served.worker
+        if worker is not None:
+            figures = worker.figures(figures)
+        return Response(figures, media_type="text/plain; version=0.0.4")
 
     return routes
+
+
+def exposition(served: Served) -> str:
+    """The figures of this process."""
+    return "\n".join((*served.metrics.lines(), *_of_the_engine(served))) + "\n"
 
 
 def _of_the_engine(served: Served) -> Iterator[str]:

@@ -204,9 +204,8 @@ def _layer(layer: nn.Module, dtype: torch.dtype) -> _Layer:
 
 
 @torch.no_grad()
-def encode(weights: FastWeights, tokens: Tensor, layout: Layout) -> Tensor:
-    """(T,) packed tokens -> (T, D) states: what ``Tiger.encoder`` computes."""
-    x = weights.embedding.index_select(0, tokens)
+def encode(weights: FastWeights, x: Tensor, layout: Layout) -> Tensor:
+    """(T, D) inputs of packed tokens -> (T, D) states: what ``Tiger.encoder`` computes."""
     for layer in weights.encoder:
         qkv = product(_normed(x, weights.floor, layer.qkv.dtype), layer.qkv)  # (T, 3*H*E)
         qkv = qkv.view(len(x), 3, weights.num_heads, -1)
