@@ -31,6 +31,7 @@ from sidera.decode.beam import Beams, beam_search
 from sidera.decode.graph import GraphedSearch
 from sidera.decode.late import LateCodes, writing_late
 from sidera.decode.vector_index import IndexConfig, VectorIndex
+from sidera.decode.ways import AUTO, Search, search_by, way_of
 from sidera.engine.histories import lifelong_of_events
 from sidera.nn.item_embedding import grown
 from sidera.ops.weights import check_weights
@@ -50,6 +51,7 @@ class Snapshot:
     version: str  # of the weights
     num_known: int  # items that the model has rows for; the catalogue may have grown since
     device: str = "cpu"
+    search: str = AUTO  # how a generator is searched: one of its ways
     index: VectorIndex | None = None  # of a retriever's items; None: all are compared
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # of the model, see ``answering``
 
@@ -185,10 +187,22 @@ class Snapshot:
         return GraphedSearch(self.generator, self.catalog.trie) if on_gpu else None
 
     def beams(self, context: Context, **settings: Any) -> Beams:
-        """``decode.beam.beam_search`` by the generator. Call it inside :meth:`answering`."""
+        """The search that ``search`` names, by the generator. Call it inside :meth:`answering`."""
+        if self.way != "beam":
+            return self.searcher(context, **settings)
         if self.graphs is not None:
             return self.graphs(context, **settings)
         return beam_search(self.generator, context, self.catalog.trie, **settings)
+
+    @property
+    def way(self) -> str:
+        """How the generator is searched. InputError where it cannot be searched so."""
+        return way_of(self.model, self.search, self.catalog.trie)
+
+    @cached_property
+    def searcher(self) -> Search:
+        """The search by another way than a beam; what it makes of the catalogue once is made at the first question."""
+        return search_by(self.way, self.model, self.writing, self.catalog.trie)
 
     @contextmanager
     def answering(self) -> Iterator[None]:
