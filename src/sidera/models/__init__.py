@@ -45,7 +45,9 @@ from sidera.models.rankers.session_reward import SessionReward
 from sidera.models.retrievers.als import ALS
 from sidera.models.retrievers.bpr import BPR
 from sidera.models.retrievers.content_knn import ContentKNN
+from sidera.models.retrievers.hstu import HSTU
 from sidera.models.retrievers.item_knn import ItemKNN
+from sidera.models.retrievers.kuaiformer import KuaiFormer
 from sidera.models.retrievers.popularity import Popularity
 from sidera.models.retrievers.sasrec import SASRec
 from sidera.models.retrievers.transitions import Transitions
@@ -61,6 +63,8 @@ MODELS: dict[str, Any] = {
     "als": ALS,
     "bpr": BPR,
     "sasrec": SASRec,
+    "hstu": HSTU,
+    "kuaiformer": KuaiFormer,
     "tiger": Tiger,
     "liger": Liger,
     "decoder_only": DecoderOnly,
