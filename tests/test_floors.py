@@ -71,6 +71,18 @@ FLAGS = {
     "evaluate": ["run", "--data", "--rows", "--set", "--name", "--device", "--threads"],
     "compare": ["a", "b", "--name"],
     "report": ["runs", "--out"],
+    "cold": [
+        "run",
+        "--data",
+        "--item-share",
+        "--user-share",
+        "--quota",
+        "--rows",
+        "--seed",
+        "--set",
+        "--device",
+        "--threads",
+    ],
     "scale": [
         "recipe",
         "--data",

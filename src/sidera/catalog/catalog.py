@@ -124,7 +124,7 @@ class Catalog:
     def items(self) -> ItemTable:
         """What batches are told of the items."""
         batched = frozenset(feature.name for feature in self.schema.batched)
-        return ItemTable(self.codes, self.features, self.items_version, batched)
+        return ItemTable(self.codes, self.features, self.items_version, batched, self.titles)
 
     @cached_property
     def serving_order(self) -> np.ndarray:

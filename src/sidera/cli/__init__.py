@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from sidera.cli import (
     answering,
+    cold,
     completion,
     keys,
     load,
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     completion.add_completion(verbs)
     training.add_run(verbs)
     training.add_stages(verbs)
+    cold.add_cold(verbs)
     reporting.add_report(verbs)
     training.add_scale(verbs)
     training.add_align(verbs)

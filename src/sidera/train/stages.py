@@ -45,7 +45,7 @@ from sidera.ops.allocator import release_memory
 from sidera.ops.processor import emulates_bf16
 from sidera.ops.threads import given_threads, num_threads, usable_threads
 from sidera.stage import stage
-from sidera.train.baselines import baselines
+from sidera.train.baselines import baselines, check_baselines, verdicts
 from sidera.train.budget import spent_seconds
 from sidera.train.ranker import validation as ranker_validation
 from sidera.train.recipe import Recipe
@@ -57,6 +57,7 @@ from sidera.train.validation import Validation, watches_filter
 
 Say = Callable[[str], None]
 Trained = Recommender | Ranking  # what answers lists, and what ranks candidates
+NOT_MEASURED = ("baselines", "baseline_minutes")  # they lie beside an evaluation
 
 
 def say_once(text: str) -> None:
@@ -98,6 +99,7 @@ class Prepared:
 
 def prepare(recipe: Recipe, data: str | Path, say: Say = say_once) -> Prepared:
     """Read and split; LeakError when the split could leak."""
+    check_baselines(recipe.eval)
     everything, positives = make_views(load_dataset(data, recipe.data, say), recipe.data)
     view = everything if recipe.model_config.reads.feedback else positives
     dataset, split = view.dataset, view.split
@@ -156,13 +158,7 @@ def _catalog(config: CatalogConfig, prepared: Prepared, path: Path, wanted: str,
 
 @one_writer
 def train_stage(
-    recipe: Recipe,
-    prepared: Prepared,
-    catalog: Catalog,
-    out: Path,
-    *,
-    device: str = "cpu",
-    say: Say = say_once,
+    recipe: Recipe, prepared: Prepared, catalog: Catalog, out: Path, *, device: str = "cpu", say: Say = say_once
 ) -> Trained | None:
     """Train the recipe's model -> ``out/model``; None when this call's time was up and the training is unfinished."""
     catalog_id = artifacts.read_manifest(out / "catalog", "catalog").digest
@@ -297,15 +293,9 @@ def _validation(
 
 @one_writer
 def evaluate_stage(
-    recipe: Recipe,
-    prepared: Prepared,
-    trained: Trained,
-    out: Path,
-    which: Literal["valid", "test"] = "test",
-    say: Say = say_once,
-    *,
-    name: str = "",
-) -> Evaluation | RankerEvaluation:
+    recipe: Recipe, prepared: Prepared, trained: Trained, out: Path, which: Literal["valid", "test"] = "test",
+    say: Say = say_once, *, name: str = "",
+) -> Evaluation | RankerEvaluation:  # fmt: skip
     """Measure on the rows of ``which`` -> ``out/evaluation`` (test) or ``out/evaluation-valid``, or under a name.
 
     ``name`` puts it into ``out/evaluation-NAME``. ``out/evaluation`` is the official one, of the recipe's own settings.
@@ -333,7 +323,7 @@ def evaluate_stage(
         trained.catalog.codebook_id,
         trained.catalog.items_version,
     ]  # what may be answered may have changed
-    measured = {key: value for key, value in written(recipe.eval).items() if key != "baselines"}  # they lie beside it
+    measured = {key: value for key, value in written(recipe.eval).items() if key not in NOT_MEASURED}
 
     def make(wanted: str) -> Evaluation | RankerEvaluation:
         if name and path.exists():
@@ -358,8 +348,11 @@ def evaluate_stage(
         lambda: RankerEvaluation.load(path) if ranks else load_evaluation(path),
         reused=lambda: say(f"evaluate: reused ({path})"),
     )  # fmt: skip
-    if recipe.eval.baselines and not ranks:  # popularity and item-kNN are measured on its rows and left beside it
-        baselines(recipe.model_name, prepared.positives, trained.catalog, recipe.eval, path, which, fit_name, say)
+    if isinstance(result, Evaluation):
+        counted = prepared.positives, trained.catalog
+        beside = baselines(recipe.model_name, *counted, recipe.eval, path, which, fit_name, say)
+        for sentence in verdicts(result, beside, recipe.eval):
+            say(sentence)
     return result
 
 
