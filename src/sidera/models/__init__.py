@@ -31,11 +31,15 @@ from sidera.data.split import Fit, fitted_split
 from sidera.models.generators.cobra import Cobra
 from sidera.models.generators.decoder_only import DecoderOnly
 from sidera.models.generators.liger import Liger
+from sidera.models.generators.masked_codes import MaskedCodes
+from sidera.models.generators.mtp import TigerMTP
 from sidera.models.generators.onerec import OneRec
 from sidera.models.generators.onerec_v1 import OneRecV1
 from sidera.models.generators.onerec_v2 import OneRecV2
+from sidera.models.generators.rpg import Rpg
 from sidera.models.generators.sidera import SideraGenerator
 from sidera.models.generators.tiger import Tiger
+from sidera.models.generators.tiger_mlp import TigerMLP
 from sidera.models.rankers.pscore import PScore
 from sidera.models.rankers.session_reward import SessionReward
 from sidera.models.retrievers.als import ALS
@@ -66,6 +70,10 @@ MODELS: dict[str, Any] = {
     "decoder_only": DecoderOnly,
     "cobra": Cobra,
     "sidera": SideraGenerator,
+    "rpg": Rpg,
+    "tiger_mtp": TigerMTP,
+    "masked_codes": MaskedCodes,
+    "tiger_mlp": TigerMLP,
     "onerec": OneRec,
     "onerec_v1": OneRecV1,
     "onerec_v2": OneRecV2,
@@ -92,6 +100,11 @@ def role_of(name: str) -> str:
     return str(MODELS[name].role)
 
 
+def ways_of(name: str) -> tuple[str, ...]:
+    """How a generator can be searched, the usual way first; a model that says nothing, by a beam."""
+    return tuple(getattr(MODELS[name], "ways", ("beam",)))
+
+
 def fit_once(model: torch.nn.Module, view: View, fit: Fit = "train") -> None:
     """What a model learns from the events of ``fit`` without steps; most models learn nothing in this way.
 
@@ -108,6 +121,13 @@ def fit_once(model: torch.nn.Module, view: View, fit: Fit = "train") -> None:
 def reads_codes(name: str) -> bool:
     """Whether this model needs a catalogue with semantic IDs."""
     return bool(getattr(MODELS[name], "reads_codes", True))
+
+
+def takes_expert(name: str) -> bool:
+    """Whether counts of item pairs can stand beside it: a generator whose scores are log-probabilities of items, not of
+    lists (``SessionGenerator``) and not fused with something (``HybridGenerator``)."""
+    other = ("log_probs_lists", "fused")
+    return role_of(name) == "generator" and not any(hasattr(MODELS[name], method) for method in other)
 
 
 def build_model(

@@ -9,6 +9,7 @@ left out.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -17,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from sidera.artifacts import check_replaceable
 from sidera.catalog.catalog import Catalog
 from sidera.config import digest
 from sidera.core import InputError
@@ -31,7 +33,8 @@ from sidera.models import MODELS, build_model, fit_once
 from sidera.stage import stage
 
 FOLDER = "baselines"
-NO_MATTER = ("beam", "wide_beam", "batch_size", "baselines", "baseline_minutes")  # to what a scorer answers
+NOT_MEASURED = ("baselines", "baseline_minutes")  # they lie beside an evaluation and change no figure of it
+NO_MATTER = ("beam", "wide_beam", "batch_size", *NOT_MEASURED)  # to what a scorer answers
 # What a page calls a baseline, the cheapest first.
 COMPANIONS = ("popularity", "transitions", "item_knn", "content_knn", "transitions_text", "als", "bpr")
 
@@ -97,9 +100,23 @@ def check_baselines(config: EvalConfig) -> None:
             raise InputError(problem, fix="pip install 'sidera[baselines]'")
 
 
-def verdicts(result: Evaluation, beside: Sequence[Evaluation], config: EvalConfig) -> list[str]:
+def say_verdicts(
+    result: Evaluation, beside: Sequence[Evaluation], config: EvalConfig, say: Callable[[str], None]
+) -> None:
     """Whether the run beats the best of what counts, a sentence a seen mode."""
-    return [f"verdict: {one.to_text()}" for one in against_best(result, beside, config.main_k)]
+    for one in against_best(result, beside, config.main_k):
+        say(f"verdict: {one.to_text()}")
+
+
+def beside_expert(searched: Evaluation | None, evaluation: Path, digest: str) -> None:
+    """Leave what the search alone answered beside the ``evaluation`` of generator and expert; away with it where no
+    expert answered."""
+    path = evaluation.parent / FOLDER / evaluation.name / "without_expert"
+    if searched is not None:
+        save_evaluation(searched, path, digest=digest)
+    elif path.is_dir():
+        check_replaceable(path)
+        shutil.rmtree(path)
 
 
 def recommender_of(name: str, view: View, catalog: Catalog, fit: Fit = "train") -> Recommender:
