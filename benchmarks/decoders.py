@@ -3,10 +3,10 @@
     python benchmarks/decoders.py [--quick] [--minutes 6] [--runs FOLDER] [--only RUN ...] [--rows 10000]
 
 Each generator is trained with one seed and the same processor time (one thread; the catalogue is not counted); the
-distilled MLPs get it a second time behind their teacher's. Trainings lie in ``--runs`` and are reused; ``--only`` trains these
-and measures nothing. Then every way to search every generator answers the same test rows: NDCG@10 and Recall@10 with
-bootstrap intervals, and CPU-ms per answer for batches of 1 and of 64, round after round, everyone once per round. A
-training that is absent leaves its rows empty. The picture is ``docs/pictures/decoders.svg``.
+distilled MLPs get it a second time behind their teacher's. Trainings lie in ``--runs`` and are reused; ``--only``
+trains these and measures nothing. Then every way to search every generator answers the same test rows: NDCG@10 and
+Recall@10 with bootstrap intervals, and CPU-ms per answer for batches of 1 and of 64, round after round, everyone once
+per round. A training that is absent leaves its rows empty. The picture is ``docs/pictures/decoders.svg``.
 
 Bars: RPG R@10 .076 and NDCG@10 .043 (filter; the published figures are .0809 and .0464); the MLPs at least 95 % of
 their teacher's NDCG@10 in at most 40 % of its time for an answer.

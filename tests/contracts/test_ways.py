@@ -1,4 +1,4 @@
-"""Every way to search every generator: legal, filtered, alone as in a batch, and aware of what came and went."""
+"""Every way to search every generator: legal, filtered, alike alone and in a batch, and aware of what came and went."""
 
 from __future__ import annotations
 

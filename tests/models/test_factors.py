@@ -17,6 +17,7 @@ from sidera.data.config import View
 from sidera.data.features import FeatureSchema
 from sidera.data.split import leave_one_out
 from sidera.data.tiny import tiny_log
+from sidera.models import fit_once
 from sidera.models.retrievers.als import ALPHAS, ALS
 from sidera.models.retrievers.bpr import BPR
 from sidera.models.retrievers.factors import library, training_matrix
@@ -90,3 +91,12 @@ def test_settings_out_of_bounds_are_refused() -> None:
     for kind, bad in ((ALS, {"alpha": 0.0}), (BPR, {"learning_rate": float("nan")}), (ALS, {"factors": 0})):
         with pytest.raises(InputError, match=next(iter(bad))):
             kind.Config(**bad)
+
+
+@pytest.mark.parametrize("kind", [ALS, BPR])
+def test_a_refit_keeps_the_setting_and_learns_more_events(kind: Any) -> None:
+    model = fitted(kind)
+    chosen, before = float(model.chosen[0]), model.factors.clone()
+    fit_once(model, VIEW, "train+valid")
+    assert float(model.chosen[0]) == chosen
+    assert not torch.equal(model.factors, before)

@@ -16,6 +16,7 @@ from sidera.data.features import FeatureSchema
 from sidera.data.items import ItemTable
 from sidera.data.split import leave_one_out
 from sidera.data.tiny import tiny_log
+from sidera.models import fit_once
 from sidera.models.retrievers.content_knn import ContentKNN
 from sidera.models.retrievers.title_words import TitleWords
 from sidera.models.retrievers.transitions import Transitions
@@ -164,3 +165,16 @@ def test_settings_out_of_bounds_are_refused() -> None:
     for kind, bad in ((TransitionsText, {"weight": -1.0}), (TransitionsText, {"few": 0}), (ContentKNN, {"fading": 0})):
         with pytest.raises(InputError, match=next(iter(bad))):
             kind.Config(**bad)
+
+
+def test_a_refit_keeps_the_weight_and_counts_again_who_has_few_events() -> None:
+    log = tiny_log(80, 60)
+    view = View(log, leave_one_out(log), FeatureSchema())
+    catalog: Any = SimpleNamespace(item_keys=log.item_keys, titles=log.items["title"].to_pylist())
+    model = TransitionsText(TransitionsText.Config(neighbours=20), catalog)
+    fit_once(model, view)
+    weight, shares = float(model.weight), model.alike_shares.clone()
+    fit_once(model, view, "train+valid")
+    assert float(model.weight) == weight
+    assert (model.alike_shares <= shares + 1e-6).all()
+    assert float(model.alike_shares.sum()) < float(shares.sum())

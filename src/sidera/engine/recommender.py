@@ -268,10 +268,12 @@ class Recommender:
         beam = beam or serve.beam
         if beam is None:
             beam = beam_of_run(path) if found.generates else DEFAULT_BEAM  # a scorer searches nothing
-        return cls(
+        loaded = cls(
             found.trained, found.catalog, model_section=dict(found.section), beam=beam, search=found.search,
             device=device, num_known=found.num_known, version=found.version, parts=open_parts(path, serve, found),
         )  # fmt: skip
+        loaded.snapshot = serve.of(loaded.snapshot)
+        return loaded
 
     def close(self) -> None:
         """Close the behaviour store and the exposure log."""

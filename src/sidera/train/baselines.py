@@ -31,7 +31,8 @@ from sidera.models import MODELS, build_model, fit_once
 from sidera.stage import stage
 
 FOLDER = "baselines"
-NO_MATTER = ("beam", "wide_beam", "batch_size", "baselines", "baseline_minutes")  # to what a scorer answers
+NOT_MEASURED = ("baselines", "baseline_minutes")  # they lie beside an evaluation and change no figure of it
+NO_MATTER = ("beam", "wide_beam", "batch_size", *NOT_MEASURED)  # to what a scorer answers
 # What a page calls a baseline, the cheapest first.
 COMPANIONS = ("popularity", "transitions", "item_knn", "content_knn", "transitions_text", "als", "bpr")
 
@@ -97,9 +98,12 @@ def check_baselines(config: EvalConfig) -> None:
             raise InputError(problem, fix="pip install 'sidera[baselines]'")
 
 
-def verdicts(result: Evaluation, beside: Sequence[Evaluation], config: EvalConfig) -> list[str]:
+def say_verdicts(
+    result: Evaluation, beside: Sequence[Evaluation], config: EvalConfig, say: Callable[[str], None]
+) -> None:
     """Whether the run beats the best of what counts, a sentence a seen mode."""
-    return [f"verdict: {one.to_text()}" for one in against_best(result, beside, config.main_k)]
+    for one in against_best(result, beside, config.main_k):
+        say(f"verdict: {one.to_text()}")
 
 
 def recommender_of(name: str, view: View, catalog: Catalog, fit: Fit = "train") -> Recommender:

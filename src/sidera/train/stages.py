@@ -45,7 +45,7 @@ from sidera.ops.allocator import release_memory
 from sidera.ops.processor import emulates_bf16
 from sidera.ops.threads import given_threads, num_threads, usable_threads
 from sidera.stage import stage
-from sidera.train.baselines import baselines, check_baselines, verdicts
+from sidera.train.baselines import NOT_MEASURED, baselines, check_baselines, say_verdicts
 from sidera.train.budget import spent_seconds
 from sidera.train.ranker import validation as ranker_validation
 from sidera.train.recipe import Recipe
@@ -57,7 +57,6 @@ from sidera.train.validation import Validation, watches_filter
 
 Say = Callable[[str], None]
 Trained = Recommender | Ranking  # what answers lists, and what ranks candidates
-NOT_MEASURED = ("baselines", "baseline_minutes")  # they lie beside an evaluation
 
 
 def say_once(text: str) -> None:
@@ -165,7 +164,7 @@ def train_stage(
     # The catalogue's digest covers the training events. Two temporal splits may share these and differ in the window
     # that chooses the best weights, which must not reach into the other's test.
     inputs = [catalog_id, prepared.digest] if prepared.split.cut_times else [catalog_id]
-    taught_by = getattr(recipe.model_config, "inputs", ())  # of a model that learns from another
+    taught_by = getattr(recipe.model_config, "inputs", ())  # digests of what a model learns from beside the data
     identity = ModelIdentity((*inputs, *taught_by), {"catalog": catalog_id, "data": prepared.digest})
 
     def make(wanted: str) -> Trained | None:
@@ -187,11 +186,10 @@ def train_stage(
 
 def _untrained(recipe: Recipe, catalog: Catalog, device: str, version: str) -> Trained:
     model = build_model(recipe.model_name, recipe.model_config, catalog, recipe.fit.seed)
-    section = recipe.model_section
-    searched: dict[str, Any] = {"beam": recipe.eval.beam, "search": recipe.eval.search}
+    section, beam, search = recipe.model_section, recipe.eval.beam, recipe.eval.search
     if role_of(recipe.model_name) in RANKING:
         return Ranking(model, catalog, section, device, version=version)
-    return Recommender(model, catalog, model_section=section, device=device, version=version, **searched)
+    return Recommender(model, catalog, model_section=section, beam=beam, search=search, device=device, version=version)
 
 
 def _save_trained(
@@ -352,10 +350,8 @@ def evaluate_stage(
         reused=lambda: say(f"evaluate: reused ({path})"),
     )  # fmt: skip
     if isinstance(result, Evaluation):
-        counted = prepared.positives, trained.catalog
-        beside = baselines(recipe.model_name, *counted, recipe.eval, path, which, fit_name, say)
-        for sentence in verdicts(result, beside, recipe.eval):
-            say(sentence)
+        asked = (prepared.positives, trained.catalog, recipe.eval, path, which, fit_name, say)
+        say_verdicts(result, baselines(recipe.model_name, *asked), recipe.eval, say)
     return result
 
 

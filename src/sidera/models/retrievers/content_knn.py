@@ -75,6 +75,9 @@ class ContentKNN(nn.Module):
                 trials[fading] = validation_ndcg(self, view)
             self.fading.fill_(max(trials, key=lambda fading: trials[fading]))
 
+    def count_again(self, view: View) -> None:
+        """Nothing: it counts no events."""
+
     def item_scores(self, batch: Batch) -> Tensor:
         """(B, N); 0 for items that share no word with the history."""
         events = batch.events

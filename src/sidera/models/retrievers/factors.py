@@ -61,12 +61,12 @@ class ItemFactors(nn.Module):
     reads_codes = False
     reads_late_items = False  # nothing was learned of them
     factors: Tensor  # (N, D)
+    chosen: Tensor  # (1,) the setting that it was learned with
 
     def __init__(self, config: FactorConfig, catalog: Catalog, width: int) -> None:
         super().__init__()
         self.config, self.reads = config, config.reads
         self.register_buffer("factors", torch.zeros(len(catalog.item_keys), width))
-        self.best: Any = None  # setting that was learned last
 
     def fit_once(self, view: View) -> None:
         """Learn from the training sequences; InputError where the library is not installed."""
@@ -80,12 +80,11 @@ class ItemFactors(nn.Module):
             best = max(trials, key=lambda one: trials[one]) if trials else self.own_setting()
             if not trials or best != settings[-1]:  # else it was learned last
                 self.learn(user_items, best)
-        self.best = best
 
     def count_again(self, view: View) -> None:
         """Learn from another training part, with the setting that was chosen."""
         with one_thread():
-            self.learn(training_matrix(view), self.best)
+            self.learn(training_matrix(view), self.chosen_setting())
 
     @abstractmethod
     def grid(self) -> Sequence[Any]:
@@ -94,6 +93,10 @@ class ItemFactors(nn.Module):
     @abstractmethod
     def own_setting(self) -> Any:
         """What the recipe says."""
+
+    def chosen_setting(self) -> Any:
+        """What the grid, or the recipe, left."""
+        return round(float(self.chosen[0]), 6)
 
     @abstractmethod
     def learn(self, user_items: Any, setting: Any) -> None:

@@ -90,7 +90,7 @@ class TransitionsText(Transitions):
             self.weight.fill_(max(trials, key=lambda weight: trials[weight]))
 
     def count_again(self, view: View) -> None:
-        """Which items have few counts changes, too."""
+        """Count another training part: which items have few events may be others then."""
         self.alike_shares.zero_()
         super().count_again(view)
 
