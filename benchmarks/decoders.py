@@ -59,7 +59,7 @@ class Row:
 
 RUNS = (
     Run("tiger", "any/tiger.toml", TIGER),
-    Run("tiger_mlp", "any/tiger_mlp.toml", TIGER, teacher="tiger"),
+    Run("tiger_mlp", "any/tiger_mlp.toml", (*TIGER, "model.inside=128"), teacher="tiger"),
     Run("tiger_mtp", "any/tiger_mtp.toml", TIGER),
     Run("rpg", "any/rpg.toml", (*PARALLEL, "catalog.quantizer.num_levels=8")),
     Run("masked_codes", "any/masked_codes.toml", (*PARALLEL, "catalog.quantizer.num_levels=4")),
