@@ -146,6 +146,8 @@ FLAGS = {
         "--rerank",
         "--rerank-from",
         "--cold-share",
+        "--index",
+        "--index-recall",
         "--watch",
         "--keys",
         "--no-keys",

@@ -51,6 +51,26 @@ SMALL: dict[str, dict[str, Any]] = {
         "ff_width": 64,
         "dropout": 0.0,
     },
+    "tiger_mlp": {
+        "max_history": 8,
+        "width": 32,
+        "num_layers": 1,
+        "num_heads": 2,
+        "head_width": 16,
+        "ff_width": 64,
+        "dropout": 0.0,
+        "inside": 32,
+        "num_queries": 2,
+    },
+    "tiger_mtp": {
+        "max_history": 8,
+        "width": 32,
+        "num_layers": 1,
+        "num_heads": 2,
+        "head_width": 16,
+        "ff_width": 64,
+        "dropout": 0.0,
+    },
     "liger": {
         "max_history": 8,
         "width": 32,
@@ -96,6 +116,15 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "onerec_v2": {"max_history": 8, "width": 32, "num_layers": 2, "ff_width": 64, "dropout": 0.0},
     "sidera": {"max_history": 8, "width": 16, "num_layers": 1, "num_heads": 1, "dropout": 0.0},
+    "masked_codes": {
+        "max_history": 8,
+        "width": 32,
+        "num_layers": 1,
+        "decoder_layers": 1,
+        "num_heads": 2,
+        "dropout": 0.0,
+    },
+    "rpg": {"max_history": 8, "width": 16, "num_layers": 1, "num_heads": 1, "dropout": 0.0, "num_negatives": 99},
 }
 NUM_STEPS, WARMUP, PEAK_LR = 400, 20, 3e-3
 CATALOG = CatalogConfig(

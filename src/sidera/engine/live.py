@@ -184,7 +184,7 @@ class LiveRun:
         folder, now = versions.folder_of(run, number), self.recommender.serving
         versions.read_version(run, number)
         catalog, place = self._catalog(number)
-        snapshot = load_snapshot(folder, now.snapshot.device, catalog)
+        snapshot = self.config.of(load_snapshot(folder, now.snapshot.device, catalog))
         beam = self.config.beam or (beam_of_run(folder) if snapshot.generates else DEFAULT_BEAM)
         steps = open_steps(folder, self.config, snapshot)
         behaviour = None if now.parts.behaviour is None else now.parts.behaviour.over(snapshot.catalog)

@@ -25,6 +25,8 @@ class EvalConfig:
     ks: tuple[int, ...] = (5, 10, 50)  # cut-offs of recall@k and ndcg@k
     beam: int = 50  # beams of a generator for k <= 10
     wide_beam: int = 128  # beams of a generator for k > 10
+    search: Literal["auto", "beam", "exact", "graph", "draft", "unmask"] = later("auto")
+    # how a generator is searched (docs/understand/decode.md); auto: the model's usual way
     seen: tuple[Seen, ...] = ("keep", "filter")  # may items of the history be ranked? keep: yes, filter: no
     batch_size: int = 256  # histories ranked at once
     max_rows: int | None = None  # rank a seeded sample of so many rows; None: all of them

@@ -31,11 +31,15 @@ from sidera.data.split import Fit, fitted_split
 from sidera.models.generators.cobra import Cobra
 from sidera.models.generators.decoder_only import DecoderOnly
 from sidera.models.generators.liger import Liger
+from sidera.models.generators.masked_codes import MaskedCodes
+from sidera.models.generators.mtp import TigerMTP
 from sidera.models.generators.onerec import OneRec
 from sidera.models.generators.onerec_v1 import OneRecV1
 from sidera.models.generators.onerec_v2 import OneRecV2
+from sidera.models.generators.rpg import Rpg
 from sidera.models.generators.sidera import SideraGenerator
 from sidera.models.generators.tiger import Tiger
+from sidera.models.generators.tiger_mlp import TigerMLP
 from sidera.models.rankers.pscore import PScore
 from sidera.models.rankers.session_reward import SessionReward
 from sidera.models.retrievers.als import ALS
@@ -62,6 +66,10 @@ MODELS: dict[str, Any] = {
     "decoder_only": DecoderOnly,
     "cobra": Cobra,
     "sidera": SideraGenerator,
+    "rpg": Rpg,
+    "tiger_mtp": TigerMTP,
+    "masked_codes": MaskedCodes,
+    "tiger_mlp": TigerMLP,
     "onerec": OneRec,
     "onerec_v1": OneRecV1,
     "onerec_v2": OneRecV2,
@@ -86,6 +94,11 @@ def parse_model(section: Mapping[str, Any]) -> tuple[str, Any]:
 def role_of(name: str) -> str:
     """generator | scorer | ranker | reward"""
     return str(MODELS[name].role)
+
+
+def ways_of(name: str) -> tuple[str, ...]:
+    """How a generator can be searched, the usual way first; a model that says nothing, by a beam."""
+    return tuple(getattr(MODELS[name], "ways", ("beam",)))
 
 
 def fit_once(model: torch.nn.Module, view: View, fit: Fit = "train") -> None:

@@ -157,20 +157,15 @@ def _catalog(config: CatalogConfig, prepared: Prepared, path: Path, wanted: str,
 
 @one_writer
 def train_stage(
-    recipe: Recipe,
-    prepared: Prepared,
-    catalog: Catalog,
-    out: Path,
-    *,
-    device: str = "cpu",
-    say: Say = say_once,
+    recipe: Recipe, prepared: Prepared, catalog: Catalog, out: Path, *, device: str = "cpu", say: Say = say_once
 ) -> Trained | None:
     """Train the recipe's model -> ``out/model``; None when this call's time was up and the training is unfinished."""
     catalog_id = artifacts.read_manifest(out / "catalog", "catalog").digest
     # The catalogue's digest covers the training events. Two temporal splits may share these and differ in the window
     # that chooses the best weights, which must not reach into the other's test.
     inputs = [catalog_id, prepared.digest] if prepared.split.cut_times else [catalog_id]
-    identity = ModelIdentity(tuple(inputs), {"catalog": catalog_id, "data": prepared.digest})
+    taught_by = getattr(recipe.model_config, "inputs", ())  # digests of what a model learns from beside the data
+    identity = ModelIdentity((*inputs, *taught_by), {"catalog": catalog_id, "data": prepared.digest})
 
     def make(wanted: str) -> Trained | None:
         if recipe.fit.refit:
@@ -191,10 +186,10 @@ def train_stage(
 
 def _untrained(recipe: Recipe, catalog: Catalog, device: str, version: str) -> Trained:
     model = build_model(recipe.model_name, recipe.model_config, catalog, recipe.fit.seed)
-    section, beam = recipe.model_section, recipe.eval.beam
+    section, beam, search = recipe.model_section, recipe.eval.beam, recipe.eval.search
     if role_of(recipe.model_name) in RANKING:
         return Ranking(model, catalog, section, device, version=version)
-    return Recommender(model, catalog, model_section=section, beam=beam, device=device, version=version)
+    return Recommender(model, catalog, model_section=section, beam=beam, search=search, device=device, version=version)
 
 
 def _save_trained(
@@ -298,15 +293,9 @@ def _validation(
 
 @one_writer
 def evaluate_stage(
-    recipe: Recipe,
-    prepared: Prepared,
-    trained: Trained,
-    out: Path,
-    which: Literal["valid", "test"] = "test",
-    say: Say = say_once,
-    *,
-    name: str = "",
-) -> Evaluation | RankerEvaluation:
+    recipe: Recipe, prepared: Prepared, trained: Trained, out: Path, which: Literal["valid", "test"] = "test",
+    say: Say = say_once, *, name: str = "",
+) -> Evaluation | RankerEvaluation:  # fmt: skip
     """Measure on the rows of ``which`` -> ``out/evaluation`` (test) or ``out/evaluation-valid``, or under a name.
 
     ``name`` puts it into ``out/evaluation-NAME``. ``out/evaluation`` is the official one, of the recipe's own settings.
@@ -345,6 +334,7 @@ def evaluate_stage(
             result = evaluate_ranker(trained, prepared.view, which, recipe.eval, name=recipe.model_name, info=info)
             result.save(path, digest=wanted, parents={"model": model_digest})
             return result
+        trained.search = recipe.eval.search
         with rows_bar("evaluate") as progress:
             lists = evaluate(
                 trained, prepared.dataset, prepared.split, which, recipe.eval, name=recipe.model_name, info=info,
