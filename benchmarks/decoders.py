@@ -1,6 +1,6 @@
 """Claim `decoders`: every way to decode on one quality/latency plot, Amazon Beauty, equal training.
 
-    python benchmarks/decoders.py [--quick] [--minutes 6] [--runs FOLDER] [--only RUN ...] [--rows 10000]
+    python benchmarks/decoders.py [--quick] [--minutes 6] [--runs FOLDER] [--only RUN ...] [--trained] [--rows N]
 
 Each generator is trained with one seed and the same processor time (one thread; the catalogue is not counted); the
 distilled MLPs get it a second time behind their teacher's. Trainings lie in ``--runs`` and are reused; ``--only``
@@ -274,6 +274,7 @@ def main() -> None:
         parser.add_argument("--minutes", type=float, default=6.0, help="processor time of each training")
         parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "decoders", help="folder of the trainings")
         parser.add_argument("--only", nargs="*", default=[], help="train these and measure nothing")
+        parser.add_argument("--trained", action="store_true", help="measure what is there, train nothing")
         parser.add_argument("--rows", type=int, default=10_000, help="test rows that are ranked")
 
     options = arguments(__doc__, flags)
@@ -285,7 +286,7 @@ def main() -> None:
         minutes, rows, rounds, folder = QUICK["minutes"], int(QUICK["rows"]), 2, folder / "quick"
         names = ["rpg"]
         rows_shown = [row for row in ROWS if row.run == "rpg"]
-    failed = train_missing(names, minutes, folder, data, options.quick)
+    failed = {} if options.trained else train_missing(names, minutes, folder, data, options.quick)
     if options.only:
         print(failed or "trained")
         return
