@@ -78,7 +78,8 @@ def main() -> None:
 
 def run(data: Path, out: Path) -> Spent:
     recipe = str(ROOT / "recipes" / "any" / "generator.toml")
-    return sidera("run", recipe, "--data", str(data), "--out", str(out), "--set", "fit.min_steps=200")
+    return sidera("run", recipe, "--data", str(data), "--out", str(out), "--set", "fit.max_steps=200", "--set",
+                  "fit.teachers=0")  # fmt: skip
 
 
 def sidera(*words: str) -> Spent:

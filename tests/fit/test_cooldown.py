@@ -77,6 +77,17 @@ def test_wsd_is_level_and_falls_at_the_end_of_its_steps(tmp_path: Path) -> None:
     assert lines(tmp_path, "phase")[0]["step"] == 40
 
 
+def test_a_planned_cool_down_goes_on_from_the_best_weights(tmp_path: Path) -> None:
+    """Looks at 7, 14, ... 35; the first is the best, and the cool-down begins behind the fifth."""
+    seen, evaluate = figures(0.5, 0.4, 0.3, 0.2, 0.1)
+    config = replace(CONFIG, schedule="wsd", cooldown=0.25, max_steps=45, patience=0)
+    result = train(tmp_path, config, evaluate=evaluate)
+    (phase,) = lines(tmp_path, "phase")
+    assert (phase["step"], phase["weights_of"], phase["because"]) == (36, 7, "max_steps")
+    assert (result.steps, result.weights_steps) == (45, 7)
+    assert (seen[5] - seen[0]).norm() < (seen[4] - seen[0]).norm()
+
+
 def test_wsd_falls_in_time_for_the_end_of_the_budget(tmp_path: Path) -> None:
     config = replace(CONFIG, schedule="wsd", epochs=1000, patience=0, max_minutes=1.5 / 60, clock="wall")
     result = train(tmp_path, config, RingSource(pause=0.01), evaluate=figures()[1])

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from conftest import CHECKERBOARD_RECIPE
 from sidera.artifacts import read_manifest
 from sidera.core import InputError
+from sidera.engine.recommender import Recommender
 from sidera.fit.config import FitConfig
 from sidera.nn.soft_targets import cross_entropy, uniform
-from sidera.train.distill import SEEDS, _minutes, affordable_teachers
+from sidera.train.distill import SEEDS, _better, _minutes, affordable_teachers
 from sidera.train.recipe import Recipe
 from sidera.train.stages import train
 
@@ -52,7 +53,7 @@ def test_two_teachers_of_other_seeds_teach_and_a_stopped_training_goes_on(traine
     first, second = training["teachers"]
     assert first["ndcg@10"] > 0.3
     assert second["ndcg@10"] > 0.3
-    assert training["validation"]["ndcg@10"] >= first["ndcg@10"], "the better of the two stays"
+    assert training["validation"]["ndcg@10"] >= 0.9 * first["ndcg@10"]
     assert not list((tmp_path / "whole" / "fit").glob("teacher-*"))
     plain = train(recipe(teachers=0), data, tmp_path / "plain", say=quiet)[1]
     assert plain is not None
@@ -80,6 +81,27 @@ def test_the_other_trainings_share_what_the_first_one_left() -> None:
     assert left[0] is not None
     assert left[1] is not None
     assert sum(minutes - 1.0 for minutes in left) == pytest.approx(10.0 - 1.0 - 2.0)
+
+
+@pytest.mark.parametrize(("taught", "stays"), [(0.095, "model"), (0.080, "teacher")])
+def test_the_first_teacher_stays_where_the_model_fell_far_below_it(
+    trained_run: Path, taught: float, stays: str
+) -> None:
+    models = [Recommender.load(trained_run) for _ in range(2)]
+    with torch.no_grad():
+        for parameter in models[1].model.parameters():
+            parameter.add_(1.0)
+    before = next(models[0].model.parameters()).clone()
+    records = [
+        {"validation": {"ndcg@10": value}, "steps": steps, "cpu_minutes": 1.0, "wall_minutes": 2.0}
+        for value, steps in ((taught, 70), (0.1, 100), (0.09, 60))
+    ]
+    record = _better(FitConfig(teachers=2), *models, records, quiet)
+    kept = next(models[0].model.parameters())
+    assert torch.equal(kept, before) == (stays == "model")
+    assert record["steps"] == (70 if stays == "model" else 100)
+    assert (record["cpu_minutes"], record["wall_minutes"]) == (3.0, 6.0)
+    assert [one["ndcg@10"] for one in record["teachers"]] == [0.1, 0.09]
 
 
 def test_a_model_that_learns_from_no_teachers_is_named(trained_run: Path, tmp_path: Path) -> None:

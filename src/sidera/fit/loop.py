@@ -283,17 +283,17 @@ class _Run:
             late = left < 2 * state.reserve(config)  # False without a budget: inf
             state.evaluation_due = bool(state.ending or ((by_epoch or by_step) and not late))
 
-    def _cool_down(self, because: str, from_best: bool = False) -> bool:
-        """Begin the last phase here, or after the best weights so far; False where there is none to begin."""
+    def _cool_down(self, because: str) -> bool:
+        """Begin the last phase, from the best weights that a look has seen so far; False where there is none."""
         config, state, total = self.config, self.state, self.total_steps
         steps = 0 if state.cool_down else cool_down_steps(config, state.step, total)
         if steps == 0:
             return False
         seconds = distributed.share(state.seconds(config))
         lr = learning_rate(config, state.step - 1, total, state.time_share(config, seconds, self.budget))
-        weights = state.best_step if from_best else state.step
+        weights = state.best_step if state.best_step >= 0 else state.step
         state.cool_down = CoolDown(state.step, steps, weights, lr, seconds, because)
-        if from_best:
+        if weights < state.step:
             if self.rank == 0:
                 self.model.load_state_dict(self.best)
             distributed.share_weights(self.model)
@@ -325,7 +325,7 @@ class _Run:
         state.evaluations.append(record)
         if self.log is not None:
             self.log.write("eval", record)
-        cools = look.cools_down and not state.ending and (state.cool_down or self._cool_down(look.stop, from_best=True))
+        cools = look.cools_down and not state.ending and (state.cool_down or self._cool_down(look.stop))
         state.finished = state.ending or ("" if cools else look.stop)
 
     def _measure(self) -> tuple[Look, float, float] | str:

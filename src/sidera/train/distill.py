@@ -2,7 +2,7 @@
 
 ``[fit] teachers = 2`` trains two models as the recipe says, from other seeds. The model then learns from the log and,
 to one half, from the mean of their distributions (Hinton et al., arXiv 1503.02531). The first teacher finds the number
-of steps; the other trainings take as many and look at validation once, at their end. Where the model is not better than
+of steps; the other trainings take as many and look at validation once, at their end. Should the model fall far below
 the first teacher on the validation rows, that one stays.
 
 All of it has its place inside ``max_minutes``. A training that fills its budget alone is worth more than several short
@@ -36,6 +36,7 @@ from sidera.train.validation import FILE as VALIDATION
 SHARE = 0.5  # of the loss that is the teachers'
 FORWARD = 0.25  # time of a teacher's forward pass / of a training step
 SEEDS = 1000  # between the seeds of teachers
+LEAST = 0.9  # of the first teacher's validation figure, that the model has to reach
 
 Trained = Recommender | Ranking
 Train = Callable[[Recipe, Trained, Path, Objective], "dict[str, Any] | None"]
@@ -104,11 +105,14 @@ def distilled(
 def _better(
     config: FitConfig, trained: Trained, first: Trained, records: list[dict[str, Any]], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The record of what stays: the model, or where validation knows better the first of its teachers."""
+    """The record of what stays: the model, or the first of its teachers where the model fell far below it.
+
+    A closer contest says nothing: the teacher's figure is its best of many looks, the model's is its only one.
+    """
     taught, alone = (record["validation"][config.monitor] for record in records[:2])
     minutes = {name: round(sum(one[name] for one in records), 2) for name in ("cpu_minutes", "wall_minutes")}
     kept = records[0]
-    if taught > alone if config.lower_is_better else taught < alone:
+    if LEAST * taught > alone if config.lower_is_better else taught < LEAST * alone:
         say(f"train: {config.monitor} {taught:.4f} with teachers, {alone:.4f} of the first of them, which stays")
         trained.model.load_state_dict(first.model.state_dict())
         kept = records[1]
