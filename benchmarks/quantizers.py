@@ -62,6 +62,7 @@ def by_faiss(vectors: Any) -> tuple[Any, float]:
         clustering.train(residual)
         code = clustering.index.search(residual, 1)[1][:, 0]
         codes.append(code)
+        assert clustering.centroids is not None
         residual = residual - clustering.centroids[code]
     return np.stack(codes, axis=1), float((residual.astype(np.float64) ** 2).sum())
 
