@@ -16,7 +16,10 @@ from sidera.data.dataset import Dataset
 from sidera.data.tiny import tiny_log
 from sidera.data.withheld import among_all, questions_about, withhold, without_new
 from sidera.eval.cold import COLD, Measured, cold_rows, summary
-from sidera.train.cold_start import ColdConfig, read_cold
+from sidera.sim.config import world_config
+from sidera.sim.simulate import simulate
+from sidera.train.cold_start import ColdConfig, cold_start, read_cold
+from sidera.train.recipe import Recipe
 
 LOG = tiny_log(150, 80)
 PARTS = withhold(LOG, 0.1, 0.3, 0)
@@ -104,7 +107,7 @@ codebook_size = 8
 name = "{name}"
 {keys}
 [fit]
-max_steps = 60
+max_steps = 20
 eval_every_epochs = 0
 batch_size = 64
 lr = 5e-3
@@ -181,3 +184,22 @@ def test_bad_flags_and_rankers_are_refused_in_one_line(run: Path, capsys: pytest
     (place / "recipe.json").write_text(json.dumps(section | {"model": {"name": "pscore"}}))
     assert cold(place) == 2
     assert "'pscore' answers no lists" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_model_of_feedback_is_asked_the_same_questions(tmp_path: Path) -> None:
+    """It reads every event, what stands beside it the positive ones."""
+    small = {"num_items": 120, "num_topics": 8, "num_creators": 20, "num_candidates": 20, "arrival_days": 3.0}
+    simulate(world_config("easy", small), 80, 3, tmp_path / "log", seed=0)
+    sections: dict[str, Any] = {
+        "data": {"positive": "long_view"},
+        "catalog": {"vectors": ["behaviour"], "quantizer": {"num_levels": 1, "codebook_size": 8}},
+        "model": {"name": "onerec_v2", "width": 16, "num_layers": 1, "ff_width": 32},
+        "fit": {"max_steps": 10, "batch_size": 64, "eval_every_epochs": 0}, "eval": {"bootstrap": 10},
+    }  # fmt: skip
+    config = ColdConfig(max_rows=100, user_share=0.3)
+    record = cold_start(Recipe.parse(sections), tmp_path / "log", tmp_path / "out", config, say=lambda _: None)
+    assert record is not None
+    assert record["questions"][COLD] > 0
+    assert record["models"]["onerec_v2"]["groups"]["6+"]["recall@50"]["value"] > 0
+    assert record["models"]["popularity"]["groups"]["6+"]["recall@50"]["value"] > 0
