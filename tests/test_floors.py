@@ -67,6 +67,13 @@ FLAGS = {
     ],
     "run": ["recipe", *RECIPE_FLAGS],
     "catalog": ["recipe", *RECIPE_FLAGS],
+    "catalog compare": [
+        *("recipe", "--data", "--out", "--quantizers", "--runs", "--steps", "--no-churn", "--set", "--threads"),
+    ],
+    "catalog add": ["run", "items", "--vectors", "--version"],
+    "catalog remove": ["run", "keys", "--file", "--absent-ok", "--version"],
+    "catalog diff": ["a", "b"],
+    "catalog audit": ["run"],
     "train": ["recipe", *RECIPE_FLAGS],
     "evaluate": ["run", "--data", "--rows", "--set", "--name", "--device", "--threads"],
     "compare": ["a", "b", "--name"],

@@ -6,17 +6,16 @@ folder can be moved, and changing [eval] does not train again.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from sidera import artifacts, console
+from sidera import artifacts
 from sidera.catalog.build import build_catalog, catalog_digest
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
@@ -29,6 +28,7 @@ from sidera.data.reading import LogReading
 from sidera.data.split import Split, fitted_split
 from sidera.engine.ranking import Ranking
 from sidera.engine.recommender import Recommender
+from sidera.engine.serving import ServeConfig
 from sidera.eval.evaluate import evaluate
 from sidera.eval.evaluation import KIND as EVALUATION
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
@@ -39,14 +39,18 @@ from sidera.fit import distributed
 from sidera.fit.checkpoint import FOLDER
 from sidera.fit.log import mean_mfu
 from sidera.fit.loop import BatchSource, fit
+from sidera.fit.protocols import Objective, model_loss
 from sidera.loading import open_artifact
 from sidera.models import RANKING, build_model, fit_once, reads_codes, role_of
 from sidera.ops.allocator import release_memory
 from sidera.ops.processor import emulates_bf16
 from sidera.ops.threads import given_threads, num_threads, usable_threads
 from sidera.stage import stage
-from sidera.train.baselines import NOT_MEASURED, baselines, check_baselines, say_verdicts
+from sidera.train.baselines import NOT_MEASURED, baselines, beside_expert, check_baselines, say_verdicts
 from sidera.train.budget import spent_seconds
+from sidera.train.distill import distilled
+from sidera.train.expert import expert_of, expert_stage, recount_stage
+from sidera.train.notes import Say, rows_bar, say_once
 from sidera.train.ranker import validation as ranker_validation
 from sidera.train.recipe import Recipe
 from sidera.train.record import ModelIdentity, refit_record, seen_until, training_line, training_record
@@ -55,21 +59,7 @@ from sidera.train.run_lock import one_writer
 from sidera.train.validation import FILE as VALIDATION
 from sidera.train.validation import Validation, watches_filter
 
-Say = Callable[[str], None]
 Trained = Recommender | Ranking  # what answers lists, and what ranks candidates
-
-
-def say_once(text: str) -> None:
-    """A note, but in one process of a ``torchrun`` only."""
-    if distributed.rank() == 0:
-        console.say(text)
-
-
-@contextlib.contextmanager
-def rows_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields what takes (rows done, rows in all): a bar on a terminal, a line now and then elsewhere."""
-    with console.Progress(what, unit="row") as progress:
-        yield progress.to
 
 
 @dataclass(frozen=True)
@@ -171,17 +161,22 @@ def train_stage(
         if recipe.fit.refit:
             return _refitted(recipe, prepared, catalog, out, identity, device, say)
         trained = _untrained(recipe, catalog, device, wanted)
-        training = _fitted(recipe, prepared, trained, inputs, out / "fit", say)
+        training = distilled(
+            recipe, trained, lambda one: _untrained(one, catalog, device, ""),
+            lambda one, model, folder, objective: _fitted(one, prepared, model, inputs, folder, say, objective),
+            out / "fit", say,
+        )  # fmt: skip
         if training is None:
             say("training is unfinished: give the same command again to go on")
             return None
         _save_trained(trained, out, identity, recipe, training)
         return trained
 
-    return stage(
-        out / "model", "model", identity.digest(recipe), make,
-        lambda: open_trained(recipe, out, device), reused=lambda: say(f"train: reused ({out / 'model'})"),
-    )  # fmt: skip
+    def load() -> Trained:
+        return open_trained(recipe, out, device, expert=False)  # its stage opens it, or makes another
+
+    path = out / "model"
+    return stage(path, "model", identity.digest(recipe), make, load, reused=lambda: say(f"train: reused ({path})"))
 
 
 def _untrained(recipe: Recipe, catalog: Catalog, device: str, version: str) -> Trained:
@@ -199,8 +194,8 @@ def _save_trained(
     if distributed.rank() == 0:
         trained.save_model(out / "model", digest=identity.digest(recipe), parents=identity.parents, training=training)
         (out / "fit" / VALIDATION).unlink(missing_ok=True)
-        for folder in (FOLDER, REFIT):  # or the next recipe here would be refused
-            shutil.rmtree(out / "fit" / folder, ignore_errors=True)
+        for folder in (out / "fit" / FOLDER, out / "fit" / REFIT, *(out / "fit").glob("teacher-*")):
+            shutil.rmtree(folder, ignore_errors=True)  # or the next recipe here would be refused
     distributed.barrier()
 
 
@@ -213,9 +208,10 @@ def _refitted(
     refit, is not trained again. What learns from the *answers* of validation rows has to learn them with that one.
     """
     fitted = replace(prepared, split=fitted_split(prepared.dataset, prepared.split, "train+valid"))
+    spent = spent_seconds(catalog, recipe.fit, lambda _: None)
     first = replace(recipe, fit=replace(recipe.fit, refit=False))
     if not artifacts.is_current(out / "model", "model", identity.digest(first)):
-        first = replace(recipe, fit=first_config(recipe.fit))
+        first = replace(recipe, fit=first_config(recipe.fit, spent))
     chosen = train_stage(first, prepared, catalog, out, device=device, say=say)
     if chosen is None:
         return None
@@ -227,7 +223,7 @@ def _refitted(
     if source is not None:
         trained.model.load_state_dict(chosen.model.state_dict())
         result = fit(
-            trained.model, source, refit_config(recipe.fit, training), out / "fit" / REFIT, device=device,
+            trained.model, source, refit_config(recipe.fit, spent, training), out / "fit" / REFIT, device=device,
             identity={"chosen": manifest.digest}, say=say,
         )  # fmt: skip
         say(training_line(result, None))
@@ -235,13 +231,20 @@ def _refitted(
             say("training is unfinished: give the same command again to go on")
             return None
         training |= refit_record(training, result)
+    recount_stage(recipe, prepared.view, prepared.positives, prepared.digest, chosen, trained.version, out, say)
     training |= {"fit": "train+valid", "seen_until": seen_until(fitted.view)}
     _save_trained(trained, out, identity, recipe, training)
     return trained
 
 
 def _fitted(
-    recipe: Recipe, prepared: Prepared, trained: Trained, inputs: list[str], folder: Path, say: Say
+    recipe: Recipe,
+    prepared: Prepared,
+    trained: Trained,
+    inputs: list[str],
+    folder: Path,
+    say: Say,
+    objective: Objective = model_loss,
 ) -> dict[str, Any] | None:
     """Train the network of ``trained`` -> what that cost and reached; None when it is unfinished."""
     model, device = trained.model, str(trained.device)
@@ -259,6 +262,7 @@ def _fitted(
         source,
         recipe.fit,
         folder,
+        objective=objective,
         evaluate=_validation(recipe, prepared, trained, folder, identity, say),
         device=device,
         identity=dict(zip(("catalog", "split"), inputs, strict=False)),
@@ -272,11 +276,11 @@ def _fitted(
     return training | training_record(result, mfu)
 
 
-def open_trained(recipe: Recipe, run: str | Path, device: str = "cpu") -> Trained:
-    """The run's model as its role is used: what answers lists, or what ranks candidates."""
+def open_trained(recipe: Recipe, run: str | Path, device: str = "cpu", *, expert: bool = True) -> Trained:
+    """The run's model as its role is used: it answers lists, with its ``expert`` if it has one, or ranks candidates."""
     if role_of(recipe.model_name) in RANKING:
         return Ranking.load(run, device=device)
-    return Recommender.load(run, device=device)
+    return Recommender.load(run, device=device, serve=ServeConfig(expert=expert))
 
 
 def _validation(
@@ -307,10 +311,8 @@ def evaluate_stage(
     opened = open_artifact(out / "model", "model")
     model_digest, seen = opened.manifest.digest, opened.manifest.parents.get("data")
     if seen is None:
-        raise InputError(
-            f"the model in {out} does not say which data it was trained on: it may know the answers",
-            fix="train or align it again, into a new folder",
-        )
+        problem = f"the model in {out} does not say which data it was trained on: it may know the answers"
+        raise InputError(problem, fix="train or align it again, into a new folder")
     fit_name = opened.info("training", dict).get("fit", "train")
     check_choice(which, fit_name)
     if seen != prepared.digest:
@@ -319,10 +321,8 @@ def evaluate_stage(
             f" ({prepared.split.name}): it may know the answers",
             fix="evaluate with its own data folder and [data] section, or train on this one",
         )
-    items = [
-        trained.catalog.codebook_id,
-        trained.catalog.items_version,
-    ]  # what may be answered may have changed
+    items = [trained.catalog.codebook_id, trained.catalog.items_version]  # what may be answered may have changed
+    items += [expert.version] if (expert := expert_of(trained)) else []
     measured = {key: value for key, value in written(recipe.eval).items() if key not in NOT_MEASURED}
 
     def make(wanted: str) -> Evaluation | RankerEvaluation:
@@ -341,6 +341,7 @@ def evaluate_stage(
                 fit=fit_name, progress=progress,
             )  # fmt: skip
         save_evaluation(lists, path, digest=wanted, parents={"model": model_digest})
+        beside_expert(lists.searched, path, wanted)
         return lists
 
     ranks = isinstance(trained, Ranking)
@@ -365,7 +366,9 @@ def train(
     if distributed.rank() == 0:
         recipe.save(out)
     catalog = catalog_stage(recipe, prepared, out, say)
-    return prepared, train_stage(recipe, prepared, catalog, out, device=device, say=say)
+    trained = train_stage(recipe, prepared, catalog, out, device=device, say=say)
+    expert_stage(recipe, prepared.view, prepared.positives, prepared.digest, trained, out, say)
+    return prepared, trained
 
 
 @one_writer
