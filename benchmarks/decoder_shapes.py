@@ -1,6 +1,6 @@
 """Claim `decoder_shapes`: encoder-decoder, decoder-only and lazy decoder at equal training FLOPs. Reported, no bar.
 
-    python benchmarks/decoder_shapes.py [--quick] [--tflop 6] [--seeds N] [--data NAME]
+    python benchmarks/decoder_shapes.py [--quick] [--data NAME] [--tflop 0.1 0.3 1.0] [--seeds N]
 
 Three shapes write the same semantic IDs from the same histories: TIGER (an encoder over the history's codes, a decoder
 for each target), one causal stream of codes (``decoder_only``: every event is a target of one pass) and OneRec-V2's
@@ -9,8 +9,9 @@ are the same; each has four layers in all. Each trains for the number of steps w
 forward and backward, padding not counted) are the budget, with its learning rate decayed to 0 at the end, and chooses
 nothing on validation. How many targets a FLOP buys is part of what a shape is, and stands in the context.
 
-Data: a small public set below ``shared/data`` (quick: a written log, on which the figures mean nothing). Value: keep
-N@10 and R@10 of each shape, and the paired difference of every two with its 95 % interval, seed by seed.
+Data: a generated shop of 1,500 users and 1,000 items (quick: 400 and 300, and one budget), or a folder below
+``shared/data``. Value: keep N@10 and R@10 of each shape, and the paired difference of every two with its 95 % interval,
+budget by budget and seed by seed.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SEED, COUNTED = 0, 30  # batches whose FLOPs are counted
 COMMON = {"width": 64, "num_heads": 4, "dropout": 0.1, "max_history": 20}
 SHAPES: dict[str, tuple[dict[str, Any], int]] = {  # [model], and histories of a batch
-    "encoder-decoder": ({"name": "tiger", "num_layers": 2, "head_width": 16, "ff_width": 256, **COMMON}, 256),
-    "decoder-only": ({"name": "decoder_only", "num_layers": 4, "ff_multiple": 4, **COMMON}, 64),
+    "encoder-decoder": ({"name": "tiger", "num_layers": 2, "head_width": 16, "ff_width": 256, **COMMON}, 64),
+    "decoder-only": ({"name": "decoder_only", "num_layers": 4, "ff_multiple": 4, **COMMON}, 16),
     "lazy decoder": ({"name": "onerec_v2", "num_layers": 4, "ff_width": 170, "short_term": 20, "code_std": 1.0,
-                      "num_kv_groups": 4, **COMMON}, 256),
+                      "num_kv_groups": 4, **COMMON}, 64),
 }  # fmt: skip
 
 
@@ -43,8 +44,8 @@ def recipe_of(shape: str, seed: int, steps: int | None, options: Any) -> Any:
         {
             "data": {},
             "catalog": {
-                "vectors": ["behaviour" if options.quick else "tfidf"], "collision": "extra_digit",
-                "quantizer": {"num_levels": 2 if options.quick else 3, "codebook_size": 8 if options.quick else 64},
+                "vectors": ["tfidf"], "collision": "extra_digit",
+                "quantizer": {"num_levels": 3, "codebook_size": 64 if options.data else 16},
             },
             "model": dict(model),
             "fit": {
@@ -52,8 +53,8 @@ def recipe_of(shape: str, seed: int, steps: int | None, options: Any) -> Any:
                 "warmup_steps": min(100, (steps or 1) // 4), "epochs": 10_000, "max_steps": steps, "patience": 0,
                 "eval_every_epochs": 0, "eval_every_steps": 0, "seed": seed, "num_threads": 1, "peak_tflops": 1.0,
             },
-            "eval": {"max_rows": 300 if options.quick else 4000, "valid_rows": 50, "bootstrap": 200, "beam": 50,
-                     "latency_rows": 2, "free_rows": 10, "samples": 2},
+            "eval": {"max_rows": 300 if options.quick else 2000, "valid_rows": 50, "bootstrap": 200, "beam": 50,
+                     "ks": [10], "seen": ["keep"], "latency_rows": 2, "free_rows": 10, "samples": 2},
         }
     )  # fmt: skip
 
@@ -75,57 +76,50 @@ def mean_flops(shape: str, data: Path, out: Path, options: Any) -> tuple[float, 
     return sum(flops for flops, _ in counted) / len(counted), sum(number for _, number in counted) / len(counted)
 
 
-def written_log(folder: Path) -> Path:
-    from sidera.data.tiny import tiny_log
-
-    tiny_log(seed=0).save(folder)
-    return folder
-
-
 def main() -> None:
     tuned_allocator()
     options = arguments(__doc__, extend=lambda parser: [
-        parser.add_argument("--tflop", type=float, default=6.0, help="budget of each training"),
-        parser.add_argument("--seeds", type=int, default=1, help="trainings of each shape"),
-        parser.add_argument("--data", default="amazon2018_scientific", help="a folder below shared/data"),
+        parser.add_argument("--data", default="", help="a folder below shared/data; default: a generated shop"),
+        parser.add_argument("--tflop", type=float, nargs="+", default=[0.1, 0.3, 1.0], help="budgets of a training"),
+        parser.add_argument("--seeds", type=int, default=1, help="trainings of each shape and budget"),
     ])  # fmt: skip
     single_thread()
+    from sidera.data.tiny import tiny_log
     from sidera.eval.compare import compare
     from sidera.eval.evaluation import Evaluation
     from sidera.train.stages import run
 
-    budget = 1e12 * (0.004 if options.quick else options.tflop)
+    budgets = [0.05] if options.quick else options.tflop
     value: dict[str, Any] = {}
-    judged: dict[tuple[str, int], Evaluation] = {}
-    context: dict[str, Any] = {"seed": SEED, "seeds": options.seeds, "budget_tflop": budget / 1e12, "shapes": {}}
+    context: dict[str, Any] = {"seed": SEED, "data": options.data or "a generated shop", "shapes": {}}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        data = written_log(folder / "data") if options.quick else SHARED / options.data
-        context["data"] = "a written log" if options.quick else options.data
-        for shape in SHAPES:
-            flops, targets = mean_flops(shape, data, folder / shape / "0", options)
-            steps = max(1, round(budget / flops))
-            begun = time.process_time()
-            for seed in range(options.seeds):
-                out = folder / shape / str(seed)
-                if seed:  # the catalogue that was counted on
-                    shutil.copytree(folder / shape / "0" / "catalog", out / "catalog")
+        data = SHARED / options.data if options.data else folder / "data"
+        if not options.data:
+            tiny_log(*((400, 300) if options.quick else (1500, 1000)), SEED).save(data)
+        counted = {shape: mean_flops(shape, data, folder / shape, options) for shape in SHAPES}
+        for budget, seed in ((budget, seed) for budget in budgets for seed in range(options.seeds)):
+            judged: dict[str, Evaluation] = {}
+            at = f"{budget} TFLOP, seed {seed}"
+            value[at] = {}
+            for shape, (flops, targets) in counted.items():
+                steps, begun = max(1, round(1e12 * budget / flops)), time.process_time()
+                out = folder / f"{shape}-{budget}-{seed}"
+                shutil.copytree(folder / shape / "catalog", out / "catalog")
                 found = run(recipe_of(shape, seed, steps, options), data, out, say=lambda _: None)
                 assert isinstance(found, Evaluation)
-                judged[shape, seed] = found
-                value[f"{shape}, seed {seed}"] = {
-                    name: round(found.value(name), 4) for name in ("ndcg@10", "recall@10")
-                }
-            context["shapes"][shape] = {
-                "steps": steps, "targets": round(steps * targets), "gflop_a_target": round(flops / targets / 1e9, 5),
-                "cpu_s": round((time.process_time() - begun) / options.seeds, 1),
-            }  # fmt: skip
-        for first, second in combinations(SHAPES, 2):
-            for seed in range(options.seeds):
-                test = compare(judged[first, seed], judged[second, seed]).tests["keep", "ndcg@10"]
-                value[f"{first} - {second}, seed {seed}"] = {
+                judged[shape] = found
+                value[at][shape] = {name: round(found.value(name), 4) for name in ("ndcg@10", "recall@10")}
+                context["shapes"][f"{shape}, {at}"] = {
+                    "steps": steps, "targets": round(steps * targets),
+                    "gflop_a_target": round(flops / targets / 1e9, 5), "cpu_s": round(time.process_time() - begun, 1),
+                }  # fmt: skip
+            for first, second in combinations(SHAPES, 2):
+                test = compare(judged[first], judged[second]).tests["keep", "ndcg@10"]
+                value[at][f"{first} - {second}"] = {
                     "ndcg@10": round(test.difference, 4), "interval": [round(test.low, 4), round(test.high, 4)],
                 }  # fmt: skip
+            print(at, value[at], flush=True)
     finish("decoder_shapes", value, None, True, context, quick=options.quick)
 
 

@@ -93,12 +93,19 @@ class FeatureInputs(nn.Module):
 
     @staticmethod
     def _mean(table: nn.Module, ids: Tensor) -> Tensor:
-        """(..., S) -> (..., D): the mean of the known values, and of a row without one what "unknown" says."""
-        embed = cast(nn.Embedding, table)
-        weights = (ids > 0).to(embed.weight.dtype)
-        weights[..., 0] += weights.sum(-1) == 0  # row 0 stands once in an empty list
-        weights = weights / weights.sum(-1, keepdim=True)
-        return (F.embedding(ids, embed.weight) * weights[..., None]).sum(-2)
+        """(..., S) -> (..., D): the mean of the known values, and of a row without one what "unknown" says.
+
+        On the CPU only known values are read: a catalogue of titles is mostly padding.
+        """
+        embed, known = cast(nn.Embedding, table), ids > 0
+        known[..., 0] |= ~known.any(-1)  # row 0 stands once in an empty list
+        counts = known.sum(-1)
+        if not ids.is_cpu:
+            weights = known.to(embed.weight.dtype) / counts[..., None]
+            return (F.embedding(ids, embed.weight) * weights[..., None]).sum(-2)
+        ends = counts.view(-1).cumsum(0)
+        means = F.embedding_bag(ids[known], embed.weight, ends - counts.view(-1), mode="mean")
+        return means.view(*ids.shape[:-1], -1)
 
     @staticmethod
     def _inputs(feature: FeatureLike, values: Tensor) -> Tensor:

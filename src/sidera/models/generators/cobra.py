@@ -68,6 +68,7 @@ class Cobra(DecoderOnly):
         self.vector_in = nn.Linear(config.width, config.width)  # into the stream
         self.item_out, self.said_out = (nn.Linear(config.width, config.width) for _ in range(2))  # to be compared
         nn.init.normal_(self.vector_in.weight, std=0.02 * config.width**-0.5)  # as small as codes enter
+        nn.init.zeros_(self.vector_in.bias)  # what all items share would drown what tells them apart
         self._vectors = MadeOfWeights[Tensor]()
 
     def item_tokens(self, batch: Batch) -> Tensor:
