@@ -29,7 +29,7 @@ from sidera.engine.histories import open_behaviour
 from sidera.engine.recommender import Recommender
 from sidera.models import MODELS
 from sidera.store.exposures import ExposureLog
-from sidera.train.stages import rows_bar
+from sidera.train.notes import rows_bar
 
 VERBS = tuple(build_parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr,arg-type]
 RECIPE = """

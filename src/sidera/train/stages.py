@@ -6,17 +6,16 @@ folder can be moved, and changing [eval] does not train again.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from sidera import artifacts, console
+from sidera import artifacts
 from sidera.catalog.build import build_catalog, catalog_digest
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
@@ -39,6 +38,7 @@ from sidera.fit import distributed
 from sidera.fit.checkpoint import FOLDER
 from sidera.fit.log import mean_mfu
 from sidera.fit.loop import BatchSource, fit
+from sidera.fit.protocols import Objective, model_loss
 from sidera.loading import open_artifact
 from sidera.models import RANKING, build_model, fit_once, reads_codes, role_of
 from sidera.ops.allocator import release_memory
@@ -47,6 +47,8 @@ from sidera.ops.threads import given_threads, num_threads, usable_threads
 from sidera.stage import stage
 from sidera.train.baselines import NOT_MEASURED, baselines, check_baselines, say_verdicts
 from sidera.train.budget import spent_seconds
+from sidera.train.distill import distilled
+from sidera.train.notes import Say, rows_bar, say_once
 from sidera.train.ranker import validation as ranker_validation
 from sidera.train.recipe import Recipe
 from sidera.train.record import ModelIdentity, refit_record, seen_until, training_line, training_record
@@ -55,21 +57,7 @@ from sidera.train.run_lock import one_writer
 from sidera.train.validation import FILE as VALIDATION
 from sidera.train.validation import Validation, watches_filter
 
-Say = Callable[[str], None]
 Trained = Recommender | Ranking  # what answers lists, and what ranks candidates
-
-
-def say_once(text: str) -> None:
-    """A note, but in one process of a ``torchrun`` only."""
-    if distributed.rank() == 0:
-        console.say(text)
-
-
-@contextlib.contextmanager
-def rows_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields what takes (rows done, rows in all): a bar on a terminal, a line now and then elsewhere."""
-    with console.Progress(what, unit="row") as progress:
-        yield progress.to
 
 
 @dataclass(frozen=True)
@@ -171,7 +159,11 @@ def train_stage(
         if recipe.fit.refit:
             return _refitted(recipe, prepared, catalog, out, identity, device, say)
         trained = _untrained(recipe, catalog, device, wanted)
-        training = _fitted(recipe, prepared, trained, inputs, out / "fit", say)
+        training = distilled(
+            recipe, trained, lambda one: _untrained(one, catalog, device, ""),
+            lambda one, model, folder, objective: _fitted(one, prepared, model, inputs, folder, say, objective),
+            out / "fit", say,
+        )  # fmt: skip
         if training is None:
             say("training is unfinished: give the same command again to go on")
             return None
@@ -199,8 +191,8 @@ def _save_trained(
     if distributed.rank() == 0:
         trained.save_model(out / "model", digest=identity.digest(recipe), parents=identity.parents, training=training)
         (out / "fit" / VALIDATION).unlink(missing_ok=True)
-        for folder in (FOLDER, REFIT):  # or the next recipe here would be refused
-            shutil.rmtree(out / "fit" / folder, ignore_errors=True)
+        for folder in (out / "fit" / FOLDER, out / "fit" / REFIT, *(out / "fit").glob("teacher-*")):
+            shutil.rmtree(folder, ignore_errors=True)  # or the next recipe here would be refused
     distributed.barrier()
 
 
@@ -213,9 +205,10 @@ def _refitted(
     refit, is not trained again. What learns from the *answers* of validation rows has to learn them with that one.
     """
     fitted = replace(prepared, split=fitted_split(prepared.dataset, prepared.split, "train+valid"))
+    spent = spent_seconds(catalog, recipe.fit, lambda _: None)
     first = replace(recipe, fit=replace(recipe.fit, refit=False))
     if not artifacts.is_current(out / "model", "model", identity.digest(first)):
-        first = replace(recipe, fit=first_config(recipe.fit))
+        first = replace(recipe, fit=first_config(recipe.fit, spent))
     chosen = train_stage(first, prepared, catalog, out, device=device, say=say)
     if chosen is None:
         return None
@@ -227,7 +220,7 @@ def _refitted(
     if source is not None:
         trained.model.load_state_dict(chosen.model.state_dict())
         result = fit(
-            trained.model, source, refit_config(recipe.fit, training), out / "fit" / REFIT, device=device,
+            trained.model, source, refit_config(recipe.fit, spent, training), out / "fit" / REFIT, device=device,
             identity={"chosen": manifest.digest}, say=say,
         )  # fmt: skip
         say(training_line(result, None))
@@ -241,7 +234,13 @@ def _refitted(
 
 
 def _fitted(
-    recipe: Recipe, prepared: Prepared, trained: Trained, inputs: list[str], folder: Path, say: Say
+    recipe: Recipe,
+    prepared: Prepared,
+    trained: Trained,
+    inputs: list[str],
+    folder: Path,
+    say: Say,
+    objective: Objective = model_loss,
 ) -> dict[str, Any] | None:
     """Train the network of ``trained`` -> what that cost and reached; None when it is unfinished."""
     model, device = trained.model, str(trained.device)
@@ -259,6 +258,7 @@ def _fitted(
         source,
         recipe.fit,
         folder,
+        objective=objective,
         evaluate=_validation(recipe, prepared, trained, folder, identity, say),
         device=device,
         identity=dict(zip(("catalog", "split"), inputs, strict=False)),
