@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
-from sidera.config import check_counts, check_value
+from sidera.catalog.code_vectors import start_nodes
+from sidera.config import check_counts, check_value, later
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences
 from sidera.models.generators.sidera_decode import add_visits, children_logits
@@ -99,6 +100,7 @@ class SideraGenerator(nn.Module):
         dropout: float = 0.5  # share of units dropped
         leaf: Literal["tied", "untied", "sum"] = "tied"  # leaf vector: item's input vector, an own one, or both added
         label_smoothing: float = 0.0  # share of probability spread over the siblings
+        code_start: Literal["random", "centroids"] = later("random")  # vectors of codes: drawn, or the quantizer's
 
         def __post_init__(self) -> None:
             check_counts("[model]", self, "max_history", "width", "num_layers", "num_heads", "ff_multiple")
@@ -127,6 +129,8 @@ class SideraGenerator(nn.Module):
         self.node_out = nn.ModuleList(nn.Embedding(n, width) for n in self.num_nodes[:-1])  # written
         for table in (self.item, *self.node_in, *self.node_out):
             nn.init.normal_(table.weight, std=0.02)
+        if config.code_start == "centroids":
+            start_nodes(zip(self.node_in, self.node_out, strict=True), catalog, std=0.02)
         if config.leaf != "tied":
             self.leaf = ItemEmbedding(num_items, width)
             nn.init.normal_(self.leaf.weight, std=0.02 if config.leaf == "untied" else 0.0)
