@@ -28,6 +28,9 @@ ONEREC = {**SMALL, "ff_width": 128}
 MODELS: dict[str, dict[str, Any]] = {
     "sidera": {**SMALL, "num_layers": 1, "num_heads": 2},
     "tiger": {**SMALL, "num_layers": 1, "num_heads": 2, "head_width": 32, "ff_width": 128},
+    "liger": {**SMALL, "num_layers": 1, "num_heads": 2, "head_width": 32, "ff_width": 128},
+    "decoder_only": {**SMALL, "num_layers": 2, "num_heads": 2},
+    "cobra": {**SMALL, "num_layers": 2, "num_heads": 2},
     "onerec": {**ONEREC, "short_term": 20, "encoder_layers": 1, "decoder_layers": 1, "num_lifelong_queries": 2,
                "lifelong_layers": 1},
     "onerec_v2": {**ONEREC, "num_layers": 2, "code_std": 1.0},

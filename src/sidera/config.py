@@ -1,10 +1,9 @@
 """Recipes: TOML files that become frozen dataclasses, checked key by key.
 
-A recipe has the sections ``[data] [catalog] [model] [fit] [eval]``, and ``[align] [rewards]`` where it is aligned. Each
-room declares its own section as a frozen dataclass; :func:`parse_section` fills one from a mapping and refuses unknown
-keys and wrong types by name. A command line override is ``--set fit.lr=3e-4``. ``base = "other.toml"`` on top takes the
-sections of another recipe in the same folder, key by key under what is written here.
-"""
+A recipe has the sections ``[data] [catalog] [model] [fit] [expert] [eval]``, and ``[align] [rewards]`` where it is
+aligned. Each room declares its own section as a frozen dataclass; :func:`parse_section` fills one from a mapping and
+refuses unknown keys and wrong types by name. A command line override is ``--set fit.lr=3e-4``. ``base = "other.toml"``
+on top takes the sections of another recipe in the same folder, key by key under what is written here."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ MOST = {
     "num_user_tokens": 2**31 - 1,
     "num_threads": 4096,
 }
-SECTIONS = ("data", "catalog", "model", "fit", "eval", "align", "rewards")
+SECTIONS = ("data", "catalog", "model", "fit", "expert", "eval", "align", "rewards")
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

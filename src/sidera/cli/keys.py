@@ -76,6 +76,7 @@ def section_classes() -> dict[str, type]:
     from sidera.catalog.quantizers import QUANTIZERS
     from sidera.data.config import DataConfig
     from sidera.data.feature import FeatureConfig
+    from sidera.engine.expert import ExpertConfig
     from sidera.eval.config import EvalConfig
     from sidera.fit.config import FitConfig
     from sidera.models import MODELS
@@ -89,6 +90,7 @@ def section_classes() -> dict[str, type]:
         **{name: quantizer.Config for name, quantizer in QUANTIZERS.items()},
         **{name: model.Config for name, model in MODELS.items()},
         "fit": FitConfig,
+        "expert": ExpertConfig,
         "eval": EvalConfig,
         "align": AlignConfig,
         "rewards": RewardsConfig,

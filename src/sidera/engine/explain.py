@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from sidera.core import InputError, Request
+from sidera.engine.expert import Expert
 from sidera.engine.pipeline import Query, log_probs_of, search
 from sidera.engine.questions import given_scores
 from sidera.engine.recommender import Recommender
@@ -69,8 +70,9 @@ class Explanation:
 
     item: str
     title: str | None
-    score: float  # log-probability inside the catalogue's trie (generators), or model score
+    score: float  # log-probability inside the catalogue's trie (generators), what an expert makes of it, or model score
     codes: tuple[CodeProbability, ...]  # () for a scorer
+    counts: float | None  # what the counts of an expert add to it; None: no expert stands beside the model
     events: tuple[EventWeight, ...]  # the weightiest first
     num_events: int  # that the model can read; the newest MOST_EVENTS of them are weighed
     tree: tuple[Branch, ...]  # () for a scorer
@@ -86,7 +88,8 @@ def explain(
     InputError for an item that the catalogue does not hold or the model cannot give, and for a history in which the
     model can read nothing: then the item was answered for being popular.
     """
-    snapshot = recommender.snapshot
+    serving = recommender.serving
+    snapshot, expert = serving.snapshot, serving.expert
     reader = RequestReader(snapshot.catalog, snapshot.num_readable, snapshot.reading, recommender.behaviour)
     (request,) = requests_of([history], k=1, filter_seen=False)
     (key,) = keys_of_items([item], "question")
@@ -97,7 +100,7 @@ def explain(
             "the model can read nothing of the history",
             fix="give a history with a known item: others get what is popular",
         )
-    weighed, scores = leave_one_out(snapshot, reader, read, item_id)
+    weighed, scores = leave_one_out(snapshot, reader, read, item_id, expert)
     if scores[0] == float("-inf"):
         raise InputError(f"the model never gives item {key!r}", allowed="an item that it can recommend")
     query = Query(snapshot, reader.batch([read]).to(snapshot.device), 1, beam=recommender.beam)
@@ -106,6 +109,7 @@ def explain(
         title=_titles(snapshot, [item_id])[0],
         score=scores[0],
         codes=_codes(query, item_id),
+        counts=None if expert is None else _counts(expert, query, item_id),
         events=_events(snapshot, read, weighed, scores),
         num_events=len(read.item_ids),
         tree=tuple(_tree(query)) if tree and snapshot.generates else (),
@@ -115,7 +119,7 @@ def explain(
 
 
 def leave_one_out(
-    snapshot: Snapshot, reader: RequestReader, read: ReadHistory, item_id: int
+    snapshot: Snapshot, reader: RequestReader, read: ReadHistory, item_id: int, expert: Expert | None = None
 ) -> tuple[list[int], list[float]]:
     """Places (n,) of the events that are weighed; scores (1 + n,) of the item: after the whole history, and without
     each of them. A history of one event has nothing to compare with, so its only event is not weighed."""
@@ -127,7 +131,7 @@ def leave_one_out(
     histories = [read, *(_without(snapshot, read, place) for place in places)]
     batch = reader.batch(histories).to(snapshot.device)
     wanted = torch.full((len(histories), 1), item_id, device=snapshot.device)
-    return places, given_scores(Query(snapshot, batch, 1), wanted)[:, 0].tolist()
+    return places, given_scores(Query(snapshot, batch, 1), wanted, expert)[:, 0].tolist()
 
 
 def _without(snapshot: Snapshot, read: ReadHistory, place: int) -> ReadHistory:
@@ -152,6 +156,10 @@ def _events(snapshot: Snapshot, read: ReadHistory, places: list[int], scores: li
         for key, title, place, weight in zip(keys, titles, places, weights, strict=True)
     ]
     return tuple(sorted(events, key=lambda event: -(event.weight or 0.0)))
+
+
+def _counts(expert: Expert, query: Query, item_id: int) -> float:
+    return float(expert.added(query, torch.tensor([[item_id]], device=query.snapshot.device)))
 
 
 def _codes(query: Query, item_id: int) -> tuple[CodeProbability, ...]:

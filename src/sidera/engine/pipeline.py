@@ -40,14 +40,17 @@ class Candidates:
     version: str  # of the weights that found the items
     items_version: int  # of the catalogue that they are of
     reranker: str = ""  # version of the reranker that ordered them; "": none
+    expert: str = ""  # version of the transition expert that joined counts to them; "": none
     leaf_ids: Tensor | None = None  # (B, C) int64: equal for items that share a semantic ID; None for scorers and lists
     log_probs: Tensor | None = None  # (B, C, L) of each code, where the query asks; NaN where a code is out of reach
     ties: tuple[Tensor, Tensor] | None = None  # of targets that were named: ``decode.dense.target_ties``
+    searched: Candidates | None = None  # what the search alone found, where an expert joined its counts
 
     @property
     def policy(self) -> str:
-        """Names who answered in a log: the weights, and the reranker behind a "+" where there was one. Never parsed."""
-        return f"{self.version}+{self.reranker}" if self.reranker else self.version
+        """Names who answered in a log: the weights, and the expert and the reranker behind a "+" where there were some.
+        Never parsed."""
+        return "+".join(name for name in (self.version, self.expert, self.reranker) if name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +108,11 @@ class Query:
 class Step(Protocol):
     """A part of the pipeline behind the search."""
 
-    def needs(self, k: int) -> int:
-        """How many candidates it reads to leave ``k``."""
+    def needs(self, k: int, beam: int) -> int:
+        """How many candidates it reads to leave ``k``, where the search is ``beam`` wide."""
 
-    def __call__(self, query: Query, candidates: Candidates) -> Candidates: ...
+    def __call__(self, query: Query, candidates: Candidates, number: int) -> Candidates:
+        """``number`` of them, best first."""
 
 
 @dataclass(frozen=True)
@@ -130,14 +134,15 @@ class Pipeline:
     @torch.inference_mode()
     def __call__(self, query: Query) -> Candidates:
         """InputError for an empty history, ArtifactError where the scores are no numbers."""
-        number = query.k
+        beam = query.beam or self.beam
+        numbers = [query.k]  # that each step leaves, the last first; then what the search finds
         for step in reversed(self.steps):
-            number = step.needs(number)
-        asked = replace(query, beam=query.beam or self.beam)
+            numbers.append(step.needs(numbers[-1], beam))
+        asked = replace(query, beam=beam)
         try:
-            candidates = search(asked, number)
+            candidates = search(asked, numbers.pop())
             for step in self.steps:
-                candidates = step(asked, candidates)
+                candidates = step(asked, candidates, numbers.pop())
             if query.log_probs:
                 candidates = replace(candidates, log_probs=log_probs_of(asked, candidates.item_ids))
         except FloatingPointError as error:  # finite weights may be large enough for it

@@ -30,6 +30,7 @@ from sidera.data.dataset import Dataset
 from sidera.decode.hybrid import hybrid_scores
 from sidera.decode.sample import free_log_probs
 from sidera.decode.select import best_first
+from sidera.engine.expert import Expert
 from sidera.engine.filters import filter_table
 from sidera.engine.pipeline import Query
 from sidera.engine.recommender import Recommender
@@ -61,14 +62,16 @@ class Questions:
     def score(self, history: Sequence[str | int] | Request, items: Sequence[str | int]) -> list[ItemScore]:
         """How likely each of these items is after the history, in their order.
 
-        A generator gives the log-probability of the item, a scorer its score; both are -inf for an item that was
+        A generator gives the log-probability of the item, with an expert beside it the score that joins both, a scorer
+        its score; all are -inf for an item that was
         removed, or that the model cannot give. InputError for an item that the catalogue does not hold, for none at
         all, and for a history in which the model can read nothing.
         """
         snapshot, keys = self.recommender.snapshot, keys_of_items(items, "list")
         ids = self._ids(snapshot, keys)
         query = self._query(snapshot, history, len(ids))
-        scores = given_scores(query, torch.from_numpy(ids)[None].to(snapshot.device))[0]
+        wanted = torch.from_numpy(ids)[None].to(snapshot.device)
+        scores = given_scores(query, wanted, self.recommender.serving.expert)[0]
         return _answers(snapshot, ids.tolist(), scores.tolist())
 
     def rerank(self, history: Sequence[str | int] | Request, items: Sequence[str | int]) -> list[ItemScore]:
@@ -148,8 +151,9 @@ class Questions:
 
 
 @torch.inference_mode()
-def given_scores(query: Query, item_ids: Tensor) -> Tensor:
-    """(B, C) items -> (B, C) float32: log-probabilities of a generator, scores of a scorer; -inf where it has none."""
+def given_scores(query: Query, item_ids: Tensor, expert: Expert | None = None) -> Tensor:
+    """(B, C) items -> (B, C) float32: log-probabilities of a generator, what an ``expert`` makes of these, scores of a
+    scorer; -inf where there is none."""
     snapshot = query.snapshot
     if snapshot.generates:
         codes = snapshot.catalog.items.codes_of(item_ids)  # (B, C, L)
@@ -158,6 +162,8 @@ def given_scores(query: Query, item_ids: Tensor) -> Tensor:
                 scores = hybrid_scores(cast(HybridGenerator, snapshot.generator), query.context, item_ids, codes)
             else:  # -inf where no code of the model reaches an item
                 scores = free_log_probs(snapshot.generator, query.context, codes).float().sum(-1)
+        if expert is not None:
+            scores = expert.given(query, item_ids, scores)
     else:
         with snapshot.answering():
             whole = snapshot.scorer.item_scores(query.read).float()  # (B, N known)

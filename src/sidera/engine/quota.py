@@ -65,18 +65,18 @@ class Quota:
             found = self._set = _Set(catalog, item_mask, own)
         return found
 
-    def needs(self, k: int) -> int:
+    def needs(self, k: int, beam: int) -> int:
         return k
 
-    def __call__(self, query: Query, candidates: Candidates) -> Candidates:
+    def __call__(self, query: Query, candidates: Candidates, number: int) -> Candidates:
         """Candidates with the quota's slots filled; only histories that give one are searched again."""
-        chosen, k = self.set_of(query.snapshot.catalog), query.k
+        chosen, k = self.set_of(query.snapshot.catalog), number
         wanted = self.num_slots(query.batch, k)
         rows = torch.nonzero(wanted > 0).squeeze(1)
         if chosen.own is None or not len(rows):
             return candidates
-        number = int(wanted.max()) + k
-        theirs = search(query.of_rows(rows, number, replace(query.snapshot, catalog=chosen.own)), number)
+        most = int(wanted.max()) + k
+        theirs = search(query.of_rows(rows, most, replace(query.snapshot, catalog=chosen.own)), most)
         item_ids, scores = candidates.item_ids.clone(), candidates.scores.clone()
         item_ids[rows], scores[rows] = fill(
             item_ids[rows], scores[rows], theirs.item_ids, wanted[rows], chosen.item_mask

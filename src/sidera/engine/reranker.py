@@ -57,11 +57,11 @@ class Reranker:
     def reads_feedback(self) -> bool:
         return bool(self.network.reads.feedback)
 
-    def needs(self, k: int) -> int:
+    def needs(self, k: int, beam: int) -> int:
         return max(k, self.num_candidates) if self.source == "beam" else k
 
-    def __call__(self, query: Query, candidates: Candidates) -> Candidates:
-        """The ``k`` best candidates, in the ranker's order and with its scores."""
+    def __call__(self, query: Query, candidates: Candidates, number: int) -> Candidates:
+        """The ``number`` best candidates, in the ranker's order and with its scores."""
         snapshot, ids = query.snapshot, candidates.item_ids
         if self.source == "sample":
             with snapshot.answering():
@@ -73,8 +73,9 @@ class Reranker:
             if query.allowed is not None:
                 ids = ids.masked_fill(~query.allowed.holds(ids), -1)
         reading = Reading(snapshot.catalog.schema, snapshot.catalog.items, self.network.reads)
-        ids, scores = self.over(snapshot.catalog).order(reading.cut(query.batch), ids, query.k)
-        return Candidates(ids, scores, candidates.version, candidates.items_version, self.version)
+        ids, scores = self.over(snapshot.catalog).order(reading.cut(query.batch), ids, number)
+        signed = candidates.version, candidates.items_version, self.version, candidates.expert
+        return Candidates(ids, scores, *signed, searched=candidates.searched)
 
     def over(self, catalog: Catalog) -> Reranker:
         """This reranker, with its network grown to the items of the catalogue."""

@@ -14,11 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+from sidera.artifacts import read_manifest
 from sidera.catalog.catalog import Catalog
 from sidera.config import parse_section
-from sidera.core import CatalogMismatch, InputError
+from sidera.core import ArtifactError, CatalogMismatch, InputError
 from sidera.data.config import DataConfig, load_dataset
 from sidera.decode.vector_index import IndexConfig, IndexKind
+from sidera.engine.expert import FOLDER as EXPERT
+from sidera.engine.expert import Expert
 from sidera.engine.exposures import ExposureWriter
 from sidera.engine.histories import Behaviour, open_behaviour
 from sidera.engine.pipeline import Pipeline, Step
@@ -39,6 +42,7 @@ class ServeConfig:
     beam: int | None = None  # width of the search; None: the run's
     index: str = ""  # a retriever's items are searched by faiss: "flat", "ivf" or "hnsw"; "": all are compared
     index_recall: float = 0.95  # share of the exact top 10 that an approximate index must find
+    expert: bool = True  # counts of item pairs beside the generator, where the run has an expert that helps
     store: str | Path | None = None  # folder of the behaviour store, made where there is none
     fill: str | Path | None = None  # data folder whose events a new store begins with
     exposures: str | Path | None = None  # folder of the exposure log: answers to users
@@ -89,6 +93,11 @@ class Serving:
     def pipeline(self) -> Pipeline:
         return Pipeline(self.beam, self.parts.steps)
 
+    @property
+    def expert(self) -> Expert | None:
+        """What joins counts to the search, where something does."""
+        return next((step for step in self.parts.steps if isinstance(step, Expert)), None)
+
     def with_catalog(self, catalog: Catalog) -> Serving:
         """The same over a catalogue whose items came and went. Calls that hold this one are not touched."""
         parts = self.parts
@@ -116,8 +125,11 @@ def open_parts(run: Path, config: ServeConfig, snapshot: Snapshot) -> Parts:
 
 
 def open_steps(run: Path, config: ServeConfig, snapshot: Snapshot) -> tuple[Step, ...]:
-    """What stands behind the search. ArtifactError when there is no ``reward/`` in the run to rerank with."""
+    """What stands behind the search. ArtifactError when there is no ``reward/`` in the run to rerank with, and when its
+    ``expert/`` is of another model."""
     steps = list[Step]()
+    if config.expert and (expert := open_expert(run, snapshot)) is not None:
+        steps.append(expert)
     if config.rerank:
         reranker = Reranker.load(run / FOLDER, snapshot.catalog, config.rerank, config.rerank_from)
         reranker.network.to(snapshot.device)
@@ -125,6 +137,19 @@ def open_steps(run: Path, config: ServeConfig, snapshot: Snapshot) -> tuple[Step
     if config.cold_share:
         steps.append(Quota.cold(config.cold_share).check(snapshot.catalog))
     return tuple(steps)
+
+
+def open_expert(run: Path, snapshot: Snapshot) -> Expert | None:
+    """The transition expert of a run folder; None where it has none, or one that did not help."""
+    if not (run / EXPERT).is_dir():
+        return None
+    expert, made_for = Expert.load(run / EXPERT, snapshot.catalog), read_manifest(run / EXPERT, EXPERT).parents
+    if made_for.get("model") != snapshot.version:
+        raise ArtifactError(
+            f"the expert in {run} was made for the weights {made_for.get('model')}, the model has {snapshot.version}",
+            fix="run the recipe again, or remove the folder",
+        )
+    return expert.to(snapshot.device) if expert.is_on else None
 
 
 def open_exposures(path: str | Path, catalog: Catalog) -> ExposureWriter:

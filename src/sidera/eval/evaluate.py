@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -48,6 +49,7 @@ from sidera.eval.ranking import (
 from sidera.ops.threads import given_threads, num_threads
 
 Which = Literal["valid", "test"]
+WITHOUT_EXPERT = " without expert"  # behind the name of what was measured
 
 
 def evaluate(
@@ -78,27 +80,55 @@ def evaluate(
         for seen in config.seen:
             by_mode[seen] = rank_lists(recommender, dataset, rows, config, seen, clock)
         legality = _legality(recommender, dataset, rows, config)
-    measured = {seen: _all_metrics(lists, config) for seen, lists in by_mode.items()}
-    flat = {f"{seen}/{key}": values for seen, part in measured.items() for key, values in part.items()}
-    estimates = intervals(flat, rows.user_ids, resamples=config.bootstrap, seed=config.seed)
-    return Evaluation(
-        name=name or recommender.kind,
-        protocol=_protocol(recommender, dataset, split, which, rows, len(all_rows), config, head) | {"fit": fit},
-        metrics={seen: {key: estimates[f"{seen}/{key}"] for key in part} for seen, part in measured.items()},
-        lists={
-            seen: _list_metrics(lists, config, recommender.catalog, head, popularity) for seen, lists in by_mode.items()
-        },
-        slices={seen: _slices(part, rows, popularity, head, config) for seen, part in measured.items()},
+    name = name or recommender.kind
+    protocol = _protocol(recommender, dataset, split, which, rows, len(all_rows), config, head) | {"fit": fit}
+    asked = _Asked(recommender.catalog, dataset, rows, config, popularity, head)
+    found = asked.evaluation(name, protocol, by_mode)
+    alone = {seen: {k: one.searched for k, one in lists.items() if one.searched} for seen, lists in by_mode.items()}
+    return replace(
+        found,
         latency={
             **clock.throughput(),
             "ranking": choice.describe("batch"),
             **_latency(recommender, dataset, rows, config),
         },
         legality=legality,
-        samples=_samples(by_mode[config.seen[0]], dataset, rows, config),
-        ranks=_rank_table(by_mode, dataset, rows),
         info=dict(info or {}),
+        searched=asked.evaluation(f"{name}{WITHOUT_EXPERT}", protocol, alone) if all(alone.values()) else None,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What was asked of whom: all that lists need to become an Evaluation."""
+
+    catalog: Catalog
+    dataset: Dataset
+    rows: EvalRows
+    config: EvalConfig
+    popularity: np.ndarray  # (N,)
+    head: PopularitySlices
+
+    def evaluation(self, name: str, protocol: dict[str, Any], by_mode: dict[str, dict[int, Lists]]) -> Evaluation:
+        """Metrics with intervals, slices and examples of these lists; nothing of their cost."""
+        rows, config = self.rows, self.config
+        measured = {seen: _all_metrics(lists, config) for seen, lists in by_mode.items()}
+        flat = {f"{seen}/{key}": values for seen, part in measured.items() for key, values in part.items()}
+        estimates = intervals(flat, rows.user_ids, resamples=config.bootstrap, seed=config.seed)
+        return Evaluation(
+            name=name,
+            protocol=protocol,
+            metrics={seen: {key: estimates[f"{seen}/{key}"] for key in part} for seen, part in measured.items()},
+            lists={
+                seen: _list_metrics(lists, config, self.catalog, self.head, self.popularity)
+                for seen, lists in by_mode.items()
+            },
+            slices={seen: _slices(part, rows, self.popularity, self.head, config) for seen, part in measured.items()},
+            latency={},
+            legality={},
+            samples=_samples(by_mode[config.seen[0]], self.dataset, rows, config),
+            ranks=_rank_table(by_mode, self.dataset, rows),
+        )
 
 
 def quick_metrics(

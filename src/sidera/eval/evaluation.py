@@ -46,6 +46,7 @@ class Evaluation:
     samples: list[dict[str, Any]]
     ranks: pa.Table  # user, target, and per list: rank_, tie_start_, tie_size_ + SEEN_LENGTH
     info: dict[str, Any] = field(default_factory=dict)  # seeds of training, minutes, ...
+    searched: Evaluation | None = None  # of the search alone, where an expert joined its counts; not saved with this
 
     def value(self, metric: str, seen: str = "keep") -> float:
         return self.metrics[seen][metric].value

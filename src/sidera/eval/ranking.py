@@ -101,6 +101,19 @@ class Lists:
     ranks: TargetRanks
     exposure: np.ndarray  # (N,) appearances in the first main_k
     top_ids: np.ndarray  # (R, main_k)
+    searched: Lists | None = None  # what the search alone would have answered, where an expert joined its counts
+
+    @classmethod
+    def empty(cls, num_rows: int, k: int, top: int, num_items: int) -> Lists:
+        ids = np.full((num_rows, top), -1, dtype=np.int64)
+        return cls(TargetRanks.empty(num_rows, k), np.zeros(num_items, dtype=np.int64), ids)
+
+    def put(self, index: np.ndarray, ranks: TargetRanks, item_ids: np.ndarray) -> None:
+        """Lists (B, k) of the rows ``index`` (B,)."""
+        self.ranks.put(index, ranks)
+        top = self.top_ids.shape[1]
+        self.exposure += exposure_counts(item_ids[:, :top], len(self.exposure))
+        self.top_ids[index] = item_ids[:, :top]
 
 
 @dataclass
@@ -175,12 +188,8 @@ def _rank_list(
 ) -> Lists:
     sids = SharedIds.of(recommender.catalog)
     scores_all = recommender.kind == "scorer" and "target_ids" in inspect.signature(recommender.rank).parameters
-    top = min(k, config.main_k)
-    lists = Lists(
-        ranks=TargetRanks.empty(len(rows), k),
-        exposure=np.zeros(recommender.catalog.num_items, dtype=np.int64),
-        top_ids=np.full((len(rows), top), -1, dtype=np.int64),
-    )
+    shape = len(rows), k, min(k, config.main_k), recommender.catalog.num_items
+    lists = Lists.empty(*shape)
     for index, batch in questions(recommender, dataset, rows, config.batch_size):
         cpu, wall = time.process_time(), time.perf_counter()
         targets = rows.target_ids[index]
@@ -188,19 +197,27 @@ def _rank_list(
         ranked = recommender.rank(batch, k, beam=beam, filter_seen=seen == "filter", **named)
         item_ids = to_numpy(ranked.item_ids)  # (B, k)
         clock.add(len(index), time.process_time() - cpu, time.perf_counter() - wall)
+        filtered = batch if seen == "filter" else None
         if ranked.leaf_ids is None:
             part = target_ranks(item_ids, targets)
             if named and ranked.ties is not None:  # items of equal score, wherever they stand in the whole catalogue
                 start, size = (to_numpy(part_of).astype(np.int32) for part_of in ranked.ties)
                 part = replace(part, tie_start=np.where(start <= k, start, 0), tie_size=size)
         else:
-            sizes = sids.servable(targets, batch if seen == "filter" else None)
-            part = target_ranks(item_ids, targets, sids.group[item_ids], sids.group[targets], sizes)
-        lists.ranks.put(index, part)
-        lists.exposure += exposure_counts(item_ids[:, :top], recommender.catalog.num_items)
-        lists.top_ids[index] = item_ids[:, :top]
+            part = _coded_ranks(item_ids, targets, sids, filtered)
+        lists.put(index, part, item_ids)
+        if (searched := getattr(ranked, "searched", None)) is not None:
+            lists.searched = lists.searched or Lists.empty(*shape)
+            alone = to_numpy(searched.item_ids[:, :k])
+            lists.searched.put(index, _coded_ranks(alone, targets, sids, filtered), alone)
     clock.end_of_list()
     return lists
+
+
+def _coded_ranks(item_ids: np.ndarray, targets: np.ndarray, sids: SharedIds, filtered: Batch | None) -> TargetRanks:
+    """Of lists (B, k) whose equal semantic IDs have equal scores."""
+    sizes = sids.servable(targets, filtered)
+    return target_ranks(item_ids, targets, sids.group[item_ids], sids.group[targets], sizes)
 
 
 def ranking_threads(recommender: Any, dataset: Dataset, rows: EvalRows, config: EvalConfig) -> Choice:

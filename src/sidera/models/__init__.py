@@ -45,7 +45,9 @@ from sidera.models.rankers.session_reward import SessionReward
 from sidera.models.retrievers.als import ALS
 from sidera.models.retrievers.bpr import BPR
 from sidera.models.retrievers.content_knn import ContentKNN
+from sidera.models.retrievers.hstu import HSTU
 from sidera.models.retrievers.item_knn import ItemKNN
+from sidera.models.retrievers.kuaiformer import KuaiFormer
 from sidera.models.retrievers.popularity import Popularity
 from sidera.models.retrievers.sasrec import SASRec
 from sidera.models.retrievers.transitions import Transitions
@@ -61,6 +63,8 @@ MODELS: dict[str, Any] = {
     "als": ALS,
     "bpr": BPR,
     "sasrec": SASRec,
+    "hstu": HSTU,
+    "kuaiformer": KuaiFormer,
     "tiger": Tiger,
     "liger": Liger,
     "decoder_only": DecoderOnly,
@@ -117,6 +121,13 @@ def fit_once(model: torch.nn.Module, view: View, fit: Fit = "train") -> None:
 def reads_codes(name: str) -> bool:
     """Whether this model needs a catalogue with semantic IDs."""
     return bool(getattr(MODELS[name], "reads_codes", True))
+
+
+def takes_expert(name: str) -> bool:
+    """Whether counts of item pairs can stand beside it: a generator whose scores are log-probabilities of items, not of
+    lists (``SessionGenerator``) and not fused with something (``HybridGenerator``)."""
+    other = ("log_probs_lists", "fused")
+    return role_of(name) == "generator" and not any(hasattr(MODELS[name], method) for method in other)
 
 
 def build_model(

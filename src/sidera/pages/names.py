@@ -23,7 +23,8 @@ MODELS = {
 
 
 def model_title(name: str) -> str:
-    return MODELS.get(name, name)
+    base, *rest = name.split(" ", 1)
+    return " ".join([MODELS.get(base, base), *rest])
 
 
 def data_title(name: str) -> str:

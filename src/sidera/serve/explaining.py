@@ -70,7 +70,8 @@ class ExplainResponse(BaseModel):
 
     item: str
     title: str | None
-    score: float = Field(description="log-probability inside the catalogue's trie, or the model's score")
+    score: float = Field(description="of an answer: a log-probability, what an expert makes of it, or a model's score")
+    counts: float | None = Field(description="what an expert's counts add to the score; null: no expert")
     codes: list[CodeReason] = Field(description="empty where the model scores items")
     events: list[EventReason] = Field(description="the weightiest first; the newest ones where the history is long")
     num_events: int = Field(description="events that the model can read")
@@ -103,7 +104,7 @@ def router(served: Served) -> APIRouter:
         with aside.turn():
             found = explain(recommender, question, body.item)
         return ExplainResponse(
-            item=found.item, title=found.title, score=found.score,
+            item=found.item, title=found.title, score=found.score, counts=found.counts,
             codes=[CodeReason(code=one.code, probability=one.probability) for one in found.codes],
             events=[
                 EventReason(item=one.item, title=one.title, time=one.time, weight=one.weight) for one in found.events

@@ -9,6 +9,7 @@ left out.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -17,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from sidera.artifacts import check_replaceable
 from sidera.catalog.catalog import Catalog
 from sidera.config import digest
 from sidera.core import InputError
@@ -104,6 +106,17 @@ def say_verdicts(
     """Whether the run beats the best of what counts, a sentence a seen mode."""
     for one in against_best(result, beside, config.main_k):
         say(f"verdict: {one.to_text()}")
+
+
+def beside_expert(searched: Evaluation | None, evaluation: Path, digest: str) -> None:
+    """Leave what the search alone answered beside the ``evaluation`` of generator and expert; away with it where no
+    expert answered."""
+    path = evaluation.parent / FOLDER / evaluation.name / "without_expert"
+    if searched is not None:
+        save_evaluation(searched, path, digest=digest)
+    elif path.is_dir():
+        check_replaceable(path)
+        shutil.rmtree(path)
 
 
 def recommender_of(name: str, view: View, catalog: Catalog, fit: Fit = "train") -> Recommender:

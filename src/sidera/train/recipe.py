@@ -14,10 +14,11 @@ from sidera.catalog.config import CatalogConfig
 from sidera.config import MAX_RECIPE_BYTES, load_recipe, parse_section, written
 from sidera.core import ArtifactError, InputError
 from sidera.data.config import DataConfig
+from sidera.engine.expert import ExpertConfig
 from sidera.engine.run_folder import RUN_RECIPE
 from sidera.eval.config import EvalConfig
 from sidera.fit.config import FitConfig
-from sidera.models import RANKING, parse_model, reads_codes, role_of, ways_of
+from sidera.models import MODELS, RANKING, parse_model, reads_codes, role_of, takes_expert, ways_of
 from sidera.recipes import find_recipe
 
 
@@ -30,6 +31,7 @@ class Recipe:
     model_name: str
     model_config: Any
     fit: FitConfig
+    expert: ExpertConfig
     eval: EvalConfig
 
     @classmethod
@@ -52,12 +54,20 @@ class Recipe:
                 f"[eval] search = {measured.search!r}, which [model] name = {name!r} cannot be",
                 allowed=", ".join(("auto", *ways_of(name))),
             )
+        expert = parse_section(ExpertConfig, sections.get("expert", {}), "[expert]")
+        if expert.enabled and not takes_expert(name):
+            raise InputError(
+                f"[expert] enabled = true, but [model] name = {name!r} searches no tree item by item",
+                allowed=", ".join(known for known in MODELS if takes_expert(known)),
+                fix="--set expert.enabled=false",
+            )
         return cls(
             data=parse_section(DataConfig, sections["data"], "[data]"),
             catalog=catalog,
             model_name=name,
             model_config=model_config,
             fit=parse_section(FitConfig, {**_watched(name), **sections["fit"]}, "[fit]"),
+            expert=expert,
             eval=measured,
         )
 
@@ -72,6 +82,7 @@ class Recipe:
             "catalog": asdict(self.catalog),
             "model": self.model_section,
             "fit": asdict(self.fit),
+            "expert": asdict(self.expert),
             "eval": asdict(self.eval),
         }
 

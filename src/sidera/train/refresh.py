@@ -34,10 +34,14 @@ from sidera.core import InputError
 from sidera.data.config import View, load_dataset
 from sidera.data.dataset import Dataset
 from sidera.data.newest import NewPart, in_order, neutral_rows, new_part, rows_since
+from sidera.data.split import train_sequences
 from sidera.engine import versions
+from sidera.engine.expert import FOLDER as EXPERT
+from sidera.engine.expert import Expert
 from sidera.engine.living import catalog_now
 from sidera.engine.recommender import Recommender
 from sidera.engine.run_folder import RUN_RECIPE
+from sidera.engine.serving import Parts, open_expert
 from sidera.engine.versions import Version
 from sidera.fit.loop import fit
 from sidera.loading import open_artifact
@@ -200,7 +204,10 @@ class _Refresh:
     def _old(self) -> Recommender:
         opened = open_artifact(self.folder / "model", "model")
         model, section, known = saved.saved_model(opened, self.catalog)
-        return self._recommender(model, section, opened.manifest.digest, known)
+        old = self._recommender(model, section, opened.manifest.digest, known)
+        if (expert := open_expert(self.folder, old.snapshot)) is not None:
+            old.parts = Parts((expert,))
+        return old
 
     def _recommender(self, model: torch.nn.Module, section: dict[str, Any], version: str, known: int) -> Recommender:
         return Recommender(
@@ -216,13 +223,13 @@ class _Refresh:
             model.load_state_dict(grown(old.snapshot.trained, self.catalog.items).state_dict())
         new = self._recommender(model, old.model_section, wanted, self.catalog.num_items)
         self._learn(new, self.part.view(self.part.cut), self.part.since, "fit-1")
-        return self._save(new, "candidate", wanted)
+        return self._save(new, "candidate", wanted, old.serving.expert, self.part.cut)
 
     def _final(self, candidate: Recommender, wanted: str) -> Recommender:
         """The candidate, trained on the newest part too."""
         candidate.sign(wanted)
         self._learn(candidate, self.part.view(self.part.end), self.part.cut, "fit-2")
-        return self._save(candidate, "final", wanted)
+        return self._save(candidate, "final", wanted, candidate.serving.expert, self.part.end)
 
     def _learn(self, new: Recommender, view: View, since: int, name: str) -> None:
         model, config = new.snapshot.trained, self.recipe.fit
@@ -239,17 +246,28 @@ class _Refresh:
         fit(model, rows, settings, self.work / name, device=self.device, identity={"refresh": self.inputs})
         model.eval()
 
-    def _save(self, new: Recommender, name: str, wanted: str) -> Recommender:
+    def _save(self, new: Recommender, name: str, wanted: str, expert: Expert | None, before: int) -> Recommender:
+        """The model, and beside it the expert's weights over counts of the positive events before a second."""
         parents = {"model": self.base.model, "data": self.dataset.digest}
+        if expert is not None:
+            view = replace(self.part, reads_all=False).view(before)
+            counted = expert.recounted(*train_sequences(view.dataset, view.split), self.catalog.num_items, wanted)
+            counted.save(self._expert(name), digest=wanted, parents={"model": wanted, "data": self.dataset.digest})
         new.save_model(
             self.work / name, digest=wanted, parents=parents, training={"seen_until": self.part.end, "refreshed": True}
         )
         return self._open(name)
 
+    def _expert(self, name: str) -> Path:
+        return self.work / f"{name}-expert"
+
     def _open(self, name: str = "candidate") -> Recommender:
         opened = open_artifact(self.work / name, "model")
-        return self._recommender(*saved.saved_model(opened, self.catalog)[:2], opened.manifest.digest,
+        made = self._recommender(*saved.saved_model(opened, self.catalog)[:2], opened.manifest.digest,
                                  self.catalog.num_items)  # fmt: skip
+        if self._expert(name).is_dir():
+            made.parts = Parts((Expert.load(self._expert(name), self.catalog).to(self.device),))
+        return made
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -285,6 +303,8 @@ class _Refresh:
         with versions.adding(self.run, number) as folder:
             for name, part in (("catalog", "catalog"), ("final", "model")):
                 shutil.copytree(self.work / name, folder / part)
+            if self._expert("final").is_dir():
+                shutil.copytree(self._expert("final"), folder / EXPERT)
             if (self.folder / "reward").is_dir():
                 shutil.copytree(self.folder / "reward", folder / "reward")
             shutil.copyfile(self.folder / RUN_RECIPE, folder / RUN_RECIPE)

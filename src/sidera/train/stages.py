@@ -28,6 +28,7 @@ from sidera.data.reading import LogReading
 from sidera.data.split import Split, fitted_split
 from sidera.engine.ranking import Ranking
 from sidera.engine.recommender import Recommender
+from sidera.engine.serving import ServeConfig
 from sidera.eval.evaluate import evaluate
 from sidera.eval.evaluation import KIND as EVALUATION
 from sidera.eval.evaluation import Evaluation, load_evaluation, save_evaluation
@@ -45,9 +46,10 @@ from sidera.ops.allocator import release_memory
 from sidera.ops.processor import emulates_bf16
 from sidera.ops.threads import given_threads, num_threads, usable_threads
 from sidera.stage import stage
-from sidera.train.baselines import NOT_MEASURED, baselines, check_baselines, say_verdicts
+from sidera.train.baselines import NOT_MEASURED, baselines, beside_expert, check_baselines, say_verdicts
 from sidera.train.budget import spent_seconds
 from sidera.train.distill import distilled
+from sidera.train.expert import expert_of, expert_stage, recount_stage
 from sidera.train.notes import Say, rows_bar, say_once
 from sidera.train.ranker import validation as ranker_validation
 from sidera.train.recipe import Recipe
@@ -170,10 +172,11 @@ def train_stage(
         _save_trained(trained, out, identity, recipe, training)
         return trained
 
-    return stage(
-        out / "model", "model", identity.digest(recipe), make,
-        lambda: open_trained(recipe, out, device), reused=lambda: say(f"train: reused ({out / 'model'})"),
-    )  # fmt: skip
+    def load() -> Trained:
+        return open_trained(recipe, out, device, expert=False)  # its stage opens it, or makes another
+
+    path = out / "model"
+    return stage(path, "model", identity.digest(recipe), make, load, reused=lambda: say(f"train: reused ({path})"))
 
 
 def _untrained(recipe: Recipe, catalog: Catalog, device: str, version: str) -> Trained:
@@ -228,6 +231,7 @@ def _refitted(
             say("training is unfinished: give the same command again to go on")
             return None
         training |= refit_record(training, result)
+    recount_stage(recipe, prepared.view, prepared.positives, prepared.digest, chosen, trained.version, out, say)
     training |= {"fit": "train+valid", "seen_until": seen_until(fitted.view)}
     _save_trained(trained, out, identity, recipe, training)
     return trained
@@ -272,11 +276,11 @@ def _fitted(
     return training | training_record(result, mfu)
 
 
-def open_trained(recipe: Recipe, run: str | Path, device: str = "cpu") -> Trained:
-    """The run's model as its role is used: what answers lists, or what ranks candidates."""
+def open_trained(recipe: Recipe, run: str | Path, device: str = "cpu", *, expert: bool = True) -> Trained:
+    """The run's model as its role is used: it answers lists, with its ``expert`` if it has one, or ranks candidates."""
     if role_of(recipe.model_name) in RANKING:
         return Ranking.load(run, device=device)
-    return Recommender.load(run, device=device)
+    return Recommender.load(run, device=device, serve=ServeConfig(expert=expert))
 
 
 def _validation(
@@ -307,10 +311,8 @@ def evaluate_stage(
     opened = open_artifact(out / "model", "model")
     model_digest, seen = opened.manifest.digest, opened.manifest.parents.get("data")
     if seen is None:
-        raise InputError(
-            f"the model in {out} does not say which data it was trained on: it may know the answers",
-            fix="train or align it again, into a new folder",
-        )
+        problem = f"the model in {out} does not say which data it was trained on: it may know the answers"
+        raise InputError(problem, fix="train or align it again, into a new folder")
     fit_name = opened.info("training", dict).get("fit", "train")
     check_choice(which, fit_name)
     if seen != prepared.digest:
@@ -319,10 +321,8 @@ def evaluate_stage(
             f" ({prepared.split.name}): it may know the answers",
             fix="evaluate with its own data folder and [data] section, or train on this one",
         )
-    items = [
-        trained.catalog.codebook_id,
-        trained.catalog.items_version,
-    ]  # what may be answered may have changed
+    items = [trained.catalog.codebook_id, trained.catalog.items_version]  # what may be answered may have changed
+    items += [expert.version] if (expert := expert_of(trained)) else []
     measured = {key: value for key, value in written(recipe.eval).items() if key not in NOT_MEASURED}
 
     def make(wanted: str) -> Evaluation | RankerEvaluation:
@@ -341,6 +341,7 @@ def evaluate_stage(
                 fit=fit_name, progress=progress,
             )  # fmt: skip
         save_evaluation(lists, path, digest=wanted, parents={"model": model_digest})
+        beside_expert(lists.searched, path, wanted)
         return lists
 
     ranks = isinstance(trained, Ranking)
@@ -365,7 +366,9 @@ def train(
     if distributed.rank() == 0:
         recipe.save(out)
     catalog = catalog_stage(recipe, prepared, out, say)
-    return prepared, train_stage(recipe, prepared, catalog, out, device=device, say=say)
+    trained = train_stage(recipe, prepared, catalog, out, device=device, say=say)
+    expert_stage(recipe, prepared.view, prepared.positives, prepared.digest, trained, out, say)
+    return prepared, trained
 
 
 @one_writer

@@ -1,0 +1,279 @@
+"""The transition expert beside a generator: counts propose items too, and learned weights join the two.
+
+A search of the tree and the counts of item pairs (``models/retrievers/pair_counts.py``) know different things. The
+pool is what the search found and the best counted items; the generator scores all of them *exactly* (``decode/given``),
+and
+
+    score = w0 log p(item | history) + sum of w_f feature_f(history, item)
+
+orders them. Features are directed, decayed counts divided by popularity, the cosine of item-kNN, popularity, whether,
+how lately and how often the history holds the item, and how near its vector is to the mean of the history's. The
+weights w belong to a log, one set for each bucket of history lengths; ``train/expert.py`` learns them. Such a score is
+a logit: higher is likelier, and no probability.
+
+    expert = Expert.load("runs/mine/expert", snapshot.catalog)    # a Step of the pipeline
+
+The cost follows the pairs of a history's newest events and never the catalogue: nothing is (B, N).
+
+Shape legend: B histories · T events · U distinct (history, item) pairs that are counted · C items of a pool ·
+F features · N items · L levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, pad
+
+from sidera import artifacts
+from sidera.batch import Reads
+from sidera.catalog.catalog import Catalog
+from sidera.config import check_counts
+from sidera.core import ArtifactError
+from sidera.data.reading import Reading
+from sidera.decode.eligible import NEG_INF
+from sidera.decode.given import given_log_probs
+from sidera.decode.select import best_first
+from sidera.engine.pipeline import Candidates, Query
+from sidera.loading import open_artifact
+from sidera.models.retrievers.pair_counts import KINDS, VOTES, PairCounts
+
+FOLDER = KIND = "expert"  # of a run folder, and the artifact's kind
+FEATURES = (*VOTES, "popularity", "seen", "seen_lately", "seen_often", "alike")
+SEEN_FADING, ALIKE_FADING = 0.85, 0.7  # of an event against the one after it
+
+
+@dataclass(frozen=True)
+class ExpertConfig:
+    """The ``[expert]`` section of a recipe: counts of item pairs beside a generator."""
+
+    enabled: bool = False  # whether a generator gets an expert; it answers where it helps on held-out validation rows
+    candidates: int = 100  # best counted items of a history that the generator scores beside those of its search
+    history: int = 20  # newest events whose pairs are counted
+    neighbours: int = 200  # pairs kept of an item
+    max_rows: int = 20_000  # validation rows that the weights are learned from, a seeded sample
+
+    def __post_init__(self) -> None:
+        check_counts("[expert]", self, "candidates", "history", "neighbours", "max_rows")
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """What the search and the counts propose; -1 where there are fewer."""
+
+    item_ids: Tensor  # (B, C)
+    log_probs: Tensor  # (B, C) by the generator
+    features: Tensor  # (B, C, F)
+    buckets: Tensor  # (B,) of the histories' lengths
+
+
+@dataclass(frozen=True, eq=False)
+class Expert:
+    """A step of the pipeline, first behind the search."""
+
+    config: ExpertConfig
+    counts: PairCounts
+    edges: Tensor  # (buckets - 1,) ascending: a history of so many events or more is in the next bucket
+    weights: Tensor  # (buckets, 1 + F): of log p, and of each feature
+    version: str = "unsaved"
+    info: Mapping[str, Any] | None = None  # how it was learned and what it was worth
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it helped on held-out validation rows. One that did not is kept to say so."""
+        return bool((self.info or {}).get("on"))
+
+    def to(self, device: torch.device | str) -> Expert:
+        weights, edges = self.weights.to(device), self.edges.to(device)
+        return replace(self, counts=self.counts.to(device), weights=weights, edges=edges)
+
+    def recounted(self, item_ids: np.ndarray, offsets: np.ndarray, num_items: int, version: str) -> Expert:
+        """The same weights over counts of other sequences: user u's events are ``item_ids[offsets[u]:offsets[u+1]]``,
+        oldest first. A refit counts the validation events too, a refresh those of today."""
+        counts = PairCounts.of(item_ids, offsets, num_items, self.config.neighbours)
+        return replace(self, counts=counts.to(self.weights.device), version=version)
+
+    # -- a step ---------------------------------------------------------------------------------------------------
+
+    def needs(self, k: int, beam: int) -> int:
+        return max(k, beam)  # all that the search finds: its width costs no more
+
+    def __call__(self, query: Query, candidates: Candidates, number: int) -> Candidates:
+        """The ``number`` best items of the pool."""
+        pool = self.pool(query, candidates)
+        scores = self.joined(pool)
+        order = best_first(scores, number)
+        scores = scores.gather(1, order)
+        ids = pool.item_ids.gather(1, order).masked_fill(scores == NEG_INF, -1)
+        missing = (0, number - ids.shape[1])
+        return Candidates(
+            pad(ids, missing, value=-1), pad(scores, missing, value=NEG_INF),
+            candidates.version, candidates.items_version, expert=self.version, searched=candidates,
+        )  # fmt: skip
+
+    def joined(self, pool: Pool) -> Tensor:
+        """(B, C) scores; -inf for empty places, and for items that the generator cannot give."""
+        weights = self.weights[pool.buckets]  # (B, 1 + F)
+        none_mask = (pool.item_ids < 0) | (pool.log_probs == NEG_INF)
+        scores = torch.einsum("bcf,bf->bc", pool.features, weights[:, 1:])
+        return (scores + weights[:, :1] * pool.log_probs.masked_fill(none_mask, 0.0)).masked_fill(none_mask, NEG_INF)
+
+    def given(self, query: Query, item_ids: Tensor, log_probs: Tensor) -> Tensor:
+        """(B, C) items with what the generator gives them -> (B, C) scores as an answer would have them."""
+        counted = self._counted(query)
+        return self.joined(Pool(item_ids, log_probs, counted.features_of(item_ids), counted.buckets))
+
+    def added(self, query: Query, item_ids: Tensor) -> Tensor:
+        """(B, C) items -> (B, C) what the counts alone add to their scores."""
+        return self.given(query, item_ids, torch.zeros(item_ids.shape, device=item_ids.device))
+
+    # -- the pool -------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def pool(self, query: Query, candidates: Candidates) -> Pool:
+        """The search's items and the best counted ones that may be answered, scored by the generator."""
+        snapshot, counted = query.snapshot, self._counted(query)
+        best = self._best_counted(query, counted)
+        known = (best[:, :, None] == candidates.item_ids[:, None]).any(2)
+        best = best.masked_fill(known, -1)
+        order = (best < 0).int().sort(dim=1, stable=True).indices  # empty places go to the end and are cut off
+        best = best.gather(1, order)[:, : int((best >= 0).sum(1).max()) if best.numel() else 0]
+        item_ids = torch.cat((candidates.item_ids, best), dim=1)
+        log_probs = candidates.scores
+        if best.shape[1]:
+            codes = snapshot.catalog.items.codes_of(best.clamp(min=0))  # (B, C', L)
+            with snapshot.answering():
+                found = given_log_probs(snapshot.generator, query.context, codes.masked_fill((best < 0)[..., None], -1))
+            log_probs = torch.cat((log_probs, found), dim=1)
+        return Pool(item_ids, log_probs, counted.features_of(item_ids), counted.buckets)
+
+    def _counted(self, query: Query) -> _Counted:
+        catalog = query.snapshot.catalog
+        reads = Reads(query.snapshot.reads.max_events)  # of what the model reads, the positive events
+        batch = Reading(catalog.schema, catalog.items, reads).cut(query.read)
+        items, rows, ages = batch.item_ids, batch.events.row_ids, batch.events.from_end
+        span = catalog.num_items
+        keys, votes = self.counts.votes(items, rows, ages, span, self.config.history)
+        own = torch.searchsorted(keys, rows * span + items)  # (T,) an event's item is among the keys
+        times = votes.new_zeros(len(keys)).index_add_(0, own, torch.ones_like(own, dtype=votes.dtype))
+        lately = votes.new_zeros(len(keys)).scatter_reduce_(0, own, SEEN_FADING ** ages.float(), "amax")
+        seen = torch.stack(((times > 0).float(), lately, times.log1p()), dim=1)
+        known = self.counts.popularity.log1p()
+        popularity = torch.cat((known, known.new_zeros(max(0, span - len(known)))))
+        features = torch.cat((votes, popularity[keys % span][:, None], seen), dim=1)  # (U, F - 1)
+        buckets = torch.bucketize(batch.lengths, self.edges, right=True)
+        vectors, places = _vectors(catalog, items)
+        faded = vectors[places] * (ALIKE_FADING ** ages.float())[:, None]  # (T, D)
+        means = faded.new_zeros(batch.num_histories, faded.shape[1]).index_add_(0, rows, faded)
+        return _Counted(keys, features, popularity, buckets, normalize(means, dim=1), catalog)
+
+    def _best_counted(self, query: Query, counted: _Counted) -> Tensor:
+        """(B, M) items by what counts alone say of them, the best first; -1 behind the last that may be answered."""
+        keys, span = counted.keys, counted.catalog.num_items
+        rows, items = keys // span, keys % span
+        weights = self.weights[counted.buckets[rows], 1:-1]  # (U, F - 1): vectors are asked of the pool alone
+        scores = (counted.features * weights).sum(1)
+        barred = torch.zeros_like(keys, dtype=torch.bool)
+        alive, left_out = query.snapshot.alive_mask, query.left_out
+        if alive is not None:
+            barred |= ~alive[items]
+        if left_out is not None:
+            values, offsets = left_out
+            of_rows = torch.repeat_interleave(offsets.diff())
+            barred |= torch.isin(keys, of_rows * span + values)
+        lengths = torch.bincount(rows, minlength=query.batch.num_histories)
+        places = torch.arange(len(keys), device=keys.device) - (lengths.cumsum(0) - lengths)[rows]
+        table = keys.new_full((len(lengths), int(lengths.max())), -1)
+        table[rows, places] = items.masked_fill(barred, -1)
+        if query.allowed is not None:
+            table = table.masked_fill(~query.allowed.holds(table), -1)
+        by_score = scores.new_full(table.shape, NEG_INF)
+        by_score[rows, places] = scores
+        by_score = by_score.masked_fill(table < 0, NEG_INF)
+        return table.gather(1, best_first(by_score, self.config.candidates))
+
+    # -- on disk --------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, *, digest: str, parents: Mapping[str, str]) -> None:
+        """Write the artifact: counts, weights, and what they were worth on held-out rows."""
+        manifest = artifacts.Manifest(
+            KIND, digest, parents=dict(parents), recipe={"expert": asdict(self.config)},
+            info={**(self.info or {}), "num_items": self.counts.num_items, "features": list(FEATURES)},
+        )  # fmt: skip
+        with artifacts.writing(path, manifest) as folder:
+            artifacts.save_tensors(folder, {**self.counts.columns(), "edges": self.edges, "weights": self.weights})
+
+    @classmethod
+    def load(cls, path: str | Path, catalog: Catalog) -> Expert:
+        """ArtifactError where it is damaged, of other features, or of more items than the catalogue has."""
+        opened = open_artifact(path, KIND)
+        with opened.believed():
+            config = ExpertConfig(**opened.recipe("expert", dict))
+            tensors = opened.tensors()
+            weights, edges = tensors.pop("weights"), tensors.pop("edges")
+            expert = cls(config, PairCounts(**tensors), edges, weights, opened.manifest.digest, opened.manifest.info)
+            expert._check(opened.info("features", list))
+        if expert.counts.num_items > catalog.num_items:
+            raise ArtifactError(
+                f"the expert of {path} counts {expert.counts.num_items:,} items, the catalogue holds"
+                f" {catalog.num_items:,}", fix="run the recipe again",
+            )  # fmt: skip
+        return expert
+
+    def _check(self, features: list[str]) -> None:
+        """ValueError where tensors do not fit together."""
+        counts, buckets = self.counts, len(self.edges) + 1
+        shapes = (
+            tuple(features) == FEATURES,
+            self.weights.shape == (buckets, 1 + len(FEATURES)) and bool(self.weights.isfinite().all()),
+            counts.begins.shape == counts.ends.shape == counts.popularity.shape,
+            counts.counts.shape == (len(counts.right_ids), len(KINDS)),
+            not len(counts.begins) or (int(counts.begins.min()) >= 0 and int(counts.ends.max()) <= len(counts.counts)),
+            not len(counts.right_ids) or 0 <= int(counts.right_ids.min()) <= int(counts.right_ids.max())
+            < counts.num_items,
+        )  # fmt: skip
+        if not all(shapes):
+            raise ValueError("its tensors do not fit together")
+
+
+@dataclass(frozen=True, eq=False)
+class _Counted:
+    """What the counts say of the histories of a batch."""
+
+    keys: Tensor  # (U,) ascending: row * span + item
+    features: Tensor  # (U, F - 1): all but the last
+    popularity: Tensor  # (N,) the feature of that name, of every item
+    buckets: Tensor  # (B,)
+    means: Tensor  # (B, D) direction of the histories' vectors
+    catalog: Catalog
+
+    def features_of(self, item_ids: Tensor) -> Tensor:
+        """(B, C) items, -1 anywhere -> (B, C, F)."""
+        items = item_ids.clamp(min=0)
+        wanted = torch.arange(len(items), device=items.device)[:, None] * self.catalog.num_items + items
+        at = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
+        found = self.features[at].masked_fill((self.keys[at] != wanted)[..., None], 0.0)
+        found[..., len(VOTES)] = self.popularity[items]
+        vectors, places = _vectors(self.catalog, items)
+        alike = (self.means @ vectors.T).gather(1, places)  # (B, V) first: C times fewer vectors are read
+        return torch.cat((found, alike[..., None]), dim=2)
+
+
+def _vectors(catalog: Catalog, item_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """(...,) items -> directions (V, D) of what their codes stand for, each once, and which of them is an item's (...).
+
+    An item's vector follows from its codes, so items of one cluster share it."""
+    ids = item_ids.cpu().numpy().reshape(-1)
+    levels = 0 if catalog.quantizer is None else len(catalog.quantizer.level_sizes)
+    keys = np.zeros(len(ids), np.int64)
+    for level, codes in enumerate(np.asarray(catalog.codes[ids], np.int64).T[:levels]):
+        keys = keys * catalog.level_sizes[level] + codes
+    _, first, places = np.unique(keys, return_index=True, return_inverse=True)
+    vectors = torch.from_numpy(np.asarray(catalog.item_vectors[ids[first]], dtype=np.float32)).to(item_ids.device)
+    return normalize(vectors, dim=1), torch.from_numpy(places).view(item_ids.shape).to(item_ids.device)

@@ -1,0 +1,153 @@
+"""Counts of item pairs, kept sparse and raw: what the transition expert (``engine/expert.py``) asks about a history.
+
+Transitions and item-kNN keep one finished vote a pair. Here each pair keeps four counts, and a vote is made when it is
+asked for, so that events of today change counts and popularity without a new fit.
+
+* ``next``: how often right came directly behind left;
+* ``forward``: right behind left within 10 events, .7 for each further event;
+* ``near``: right within 20 events of left, before or behind it, .85 for each further event;
+* ``together``: what item-kNN counts: 1 / distance behind left, half of it before it, within 10 events.
+
+Counts are divided by how popular the right item is: log(1 + count / (10 share)) with share = its events / all events,
+and together / sqrt((events left + 1) (events right + 1)), the cosine of item-kNN.
+
+Shape legend: B histories · T their events · N items counted of · P pairs kept · E pairs of all events · U distinct
+(history, item) pairs · V votes of a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sidera.models.retrievers.pairs import counted_pairs
+
+WINDOW, STEP_DECAY = 10, 0.7  # of ``forward``, and the window of ``together``
+LONG_WINDOW, LONG_DECAY = 20, 0.85  # of ``near``
+BACKWARD = 0.5  # of ``together``: weight of "came before"
+SHARE_SCALE = 10.0
+KINDS = ("next", "forward", "near", "together")
+# A vote: which count, and how an event's vote fades from the newest event (0) on. None: only the newest event votes.
+VOTES: dict[str, tuple[str, float | None]] = {
+    "forward_half": ("forward", 0.5),
+    "forward_slow": ("forward", 0.85),
+    "forward_last": ("forward", None),
+    "next_half": ("next", 0.5),
+    "near_slow": ("near", 0.85),
+    "together": ("together", 0.5**0.5),
+}
+
+
+def kind_weights(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """(S,) weight of a right item by its steps behind the left one, from 1, and (S',) by its steps before it."""
+    forward = STEP_DECAY ** np.arange(WINDOW)
+    long, near = LONG_DECAY ** np.arange(LONG_WINDOW), 1.0 / np.arange(1, WINDOW + 1)
+    return {
+        "next": (np.ones(1), np.zeros(0)),
+        "forward": (forward, np.zeros(0)),
+        "near": (long, long),
+        "together": (near, BACKWARD * near),
+    }[kind]
+
+
+@dataclass(frozen=True, eq=False)
+class PairCounts:
+    """Pairs of every left item in rows ``begins[i]`` to ``ends[i]``. Items that came later have no pairs yet."""
+
+    begins: Tensor  # (N,) int64
+    ends: Tensor  # (N,) int64
+    right_ids: Tensor  # (P,) int32, ascending inside a row
+    counts: Tensor  # (P, KINDS) float32
+    popularity: Tensor  # (N,) float32: events of each item
+
+    @classmethod
+    def of(cls, item_ids: np.ndarray, offsets: np.ndarray, num_items: int, neighbours: int) -> PairCounts:
+        """Count sequences: user u's events are ``item_ids[offsets[u]:offsets[u+1]]``, oldest first.
+
+        ``neighbours``: pairs kept of a left item, those with the highest ``near`` count for their popularity.
+        """
+        popularity = np.bincount(item_ids, minlength=num_items)
+        keys, near = _kept(_pairs("near", item_ids, offsets, num_items), popularity, num_items, neighbours)
+        counts = np.zeros((len(keys), len(KINDS)), np.float32)
+        counts[:, KINDS.index("near")] = near
+        for place, kind in enumerate(KINDS):
+            if kind == "near" or not len(keys):
+                continue
+            for left, right, total in _pairs(kind, item_ids, offsets, num_items):
+                wanted = left * num_items + right
+                at = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+                is_kept = keys[at] == wanted
+                counts[at[is_kept], place] = total[is_kept]
+        left, right = np.divmod(keys, num_items)
+        bounds = np.searchsorted(left, np.arange(num_items + 1))
+        return cls(
+            torch.from_numpy(bounds[:-1].copy()), torch.from_numpy(bounds[1:].copy()),
+            torch.from_numpy(right.astype(np.int32)), torch.from_numpy(counts),
+            torch.from_numpy(popularity.astype(np.float32)),
+        )  # fmt: skip
+
+    @property
+    def num_items(self) -> int:
+        return len(self.begins)
+
+    def to(self, device: torch.device | str) -> PairCounts:
+        return replace(self, **{name: column.to(device) for name, column in self.columns().items()})
+
+    def columns(self) -> dict[str, Tensor]:
+        return dict(vars(self))
+
+    def votes(self, item_ids: Tensor, row_ids: Tensor, ages: Tensor, span: int, history: int) -> tuple[Tensor, Tensor]:
+        """What events (T,) of histories vote for -> keys (U,) ascending, ``row * span + item``, and votes (U, V).
+
+        ``ages``: 0 for the newest event of a history. Events of age ``history`` and older have no vote; every event
+        names its own item.
+        """
+        known = torch.where(item_ids < self.num_items, item_ids, 0)
+        silent = (item_ids >= self.num_items) | (ages >= history)
+        lengths = (self.ends[known] - self.begins[known]).masked_fill(silent, 0)
+        owners = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)  # (E,) of T
+        first = self.begins[known] - lengths.cumsum(0) + lengths
+        places = torch.arange(len(owners), device=owners.device) + first[owners]
+        right = self.right_ids[places].long()
+        keys = torch.cat((row_ids[owners] * span + right, row_ids * span + item_ids))
+        values = self._values(item_ids[owners], right, self.counts[places])  # (E, KINDS)
+        fades = torch.stack([_fade(ages, fading) for _, fading in VOTES.values()], dim=1)  # (T, V)
+        own = values[:, [KINDS.index(kind) for kind, _ in VOTES.values()]] * fades[owners]
+        found, inverse = torch.unique(keys, return_inverse=True)
+        votes = own.new_zeros(len(found), len(VOTES)).index_add_(0, inverse[: len(own)], own)
+        return found, votes
+
+    def _values(self, left: Tensor, right: Tensor, counts: Tensor) -> Tensor:
+        """(E, KINDS) counts -> what an event that is as good as new votes with each."""
+        share = self.popularity[right].clamp(min=1) / self.popularity.sum().clamp(min=1)
+        values = (counts / (SHARE_SCALE * share)[:, None]).log1p()
+        cosine = counts[:, -1] / ((self.popularity[left] + 1) * (self.popularity[right] + 1)).sqrt()
+        return torch.cat((values[:, :-1], cosine[:, None]), dim=1)
+
+
+def _pairs(
+    kind: str, item_ids: np.ndarray, offsets: np.ndarray, num_items: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    forward, backward = kind_weights(kind)
+    return counted_pairs(item_ids, offsets, num_items, forward, backward, itself=kind != "together")
+
+
+def _kept(
+    pairs: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]], popularity: np.ndarray, num_items: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keys (P,) ascending, ``left * N + right``, of the best ``width`` pairs of each left item, and their counts."""
+    keys, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+    for left, right, total in pairs:
+        order = np.lexsort((right, -total / np.sqrt(popularity[right]), left))
+        order = np.sort(order[np.arange(len(order)) - np.searchsorted(left, left) < width])
+        keys.append(left[order] * np.int64(num_items) + right[order])
+        counts.append(total[order].astype(np.float32))
+    return np.concatenate(keys), np.concatenate(counts)
+
+
+def _fade(ages: Tensor, fading: float | None) -> Tensor:
+    return (ages == 0).float() if fading is None else fading ** ages.float()
