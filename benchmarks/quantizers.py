@@ -62,8 +62,7 @@ def by_faiss(vectors: Any) -> tuple[Any, float]:
         clustering.train(residual)
         code = clustering.index.search(residual, 1)[1][:, 0]
         codes.append(code)
-        assert clustering.centroids is not None
-        residual = residual - clustering.centroids[code]
+        residual = residual - np.asarray(clustering.centroids)[code]
     return np.stack(codes, axis=1), float((residual.astype(np.float64) ** 2).sum())
 
 
@@ -172,9 +171,7 @@ def ordering(quick: bool) -> dict[str, Any]:
     return {
         "rq_kmeans rebuilds better": every(lambda one, other: one["error"] < other["error"]),
         "rq_kmeans uses as many codes or more": every(lambda one, other: sum(one["used"]) >= sum(other["used"])),
-        "rq_kmeans has more entropy": every(
-            lambda one, other: sum(one["entropy_bits"]) > sum(other["entropy_bits"])
-        ),
+        "rq_kmeans has more entropy": every(lambda one, other: sum(one["entropy_bits"]) > sum(other["entropy_bits"])),
         "quantizers": found,
     }
 

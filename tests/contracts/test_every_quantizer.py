@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sidera.catalog.build import build_catalog
 from sidera.catalog.catalog import Catalog
+from sidera.catalog.code_vectors import start_from
 from sidera.catalog.collisions import POLICIES
 from sidera.catalog.config import CatalogConfig
 from sidera.catalog.quantizers import QUANTIZERS, identity, name_of
@@ -23,7 +24,10 @@ from sidera.config import load_recipe, parse_section
 from sidera.core import ArtifactError, InputError
 from sidera.data.split import leave_one_out
 from sidera.data.tiny import tiny_log
+from sidera.engine.live import LiveRun
+from sidera.engine.living import Delta, ItemChange
 from sidera.engine.recommender import Recommender
+from sidera.models import build_model, parse_model
 from sidera.train.recipe import Recipe
 from sidera.train.stages import run
 
@@ -68,6 +72,9 @@ class Signs:
         level = len(prefix)
         return (vectors @ self.directions[level])[:, None].sub(self.steps[level]).square()
 
+    def code_vectors(self, level: int) -> Tensor:
+        return self.steps[level][:, None] * self.directions[level]
+
     def state(self) -> Mapping[str, Tensor]:
         return {"directions": self.directions, "steps": self.steps}
 
@@ -78,7 +85,7 @@ class Signs:
         return cls(state["directions"], state["steps"])
 
 
-TRAINED: dict[str, Any] = {"hidden": [16], "steps": 150, "batch_size": 64, "lr": 1e-2}
+TRAINED: dict[str, Any] = {"hidden": [16], "steps": 60, "batch_size": 64, "lr": 2e-2}
 SMALL: dict[str, dict[str, Any]] = {
     "rq_kmeans": {"num_levels": 2, "codebook_size": 6},
     "rq_vae": {**TRAINED, "num_levels": 2, "codebook_size": 6, "latent": 4},
@@ -154,6 +161,11 @@ class TestEvery:
         alone = torch.cat([self.quantizer.next_costs(prefix, vector[None]) for vector in self.vectors])
         torch.testing.assert_close(together - together[:, :1], alone - alone[:, :1], rtol=1e-4, atol=1e-4)
 
+    def test_codes_have_vectors_that_differ(self, name: str) -> None:
+        for level, size in enumerate(self.quantizer.level_sizes):
+            vectors = self.quantizer.code_vectors(level)
+            assert len(vectors) == size == len(vectors.unique(dim=0))
+
     def test_its_state_is_all_of_it(self, name: str) -> None:
         again = type(self.quantizer).from_state(dict(self.quantizer.state()))
         assert again.level_sizes == self.quantizer.level_sizes
@@ -176,25 +188,70 @@ class TestEvery:
         with pytest.raises(InputError):
             type(self.quantizer).from_state({**state, "strange": torch.zeros(1)})
 
-    @pytest.mark.parametrize("collision", POLICIES)
-    def test_a_catalogue_of_it_lives(self, name: str, collision: str, tmp_path: Path) -> None:
-        dataset = tiny_log(60, 30)
-        config = CatalogConfig(
-            vectors=("tfidf", "behaviour"), vector_dim=8, collision=collision,  # type: ignore[arg-type]
-            quantizer={"name": name, **SMALL.get(name, {})},
-        )  # fmt: skip
-        catalog, report = build_catalog(dataset, leave_one_out(dataset), config)
-        assert report["relative_error"] < 1.0
-        vectors = np.random.default_rng(0).standard_normal((2, catalog.quantizer.dim))
-        catalog = catalog.with_items(["late0", "late1"], vectors).without([str(catalog.item_keys[0])])
-        if collision != "share":
-            assert len(np.unique(catalog.codes, axis=0)) == 32
-        catalog.save(tmp_path / "catalog")
-        loaded = Catalog.load(tmp_path / "catalog")
-        assert loaded.content_digest() == catalog.content_digest()
-        assert name_of(loaded.quantizer) == name
-        assert np.array_equal(np.asarray(loaded.item_vectors), np.asarray(catalog.item_vectors))
-        assert loaded.trie.num_leaves <= 31
+
+LIVES = [
+    pytest.param(
+        name, collision,
+        marks=[pytest.mark.slow] if "steps" in SMALL.get(name, {}) and collision != "extra_digit" else [],
+    )
+    for name in NAMES
+    for collision in POLICIES
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "collision"), LIVES)
+def test_a_catalogue_of_it_lives(name: str, collision: str, tmp_path: Path) -> None:
+    dataset = tiny_log(60, 30)
+    config = CatalogConfig(
+        vectors=("tfidf", "behaviour"), vector_dim=8, collision=collision,  # type: ignore[arg-type]
+        quantizer={"name": name, **SMALL.get(name, {})},
+    )  # fmt: skip
+    catalog, report = build_catalog(dataset, leave_one_out(dataset), config)
+    assert report["relative_error"] < 1.0
+    vectors = np.random.default_rng(0).standard_normal((2, catalog.quantizer.dim))
+    catalog = catalog.with_items(["late0", "late1"], vectors).without([str(catalog.item_keys[0])])
+    if collision != "share":
+        assert len(np.unique(catalog.codes, axis=0)) == 32
+    catalog.save(tmp_path / "catalog")
+    loaded = Catalog.load(tmp_path / "catalog")
+    assert loaded.content_digest() == catalog.content_digest()
+    assert name_of(loaded.quantizer) == name
+    assert np.array_equal(np.asarray(loaded.item_vectors), np.asarray(catalog.item_vectors))
+    assert loaded.trie.num_leaves <= 31
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_items_that_come_and_go_are_answered(name: str) -> None:
+    """The served list of an untrained generator, whose embeddings of codes start from the quantizer."""
+    dataset = tiny_log(60, 30)
+    config = CatalogConfig(vectors=("tfidf",), vector_dim=8, quantizer={"name": name, **SMALL.get(name, {})})
+    catalog, _ = build_catalog(dataset, leave_one_out(dataset), config)
+    section = {"name": "tiger", "width": 16, "num_layers": 1, "num_heads": 1, "head_width": 8, "ff_width": 16}
+    model = build_model("tiger", parse_model({**section, "code_start": "centroids"})[1], catalog)
+    recommender = Recommender(model.eval(), catalog, model_section=section, beam=50)
+    live, gone = LiveRun.of(recommender), str(catalog.item_keys[0])
+    vector = catalog.item_vectors[np.array([3])][0].tolist()
+    named = ItemChange("late-0", title=catalog.titles[4] or "a late item"), ItemChange("late-1", vector=vector)
+    live.change_items(Delta(named, (gone,)))
+    codes = recommender.catalog.codes[recommender.catalog.ids_of(["late-1"])][0]
+    if len(catalog.level_sizes) > len(catalog.quantizer.level_sizes):  # the extra digit keeps the nearest codes
+        assert codes[:-1].tolist() == catalog.quantizer.encode(torch.tensor([vector]))[0].tolist()
+    (answer,) = recommender.recommend([[str(catalog.item_keys[1])]], 31, filter_seen=False)
+    expected = {*map(str, catalog.item_keys), "late-0", "late-1"} - {gone}
+    assert set(answer.item_keys) == expected
+
+
+def test_embeddings_start_where_codes_are_near() -> None:
+    rows, vectors = torch.zeros(20, 8), torch.randn(20, 32, generator=torch.Generator().manual_seed(0))
+    vectors[1] = vectors[0] + 0.01
+    start_from(rows, vectors, 0, std=0.02)
+    assert float(rows.square().mean().sqrt()) == pytest.approx(0.02)
+    distances = torch.cdist(rows, rows).fill_diagonal_(torch.inf)
+    assert int(distances[0].argmin()) == 1
+    narrow = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    start_from(rows, narrow, 0, std=0.02)  # a wider table keeps every distance
+    ratio = torch.pdist(rows) / torch.pdist(narrow)
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
 
 
 def test_one_from_elsewhere_is_named_in_a_recipe_and_serves(tmp_path: Path) -> None:

@@ -187,6 +187,10 @@ class RQFSQ:
             return self.first.next_costs(prefix, vectors)
         return self.rest.next_costs(prefix[:0], vectors - self.first.decode(prefix[None]))
 
+    def code_vectors(self, level: int) -> Tensor:
+        """(K, D) the centroids of a level, or (K, d) the numbers of the grid."""
+        return self.first.code_vectors(level) if level < len(self.first.levels) else self.rest.code_vectors(0)
+
     def state(self) -> dict[str, Tensor]:
         inner = {f"rest.{name}": tensor for name, tensor in self.rest.state().items()}
         return {**self.first.state(), **inner}

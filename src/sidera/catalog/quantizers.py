@@ -68,6 +68,9 @@ class Quantizer(Protocol):
         """(n, D) vectors that share a prefix (l,), l < L -> (n, K): how badly each next code fits, less a constant a
         row."""
 
+    def code_vectors(self, level: int) -> Tensor:
+        """(K, d) what each code of a level stands for, in any space: codes that are near say alike."""
+
     def state(self) -> Mapping[str, Tensor]:
         """Contiguous tensors that :meth:`from_state` makes it from again."""
 

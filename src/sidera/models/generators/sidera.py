@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
+from sidera.catalog.code_vectors import start_nodes
 from sidera.config import check_counts, check_value, later
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences
@@ -103,6 +104,7 @@ class SideraGenerator(nn.Module):
         label_smoothing: float = 0.0  # share of probability spread over the siblings
         content: Literal["none", "titles"] = later("none")  # titles: an item's vector also says what its title does
         id_dropout: float = later(0.2)  # titles: share of items whose own part is dropped at a step
+        code_start: Literal["random", "centroids"] = later("random")  # vectors of codes: drawn, or the quantizer's
 
         def __post_init__(self) -> None:
             check_counts("[model]", self, "max_history", "width", "num_layers", "num_heads", "ff_multiple")
@@ -136,6 +138,8 @@ class SideraGenerator(nn.Module):
             nn.init.normal_(table.weight, std=0.02)
         if config.content == "titles":
             self.item = TitledItems(list(catalog.titles), width, config.id_dropout)
+        if config.code_start == "centroids":
+            start_nodes(zip(self.node_in, self.node_out, strict=True), catalog, std=0.02)
         if config.leaf != "tied":
             self.leaf = ItemEmbedding(num_items, width)
             nn.init.normal_(self.leaf.weight, std=0.02 if config.leaf == "untied" else 0.0)

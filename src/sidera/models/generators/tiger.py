@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
-from sidera.config import check_counts, check_value
+from sidera.catalog.code_vectors import start_from_centroids
+from sidera.config import check_counts, check_value, later
 from sidera.core import InputError
 from sidera.data.batches import PrefixRows
 from sidera.models.generators import tiger_decode
@@ -50,6 +51,7 @@ class Tiger(nn.Module):
         dropout: float = 0.1  # share of units dropped
         normalize: Literal["level", "vocabulary"] = "level"  # softmax over a level's codes, or over all tokens as T5
         num_user_tokens: int = 0  # tokens that user ids are hashed to (paper: 2000); 0: the model reads no user id
+        code_start: Literal["random", "centroids"] = later("random")  # vectors of codes: drawn, or the quantizer's
 
         def __post_init__(self) -> None:
             check_counts("[model]", self, "max_history", "width", "num_layers", "num_heads", "head_width", "ff_width")
@@ -76,6 +78,9 @@ class Tiger(nn.Module):
         )
         self.embedding = nn.Embedding(self.user_start + config.num_user_tokens, config.width)
         nn.init.normal_(self.embedding.weight)
+        if config.code_start == "centroids":
+            for level, (start, codes) in enumerate(zip(self.level_starts, self.level_sizes, strict=True)):
+                start_from_centroids(self.embedding.weight[start : start + codes], catalog, level, std=1.0)
         self.encoder, self.decoder = Encoder(size), Decoder(size)
         self.register_buffer("starts", torch.tensor(self.level_starts), persistent=False)  # (L,)
         self.starts: Tensor
