@@ -103,9 +103,9 @@ def bodies(run: Run) -> None:
 
 
 def training(run: Run) -> None:
-    from gpu_models import GENERATORS, train
+    from gpu_models import GENERATORS, RETRIEVERS, train
 
-    for name in GENERATORS:
+    for name in (*GENERATORS, *RETRIEVERS):
         run.attempt(name, partial(train, name, run.device, 6 if run.tiny else 40))
 
 

@@ -50,8 +50,16 @@ SMALL: dict[str, dict[str, Any]] = {
     "onerec_v2": {**ONEREC, "num_layers": 2, "num_kv_groups": 2},
 }
 GENERATORS = tuple(SMALL)
+RETRIEVERS: dict[str, dict[str, Any]] = {
+    "hstu": {"max_history": 8, "width": 16, "num_heads": 2, "dropout": 0.0, "loss": "full"},
+    "kuaiformer": {
+        "recent": 3, "middle_groups": 1, "middle_size": 2, "early_groups": 1, "early_size": 3, "width": 16,
+        "num_layers": 1, "dropout": 0.0, "loss": "full",
+    },
+}  # fmt: skip
 TARGET_KINDS: dict[str, TargetKind] = {
     "tiger": "history", "sidera": "event", "onerec_v1": "list", "onerec": "request", "onerec_v2": "request",
+    "hstu": "event", "kuaiformer": "history",
 }  # fmt: skip
 LARGE_HISTORY = {"tiger": 20, "sidera": 50, "onerec_v1": 128, "onerec": 128, "onerec_v2": 128}
 
@@ -142,7 +150,7 @@ def autocast(device: str, precision: str) -> Any:
 
 def curve(model: Any, batches: list[Batch], device: str, precision: str) -> list[float]:
     """Mean loss of each step of AdamW over ``batches``. Histories keep their times: each device draws its own."""
-    with patch("sidera.nn.event_features.TIMELESS", 0.0):
+    with patch("sidera.nn.event_features.TIMELESS", 0.0), patch("sidera.nn.hstu.TIMELESS", 0.0):
         return _curve(model, batches, device, precision)
 
 
@@ -180,7 +188,7 @@ def gradient_distance(model: Any, batch: Batch, device: str) -> float:
 def train(name: str, device: str, steps: int) -> dict[str, Any]:
     """The same steps on the CPU in f32 and on ``device`` in f32 and bf16; ``problems`` lists what is out of bounds."""
     world = world_for(name, 120)
-    model = build(name, world, max_history=8, **SMALL[name])
+    model = build(name, world, **(RETRIEVERS.get(name) or {"max_history": 8, **SMALL[name]}))
     batches = [world.batch(TARGET_KINDS[name], 48, 8, seed) for seed in range(steps)]
     found: dict[str, Any] = {"gradients": gradient_distance(model, batches[0], device)}
     curves = {"cpu": curve(copy.deepcopy(model), batches, "cpu", "f32")}

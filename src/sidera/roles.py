@@ -105,6 +105,33 @@ class HybridGenerator(Generator, Protocol):
 
     def fused(self, log_probs: Tensor, matches: Tensor) -> Tensor:
         """log p of the semantic IDs, and dot products of beam and item vectors, (B, C) each -> scores (B, C)."""
+class ParallelGenerator(Generator, Protocol):
+    """A Generator whose codes do not read each other: one state scores the codes of all levels at once, and
+    log p(item) is a sum over them."""
+
+    def code_log_probs(self, context: Any) -> Sequence[Tensor]:
+        """L of (B, K_level)"""
+
+    def code_vectors(self) -> Sequence[Tensor]:
+        """L of (K_level, D): codes that are likely for the same histories have like vectors."""
+
+
+@runtime_checkable
+class MaskedGenerator(Generator, Protocol):
+    """A Generator that fills codes in any order."""
+
+    def fill_log_probs(self, context: Any, codes: Tensor) -> Sequence[Tensor]:
+        """Codes (B, W, L), -1 where open -> L of (B, W, K_level): log-probabilities of the codes of each level."""
+
+
+@runtime_checkable
+class TaughtGenerator(Generator, Protocol):
+    """A small Generator that learned from a large one, which it can draft for."""
+
+    teacher: Any  # a Generator over the same codes
+
+    def teacher_context(self, context: Any) -> Any:
+        """The teacher's context of the histories of a context of the small one."""
 
 
 @runtime_checkable

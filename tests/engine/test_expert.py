@@ -45,7 +45,7 @@ RECIPE: dict[str, dict[str, Any]] = {
     "fit": {"max_steps": 20, "batch_size": 16, "lr": 2e-3, "warmup_steps": 5, "patience": 0},
     "eval": {
         "bootstrap": 20, "latency_rows": 2, "free_rows": 10, "samples": 2, "beam": 12, "wide_beam": 50,
-        "baselines": False,
+        "baselines": [],
     },
     "expert": {"enabled": True},
 }  # fmt: skip

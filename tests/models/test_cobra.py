@@ -16,6 +16,7 @@ from sidera.batch import Batch
 from sidera.decode.beam import beam_search
 from sidera.decode.eligible import Allowed
 from sidera.decode.hybrid import hybrid_scores, hybrid_search
+from sidera.decode.sample import free_log_probs
 from sidera.models import MODELS, parse_model
 from sidera.ops.trie import CodeTrie
 
@@ -197,3 +198,24 @@ def test_weights_of_the_two_scores_decide() -> None:
     found, _ = hybrid_search(model, context, whole, width=12, num_results=NUM_ITEMS)
     said = model.given_vectors(context, torch.from_numpy(catalog().codes).long().expand(3, -1, -1))
     assert found.tolist() == (said * model.item_vectors()).sum(-1).argsort(1, descending=True).tolist()
+
+
+@pytest.mark.parametrize("name", KINDS)
+@torch.no_grad()
+def test_semantic_ids_of_one_code(name: str) -> None:
+    single = replace(catalog(), codes=catalog().codes[:, :1], level_sizes=(4,))
+    torch.manual_seed(0)
+    model: Any = MODELS[name](parse_model({"name": name, **SIZES})[1], single).eval()
+    one = hand_made(torch.tensor([3, 7, 1]), torch.tensor([0, 2, 3]), items=single)
+    context, whole = model.context(one), CodeTrie.build(single.codes, (4,))
+    sids = torch.from_numpy(single.codes).long().expand(2, -1, -1)
+    every = torch.arange(NUM_ITEMS).expand(2, -1)
+    if name == "cobra":
+        exact = hybrid_scores(model, context, every, sids)
+        found, scores = hybrid_search(model, context, whole, width=4, num_results=NUM_ITEMS)
+    else:
+        exact = free_log_probs(model, context, sids).sum(-1)
+        beams = beam_search(model, context, whole, width=4, num_results=NUM_ITEMS)
+        found, scores = beams.item_ids, beams.scores
+    torch.testing.assert_close(scores, exact.gather(1, found), rtol=1e-4, atol=1e-5)
+    assert found.sort(1).values.tolist() == every.tolist()

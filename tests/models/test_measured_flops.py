@@ -25,6 +25,7 @@ from sidera.models.generators.onerec_v2 import OneRecV2
 from sidera.models.generators.sidera import SideraGenerator
 from sidera.models.generators.tiger import Tiger
 from sidera.models.rankers.pscore import PScore
+from sidera.models.retrievers.hstu import HSTU
 from sidera.models.retrievers.sasrec import SASRec
 from sidera.nn import t5_functions
 from sidera.nn.counters import count_parameters, matmul_flops
@@ -194,6 +195,22 @@ def test_sasrec(loss: str, rel: float) -> None:
     config = SASRec.Config(width=64, num_layers=2, num_heads=2, dropout=0.0, loss=loss, num_negatives=64)  # type: ignore[arg-type]
     model, batch = SASRec(config, catalog), position_batch([16] * 6, 300)
     assert model.flops_per_batch(batch) == pytest.approx(measured(model, batch), rel=rel)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mla", "sparse"])
+def test_sasrec_with_attention_for_long_histories(kind: str) -> None:
+    """torch counts squares whole, mla's padded values, and windows before the first block."""
+    config = SASRec.Config(width=64, dropout=0.0, loss="full", attention=kind, block_size=8, max_history=64)  # type: ignore[arg-type]
+    model, batch = SASRec(config, small_catalog(300, (8, 8, 8))), position_batch([64] * 3, 300)
+    assert model.flops_per_batch(batch) == pytest.approx(measured(model, batch), rel=0.15)
+
+
+@pytest.mark.parametrize("loss", ["full", "sampled"])
+def test_hstu(loss: str) -> None:
+    """A strip is measured whole, and a half of its last square is thrown away."""
+    config = HSTU.Config(width=64, dropout=0.0, loss=loss, num_negatives=64)  # type: ignore[arg-type]
+    model, batch = HSTU(config, small_catalog(300, (8, 8, 8))), position_batch([16] * 6, 300)
+    assert model.flops_per_batch(batch) == pytest.approx(measured(model, batch), rel=0.1)
 
 
 def test_sidera_generator() -> None:

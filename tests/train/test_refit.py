@@ -142,12 +142,13 @@ def test_a_refit_that_is_stopped_goes_on_to_the_same_weights(trained_run: Path, 
 
 def test_training_and_refit_share_the_budget() -> None:
     config = FitConfig(refit=True, max_minutes=10.0, lr=0.01)
-    first, second = first_config(config), refit_config(config, {"weights_steps": 1000})
+    first, second = first_config(config, 60.0), refit_config(config, 60.0, {"weights_steps": 1000})
     assert (first.refit, second.refit) == (False, False)
-    assert first.max_minutes + second.max_minutes == pytest.approx(10.0)
+    assert first.max_minutes - 1.0 + second.max_minutes == pytest.approx(9.0), "a minute went into the catalogue"
     assert second.max_steps == round(1000 * SHARE)
+    assert second.lr == config.lr
     assert second.schedule == "linear"
-    assert first_config(FitConfig(refit=True)).max_minutes is None
+    assert first_config(FitConfig(refit=True), 60.0).max_minutes is None
 
 
 def test_transitions_keep_what_validation_chose_and_count_its_events(trained_run: Path) -> None:

@@ -57,10 +57,11 @@ from sidera.models import build_model, parse_model, role_of
 from sidera.roles import Ranker
 from sidera.stage import stage
 from sidera.store.exposures import ExposureLog, as_dataset_events
+from sidera.train.notes import Say, say_once
 from sidera.train.ranker import FIT, RANKER_SHARES, teach
 from sidera.train.recipe import Recipe
 from sidera.train.run_lock import one_writer
-from sidera.train.stages import Say, Trained, prepare, say_once, train
+from sidera.train.stages import Trained, prepare, train
 
 JUDGE = "judge"
 ALIGN = "align"  # folder of the policies

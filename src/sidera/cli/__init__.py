@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 from sidera.cli import (
     answering,
+    catalogs,
+    cold,
     completion,
     keys,
     load,
@@ -29,11 +31,19 @@ from sidera.cli.parsing import Parser
 from sidera.cli.running import run_verb
 from sidera.cli.versions import ShowVersion
 
+TWO_WORDS = {("catalog", name) for name in ("compare", "add", "remove", "diff", "audit")}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     show_all_letters()
-    return run_verb(build_parser().parse_args(argv))
+    return run_verb(build_parser().parse_args(joined(sys.argv[1:] if argv is None else argv)))
+
+
+def joined(words: Sequence[str]) -> list[str]:
+    """The words of a command, with a verb of two words ("catalog add") as one."""
+    words = list(words)
+    return [" ".join(words[:2]), *words[2:]] if tuple(words[:2]) in TWO_WORDS else words
 
 
 def show_all_letters() -> None:
@@ -59,6 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
     completion.add_completion(verbs)
     training.add_run(verbs)
     training.add_stages(verbs)
+    catalogs.add_catalogs(verbs)
+    cold.add_cold(verbs)
     reporting.add_report(verbs)
     training.add_scale(verbs)
     training.add_align(verbs)

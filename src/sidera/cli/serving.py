@@ -42,7 +42,7 @@ def serve_verb(arguments: Arguments) -> None:
 
     parts = ServeConfig(
         arguments.rerank, arguments.rerank_from, arguments.cold_share, store=arguments.store, fill=arguments.fill,
-        exposures=arguments.exposures,
+        exposures=arguments.exposures, index=arguments.index, index_recall=arguments.index_recall,
     )  # fmt: skip
     scheduler = SchedulerConfig(
         deadline_ms=arguments.deadline_ms, beam_steps=BEAM_STEPS if arguments.adapt_beam else (1.0,)
@@ -63,6 +63,8 @@ def serve_verb(arguments: Arguments) -> None:
             live.watch(arguments.watch)
         if recommender.behaviour is not None:
             console.say(f"store: {arguments.store}, {recommender.behaviour.store.num_users:,} users")
+        if recommender.snapshot.index is not None:
+            console.say(recommender.snapshot.index.describe())
         if not arguments.threads:
             _choose_threads(recommender)
         if worker is None:
@@ -173,6 +175,14 @@ def add_serve(verbs: Verbs) -> None:
         "--rerank-from", choices=("sample", "beam"), default="sample", help="candidates are drawn, or the search's best"
     )
     parser.add_argument("--cold-share", type=float, default=0.0, help="share of slots for items that no log showed")
+    parser.add_argument(
+        "--index", choices=("", "flat", "ivf", "hnsw"), default="",
+        help="search a retriever's items by faiss (extra: dense): exact, or approximate; default: compare all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--index-recall", type=float, default=0.95, metavar="SHARE",
+        help="share of the exact top 10 that an approximate index must find; it looks further until it does",
+    )  # fmt: skip
     parser.add_argument(
         "--watch", type=float, default=0.0, metavar="SECONDS", help="follow the run's current version; 0: when asked"
     )

@@ -31,6 +31,7 @@ from sidera.data.features import FeatureSchema
 from sidera.data.outcomes import session_outcomes
 from sidera.data.reading import LogReading, Wanted, slices
 from sidera.data.split import EvalRows, Split
+from sidera.data.stochastic_length import drawn_lengths, thinned
 
 POOL_BATCHES = 50  # batches that are length-sorted together; more = less padding, less mixing
 
@@ -54,7 +55,8 @@ class PackedSequences(_Rows):
 
     A user with more training events than the model reads, and one, is cut, from the newest back, into windows that
     share no input (``windows="all"``: every training event but a user's first is a target exactly once per epoch), or
-    gives the newest window only (``windows="last"``, as SASRec's published code does).
+    gives the newest window only (``windows="last"``, as SASRec's published code does). ``stochastic_length``: alpha of
+    ``data/stochastic_length.py``, drawn again every epoch.
     """
 
     def __init__(
@@ -64,9 +66,10 @@ class PackedSequences(_Rows):
         batch_size: int,
         seed: int = 0,
         windows: Literal["all", "last"] = "all",
+        stochastic_length: float = 0.0,
     ) -> None:
         _check_size(batch_size)
-        self.reading, self.batch_size, self.seed = reading, batch_size, seed
+        self.reading, self.batch_size, self.seed, self.alpha = reading, batch_size, seed, stochastic_length
         dataset, longest = reading.dataset, reading.max_events
         first = dataset.offsets[:-1]
         num_inputs = np.maximum(split.train_ends - first - 1, 0)  # (U,) the last training event is only a target
@@ -78,22 +81,29 @@ class PackedSequences(_Rows):
         ends = split.train_ends[users] - 1 - window * longest
         self.user_ids, self.starts, self.ends = users, np.maximum(ends - longest, first[users]), ends
         check_targets(dataset, len(users))
-        self.digest = _digest("packed", reading, split, batch_size, seed, windows)
+        random_parts = [stochastic_length] if stochastic_length else []
+        self.digest = _digest("packed", reading, split, batch_size, seed, windows, *random_parts)
 
     def batches(self, epoch: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         order = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
         bounds = _even_bounds(self.num_rows, self.num_batches(epoch))
         next_item = Wanted("event", np.empty(0, dtype=np.int64))
         users, starts, ends = (column.take(order) for column in (self.user_ids, self.starts, self.ends))
-        shortness = starts - ends  # (R,) ascending: longest first
-        counts = -np.add.reduceat(shortness, bounds[:-1])
+        lengths = drawn_lengths(
+            ends - starts, self.reading.max_events, self.alpha, np.random.default_rng((self.seed, epoch, 1))
+        )  # (R,)
+        counts = np.add.reduceat(lengths, bounds[:-1])
         parts = np.stack([bounds[:-1], bounds[1:], counts], axis=1)
-        for low, high, count in parts[start:].tolist():
-            own = _cut(shortness[low:high].argsort(kind="stable"), rank, world_size)
-            yield self.reading.rows(
+        for number, (low, high, count) in enumerate(parts[start:].tolist(), start):
+            own = _cut((-lengths[low:high]).argsort(kind="stable"), rank, world_size)
+            batch = self.reading.rows(
                 users[low:high].take(own), ends[low:high].take(own), next_item, starts=starts[low:high].take(own),
                 global_count=count,
             )  # fmt: skip
+            if self.alpha:
+                rng = np.random.default_rng((self.seed, epoch, 2, number, rank))
+                batch = thinned(batch, lengths[low:high].take(own), rng)
+            yield batch
 
 
 class PrefixRows(_Rows):

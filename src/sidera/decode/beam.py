@@ -78,7 +78,7 @@ def beam_search(
         if sparse is not None:
             part, leaves = sparse.part
             settings: dict[str, Any] = {"width": width, "num_results": num_results, "exclude": exclude, "fixed": fixed}
-            return _of_whole(beam_search(generator, context, part, **settings), leaves)
+            return of_whole(beam_search(generator, context, part, **settings), leaves)
     cache = generator.new_cache(context, min(width, max(trie.num_nodes[:-1], default=1)))
     output = generator.step(context, cache, 0, None, None)
     device = output.logits.device
@@ -91,7 +91,7 @@ def beam_search(
     return beams
 
 
-def _of_whole(beams: Beams, leaves: np.ndarray) -> Beams:
+def of_whole(beams: Beams, leaves: np.ndarray) -> Beams:
     """Beams of a part of a trie, whose leaves are these of the whole."""
     numbers = torch.from_numpy(leaves).to(beams.leaf_ids.device)[beams.leaf_ids.clamp(min=0)]
     return replace(beams, leaf_ids=numbers.long().masked_fill_(~beams.valid_mask, -1))
@@ -115,7 +115,7 @@ def written_beams(
     candidates, places = items_of(candidates, tables, sizes[-1])
     item_ids = tables.leaf_items[places].long()
     eligible.close_items(candidates.scores, places)
-    return _results(candidates, item_ids, tables, num_results, fixed)
+    return results_of(candidates, item_ids, tables, num_results, fixed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +210,7 @@ def runs_of_rows(starts: Tensor, counts: Tensor, size: int | None = None) -> tup
     return index, numbers.clamp_(min=0)
 
 
-def _results(candidates: Candidates, item_ids: Tensor, tables: TrieTensors, num_results: int, fixed: bool) -> Beams:
+def results_of(candidates: Candidates, item_ids: Tensor, tables: TrieTensors, num_results: int, fixed: bool) -> Beams:
     """The best items of each history, best first, padded to ``num_results``."""
     scores = candidates.scores
     positions = best_first(scores, num_results, fixed)  # (B, R') with R' <= R

@@ -28,7 +28,7 @@ from sidera.decode.session import rank_by_lists
 from sidera.engine.filters import filter_table
 from sidera.engine.snapshot import Snapshot
 from sidera.ops.jagged import jagged_rows
-from sidera.roles import Context, HybridGenerator, SessionGenerator
+from sidera.roles import Context, HybridGenerator, Retriever, SessionGenerator
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +159,11 @@ def search(query: Query, number: int) -> Candidates:
     left_out = query.left_out
     signed: dict[str, Any] = {"version": snapshot.version, "items_version": snapshot.catalog.items_version}
     if not snapshot.generates:
+        if snapshot.index is not None and query.target_ids is None:
+            with snapshot.answering():
+                users = cast(Retriever, snapshot.model).user_vectors(query.read)
+            ids, best = snapshot.index.search(users, number, exclude=left_out, alive=query.allowed_items)
+            return Candidates(ids, best, **signed)
         with snapshot.answering():
             scores = snapshot.scorer.item_scores(query.read).float()
         alive = query.allowed_items

@@ -30,10 +30,14 @@ from sidera.data.reading import Reading
 from sidera.decode.beam import Beams, beam_search
 from sidera.decode.graph import GraphedSearch
 from sidera.decode.late import LateCodes, writing_late
+from sidera.decode.vector_index import IndexConfig, VectorIndex
+from sidera.decode.ways import AUTO, Search, search_by, way_of
 from sidera.engine.histories import lifelong_of_events
 from sidera.nn.item_embedding import grown
 from sidera.ops.weights import check_weights
-from sidera.roles import Context, Generator, HybridGenerator, Scorer, SessionGenerator
+from sidera.roles import Context, Generator, HybridGenerator, Retriever, Scorer, SessionGenerator
+
+SAMPLED_USERS, SAMPLED_EVENTS = 256, 10  # random histories that an index is measured on, and most events of one
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +51,8 @@ class Snapshot:
     version: str  # of the weights
     num_known: int  # items that the model has rows for; the catalogue may have grown since
     device: str = "cpu"
+    search: str = AUTO  # how a generator is searched: one of its ways
+    index: VectorIndex | None = None  # of a retriever's items; None: all are compared
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # of the model, see ``answering``
 
     @classmethod
@@ -74,9 +80,11 @@ class Snapshot:
         with self.lock:  # nobody lays out weights for answering while they are copied
             model = copy.deepcopy(self.trained, cast(dict[int, Any], memo))
         model.eval()  # drops what was laid out for answering with the old weights
-        return replace(
-            self, trained=model, model=grown(model, self.catalog.items), version=version, lock=threading.Lock()
-        )
+        after = replace(
+            self, trained=model, model=grown(model, self.catalog.items), version=version, index=None,
+            lock=threading.Lock(),
+        )  # fmt: skip
+        return after if self.index is None else after.indexed(self.index.config)
 
     def with_catalog(self, catalog: Catalog) -> Snapshot:
         """The same model over a catalogue whose items came and went; CatalogMismatch when it is of another codebook
@@ -88,7 +96,39 @@ class Snapshot:
         after = replace(self, catalog=catalog, model=grown(self.trained, catalog.items))
         if self.generates:
             after.generator  # noqa: B018 — the tables of late codes too
+        if self.index is not None:
+            with after.answering():
+                vectors = after.item_vectors()
+            after = replace(after, index=self.index.extended(vectors, after.sample_users))
         return after  # calls that have begun do not wait
+
+    def indexed(self, config: IndexConfig) -> Snapshot:
+        """The same, answering by an index of the items' vectors. InputError for a model whose score is no inner
+        product, without faiss, and where an approximate index does not find what it should."""
+        if self.generates or not isinstance(self.model, Retriever):
+            raise InputError(
+                f"[model] {self.section.get('name')} cannot be searched by an index of vectors",
+                allowed="models whose score is an inner product of a user's and an item's vector, such as sasrec",
+                fix="leave the index out (index, --index)",
+            )
+        with self.answering():
+            vectors = self.item_vectors()
+        return replace(self, index=VectorIndex.build(vectors, config, self.sample_users))
+
+    @torch.inference_mode()
+    def item_vectors(self) -> Tensor:
+        """(N, D) of a retriever."""
+        return cast(Retriever, self.model).item_vectors()
+
+    @torch.inference_mode()
+    def sample_users(self) -> Tensor:
+        """(S, Q, D): users of a retriever after random histories of popular items, which an index is measured on."""
+        source, weights = np.random.default_rng(0), np.asarray(self.catalog.popularity[: self.num_known]) + 1.0
+        lengths = source.integers(1, 1 + min(SAMPLED_EVENTS, self.reads.max_events), SAMPLED_USERS)
+        ids = source.choice(self.num_known, lengths.sum(), p=weights / weights.sum())
+        batch = self.reading.batch(ids, np.concatenate([[0], lengths.cumsum()]))
+        with self.answering():
+            return cast(Retriever, self.model).user_vectors(self.readable(batch))
 
     # -- the model's role ----------------------------------------------------------------------------------------
 
@@ -147,10 +187,22 @@ class Snapshot:
         return GraphedSearch(self.generator, self.catalog.trie) if on_gpu else None
 
     def beams(self, context: Context, **settings: Any) -> Beams:
-        """``decode.beam.beam_search`` by the generator. Call it inside :meth:`answering`."""
+        """The search that ``search`` names, by the generator. Call it inside :meth:`answering`."""
+        if self.way != "beam":
+            return self.searcher(context, **settings)
         if self.graphs is not None:
             return self.graphs(context, **settings)
         return beam_search(self.generator, context, self.catalog.trie, **settings)
+
+    @property
+    def way(self) -> str:
+        """How the generator is searched. InputError where it cannot be searched so."""
+        return way_of(self.model, self.search, self.catalog.trie)
+
+    @cached_property
+    def searcher(self) -> Search:
+        """The search by another way than a beam; what it makes of the catalogue once is made at the first question."""
+        return search_by(self.way, self.model, self.writing, self.catalog.trie)
 
     @contextmanager
     def answering(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from sidera.core import InputError
 from sidera.eval.bootstrap import PairedTest, paired_test
 from sidera.eval.evaluation import Evaluation, fit_of, load_evaluation
 from sidera.eval.metrics import row_metrics
+from sidera.eval.verdict import Verdict, main_cut, verdict_of
 
 SAME = ("dataset", "dataset_digest", "split", "which", "rows", "row_digest", "num_items", "hits", "ranking")
 
@@ -30,6 +31,16 @@ class Comparison:
     tests: dict[tuple[str, str], PairedTest]  # (seen mode, metric) -> test
     fits: tuple[str, str]  # the events that each has learned from: "train" or "train+valid"
     notes: tuple[str, ...]  # what differs between the runs without making them incomparable
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """In words, a sentence a seen mode, by NDCG at the main cut-off."""
+        k = main_cut([k for made in self.protocol["lists"] for k in made["ks"]])
+        return [
+            verdict_of(test, self.first, self.second, metric, seen)
+            for (seen, metric), test in self.tests.items()
+            if metric == f"ndcg@{k}"
+        ]
 
     def to_text(self) -> str:
         """A plain table for the shell."""
@@ -46,6 +57,7 @@ class Comparison:
             tests = (_p(test.p_bootstrap), _p(test.p_permutation), f"{test.wins}/{test.losses}")
             rows.append((seen, metric, *values, *tests))
         lines.append(table(header, rows, left=len(header)))
+        lines += [f"verdict: {one.to_text()}" for one in self.verdicts]
         return "\n".join(
             [*lines, "* both tests below 5 %; many metrics are tested at once: expect one in twenty by chance"]
         )

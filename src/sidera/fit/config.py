@@ -42,6 +42,7 @@ class FitConfig:
     eval_every_epochs: int = 1  # epochs between evaluations; 0: only by steps and at the end
     eval_every_steps: int = 0  # optimizer steps between evaluations; 0: only by epochs and at the end
     patience: int = 5  # evaluations after min_steps without a better `monitor` that end the training; 0: never
+    teachers: int = 0  # models of other seeds that the model learns from as well (train/distill.py)
     refit: bool = False  # True: once validation has chosen, its events are learned too (train/refit.py)
     monitor: str = "ndcg@10"  # validation figure that chooses the best weights; a name ending in "loss" is minimised
     max_minutes: float | None = None  # budget of catalogue and training, validation counted, minutes of `clock`
@@ -56,7 +57,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         check_counts("[fit]", self, "epochs", "batch_size", "accumulate", "log_every")
         self._check("max_steps", self.max_steps is None or self.max_steps >= 1, "a whole number >= 1, or leave it out")
-        check_counts("[fit]", self, "min_steps", "patience", "warmup_steps", "num_threads", "seed", low=0)
+        check_counts("[fit]", self, "min_steps", "patience", "warmup_steps", "num_threads", "seed", "teachers", low=0)
         check_counts("[fit]", self, "eval_every_epochs", "eval_every_steps", low=0)
         for name in ("max_minutes", "piece_minutes"):
             value = getattr(self, name)

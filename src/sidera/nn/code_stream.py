@@ -21,8 +21,7 @@ from sidera.nn.beam_cache import BeamCache
 from sidera.nn.counters import attention_flops, causal_pairs, matmul_flops
 from sidera.nn.dropout import Dropout
 from sidera.nn.event_features import padded
-from sidera.nn.transformer import Block
-from sidera.ops.attention import attention, layout_of
+from sidera.ops.attention import Layout, attention, layout_of
 from sidera.ops.jagged import with_copies
 
 NEVER = float("-inf")
@@ -88,6 +87,35 @@ class StreamCache(BeamCache):
         return read.transpose(1, 2).flatten(0, 1).flatten(1) + (own[:, :, 1] * weights[..., None]).sum(1).flatten(1)
 
 
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, in parts: what follows the attention is the same wherever keys come from."""
+
+    def __init__(self, width: int, num_heads: int, ff_width: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_ff = nn.LayerNorm(width)
+        self.up = nn.Linear(width, ff_width)
+        self.down = nn.Linear(ff_width, width)
+        self.dropout = Dropout(dropout)
+
+    def asked(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., 3, H, E): query, key and value of every token."""
+        qkv: Tensor = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.num_heads, -1))
+        return qkv
+
+    def fed(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The stream (..., D) and what was read for it -> (..., D)."""
+        x = x + self.dropout(self.out(attended))
+        return x + self.dropout(self.down(nn.functional.gelu(self.up(self.norm_ff(x)))))
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """(T, D) of packed rows."""
+        return self.fed(x, attention(None, self.asked(x), layout, causal=True).flatten(1))
+
+
 class CodeStream(nn.Module):
     """Pre-norm blocks over tokens that the model above has made, places included."""
 
@@ -113,7 +141,7 @@ class CodeStream(nn.Module):
         """The same rows, as what beams behind them read. ``lengths`` (B,): events of each."""
         layout, x, kept = layout_of(offsets), self.dropout(self.scale * tokens), []
         for block in map(_as_block, self.blocks):
-            qkv = block.qkv(block.norm_attention(x)).unflatten(-1, (3, block.num_heads, -1))  # (T, 3, H, E)
+            qkv = block.asked(x)  # (T, 3, H, E)
             kept.append(qkv[:, 1:])
             x = block.fed(x, attention(None, qkv, layout, causal=True).flatten(1))
         shape = torch.stack(kept, dim=1)  # (T, Y, 2, H, E)
@@ -127,7 +155,7 @@ class CodeStream(nn.Module):
         later_mask = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=x.device).triu(1)
         hidden_mask = ~prefix.mask[:, None, None, None]  # (B, 1, 1, 1, S)
         for index, block in enumerate(map(_as_block, self.blocks)):
-            qkv = block.qkv(block.norm_attention(x)).unflatten(-1, (3, block.num_heads, -1))  # (B, G, P, 3, H, E)
+            qkv = block.asked(x)  # (B, G, P, 3, H, E)
             query, own_keys, own_values = qkv.permute(3, 0, 4, 1, 2, 5)  # (B, H, G, P, E) each
             keys, values = prefix.keys[:, index, :, None], prefix.values[:, index, :, None]  # (B, H, 1, S, E)
             before = (query @ keys.transpose(-1, -2)).masked_fill(hidden_mask, NEVER)  # (B, H, G, P, S)
@@ -141,7 +169,7 @@ class CodeStream(nn.Module):
         """(M, D) tokens of the position that every beam writes now -> (M, D) states."""
         x = self.scale * tokens
         for index, block in enumerate(map(_as_block, self.blocks)):
-            qkv = block.qkv(block.norm_attention(x)).unflatten(-1, (3, block.num_heads, -1))  # (M, 3, H, E)
+            qkv = block.asked(x)  # (M, 3, H, E)
             x = block.fed(x, cache.attend_all(index, qkv, prefix))
         return cast(Tensor, self.norm(x))
 

@@ -22,11 +22,11 @@ from sidera.ops.attention import Layout, attention
 
 
 class EncoderBlock(nn.Module):
-    """Full self-attention and a feed-forward, each behind a norm, with a residual and dropout on its output."""
+    """Self-attention, full unless ``causal``, and a feed-forward, each behind a norm, with a residual and dropout."""
 
-    def __init__(self, size: DecoderSize, sparse: bool) -> None:
+    def __init__(self, size: DecoderSize, sparse: bool, causal: bool = False) -> None:
         super().__init__()
-        self.num_heads = size.num_heads
+        self.num_heads, self.causal = size.num_heads, causal
         self.norm_attention, self.norm_ff = nn.RMSNorm(size.width), nn.RMSNorm(size.width)
         self.qkv = nn.Linear(size.width, 3 * size.width, bias=False)
         self.out = nn.Linear(size.width, size.width, bias=False)
@@ -36,7 +36,7 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """(T, D) -> (T, D)"""
         qkv = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.num_heads, -1))  # (T, 3, H, E)
-        x = x + self.dropout(self.out(attention(None, qkv, layout).flatten(1)))
+        x = x + self.dropout(self.out(attention(None, qkv, layout, causal=self.causal).flatten(1)))
         return x + self.dropout(self.ff(self.norm_ff(x)))
 
 

@@ -1,7 +1,7 @@
 """The causal item encoder that SASRec and sidera's generator share: a vector per event, reading what came before.
 
 Pre-norm transformer blocks on jagged tokens (SASRec, arXiv 1808.09781, with GELU and pre-norm as in later practice).
-Linear layers, norms and dropout see real tokens only; attention goes through :mod:`sidera.ops.attention`.
+Linear layers, norms and dropout see real tokens only. Attention is full or one of ``nn/attention_kinds.py``.
 
 Initialisation decides here: event vectors enter scaled by sqrt(D) and the linear layers start small (std 0.02), so
 that at first a state is mostly its own event. With PyTorch's default layers and unscaled vectors the item's own signal
@@ -12,21 +12,24 @@ Shape legend: T tokens of all histories · D width · H heads.
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
-from sidera.nn.counters import attention_flops, causal_pairs, matmul_flops
+from sidera.nn.attention_kinds import FULL, AttentionKind, FullAttention
+from sidera.nn.counters import matmul_flops
 from sidera.nn.dropout import Dropout
-from sidera.ops.attention import Layout, attention
+from sidera.ops.attention import Layout
 
 
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, each with a residual and dropout on its output."""
 
-    def __init__(self, width: int, num_heads: int, ff_width: int, dropout: float) -> None:
+    def __init__(self, width: int, num_heads: int, ff_width: int, dropout: float, kind: AttentionKind = FULL) -> None:
         super().__init__()
-        self.num_heads = num_heads
         self.norm_attention = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
+        self.num_heads = num_heads
+        self.attention = kind.build(width, num_heads)
         self.out = nn.Linear(width, width)
         self.norm_ff = nn.LayerNorm(width)
         self.up = nn.Linear(width, ff_width)
@@ -34,8 +37,12 @@ class Block(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
-        qkv = self.qkv(self.norm_attention(x_TD)).unflatten(-1, (3, self.num_heads, -1))  # (T, 3, H, D/H)
-        return self.fed(x_TD, attention(None, qkv, layout, causal=True).flatten(1))
+        return self.fed(x_TD, self.attention(self.norm_attention(x_TD), layout))
+
+    @property
+    def qkv(self) -> nn.Linear:
+        """The projection of full attention, for callers that read keys and values of their own."""
+        return cast(FullAttention, self.attention).qkv
 
     def fed(self, x: Tensor, attended: Tensor) -> Tensor:
         """What follows the attention: (..., D) of the stream and what was read for it -> (..., D)."""
@@ -48,19 +55,27 @@ class CausalEncoder(nn.Module):
     """Position embedding, blocks and a last norm over event vectors that the model above has made."""
 
     def __init__(
-        self, width: int, num_layers: int, num_heads: int, ff_width: int, max_history: int, dropout: float
+        self,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        ff_width: int,
+        max_history: int,
+        dropout: float,
+        kind: AttentionKind = FULL,
     ) -> None:
         super().__init__()
         self.position = nn.Embedding(max_history, width)
         nn.init.normal_(self.position.weight, std=0.02)
         self.dropout = Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(width, num_heads, ff_width, dropout) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(Block(width, num_heads, ff_width, dropout, kind) for _ in range(num_layers))
         self.norm = nn.LayerNorm(width)
         self.scale = width**0.5
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, events_TD: Tensor, layout: Layout) -> Tensor:
         """(T, D) event vectors -> (T, D): at each place what the history up to it says."""
@@ -71,6 +86,5 @@ class CausalEncoder(nn.Module):
 
     def flops(self, lengths: Tensor) -> float:
         """Of one forward pass over histories of these lengths (B,)."""
-        width = self.position.embedding_dim
-        attention = len(self.blocks) * attention_flops(causal_pairs(lengths), width)
-        return matmul_flops(self.blocks, int(lengths.sum())) + attention
+        pairs = sum(cast(Block, block).attention.flops(lengths) for block in self.blocks)
+        return matmul_flops(self.blocks, int(lengths.sum())) + pairs

@@ -22,7 +22,7 @@ def router(served: Served) -> APIRouter:
     @routes.get("/healthz")
     async def healthz() -> dict[str, Any]:
         """Up, and with what."""
-        catalog = recommender.catalog
+        catalog, index = recommender.catalog, recommender.snapshot.index
         return {
             "status": "ok",
             "version": __version__,
@@ -31,6 +31,7 @@ def router(served: Served) -> APIRouter:
             "items": int((~catalog.removed).sum()),
             "codebook_id": catalog.codebook_id,
             "items_version": catalog.items_version,
+            "index": None if index is None else {"kind": index.config.kind, "recall@10": round(index.recall, 4)},
             "users": None if recommender.behaviour is None else recommender.behaviour.store.num_users,
             "exposures": None if recommender.exposures is None else {"problem": recommender.exposures.problem},
             "uptime_seconds": round(time.time() - served.metrics.started, 1),

@@ -18,7 +18,7 @@ from sidera.engine.expert import ExpertConfig
 from sidera.engine.run_folder import RUN_RECIPE
 from sidera.eval.config import EvalConfig
 from sidera.fit.config import FitConfig
-from sidera.models import MODELS, RANKING, parse_model, reads_codes, role_of, takes_expert
+from sidera.models import MODELS, RANKING, parse_model, reads_codes, role_of, takes_expert, ways_of
 from sidera.recipes import find_recipe
 
 
@@ -48,6 +48,12 @@ class Recipe:
                 f"[catalog.quantizer] name = {catalog.quantizer_name!r}, but [model] name = {name!r} reads codes",
                 fix="--set catalog.quantizer.name=auto",
             )
+        measured = parse_section(EvalConfig, sections["eval"], "[eval]")
+        if measured.search != "auto" and measured.search not in ways_of(name):
+            raise InputError(
+                f"[eval] search = {measured.search!r}, which [model] name = {name!r} cannot be",
+                allowed=", ".join(("auto", *ways_of(name))),
+            )
         expert = parse_section(ExpertConfig, sections.get("expert", {}), "[expert]")
         if expert.enabled and not takes_expert(name):
             raise InputError(
@@ -62,7 +68,7 @@ class Recipe:
             model_config=model_config,
             fit=parse_section(FitConfig, {**_watched(name), **sections["fit"]}, "[fit]"),
             expert=expert,
-            eval=parse_section(EvalConfig, sections["eval"], "[eval]"),
+            eval=measured,
         )
 
     @property

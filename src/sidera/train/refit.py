@@ -16,22 +16,24 @@ from sidera.core import InputError
 from sidera.fit.config import FitConfig
 
 REFIT = "refit"  # folder of its checkpoint
-SHARE = 0.25  # steps of the refit / steps behind the chosen weights
-LR_RATIO = 0.5  # its first learning rate / the training's
+SHARE = 0.5  # steps of the refit / steps behind the chosen weights
 
 
-def first_config(config: FitConfig) -> FitConfig:
-    """The training that chooses: the same without a refit, which has its place inside the budget."""
-    minutes = None if config.max_minutes is None else config.max_minutes / (1 + SHARE)
-    return replace(config, refit=False, max_minutes=minutes)
+def first_config(config: FitConfig, spent_seconds: float) -> FitConfig:
+    """The training that chooses: without a refit, which has its place in what the catalogue left of the budget."""
+    if config.max_minutes is None:
+        return replace(config, refit=False)
+    spent = spent_seconds / 60
+    return replace(config, refit=False, max_minutes=spent + (config.max_minutes - spent) / (1 + SHARE))
 
 
-def refit_config(config: FitConfig, training: dict[str, Any]) -> FitConfig:
+def refit_config(config: FitConfig, spent_seconds: float, training: dict[str, Any]) -> FitConfig:
     """The short training behind the one that ``training`` records."""
-    steps = max(1, round(SHARE * training["weights_steps"]))
-    minutes = None if config.max_minutes is None else config.max_minutes * SHARE / (1 + SHARE)
+    steps, minutes = max(1, round(SHARE * training["weights_steps"])), None
+    if config.max_minutes is not None:
+        minutes = (config.max_minutes - spent_seconds / 60) * SHARE / (1 + SHARE)
     return replace(
-        config, refit=False, epochs=steps, max_steps=steps, min_steps=0, lr=LR_RATIO * config.lr, schedule="linear",
+        config, refit=False, teachers=0, epochs=steps, max_steps=steps, min_steps=0, schedule="linear",
         warmup_steps=min(config.warmup_steps, steps // 10), patience=0, max_minutes=minutes,
     )  # fmt: skip
 

@@ -6,17 +6,16 @@ folder can be moved, and changing [eval] does not train again.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from sidera import artifacts, console
+from sidera import artifacts
 from sidera.catalog.build import build_catalog, catalog_digest
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
@@ -40,15 +39,18 @@ from sidera.fit import distributed
 from sidera.fit.checkpoint import FOLDER
 from sidera.fit.log import mean_mfu
 from sidera.fit.loop import BatchSource, fit
+from sidera.fit.protocols import Objective, model_loss
 from sidera.loading import open_artifact
 from sidera.models import RANKING, build_model, fit_once, reads_codes, role_of
 from sidera.ops.allocator import release_memory
 from sidera.ops.processor import emulates_bf16
 from sidera.ops.threads import given_threads, num_threads, usable_threads
 from sidera.stage import stage
-from sidera.train.baselines import baselines, beside_expert
+from sidera.train.baselines import NOT_MEASURED, baselines, beside_expert, check_baselines, say_verdicts
 from sidera.train.budget import spent_seconds
+from sidera.train.distill import distilled
 from sidera.train.expert import expert_of, expert_stage, recount_stage
+from sidera.train.notes import Say, rows_bar, say_once
 from sidera.train.ranker import validation as ranker_validation
 from sidera.train.recipe import Recipe
 from sidera.train.record import ModelIdentity, refit_record, seen_until, training_line, training_record
@@ -57,21 +59,7 @@ from sidera.train.run_lock import one_writer
 from sidera.train.validation import FILE as VALIDATION
 from sidera.train.validation import Validation, watches_filter
 
-Say = Callable[[str], None]
 Trained = Recommender | Ranking  # what answers lists, and what ranks candidates
-
-
-def say_once(text: str) -> None:
-    """A note, but in one process of a ``torchrun`` only."""
-    if distributed.rank() == 0:
-        console.say(text)
-
-
-@contextlib.contextmanager
-def rows_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields what takes (rows done, rows in all): a bar on a terminal, a line now and then elsewhere."""
-    with console.Progress(what, unit="row") as progress:
-        yield progress.to
 
 
 @dataclass(frozen=True)
@@ -100,6 +88,7 @@ class Prepared:
 
 def prepare(recipe: Recipe, data: str | Path, say: Say = say_once) -> Prepared:
     """Read and split; LeakError when the split could leak."""
+    check_baselines(recipe.eval)
     everything, positives = make_views(load_dataset(data, recipe.data, say), recipe.data)
     view = everything if recipe.model_config.reads.feedback else positives
     dataset, split = view.dataset, view.split
@@ -158,26 +147,25 @@ def _catalog(config: CatalogConfig, prepared: Prepared, path: Path, wanted: str,
 
 @one_writer
 def train_stage(
-    recipe: Recipe,
-    prepared: Prepared,
-    catalog: Catalog,
-    out: Path,
-    *,
-    device: str = "cpu",
-    say: Say = say_once,
+    recipe: Recipe, prepared: Prepared, catalog: Catalog, out: Path, *, device: str = "cpu", say: Say = say_once
 ) -> Trained | None:
     """Train the recipe's model -> ``out/model``; None when this call's time was up and the training is unfinished."""
     catalog_id = artifacts.read_manifest(out / "catalog", "catalog").digest
     # The catalogue's digest covers the training events. Two temporal splits may share these and differ in the window
     # that chooses the best weights, which must not reach into the other's test.
     inputs = [catalog_id, prepared.digest] if prepared.split.cut_times else [catalog_id]
-    identity = ModelIdentity(tuple(inputs), {"catalog": catalog_id, "data": prepared.digest})
+    taught_by = getattr(recipe.model_config, "inputs", ())  # digests of what a model learns from beside the data
+    identity = ModelIdentity((*inputs, *taught_by), {"catalog": catalog_id, "data": prepared.digest})
 
     def make(wanted: str) -> Trained | None:
         if recipe.fit.refit:
             return _refitted(recipe, prepared, catalog, out, identity, device, say)
         trained = _untrained(recipe, catalog, device, wanted)
-        training = _fitted(recipe, prepared, trained, inputs, out / "fit", say)
+        training = distilled(
+            recipe, trained, lambda one: _untrained(one, catalog, device, ""),
+            lambda one, model, folder, objective: _fitted(one, prepared, model, inputs, folder, say, objective),
+            out / "fit", say,
+        )  # fmt: skip
         if training is None:
             say("training is unfinished: give the same command again to go on")
             return None
@@ -193,10 +181,10 @@ def train_stage(
 
 def _untrained(recipe: Recipe, catalog: Catalog, device: str, version: str) -> Trained:
     model = build_model(recipe.model_name, recipe.model_config, catalog, recipe.fit.seed)
-    section, beam = recipe.model_section, recipe.eval.beam
+    section, beam, search = recipe.model_section, recipe.eval.beam, recipe.eval.search
     if role_of(recipe.model_name) in RANKING:
         return Ranking(model, catalog, section, device, version=version)
-    return Recommender(model, catalog, model_section=section, beam=beam, device=device, version=version)
+    return Recommender(model, catalog, model_section=section, beam=beam, search=search, device=device, version=version)
 
 
 def _save_trained(
@@ -206,8 +194,8 @@ def _save_trained(
     if distributed.rank() == 0:
         trained.save_model(out / "model", digest=identity.digest(recipe), parents=identity.parents, training=training)
         (out / "fit" / VALIDATION).unlink(missing_ok=True)
-        for folder in (FOLDER, REFIT):  # or the next recipe here would be refused
-            shutil.rmtree(out / "fit" / folder, ignore_errors=True)
+        for folder in (out / "fit" / FOLDER, out / "fit" / REFIT, *(out / "fit").glob("teacher-*")):
+            shutil.rmtree(folder, ignore_errors=True)  # or the next recipe here would be refused
     distributed.barrier()
 
 
@@ -220,9 +208,10 @@ def _refitted(
     refit, is not trained again. What learns from the *answers* of validation rows has to learn them with that one.
     """
     fitted = replace(prepared, split=fitted_split(prepared.dataset, prepared.split, "train+valid"))
+    spent = spent_seconds(catalog, recipe.fit, lambda _: None)
     first = replace(recipe, fit=replace(recipe.fit, refit=False))
     if not artifacts.is_current(out / "model", "model", identity.digest(first)):
-        first = replace(recipe, fit=first_config(recipe.fit))
+        first = replace(recipe, fit=first_config(recipe.fit, spent))
     chosen = train_stage(first, prepared, catalog, out, device=device, say=say)
     if chosen is None:
         return None
@@ -234,7 +223,7 @@ def _refitted(
     if source is not None:
         trained.model.load_state_dict(chosen.model.state_dict())
         result = fit(
-            trained.model, source, refit_config(recipe.fit, training), out / "fit" / REFIT, device=device,
+            trained.model, source, refit_config(recipe.fit, spent, training), out / "fit" / REFIT, device=device,
             identity={"chosen": manifest.digest}, say=say,
         )  # fmt: skip
         say(training_line(result, None))
@@ -249,7 +238,13 @@ def _refitted(
 
 
 def _fitted(
-    recipe: Recipe, prepared: Prepared, trained: Trained, inputs: list[str], folder: Path, say: Say
+    recipe: Recipe,
+    prepared: Prepared,
+    trained: Trained,
+    inputs: list[str],
+    folder: Path,
+    say: Say,
+    objective: Objective = model_loss,
 ) -> dict[str, Any] | None:
     """Train the network of ``trained`` -> what that cost and reached; None when it is unfinished."""
     model, device = trained.model, str(trained.device)
@@ -267,6 +262,7 @@ def _fitted(
         source,
         recipe.fit,
         folder,
+        objective=objective,
         evaluate=_validation(recipe, prepared, trained, folder, identity, say),
         device=device,
         identity=dict(zip(("catalog", "split"), inputs, strict=False)),
@@ -301,15 +297,9 @@ def _validation(
 
 @one_writer
 def evaluate_stage(
-    recipe: Recipe,
-    prepared: Prepared,
-    trained: Trained,
-    out: Path,
-    which: Literal["valid", "test"] = "test",
-    say: Say = say_once,
-    *,
-    name: str = "",
-) -> Evaluation | RankerEvaluation:
+    recipe: Recipe, prepared: Prepared, trained: Trained, out: Path, which: Literal["valid", "test"] = "test",
+    say: Say = say_once, *, name: str = "",
+) -> Evaluation | RankerEvaluation:  # fmt: skip
     """Measure on the rows of ``which`` -> ``out/evaluation`` (test) or ``out/evaluation-valid``, or under a name.
 
     ``name`` puts it into ``out/evaluation-NAME``. ``out/evaluation`` is the official one, of the recipe's own settings.
@@ -333,7 +323,7 @@ def evaluate_stage(
         )
     items = [trained.catalog.codebook_id, trained.catalog.items_version]  # what may be answered may have changed
     items += [expert.version] if (expert := expert_of(trained)) else []
-    measured = {key: value for key, value in written(recipe.eval).items() if key != "baselines"}  # they lie beside it
+    measured = {key: value for key, value in written(recipe.eval).items() if key not in NOT_MEASURED}
 
     def make(wanted: str) -> Evaluation | RankerEvaluation:
         if name and path.exists():
@@ -344,6 +334,7 @@ def evaluate_stage(
             result = evaluate_ranker(trained, prepared.view, which, recipe.eval, name=recipe.model_name, info=info)
             result.save(path, digest=wanted, parents={"model": model_digest})
             return result
+        trained.search = recipe.eval.search
         with rows_bar("evaluate") as progress:
             lists = evaluate(
                 trained, prepared.dataset, prepared.split, which, recipe.eval, name=recipe.model_name, info=info,
@@ -359,8 +350,9 @@ def evaluate_stage(
         lambda: RankerEvaluation.load(path) if ranks else load_evaluation(path),
         reused=lambda: say(f"evaluate: reused ({path})"),
     )  # fmt: skip
-    if recipe.eval.baselines and not ranks:  # popularity and item-kNN are measured on its rows and left beside it
-        baselines(recipe.model_name, prepared.positives, trained.catalog, recipe.eval, path, which, fit_name, say)
+    if isinstance(result, Evaluation):
+        asked = (prepared.positives, trained.catalog, recipe.eval, path, which, fit_name, say)
+        say_verdicts(result, baselines(recipe.model_name, *asked), recipe.eval, say)
     return result
 
 

@@ -75,10 +75,17 @@ class TigerContext:
 
     def padded_to(self, num_histories: int, length: int) -> PaddedContext:
         """See :class:`sidera.decode.graph.Paddable`."""
+        return self.in_a_table().padded_to(num_histories, length)
+
+    def rows(self, rows: Tensor) -> PaddedContext:
+        """The histories ``rows`` (n,) alone."""
+        return self.in_a_table().rows(rows)
+
+    def in_a_table(self) -> PaddedContext:
         states, mask = self.padded()
         if mask is None:
             mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        return PaddedContext(states, mask, self.weights).padded_to(num_histories, length)
+        return PaddedContext(states, mask, self.weights)
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,10 @@ class PaddedContext:
 
     def padded(self) -> tuple[Tensor, Tensor | None]:
         return self.states, self.mask
+
+    def rows(self, rows: Tensor) -> PaddedContext:
+        """The histories ``rows`` (n,) alone."""
+        return PaddedContext(self.states[rows], self.mask[rows], self.weights)
 
     def tensors(self) -> tuple[Tensor, ...]:
         return self.states, self.mask

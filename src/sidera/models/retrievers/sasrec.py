@@ -6,12 +6,11 @@ vectors come from: ``"tied"`` to the input table (ranks items of the history fir
 ``"sum"`` of both. Which of these runs as "SASRec" in a paper changes its recall twofold:
 docs/understand/models/sasrec.md.
 
-Shape legend: T tokens · B histories · N items · D width · M negatives.
+Shape legend: T tokens · B histories · N items · D width.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,8 +23,10 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences
+from sidera.nn.attention_kinds import AttentionKind, Kind
 from sidera.nn.counters import TRAINING
 from sidera.nn.item_embedding import ItemEmbedding
+from sidera.nn.sampled_softmax import sampled_softmax
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.attention import layout_of
 from sidera.roles import Loss
@@ -48,6 +49,11 @@ class SASRec(nn.Module):
         output: Literal["tied", "untied", "sum"] = "tied"
         # scores come from the item's input vector, from an own one, or from both added
         label_smoothing: float = 0.0  # share of probability spread over the other candidates
+        attention: Kind = "full"
+        # for long histories: "linear", "mla" (keys and values out of one vector) or "sparse" (chosen blocks)
+        latent_width: int = 32  # numbers of that vector ("mla")
+        block_size: int = 32  # events of a block and of the window ("sparse")
+        num_blocks: int = 4  # blocks read event by event ("sparse")
 
         def __post_init__(self) -> None:
             check_counts(
@@ -57,6 +63,11 @@ class SASRec(nn.Module):
                 check_value("[model]", name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 <= x < 1")
             if self.width % self.num_heads:
                 raise InputError(f"[model] width = {self.width} is not a multiple of num_heads = {self.num_heads}")
+            self.kind()
+
+        def kind(self) -> AttentionKind:
+            """How a block reads what came before."""
+            return AttentionKind(self.attention, self.latent_width, self.block_size, self.num_blocks)
 
         @property
         def reads(self) -> Reads:
@@ -82,6 +93,7 @@ class SASRec(nn.Module):
             config.ff_multiple * config.width,
             config.max_history,
             config.dropout,
+            config.kind(),
         )
 
     def item_vectors(self) -> Tensor:
@@ -115,7 +127,10 @@ class SASRec(nn.Module):
             logits = states_TD @ vectors_ND.T  # (T, N)
             total = F.cross_entropy(logits, target_ids, reduction="sum", label_smoothing=self.config.label_smoothing)
         elif self.config.loss == "sampled":
-            total = self._sampled_softmax(states_TD, vectors_ND, target_ids)
+            smoothing = self.config.label_smoothing
+            total = sampled_softmax(
+                states_TD, vectors_ND, target_ids, self.config.num_negatives, label_smoothing=smoothing
+            )
         else:
             negative_ids = torch.randint(vectors_ND.shape[0], target_ids.shape, device=target_ids.device)
             positive = (states_TD * F.embedding(target_ids, vectors_ND)).sum(1)
@@ -129,21 +144,3 @@ class SASRec(nn.Module):
         scored = {"full": num_items, "sampled": 1 + self.config.num_negatives, "bce": 2}[self.config.loss]
         products = 2.0 * batch.events.num_values * scored * self.config.width
         return TRAINING * (self.encoder.flops(batch.lengths) + products)
-
-    def _sampled_softmax(self, states_TD: Tensor, vectors_ND: Tensor, target_ids: Tensor) -> Tensor:
-        num_items, num_negatives = vectors_ND.shape[0], self.config.num_negatives
-        negative_ids = torch.randint(num_items, (num_negatives,), device=target_ids.device)  # (M,)
-        positive = (states_TD * F.embedding(target_ids, vectors_ND)).sum(1, keepdim=True)  # (T, 1)
-        negative = states_TD @ F.embedding(negative_ids, vectors_ND).T  # (T, M)
-        # each uniform negative stands for N/M items
-        negative = negative + math.log(num_items / num_negatives)
-        negative = negative.masked_fill(negative_ids == target_ids[:, None], float("-inf"))
-        logits = torch.cat((positive, negative), dim=1)  # (T, 1+M)
-        # written out because cross_entropy's smoothing would average over the -inf of accidental hits
-        log_norm = logits.logsumexp(1)
-        total = (log_norm - positive[:, 0]).sum()
-        if self.config.label_smoothing:
-            finite_mean = negative.masked_fill(negative.isinf(), 0.0).mean(1)
-            total = (1 - self.config.label_smoothing) * total
-            total = total + self.config.label_smoothing * (log_norm - finite_mean).sum()
-        return total

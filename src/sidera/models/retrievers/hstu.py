@@ -1,0 +1,109 @@
+"""HSTU as a retriever (Zhai et al. 2024, arXiv 2402.17152): gated silu attention that knows positions and times.
+
+    sidera run recipes/any/hstu.toml --data data/mine --out runs/any-hstu
+
+Blocks: ``nn/hstu.py``. The score of an item is the cosine of its vector with the last state, over ``temperature``. The
+loss is a softmax over shared uniform negatives with the log(N/M) correction, or over all items. What is published and
+what differs: docs/understand/models/hstu.md.
+
+Shape legend: T tokens · B histories · N items · D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sidera.batch import Batch, Reads
+from sidera.catalog.catalog import Catalog
+from sidera.config import check_counts, check_value
+from sidera.core import InputError
+from sidera.data.batches import PackedSequences
+from sidera.nn.counters import TRAINING
+from sidera.nn.hstu import HSTUEncoder
+from sidera.nn.item_embedding import ItemEmbedding
+from sidera.nn.sampled_softmax import sampled_softmax
+from sidera.roles import Loss
+
+
+class HSTU(nn.Module):
+    """A state after every event, compared with every item by cosine."""
+
+    @dataclass(frozen=True)
+    class Config:
+        max_history: int = 50  # events read of a history; attention weights are divided by it
+        width: int = 64  # dims of a token
+        num_layers: int = 2  # blocks after each other
+        num_heads: int = 1  # heads of attention; they divide width
+        dropout: float = 0.2  # share of units dropped
+        loss: Literal["sampled", "full"] = "sampled"  # sampled: softmax over num_negatives; full: over all items
+        num_negatives: int = 128  # shared by a batch ("sampled")
+        temperature: float = 0.05  # scores are cosines divided by it
+        stochastic_length: float = 0.0
+        # alpha: trained on random parts of about max_history^(alpha/2) events of longer histories; 0: on all events
+
+        def __post_init__(self) -> None:
+            check_counts("[model]", self, "max_history", "width", "num_layers", "num_heads", "num_negatives")
+            check_value("[model]", "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= x < 1")
+            check_value("[model]", "temperature", self.temperature, 0 < self.temperature <= 1, "0 < x <= 1")
+            alpha = self.stochastic_length
+            check_value("[model]", "stochastic_length", alpha, alpha == 0 or 1 <= alpha <= 2, "0, or 1 to 2")
+            if self.width % self.num_heads:
+                raise InputError(f"[model] width = {self.width} is not a multiple of num_heads = {self.num_heads}")
+
+        @property
+        def reads(self) -> Reads:
+            return Reads(self.max_history)
+
+    role = "scorer"
+    reads_codes = False
+
+    def __init__(self, config: Config, catalog: Catalog) -> None:
+        super().__init__()
+        self.config, self.reads = config, config.reads
+        self.feed = partial(PackedSequences, stochastic_length=config.stochastic_length)
+        self.item = ItemEmbedding(len(catalog.item_keys), config.width)
+        nn.init.trunc_normal_(self.item.weight, std=0.02)
+        self.encoder = HSTUEncoder(
+            config.width, config.num_layers, config.num_heads, config.max_history, config.dropout
+        )
+
+    def item_vectors(self) -> Tensor:
+        """(N, D) of length 1."""
+        return F.normalize(self.item.weight, dim=1)
+
+    def states(self, batch: Batch) -> Tensor:
+        """(T, D): at each event what the history up to it says."""
+        items = self.item(batch.items.ids)  # (U, D)
+        return self.encoder(F.embedding(batch.events.items, items), batch)
+
+    def user_vectors(self, batch: Batch) -> Tensor:
+        """(B, 1, D)"""
+        return F.normalize(self.states(batch)[batch.events.offsets[1:] - 1, None], dim=-1) / self.config.temperature
+
+    def item_scores(self, batch: Batch) -> Tensor:
+        """(B, N)"""
+        return self.user_vectors(batch)[:, 0] @ self.item_vectors().T
+
+    def loss(self, batch: Batch) -> Loss:
+        """Sum over targets of the chosen loss; one target per event."""
+        target_ids, config = batch.target_ids_of("event"), self.config
+        states_TD = self.states(batch)
+        if config.loss == "full":
+            logits = F.normalize(states_TD, dim=1) / config.temperature @ self.item_vectors().T  # (T, N)
+            total = F.cross_entropy(logits, target_ids, reduction="sum")
+        else:
+            total = sampled_softmax(
+                states_TD, self.item.weight, target_ids, config.num_negatives, temperature=config.temperature
+            )
+        return Loss(total, target_ids.numel())
+
+    def flops_per_batch(self, batch: Batch) -> float:
+        """FLOPs of one training step on this batch, forward and backward."""
+        scored = self.item.num_embeddings if self.config.loss == "full" else 1 + self.config.num_negatives
+        products = 2.0 * batch.events.num_values * scored * self.config.width
+        return TRAINING * (self.encoder.flops(batch.lengths) + products)

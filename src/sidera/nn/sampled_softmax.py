@@ -1,0 +1,58 @@
+"""Softmax over a target and a few other items, corrected for how likely each was to be drawn.
+
+A softmax over all N items costs N scores a target. Over a sample it is unbiased when every negative's score is lowered
+by the logarithm of how often it is expected in the sample (log Q correction; Bengio and Senecal 2008, Yi et al. 2019).
+Uniform negatives all have the same expectation, M / N. Targets of the same batch come as often as they are consumed,
+and without the correction popular items are pushed down.
+
+A negative that is the target itself does not count. Label smoothing spreads its share over the negatives that count.
+
+Shape legend: T targets · N items · M negatives · D width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sampled_softmax(
+    states_TD: Tensor,
+    vectors_ND: Tensor,
+    target_ids: Tensor,
+    num_negatives: int,
+    *,
+    temperature: float | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """() sum over the targets (T,), against uniform negatives that all targets share.
+
+    ``temperature``: scores are cosines divided by it; None: scores are dot products.
+    """
+    num_items = vectors_ND.shape[0]
+    negative_ids = torch.randint(num_items, (num_negatives,), device=target_ids.device)  # (M,)
+    targets, negatives = F.embedding(target_ids, vectors_ND), F.embedding(negative_ids, vectors_ND)
+    if temperature is not None:
+        states_TD = F.normalize(states_TD, dim=1) / temperature
+        targets, negatives = F.normalize(targets, dim=1), F.normalize(negatives, dim=1)
+    positive = (states_TD * targets).sum(1)  # (T,)
+    # each uniform negative stands for N/M items
+    negative = states_TD @ negatives.T + math.log(num_items / num_negatives)  # (T, M)
+    return softmax_against(positive, negative, negative_ids == target_ids[:, None], label_smoothing)
+
+
+def softmax_against(positive: Tensor, negative: Tensor, same_mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """() sum over the targets of the cross-entropy. positive (T,), negative (T, M) corrected scores; ``same_mask``
+    (T, M): the negative is the target itself."""
+    negative = negative.masked_fill(same_mask, float("-inf"))
+    # written out because cross_entropy's smoothing would average over the -inf of accidental hits
+    log_norm = torch.cat((positive[:, None], negative), dim=1).logsumexp(1)
+    total = (log_norm - positive).sum()
+    if label_smoothing:
+        finite_mean = negative.masked_fill(negative.isinf(), 0.0).mean(1)
+        total = (1 - label_smoothing) * total
+        total = total + label_smoothing * (log_norm - finite_mean).sum()
+    return total
