@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sidera.models.retrievers.pair_counts import KINDS, SHARE_SCALE, VOTES, PairCounts, kind_weights
+from sidera.models.retrievers.pair_counts import KINDS, LONG_WINDOW, SHARE_SCALE, VOTES, PairCounts, kind_weights
 
 ITEMS = 30
 
@@ -99,3 +99,24 @@ def test_logs_without_pairs_are_counted_too(item_ids: list[int]) -> None:
     keys, votes = counts.votes(*(torch.zeros(1, dtype=torch.int64),) * 3, 2, 5)
     assert keys.tolist() == [0]
     assert bool(votes.isfinite().all())
+
+
+def test_counts_follow_events_as_if_all_had_been_counted_at_once() -> None:
+    item_ids, offsets = sequences()
+    item_ids = np.where(item_ids == ITEMS - 1, 0, item_ids)
+    item_ids[offsets[1:] - 1] = ITEMS - 1  # an item that nothing was counted of comes last, for everybody
+    rng, lengths = np.random.default_rng(3), np.diff(offsets)
+    num_new = np.minimum(rng.integers(1, 4, len(lengths)), lengths)
+    ages = np.repeat(offsets[1:], lengths) - 1 - np.arange(len(item_ids))
+    old_mask = ages >= np.repeat(num_new, lengths)
+    old = PairCounts.of(item_ids[old_mask], np.concatenate([[0], np.cumsum(lengths - num_new)]), ITEMS - 1, ITEMS)
+    recent = ages < np.repeat(num_new, lengths) + LONG_WINDOW  # what the counts have to be shown
+    recent &= np.repeat(num_new, lengths) > 0
+    shown = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[recent], minlength=len(lengths))
+    new = old.followed(item_ids[recent], np.concatenate([[0], np.cumsum(shown)]), num_new, ITEMS)
+    np.testing.assert_allclose(dense(new), slow_counts(item_ids, offsets), rtol=1e-4, atol=1e-4)
+    assert new.popularity.tolist() == np.bincount(item_ids, minlength=ITEMS).tolist()
+    histories = (torch.tensor([1, 2, 3]), torch.tensor([0, 0, 0]), torch.tensor([2, 1, 0]))
+    whole = PairCounts.of(item_ids, offsets, ITEMS, ITEMS)
+    for one, other in zip(new.votes(*histories, ITEMS, 9), whole.votes(*histories, ITEMS, 9), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

@@ -99,6 +99,10 @@ class Expert:
         counts = PairCounts.of(item_ids, offsets, num_items, self.config.neighbours)
         return replace(self, counts=counts.to(self.weights.device), version=version)
 
+    def followed(self, item_ids: np.ndarray, offsets: np.ndarray, num_new: np.ndarray, num_items: int) -> Expert:
+        """The same weights over counts that take in events that came since (``PairCounts.followed``)."""
+        return replace(self, counts=self.counts.followed(item_ids, offsets, num_new, num_items))
+
     # -- a step ---------------------------------------------------------------------------------------------------
 
     def needs(self, k: int, beam: int) -> int:

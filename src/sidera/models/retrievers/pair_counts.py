@@ -30,6 +30,7 @@ WINDOW, STEP_DECAY = 10, 0.7  # of ``forward``, and the window of ``together``
 LONG_WINDOW, LONG_DECAY = 20, 0.85  # of ``near``
 BACKWARD = 0.5  # of ``together``: weight of "came before"
 SHARE_SCALE = 10.0
+LEAST = 1e-5  # of a count: below it is rounding
 KINDS = ("next", "forward", "near", "together")
 # A vote: which count, and how an event's vote fades from the newest event (0) on. None: only the newest event votes.
 VOTES: dict[str, tuple[str, float | None]] = {
@@ -89,6 +90,42 @@ class PairCounts:
             torch.from_numpy(right.astype(np.int32)), torch.from_numpy(counts),
             torch.from_numpy(popularity.astype(np.float32)),
         )  # fmt: skip
+
+    def followed(self, item_ids: np.ndarray, offsets: np.ndarray, num_new: np.ndarray, num_items: int) -> PairCounts:
+        """The counts after events that came since, as a count of everything would have them.
+
+        Each user's last ``num_new`` (U,) events of ``item_ids[offsets[u]:offsets[u+1]]`` are new. What is given before
+        them, at most LONG_WINDOW events, was counted already and says what they followed. ``num_items``: of now. Rows
+        of items with new pairs are written behind the others, and no pair is left out until the next :meth:`of`. The
+        columns are copied once, so a call takes in many events.
+        """
+        device, lengths = self.begins.device, np.diff(offsets)
+        age = np.repeat(offsets[1:], lengths) - 1 - np.arange(len(item_ids))  # 0: the newest of its user
+        old_mask = age >= np.repeat(num_new, lengths)
+        known = item_ids[old_mask], np.concatenate([[0], np.cumsum(lengths - num_new)])
+        after, before = (PairCounts.of(*some, num_items, num_items) for some in ((item_ids, offsets), known))
+        more = num_items - self.num_items
+        begins, ends = (torch.nn.functional.pad(column.cpu(), (0, more)).clone() for column in (self.begins, self.ends))
+        popularity = torch.nn.functional.pad(self.popularity.cpu(), (0, more)) + after.popularity - before.popularity
+        rows = torch.nonzero(after.ends > after.begins)[:, 0]
+        mine = replace(self.to("cpu"), begins=begins, ends=ends)
+        keys, values = zip(*(one._pairs_of(rows, num_items) for one in (mine, after, before)), strict=True)
+        values = (values[0], values[1], -values[2])
+        pairs, inverse = torch.unique(torch.cat(keys), return_inverse=True)
+        counts = torch.zeros(len(pairs), len(KINDS)).index_add_(0, inverse, torch.cat(values))
+        real = (counts > LEAST).any(1)  # pairs of events that were known already, and of none before, leave rounding
+        pairs, counts = pairs[real], counts[real].clamp(min=0)
+        bounds = torch.searchsorted(pairs, torch.stack((rows, rows + 1)) * num_items) + len(self.right_ids)
+        begins[rows], ends[rows] = bounds[0], bounds[1]
+        right = torch.cat((self.right_ids.cpu(), (pairs % num_items).int()))
+        return PairCounts(begins, ends, right, torch.cat((self.counts.cpu(), counts)), popularity).to(device)
+
+    def _pairs_of(self, rows: Tensor, num_items: int) -> tuple[Tensor, Tensor]:
+        """Keys (p,), ``left * num_items + right``, and counts (p, KINDS) of these left items (n,)."""
+        lengths = self.ends[rows] - self.begins[rows]
+        owners = torch.repeat_interleave(torch.arange(len(rows)), lengths)
+        places = torch.arange(len(owners)) + (self.begins[rows] - lengths.cumsum(0) + lengths)[owners]
+        return rows[owners] * num_items + self.right_ids[places], self.counts[places]
 
     @property
     def num_items(self) -> int:
