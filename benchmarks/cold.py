@@ -27,6 +27,7 @@ SMALL = {"max_history": 20, "width": 64, "dropout": 0.1}
 ONEREC = {**SMALL, "ff_width": 128}
 MODELS: dict[str, dict[str, Any]] = {
     "sidera": {**SMALL, "num_layers": 1, "num_heads": 2},
+    "sidera, titles": {**SMALL, "num_layers": 1, "num_heads": 2, "content": "titles"},
     "tiger": {**SMALL, "num_layers": 1, "num_heads": 2, "head_width": 32, "ff_width": 128},
     "liger": {**SMALL, "num_layers": 1, "num_heads": 2, "head_width": 32, "ff_width": 128},
     "decoder_only": {**SMALL, "num_layers": 2, "num_heads": 2},
@@ -45,7 +46,7 @@ def recipe_of(model: str, steps: int, codes: int, extra: dict[str, Any] | None =
     return Recipe.parse({
         "data": {},
         "catalog": {"vectors": ["tfidf"], "vector_dim": 64, "quantizer": quantizer, "collision": "extra_digit"},
-        "model": {"name": model, **MODELS[model], **(extra or {})},
+        "model": {"name": model.partition(",")[0], **MODELS[model], **(extra or {})},
         "fit": {"max_steps": steps, "epochs": 1000, "batch_size": 64, "lr": 3e-3, "warmup_steps": 30, "seed": SEED,
                 "eval_every_epochs": 0, "num_threads": 1},
         "eval": {"bootstrap": 500},
@@ -92,9 +93,10 @@ def main() -> None:
                 said = lambda text: None  # noqa: E731
                 record = cold_start(recipe_of(model, steps, codes), data, Path(name) / log / model, config, say=said)
                 assert record is not None
-                rows = [model, f"{model}{WITH_QUOTA}", *(() if f"{log}/content_knn" in measured else ("content_knn",))]
+                own = model.partition(",")[0]
+                rows = [own, f"{own}{WITH_QUOTA}", *(() if f"{log}/content_knn" in measured else ("content_knn",))]
                 for row in rows:
-                    measured[f"{log}/{row}"] = figures(record, row)
+                    measured[f"{log}/{row.replace(own, model)}"] = figures(record, row)
                 seconds = round(time.process_time() - begun, 1)
                 measured[f"{log}/{model}"] |= {
                     "quota, recall@50": record["quota"],

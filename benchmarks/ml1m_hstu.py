@@ -115,7 +115,7 @@ def trained(name: str, one: Contestant, source: Any, split: Any, epochs: int) ->
     return {"places": places, "valid_ndcg": best, "best_epoch": best_epoch, "cpu_minutes": spent / 60}
 
 
-def data() -> tuple[Any, Any]:
+def data(num_users: int = NUM_USERS) -> tuple[Any, Any]:
     """(batches of the sampled users, split)"""
     import numpy as np
 
@@ -129,7 +129,7 @@ def data() -> tuple[Any, Any]:
     if not ML1M.exists():
         sys.exit(f"no data at {ML1M.name}")
     dataset = load_dataset(ML1M)
-    chosen = np.random.default_rng(SEED).choice(dataset.num_users, NUM_USERS, replace=False)
+    chosen = np.random.default_rng(SEED).choice(dataset.num_users, num_users, replace=False)
     dataset = dataset.keep(np.isin(dataset.event_users, chosen))
     split = make_split(dataset)
     reading = Reading(FeatureSchema(), ItemTable.plain(dataset.num_items), Reads(MAX_HISTORY)).over(dataset)
@@ -144,7 +144,7 @@ def main() -> None:
     single_thread()
     from sidera.eval.bootstrap import intervals, paired_test
 
-    source, split = data()
+    source, split = data(150 if options.quick else NUM_USERS)
     num_items, epochs = source.reading.dataset.num_items, 1 if options.quick else options.epochs
     results = {name: trained(name, one, source, split, epochs) for name, one in contestants(num_items).items()}
     users = split.test.user_ids

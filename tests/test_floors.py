@@ -239,7 +239,7 @@ def test_http_fields_are_frozen() -> None:
 
 
 def test_recipe_sections_are_frozen() -> None:
-    assert SECTIONS == ("data", "catalog", "model", "fit", "eval", "align", "rewards")
+    assert SECTIONS == ("data", "catalog", "model", "fit", "expert", "eval", "align", "rewards")
 
 
 def test_rooms_are_on_a_floor() -> None:

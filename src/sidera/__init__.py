@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sidera.client import Client
+    from sidera.engine.pretrained import from_pretrained, save_pretrained
     from sidera.engine.recommender import Recommender
     from sidera.engine.serving import ServeConfig
     from sidera.frame import from_frame
     from sidera.front import fit
 
 __version__ = "0.1.0"
-__all__ = ["Client", "ServeConfig", "__version__", "fit", "from_frame", "load"]
+__all__ = [
+    "Client", "ServeConfig", "__version__", "fit", "from_frame", "from_pretrained", "load", "save_pretrained",
+]  # fmt: skip
 
 
 def load(path: str, device: str = "cpu", serve: ServeConfig | None = None) -> Recommender:
@@ -49,6 +52,8 @@ def __getattr__(name: str) -> Any:
         from sidera.engine.serving import ServeConfig
 
         return ServeConfig
+    if name in ("from_pretrained", "save_pretrained"):
+        return getattr(importlib.import_module("sidera.engine.pretrained"), name)
     if name == "fit":
         return importlib.import_module("sidera.fit")  # the room of that name, which can be called: see there
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

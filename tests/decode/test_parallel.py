@@ -116,12 +116,29 @@ def test_a_short_walk_finds_most_and_scores_a_part(world: World) -> None:
     found = walk(world.context, width=8, num_results=10)
     same = [len(set(a) & set(b)) for a, b in zip(found.item_ids.tolist(), exact.item_ids.tolist(), strict=True)]
     assert sum(same) / (10 * len(same)) > 0.6
-    scores, leaves = walk.walk(world.context.log_probs, 8)
+    scores, nodes = walk.walk(world.context.log_probs, 8)
     for row in range(len(scores)):
-        seen = leaves[row][scores[row].isfinite()]
+        order = nodes[row].argsort(stable=True)
+        nodes[row], scores[row] = nodes[row][order], scores[row][order]
+        seen = nodes[row][scores[row].isfinite()]
         assert len(seen) == len(seen.unique()) < world.trie.num_leaves
         items = world.trie.leaf_items[world.trie.leaf_starts(seen.numpy())]
         np.testing.assert_allclose(scores[row][scores[row].isfinite()], world.scores[row][items], atol=1e-4)
+
+
+def test_a_graph_outlives_items_that_come_and_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made without a tenth of the items, walked over all of them but others; nothing is made again."""
+    rng = np.random.default_rng(5)
+    before = CodeTrie.build(world.codes, SIZES, alive=world.alive & (rng.random(NUM_ITEMS) > 0.07))
+    made = GraphSearch(world.model, before, num_neighbours=20, rounds=30, num_starts=40)
+    gone = world.alive & (rng.random(NUM_ITEMS) > 0.2)
+    for alive in (world.alive, gone, world.alive):
+        made = made.over(world.model, CodeTrie.build(world.codes, SIZES, alive=alive))
+        assert len(made.neighbours) == before.num_leaves
+        check(made(world.context, width=300, num_results=25), np.where(alive, world.scores, -np.inf), 25)
+    monkeypatch.setattr("sidera.decode.parallel.REMADE", 0.0)
+    again = made.over(world.model, world.trie)
+    assert len(again.neighbours) == world.trie.num_leaves
 
 
 def test_neighbours_in_clusters_are_mostly_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:

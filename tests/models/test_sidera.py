@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,16 @@ import torch
 from small_catalog import SmallCatalog, position_batch, small_catalog
 
 from hand_made import hand_made
+from sidera.config import written
 from sidera.core import InputError
+from sidera.data.items import ItemTable
 from sidera.decode.sample import free_log_probs
 from sidera.models import parse_model
 from sidera.models.generators import sidera_decode
 from sidera.models.generators.sidera import SideraGenerator
+from sidera.nn.item_embedding import grown
 from sidera.ops.attention import layout_of
+from sidera.ops.columns import Texts
 
 NUM_ITEMS = 12
 
@@ -206,3 +211,82 @@ def test_both_ways_of_scoring_children_are_the_trained_one(
     for ours, trained in zip(found, model.code_logits(context, sids), strict=True):
         assert trained.requires_grad
         torch.testing.assert_close(ours, trained.detach(), rtol=1e-5, atol=1e-5)
+
+
+# -- titles in the leaf ---------------------------------------------------------------------------------------------
+
+TITLES = [f"{'red' if item % 2 else 'blue'} thing {item // 4}" for item in range(NUM_ITEMS)]
+
+
+def titled(**changes: Any) -> SideraGenerator:
+    small: Any = small_catalog(NUM_ITEMS, (4, 3))
+    catalog: Any = SimpleNamespace(
+        codebook_id="c", level_sizes=(4, 8), item_keys=small.item_keys, codes=small.codes, titles=TITLES
+    )
+    return make(catalog, content="titles", **changes)
+
+
+def with_later(model: SideraGenerator, *titles: str | None) -> Any:
+    """The model and its table, grown by items that share a first code and differ in their titles alone."""
+    old = np.asarray(small_catalog(NUM_ITEMS, (4, 3)).codes)
+    codes = np.concatenate([old, [[0, 3 + place] for place in range(len(titles))]])
+    table = ItemTable(codes, titles=Texts.of([*TITLES, *titles]))
+    return grown(model, table), table
+
+
+@pytest.mark.parametrize("leaf", ["tied", "sum"])
+def test_items_that_came_later_are_told_apart_by_their_titles(leaf: str) -> None:
+    model = titled(leaf=leaf)
+    new, table = with_later(model, "red thing 0", "red thing 0", "blue thing 9", None)
+    batch = hand_made(torch.tensor([1, 5]), torch.tensor([0, 2]), items=table)
+    sids = torch.as_tensor(table.codes)[None].long()
+    with torch.no_grad():
+        log_p = free_log_probs(new, new.context(batch), sids).sum(-1)[0]
+    torch.testing.assert_close(log_p.exp().sum(), torch.tensor(1.0), rtol=1e-4, atol=1e-4)
+    assert float(log_p[12]) == pytest.approx(float(log_p[13]), abs=1e-5)  # one title, one vector
+    assert abs(float(log_p[12] - log_p[14])) > 1e-3
+    vectors = [new.item(torch.tensor([item])) for item in (12, 13, 15)]
+    assert torch.equal(vectors[0], vectors[1])
+    assert not vectors[2].any()  # nothing is known of it
+    contexts = [
+        new.context(hand_made(torch.tensor([1, item]), torch.tensor([0, 2]), items=table)).states for item in (12, 14)
+    ]
+    assert not torch.allclose(*contexts)  # in a history, too
+
+
+def test_the_ids_part_is_dropped_for_whole_items_in_training_alone() -> None:
+    model = titled(id_dropout=0.5)
+    ids = torch.arange(NUM_ITEMS)
+    with torch.no_grad():
+        whole, own = model.item(ids), model.item.own(ids)
+        assert torch.equal(model.item(ids), whole)
+        model.train()
+        dropped = (model.item(ids) - (whole - own)).abs().sum(1) < 1e-6
+        kept = (model.item(ids) - whole).abs().sum(1) < 1e-6
+    assert 0 < int(dropped.sum()) < NUM_ITEMS
+    assert 0 < int(kept.sum()) < NUM_ITEMS
+
+
+def test_words_learn_from_the_loss_and_answers_follow_them() -> None:
+    model = titled()
+    batch = position_batch([4, 1, 6], NUM_ITEMS, sizes=(4, 3))
+    model.loss(batch).total.backward()
+    read = torch.unique(model.item.buckets[model.item.shares > 0])
+    assert model.item.word.weight.grad is not None
+    assert model.item.word.weight.grad[read].abs().sum(1).min() > 0
+    with torch.no_grad():
+        context = model.context(batch)
+        before = model.step(context, model.new_cache(context, 1), 0, None, None).logits
+        folded = model._node_vectors(1).clone()
+        model.item.word.weight.add_(0.1)
+        assert not torch.equal(model._node_vectors(1), folded)  # what was folded is not kept
+        context = model.context(batch)
+        assert not torch.equal(model.step(context, model.new_cache(context, 1), 0, None, None).logits, before)
+
+
+def test_titles_want_a_leaf_that_reads_them() -> None:
+    with pytest.raises(InputError, match="content = 'titles' with leaf = 'untied'"):
+        titled(leaf="untied")
+    with pytest.raises(InputError, match=r"id_dropout = 1\.0"):
+        titled(id_dropout=1.0)
+    assert "content" not in written(SideraGenerator.Config())  # recipes of before keep their digests

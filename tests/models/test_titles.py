@@ -98,11 +98,13 @@ def test_content_knn_sums_faded_cosines_and_reads_new_items() -> None:
     assert model.num_items == len(TITLES)
 
 
-def counted(weight: float, few: int = 3) -> tuple[TransitionsText, Transitions, list[list[int]]]:
+def counted(weight: float, few: int = 3, unseen: float = 0.0) -> tuple[TransitionsText, Transitions, list[list[int]]]:
     sequences = [[0, 2, 4], [0, 2, 0], [2, 4, 0], [0, 1]]
     flat, offsets = np.concatenate(sequences), np.cumsum([0] + [len(one) for one in sequences])
     config = {"neighbours": len(TITLES), "fading": 0.5}
-    text = TransitionsText(TransitionsText.Config(few=few, alike=4, weight=weight, **config), catalog_of(TITLES))
+    text = TransitionsText(
+        TransitionsText.Config(few=few, alike=4, weight=weight, unseen=unseen, **config), catalog_of(TITLES)
+    )
     bare = Transitions(Transitions.Config(**config), catalog_of(TITLES))
     for model in (text, bare):
         model.count(flat, offsets, 0.0, 0.5)
@@ -110,19 +112,19 @@ def counted(weight: float, few: int = 3) -> tuple[TransitionsText, Transitions, 
 
 
 def test_items_with_few_events_borrow_by_title() -> None:
-    text, bare, sequences = counted(weight=0.3)
+    text, bare, sequences = counted(weight=0.3, unseen=0.5)
     events = np.bincount(np.concatenate(sequences), minlength=len(TITLES))
     few, cosines = np.clip(1 - events / 3, 0, 1), plain(TITLES, TITLES)
     np.fill_diagonal(cosines, 0)
-    history = [1, 0]
+    history, weight = [1, 0], np.where(events > 0, 0.3, 0.5)
     weights = np.zeros(len(TITLES))
     met = np.zeros(len(TITLES))
     for back, item in enumerate(reversed(history)):
         weights[item] += 0.5**back
         met[item] += 0.5**back
-        weights += 0.3 * few[item] * cosines[item] * 0.5**back
-    votes = sum(weight * scores_of(bare, [item])[0] for item, weight in enumerate(weights))
-    expected = votes + 0.3 * few * (cosines @ (votes + met))
+        weights += weight[item] * few[item] * cosines[item] * 0.5**back
+    votes = sum(share * scores_of(bare, [item])[0] for item, share in enumerate(weights))
+    expected = votes + weight * few * (cosines @ (votes + met))
     np.testing.assert_allclose(scores_of(text, history)[0], expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(scores_of(text, [2], history)[1], expected, rtol=1e-4, atol=1e-6)
 
@@ -130,6 +132,10 @@ def test_items_with_few_events_borrow_by_title() -> None:
 def test_without_weight_they_are_plain_transitions() -> None:
     text, bare, _ = counted(weight=0.0)
     np.testing.assert_array_equal(scores_of(text, [1, 0], [3]), scores_of(bare, [1, 0], [3]))
+    cold, _, sequences = counted(weight=0.0, unseen=0.1)
+    seen = sorted({item for one in sequences for item in one})
+    np.testing.assert_array_equal(scores_of(cold, [1, 0])[0, seen], scores_of(bare, [1, 0])[0, seen])
+    assert scores_of(cold, [0])[0, 8] > 0  # nobody had the rake, which is called as what follows
 
 
 def test_an_item_with_enough_events_keeps_its_own_counts() -> None:

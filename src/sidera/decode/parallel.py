@@ -15,6 +15,7 @@ levels · K codes of a level · n items, or places in ``trie.leaf_items``.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -32,6 +33,7 @@ from sidera.roles import ParallelGenerator
 
 BY_COLUMN = 4  # histories from which on a row of the table of codes is read for all of them at once
 MAX_SCORES = 1 << 26  # (B, n) that exist at a time
+REMADE = 0.1  # late semantic IDs, of those of a graph, from which on it is made again
 
 
 class ExactSearch:
@@ -97,21 +99,48 @@ def _summed(table: Tensor, rows: Tensor) -> Tensor:
 
 
 class GraphSearch:
-    """A walk over semantic IDs with like codes."""
+    """A walk over semantic IDs with like codes.
+
+    The nodes of a graph stay when items come and go: one whose items are gone is walked over, and semantic IDs that
+    came later are scored at the start of every walk, until they are a tenth (``REMADE``) of the graph and it is made
+    again.
+    """
 
     def __init__(
         self, generator: ParallelGenerator, trie: CodeTrie, num_neighbours: int = 32, rounds: int = 8,
         num_starts: int = 256, seed: int = 0,
     ) -> None:  # fmt: skip
         self.generator, self.trie, self.rounds = generator, trie, rounds
+        self.settings = {"num_neighbours": num_neighbours, "rounds": rounds, "num_starts": num_starts, "seed": seed}
         self.exact = ExactSearch(generator, trie)
-        starts = np.concatenate([[0], np.cumsum(trie.level_sizes)[:-1]])
-        self.rows = torch.from_numpy(trie.leaf_codes(np.arange(trie.num_leaves)) + starts)  # (leaves, L)
         with torch.no_grad():
             vectors = torch.cat(tuple(generator.code_vectors())).detach()
-            self.neighbours = like_neighbours(vectors, self.rows.to(vectors.device), num_neighbours, seed)
+        self.codes = trie.leaf_codes(np.arange(trie.num_leaves))  # (n, L) of each node
+        self.leaves = torch.arange(trie.num_leaves, device=vectors.device)  # (n,) node -> leaf, -1: its items are gone
+        self.rows = self._rows(vectors.device)
+        self.neighbours = like_neighbours(vectors, self.rows, num_neighbours, seed).to(vectors.device)
         drawn = torch.Generator().manual_seed(seed)
-        self.starts = torch.randperm(trie.num_leaves, generator=drawn)[:num_starts].sort().values
+        self.starts = torch.randperm(trie.num_leaves, generator=drawn)[:num_starts].sort().values.to(vectors.device)
+
+    def _rows(self, device: torch.device) -> Tensor:
+        starts = np.concatenate([[0], np.cumsum(self.trie.level_sizes)[:-1]])
+        return torch.from_numpy(self.codes + starts).to(device)
+
+    def over(self, generator: ParallelGenerator, trie: CodeTrie) -> GraphSearch:
+        """The same walk over a catalogue whose items came and went."""
+        known, device = len(self.neighbours), self.rows.device
+        leaves = trie.find(self.codes[:known])
+        late = np.setdiff1d(np.arange(trie.num_leaves), leaves)
+        if len(late) > REMADE * known:
+            return GraphSearch(generator, trie, **self.settings)
+        other = copy.copy(self)
+        other.generator, other.trie, other.exact = generator, trie, ExactSearch(generator, trie)
+        other.codes = np.concatenate([self.codes[:known], trie.leaf_codes(late)])
+        other.leaves = torch.from_numpy(np.concatenate([leaves, late])).to(device)
+        other.rows = other._rows(device)
+        starts = self.starts[self.starts < known]
+        other.starts = torch.cat([starts, torch.arange(known, known + len(late), device=device)])
+        return other
 
     @torch.inference_mode()
     def __call__(
@@ -123,7 +152,9 @@ class GraphSearch:
         log_probs = self.generator.code_log_probs(context)
         if allowed is not None and allowed.one_sparse is not None:
             return self.exact.of_scores(log_probs, num_results, exclude, allowed)
-        scores, leaves = self.walk(torch.cat(tuple(log_probs), dim=1), width)
+        scores, nodes = self.walk(torch.cat(tuple(log_probs), dim=1), width)
+        leaves, order = self.leaves[nodes].sort(dim=1, stable=True)  # equal scores go to the lower leaf
+        scores, leaves = scores.gather(1, order).masked_fill_(leaves < 0, NEG_INF), leaves.clamp_(min=0)
         tables = self.trie.tensors(scores.device)
         eligible = Eligible(self.trie, len(scores), scores.device, exclude, allowed)
         candidates, places = items_of(Candidates(scores, leaves, torch.zeros_like(leaves)), tables)
@@ -136,39 +167,35 @@ class GraphSearch:
         return found
 
     def walk(self, table: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """(B, sum of K) -> scores and leaves (B, V), each leaf once, ascending; score -inf behind a history's last."""
-        device = table.device
-        rows, neighbours = self.rows.to(device), self.neighbours.to(device)
-        leaves = self.starts.to(device).expand(len(table), -1)
-        scores = _summed(table, rows[self.starts.to(device)])
-        visited = torch.zeros(len(table), self.trie.num_leaves + 1, dtype=torch.bool, device=device)
-        visited.scatter_(1, leaves, True)
-        open_scores = scores.clone()  # -inf: its neighbours were scored
-        all_leaves, all_scores = [leaves], [scores]
+        """(B, sum of K) -> scores and nodes (B, V), each node once; score -inf behind a history's last."""
+        rows, number, known = self.rows, len(self.rows), len(self.neighbours)
+        found = self.starts.expand(len(table), -1)
+        scores = _summed(table, rows[self.starts])
+        visited = torch.zeros(len(table), number + 1, dtype=torch.bool, device=table.device)
+        visited.scatter_(1, found, True)
+        nodes, all_scores = found, scores
+        open_scores = scores.masked_fill(found >= known, NEG_INF)  # -inf: its neighbours were scored, or it has none
         for _ in range(self.rounds):
-            best, places = open_scores.topk(min(width, open_scores.shape[1]), dim=1)
-            # what is worse than the best `width` found so far is not expanded
-            floor = torch.cat(all_scores, dim=1).topk(min(width, open_scores.shape[1]), dim=1).values[:, -1:]
+            few = min(width, open_scores.shape[1])
+            best, places = open_scores.topk(few, dim=1)
+            floor = all_scores.topk(few, dim=1).values[:, -1:]  # what is worse than so many is not expanded
             live = (best >= floor) & (best > NEG_INF)
             if not bool(live.any()):
                 break
             open_scores = open_scores.scatter(1, places, NEG_INF)
-            expanded = torch.cat(all_leaves, dim=1).gather(1, places).clamp_(max=self.trie.num_leaves - 1)
-            found = neighbours[expanded].masked_fill_(~live[:, :, None], self.trie.num_leaves).flatten(1)
+            expanded = nodes.gather(1, places).clamp_(max=known - 1)
+            found = self.neighbours[expanded].masked_fill_(~live[:, :, None], number).flatten(1)
             found = found.sort(dim=1).values  # (B, W*E)
             again = F.pad(found[:, 1:] == found[:, :-1], (1, 0)) | visited.gather(1, found)
-            found = found.masked_fill(again, self.trie.num_leaves)
+            found = found.masked_fill(again, number)
             visited.scatter_(1, found, True)
-            there = found < self.trie.num_leaves
-            new = _of_rows(table, rows, found.clamp(max=self.trie.num_leaves - 1)).masked_fill_(~there, NEG_INF)
-            all_leaves.append(found)
-            all_scores.append(new)
+            new = _of_rows(table, rows, found.clamp(max=number - 1)).masked_fill_(found == number, NEG_INF)
+            nodes, all_scores = torch.cat((nodes, found), dim=1), torch.cat((all_scores, new), dim=1)
             open_scores = torch.cat((open_scores, new), dim=1)
-        leaves, order = torch.cat(all_leaves, dim=1).sort(dim=1)
-        return torch.cat(all_scores, dim=1).gather(1, order), leaves.clamp_(max=self.trie.num_leaves - 1)
+        return all_scores, nodes.clamp_(max=number - 1)
 
 
-def _of_rows(table: Tensor, rows: Tensor, leaves: Tensor) -> Tensor:
-    """(B, sum of K), leaves (B, V) -> (B, V) sums of each history's own."""
-    codes = rows[leaves]  # (B, V, L)
+def _of_rows(table: Tensor, rows: Tensor, nodes: Tensor) -> Tensor:
+    """(B, sum of K), nodes (B, V) -> (B, V) sums of each history's own."""
+    codes = rows[nodes]  # (B, V, L)
     return table.gather(1, codes.flatten(1)).view_as(codes).sum(-1)

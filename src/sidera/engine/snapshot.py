@@ -94,6 +94,9 @@ class Snapshot:
         if self.generates:
             catalog.trie.tensors(torch.device(self.device))  # built before anybody waits for it
         after = replace(self, catalog=catalog, model=grown(self.trained, catalog.items))
+        over: Any = getattr(self.__dict__.get("searcher"), "over", None)  # what was made of the catalogue, and stays
+        if over is not None and after.way == self.way:
+            after.__dict__["searcher"] = over(after.model, catalog.trie)
         if self.generates:
             after.generator  # noqa: B018 — the tables of late codes too
         if self.index is not None:

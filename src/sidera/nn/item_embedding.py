@@ -88,6 +88,18 @@ def _likeness(items: ItemRows) -> Iterator[np.ndarray]:
             yield np.where(column > 0, column, -1)
 
 
+def with_siblings(old: Tensor, rows: Tensor, parents: Tensor) -> Tensor:
+    """(n, D) rows of ``old`` (m, D) by old number (n,); those that are new (-1) get the mean of the nodes with the same
+    parent (n,), or of all where every sibling is new."""
+    known = rows >= 0
+    found = old[rows.clamp(min=0)]
+    number = int(parents.max()) + 1
+    sums = old.new_zeros(number, old.shape[1]).index_add_(0, parents[known], found[known])
+    counts = torch.bincount(parents[known], minlength=number)
+    means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], old.mean(0))
+    return torch.where(known[:, None], found, means[parents])
+
+
 def grown(model: nn.Module, items: ItemRows) -> nn.Module:
     """``model`` over a longer table of items; itself where it has no row per item, or no item came.
 

@@ -12,7 +12,8 @@ In a shop where nobody buys twice they become strongly negative at the leaves, w
 is "seen" need not be guessed by a filter (the idea of RepeatNet, arXiv 1812.02646, reduced to a bias).
 
 An item that came after the training takes the place that its codes give it in the tree (:meth:`SideraGenerator.grow`),
-with the mean vector of its siblings (``nn.item_embedding``) until the model is trained again.
+with the mean vector of its siblings (``nn.item_embedding``) until the model is trained again; with ``content =
+"titles"`` its vector, in histories and in the leaf, is what its title says (``titled_items``).
 
 Shape legend: T tokens · B histories · S longest history · R rows (tokens, or histories x beams) · W beams ·
 G candidates · L levels · K codes of a level · C children · D width.
@@ -31,12 +32,13 @@ from torch import Tensor, nn
 
 from sidera.batch import Batch, Reads
 from sidera.catalog.catalog import Catalog
-from sidera.config import check_counts, check_value
+from sidera.config import check_counts, check_value, later
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences
 from sidera.models.generators.sidera_decode import add_visits, children_logits
+from sidera.models.generators.titled_items import TitledItems
 from sidera.nn.counters import TRAINING, matmul_flops
-from sidera.nn.item_embedding import ItemEmbedding, ItemRows
+from sidera.nn.item_embedding import ItemEmbedding, ItemRows, with_siblings
 from sidera.nn.made_of_weights import MadeOfWeights
 from sidera.nn.soft_targets import cross_entropy, uniform
 from sidera.nn.transformer import CausalEncoder
@@ -99,11 +101,16 @@ class SideraGenerator(nn.Module):
         dropout: float = 0.5  # share of units dropped
         leaf: Literal["tied", "untied", "sum"] = "tied"  # leaf vector: item's input vector, an own one, or both added
         label_smoothing: float = 0.0  # share of probability spread over the siblings
+        content: Literal["none", "titles"] = later("none")  # titles: an item's vector also says what its title does
+        id_dropout: float = later(0.2)  # titles: share of items whose own part is dropped at a step
 
         def __post_init__(self) -> None:
             check_counts("[model]", self, "max_history", "width", "num_layers", "num_heads", "ff_multiple")
-            for name in ("dropout", "label_smoothing"):
+            for name in ("dropout", "label_smoothing", "id_dropout"):
                 check_value("[model]", name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 <= x < 1")
+            if self.content != "none" and self.leaf == "untied":
+                problem = f"[model] content = {self.content!r} with leaf = 'untied', which reads no item vector"
+                raise InputError(problem, allowed="leaf = tied or sum")
             if self.width % self.num_heads:
                 raise InputError(f"[model] width = {self.width} is not a multiple of num_heads = {self.num_heads}")
 
@@ -122,11 +129,13 @@ class SideraGenerator(nn.Module):
         self.level_sizes = tuple(catalog.level_sizes)
         width, num_items = config.width, len(catalog.item_keys)
         self._build_tree(np.asarray(catalog.codes))
-        self.item = ItemEmbedding(num_items, width)
+        self.item: ItemEmbedding | TitledItems = ItemEmbedding(num_items, width)
         self.node_in = nn.ModuleList(nn.Embedding(n, width) for n in self.num_nodes[:-1])  # read with the history
         self.node_out = nn.ModuleList(nn.Embedding(n, width) for n in self.num_nodes[:-1])  # written
         for table in (self.item, *self.node_in, *self.node_out):
             nn.init.normal_(table.weight, std=0.02)
+        if config.content == "titles":
+            self.item = TitledItems(list(catalog.titles), width, config.id_dropout)
         if config.leaf != "tied":
             self.leaf = ItemEmbedding(num_items, width)
             nn.init.normal_(self.leaf.weight, std=0.02 if config.leaf == "untied" else 0.0)
@@ -185,10 +194,10 @@ class SideraGenerator(nn.Module):
             at = np.searchsorted(old_keys[level], wanted).clip(max=len(old_keys[level]) - 1)
             of_old = np.where((old_parents >= 0) & (old_keys[level][at] == wanted), at, -1)
             rows, parents = torch.from_numpy(of_old).to(device), torch.from_numpy(keys // size).to(device)
-            self.bias[level] = nn.Parameter(_with_siblings(self.bias[level].detach()[:, None], rows, parents)[:, 0])
+            self.bias[level] = nn.Parameter(with_siblings(self.bias[level].detach()[:, None], rows, parents)[:, 0])
             if level < len(self.level_sizes) - 1:
                 for tables in (self.node_in, self.node_out):
-                    weight = _with_siblings(cast(nn.Embedding, tables[level]).weight.detach(), rows, parents)
+                    weight = with_siblings(cast(nn.Embedding, tables[level]).weight.detach(), rows, parents)
                     tables[level] = nn.Embedding(weight.shape[0], weight.shape[1], _weight=weight)
         self.to(device).requires_grad_(False)
 
@@ -206,14 +215,15 @@ class SideraGenerator(nn.Module):
             return cast(nn.Embedding, self.node_out[level]).weight
         if self.training or torch.is_grad_enabled():  # gradients flow to the tables
             return self._leaf_vectors()
-        weights = [self.item.weight] if self.config.leaf == "tied" else [self.item.weight, self.leaf.weight]
+        weights = [*self.item.parameters(), *(() if self.config.leaf == "tied" else self.leaf.parameters())]
         return self._folded.get(weights, self._leaf_vectors)
 
     def _leaf_vectors(self) -> Tensor:
-        if self.config.leaf == "tied":
-            return F.embedding(self.leaf_items, self.item.weight)
-        own = F.embedding(self.leaf_items, self.leaf.weight)
-        return own if self.config.leaf == "untied" else own + F.embedding(self.leaf_items, self.item.weight)
+        if self.config.leaf == "untied":
+            return F.embedding(self.leaf_items, self.leaf.weight)
+        read = self.item.weight if isinstance(self.item, ItemEmbedding) else self.item.table()
+        read = F.embedding(self.leaf_items, read)
+        return read if self.config.leaf == "tied" else F.embedding(self.leaf_items, self.leaf.weight) + read
 
     def _children_logits(self, level: int, states: Tensor, parents: Tensor, visited: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of the children of ``parents`` (R,) for ``states`` (R, D) -> logits (R, C), child nodes (R, C).
@@ -381,15 +391,3 @@ class SideraGenerator(nn.Module):
             return log_p, None
         codes = getattr(self, f"codes_{level}")[children.clamp_(max=self.num_nodes[level] - 1)]
         return log_p, codes.masked_fill_(absent_mask, size)
-
-
-def _with_siblings(old: Tensor, rows: Tensor, parents: Tensor) -> Tensor:
-    """(n, D) rows of ``old`` (m, D) by old number (n,); those that are new (-1) get the mean of the nodes with the same
-    parent (n,), or of all where every sibling is new."""
-    known = rows >= 0
-    found = old[rows.clamp(min=0)]
-    number = int(parents.max()) + 1
-    sums = old.new_zeros(number, old.shape[1]).index_add_(0, parents[known], found[known])
-    counts = torch.bincount(parents[known], minlength=number)
-    means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], old.mean(0))
-    return torch.where(known[:, None], found, means[parents])

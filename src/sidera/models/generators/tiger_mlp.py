@@ -92,7 +92,7 @@ class Summary(nn.Module):
             scores = scores.masked_fill(~mask[..., None], float("-inf"))
         read = scores.softmax(1).transpose(1, 2) @ self.value(states)  # (B, L*Q, D)
         read = read.view(len(read), self.num_levels, -1)
-        return torch.einsum("blq,lqf->blf", read, self.project)
+        return torch.bmm(read.transpose(0, 1), self.project).transpose(0, 1)
 
 
 class TigerMLP(nn.Module):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from sidera.data.batches import PackedSequences
 from sidera.nn.counters import TRAINING
 from sidera.nn.hstu import HSTUEncoder
 from sidera.nn.item_embedding import ItemEmbedding
+from sidera.nn.made_of_weights import MadeOfWeights
 from sidera.nn.sampled_softmax import sampled_softmax
 from sidera.roles import Loss
 
@@ -71,10 +73,13 @@ class HSTU(nn.Module):
         self.encoder = HSTUEncoder(
             config.width, config.num_layers, config.num_heads, config.max_history, config.dropout
         )
+        self._vectors = MadeOfWeights[Tensor]()
 
     def item_vectors(self) -> Tensor:
         """(N, D) of length 1."""
-        return F.normalize(self.item.weight, dim=1)
+        if self.training or torch.is_grad_enabled():
+            return F.normalize(self.item.weight, dim=1)
+        return self._vectors.get((self.item.weight,), lambda: F.normalize(self.item.weight, dim=1))
 
     def states(self, batch: Batch) -> Tensor:
         """(T, D): at each event what the history up to it says."""
@@ -107,3 +112,9 @@ class HSTU(nn.Module):
         scored = self.item.num_embeddings if self.config.loss == "full" else 1 + self.config.num_negatives
         products = 2.0 * batch.events.num_values * scored * self.config.width
         return TRAINING * (self.encoder.flops(batch.lengths) + products)
+
+    def train(self, mode: bool = True) -> HSTU:
+        """Switching modes drops the vectors made for answering."""
+        self._vectors.drop()
+        super().train(mode)
+        return self

@@ -6,7 +6,8 @@
 
 few(c) falls from 1 for an item without a training event to 0 at ``few`` events, so that items with counts of their own
 keep them. An item that came after the training is read and answered by its title alone. ``weight`` is chosen on the
-validation rows, behind the settings of the counts; 0 leaves plain transitions.
+validation rows, behind the settings of the counts; 0 leaves plain transitions, but for items without a training event,
+whose weight is ``unseen`` at least.
 
     sidera run recipes/any/transitions_text.toml --data data/mine --out runs/any-transitions_text
 
@@ -42,12 +43,14 @@ class TransitionsText(Transitions):
         few: int = 10  # training events from which on an item borrows nothing
         alike: int = 20  # items, nearest by title, that an item borrows from
         weight: float = 0.3  # of what is borrowed
+        unseen: float = 0.1  # the least weight for items without a training event: validation rows hardly ask for them
         choose: bool = True  # take norm, fading and weight from grids, by the validation rows
 
         def __post_init__(self) -> None:
             super().__post_init__()
             check_counts("[model]", self, "few", "alike")
-            check_value("[model]", "weight", self.weight, 0 <= self.weight < float("inf"), "0 or more")
+            for name in ("weight", "unseen"):
+                check_value("[model]", name, getattr(self, name), 0 <= getattr(self, name) < float("inf"), "0 or more")
 
     config: Config
     reads_late_items = True
@@ -55,6 +58,7 @@ class TransitionsText(Transitions):
     weight: Tensor  # (1,)
     alike_ids: Tensor  # (N, K) int64, items of the training
     alike_shares: Tensor  # (N, K) float32: few(item) * alike, 0 where there are fewer neighbours
+    seen_mask: Tensor  # (N,) bool: items with a training event
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__(config, catalog)
@@ -62,6 +66,7 @@ class TransitionsText(Transitions):
         self.register_buffer("weight", torch.tensor([config.weight]))
         self.register_buffer("alike_ids", torch.zeros(number, config.alike, dtype=torch.int64))
         self.register_buffer("alike_shares", torch.zeros(number, config.alike))
+        self.register_buffer("seen_mask", torch.ones(number, dtype=torch.bool))
         self.titles = TitleWords(list(catalog.titles))
 
     @property
@@ -72,9 +77,8 @@ class TransitionsText(Transitions):
         """Find the neighbours of items that came later among those of the training."""
         found = self.titles.nearest(self.titles.rows(items.titles_from(self.num_items)), self.config.alike)
         ids, shares = (torch.from_numpy(part).to(self.weight.device) for part in found)
-        self.alike_ids, self.alike_shares = (
-            torch.cat((self.alike_ids, ids)), torch.cat((self.alike_shares, shares)),
-        )  # fmt: skip
+        self.alike_ids, self.alike_shares = torch.cat((self.alike_ids, ids)), torch.cat((self.alike_shares, shares))
+        self.seen_mask = torch.cat((self.seen_mask, self.seen_mask.new_zeros(len(ids))))
 
     def fit_once(self, view: View) -> None:
         """Count, choose the counts' settings, find the neighbours, and choose the weight."""
@@ -101,6 +105,7 @@ class TransitionsText(Transitions):
             ids, alike = self.titles.nearest(self.titles.items, self.config.alike, itself=True)
             events = np.bincount(item_ids, minlength=len(ids))
             few = np.clip(1 - events / self.config.few, 0, 1)[:, None]
+            self.seen_mask.copy_(torch.from_numpy(events > 0))
             self.alike_ids.copy_(torch.from_numpy(ids))
             self.alike_shares.copy_(torch.from_numpy((few * alike).astype(np.float32)))
 
@@ -110,20 +115,21 @@ class TransitionsText(Transitions):
         known, total = self.votes.shape[0], self.num_items
         votes = self.fading**events.from_end  # (T,)
         rows, ids = events.row_ids, item_ids
-        if weight := float(self.weight):
-            shares = self.alike_shares[ids]  # (T, K)
+        weight = torch.where(self.seen_mask, self.weight, self.weight.clamp(min=self.config.unseen))  # (N,)
+        borrows = ((self.alike_shares[:, 0] > 0) & (weight > 0)).nonzero().squeeze(1)  # (M,) the nearest stand first
+        if len(borrows):
+            shares = self.alike_shares[ids] * weight[ids, None]  # (T, K)
             there = shares > 0
             rows = torch.cat((rows, rows[:, None].expand_as(shares)[there]))
             ids = torch.cat((ids, self.alike_ids[item_ids][there]))
-            votes = torch.cat((votes, weight * (votes[:, None] * shares)[there]))
+            votes = torch.cat((votes, (votes[:, None] * shares)[there]))
         counted = ids < known  # what came later has no counts
         scores = self.voted(rows[counted], ids[counted], votes[counted], batch.num_histories)  # (B, known)
         scores = F.pad(scores, (0, total - known))
-        if weight:
+        if len(borrows):
             met = scores.index_put((events.row_ids, item_ids), votes[: len(item_ids)], accumulate=True)
-            borrows = self.alike_shares.amax(1).nonzero().squeeze(1)  # (M,)
             borrowed = F.embedding_bag(
                 self.alike_ids[borrows], met.T.contiguous(), per_sample_weights=self.alike_shares[borrows], mode="sum"
             )  # (M, B)
-            scores = scores.index_add(1, borrows, weight * borrowed.T)
+            scores = scores.index_add(1, borrows, weight[borrows] * borrowed.T)
         return scores
