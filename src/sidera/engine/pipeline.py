@@ -132,12 +132,12 @@ class Pipeline:
         number = query.k
         for step in reversed(self.steps):
             number = step.needs(number)
-        asked = replace(query, beam=query.beam or self.beam)
+        asked = replace(query, beam=query.beam or self.beam, log_probs=query.log_probs and not self.steps)
         try:
             candidates = search(asked, number)
             for step in self.steps:
                 candidates = step(asked, candidates)
-            if query.log_probs:
+            if query.log_probs and candidates.log_probs is None:  # a step chose, or the search cannot say
                 candidates = replace(candidates, log_probs=log_probs_of(asked, candidates.item_ids))
         except FloatingPointError as error:  # finite weights may be large enough for it
             problem = f"the weights {query.snapshot.version} give scores that are no numbers"
@@ -168,8 +168,8 @@ def search(query: Query, number: int) -> Candidates:
             writer = cast(SessionGenerator, generator)
             ids, scores = rank_by_lists(writer, query.context, trie, k=number, beam=width, **limits)
             return Candidates(ids, scores, **signed)
-        found = snapshot.beams(query.context, width=width, num_results=number, **limits)
-    return Candidates(found.item_ids, found.scores, leaf_ids=found.leaf_ids, **signed)
+        found = snapshot.beams(query.context, width=width, num_results=number, log_probs=query.log_probs, **limits)
+    return Candidates(found.item_ids, found.scores, leaf_ids=found.leaf_ids, log_probs=found.log_probs, **signed)
 
 
 def log_probs_of(query: Query, item_ids: Tensor) -> Tensor:
