@@ -37,6 +37,7 @@ from sidera.core import InputError
 from sidera.decode.eligible import NEG_INF, Allowed, Eligible, Jagged
 from sidera.decode.select import best_first, best_positions, check_numbers
 from sidera.ops.trie import CodeTrie, TrieTensors
+from sidera.ops.waiting import may_ask
 from sidera.roles import Context, Generator, StepOutput
 
 
@@ -288,7 +289,7 @@ def normalised(output: StepOutput) -> tuple[Tensor, Tensor]:
         return output.logits, log_norm.masked_fill(log_norm == NEG_INF, 0.0)
     logits = output.logits.float()
     log_probs = logits.log_softmax(dim=-1)  # (B, W, K)
-    if not log_probs.is_cpu or log_probs[..., 0].isnan().any():  # a GPU would have to be waited for
+    if not may_ask(log_probs) or log_probs[..., 0].isnan().any():
         log_probs = log_probs.masked_fill(logits.amax(dim=-1, keepdim=True) == NEG_INF, NEG_INF)
     return log_probs, log_probs.new_zeros(log_probs.shape[:2])
 

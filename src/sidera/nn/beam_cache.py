@@ -25,7 +25,8 @@ class BeamCache:
     ) -> None:
         """Room for ``width`` beams a history; ``inner`` is H * E, ``like`` has the number format and the device."""
         self.num_histories, self.capacity = num_histories, num_histories * width  # capacity: rows of a position
-        self.rows = like.new_empty(num_layers, num_positions * self.capacity, 2 * inner)  # keys, then values
+        size = (num_layers, num_positions * self.capacity, 2 * inner)
+        self.rows = torch.empty(size, dtype=like.dtype, device=like.device)  # keys, then values
         self.ancestors = torch.empty(num_histories, 0, dtype=torch.int64, device=like.device)  # (M, P so far)
 
     @property
