@@ -16,6 +16,7 @@ from sidera import console
 from sidera.cli import (
     answering,
     completion,
+    exporting,
     keys,
     load,
     logs,
@@ -93,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     answering.add_recommend(verbs)
     answering.add_questions(verbs)
     serving.add_serve(verbs)
+    exporting.add_export(verbs)
     serving.add_api_keys(verbs)
     loop.add_export(verbs)
     loop.add_refresh(verbs)

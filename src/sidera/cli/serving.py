@@ -32,7 +32,7 @@ def serve_verb(arguments: Arguments) -> None:
 
     parts = ServeConfig(
         arguments.rerank, arguments.rerank_from, arguments.cold_share, store=arguments.store, fill=arguments.fill,
-        exposures=arguments.exposures,
+        exposures=arguments.exposures, compiled=not arguments.no_compiled, export_key=arguments.export_key,
     )  # fmt: skip
     scheduler = SchedulerConfig(
         deadline_ms=arguments.deadline_ms, beam_steps=BEAM_STEPS if arguments.adapt_beam else (1.0,)
@@ -49,6 +49,8 @@ def serve_verb(arguments: Arguments) -> None:
             live.watch(arguments.watch)
         if recommender.behaviour is not None:
             console.say(f"store: {arguments.store}, {recommender.behaviour.store.num_users:,} users")
+        if recommender.compiled_note:
+            console.say(recommender.compiled_note)
         if not arguments.threads:
             _choose_threads(recommender)
         console.say(
@@ -157,6 +159,8 @@ def add_serve(verbs: Verbs) -> None:
     parser.add_argument(
         "--adapt-beam", action="store_true", help="under load: half or a quarter of the recipe's beam; answers name it"
     )
+    parser.add_argument("--no-compiled", action="store_true", help="leave what `sidera export` made aside")
+    parser.add_argument("--export-key", metavar="FILE", help="key that signed it; default: this machine's own")
     parser.add_argument("--max-body-mb", type=float, default=8.0, help="size of a request, MiB")
     parser.add_argument("--max-connections", type=int, default=2048, help="connections at one time")
     parser.add_argument(

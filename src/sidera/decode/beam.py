@@ -199,7 +199,7 @@ def continuations(
 
 def among_siblings(logits: Tensor, runs: Tensor, num_runs: int) -> Tensor:
     """(B, P) log-softmax over the candidates of each run; ``num_runs`` is the run of padding. NaN in a run of -inf."""
-    peaks = logits.new_full((len(logits), num_runs + 1), NEG_INF).scatter_reduce_(1, runs, logits, "amax")
+    peaks = logits.new_full((logits.shape[0], num_runs + 1), NEG_INF).scatter_reduce_(1, runs, logits, "amax")
     shifted = logits - peaks.gather(1, runs)
     sums = torch.zeros_like(peaks).scatter_add_(1, runs, shifted.exp())
     return shifted.sub_(sums.log_().gather(1, runs))

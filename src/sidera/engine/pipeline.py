@@ -70,7 +70,7 @@ class Query:
     @cached_property
     def context(self) -> Context:
         """The encoded histories. Ask for them inside ``snapshot.answering()``."""
-        return self.snapshot.generator.context(self.read)
+        return self.snapshot.context(self.read)
 
     @cached_property
     def allowed(self) -> Allowed | None:
