@@ -107,7 +107,9 @@ def test_what_has_no_program_is_computed_and_the_reason_said() -> None:
     (batch, context), mask = sample_of(snapshot), np.ones(trie.num_items, dtype=bool)
     none: dict[str, Any] = {"exclude": None, "allowed": None}
     assert compiled.beams(context, trie, BEAM + 1, 5, **none) is None
-    assert compiled.beams(context, trie, BEAM, 5, exclude=None, allowed=Allowed([PrefixMask.of_items(trie, mask)])) is None
+    assert (
+        compiled.beams(context, trie, BEAM, 5, exclude=None, allowed=Allowed([PrefixMask.of_items(trie, mask)])) is None
+    )
     assert compiled.context(batch_of(snapshot, [Request((str(world().catalog.item_keys[0]),))])) is None
     small = replace(compiled.shape, sizes=(1,) * len(compiled.shape.sizes))
     other = CompiledSearch(compiled.programs, small, (batch, context))
@@ -199,7 +201,7 @@ def test_programs_that_answer_otherwise_are_refused(run: Path, monkeypatch: pyte
         "search": lambda *inputs: [part.roll(1, 1) for part in programs["search"](*inputs)],
     }
     monkeypatch.setattr(compiling, "_loaded", lambda content: wrong[content.decode()])
-    with pytest.raises(ArtifactError, match="0.0% of 8 requests as the model does"):
+    with pytest.raises(ArtifactError, match=r"0\.0% of 8 requests as the model does"):
         export_run(run, snapshot, BEAM, requests=8)
     assert not (run / "compiled").exists()
 

@@ -19,14 +19,12 @@ def export_verb(arguments: Arguments) -> dict[str, Any]:
     folder = versions.current_folder(arguments.run)
     snapshot = load_snapshot(folder)
     beam = arguments.beam or (beam_of_run(folder) if snapshot.generates else 1)
-    done = export_run(
-        folder, snapshot, beam, minutes=arguments.minutes, requests=arguments.requests, key=arguments.key
-    )
+    done = export_run(folder, snapshot, beam, minutes=arguments.minutes, requests=arguments.requests, key=arguments.key)
     for name, why in done.refused.items():
         console.warn(f"{name} stays as it is: {why}")
     console.say(
-        f"{done.out}: {', '.join(done.programs)}; {done.parity.equal:.1%} of {done.parity.requests} answers equal, scores"
-        f" off by at most {done.parity.off:.1e}; sidera serve {arguments.run} opens it"
+        f"{done.out}: {', '.join(done.programs)}; {done.parity.equal:.1%} of {done.parity.requests} answers equal,"
+        f" scores off by at most {done.parity.off:.1e}; sidera serve {arguments.run} opens it"
     )
     return asdict(done)
 

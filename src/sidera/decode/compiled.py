@@ -175,7 +175,7 @@ class ContextProgram(nn.Module):
 
 def batch_parts(batch: Batch) -> Batch:
     """What a context is made of."""
-    return Batch(batch.events, batch.items, replace(batch.requests, user_ids=None))
+    return replace(batch, requests=replace(batch.requests, user_ids=None), targets=None, global_count=None)
 
 
 def excluded_places(trie: CodeTrie, num_histories: int, exclude: Jagged | None) -> Tensor:
@@ -243,5 +243,3 @@ class CompiledSearch:
 
     def _no(self, why: str) -> None:
         self.reasons[why] += 1
-
-

@@ -157,9 +157,10 @@ class Answerer:
             shown[number, : len(row.item_ids)] = row.item_ids
             if row.log_probs is not None:
                 log_probs[number, : len(row.item_ids)] = row.log_probs
+        answered = torch.from_numpy(shown), torch.from_numpy(log_probs)
         self.exposures.shown(
             exposure_columns(
-                self.snapshot.catalog, torch.from_numpy(shown), torch.from_numpy(log_probs), requests=list(names.values()),
+                self.snapshot.catalog, *answered, requests=list(names.values()),
                 users=[str(asked[place].request.user) for place in places],
                 times=[now if (moment := asked[place].request.as_of) is None else moment for place in places],
                 policies=[self._policy(rows[place]) for place in places],

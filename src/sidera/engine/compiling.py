@@ -3,10 +3,10 @@
     RUN/compiled/context.pt2, search.pt2, searches.pt2     programs of ``decode/compiled.py`` (AOTInductor)
     RUN/compiled/manifest.json                             their digests, the weights, the processor, what parity gave
 
-A program is code: whoever loads it runs it. So it is opened only with a signature (HMAC) of a key that this machine has:
-its own, made at the first export and readable by its owner alone, or one that is given (``--key``) to both the machine
-that exports and those that serve. A program is also of one torch, one kind of processor and one set of weights. Where
-any of these differs, or a file was changed, answers are computed step by step and the server says why.
+A program is code: whoever loads it runs it. So it is opened only with a signature (HMAC) of a key that this machine
+has: its own, made at the first export and readable by its owner alone, or one that is given (``--key``) to both the
+machine that exports and those that serve. A program is also of one torch, one kind of processor and one set of weights.
+Where any of these differs, or a file was changed, answers are computed step by step and the server says why.
 
 An export is refused unless the programs answer what the model does: the ten best items equal in 99 % of sampled
 requests, and no score off by more than ``TOLERANCE``. Compiling runs in a process of its own, which is ended with its
@@ -15,6 +15,7 @@ compilers when the time is over.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -177,10 +178,8 @@ def _compiled_aside(run: Path, out: Path, beam: int, minutes: float) -> dict[str
 def _end(worker: subprocess.Popen[bytes]) -> None:
     """The worker and the compilers that it started."""
     if hasattr(os, "killpg"):
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(worker.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     elif worker.poll() is None:
         worker.kill()
     worker.wait()
@@ -209,9 +208,7 @@ def requests_of_lengths(snapshot: Snapshot, lengths: Sequence[int], seed: int = 
         }
         times = 1_700_000_000 + np.cumsum(rng.integers(1, 100_000, length))
         history = tuple(keys[item] for item in rng.integers(0, len(keys), length))
-        found.append(
-            Request(history, times=tuple(times.tolist()), feedback=feedback, filter_seen=bool(place % 2))
-        )
+        found.append(Request(history, times=tuple(times.tolist()), feedback=feedback, filter_seen=bool(place % 2)))
     return found
 
 
