@@ -40,6 +40,7 @@ class Contestant:
     recipe: str  # below recipes/
     overrides: tuple[str, ...] = ()
     seeds: tuple[int, ...] = SEEDS
+    fits: tuple[str, ...] = ("train",)  # "train+valid": the same run refitted with its validation events
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class Claim:
     data: str  # folder below the shared data
     contestants: Sequence[Contestant]
     claimed: str  # label of the contestant that the bar is for
-    bars: Mapping[str, float] = field(default_factory=dict)  # "keep/recall@10" -> at least
+    bars: Mapping[str, float] = field(default_factory=dict)  # "keep/recall@10", "refit/keep/recall@10" -> at least
+    above: Sequence[str] = ()  # labels over which its paired NDCG@10 is clearly above 0, in every mode and fit
+    max_cpu_minutes: float | None = None  # that its training may take
     quick: Sequence[str] = ()  # labels that --quick runs; empty: the claimed one
     quick_overrides: Sequence[str] = ()  # of --quick, behind QUICK: for models that need a smaller share of a minute
 
@@ -64,6 +67,7 @@ def run_claim(claim: Claim, doc: str | None, flags: Callable[[argparse.ArgumentP
 
     def all_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--seeds", type=int, help="only so many seeds")
+        parser.add_argument("--one-seed", type=int, help="only train and measure this seed, for a later whole run")
         if flags is not None:
             flags(parser)
 
@@ -77,23 +81,38 @@ def run_claim(claim: Claim, doc: str | None, flags: Callable[[argparse.ArgumentP
     for contestant in claim.contestants:
         if contestant.label in wanted:
             seeds = contestant.seeds[:1] if options.quick else contestant.seeds[: options.seeds]
+            if options.one_seed is not None:
+                seeds = tuple(seed for seed in seeds if seed == options.one_seed)
             evaluations += [
-                evaluate_seed(contestant, data, seed, options.quick, claim.quick_overrides) for seed in seeds
+                evaluate_seed(contestant, data, seed, options.quick, claim.quick_overrides, fit)
+                for seed in seeds
+                for fit in contestant.fits[: 1 if options.quick else None]
             ]
+    if options.one_seed is not None:
+        return
     value = means(evaluations, claim.claimed)
-    passed = all(value[name] >= bar for name, bar in claim.bars.items())
+    details = result(claim, evaluations)
+    minutes = [one.info["training"].get("cpu_minutes", 0.0) for one in evaluations if one.name == claim.claimed]
+    unclear = not_above(claim, details["paired_first_seed"])
+    passed = all(value.get(name, 0.0) >= bar for name, bar in claim.bars.items()) and not unclear
+    passed = passed and (claim.max_cpu_minutes is None or max(minutes) <= claim.max_cpu_minutes)
     context = {
         "protocol": protocol(evaluations),
-        "seeds": {label: sum(one.name == label for one in evaluations) for label in wanted},
+        "seeds": {label: len({one.info.get("seed") for one in evaluations if one.name == label}) for label in wanted},
+        "cpu_minutes": max(minutes),
+        "not_clearly_above": unclear,
     }
-    details = result(claim, evaluations)
     finish(claim.name, value, dict(claim.bars) or None, passed, context, options.quick, details=details)
 
 
 def evaluate_seed(
-    contestant: Contestant, data: Path, seed: int, quick: bool, quick_overrides: Sequence[str] = ()
+    contestant: Contestant, data: Path, seed: int, quick: bool, quick_overrides: Sequence[str] = (), fit: str = "train"
 ) -> Any:
-    """Train (or reuse) one contestant with one seed and measure it on the test rows."""
+    """Train (or reuse) one contestant with one seed and measure it on the test rows.
+
+    A refit goes on from a copy of the run that was fitted without the validation events.
+    """
+    import shutil
     from dataclasses import replace
 
     from sidera.train.recipe import Recipe
@@ -111,20 +130,42 @@ def evaluate_seed(
     stem = contestant.recipe.removesuffix(".toml")
     folder = f"{data.name}/{recipe.data.split}/{stem}/{contestant.label}-{seed}".replace(" ", "_")
     out = Path(os.environ.get("SIDERA_BENCH_RUNS", ROOT / "runs" / "bench")) / ("quick" if quick else "full") / folder
+    if fit != "train":
+        plain, out = out, out.with_name(f"{out.name}-refit")
+        if not out.exists():
+            shutil.copytree(plain, out, ignore=shutil.ignore_patterns("evaluation*", "baselines"))
+        recipe = replace(recipe, fit=replace(recipe.fit, refit=True))
     found = run(recipe, data, out)
     assert found is not None, "benchmark recipes have no piece limit"
     return replace(found, name=contestant.label)
 
 
 def means(evaluations: Sequence[Any], label: str) -> dict[str, float]:
-    """seen/metric -> mean over the label's seeds."""
-    mine = [one for one in evaluations if one.name == label]
+    """seen/metric -> mean over the label's seeds; refit/seen/metric where it was fitted on validation events too."""
+    from sidera.eval.evaluation import fit_of
+
+    by_fit: dict[str, list[Any]] = {}
+    for one in evaluations:
+        if one.name == label:
+            by_fit.setdefault("" if fit_of(one) == "train" else "refit/", []).append(one)
     return {
-        f"{seen}/{metric}": round(statistics.mean(one.value(metric, seen) for one in mine), 5)
+        f"{prefix}{seen}/{metric}": round(statistics.mean(one.value(metric, seen) for one in mine), 5)
+        for prefix, mine in by_fit.items()
         for seen in mine[0].metrics
         for metric in ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "recall@50")
         if metric in mine[0].metrics[seen]
     }
+
+
+def not_above(claim: Claim, paired: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
+    """Contestants, fits and modes over which the claimed one's paired NDCG@10 is not clearly above 0."""
+    return [
+        f"{name}, {figure}"
+        for name, figures in paired.items()
+        if any(name.startswith(f"{claim.claimed} - {label}") for label in claim.above)
+        for figure, (_, low, _) in figures.items()
+        if figure.endswith("ndcg@10") and low <= 0
+    ]
 
 
 def protocol(evaluations: Sequence[Any]) -> str:
@@ -137,13 +178,15 @@ def result(claim: Claim, evaluations: Sequence[Any]) -> dict[str, Any]:
     """The result file: every seed's figures, the paired differences, the trials that chose the recipe."""
     from sidera import __version__
     from sidera.eval.compare import compare
+    from sidera.eval.evaluation import fit_of
 
-    first_seeds = {one.name: one for one in reversed(evaluations)}
+    first_of_fits = {(one.name, fit_of(one)): one for one in reversed(evaluations)}
+    first_seeds = {name: one for (name, fit), one in first_of_fits.items() if fit == "train"}
     paired = {}
-    for other, evaluation in first_seeds.items():
-        if other != claim.claimed:
-            tests = compare(first_seeds[claim.claimed], evaluation).tests
-            paired[f"{claim.claimed} - {other}"] = {
+    for (other, fit), evaluation in first_of_fits.items():  # like with like: both without, or both with a refit
+        if other != claim.claimed and (claim.claimed, fit) in first_of_fits:
+            tests = compare(first_of_fits[claim.claimed, fit], evaluation).tests
+            paired[f"{claim.claimed} - {other}" + ("" if fit == "train" else f", fit: {fit}")] = {
                 f"{seen}/{metric}": [round(float(x), 5) for x in (test.difference, test.low, test.high)]
                 for (seen, metric), test in tests.items()
                 if metric in ("recall@10", "ndcg@10")

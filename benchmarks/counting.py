@@ -60,6 +60,7 @@ def trials(data: str) -> list[dict[str, float]]:
     from sidera.data.split import train_sequences
     from sidera.models import build_model
     from sidera.models.retrievers.transitions import FADINGS
+    from sidera.models.retrievers.validation import validation_ndcg
     from sidera.train.recipe import Recipe
 
     recipe, found = Recipe.read("any/transitions"), []
@@ -72,7 +73,7 @@ def trials(data: str) -> list[dict[str, float]]:
             for fading in FADINGS:
                 model.chosen.copy_(torch.tensor([norm, fading]))
                 settings = {"step_decay": step_decay, "norm": norm, "fading": fading}
-                found.append({**settings, "valid keep ndcg@10": round(model.validation_ndcg(view), 4)})
+                found.append({**settings, "valid keep ndcg@10": round(validation_ndcg(model, view), 4)})
     return found
 
 

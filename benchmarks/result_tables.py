@@ -18,7 +18,7 @@ from typing import Any
 from sidera.artifacts import write_text
 from sidera.core import InputError
 from sidera.eval.compare import check_comparable
-from sidera.eval.evaluation import Evaluation, protocol_line
+from sidera.eval.evaluation import Evaluation, fit_of, protocol_line
 
 SPREAD = "± is the standard deviation over seeds where there are several, else half of the 95 % interval over users."
 COLUMNS = (("keep", "recall@10"), ("keep", "ndcg@10"), ("filter", "recall@10"), ("filter", "ndcg@10"))
@@ -33,6 +33,7 @@ def result_file(title: str, evaluations: Sequence[Evaluation], **context: Any) -
     rows = [
         {"model": run.name, "seed": run.info.get("seed"), "metrics": run.summary()["metrics"], "info": run.info}
         | {"lists": run.lists, "kind": run.protocol["kind"], "max_history": run.protocol["max_history"]}
+        | {"fit": fit_of(run)}
         for run in evaluations
     ]
     return {"title": title, **context, "protocol": evaluations[0].protocol, "rows": rows}
@@ -43,15 +44,15 @@ def results_table(result_files: Sequence[str | Path]) -> str:
     blocks = []
     for file in result_files:
         result = _read(Path(file))
-        header = ["model"] + [f"{_short(metric)} {seen}" for seen, metric in COLUMNS] + ["seeds"]
+        header = ["model", "fit"] + [f"{_short(metric)} {seen}" for seen, metric in COLUMNS] + ["seeds"]
         lines = [f"**{result['title']}** ({protocol_line(result['protocol'])})", ""]
-        lines += ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
-        models: dict[str, list[Mapping[str, Any]]] = {}
-        for row in result["rows"]:
-            models.setdefault(row["model"], []).append(row)
-        for model, rows in models.items():
+        lines += ["| " + " | ".join(header) + " |", "|---|---|" + "---:|" * (len(header) - 2)]
+        models: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        for row in result["rows"]:  # a refit is newer than the oldest results
+            models.setdefault((row["model"], row.get("fit", "train")), []).append(row)
+        for (model, fit), rows in models.items():
             cells = [_cell(rows, seen, metric) for seen, metric in COLUMNS]
-            lines.append("| " + " | ".join([model, *cells, str(len(rows))]) + " |")
+            lines.append("| " + " | ".join([model, fit, *cells, str(len(rows))]) + " |")
         blocks.append("\n".join(lines))
     return "\n\n".join([*blocks, SPREAD])
 

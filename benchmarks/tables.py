@@ -32,11 +32,12 @@ def result_files() -> list[Path]:
 
 
 def rows_of(name: str) -> dict[str, list[dict[str, Any]]]:
-    """model -> its runs, one a seed."""
+    """model -> its runs, one a seed; those that learned no validation events."""
     record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     found: dict[str, list[dict[str, Any]]] = {}
     for row in record.get("details", record)["rows"]:
-        found.setdefault(row["model"], []).append(row)
+        if row.get("fit", "train") == "train":
+            found.setdefault(row["model"], []).append(row)
     return found
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from sidera.catalog.quantizers import QUANTIZERS
-from sidera.cli import build_parser
+from sidera.cli import build_parser, joined
 from sidera.cli.keys import section_classes
 from sidera.config import SECTIONS
 from sidera.keys import keys_of
@@ -113,13 +113,19 @@ def commands(text: str) -> list[list[str]]:
     fenced = re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL)
     lines = [line for block in fenced for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
     said = [re.sub(r"^(\$ |torchrun .*? -m )", "", line.strip()) for line in (*lines, *spans(text))]
-    return [line.split("#")[0].split() for line in said if re.match(r"sidera [a-z]+", line)]
+    return [_words(line.split("#")[0]) for line in said if re.match(r"sidera [a-z]+", line)]
+
+
+def _words(line: str) -> list[str]:
+    """``sidera``, the verb (of two words: as one), and the rest."""
+    program, *words = line.split()
+    return [program, *joined(words)]
 
 
 def commands_in_code(path: Path) -> list[list[str]]:
     """``sidera VERB ...`` in quotation marks of any kind or after "# ", and texts that are nothing but a command."""
     said = re.findall(r"(?:`|'|^|# )(sidera [a-z]+[^`'\n]*)", texts(path), flags=re.MULTILINE)
-    return [words for words in (line.split() for line in said) if words[1] in verbs()]
+    return [words for words in map(_words, said) if words[1] in verbs()]
 
 
 @cache

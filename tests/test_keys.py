@@ -64,7 +64,8 @@ def test_a_section_a_model_and_a_key_can_be_asked_for(capsys: pytest.CaptureFixt
         assert re.search(rf"^{expected}", out, re.MULTILINE), out
     assert main(["keys", "lr", "--json", "-q"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["sections"]
-    assert {one["section"] for one in found} == {"fit", "align", "catalog.contrastive"}
+    trained = {"rq_vae", "fsq", "rq_fsq", "lfq"}  # quantizers
+    assert {one["section"] for one in found} == {"fit", "align", "catalog.contrastive", *trained}
     assert main(["keys", "pateince"]) == 2
     assert "did you mean 'patience'" in capsys.readouterr().err
 

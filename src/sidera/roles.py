@@ -88,6 +88,53 @@ class SessionGenerator(Generator, Protocol):
 
 
 @runtime_checkable
+class HybridGenerator(Generator, Protocol):
+    """A Generator whose beams propose semantic IDs, and whose vectors order the items that bear them."""
+
+    num_proposed: int  # semantic IDs whose items are compared
+    joins_cold: bool  # whether items that training never showed are compared too, whatever the beams wrote
+
+    def item_vectors(self) -> Tensor:
+        """(N, D)"""
+
+    def beam_vectors(self, context: Any, cache: Any, codes: Tensor, parents: Tensor) -> Tensor:
+        """The step behind the last: what each finished beam says of its item, (B, W, D). Arguments as of ``step``."""
+
+    def given_vectors(self, context: Any, sids: Tensor) -> Tensor:
+        """What beams that wrote these semantic IDs (B, G, L) would say, (B, G, D)."""
+
+    def fused(self, log_probs: Tensor, matches: Tensor) -> Tensor:
+        """log p of the semantic IDs, and dot products of beam and item vectors, (B, C) each -> scores (B, C)."""
+class ParallelGenerator(Generator, Protocol):
+    """A Generator whose codes do not read each other: one state scores the codes of all levels at once, and
+    log p(item) is a sum over them."""
+
+    def code_log_probs(self, context: Any) -> Sequence[Tensor]:
+        """L of (B, K_level)"""
+
+    def code_vectors(self) -> Sequence[Tensor]:
+        """L of (K_level, D): codes that are likely for the same histories have like vectors."""
+
+
+@runtime_checkable
+class MaskedGenerator(Generator, Protocol):
+    """A Generator that fills codes in any order."""
+
+    def fill_log_probs(self, context: Any, codes: Tensor) -> Sequence[Tensor]:
+        """Codes (B, W, L), -1 where open -> L of (B, W, K_level): log-probabilities of the codes of each level."""
+
+
+@runtime_checkable
+class TaughtGenerator(Generator, Protocol):
+    """A small Generator that learned from a large one, which it can draft for."""
+
+    teacher: Any  # a Generator over the same codes
+
+    def teacher_context(self, context: Any) -> Any:
+        """The teacher's context of the histories of a context of the small one."""
+
+
+@runtime_checkable
 class Scorer(Protocol):
     """Scores every item of the catalogue at once (popularity, item-kNN, SASRec)."""
 

@@ -15,8 +15,8 @@ import torch
 from sidera.catalog.build import build_catalog, catalog_digest
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
+from sidera.catalog.kmeans import default_codebook_size
 from sidera.catalog.report import level_use, neighbour_overlap
-from sidera.catalog.rq_kmeans import default_codebook_size
 from sidera.catalog.vectors_file import save_vectors
 from sidera.core import InputError
 from sidera.data.config import load_dataset, make_split

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sidera.catalog.collisions import resolve
 from sidera.catalog.matching import cheapest_matching
 from sidera.catalog.rq_kmeans import RQKMeans, fit_rq_kmeans
+from sidera.catalog.sinkhorn import sinkhorn_codes
 from sidera.core import InputError
 
 
@@ -25,7 +26,7 @@ def with_duplicates(num_items: int, num_distinct: int, seed: int) -> torch.Tenso
     num_items=st.integers(4, 64),
     num_distinct=st.integers(1, 64),
     num_levels=st.integers(1, 3),
-    policy=st.sampled_from(["extra_digit", "greedy"]),
+    policy=st.sampled_from(["extra_digit", "greedy", "sinkhorn"]),
     balanced=st.booleans(),
     seed=st.integers(0, 1000),
 )
@@ -35,7 +36,7 @@ def test_codes_are_unique(
     vectors = with_duplicates(num_items, num_distinct, seed)
     codebooks, codes = fit_rq_kmeans(vectors, num_levels, 4, balanced=balanced, iterations=4, seed=seed)
     popularity = np.arange(num_items)
-    if policy == "greedy" and num_items > 4**num_levels:
+    if policy != "extra_digit" and num_items > 4**num_levels:
         with pytest.raises(InputError, match=f"{num_items} items but .* name only {4**num_levels}"):
             resolve(policy, codes.numpy(), vectors, codebooks, popularity)
         return
@@ -80,6 +81,38 @@ def test_greedy_sends_overflow_to_the_next_best_prefix() -> None:
     resolved = resolve("greedy", codes, vectors, codebooks, np.zeros(3))
     assert resolved.num_overflowed == 1
     assert resolved.codes[2].tolist() == [2, 0]  # the farthest from prefix 0 leaves, to 3.0 and not to 10.0
+
+
+def test_sinkhorn_parts_items_of_one_code_and_only_those() -> None:
+    """Ten items take the nearest of 16 codes: those that stand alone stay, the others spread over codes near them."""
+    generator = torch.Generator().manual_seed(1)
+    codebooks = RQKMeans((torch.zeros(1, 4), torch.randn(16, 4, generator=generator)))
+    vectors = torch.randn(10, 4, generator=generator)
+    codes = codebooks.encode(vectors)
+    resolved = resolve("sinkhorn", codes.numpy(), vectors, codebooks, np.zeros(10, int))
+    alone = torch.bincount(codes[:, 1], minlength=16)[codes[:, 1]] == 1
+    assert 0 < int(alone.sum()) < 10
+    assert np.array_equal(resolved.codes[alone.numpy()], codes.numpy()[alone.numpy()])
+    assert resolved.num_residual == 0
+    assert len(np.unique(resolved.codes, axis=0)) == 10
+    costs = torch.cdist(vectors, codebooks.levels[1]).square()
+    spent = float(costs[torch.arange(10), torch.from_numpy(resolved.codes[:, 1]).long()].sum())
+    assert spent < 1.3 * float(costs.min(1).values.sum())
+
+
+def test_sinkhorn_gives_every_code_its_share() -> None:
+    costs = torch.rand(64, 8, generator=torch.Generator().manual_seed(0)) + torch.linspace(0, 0.5, 8)
+    assert torch.bincount(costs.argmin(1), minlength=8).max() > 16
+    assert torch.bincount(sinkhorn_codes(costs), minlength=8).max() <= 12
+    assert torch.equal(sinkhorn_codes(costs + torch.arange(64)[:, None]), sinkhorn_codes(costs))
+
+
+def test_equal_vectors_are_what_transport_leaves_over() -> None:
+    codebooks = RQKMeans((torch.zeros(1, 1), torch.arange(5.0)[:, None]))
+    vectors = torch.tensor([[2.0], [2.0], [2.0]])
+    resolved = resolve("sinkhorn", codebooks.encode(vectors).numpy(), vectors, codebooks, np.zeros(3, int))
+    assert sorted(resolved.codes[:, 1].tolist()) == [1, 2, 3]
+    assert resolved.num_residual == 2
 
 
 def test_share_leaves_codes_alone() -> None:

@@ -8,11 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidera.catalog import balance, rq_kmeans
+from sidera.catalog import balance
+from sidera.catalog import kmeans as kmeans_file
 from sidera.catalog import nearest as nearest_module
 from sidera.catalog.balance import balanced_assign
+from sidera.catalog.kmeans import kmeans, reconstruction_error
 from sidera.catalog.nearest import nearest
-from sidera.catalog.rq_kmeans import RQKMeans, fit_rq_kmeans, kmeans, reconstruction_error
+from sidera.catalog.rq_kmeans import RQKMeans, fit_rq_kmeans
 from sidera.core import InputError
 
 
@@ -64,7 +66,7 @@ def shortlists(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every balanced assignment bargains on shortlists, as large ones do."""
     monkeypatch.setattr(balance, "WHOLE", 0)
     monkeypatch.setattr(balance, "SHORTLIST", 12)
-    monkeypatch.setattr(rq_kmeans, "WHOLE", 0)
+    monkeypatch.setattr(kmeans_file, "WHOLE", 0)
 
 
 @pytest.mark.usefixtures("shortlists")
@@ -104,7 +106,7 @@ def test_a_large_clustering_loses_nothing_by_its_sample_and_its_shortlists(monke
         return kmeans(points, 64, balanced=True, iterations=25, generator=generator)
 
     whole = clustered()
-    for module, name, value in ((balance, "WHOLE", 0), (rq_kmeans, "WHOLE", 0), (rq_kmeans, "FITTING_SAMPLE", 40)):
+    for module, name, value in ((balance, "WHOLE", 0), (kmeans_file, "WHOLE", 0), (kmeans_file, "FITTING_SAMPLE", 40)):
         monkeypatch.setattr(module, name, value)
     large, again = clustered(), clustered()
     assert reconstruction_error(points, *large) <= 1.02 * reconstruction_error(points, *whole)

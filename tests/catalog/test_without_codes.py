@@ -23,7 +23,7 @@ from sidera.train.recipe import Recipe
 from sidera.train.stages import catalog_stage, prepare, run, train
 
 NONE = CatalogConfig(quantizer={"name": "none"})
-SCORERS = ("popularity", "item_knn", "transitions", "sasrec")
+SCORERS = ("popularity", "item_knn", "transitions", "transitions_text", "content_knn", "als", "bpr", "sasrec")
 
 
 def recipe(name: str, **catalog: object) -> Recipe:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +37,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "popularity": {},
     "item_knn": {"neighbours": 8},
     "transitions": {"neighbours": 8},
+    "transitions_text": {"neighbours": 8, "alike": 3},
+    "content_knn": {},
+    "als": {"factors": 8, "iterations": 4, "choose": False},
+    "bpr": {"factors": 8, "iterations": 4, "choose": False},
     "sasrec": {"max_history": 8, "width": 16, "num_layers": 1, "num_heads": 1, "dropout": 0.0, "loss": "full"},
     "tiger": {
         "max_history": 8,
@@ -45,6 +50,46 @@ SMALL: dict[str, dict[str, Any]] = {
         "head_width": 16,
         "ff_width": 64,
         "dropout": 0.0,
+    },
+    "tiger_mlp": {
+        "max_history": 8,
+        "width": 32,
+        "num_layers": 1,
+        "num_heads": 2,
+        "head_width": 16,
+        "ff_width": 64,
+        "dropout": 0.0,
+        "inside": 32,
+        "num_queries": 2,
+    },
+    "tiger_mtp": {
+        "max_history": 8,
+        "width": 32,
+        "num_layers": 1,
+        "num_heads": 2,
+        "head_width": 16,
+        "ff_width": 64,
+        "dropout": 0.0,
+    },
+    "liger": {
+        "max_history": 8,
+        "width": 32,
+        "num_layers": 1,
+        "num_heads": 2,
+        "head_width": 16,
+        "ff_width": 64,
+        "dropout": 0.0,
+        "num_proposed": 5,
+    },
+    "decoder_only": {"max_history": 8, "width": 32, "num_layers": 1, "num_heads": 2, "ff_multiple": 2, "dropout": 0.0},
+    "cobra": {
+        "max_history": 8,
+        "width": 32,
+        "num_layers": 1,
+        "num_heads": 2,
+        "ff_multiple": 2,
+        "dropout": 0.0,
+        "num_proposed": 5,
     },
     "onerec_v1": {
         "max_history": 8,
@@ -71,6 +116,15 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "onerec_v2": {"max_history": 8, "width": 32, "num_layers": 2, "ff_width": 64, "dropout": 0.0},
     "sidera": {"max_history": 8, "width": 16, "num_layers": 1, "num_heads": 1, "dropout": 0.0},
+    "masked_codes": {
+        "max_history": 8,
+        "width": 32,
+        "num_layers": 1,
+        "decoder_layers": 1,
+        "num_heads": 2,
+        "dropout": 0.0,
+    },
+    "rpg": {"max_history": 8, "width": 16, "num_layers": 1, "num_heads": 1, "dropout": 0.0, "num_negatives": 99},
 }
 NUM_STEPS, WARMUP, PEAK_LR = 400, 20, 3e-3
 CATALOG = CatalogConfig(
@@ -194,6 +248,8 @@ def batch_of(histories: list[np.ndarray] | list[list[int]]) -> Batch:
 
 
 # The checkerboard has no feedback, without which rankers and rewards have nothing to learn: test_every_ranker.py.
-ALL = sorted(name for name in MODELS if role_of(name) not in RANKING)
+# Models that are fitted with an optional library are left out where it is not installed.
+HERE = [name for name, kind in MODELS.items() if find_spec(getattr(kind, "needs", "sidera")) is not None]
+ALL = sorted(name for name in HERE if role_of(name) not in RANKING)
 GENERATORS = [name for name in ALL if isinstance(build(name), Generator)]
 SCORERS = [name for name in ALL if name not in GENERATORS]

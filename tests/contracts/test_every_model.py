@@ -33,8 +33,8 @@ from sidera.ops.threads import num_threads
 from sidera.roles import Generator, Scorer
 
 NUM_ITEMS = 24
-# Popularity gives everybody the same list, and on the checkerboard the right answer depends on the last item alone.
-LEARNERS = [name for name in ALL if name != "popularity"]
+# On the checkerboard the right answer depends on the last item alone; to these the order of a history says nothing.
+LEARNERS = [name for name in ALL if name not in ("popularity", "content_knn", "als", "bpr")]
 TAKE_STEPS = [name for name in ALL if batches(name, build(name)) is not None]
 
 
@@ -63,7 +63,8 @@ def test_popularity_counts_training_events_only() -> None:
 def test_who_takes_no_steps_is_fitted_once_and_pretends_no_loss() -> None:
     assert len(TAKE_STEPS) >= 6
     for name in ALL:
-        assert (name in TAKE_STEPS) == hasattr(MODELS[name], "loss") != hasattr(MODELS[name], "fit_once"), name
+        assert (name in TAKE_STEPS) == hasattr(MODELS[name], "loss"), name
+        assert hasattr(MODELS[name], "loss") or hasattr(MODELS[name], "fit_once"), name
 
 
 @pytest.mark.parametrize("name", TAKE_STEPS)

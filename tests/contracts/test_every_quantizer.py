@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from sidera.catalog.build import build_catalog
 from sidera.catalog.catalog import Catalog
+from sidera.catalog.collisions import POLICIES
 from sidera.catalog.config import CatalogConfig
 from sidera.catalog.quantizers import QUANTIZERS, identity, name_of
-from sidera.config import load_recipe
+from sidera.config import load_recipe, parse_section
 from sidera.core import ArtifactError, InputError
 from sidera.data.split import leave_one_out
 from sidera.data.tiny import tiny_log
@@ -76,7 +78,17 @@ class Signs:
         return cls(state["directions"], state["steps"])
 
 
-SMALL: dict[str, dict[str, Any]] = {"rq_kmeans": {"num_levels": 2, "codebook_size": 6}, "signs": {"num_bits": 5}}
+TRAINED: dict[str, Any] = {"hidden": [16], "steps": 150, "batch_size": 64, "lr": 1e-2}
+SMALL: dict[str, dict[str, Any]] = {
+    "rq_kmeans": {"num_levels": 2, "codebook_size": 6},
+    "rq_vae": {**TRAINED, "num_levels": 2, "codebook_size": 6, "latent": 4},
+    "pq": {"num_levels": 2, "codebook_size": 6},
+    "opq": {"num_levels": 2, "codebook_size": 6, "rotations": 3},
+    "fsq": {**TRAINED, "num_levels": 2, "grid": [3, 2]},
+    "rq_fsq": {**TRAINED, "num_levels": 2, "codebook_size": 6, "grid": [3, 2]},
+    "lfq": {**TRAINED, "num_levels": 2, "bits": 3},
+    "signs": {"num_bits": 5},
+}
 NAMES = sorted({*QUANTIZERS, "signs"})
 
 
@@ -88,15 +100,24 @@ def entered() -> Iterator[None]:
 
 
 def _fit(kind: Any, name: str, vectors: Tensor) -> tuple[Any, Tensor]:
-    return kind.fit(vectors, kind.Config(**SMALL.get(name, {})), 3)
+    return kind.fit(vectors, parse_section(kind.Config, SMALL.get(name, {}), "[catalog.quantizer]"), 3)
+
+
+def _vectors() -> Tensor:
+    return torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+
+
+@cache
+def _fitted(name: str) -> tuple[Any, Tensor]:
+    return _fit(QUANTIZERS[name], name, _vectors())
 
 
 @pytest.mark.parametrize("name", NAMES)
 class TestEvery:
     @pytest.fixture(autouse=True)
     def fit_it(self, name: str) -> None:
-        self.vectors = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
-        self.quantizer, self.codes = _fit(QUANTIZERS[name], name, self.vectors)
+        self.vectors = _vectors()
+        self.quantizer, self.codes = _fitted(name)
 
     def test_config_has_defaults(self, name: str) -> None:
         assert dataclasses.is_dataclass(QUANTIZERS[name].Config)
@@ -155,7 +176,7 @@ class TestEvery:
         with pytest.raises(InputError):
             type(self.quantizer).from_state({**state, "strange": torch.zeros(1)})
 
-    @pytest.mark.parametrize("collision", ["extra_digit", "greedy", "share"])
+    @pytest.mark.parametrize("collision", POLICIES)
     def test_a_catalogue_of_it_lives(self, name: str, collision: str, tmp_path: Path) -> None:
         dataset = tiny_log(60, 30)
         config = CatalogConfig(

@@ -21,7 +21,7 @@ from sidera.models import fit_once
 from sidera.ops.columns import Column
 
 BRANDS, KINDS = ("acme", "globex", "initech"), ("a", "b")
-MODELS = ("sidera", "tiger", "onerec_v2", "onerec_v1", "sasrec", "item_knn")
+MODELS = ("sidera", "tiger", "liger", "cobra", "onerec_v2", "onerec_v1", "sasrec", "item_knn")
 OLD = ("item0003", "item0007")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sidera.eval.compare import compare
 from sidera.eval.config import EvalConfig
 from sidera.eval.evaluate import evaluate
 from sidera.eval.evaluation import Evaluation, save_evaluation
+from sidera.eval.verdict import Verdict, against_best
 
 CONFIG = EvalConfig(ks=(5, 10), bootstrap=20, latency_rows=0, free_rows=0)
 DATASET = make_dataset(num_users=200)
@@ -34,7 +36,13 @@ def test_a_better_run_is_found_better(tmp_path: Path) -> None:
     assert test.significant
     assert test.difference > 0
     assert test.first == pytest.approx(run(hint=0.5).value("recall@10"))
+    for verdict in found.verdicts:  # one a seen mode
+        assert (verdict.outcome, verdict.metric) == ("beats", "ndcg@10")
+        share = found.tests[verdict.seen, "ndcg@10"]
+        assert verdict.percent == pytest.approx(100 * (share.first / share.second - 1))
+    assert len(found.verdicts) == 2
     text = found.to_text()
+    assert re.search(r"verdict: \S+good beats \S+bad by \d+\.\d % \[\d+\.\d, \d+\.\d\] in ndcg@10, history kept", text)
     assert "200 rows" in text
     assert f"{test.difference:+.4f} *" in text
     assert str(tmp_path / "good") in text
@@ -43,6 +51,22 @@ def test_a_better_run_is_found_better(tmp_path: Path) -> None:
 def test_two_random_runs_are_not_told_apart() -> None:
     found = compare(run(seed=1), run(seed=2))
     assert not found.tests["keep", "ndcg@10"].significant
+    assert found.verdicts[0].outcome == "undecided"
+    assert "undecided between random and random: " in found.to_text()
+
+
+def test_a_verdict_goes_against_the_best_counter() -> None:
+    own, weak, strong = run(hint=0.3, name="own"), run(name="weak"), run(hint=0.9, name="strong")
+    for counters, outcome, words in (
+        ([weak, strong], "does not beat", "own does not beat the best counter (strong): "),
+        ([weak], "beats", "own beats the best counter (weak) by "),
+        ([own], "does not beat", "0.0 % [0.0, 0.0] below it"),
+    ):
+        found = against_best(own, counters, 10)
+        assert [one.outcome for one in found] == [outcome] * 2
+        assert words in found[0].to_text()
+    assert against_best(own, [], 10) == []
+    assert "whose figure is 0" in Verdict("a", "b", "ndcg@10", "keep", "beats", None, None, None).to_text()
 
 
 def test_runs_on_other_rows_are_refused_naming_both() -> None:

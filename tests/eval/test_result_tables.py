@@ -41,9 +41,9 @@ def test_seeds_become_mean_and_deviation_and_single_runs_an_interval(results: Pa
     single = rows[3]["metrics"]["keep"]["recall@10"]
     lines = results_table([results]).splitlines()
     good, random = next(line for line in lines if "| good" in line), next(line for line in lines if "| random" in line)
-    assert good.startswith(f"| good | {mean:.4f} ± {deviation:.4f} |")
+    assert good.startswith(f"| good | train | {mean:.4f} ± {deviation:.4f} |")
     assert good.endswith("| 3 |")
-    assert random.startswith(f"| random | {single['value']:.4f} ± {(single['high'] - single['low']) / 2:.4f} |")
+    assert random.startswith(f"| random | train | {single['value']:.4f} ± {(single['high'] - single['low']) / 2:.4f} |")
     assert "R@10 keep" in lines[2]
     assert "full ranking over 40 items" in lines[0]
 

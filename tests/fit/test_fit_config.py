@@ -29,6 +29,7 @@ from sidera.fit.schedule import learning_rate, make_optimizer
         ("betas", [0.9, 1.0]),
         ("schedule", "cosin"),
         ("warmup_steps", -1),
+        ("cooldown", -0.1),
         ("min_lr_ratio", 1.5),
         ("clip_norm", -1.0),
         ("precision", "f16"),
@@ -76,7 +77,7 @@ def test_linear_constant_and_inverse_sqrt() -> None:
     assert rates(11, schedule="linear", warmup_steps=0, min_lr_ratio=0.0) == pytest.approx(
         [1 - k / 10 for k in range(11)]
     )
-    assert rates(5, schedule="constant", warmup_steps=2) == pytest.approx([0.5, 1, 1, 1, 1])
+    assert rates(8, schedule="constant", warmup_steps=2) == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 1])
     curve = rates(400, schedule="inverse_sqrt", warmup_steps=100, min_lr_ratio=0.0)
     assert max(curve) == curve[99] == pytest.approx(1.0)
     assert curve[399] == pytest.approx(0.5)

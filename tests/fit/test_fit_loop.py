@@ -68,7 +68,7 @@ def test_patience_ends_the_training_and_the_best_weights_return(tmp_path: Path) 
         return {"accuracy": next(values)}
 
     model = new_model()
-    result = train(tmp_path, replace(FAST, patience=3), model=model, evaluate=evaluate)
+    result = train(tmp_path, replace(FAST, patience=3, cooldown=0.0), model=model, evaluate=evaluate)
     assert result.stopped_because == "patience"
     assert (result.best_step, result.steps) == (14, 35)
     assert torch.equal(next(model.parameters()), seen[1])
@@ -76,7 +76,7 @@ def test_patience_ends_the_training_and_the_best_weights_return(tmp_path: Path) 
 
 def test_a_monitored_loss_is_minimised(tmp_path: Path) -> None:
     values = iter([3.0, 1.0, 2.0, 2.5])
-    config = replace(FAST, monitor="valid_loss", patience=2)
+    config = replace(FAST, monitor="valid_loss", patience=2, cooldown=0.0)
     result = train(tmp_path, config, evaluate=lambda model: {"valid_loss": next(values)})
     assert result.best_metrics == {"valid_loss": 1.0}
     assert result.best_step == 14

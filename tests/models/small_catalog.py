@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from hand_made import hand_made
 from sidera.batch import Batch
+from sidera.data.features import FeatureSchema
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,8 @@ class SmallCatalog:
     level_sizes: tuple[int, ...]
     popularity: np.ndarray  # (N,)
     codebook_id: str = "test"
+    schema: FeatureSchema = field(default_factory=FeatureSchema)
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def item_keys(self) -> np.ndarray:

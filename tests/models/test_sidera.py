@@ -16,6 +16,7 @@ from sidera.decode.sample import free_log_probs
 from sidera.models import parse_model
 from sidera.models.generators import sidera_decode
 from sidera.models.generators.sidera import SideraGenerator
+from sidera.ops.attention import layout_of
 
 NUM_ITEMS = 12
 
@@ -54,6 +55,25 @@ def test_loss_is_minus_log_probs_of_every_prefix(leaf: str, level_sizes: tuple[i
     assert loss.count == 11
     torch.testing.assert_close(loss.total, reference, rtol=1e-4, atol=1e-4)
     assert sum(loss.parts.values()) == pytest.approx(float(loss.total) / loss.count, rel=1e-4)
+
+
+def test_a_share_of_the_loss_is_the_cross_entropy_with_the_teachers_mean() -> None:
+    catalog = small_catalog(NUM_ITEMS, (4, 3))
+    model, batch = make(catalog), position_batch([4, 1, 6], NUM_ITEMS, sizes=(4, 3))
+    other = make(catalog)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        alone, both = float(model.loss(batch).total), float(model.loss(batch, [model, other], 0.25).total)
+        layout, offsets = layout_of(batch.events.offsets), batch.events.offsets
+        paths = model._paths(batch.items.codes)
+        visited = model._visited(batch, paths, offsets[layout.row_ids], layout.positions + 1)
+        asked = (batch, layout, paths, paths[batch.targets_of("event").items], visited)
+        soft = 0.0
+        for (mine, _), (theirs, _) in zip(model.target_logits(*asked), other.target_logits(*asked), strict=True):
+            mean = (mine.softmax(1) + theirs.softmax(1)) / 2
+            soft -= float((mean * mine.log_softmax(1).nan_to_num(neginf=0.0)).sum())
+    assert both == pytest.approx(0.75 * alone + 0.25 * soft, rel=1e-4)
 
 
 def test_label_smoothing_spreads_over_siblings() -> None:

@@ -96,7 +96,7 @@ def recipe(model: dict[str, Any], steps: int, lr: float = 1e-2) -> dict[str, Any
             "max_steps": steps, "batch_size": 96, "lr": lr, "warmup_steps": 5, "eval_every_epochs": 0, "epochs": 99,
             "weight_decay": 0.0,
         },
-        "eval": {"max_rows": 100, "valid_rows": 50, "baselines": False, "beam": 24},
+        "eval": {"max_rows": 100, "valid_rows": 50, "baselines": [], "beam": 24},
     }  # fmt: skip
 
 

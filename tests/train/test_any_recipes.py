@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["fit.max_steps=3", "fit.num_threads=1", "eval.bootstrap=10", "eval.latency_rows=2", "eval.free_rows=5"]
 SMALL = {"any/tiger": ["fit.precision=f32", "model.num_layers=1", "model.width=32", "model.head_width=8"]}
 SMALL["any/tiger"] += ["model.num_heads=2", "model.ff_width=32"]
+SMALL["any/tiger_mtp"] = SMALL["any/tiger_mlp"] = SMALL["any/tiger"]
 ANY = [name for name in recipe_names() if name.startswith("any/")]
 
 

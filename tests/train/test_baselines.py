@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sidera.catalog.catalog import Catalog
+from sidera.core import InputError
 from sidera.eval.compare import compare
+from sidera.eval.config import EvalConfig
 from sidera.eval.evaluation import Evaluation, load_evaluation
 from sidera.sim.config import world_config
 from sidera.sim.simulate import simulate
+from sidera.train.baselines import check_baselines
 from sidera.train.recipe import Recipe
 from sidera.train.stages import run
 
@@ -46,7 +50,8 @@ def beside(out: Path) -> dict[str, Evaluation]:
 def test_a_trained_model_has_both_beside_it_on_the_same_rows(model: str, log: Path, tmp_path: Path) -> None:
     own = run_of(model, log, tmp_path / "run")
     found = beside(tmp_path / "run")
-    assert set(found) == {"item_knn", "transitions", "popularity"}
+    titled = any(Catalog.load(tmp_path / "run" / "catalog").titles)
+    assert set(found) == {"item_knn", "transitions", "popularity", *(["transitions_text"] if titled else [])}
     for name, baseline in found.items():
         assert compare(own, baseline).tests  # refused for other rows; OneRec reads other events than the two
         alone = run_of(name, log, tmp_path / name)
@@ -63,11 +68,32 @@ def test_what_only_counts_gets_nothing_dearer_beside_it(log: Path, tmp_path: Pat
 
 def test_they_are_measured_once_and_can_be_left_out(log: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    first = run_of("sasrec", log, tmp_path / "run", said, baselines=False)
+    first = run_of("sasrec", log, tmp_path / "run", said, baselines=[])
     assert not beside(tmp_path / "run")
     again = run_of("sasrec", log, tmp_path / "run", said)
-    assert sum("beside, " in line for line in said) == 3
+    number = sum("beside, " in line for line in said)
+    assert number >= 3
+    assert sum("verdict: sasrec " in line or "verdict: undecided between sasrec and" in line for line in said) == 2
     assert sum("evaluate: reused" in line for line in said) == 1  # whether they are wanted changes no figure of the run
     assert again.metrics == first.metrics
     run_of("sasrec", log, tmp_path / "run", said)
-    assert sum("beside, " in line for line in said) == 3
+    assert sum("beside, " in line for line in said) == number
+
+
+def test_they_are_chosen_and_have_a_budget(log: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    run_of("sasrec", log, tmp_path / "run", said, baselines=["transitions", "popularity"], baseline_minutes=0)
+    assert set(beside(tmp_path / "run")) <= {"popularity"}  # the first may begin before the clock has moved
+    assert any("left out, [eval] baseline_minutes = 0 were over: " in line for line in said)
+    run_of("sasrec", log, tmp_path / "run", said, baselines=["transitions"])
+    assert "transitions" in beside(tmp_path / "run")
+    for bad in (["sasrec"], ["item_knn", "item_knn"], ["unheard_of"]):
+        with pytest.raises(InputError, match=r"\[eval\] baselines = .*allowed: each once of popularity, item_knn"):
+            EvalConfig(baselines=tuple(bad))
+
+
+def test_a_missing_library_is_said_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidera.train.baselines.find_spec", lambda name: None)
+    check_baselines(EvalConfig())
+    with pytest.raises(InputError, match=r"names 'als', which needs the library implicit; .*sidera\[baselines\]"):
+        check_baselines(EvalConfig(baselines=("als",)))

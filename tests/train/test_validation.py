@@ -16,8 +16,9 @@ from sidera.core import ArtifactError
 from sidera.data.split import leave_one_out
 from sidera.data.tiny import tiny_log
 from sidera.train import validation as validation_module
+from sidera.train.budget import spent_seconds
 from sidera.train.recipe import Recipe
-from sidera.train.stages import _spent, train
+from sidera.train.stages import train
 from sidera.train.validation import FEW, affordable
 
 
@@ -119,7 +120,7 @@ def test_the_catalogue_counts_and_leaves_a_tenth() -> None:
         (recipe(max_minutes=10.0).fit, 120.0),
         (recipe(max_minutes=10.0, clock="cpu").fit, 30.0),
     ):
-        assert _spent(built, config, said.append) == expected  # type: ignore[arg-type]
+        assert spent_seconds(built, config, said.append) == expected  # type: ignore[arg-type]
     assert not said
-    assert _spent(built, recipe(max_minutes=1.0).fit, said.append) == pytest.approx(54.0)  # type: ignore[arg-type]
+    assert spent_seconds(built, recipe(max_minutes=1.0).fit, said.append) == pytest.approx(54.0)  # type: ignore[arg-type]
     assert "2.0 of the 1 minutes" in said[0]

@@ -57,10 +57,11 @@ from sidera.models import build_model, parse_model, role_of
 from sidera.roles import Ranker
 from sidera.stage import stage
 from sidera.store.exposures import ExposureLog, as_dataset_events
+from sidera.train.notes import Say, say_once
 from sidera.train.ranker import FIT, RANKER_SHARES, teach
 from sidera.train.recipe import Recipe
 from sidera.train.run_lock import one_writer
-from sidera.train.stages import Say, Trained, prepare, say_once, train
+from sidera.train.stages import Trained, prepare, train
 
 JUDGE = "judge"
 ALIGN = "align"  # folder of the policies
@@ -301,7 +302,9 @@ def _arm(
         shutil.copyfile(out / RUN_RECIPE, path / RUN_RECIPE)
         # Last, because it is what says that the folder is done. The data of the pretraining goes along: an evaluation
         # has to know what a policy may have seen.
-        parents = {**artifacts.read_manifest(out / "model", "model").parents, "pretrained": setting.version}
+        pretrained = artifacts.read_manifest(out / "model", "model")
+        parents = {**pretrained.parents, "pretrained": setting.version}
+        training["fit"] = pretrained.info["training"].get("fit", "train")
         engine.save_model(path / "model", digest=wanted, parents=parents, training=training)
         shutil.rmtree(path / "fit", ignore_errors=True)
     distributed.barrier()

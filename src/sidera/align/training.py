@@ -37,7 +37,8 @@ from sidera.align.step import AlignStep
 from sidera.core import InputError
 from sidera.engine.recommender import Recommender
 from sidera.fit import distributed
-from sidera.fit.loop import Diverged, fit
+from sidera.fit.diverged import Diverged
+from sidera.fit.loop import fit
 from sidera.fit.protocols import BatchSource, Look, restore, states, under
 from sidera.roles import Generator, Loss
 

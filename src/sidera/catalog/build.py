@@ -1,4 +1,4 @@
-"""Dataset in, Catalog out: item vectors → RQ-KMeans → collision policy → Catalog and its report.
+"""Dataset in, Catalog out: item vectors → quantizer → collision policy → Catalog and its report.
 
 Exercise it with ``sidera catalog RECIPE --data DIR --out DIR``.
 """
@@ -205,6 +205,11 @@ def quantize(vectors: Tensor, config: CatalogConfig) -> tuple[Quantizer, np.ndar
     known = vectors.abs().sum(1) > 0
     if not known.any():
         raise InputError("every item vector is zero: there is nothing to cluster", fix="use other [catalog] vectors")
+    if int(known.sum()) > 1 and bool((vectors[known] == vectors[known][0]).all()):
+        raise InputError(
+            f"the vectors of all {int(known.sum())} items are equal: their codes would say nothing",
+            fix="use other [catalog] vectors, or give the items texts that differ",
+        )
     name, settings = parse_quantizer(config.quantizer)
     quantizer, known_codes = quantizer_class(name).fit(vectors[known], settings, config.seed)
     codes = torch.zeros(len(vectors), len(quantizer.level_sizes), dtype=torch.int64)

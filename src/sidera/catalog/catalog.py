@@ -72,7 +72,7 @@ class Catalog:
     codes: Column  # (N, L) int32; L = 0: no codes, for models that score items
     level_sizes: tuple[int, ...]
     quantizer: Quantizer | None  # None: no codes
-    collision: str  # extra_digit | greedy | share | none
+    collision: str  # extra_digit | greedy | sinkhorn | share | none
     codebook_id: str
     items_version: int
     removed: Marks  # (N,) bool
@@ -124,7 +124,7 @@ class Catalog:
     def items(self) -> ItemTable:
         """What batches are told of the items."""
         batched = frozenset(feature.name for feature in self.schema.batched)
-        return ItemTable(self.codes, self.features, self.items_version, batched)
+        return ItemTable(self.codes, self.features, self.items_version, batched, self.titles)
 
     @cached_property
     def serving_order(self) -> np.ndarray:

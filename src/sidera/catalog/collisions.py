@@ -3,6 +3,8 @@
 * ``extra_digit`` (TIGER): one more level, a running number inside each shared prefix, most popular item first.
 * ``greedy``: inside a prefix the last codes are dealt out one-to-one at the least total distance; items that a full
   prefix cannot hold move to the next-best prefix.
+* ``sinkhorn`` (LC-Rec): n items of one semantic ID are dealt out by optimal transport to the n nearest last codes that
+  no other item has, in at most 20 rounds; what still collides then (equal vectors do) moves to the nearest free code.
 * ``share``: nothing; items of one semantic ID are served in order of popularity.
 """
 
@@ -18,10 +20,13 @@ from torch import Tensor
 from sidera.catalog.matching import cheapest_matching
 from sidera.catalog.placing import CodeSpace
 from sidera.catalog.quantizers import Quantizer
+from sidera.catalog.sinkhorn import sinkhorn_codes
 from sidera.core import InputError
 from sidera.ops.trie import MAX_CODES, CodeTrie
 
 DIGIT_STEP = 8  # the extra level's size is rounded up to a multiple: equal shapes for nearby catalogues, room to grow
+SINKHORN_ROUNDS = 20
+POLICIES = ("extra_digit", "greedy", "sinkhorn", "share")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Resolved:
     level_sizes: tuple[int, ...]
     num_moved: int  # items whose codes are not the quantizer's
     num_overflowed: int  # of those, items that had to leave their prefix
+    num_residual: int = 0  # of those that moved, items that transport left on a code of another
 
 
 def resolve(policy: str, codes: np.ndarray, vectors: Tensor, quantizer: Quantizer, popularity: np.ndarray) -> Resolved:
@@ -41,7 +47,13 @@ def resolve(policy: str, codes: np.ndarray, vectors: Tensor, quantizer: Quantize
         return Resolved(codes, quantizer.level_sizes, 0, 0)
     if policy == "extra_digit":
         return _extra_digit(codes, quantizer.level_sizes, popularity)
-    return _greedy(codes, vectors, quantizer)
+    sizes = quantizer.level_sizes
+    if len(codes) > math.prod(sizes):
+        raise InputError(
+            f"{len(codes)} items but {' x '.join(map(str, sizes))} codes name only {math.prod(sizes)}",
+            fix='give [catalog.quantizer] a larger codebook_size or more levels, or use collision = "extra_digit"',
+        )
+    return (_greedy if policy == "greedy" else _sinkhorn)(codes, vectors, quantizer)
 
 
 def bucket_ids(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -69,13 +81,7 @@ def _extra_digit(codes: np.ndarray, level_sizes: tuple[int, ...], popularity: np
 
 
 def _greedy(codes: np.ndarray, vectors: Tensor, quantizer: Quantizer) -> Resolved:
-    sizes = quantizer.level_sizes
-    if len(codes) > math.prod(sizes):
-        raise InputError(
-            f"{len(codes)} items but {' x '.join(map(str, sizes))} codes name only {math.prod(sizes)}",
-            fix='give [catalog.quantizer] a larger codebook_size or more levels, or use collision = "extra_digit"',
-        )
-    fixed = codes.copy()
+    fixed, sizes = codes.copy(), quantizer.level_sizes
     prefixes = torch.from_numpy(codes[:, :-1].astype(np.int64))
     distances = (vectors - quantizer.decode(prefixes)).square().sum(1).numpy()  # (N,) to what the prefix says
     buckets, counts = bucket_ids(codes[:, :-1])
@@ -90,10 +96,49 @@ def _greedy(codes: np.ndarray, vectors: Tensor, quantizer: Quantizer) -> Resolve
             overflow += members[by_distance[sizes[-1] :]].tolist()
             members, costs = members[by_distance[: sizes[-1]]], costs[by_distance[: sizes[-1]]]
         fixed[members, -1] = cheapest_matching(costs)
-    if overflow:
-        staying = np.setdiff1d(np.arange(len(codes)), overflow)
-        space = CodeSpace(CodeTrie.build(fixed[staying], sizes))
-        for item in overflow:
-            fixed[item] = space.place(vectors[item], quantizer)
+    _place(fixed, overflow, vectors, quantizer)
     moved = int((fixed != codes).any(axis=1).sum())
     return Resolved(fixed, sizes, moved, len(overflow))
+
+
+def _sinkhorn(codes: np.ndarray, vectors: Tensor, quantizer: Quantizer) -> Resolved:
+    fixed = codes.copy()
+    neighbours = _shared(codes[:, :-1])  # items of one prefix
+    for _ in range(SINKHORN_ROUNDS):
+        before = fixed.copy()
+        for members in neighbours:
+            for same in _shared(fixed[members, -1:]):
+                _transport(members, same, fixed, vectors, quantizer)
+        if np.array_equal(fixed, before):
+            break
+    residual = [item for members in _shared(fixed) for item in members[1:].tolist()]
+    _place(fixed, residual, vectors, quantizer)
+    left = int((fixed[:, :-1] != codes[:, :-1]).any(axis=1).sum())
+    moved = int((fixed != codes).any(axis=1).sum())
+    return Resolved(fixed, quantizer.level_sizes, moved, left, len(residual))
+
+
+def _transport(members: np.ndarray, same: np.ndarray, codes: np.ndarray, vectors: Tensor, quantizer: Quantizer) -> None:
+    """Deal the last codes near them out to those ``members`` of a prefix, by their places ``same``, that share one."""
+    items = members[same]
+    costs = quantizer.next_costs(torch.from_numpy(codes[items[0], :-1].astype(np.int64)), vectors[items])
+    costs[:, np.delete(codes[members, -1], same)] = torch.inf
+    means = costs.mean(dim=0)
+    offered = means.argsort(stable=True)[: min(len(items), int(means.isfinite().sum()))]
+    codes[items, -1] = offered[sinkhorn_codes(costs[:, offered])].numpy()
+
+
+def _shared(codes: np.ndarray) -> list[np.ndarray]:
+    """The rows of every row of codes that stands there more than once."""
+    buckets, counts = bucket_ids(codes)
+    order = np.argsort(buckets, kind="stable")
+    return [members for members in np.split(order, np.cumsum(counts)[:-1]) if len(members) > 1]
+
+
+def _place(codes: np.ndarray, items: list[int], vectors: Tensor, quantizer: Quantizer) -> None:
+    """Give ``items`` the nearest codes that no other item has."""
+    if items:
+        staying = np.setdiff1d(np.arange(len(codes)), items)
+        space = CodeSpace(CodeTrie.build(codes[staying], quantizer.level_sizes))
+        for item in items:
+            codes[item] = space.place(vectors[item], quantizer)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from sidera.catalog.collisions import POLICIES
 from sidera.catalog.quantizers import AUTO, DEFAULT, NO_CODES, parse_quantizer, quantizer_class
 from sidera.config import check_counts, check_value, later
 from sidera.core import InputError
@@ -106,8 +107,8 @@ class CatalogConfig:
     quantizer: dict[str, Any] = field(default_factory=dict, metadata={"section": quantizer_section})
     # how vectors become codes: its name ("auto": rq_kmeans where the model reads codes; "none": the catalogue holds
     # items alone, and no code is made) and its own keys
-    collision: Literal["extra_digit", "greedy", "share"] = "extra_digit"
-    # items of one tuple of codes: a further digit, the nearest free tuple, or shared
+    collision: Literal["extra_digit", "greedy", "sinkhorn", "share"] = "extra_digit"
+    # items of one tuple of codes: a further digit, the nearest free tuple, transport on the last level, or shared
     seed: int = 0  # of the clustering and the SVD
     window: int = 5  # behaviour: pairs at most so many events apart count
     singular_power: float = 1.0  # behaviour: vectors = singular vectors x singular values ** power
@@ -134,10 +135,8 @@ class CatalogConfig:
             )
         name, settings = parse_quantizer(self.quantizer)
         object.__setattr__(self, "quantizer", {"name": name, **({} if settings is None else asdict(settings))})
-        if self.collision not in ("extra_digit", "greedy", "share"):
-            raise InputError(
-                f"[catalog] collision = {self.collision!r} is not known", allowed="extra_digit, greedy, share"
-            )
+        if self.collision not in POLICIES:
+            raise InputError(f"[catalog] collision = {self.collision!r} is not known", allowed=", ".join(POLICIES))
         _check_range("vector_dim", self.vector_dim, 1, 4096)
         check_counts("[catalog]", self, "seed", low=0)
         _check_range("window", self.window, 1, 1000)

@@ -22,7 +22,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from sidera.bounds import shown
+from sidera.catalog.fsq import FSQ, RQFSQ
+from sidera.catalog.lfq import LFQ
+from sidera.catalog.product import OPQ, PQ
 from sidera.catalog.rq_kmeans import RQKMeans
+from sidera.catalog.rq_vae import RQVAE
 from sidera.config import closest, parse_section
 from sidera.core import InputError
 
@@ -72,7 +76,15 @@ class Quantizer(Protocol):
         """InputError when the tensors do not fit one another."""
 
 
-QUANTIZERS: dict[str, Any] = {"rq_kmeans": RQKMeans}
+QUANTIZERS: dict[str, Any] = {
+    "rq_kmeans": RQKMeans,
+    "rq_vae": RQVAE,
+    "pq": PQ,
+    "opq": OPQ,
+    "fsq": FSQ,
+    "rq_fsq": RQFSQ,
+    "lfq": LFQ,
+}
 DEFAULT = "rq_kmeans"
 AUTO, NO_CODES = "auto", "none"
 

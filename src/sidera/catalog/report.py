@@ -41,6 +41,7 @@ def quality_report(
         "largest_bucket": int(counts.max()),
         "num_moved": resolved.num_moved,
         "num_overflowed": resolved.num_overflowed,
+        "num_residual": resolved.num_residual,
         f"neighbour_overlap@{OVERLAP_K}": neighbour_overlap(vectors, rebuilt, seed),
     }
 

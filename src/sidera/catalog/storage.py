@@ -21,6 +21,7 @@ import torch
 
 from sidera.artifacts import Manifest, write_tensors, write_text, writing
 from sidera.bounds import shown
+from sidera.catalog.collisions import POLICIES
 from sidera.catalog.key_index import KeyIndex
 from sidera.catalog.quantizers import NO_CODES, Quantizer, name_of, quantizer_class
 from sidera.data.feature import COUNTED
@@ -33,7 +34,7 @@ KIND = "catalog"
 PREFIX = "quantizer."  # tensors of codes.safetensors
 ITEMS, CODES, INDEX, FEATURES = "items.arrow", "codes.safetensors", "index.safetensors", "features.safetensors"
 COLUMNS = {"key": pa.large_string(), "title": pa.large_string(), "popularity": pa.int64(), "removed": pa.bool_()}
-COLLISIONS = ("extra_digit", "greedy", "share", NO_CODES)
+COLLISIONS = (*POLICIES, NO_CODES)
 MAX_LEVELS = 64
 MAX_CODES = 2**24  # of a level
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 from collections.abc import Sequence
 
-from sidera import console
 from sidera.cli import (
     answering,
+    catalogs,
+    cold,
     completion,
     exporting,
     keys,
@@ -29,40 +29,22 @@ from sidera.cli import (
     world,
 )  # fmt: skip
 from sidera.cli.parsing import Parser
+from sidera.cli.running import run_verb
 from sidera.cli.versions import ShowVersion
-from sidera.core import InputError
-from sidera.ops.allocator import keep_memory
-from sidera.ops.cores import library_threads
-from sidera.recipes import find_recipe
+
+TWO_WORDS = {("catalog", name) for name in ("compare", "add", "remove", "diff", "audit")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     show_all_letters()
-    arguments = build_parser().parse_args(argv)
-    keep_memory()
-    level = console.QUIET if arguments.quiet else console.VERBOSE if arguments.verbose else console.NORMAL
-    console.configure(level, arguments.json)
-    try:
-        if getattr(arguments, "recipe", None):  # before torch is imported: a wrong name is answered at once
-            arguments.recipe = find_recipe(arguments.recipe)
-        with library_threads(getattr(arguments, "threads", 0)):  # before a verb loads them
-            console.finish(arguments.verb, arguments.verb_function(arguments))
-    except InputError as error:
-        print(f"sidera {arguments.verb}: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:  # a full disk, no permission: the artifact that was there is still there
-        where = f": {error.filename}" if error.filename else ""
-        fix = "free space or choose another folder, and give the same command again; what was saved before is kept"
-        print(f"sidera {arguments.verb}: {error.strerror or error}{where}; fix: {fix}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"sidera {arguments.verb}: stopped; finished stages are kept, the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return run_verb(build_parser().parse_args(joined(sys.argv[1:] if argv is None else argv)))
+
+
+def joined(words: Sequence[str]) -> list[str]:
+    """The words of a command, with a verb of two words ("catalog add") as one."""
+    words = list(words)
+    return [" ".join(words[:2]), *words[2:]] if tuple(words[:2]) in TWO_WORDS else words
 
 
 def show_all_letters() -> None:
@@ -88,6 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
     completion.add_completion(verbs)
     training.add_run(verbs)
     training.add_stages(verbs)
+    catalogs.add_catalogs(verbs)
+    cold.add_cold(verbs)
     reporting.add_report(verbs)
     training.add_scale(verbs)
     training.add_align(verbs)

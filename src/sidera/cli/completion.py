@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sidera import console
@@ -30,19 +30,26 @@ class Verb:
     help: str
     flags: dict[str, argparse.Action]  # "--out" -> its action
     positionals: list[argparse.Action]
+    seconds: list[str] = field(default_factory=list)  # second words: `sidera catalog add`
 
     @property
     def words(self) -> list[str]:
         """What the positional arguments can be, beside files and folders."""
-        return [word for action in self.positionals for word in words_for(action)]
+        return [*self.seconds, *(word for action in self.positionals for word in words_for(action))]
 
 
 def verbs_of(parser: argparse.ArgumentParser) -> list[Verb]:
     (action,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
-    verbs = []
+    verbs: list[Verb] = []
     for name, below in action.choices.items():
         flags = {flag: one for one in below._actions for flag in one.option_strings}
+        first, _, second = name.partition(" ")
+        if second:  # of two words: the second one, and its flags, stand behind the first
+            owner = next(verb for verb in verbs if verb.name == first)
+            owner.seconds.append(second)
+            owner.flags.update({flag: one for flag, one in flags.items() if flag not in owner.flags})
+            continue
         verbs.append(Verb(name, helps[name], flags, [one for one in below._actions if not one.option_strings]))
     return verbs
 

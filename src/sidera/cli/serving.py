@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import signal
 import threading
@@ -18,21 +19,31 @@ if TYPE_CHECKING:
     from sidera.serve.keys import KeyFile
 
 HERE = ("127.0.0.1", "::1", "localhost")  # who reaches these has the machine already
+MOST_WORKERS = 256
 BEAM_STEPS = (1.0, 0.5, 0.25)  # of --adapt-beam
 
 
 def serve_verb(arguments: Arguments) -> None:
     """Answer over HTTP until interrupted."""
+    worker, listener = getattr(arguments, "worker", None), getattr(arguments, "listener", None)
+    if arguments.workers > 1 and worker is None:
+        from sidera.cli.workers import serve_with_workers
+
+        _keys_for(arguments)
+        console.say(_where(arguments) + f"; {arguments.workers} workers")
+        return serve_with_workers(arguments)
     from sidera.engine.live import LiveRun
     from sidera.engine.scheduler import SchedulerConfig
     from sidera.engine.serving import ServeConfig
     from sidera.serve.config import HttpConfig
     from sidera.serve.door import open_log
     from sidera.serve.server import check_port, serve
+    from sidera.serve.worker import WATCH
 
     parts = ServeConfig(
         arguments.rerank, arguments.rerank_from, arguments.cold_share, store=arguments.store, fill=arguments.fill,
         exposures=arguments.exposures, compiled=not arguments.no_compiled, export_key=arguments.export_key,
+        index=arguments.index, index_recall=arguments.index_recall,
     )  # fmt: skip
     scheduler = SchedulerConfig(
         deadline_ms=arguments.deadline_ms, beam_steps=BEAM_STEPS if arguments.adapt_beam else (1.0,)
@@ -42,7 +53,11 @@ def serve_verb(arguments: Arguments) -> None:
         max_connections=arguments.max_connections, grace_seconds=arguments.grace_seconds, scheduler=scheduler,
     )  # fmt: skip
     keys = _keys_for(arguments)
-    check_port(arguments.host, arguments.port)
+    if worker is None:
+        check_port(arguments.host, arguments.port)
+    else:
+        http = worker.share(http)
+        arguments.watch = arguments.watch or WATCH
     with _stopped_by_signals(), LiveRun.open(arguments.run, arguments.device, parts) as live:
         recommender = live.recommender
         if arguments.watch:
@@ -51,13 +66,19 @@ def serve_verb(arguments: Arguments) -> None:
             console.say(f"store: {arguments.store}, {recommender.behaviour.store.num_users:,} users")
         if recommender.compiled_note:
             console.say(recommender.compiled_note)
+        if recommender.snapshot.index is not None:
+            console.say(recommender.snapshot.index.describe())
         if not arguments.threads:
             _choose_threads(recommender)
-        console.say(
-            f"serving {arguments.run} on http://{arguments.host}:{arguments.port} (POST /v1/recommend, page /docs);"
-            " Ctrl-C stops"
-        )
-        serve(recommender, arguments.host, arguments.port, http, keys, open_log(arguments.access_log))
+        if worker is None:
+            console.say(_where(arguments))
+        port = (arguments.host, arguments.port) if listener is None else listener
+        serve(recommender, port, http, keys, open_log(arguments.access_log), worker)
+
+
+def _where(arguments: Arguments) -> str:
+    address = f"http://{arguments.host}:{arguments.port}"
+    return f"serving {arguments.run} on {address} (POST /v1/recommend, page /docs); Ctrl-C stops"
 
 
 def api_keys_verb(arguments: Arguments) -> dict[str, Any]:
@@ -130,12 +151,21 @@ def _stopped_by_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of workers; allowed: 1 to {MOST_WORKERS}")
+    return int(text)
+
+
 def add_serve(verbs: Verbs) -> None:
     text = "answer over HTTP: POST /v1/recommend, POST /v1/events, GET /healthz, page /docs"
     parser = add_verb(verbs, "serve", serve_verb, text)
     parser.add_argument("run", help="run folder")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="TCP port")
+    parser.add_argument(
+        "--workers", type=_count, default=1, metavar="N", help="processes that answer; they share weights and catalogue"
+    )
     parser.add_argument("--store", help="folder of the behaviour store: users' events, sent to POST /v1/events")
     parser.add_argument(
         "--exposures", metavar="LOG", help="folder of the exposure log: answers to users, what followed"
@@ -148,6 +178,14 @@ def add_serve(verbs: Verbs) -> None:
         "--rerank-from", choices=("sample", "beam"), default="sample", help="candidates are drawn, or the search's best"
     )
     parser.add_argument("--cold-share", type=float, default=0.0, help="share of slots for items that no log showed")
+    parser.add_argument(
+        "--index", choices=("", "flat", "ivf", "hnsw"), default="",
+        help="search a retriever's items by faiss (extra: dense): exact, or approximate; default: compare all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--index-recall", type=float, default=0.95, metavar="SHARE",
+        help="share of the exact top 10 that an approximate index must find; it looks further until it does",
+    )  # fmt: skip
     parser.add_argument(
         "--watch", type=float, default=0.0, metavar="SECONDS", help="follow the run's current version; 0: when asked"
     )

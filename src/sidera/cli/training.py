@@ -100,6 +100,7 @@ def compare_verb(arguments: Arguments) -> Answer:
         "b": arguments.b,
         "protocol": comparison.protocol,
         "tests": tests,
+        "verdicts": [{**asdict(one), "words": one.to_text()} for one in comparison.verdicts],
         "notes": comparison.notes,
     }
 

@@ -226,6 +226,11 @@ def _describe(report: ImportReport, blocks: EventBlocks, names: list[str]) -> No
     report.left_out += [f"{name or '(without a name)'}" for name in names if name not in read]
 
 
+def read_items(path: Paths) -> pa.Table:
+    """An items table under our names, with ``key``, read as ``sidera import --items`` reads one."""
+    return _read_other(path, "items", "item", ITEM_NAMES, ImportMapping(), ImportReport())[0]
+
+
 def _read_other(
     path: Paths, what: str, called: str, keys: Sequence[str], mapping: ImportMapping, report: ImportReport
 ) -> tuple[pa.Table, list[str]]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from sidera.batch import Items
-from sidera.ops.columns import Column
+from sidera.ops.columns import Column, Texts
 
 DENSE = 16  # a batch of at least N / 16 ids marks their items in a table instead of sorting them
 
@@ -30,6 +30,7 @@ class ItemTable:
     features: Mapping[str, Column | np.ndarray] = field(default_factory=dict)  # feature -> (N, ...)
     version: int = 0  # moves when items come and go
     batched: frozenset[str] | None = None  # features that batches carry; None: all
+    titles: Texts | None = None  # (N,) None where none is known; no batch carries them
 
     @classmethod
     def plain(cls, num_items: int) -> ItemTable:
@@ -39,6 +40,12 @@ class ItemTable:
     @property
     def num_items(self) -> int:
         return len(self.codes)
+
+    def titles_from(self, first: int) -> list[str | None]:
+        """Titles of the items from ``first`` on."""
+        if self.titles is None:
+            return [None] * (self.num_items - first)
+        return list(self.titles[np.arange(first, self.num_items)])
 
     def items(self, ids: np.ndarray) -> Items:
         """The rows of ``ids`` (U,)."""

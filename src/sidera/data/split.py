@@ -22,6 +22,8 @@ import numpy as np
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
 
+Fit = Literal["train", "train+valid"]  # the events that a model has learned from: tables name it beside every figure
+
 
 class LeakError(AssertionError):
     """A split lets the model see what it is asked for. Never a matter of taste: the run stops."""
@@ -151,6 +153,31 @@ def train_sequences(dataset: Dataset, split: Split) -> tuple[np.ndarray, np.ndar
     """(item ids, offsets (U + 1,)) of every user's training events."""
     lengths = split.train_ends - dataset.offsets[:-1]
     return train_item_ids(dataset, split), np.concatenate([[0], np.cumsum(lengths)])
+
+
+def fitted_split(dataset: Dataset, split: Split, fit: Fit) -> Split:
+    """The split whose training part is what a model of this ``fit`` learns from.
+
+    "train+valid": every event before a user's test target, or before the test window; the validation rows are then no
+    questions any more. InputError without validation rows; LeakError should it reach a test target.
+    """
+    if fit == "train":
+        return split
+    if not len(split.valid):
+        raise InputError(
+            f"[fit] refit = true, but {split.name!r} of data set {dataset.name!r} has no validation rows to choose by",
+            fix="--set fit.refit=false, or give a log in which users have 4 or more events",
+        )
+    wider, _ = window(dataset, split, "valid")
+    cuts = None if split.cut_times is None else (split.cut_times[1], split.cut_times[1])
+    fitted = replace(wider, valid=split.valid.take(np.empty(0, dtype=np.int64)), cut_times=cuts)
+    check_leaks(dataset, fitted)
+    return fitted
+
+
+def fitted_sequences(dataset: Dataset, split: Split, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """(item ids, offsets (U + 1,)) of every user's events that a model of this ``fit`` learns from."""
+    return train_sequences(dataset, fitted_split(dataset, split, fit))
 
 
 def item_popularity(dataset: Dataset, split: Split) -> np.ndarray:

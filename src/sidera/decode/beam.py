@@ -24,6 +24,7 @@ Shape legend: B histories · W beams · K codes of a level · P most candidates 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,18 +50,12 @@ class Beams:
     item_ids: Tensor  # (B, R) int64
     leaf_ids: Tensor  # (B, R) int64: the item's leaf in the trie; items that share a semantic ID repeat it
     scores: Tensor  # (B, R) float32: log-probability of the semantic ID
+    sids: Tensor  # (B, R, L) int64
     valid_mask: Tensor  # (B, R) bool
-    trie: CodeTrie  # that was searched
     log_probs: Tensor | None = None  # (B, R, L) of each code among those that may follow its prefix, where asked
 
-    @property
-    def sids(self) -> Tensor:
-        """(B, R, L) int64"""
-        codes = self.trie.tensors(self.leaf_ids.device).leaf_codes(self.leaf_ids.clamp(min=0))
-        return codes.masked_fill_(~self.valid_mask[..., None], -1)
 
-
-Trail = list["tuple[Candidates, Tensor | None]"]  # of each level but the last, and the places of those that went on
+Trail = Sequence["tuple[Candidates, Tensor | None]"]  # of each level but the last, and the places of those that went on
 
 
 @torch.inference_mode()
@@ -93,7 +88,7 @@ def beam_search(
         if sparse is not None:
             part, leaves = sparse.part
             settings: dict[str, Any] = {"width": width, "num_results": num_results, "exclude": exclude, "fixed": fixed}
-            return _of_whole(beam_search(generator, context, part, **settings), trie, leaves)
+            return of_whole(beam_search(generator, context, part, **settings), leaves)
     cache = generator.new_cache(context, min(width, max(trie.num_nodes[:-1], default=1)))
     output = generator.step(context, cache, 0, None, None)
     device = output.logits.device
@@ -106,10 +101,10 @@ def beam_search(
     return beams
 
 
-def _of_whole(beams: Beams, trie: CodeTrie, leaves: np.ndarray) -> Beams:
-    """Beams of a part of ``trie``, whose leaves are these of the whole."""
+def of_whole(beams: Beams, leaves: np.ndarray) -> Beams:
+    """Beams of a part of a trie, whose leaves are these of the whole."""
     numbers = torch.from_numpy(leaves).to(beams.leaf_ids.device)[beams.leaf_ids.clamp(min=0)]
-    return replace(beams, leaf_ids=numbers.long().masked_fill_(~beams.valid_mask, -1), trie=trie)
+    return replace(beams, leaf_ids=numbers.long().masked_fill_(~beams.valid_mask, -1))
 
 
 def written_beams(
@@ -121,7 +116,7 @@ def written_beams(
     sizes = trie.most_children(width) if fixed else (None,) * (trie.num_levels + 1)
     candidates = first_candidates(output, tables, log_probs)
     eligible.close(candidates.scores, candidates.nodes, 0)
-    trail: Trail = []
+    trail: list[tuple[Candidates, Tensor | None]] = []
     for level in range(1, trie.num_levels):
         beams = prune(candidates, width, fixed)
         trail.append((candidates, beams.positions))
@@ -131,7 +126,7 @@ def written_beams(
         eligible.close(candidates.scores, candidates.nodes, level)
     candidates, places = items_of(candidates, tables, sizes[-1])
     eligible.close_items(candidates.scores, places)
-    return _results(candidates, places, trail, trie, num_results, fixed)
+    return results_of(candidates, tables.leaf_items[places].long(), tables, num_results, fixed, trail)
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,24 +239,26 @@ def runs_of_rows(starts: Tensor, counts: Tensor, size: int | None = None) -> tup
     return index, numbers.clamp_(min=0)
 
 
-def _results(
-    candidates: Candidates, places: Tensor, trail: Trail, trie: CodeTrie, num_results: int, fixed: bool
+def results_of(
+    candidates: Candidates, item_ids: Tensor, tables: TrieTensors, num_results: int, fixed: bool, trail: Trail = ()
 ) -> Beams:
     """The best items of each history, best first, padded to ``num_results``."""
     scores = candidates.scores
     positions = best_first(scores, num_results, fixed)  # (B, R') with R' <= R
     log_probs = _followed(candidates, trail, positions)
-    scores, missing = scores.gather(1, positions), num_results - positions.shape[1]
-    leaves, places = candidates.nodes.gather(1, positions), places.gather(1, positions)
-    if missing:
-        scores = F.pad(scores, (0, missing), value=NEG_INF)
-        leaves, places = F.pad(leaves, (0, missing)), F.pad(places, (0, missing))
-        log_probs = None if log_probs is None else F.pad(log_probs, (0, 0, 0, missing))
+    scores = scores.gather(1, positions)
     invalid_mask = scores == NEG_INF
-    items = trie.tensors(scores.device).leaf_items[places].long().masked_fill_(invalid_mask, -1)
+    leaves = candidates.nodes.gather(1, positions)
+    sids = tables.leaf_codes(leaves).masked_fill_(invalid_mask[..., None], -1)
+    items, leaves = item_ids.gather(1, positions).masked_fill_(invalid_mask, -1), leaves.masked_fill_(invalid_mask, -1)
     if log_probs is not None:
         log_probs = log_probs.masked_fill_(invalid_mask[..., None], float("nan"))
-    return Beams(items, leaves.masked_fill_(invalid_mask, -1), scores, ~invalid_mask, trie, log_probs)
+    missing = num_results - positions.shape[1]
+    if missing:
+        items, leaves = (F.pad(column, (0, missing), value=-1) for column in (items, leaves))
+        sids, scores = F.pad(sids, (0, 0, 0, missing), value=-1), F.pad(scores, (0, missing), value=NEG_INF)
+        log_probs = None if log_probs is None else F.pad(log_probs, (0, 0, 0, missing), value=float("nan"))
+    return Beams(items, leaves, scores, sids, scores > NEG_INF, log_probs)
 
 
 def _followed(candidates: Candidates, trail: Trail, positions: Tensor) -> Tensor | None:

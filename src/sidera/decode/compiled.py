@@ -234,12 +234,16 @@ class CompiledSearch:
         self.calls[name] += 1
         cut = slice(None), slice(num_results)
         valid_mask = scores[cut] != float("-inf")
-        return Beams(items[cut], leaves[cut], scores[cut], valid_mask, trie, log_probs[cut])
+        sids = torch.from_numpy(trie.leaf_codes(leaves[cut].clamp(min=0).numpy()))
+        sids.masked_fill_(~valid_mask[..., None], -1)
+        return Beams(items[cut], leaves[cut], scores[cut], sids, valid_mask, log_probs[cut])
 
     def _tables_of(self, trie: CodeTrie) -> tuple[list[Tensor], str]:
         if self._tables is None or self._tables[0] is not trie:
             self._tables = trie, tables_of(trie), self.shape.why_not(trie)
         return self._tables[1:]
 
-    def _no(self, why: str) -> None:
+    def _no(self, why: str) -> Any:
+        """None, with its reason counted."""
         self.reasons[why] += 1
+        return None

@@ -33,7 +33,7 @@ from torch import Tensor
 from sidera.batch import Batch
 from sidera.ops.columns import Column
 from sidera.ops.trie import Array, CodeTrie
-from sidera.roles import Context, Generator, Loss, SessionGenerator, StepOutput
+from sidera.roles import Context, Generator, HybridGenerator, Loss, SessionGenerator, StepOutput
 
 NEG_INF = float("-inf")
 
@@ -219,8 +219,24 @@ class LateListWriter(LateWriter):
         self.log_probs_lists = generator.log_probs_lists
 
 
+class LateHybrid(LateWriter):
+    """A HybridGenerator whose late codes score by the rule; what compares vectors knows of no codes."""
+
+    def __init__(self, generator: HybridGenerator, late: LateCodes) -> None:
+        super().__init__(generator, late)
+        self.num_proposed, self.joins_cold = generator.num_proposed, generator.joins_cold
+        self.item_vectors, self.fused = generator.item_vectors, generator.fused
+        self.given_vectors = generator.given_vectors
+        self._beam_vectors = generator.beam_vectors
+
+    def beam_vectors(self, context: Any, cache: _Cache, codes: Tensor, parents: Tensor) -> Tensor:
+        return self._beam_vectors(context, cache.own, codes, parents)
+
+
 def writing_late(generator: Generator, late: LateCodes | None) -> Generator:
     """``generator`` itself where nothing is late, or where it scores late codes on its own (``scores_late_codes``)."""
     if late is None or getattr(generator, "scores_late_codes", False):
         return generator
+    if isinstance(generator, HybridGenerator):
+        return LateHybrid(generator, late)
     return LateListWriter(generator, late) if isinstance(generator, SessionGenerator) else LateWriter(generator, late)

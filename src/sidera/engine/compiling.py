@@ -145,6 +145,8 @@ def _check_tools(snapshot: Snapshot) -> None:
     if not snapshot.generates or snapshot.writes_lists:
         kind = "a scorer: its answer is two products" if not snapshot.generates else "a writer of lists"
         raise InputError(f"the model is {kind}", allowed="generators of items", fix="serve it as it is")
+    if snapshot.way != "beam":
+        raise InputError(f"the model is searched by {snapshot.way}", allowed="beam", fix="serve it as it is")
     if torch.device(snapshot.device).type != "cpu":
         raise InputError(f"device {snapshot.device}", allowed="cpu: a GPU's searches are recorded as graphs")
     if not hasattr(torch._inductor, "aoti_compile_and_package"):

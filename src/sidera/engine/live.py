@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,13 @@ from sidera import console
 from sidera.artifacts import read_manifest
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.newcomers import TextNeighbours
-from sidera.config import digest
 from sidera.core import ArtifactError, InputError, Request
 from sidera.engine import versions
 from sidera.engine.answerer import Answerer
 from sidera.engine.export import export_events, read_exposures
 from sidera.engine.exposures import ExposureWriter
 from sidera.engine.items_log import ITEMS, MODEL, NAME, ItemsLog, Record
-from sidera.engine.living import Changes, Delta, applied, catalog_now, replayed
+from sidera.engine.living import Applied, Delta, catalog_now, recorded, replayed
 from sidera.engine.recommender import DEFAULT_BEAM, Recommender
 from sidera.engine.routes import Route, Side
 from sidera.engine.run_folder import beam_of_run, load_snapshot
@@ -44,16 +43,6 @@ from sidera.engine.serving import ServeConfig, Serving, open_exposures, open_ste
 DAY = 86_400  # seconds
 KEPT = 3  # catalogues of versions: to go back to one is quick
 WARM_REQUESTS = 8  # histories that a new version answers before anybody asks it
-
-
-@dataclass(frozen=True)
-class Applied:
-    """What became of a message."""
-
-    version: int  # the publisher's number
-    new: bool  # False: it was applied before
-    items_version: int
-    changes: Changes
 
 
 class LiveRun:
@@ -109,17 +98,14 @@ class LiveRun:
             with self.log.writing():
                 self._take_in()
                 now = self.recommender.serving.snapshot.catalog
-                content = delta.content()
-                version = self.log.last_message() + 1 if delta.version is None else delta.version
-                if delta.version is not None and self.log.is_known(version, content):
-                    return Applied(version, False, now.items_version, Changes())
-                catalog, changes, body = applied(now, delta, self._index(now))
-                place = self.log.append(ITEMS, version, catalog.items_version, body, digest(content))
-                prepared = self._over(catalog, self.log.after(place - 1)) if changes else None
+                done, catalog, place = recorded(self.log, now, delta, self._index)
+                if not done.new:
+                    return done
+                prepared = self._over(catalog, self.log.after(place - 1)) if done.changes else None
             self.place = place
             if prepared is not None:  # only now: the disk has it
                 self.recommender.serving, self.recommender.route = prepared
-        return Applied(version, True, catalog.items_version, changes)
+        return done
 
     def _take_in(self) -> None:
         """Messages that other processes wrote."""
@@ -184,7 +170,7 @@ class LiveRun:
         folder, now = versions.folder_of(run, number), self.recommender.serving
         versions.read_version(run, number)
         catalog, place = self._catalog(number)
-        snapshot = load_snapshot(folder, now.snapshot.device, catalog)
+        snapshot = self.config.of(load_snapshot(folder, now.snapshot.device, catalog))
         beam = self.config.beam or (beam_of_run(folder) if snapshot.generates else DEFAULT_BEAM)
         snapshot, self.recommender.compiled_note = with_programs(snapshot, folder, self.config, beam)
         steps = open_steps(folder, self.config, snapshot)

@@ -14,7 +14,8 @@ What was decided once (codes) is kept in the log, so that a replay gives the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ import pyarrow as pa
 
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.newcomers import TextNeighbours, newcomer_vectors
+from sidera.config import digest
 from sidera.core import InputError
 from sidera.engine.items_log import ITEMS, ItemsLog, Record
-from sidera.engine.versions import folder_of, read_version
+from sidera.engine.versions import current_number, folder_of, read_version
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,48 @@ class Changes:
 
     def counts(self) -> dict[str, int]:
         return {name: len(keys) for name, keys in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What became of a message."""
+
+    version: int  # the publisher's number
+    new: bool  # False: it was applied before
+    items_version: int
+    changes: Changes
+
+
+def recorded(
+    log: ItemsLog, now: Catalog, delta: Delta, index: Callable[[Catalog], TextNeighbours] | None = None
+) -> tuple[Applied, Catalog, int]:
+    """Apply a message to the catalogue ``now`` and write it down, inside ``log.writing()``: what became of it, the next
+    Catalog, and the record's place. A message that was applied already changes nothing. ``index``: of a catalogue's
+    titles, which takes in the new ones."""
+    content = delta.content()
+    version = log.last_message() + 1 if delta.version is None else delta.version
+    if delta.version is not None and log.is_known(version, content):
+        return Applied(version, False, now.items_version, Changes()), now, log.last()
+    catalog, changes, body = applied(now, delta, index(now) if index else None)
+    place = log.append(ITEMS, version, catalog.items_version, body, digest(content))
+    return Applied(version, True, catalog.items_version, changes), catalog, place
+
+
+def change_run(run: str | Path, delta: Delta, absent_ok: bool = True) -> Applied:
+    """Apply one message to a run folder that nobody, or another process, serves; servers with ``--watch`` follow.
+
+    InputError, and nothing is written, for an item to be removed that is not there unless ``absent_ok``.
+    """
+    with closing(ItemsLog.of_run(Path(run))) as log, log.writing():
+        catalog, _ = catalog_now(run, current_number(run), log)
+        done = recorded(log, catalog, delta)[0]
+        if done.changes.absent and not absent_ok:
+            count, of = len(done.changes.absent), len(delta.removed)
+            raise InputError(
+                f"the catalogue holds no item {done.changes.absent[0]!r} ({count} of {of} are not there)",
+                fix="leave them out, or add --absent-ok; nothing was removed",
+            )
+        return done
 
 
 def applied(

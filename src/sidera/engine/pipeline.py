@@ -22,12 +22,13 @@ from sidera.batch import Batch
 from sidera.core import ArtifactError, Filter, InputError
 from sidera.decode.dense import target_ties, top_items
 from sidera.decode.eligible import Allowed, Jagged
+from sidera.decode.hybrid import hybrid_search
 from sidera.decode.sample import masked_log_probs
 from sidera.decode.session import rank_by_lists
 from sidera.engine.filters import filter_table
 from sidera.engine.snapshot import Snapshot
 from sidera.ops.jagged import jagged_rows
-from sidera.roles import Context, SessionGenerator
+from sidera.roles import Context, HybridGenerator, Retriever, SessionGenerator
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +154,11 @@ def search(query: Query, number: int) -> Candidates:
     left_out = query.left_out
     signed: dict[str, Any] = {"version": snapshot.version, "items_version": snapshot.catalog.items_version}
     if not snapshot.generates:
+        if snapshot.index is not None and query.target_ids is None:
+            with snapshot.answering():
+                users = cast(Retriever, snapshot.model).user_vectors(query.read)
+            ids, best = snapshot.index.search(users, number, exclude=left_out, alive=query.allowed_items)
+            return Candidates(ids, best, **signed)
         with snapshot.answering():
             scores = snapshot.scorer.item_scores(query.read).float()
         alive = query.allowed_items
@@ -167,6 +173,13 @@ def search(query: Query, number: int) -> Candidates:
         if snapshot.writes_lists:
             writer = cast(SessionGenerator, generator)
             ids, scores = rank_by_lists(writer, query.context, trie, k=number, beam=width, **limits)
+            return Candidates(ids, scores, **signed)
+        if snapshot.is_hybrid:
+            hybrid = cast(HybridGenerator, generator)
+            cold_ids = snapshot.cold_ids if hybrid.joins_cold else None
+            ids, scores = hybrid_search(
+                hybrid, query.context, trie, width=width, num_results=number, cold_ids=cold_ids, **limits
+            )
             return Candidates(ids, scores, **signed)
         found = snapshot.beams(query.context, width=width, num_results=number, log_probs=query.log_probs, **limits)
     return Candidates(found.item_ids, found.scores, leaf_ids=found.leaf_ids, log_probs=found.log_probs, **signed)

@@ -8,8 +8,9 @@ what is popular.
     ask.popular(k=10, since=now - 7 * 86400, log=dataset)
 
 Scores of given items are those of a search that finds them, without the search: a generator multiplies the
-probabilities of an item's own codes (``decode.sample.free_log_probs``). A model that writes lists has no such search:
-its lists are scored as a whole. Every answer is of one snapshot, taken when the question comes.
+probabilities of an item's own codes (``decode.sample.free_log_probs``), a hybrid fuses them with what vectors say. A
+model that writes lists has no such search: its lists are scored as a whole. Every answer is of one snapshot, taken when
+the question comes.
 
 Shape legend: N items · D dims · C items of a question · L levels of a semantic ID.
 """
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from sidera.core import ArtifactError, Filter, InputError, Request
 from sidera.data.dataset import Dataset
+from sidera.decode.hybrid import hybrid_scores
 from sidera.decode.sample import free_log_probs
 from sidera.decode.select import best_first
 from sidera.engine.filters import filter_table
@@ -33,7 +35,7 @@ from sidera.engine.pipeline import Query
 from sidera.engine.recommender import Recommender
 from sidera.engine.requests import RequestReader, keys_of_items, requests_of
 from sidera.engine.snapshot import Snapshot
-from sidera.roles import Retriever
+from sidera.roles import HybridGenerator, Retriever
 
 CHUNK = 1 << 16  # items whose vectors are held at a time
 NEVER = float("-inf")  # the score of an item that the model cannot give
@@ -152,8 +154,10 @@ def given_scores(query: Query, item_ids: Tensor) -> Tensor:
     if snapshot.generates:
         codes = snapshot.catalog.items.codes_of(item_ids)  # (B, C, L)
         with snapshot.answering():
-            parts = free_log_probs(snapshot.generator, query.context, codes)
-        scores = parts.float().sum(-1)  # -inf where no code of the model reaches an item
+            if snapshot.is_hybrid:
+                scores = hybrid_scores(cast(HybridGenerator, snapshot.generator), query.context, item_ids, codes)
+            else:  # -inf where no code of the model reaches an item
+                scores = free_log_probs(snapshot.generator, query.context, codes).float().sum(-1)
     else:
         with snapshot.answering():
             whole = snapshot.scorer.item_scores(query.read).float()  # (B, N known)

@@ -26,6 +26,7 @@ from sidera.data.dataset import Dataset
 from sidera.data.reading import LogReading, Reading
 from sidera.decode.eligible import Jagged
 from sidera.decode.free import free_beam
+from sidera.decode.ways import AUTO
 from sidera.engine.answerer import Answerer
 from sidera.engine.exposures import ExposureWriter
 from sidera.engine.histories import Behaviour
@@ -54,6 +55,7 @@ class Recommender:
         *,
         model_section: dict[str, Any],
         beam: int = DEFAULT_BEAM,
+        search: str = AUTO,
         device: str = "cpu",
         num_known: int | None = None,
         version: str = "unsaved",
@@ -63,7 +65,7 @@ class Recommender:
 
         ``version`` names the weights; answers and rollouts carry it.
         """
-        snapshot = Snapshot.of(model, catalog, model_section, version, num_known, device)
+        snapshot = replace(Snapshot.of(model, catalog, model_section, version, num_known, device), search=search)
         self.serving = Serving(snapshot, parts or Parts(), beam)
         self.swapping = threading.RLock()  # held from reading ``serving`` to replacing it: no change is lost
         self.route: Route | None = None  # a second version, beside the one that answers
@@ -267,12 +269,13 @@ class Recommender:
         beam = beam or serve.beam
         if beam is None:
             beam = beam_of_run(path) if found.generates else DEFAULT_BEAM  # a scorer searches nothing
-        recommender = cls(
-            found.trained, found.catalog, model_section=dict(found.section), beam=beam, device=device,
-            num_known=found.num_known, version=found.version, parts=open_parts(path, serve, found),
+        loaded = cls(
+            found.trained, found.catalog, model_section=dict(found.section), beam=beam, search=found.search,
+            device=device, num_known=found.num_known, version=found.version, parts=open_parts(path, serve, found),
         )  # fmt: skip
-        recommender.snapshot, recommender.compiled_note = with_programs(recommender.snapshot, path, serve, beam)
-        return recommender
+        snapshot = serve.of(loaded.snapshot)
+        loaded.snapshot, loaded.compiled_note = with_programs(snapshot, path, serve, beam)
+        return loaded
 
     def close(self) -> None:
         """Close the behaviour store and the exposure log."""
@@ -309,6 +312,15 @@ class Recommender:
     @beam.setter
     def beam(self, beam: int) -> None:
         self.serving = replace(self.serving, beam=beam)
+
+    @property
+    def search(self) -> str:
+        """How a generator is searched (``decode.ways``)."""
+        return self.snapshot.search
+
+    @search.setter
+    def search(self, search: str) -> None:
+        self.snapshot = replace(self.snapshot, search=search)
 
     @property
     def model(self) -> torch.nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from sidera.bounds import read_json
 from sidera.catalog.catalog import Catalog
 from sidera.config import MAX_RECIPE_BYTES, MOST
 from sidera.core import ArtifactError
+from sidera.decode.ways import AUTO
 from sidera.engine.snapshot import Snapshot
 from sidera.loading import open_artifact
 from sidera.models import saved
@@ -24,7 +26,8 @@ def load_snapshot(path: Path, device: str = "cpu", catalog: Catalog | None = Non
     catalog = catalog or Catalog.load(path / "catalog")
     opened = open_artifact(path / "model", "model")
     model, section, num_known = saved.saved_model(opened, catalog)
-    return Snapshot.of(model, catalog, section, opened.manifest.digest, num_known, device)
+    snapshot = Snapshot.of(model, catalog, section, opened.manifest.digest, num_known, device)
+    return replace(snapshot, search=search_of_run(path))
 
 
 def save_model(
@@ -50,6 +53,15 @@ def section_of_run(path: Path, name: str, why: str, fix: str) -> Mapping[str, An
     if not isinstance(section, dict):
         raise ArtifactError(f"{file} is damaged: no [{name}]", fix="run the recipe again")
     return section
+
+
+def search_of_run(path: Path) -> str:
+    """How the run's evaluation searched; the model's usual way where no recipe says it."""
+    try:
+        search = read_json(path / RUN_RECIPE, MAX_RECIPE_BYTES)["eval"].get("search", AUTO)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return AUTO
+    return search if isinstance(search, str) else AUTO
 
 
 def beam_of_run(path: Path) -> int:

@@ -12,11 +12,13 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from sidera.catalog.catalog import Catalog
 from sidera.config import parse_section
 from sidera.core import CatalogMismatch, InputError
 from sidera.data.config import DataConfig, load_dataset
+from sidera.decode.vector_index import IndexConfig, IndexKind
 from sidera.engine.compiling import open_compiled
 from sidera.engine.exposures import ExposureWriter
 from sidera.engine.histories import Behaviour, open_behaviour
@@ -36,13 +38,21 @@ class ServeConfig:
     rerank_from: Source = "sample"  # candidates are drawn, or the search's best ("beam")
     cold_share: float = 0.0  # of the slots, kept for items that no log showed
     beam: int | None = None  # width of the search; None: the run's
+    index: str = ""  # a retriever's items are searched by faiss: "flat", "ivf" or "hnsw"; "": all are compared
+    index_recall: float = 0.95  # share of the exact top 10 that an approximate index must find
     store: str | Path | None = None  # folder of the behaviour store, made where there is none
     fill: str | Path | None = None  # data folder whose events a new store begins with
     exposures: str | Path | None = None  # folder of the exposure log: answers to users
     compiled: bool = True  # what `sidera export` made of the run is used, where it is of this machine and these weights
     export_key: str | Path | None = None  # key that signed it; None: this machine's own
 
+    def of(self, snapshot: Snapshot) -> Snapshot:
+        """With the index, where one is asked for."""
+        return snapshot.indexed(IndexConfig(cast(IndexKind, self.index), self.index_recall)) if self.index else snapshot
+
     def __post_init__(self) -> None:
+        if self.index:
+            IndexConfig(cast(IndexKind, self.index), self.index_recall)  # checks them
         fix = "name the store's folder (store, --store)"
         if self.fill and not self.store:
             raise InputError(f"fill {self.fill} without a store", fix=fix)

@@ -32,10 +32,14 @@ from sidera.decode.compiled import CompiledSearch
 from sidera.decode.eligible import Allowed, Jagged
 from sidera.decode.graph import GraphedSearch
 from sidera.decode.late import LateCodes, writing_late
+from sidera.decode.vector_index import IndexConfig, VectorIndex
+from sidera.decode.ways import AUTO, Search, search_by, way_of
 from sidera.engine.histories import lifelong_of_events
 from sidera.nn.item_embedding import grown
 from sidera.ops.weights import check_weights
-from sidera.roles import Context, Generator, Scorer, SessionGenerator
+from sidera.roles import Context, Generator, HybridGenerator, Retriever, Scorer, SessionGenerator
+
+SAMPLED_USERS, SAMPLED_EVENTS = 256, 10  # random histories that an index is measured on, and most events of one
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +54,8 @@ class Snapshot:
     num_known: int  # items that the model has rows for; the catalogue may have grown since
     device: str = "cpu"
     compiled: CompiledSearch | None = None  # programs of these weights
+    search: str = AUTO  # how a generator is searched: one of its ways
+    index: VectorIndex | None = None  # of a retriever's items; None: all are compared
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # of the model, see ``answering``
 
     @classmethod
@@ -77,10 +83,11 @@ class Snapshot:
         with self.lock:  # nobody lays out weights for answering while they are copied
             model = copy.deepcopy(self.trained, cast(dict[int, Any], memo))
         model.eval()  # drops what was laid out for answering with the old weights
-        return replace(
-            self, trained=model, model=grown(model, self.catalog.items), version=version, compiled=None,
+        after = replace(
+            self, trained=model, model=grown(model, self.catalog.items), version=version, index=None, compiled=None,
             lock=threading.Lock(),
         )  # fmt: skip
+        return after if self.index is None else after.indexed(self.index.config)
 
     def with_catalog(self, catalog: Catalog) -> Snapshot:
         """The same model over a catalogue whose items came and went; CatalogMismatch when it is of another codebook
@@ -92,7 +99,39 @@ class Snapshot:
         after = replace(self, catalog=catalog, model=grown(self.trained, catalog.items))
         if self.generates:
             after.generator  # noqa: B018 — the tables of late codes too
+        if self.index is not None:
+            with after.answering():
+                vectors = after.item_vectors()
+            after = replace(after, index=self.index.extended(vectors, after.sample_users))
         return after  # calls that have begun do not wait
+
+    def indexed(self, config: IndexConfig) -> Snapshot:
+        """The same, answering by an index of the items' vectors. InputError for a model whose score is no inner
+        product, without faiss, and where an approximate index does not find what it should."""
+        if self.generates or not isinstance(self.model, Retriever):
+            raise InputError(
+                f"[model] {self.section.get('name')} cannot be searched by an index of vectors",
+                allowed="models whose score is an inner product of a user's and an item's vector, such as sasrec",
+                fix="leave the index out (index, --index)",
+            )
+        with self.answering():
+            vectors = self.item_vectors()
+        return replace(self, index=VectorIndex.build(vectors, config, self.sample_users))
+
+    @torch.inference_mode()
+    def item_vectors(self) -> Tensor:
+        """(N, D) of a retriever."""
+        return cast(Retriever, self.model).item_vectors()
+
+    @torch.inference_mode()
+    def sample_users(self) -> Tensor:
+        """(S, Q, D): users of a retriever after random histories of popular items, which an index is measured on."""
+        source, weights = np.random.default_rng(0), np.asarray(self.catalog.popularity[: self.num_known]) + 1.0
+        lengths = source.integers(1, 1 + min(SAMPLED_EVENTS, self.reads.max_events), SAMPLED_USERS)
+        ids = source.choice(self.num_known, lengths.sum(), p=weights / weights.sum())
+        batch = self.reading.batch(ids, np.concatenate([[0], lengths.cumsum()]))
+        with self.answering():
+            return cast(Retriever, self.model).user_vectors(self.readable(batch))
 
     # -- the model's role ----------------------------------------------------------------------------------------
 
@@ -108,6 +147,18 @@ class Snapshot:
     @cached_property
     def writes_lists(self) -> bool:
         return isinstance(self.model, SessionGenerator)
+
+    @cached_property
+    def is_hybrid(self) -> bool:
+        return isinstance(self.model, HybridGenerator)
+
+    @cached_property
+    def cold_ids(self) -> Tensor:
+        """(C,) on the device: items that are there and that the training never showed."""
+        catalog = self.catalog
+        cold_mask = (np.asarray(catalog.popularity) == 0) & ~np.asarray(catalog.removed)
+        cold_mask[self.num_known :] = ~np.asarray(catalog.removed)[self.num_known :]
+        return torch.from_numpy(np.flatnonzero(cold_mask)).to(self.device)
 
     @cached_property
     def generator(self) -> Generator:
@@ -152,8 +203,10 @@ class Snapshot:
         self, context: Context, *, width: int, num_results: int, exclude: Jagged | None = None,
         allowed: Allowed | None = None, log_probs: bool = False,
     ) -> Beams:  # fmt: skip
-        """``decode.beam.beam_search`` by the generator. Call it inside :meth:`answering`."""
+        """The search that ``search`` names, by the generator. Call it inside :meth:`answering`."""
         settings: dict[str, Any] = {"width": width, "num_results": num_results, "exclude": exclude, "allowed": allowed}
+        if self.way != "beam":
+            return self.searcher(context, **settings)
         if self.graphs is not None:
             return self.graphs(context, log_probs=log_probs, **settings)
         found = None if self.programs is None else self.programs.beams(context, self.catalog.trie, **settings)
@@ -161,6 +214,16 @@ class Snapshot:
             return found
         settings["log_probs"] = log_probs
         return beam_search(self.generator, context, self.catalog.trie, **settings)
+
+    @property
+    def way(self) -> str:
+        """How the generator is searched. InputError where it cannot be searched so."""
+        return way_of(self.model, self.search, self.catalog.trie)
+
+    @cached_property
+    def searcher(self) -> Search:
+        """The search by another way than a beam; what it makes of the catalogue once is made at the first question."""
+        return search_by(self.way, self.model, self.writing, self.catalog.trie)
 
     @contextmanager
     def answering(self) -> Iterator[None]:

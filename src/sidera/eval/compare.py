@@ -14,8 +14,9 @@ from typing import Any
 from sidera.console import table
 from sidera.core import InputError
 from sidera.eval.bootstrap import PairedTest, paired_test
-from sidera.eval.evaluation import Evaluation, load_evaluation
+from sidera.eval.evaluation import Evaluation, fit_of, load_evaluation
 from sidera.eval.metrics import row_metrics
+from sidera.eval.verdict import Verdict, main_cut, verdict_of
 
 SAME = ("dataset", "dataset_digest", "split", "which", "rows", "row_digest", "num_items", "hits", "ranking")
 
@@ -28,14 +29,24 @@ class Comparison:
     second: str
     protocol: dict[str, Any]
     tests: dict[tuple[str, str], PairedTest]  # (seen mode, metric) -> test
+    fits: tuple[str, str]  # the events that each has learned from: "train" or "train+valid"
     notes: tuple[str, ...]  # what differs between the runs without making them incomparable
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """In words, a sentence a seen mode, by NDCG at the main cut-off."""
+        k = main_cut([k for made in self.protocol["lists"] for k in made["ks"]])
+        return [
+            verdict_of(test, self.first, self.second, metric, seen)
+            for (seen, metric), test in self.tests.items()
+            if metric == f"ndcg@{k}"
+        ]
 
     def to_text(self) -> str:
         """A plain table for the shell."""
         shown = f"{self.protocol['dataset']} {self.protocol['split']} {self.protocol['which']}"
-        lines = [
-            f"A = {self.first}   B = {self.second}   ({shown}, {self.protocol['rows']} rows, item-level, full ranking)"
-        ]
+        first, second = (f"{name} (fit: {fit})" for name, fit in zip((self.first, self.second), self.fits, strict=True))
+        lines = [f"A = {first}   B = {second}   ({shown}, {self.protocol['rows']} rows, item-level, full ranking)"]
         lines += [f"note: {note}" for note in self.notes]
         header = ("seen", "metric", "A", "B", "A - B", "95 % interval", "p boot", "p perm", "better A/B")
         rows: list[Sequence[str]] = []
@@ -46,6 +57,7 @@ class Comparison:
             tests = (_p(test.p_bootstrap), _p(test.p_permutation), f"{test.wins}/{test.losses}")
             rows.append((seen, metric, *values, *tests))
         lines.append(table(header, rows, left=len(header)))
+        lines += [f"verdict: {one.to_text()}" for one in self.verdicts]
         return "\n".join(
             [*lines, "* both tests below 5 %; many metrics are tested at once: expect one in twenty by chance"]
         )
@@ -74,7 +86,7 @@ def compare(
             f"{names[0]} and {names[1]} share no seen mode and list of cut-offs",
             fix="evaluate both with the same [eval] ks and seen",
         )
-    return Comparison(names[0], names[1], a.protocol, tests, _notes(a, b))
+    return Comparison(names[0], names[1], a.protocol, tests, (fit_of(a), fit_of(b)), _notes(a, b))
 
 
 def check_comparable(a: Evaluation, b: Evaluation, names: Sequence[str]) -> None:
@@ -94,6 +106,8 @@ def _p(value: float) -> str:
 
 def _notes(a: Evaluation, b: Evaluation) -> tuple[str, ...]:
     notes = []
+    if fit_of(a) != fit_of(b):
+        notes.append(f"fit: A on {fit_of(a)}, B on {fit_of(b)}: only one has learned the validation events")
     for list_a, list_b in zip(a.protocol["lists"], b.protocol["lists"], strict=False):
         if list_a["ks"] == list_b["ks"] and list_a["beam"] != list_b["beam"]:
             beams = [f"beam {made['beam']}" if made["beam"] else "exact" for made in (list_a, list_b)]

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from sidera.catalog.catalog import Catalog
 from sidera.data.dataset import Dataset
-from sidera.data.split import EvalRows, Split, item_popularity
+from sidera.data.split import EvalRows, Fit, Split, item_popularity
 from sidera.eval.bootstrap import intervals
 from sidera.eval.config import EvalConfig
 from sidera.eval.evaluation import Evaluation, Slice
@@ -59,9 +59,11 @@ def evaluate(
     *,
     name: str = "",
     info: dict[str, Any] | None = None,
+    fit: Fit = "train",
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Measure ``recommender`` on the validation or test rows. ``name`` is what tables call it."""
+    """Measure ``recommender`` on the validation or test rows. ``name`` is what tables call it, ``fit`` what it learned
+    from."""
     config = config or EvalConfig()
     check_items(recommender.catalog, dataset)
     all_rows = split.valid if which == "valid" else split.test
@@ -81,7 +83,7 @@ def evaluate(
     estimates = intervals(flat, rows.user_ids, resamples=config.bootstrap, seed=config.seed)
     return Evaluation(
         name=name or recommender.kind,
-        protocol=_protocol(recommender, dataset, split, which, rows, len(all_rows), config, head),
+        protocol=_protocol(recommender, dataset, split, which, rows, len(all_rows), config, head) | {"fit": fit},
         metrics={seen: {key: estimates[f"{seen}/{key}"] for key in part} for seen, part in measured.items()},
         lists={
             seen: _list_metrics(lists, config, recommender.catalog, head, popularity) for seen, lists in by_mode.items()
@@ -111,7 +113,8 @@ def quick_metrics(
     filter_too: bool = True,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Means for validation during training: ``ndcg@10 recall@10`` (seen=keep), ``filter_ndcg@10 filter_recall@10``.
+    """Means for validation during training: ``ndcg@10 recall@10`` (seen=keep); ``filter_too``: ``filter_ndcg@10
+    filter_recall@10`` and the means of the two modes, ``mean_ndcg@10 mean_recall@10``.
 
     ``recommender`` may be a bare ``rank(batch, k, *, beam, filter_seen)``. The row sample depends on ``seed`` alone,
     so the values of different epochs and runs are paired.
@@ -126,6 +129,8 @@ def quick_metrics(
             positions[index] = target_ranks(to_numpy(ranked.item_ids), rows.target_ids[index]).rank
         means = row_metrics(TargetRanks(positions, positions, np.ones_like(positions), k), [k])
         values |= {f"{prefix}{name}": float(means[name].mean()) for name in (f"ndcg@{k}", f"recall@{k}")}
+    for name in (f"ndcg@{k}", f"recall@{k}") if filter_too else ():
+        values[f"mean_{name}"] = (values[name] + values[f"filter_{name}"]) / 2
     return values
 
 

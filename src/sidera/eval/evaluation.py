@@ -112,6 +112,11 @@ def load_evaluation(path: str | Path) -> Evaluation:
         return Evaluation(metrics=metrics, slices=slices, ranks=ranks, **rest)
 
 
+def fit_of(evaluation: Evaluation) -> str:
+    """The events that the model has learned from, "train" or "train+valid"."""
+    return str(evaluation.protocol.get("fit", "train"))  # a refit is newer than the oldest evaluations
+
+
 def _estimates(record: Mapping[str, Mapping[str, float]]) -> dict[str, Estimate]:
     for name, values in record.items():
         if not all(type(value) in (int, float) for value in values.values()):

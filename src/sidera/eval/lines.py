@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sidera import console
 from sidera.eval.bootstrap import Estimate
-from sidera.eval.evaluation import Evaluation
+from sidera.eval.evaluation import Evaluation, fit_of
 from sidera.eval.ranker_evaluation import RankerEvaluation
 
 
@@ -15,7 +15,7 @@ def evaluation_lines(result: Evaluation | RankerEvaluation) -> str:
         return ranker_lines(result)
     lines = [
         f"evaluate: {protocol['which']} rows of {protocol['dataset']} ({protocol['split']}), {protocol['rows']:,} rows,"
-        " full ranking, item-level hits"
+        f" full ranking, item-level hits, fit: {fit_of(result)}"
     ]
     if ranking := result.latency.get("ranking"):
         lines.append(f"  {ranking}")

@@ -10,7 +10,8 @@ import types
 from typing import Any
 
 from sidera.fit.config import FitConfig
-from sidera.fit.loop import Diverged, fit
+from sidera.fit.diverged import Diverged
+from sidera.fit.loop import fit
 from sidera.fit.protocols import BatchSource, Look, Objective, Resumable, Watch
 from sidera.fit.seeding import seed_everything, step_generator
 from sidera.fit.signals import Interrupted

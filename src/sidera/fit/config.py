@@ -32,15 +32,18 @@ class FitConfig:
     weight_decay: float = 0.01  # decoupled decay, on matrices only (never on biases, norms and other vectors)
     decay_embeddings: bool = True  # False: the tables of nn.Embedding are not decayed either
     betas: tuple[float, ...] = (0.9, 0.999)  # decay of AdamW's two running means
-    schedule: Literal["cosine", "inverse_sqrt", "constant", "linear"] = "cosine"  # of the learning rate after warm-up
-    warmup_steps: int = 100  # optimizer steps of linear rise from 0 to lr
+    schedule: Literal["cosine", "inverse_sqrt", "constant", "linear", "wsd"] = "cosine"  # of the rate after warm-up
+    cooldown: float = 0.2  # steps of the decay behind "wsd", and behind patience / steps before it; 0: none
+    warmup_steps: int = 100  # optimizer steps of linear rise from 0 to lr, at most a quarter of all
     min_lr_ratio: float = 0.05  # learning rate at the end / lr; the floor of "inverse_sqrt"
     clip_norm: float = 1.0  # gradients of a larger global norm are scaled down to it; 0: no clipping
     precision: Literal["auto", "f32", "bf16"] = "auto"  # of matrix products (autocast); "auto": what is faster here
     seed: int = 0  # of dropout and sampled negatives; the order of the data has the data source's own seed
     eval_every_epochs: int = 1  # epochs between evaluations; 0: only by steps and at the end
     eval_every_steps: int = 0  # optimizer steps between evaluations; 0: only by epochs and at the end
-    patience: int = 5  # evaluations without a better `monitor` that end the training; 0: never
+    patience: int = 5  # evaluations after min_steps without a better `monitor` that end the training; 0: never
+    teachers: int = 0  # models of other seeds that the model learns from as well (train/distill.py)
+    refit: bool = False  # True: once validation has chosen, its events are learned too (train/refit.py)
     monitor: str = "ndcg@10"  # validation figure that chooses the best weights; a name ending in "loss" is minimised
     max_minutes: float | None = None  # budget of catalogue and training, validation counted, minutes of `clock`
     piece_minutes: float | None = None  # wall minutes after which this call stops, to be continued; default: none
@@ -54,12 +57,12 @@ class FitConfig:
     def __post_init__(self) -> None:
         check_counts("[fit]", self, "epochs", "batch_size", "accumulate", "log_every")
         self._check("max_steps", self.max_steps is None or self.max_steps >= 1, "a whole number >= 1, or leave it out")
-        check_counts("[fit]", self, "min_steps", "patience", "warmup_steps", "num_threads", "seed", low=0)
+        check_counts("[fit]", self, "min_steps", "patience", "warmup_steps", "num_threads", "seed", "teachers", low=0)
         check_counts("[fit]", self, "eval_every_epochs", "eval_every_steps", low=0)
         for name in ("max_minutes", "piece_minutes"):
             value = getattr(self, name)
             self._check(name, value is None or (value > 0 and math.isfinite(value)), "minutes > 0, or leave it out")
-        for name in ("weight_decay", "clip_norm", "checkpoint_minutes", "peak_tflops"):
+        for name in ("weight_decay", "clip_norm", "checkpoint_minutes", "peak_tflops", "cooldown"):
             value = getattr(self, name)
             self._check(name, value >= 0 and math.isfinite(value), "a finite number >= 0")
         self._check("lr", self.lr > 0 and math.isfinite(self.lr), "a finite number > 0")

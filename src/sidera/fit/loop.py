@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from sidera.fit.checkpoint import (
     tidy,
 )
 from sidera.fit.config import FitConfig
+from sidera.fit.cooldown import CoolDown, cool_down_steps, stable_share
+from sidera.fit.diverged import Diverged
 from sidera.fit.log import TrainingLog
 from sidera.fit.memory import check_fits
 from sidera.fit.peak import measured_tflops
@@ -51,7 +54,7 @@ from sidera.fit.protocols import (
     states,
     under,
 )
-from sidera.fit.schedule import learning_rate, make_optimizer
+from sidera.fit.schedule import count_steps, learning_rate, make_optimizer
 from sidera.fit.seeding import EVALUATION, seed_everything
 from sidera.fit.signals import Interrupted, StopNow, StopSignals
 from sidera.fit.state import Clock, FitResult, TrainState, Window
@@ -61,13 +64,6 @@ from sidera.ops.allocator import release_memory
 from sidera.ops.threads import num_threads
 
 OnProgress = Callable[[Mapping[str, Any]], None]
-
-
-class Diverged(InputError):
-    """The loss or its gradient is not a finite number."""
-
-    step = 0  # steps that were taken, the one that diverged included
-    loss = norm = math.nan
 
 
 def fit(
@@ -134,7 +130,7 @@ class _Run:
         self.budget = 60 * config.max_minutes if config.max_minutes else math.inf  # seconds, the last evaluation's too
         self.optimizer = make_optimizer(model, config)
         self.optimizer.zero_grad(set_to_none=True)
-        self.total_steps = self._count_steps()
+        self.total_steps = count_steps(config, source)
         self.state = TrainState(evaluation_due=watch is not None and watch.at_start)
         self.best: dict[str, Tensor] = {}  # the weights that the watch kept, on the CPU; empty before it has looked
         self.pause = ""  # why this call has to stop with the training unfinished; the same on every rank
@@ -142,28 +138,14 @@ class _Run:
         self.micro_batches: Iterator[TrainingBatch] | None = None  # of the running epoch
         self.log: TrainingLog | None = None
 
-    def _count_steps(self) -> int:
-        """All optimizer steps of the training: ``epochs`` of them, more where that makes fewer than ``min_steps``."""
-        steps, epoch = 0, 0
-        while epoch < self.config.epochs or steps < self.config.min_steps:
-            in_epoch = math.ceil(self.source.num_batches(epoch) / self.config.accumulate)
-            steps, epoch = steps + in_epoch, epoch + 1
-            if self.config.max_steps is not None and steps >= self.config.max_steps:
-                return self.config.max_steps
-            if in_epoch == 0:
-                break
-        if steps == 0:
-            raise InputError("there is nothing to train on: the data gives no batch", fix="use a larger log")
-        return steps
-
     def go(self, on_progress: OnProgress | None, say: Callable[[str], None] | None) -> FitResult:
         """Steps and looks until the training is finished or this call has to pause."""
         if self.state.finished:
             return self.state.result(self.state.finished)
         steps = Steps(self.model, self.objective, self.source, self.total_steps)
         settled = settle(steps, self.config, self.state, self.clock, self.device)
-        if say is not None:
-            say(f"train: {settled}")
+        self.say = say or (lambda _: None)
+        self.say(f"train: {settled}")
         self.parallel_loss = distributed.ParallelLoss(self.model, self.objective)
         if self.rank == 0:
             self.log = TrainingLog(
@@ -207,10 +189,11 @@ class _Run:
         loss = sum(row[0] for row in rows)
         seconds, in_call = rows[0][4], rows[0][5]  # the clock of rank 0 is everyone's
         time_share = state.time_share(config, seconds, self.budget)
-        lr = learning_rate(config, state.step, self.total_steps, time_share)
+        lr = learning_rate(config, state.step, self.total_steps, time_share, state.cool_down)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or math.inf).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self._diverged(loss, norm)
+            saved = f"checkpoint of step {self.clock.saved_step}: {self.path}" if self.path.exists() else "none"
+            raise Diverged.at(state.step, loss, norm, f"last good state: {saved}", config.lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -282,27 +265,43 @@ class _Run:
         epoch_ended = state.batch >= self.source.num_batches(state.epoch)
         if epoch_ended:
             state.epoch, state.batch, self.micro_batches = state.epoch + 1, 0, None
-        if state.step >= self.total_steps:
-            state.ending = "max_steps" if self.total_steps == config.max_steps else "epochs"
+        last = "max_steps" if self.total_steps == config.max_steps else "epochs"
+        if state.step >= (state.cool_down.end if state.cool_down else self.total_steps):
+            state.ending = state.cool_down.because if state.cool_down else last
         elif time_share >= 1:
             state.ending = "max_minutes"
         by_epoch = epoch_ended and config.eval_every_epochs and state.epoch % config.eval_every_epochs == 0
         by_step = config.eval_every_steps and state.step % config.eval_every_steps == 0
+        planned = max(state.step / self.total_steps, time_share) >= stable_share(config)
+        if config.schedule == "wsd" and planned and not state.cool_down and not state.ending:
+            self._cool_down("max_minutes" if state.step < stable_share(config) * self.total_steps else last)
         if self.watch is None:
             state.finished = state.ending
         else:
             # an evaluation before the last must leave time for steps between the two
-            late = (1 - time_share) * self.budget < 2 * state.reserve(config)  # False without a budget: inf
+            left = (1 - time_share) * (self.budget - (state.cool_down.seconds if state.cool_down else 0.0))
+            late = left < 2 * state.reserve(config)  # False without a budget: inf
             state.evaluation_due = bool(state.ending or ((by_epoch or by_step) and not late))
 
-    def _diverged(self, loss: float, norm: float) -> Diverged:
-        saved = f"checkpoint of step {self.clock.saved_step}: {self.path}" if self.path.exists() else "none was saved"
-        error = Diverged(
-            f"training diverged at step {self.state.step}: loss {loss}, gradient norm {norm}; last good state: {saved}",
-            fix=f"lower [fit] lr (now {self.config.lr}), lengthen warmup_steps or lower clip_norm, and train again",
-        )
-        error.step, error.loss, error.norm = self.state.step + 1, loss, norm
-        return error
+    def _cool_down(self, because: str, from_best: bool = False) -> bool:
+        """Begin the last phase here, or after the best weights so far; False where there is none to begin."""
+        config, state, total = self.config, self.state, self.total_steps
+        steps = 0 if state.cool_down else cool_down_steps(config, state.step, total)
+        if steps == 0:
+            return False
+        seconds = distributed.share(state.seconds(config))
+        lr = learning_rate(config, state.step - 1, total, state.time_share(config, seconds, self.budget))
+        weights = state.best_step if from_best else state.step
+        state.cool_down = CoolDown(state.step, steps, weights, lr, seconds, because)
+        if from_best:
+            if self.rank == 0:
+                self.model.load_state_dict(self.best)
+            distributed.share_weights(self.model)
+        if self.log is not None:
+            self.log.write("phase", {"phase": "cool-down", **asdict(state.cool_down)})
+        where = f"{steps:,} steps from the weights of step {weights:,}"
+        self.say(f"train: {because} at step {state.step:,}: cool-down, the rate falls from {lr:.2g} over {where}")
+        return True
 
     # ---- the watch -------------------------------------------------------------------------------------------------
 
@@ -326,7 +325,8 @@ class _Run:
         state.evaluations.append(record)
         if self.log is not None:
             self.log.write("eval", record)
-        state.finished = state.ending or look.stop
+        cools = look.cools_down and not state.ending and (state.cool_down or self._cool_down(look.stop, from_best=True))
+        state.finished = state.ending or ("" if cools else look.stop)
 
     def _measure(self) -> tuple[Look, float, float] | str:
         """What the watch saw, wall and processor seconds, or why this call has to pause before it has looked."""

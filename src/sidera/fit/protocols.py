@@ -60,6 +60,7 @@ class Look:
     figures: Mapping[str, float]  # for the log and ``FitResult.history``
     better: bool  # these weights take the place of those kept so far: the model holds the kept ones in the end
     stop: str = ""  # why the training ends with this look; "" while it goes on
+    cools_down: bool = False  # it ends after a cool-down from the kept weights (fit/cooldown.py), not at once
 
 
 class Watch(Protocol):

@@ -1,8 +1,9 @@
 """Learning rates and the optimizer.
 
-The learning rate is a function of the step's number alone, so that a resumed training needs no scheduler state. Under
-a time budget it is a function of max(share of steps, share of time): the low-rate tail, where much of the quality
-comes from, is reached even when the machine is slower than the recipe's author thought.
+The learning rate is a function of the step's number and of where the cool-down began (:mod:`sidera.fit.cooldown`), so
+that a resumed training needs no scheduler state. Under a time budget it is a function of max(share of steps, share of
+time): the low-rate tail, where much of the quality comes from, is reached even when the machine is slower than the
+recipe's author thought.
 """
 
 from __future__ import annotations
@@ -14,11 +15,18 @@ from torch import nn
 
 from sidera.core import InputError
 from sidera.fit.config import FitConfig
+from sidera.fit.cooldown import CoolDown
+from sidera.fit.protocols import BatchSource
 
 
-def learning_rate(config: FitConfig, step: int, total_steps: int, time_share: float = 0.0) -> float:
-    """The rate of optimizer step ``step`` (0-based) of ``total_steps``; ``time_share``: share of max_minutes gone."""
-    warmup = config.warmup_steps
+def learning_rate(
+    config: FitConfig, step: int, total_steps: int, time_share: float = 0.0, cool_down: CoolDown | None = None
+) -> float:
+    """The rate of optimizer step ``step`` (0-based) of ``total_steps``; ``time_share``: share of max_minutes gone, in a
+    cool-down of what was left of them."""
+    if cool_down is not None:
+        return cool_down.rate(config, step, time_share)
+    warmup = min(config.warmup_steps, total_steps // 4)
     progress = (step - warmup) / max(1, total_steps - 1 - warmup)
     progress = min(1.0, max(0.0, progress, time_share))
     if config.schedule == "cosine":
@@ -28,10 +36,25 @@ def learning_rate(config: FitConfig, step: int, total_steps: int, time_share: fl
     elif config.schedule == "inverse_sqrt":  # has no end, so neither kind of share enters
         shape = math.sqrt(max(1, warmup) / max(1, step + 1, warmup))
         return config.lr * min(_rise(step, warmup), max(shape, config.min_lr_ratio))
-    else:
+    else:  # "constant", and "wsd" before its cool-down
         shape = 1.0
     # min, not a product: under a short time budget the rate may have to fall before the warm-up is over
     return config.lr * min(_rise(step, warmup), config.min_lr_ratio + (1 - config.min_lr_ratio) * shape)
+
+
+def count_steps(config: FitConfig, source: BatchSource) -> int:
+    """All optimizer steps of the training: ``epochs`` of them, more where that makes fewer than ``min_steps``."""
+    steps, epoch = 0, 0
+    while epoch < config.epochs or steps < config.min_steps:
+        in_epoch = math.ceil(source.num_batches(epoch) / config.accumulate)
+        steps, epoch = steps + in_epoch, epoch + 1
+        if config.max_steps is not None and steps >= config.max_steps:
+            return config.max_steps
+        if in_epoch == 0:
+            break
+    if steps == 0:
+        raise InputError("there is nothing to train on: the data gives no batch", fix="use a larger log")
+    return steps
 
 
 def _rise(step: int, warmup: int) -> float:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sidera.fit.config import FitConfig
+from sidera.fit.cooldown import CoolDown
 
 
 class Clock:
@@ -94,6 +95,7 @@ class TrainState:
     since_look: Window = field(default_factory=Window)
     memory: dict[str, Any] = field(default_factory=dict)  # what objective and watch keep, without tensors
     log_bytes: int = 0
+    cool_down: CoolDown | None = None  # the last phase, once it has begun
     ending: str = ""  # why it ends once the last evaluation is made
     finished: str = ""  # why the whole training ended; "" while it has not
     precision: str = ""  # in which the steps run, and on how many threads: settled before the first (fit/tuning.py)
@@ -105,7 +107,8 @@ class TrainState:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainState:
         windows = {name: Window(**values[name]) for name in ("window", "since_look")}
-        return cls(**{**values, **windows})
+        begun = values.get("cool_down")
+        return cls(**{**values, **windows, "cool_down": CoolDown(**begun) if begun else None})
 
     def seconds(self, config: FitConfig) -> float:
         """What ``max_minutes`` counts."""
@@ -116,7 +119,11 @@ class TrainState:
         return self.evaluation_cpu if config.clock == "cpu" else self.evaluation_seconds
 
     def time_share(self, config: FitConfig, seconds: float, budget: float) -> float:
-        """Share gone of the time for steps: of ``budget`` seconds (inf: 0) less the evaluation after the last step."""
+        """Share gone of the time for steps: of ``budget`` seconds (inf: 0) less the evaluation after the last step.
+
+        In a cool-down: of what was left when it began."""
+        begun = self.cool_down.seconds if self.cool_down else 0.0
+        seconds, budget = seconds - begun, budget - begun
         return seconds / max(budget - min(self.reserve(config), budget / 2), 1e-9) if budget < math.inf else 0.0
 
     def close_window(self, lr: float, peak_tflops: Callable[[float], float]) -> dict[str, Any]:
@@ -155,7 +162,14 @@ class TrainState:
             wall_seconds=self.wall_seconds,
             precision=self.precision,
             num_threads=self.num_threads,
+            weights_steps=self.weights_steps,
         )
+
+    @property
+    def weights_steps(self) -> int:
+        """Steps behind the kept weights; a cool-down from the best ones leaves out the steps after them."""
+        kept, begun = (self.best_step if self.best_step >= 0 else self.step), self.cool_down
+        return kept if begun is None or kept <= begun.step else begun.weights_of + kept - begun.step
 
 
 @dataclass(frozen=True)
@@ -163,7 +177,7 @@ class FitResult:
     """How a training went, over all its pieces."""
 
     best_metrics: dict[str, float]  # of the weights that the model now holds; empty without an evaluation
-    best_step: int  # optimizer steps behind those weights
+    best_step: int  # optimizer steps taken when it held them
     steps: int  # optimizer steps taken
     history: list[dict[str, Any]]  # one entry an evaluation: step, epoch, seconds and the figures
     stopped_because: str  # "epochs", "max_steps", "max_minutes", "piece_minutes", or what the watch said ("patience")
@@ -172,3 +186,4 @@ class FitResult:
     wall_seconds: float
     precision: str = ""  # of the steps: "f32" or "bf16"
     num_threads: int = 0  # of the steps
+    weights_steps: int = 0  # of these, the ones behind the weights that the model now holds

@@ -23,7 +23,7 @@ class Monitor:
     def __init__(self, evaluate: Evaluate, config: FitConfig) -> None:
         self.evaluate, self.config = evaluate, config
         self.best: float | None = None
-        self.num_worse = 0  # looks since the best one
+        self.num_worse = 0  # looks after min_steps since the best one
 
     def __call__(self, model: nn.Module, step: int, means: Mapping[str, float]) -> Look:
         config = self.config
@@ -35,8 +35,10 @@ class Monitor:
             raise InputError(f"validation {config.monitor} = {value} at step {step}", fix="lower [fit] lr")
         sign = -1.0 if config.lower_is_better else 1.0
         better = self.best is None or sign * value > sign * self.best
-        self.best, self.num_worse = (value, 0) if better else (self.best, self.num_worse + 1)
-        return Look(figures, better, "patience" if config.patience and self.num_worse >= config.patience else "")
+        self.best = value if better else self.best
+        self.num_worse = 0 if better or step < config.min_steps else self.num_worse + 1
+        impatient = bool(config.patience) and self.num_worse >= config.patience
+        return Look(figures, better, "patience" if impatient else "", cools_down=impatient)
 
     def state(self) -> Mapping[str, Any]:
         return {"best": self.best, "num_worse": self.num_worse}

@@ -6,15 +6,18 @@ Every class is built as ``Model(config, catalog)`` with its frozen dataclass ``M
   The role chooses the evaluator;
 * ``feed``: the class that makes the batches of its ``loss`` (``RequestRows``, ...), or a partial of it set by
   ``__init__``; called as ``feed(reading, split, batch_size, seed)``, and with ``target_mask=`` to choose targets;
-* and/or a method ``fit_once(view)`` that learns from the training part without steps, before the first of them;
+* and/or a method ``fit_once(view)`` that learns from the training part without steps, before the first of them, and
+  ``count_again(view)`` where it chooses settings by validation rows: these stay when a refit learns more events;
 * ``Config.reads``, and as ``model.reads``: which events it reads, and of these how many (``sidera.batch.Reads``);
-* ``reads_codes = False`` where it reads no semantic IDs: its catalogue needs none.
+* ``reads_codes = False`` where it reads no semantic IDs: its catalogue needs none;
+* ``reads_titles = True`` where nothing but titles makes it more than another model;
+* ``needs``: the optional module that it is fitted with, where there is one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -24,26 +27,49 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import closest, parse_section
 from sidera.core import InputError
 from sidera.data.config import View
+from sidera.data.split import Fit, fitted_split
+from sidera.models.generators.cobra import Cobra
+from sidera.models.generators.decoder_only import DecoderOnly
+from sidera.models.generators.liger import Liger
+from sidera.models.generators.masked_codes import MaskedCodes
+from sidera.models.generators.mtp import TigerMTP
 from sidera.models.generators.onerec import OneRec
 from sidera.models.generators.onerec_v1 import OneRecV1
 from sidera.models.generators.onerec_v2 import OneRecV2
+from sidera.models.generators.rpg import Rpg
 from sidera.models.generators.sidera import SideraGenerator
 from sidera.models.generators.tiger import Tiger
+from sidera.models.generators.tiger_mlp import TigerMLP
 from sidera.models.rankers.pscore import PScore
 from sidera.models.rankers.session_reward import SessionReward
+from sidera.models.retrievers.als import ALS
+from sidera.models.retrievers.bpr import BPR
+from sidera.models.retrievers.content_knn import ContentKNN
 from sidera.models.retrievers.item_knn import ItemKNN
 from sidera.models.retrievers.popularity import Popularity
 from sidera.models.retrievers.sasrec import SASRec
 from sidera.models.retrievers.transitions import Transitions
+from sidera.models.retrievers.transitions_text import TransitionsText
 from sidera.ops.budget import Budget, TooLarge
 
 MODELS: dict[str, Any] = {
     "popularity": Popularity,
     "item_knn": ItemKNN,
     "transitions": Transitions,
+    "transitions_text": TransitionsText,
+    "content_knn": ContentKNN,
+    "als": ALS,
+    "bpr": BPR,
     "sasrec": SASRec,
     "tiger": Tiger,
+    "liger": Liger,
+    "decoder_only": DecoderOnly,
+    "cobra": Cobra,
     "sidera": SideraGenerator,
+    "rpg": Rpg,
+    "tiger_mtp": TigerMTP,
+    "masked_codes": MaskedCodes,
+    "tiger_mlp": TigerMLP,
     "onerec": OneRec,
     "onerec_v1": OneRecV1,
     "onerec_v2": OneRecV2,
@@ -51,7 +77,7 @@ MODELS: dict[str, Any] = {
     "session_reward": SessionReward,
 }
 RANKING = ("ranker", "reward")  # roles that score what is given; the others find it
-SIZES = {"width", "num_layers", "ff_width", "ff_multiple", "num_experts", "neighbours"}  # what weights grow with
+SIZES = {"width", "num_layers", "ff_width", "ff_multiple", "num_experts", "neighbours", "factors"}  # of weights
 
 
 def parse_model(section: Mapping[str, Any]) -> tuple[str, Any]:
@@ -70,11 +96,22 @@ def role_of(name: str) -> str:
     return str(MODELS[name].role)
 
 
-def fit_once(model: torch.nn.Module, view: View) -> None:
-    """What a model learns from the training part without steps; most models learn nothing in this way."""
+def ways_of(name: str) -> tuple[str, ...]:
+    """How a generator can be searched, the usual way first; a model that says nothing, by a beam."""
+    return tuple(getattr(MODELS[name], "ways", ("beam",)))
+
+
+def fit_once(model: torch.nn.Module, view: View, fit: Fit = "train") -> None:
+    """What a model learns from the events of ``fit`` without steps; most models learn nothing in this way.
+
+    What it chooses by validation rows (``count_again`` keeps that) it chooses before it has learned their events.
+    """
     learn: Any = getattr(model, "fit_once", None)
     if learn is not None:
         learn(view)
+        if fit != "train":
+            again: Any = getattr(model, "count_again", learn)
+            again(replace(view, split=fitted_split(view.dataset, view.split, fit)))
 
 
 def reads_codes(name: str) -> bool:

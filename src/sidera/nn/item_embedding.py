@@ -27,6 +27,8 @@ class ItemRows(Protocol):
     @property
     def features(self) -> Mapping[str, Any]: ...  # name -> (N + M, ...), as ``data.feature`` encodes it
 
+    def titles_from(self, first: int) -> list[str | None]: ...  # of the items from ``first`` on
+
 
 class ItemEmbedding(nn.Embedding):
     """(...,) dense item ids -> (..., D)."""
@@ -89,10 +91,17 @@ def _likeness(items: ItemRows) -> Iterator[np.ndarray]:
 def grown(model: nn.Module, items: ItemRows) -> nn.Module:
     """``model`` over a longer table of items; itself where it has no row per item, or no item came.
 
-    A part that has more than item vectors (a tree of the items) says by a method ``grow(items)`` what else changes.
+    A part that has more than item vectors (a tree of the items) says by a method ``grow(items)`` what else changes, and
+    one that has none of them by ``num_items`` how many it knows.
     """
     tables = {name: part for name, part in model.named_modules() if isinstance(part, ItemEmbedding)}
-    if not tables or all(part.num_embeddings == len(items.codes) for part in tables.values()):
+    counts = [part.num_embeddings for part in tables.values()]
+    counts += [
+        int(cast(Any, part).num_items)
+        for part in model.modules()
+        if hasattr(part, "grow") and hasattr(part, "num_items")
+    ]
+    if all(number == len(items.codes) for number in counts):
         return model
     shared = {id(part): part for part in (*model.parameters(), *model.buffers())}
     new = copy.deepcopy(model, cast(dict[int, Any], shared)).eval()

@@ -67,10 +67,16 @@ class ItemFeatures(nn.Module):
 
     def table(self) -> Tensor:
         """(N, D) of all items: cheaper than one by one as soon as a batch names most of them."""
-        own = self.own.weight
+        return self._summed(self.own.weight, self.codes, {name: self._column(name) for name in self.places})
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(n,) item ids -> (n, D)"""
+        columns = {name: self._column(name)[ids] for name in self.places}
+        return self._summed(self.own(ids), self.codes[ids], columns)
+
+    def _summed(self, own: Tensor, codes: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
         if self.training and self.id_dropout:
             own = own * (torch.rand(len(own), 1, device=own.device) >= self.id_dropout)
-        codes = self.codes
         parts = [own, *(embed(codes[:, level]) for level, embed in enumerate(self.code))]
-        parts += self.features({name: self._column(name) for name in self.places})
+        parts += self.features(columns)
         return torch.stack(parts).sum(0)

@@ -12,6 +12,8 @@ Shape legend: T tokens of all histories · D width · H heads.
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from sidera.nn.counters import attention_flops, causal_pairs, matmul_flops
@@ -35,10 +37,22 @@ class Block(nn.Module):
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
         qkv = self.qkv(self.norm_attention(x_TD)).unflatten(-1, (3, self.num_heads, -1))  # (T, 3, H, D/H)
-        attended = attention(None, qkv, layout, causal=True).flatten(1)  # (T, D)
-        x_TD = x_TD + self.dropout(self.out(attended))
-        hidden = nn.functional.gelu(self.up(self.norm_ff(x_TD)))  # (T, F)
-        return x_TD + self.dropout(self.down(hidden))
+        return self.fed(x_TD, attention(None, qkv, layout, causal=True).flatten(1))
+
+    def last(self, x_TD: Tensor, layout: Layout, ends: Tensor) -> Tensor:
+        """(B, D): what :meth:`forward` gives the tokens ``ends`` (B,), the last of each row. Of the others keys and
+        values are made, and nothing else."""
+        normed, width = self.norm_attention(x_TD), x_TD.shape[1]
+        (query, key_value), biases = (part.split((width, 2 * width)) for part in (self.qkv.weight, self.qkv.bias))
+        asked = nn.functional.linear(normed[ends], query, biases[0]).unflatten(-1, (self.num_heads, -1))
+        read = nn.functional.linear(normed, key_value, biases[1]).unflatten(-1, (2, self.num_heads, -1))
+        return self.fed(x_TD[ends], attention(asked, read, layout.asked_by(1)).flatten(1))
+
+    def fed(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows the attention: (..., D) of the stream and what was read for it -> (..., D)."""
+        x = x + self.dropout(self.out(attended))
+        hidden = nn.functional.gelu(self.up(self.norm_ff(x)))  # (..., F)
+        return x + self.dropout(self.down(hidden))
 
 
 class CausalEncoder(nn.Module):
@@ -61,10 +75,22 @@ class CausalEncoder(nn.Module):
 
     def forward(self, events_TD: Tensor, layout: Layout) -> Tensor:
         """(T, D) event vectors -> (T, D): at each place what the history up to it says."""
-        x_TD = self.dropout(self.scale * events_TD + self.position(layout.positions))
+        x_TD = self._placed(events_TD, layout)
         for block in self.blocks:
             x_TD = block(x_TD, layout)
         return self.norm(x_TD)
+
+    def last(self, events_TD: Tensor, layout: Layout, ends: Tensor) -> Tensor:
+        """(B, D): what :meth:`forward` gives the last event of each history, at ``ends`` (B,). The last block is paid
+        for these alone."""
+        x_TD, blocks = self._placed(events_TD, layout), cast(list[Block], list(self.blocks))
+        for block in blocks[:-1]:
+            x_TD = block(x_TD, layout)
+        return self.norm(blocks[-1].last(x_TD, layout, ends))
+
+    def _placed(self, events_TD: Tensor, layout: Layout) -> Tensor:
+        placed: Tensor = self.dropout(self.scale * events_TD + self.position(layout.positions))
+        return placed
 
     def flops(self, lengths: Tensor) -> float:
         """Of one forward pass over histories of these lengths (B,)."""

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from sidera.eval.bootstrap import PairedTest, paired_test
 from sidera.eval.evaluation import Evaluation
 from sidera.eval.metrics import row_metrics
+from sidera.eval.verdict import against_best, main_cut
 from sidera.pages.runs import Measured
+from sidera.train.baselines import COMPANIONS
 
 NUMBERS = {1: "one", 5: "five", 10: "ten", 20: "twenty", 50: "fifty", 100: "hundred"}
-
-
-COUNTING = ("item_knn", "transitions", "popularity")
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,13 @@ def headline(measured: Sequence[Measured]) -> Headline:
     best = max(trained, key=lambda one: one.run.value(f"recall@{k}", seen))
     finds = 100 * best.run.value(f"recall@{k}", seen)
     opening = f"{_begin(_the(best))} finds {finds:.1f} of 100 next items in its first {NUMBERS.get(k, k)}"
-    counting = [one for one in comparable if one.run.name in COUNTING]  # the best of them is the bar
+    counting = [one for one in comparable if one.run.name in COMPANIONS]  # the best of them is the bar
     against = max(counting, key=lambda one: one.run.value(f"recall@{k}", seen), default=None)
     if against is None or against is best:
         return Headline(f"{opening}.", tuple(_runners_up(best, trained, seen, k)))
     first = f"{opening}, {verdict(difference(best.run, against.run, seen, k), against.label)}."
-    rest = []
+    counters = [one.run for one in counting if one is not best]
+    rest = [f"Verdict: {one.to_text()}." for one in against_best(best.run, counters, k)]
     for other in best.run.protocol["seen"][1:]:
         if other in against.run.metrics:
             value = 100 * best.run.value(f"recall@{k}", other)
@@ -57,9 +57,8 @@ def _recall(run: Evaluation, seen: str, k: int) -> float:
 
 
 def main_k(run: Evaluation) -> int:
-    """The cut-off that the page speaks of: 10 where it is measured, else the longest below, else the shortest."""
-    ks = sorted({k for made in run.protocol["lists"] for k in made["ks"]})
-    return max((k for k in ks if k <= 10), default=ks[0])
+    """The cut-off that the page speaks of."""
+    return main_cut(k for made in run.protocol["lists"] for k in made["ks"])
 
 
 def difference(first: Evaluation, second: Evaluation, seen: str, k: int) -> PairedTest:

@@ -14,6 +14,10 @@ MODELS = {
     "sasrec": "SASRec",
     "item_knn": "item-kNN",
     "transitions": "transitions",
+    "transitions_text": "transitions and titles",
+    "content_knn": "content-kNN",
+    "als": "ALS",
+    "bpr": "BPR",
     "popularity": "popularity",
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sidera.eval.bootstrap import intervals
-from sidera.eval.evaluation import Evaluation, protocol_line
+from sidera.eval.evaluation import Evaluation, fit_of, protocol_line
 from sidera.eval.metrics import row_metrics
 from sidera.pages.charts import Figure, dots
 from sidera.pages.headline import main_k
@@ -38,6 +38,7 @@ class Cell:
 class Row:
     label: str
     baseline: bool
+    fit: str  # the events that the model has learned from
     cells: list[Cell]
 
 
@@ -102,7 +103,7 @@ def _table(measured: Sequence[Measured], seen: str) -> Table:
                 else Cell(None, None, False)
             )
         cells += [Cell(one.run.lists[seen].get(name), None, False) for name in lists]
-        rows.append(Row(one.label, one.baseline, cells))
+        rows.append(Row(one.label, one.baseline, fit_of(one.run), cells))
     head = [metric_name(name) for name in (*names, *lists)]
     return Table(seen, SEEN_MEANS[seen], head, rows, protocol(measured, seen))
 

@@ -20,6 +20,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.eval.evaluation import Evaluation
 from sidera.pages import charts
 from sidera.pages.charts import Figure
+from sidera.pages.cold import cold_sections
 from sidera.pages.headline import headline, main_k
 from sidera.pages.names import data_title
 from sidera.pages.ranker import ranker_evaluations, write_ranker_page
@@ -54,6 +55,7 @@ def write_report(run_dirs: str | Path | Sequence[str | Path], out_html: str | Pa
         training=_training(runs.trainings),
         catalogs=_catalogs(runs.catalogs),
         latency=_latency(runs.measured),
+        cold=cold_sections(runs.cold),
         serve=_serve(first[0]),
     )  # fmt: skip
 

@@ -12,9 +12,11 @@ from sidera.artifacts import MANIFEST, kind_at
 from sidera.catalog.catalog import Catalog
 from sidera.core import InputError
 from sidera.eval.compare import SAME, check_comparable
-from sidera.eval.evaluation import KIND, Evaluation, load_evaluation
+from sidera.eval.evaluation import KIND, Evaluation, fit_of, load_evaluation
 from sidera.pages.names import distinct, model_title
 from sidera.train.baselines import COMPANIONS
+from sidera.train.cold_start import KIND as COLD_START
+from sidera.train.cold_start import read_cold
 
 BASELINES = "baselines"  # the folder beside an evaluation with what was measured on its rows
 
@@ -30,7 +32,7 @@ class Measured:
 
     @property
     def trained(self) -> bool:
-        """Not one of the two that only count."""
+        """Not one of those that only count."""
         return self.run.name not in COMPANIONS
 
 
@@ -41,6 +43,7 @@ class Runs:
     measured: list[Measured]  # test first, generators before scorers, baselines last
     catalogs: dict[str, Catalog]
     trainings: dict[str, list[dict[str, Any]]]  # label -> lines of metrics.jsonl
+    cold: dict[str, dict[str, Any]]  # label -> record of a cold start
 
     def groups(self) -> list[list[Measured]]:
         """Those that answered the same questions, together."""
@@ -64,6 +67,7 @@ def read_runs(paths: Sequence[str | Path]) -> Runs:
     evaluations: list[tuple[Evaluation, Path, str, bool]] = []
     catalogs: dict[str, Catalog] = {}
     trainings: dict[str, list[dict[str, Any]]] = {}
+    cold: dict[str, dict[str, Any]] = {}
     for path in map(Path, paths):
         if not path.is_dir():
             raise InputError(f"no run folder at {str(path)!r}", fix="give a folder that `sidera run` wrote")
@@ -73,6 +77,10 @@ def read_runs(paths: Sequence[str | Path]) -> Runs:
             if any(part.startswith(".") for part in folder.relative_to(path).parts):
                 continue  # an artifact being written, or the remains of one
             kind = kind_at(folder)
+            if kind == COLD_START:
+                cold[_label(folder.parent, path, several)] = read_cold(folder)
+            if _of_cold_start(folder):
+                continue  # what was trained to measure it is no run of its own
             if kind == KIND:
                 baseline = BASELINES in folder.relative_to(path).parts
                 evaluations.append((load_evaluation(folder), folder.parent, _label(folder, path, several), baseline))
@@ -80,29 +88,34 @@ def read_runs(paths: Sequence[str | Path]) -> Runs:
                 catalogs[_label(folder, path, several)] = Catalog.load(folder)
         if len(evaluations) == before:
             raise InputError(f"{str(path)!r} holds no evaluation", fix="run `sidera evaluate` on it first")
-        for file in sorted(path.rglob("metrics.jsonl")):
+        for file in sorted(file for file in path.rglob("metrics.jsonl") if not _of_cold_start(file.parent)):
             trainings[_label(file.parent, path, several)] = _lines(file)
         if before:
             first, other = (next(one for one in part if not one[3]) for part in (evaluations, evaluations[before:]))
             check_comparable(first[0], other[0], [str(paths[0]), str(path)])
-    return Runs(_named(evaluations), catalogs, trainings)
+    return Runs(_named(evaluations), catalogs, trainings, cold)
+
+
+def _of_cold_start(folder: Path) -> bool:
+    beside = folder.parent / "report"
+    return (beside / MANIFEST).is_file() and kind_at(beside) == COLD_START
 
 
 def _named(evaluations: list[tuple[Evaluation, Path, str, bool]]) -> list[Measured]:
     """In order and with distinct labels. An own run of a model takes the place of the baseline of that name."""
-    own = {(one.name, _questions(one)) for one, _, _, baseline in evaluations if not baseline}
+    own = {_kind(one) for one, _, _, baseline in evaluations if not baseline}
     shown: dict[object, tuple[Evaluation, Path, str, bool]] = {}
     for position, (one, folder, label, baseline) in enumerate(evaluations):
         if not baseline:
             shown[position] = (one, folder, label, baseline)
-        elif (one.name, _questions(one)) not in own:
-            shown.setdefault((one.name, _questions(one)), (one, folder, "", baseline))
+        elif _kind(one) not in own:
+            shown.setdefault(_kind(one), (one, folder, "", baseline))
     order = sorted(
         shown.values(),
         key=lambda one: (one[0].protocol["which"] != "test", one[3], one[0].protocol["kind"] != "generator",
                          not _trained(one[0]), one[0].name),
     )  # fmt: skip
-    titles = [model_title(one.name) for one, _, _, _ in order]
+    titles = [_title(one) for one, _, _, _ in order]
     labels = [title if baseline else label for title, (_, _, label, baseline) in zip(titles, order, strict=True)]
     named = distinct(titles, labels)
     return [
@@ -112,6 +125,16 @@ def _named(evaluations: list[tuple[Evaluation, Path, str, bool]]) -> list[Measur
 
 def _trained(run: Evaluation) -> bool:
     return run.name not in COMPANIONS
+
+
+def _title(run: Evaluation) -> str:
+    """Figures have no column for it: what has learned the validation events too says so in its name."""
+    return model_title(run.name) + ("" if fit_of(run) == "train" else f", fit on {fit_of(run)}")
+
+
+def _kind(run: Evaluation) -> tuple[str, str, str]:
+    """What an own run and a baseline have in common where one stands for the other."""
+    return run.name, fit_of(run), _questions(run)
 
 
 def _questions(run: Evaluation) -> str:

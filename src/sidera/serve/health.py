@@ -22,7 +22,7 @@ def router(served: Served) -> APIRouter:
     @routes.get("/healthz")
     async def healthz() -> dict[str, Any]:
         """Up, and with what."""
-        catalog = recommender.catalog
+        catalog, index = recommender.catalog, recommender.snapshot.index
         return {
             "status": "ok",
             "version": __version__,
@@ -31,6 +31,7 @@ def router(served: Served) -> APIRouter:
             "items": int((~catalog.removed).sum()),
             "codebook_id": catalog.codebook_id,
             "items_version": catalog.items_version,
+            "index": None if index is None else {"kind": index.config.kind, "recall@10": round(index.recall, 4)},
             "users": None if recommender.behaviour is None else recommender.behaviour.store.num_users,
             "exposures": None if recommender.exposures is None else {"problem": recommender.exposures.problem},
             "uptime_seconds": round(time.time() - served.metrics.started, 1),
@@ -46,10 +47,17 @@ def router(served: Served) -> APIRouter:
     @routes.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counters and gauges, as Prometheus reads them."""
-        lines = [*served.metrics.lines(), *_of_the_engine(served)]
-        return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+        figures, worker = exposition(served), served.worker
+        if worker is not None:
+            figures = worker.figures(figures)
+        return Response(figures, media_type="text/plain; version=0.0.4")
 
     return routes
+
+
+def exposition(served: Served) -> str:
+    """The figures of this process."""
+    return "\n".join((*served.metrics.lines(), *_of_the_engine(served))) + "\n"
 
 
 def _of_the_engine(served: Served) -> Iterator[str]:

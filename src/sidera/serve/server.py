@@ -26,9 +26,11 @@ from sidera.engine.recommender import Recommender
 from sidera.ops.allocator import release_memory
 from sidera.serve.app import create_app
 from sidera.serve.config import HttpConfig
+from sidera.serve.health import exposition
 from sidera.serve.keys import KeyFile
 from sidera.serve.protocol import protocol_for, sweep
 from sidera.serve.state import Served
+from sidera.serve.worker import WRITTEN_EVERY, Worker
 
 SWITCH_SECONDS = 0.0005  # a thread that computes gives way to the event loop after so long, not after 5 ms
 QUIET_SECONDS = 5.0  # without a request: memory of the last rush goes back to the system
@@ -43,12 +45,17 @@ class Server(uvicorn.Server):
         self.served = served
 
     async def main_loop(self) -> None:
-        tasks = [asyncio.create_task(sweep(self.server_state.connections)), asyncio.create_task(self._tidy())]  # type: ignore[arg-type]
+        sweeping = asyncio.create_task(sweep(self.server_state.connections))  # type: ignore[arg-type]
+        tasks = [asyncio.create_task(self._tidy())]
+        if self.served.worker is not None:
+            tasks.append(asyncio.create_task(self._leave_figures(self.served.worker)))
         try:
             await super().main_loop()
         finally:
             self.served.stopping = True
-            tasks[1].cancel()
+            for task in tasks:
+                task.cancel()
+            del sweeping  # it goes on while what is under way ends
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.served.stopping = True
@@ -67,21 +74,30 @@ class Server(uvicorn.Server):
                 await asyncio.to_thread(release_memory)
 
 
+    async def _leave_figures(self, worker: Worker) -> None:
+        while True:
+            worker.write(exposition(self.served))
+            await asyncio.sleep(WRITTEN_EVERY)
+
+
 def serve(
     recommender: Recommender,
-    host: str = "127.0.0.1",
-    port: int = 8000,
+    address: tuple[str, int] | socket.socket = ("127.0.0.1", 8000),
     config: HttpConfig | None = None,
     keys: KeyFile | None = None,
     log: TextIO | None = None,
+    worker: Worker | None = None,
 ) -> None:
-    """Run until SIGTERM or Ctrl-C; InputError when the port is taken."""
-    check_port(host, port)
-    served = Served(recommender, config or HttpConfig(), keys)
+    """Run until SIGTERM or Ctrl-C, at an address or on a socket that listens; InputError when the port is taken."""
+    listener = address if isinstance(address, socket.socket) else None
+    host, port = address.getsockname()[:2] if isinstance(address, socket.socket) else address
+    if listener is None:
+        check_port(host, port)
+    served = Served(recommender, config or HttpConfig(), keys, worker=worker)
     app = create_app(recommender, served=served, log=log)
     served.asker.scheduler.warm_up()
     with quick_switches(), enough_files(served.config.max_connections):
-        Server(uvicorn_config(app, served, host, port), served).run()
+        Server(uvicorn_config(app, served, host, port), served).run(None if listener is None else [listener])
 
 
 def uvicorn_config(app: FastAPI, served: Served, host: str, port: int) -> uvicorn.Config:

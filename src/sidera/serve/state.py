@@ -13,6 +13,7 @@ from sidera.serve.config import HttpConfig
 from sidera.serve.errors import Refused
 from sidera.serve.keys import KeyFile
 from sidera.serve.metrics import Metrics
+from sidera.serve.worker import Worker
 
 MAX_DEADLINE_MS = 600_000
 WAY_BACK = 0.15  # of a deadline: kept for the way to the client
@@ -30,6 +31,7 @@ class Served:
     metrics: Metrics = field(default_factory=Metrics)
     stopping: bool = False  # SIGTERM came: readyz says so
     num_writing: int = 0  # event calls that wait for the disk
+    worker: Worker | None = None  # which of several processes this is
 
     def __post_init__(self) -> None:
         self.asker = Asker(self.recommender, self.config.scheduler)

@@ -17,7 +17,7 @@ from sidera.data.config import DataConfig
 from sidera.engine.run_folder import RUN_RECIPE
 from sidera.eval.config import EvalConfig
 from sidera.fit.config import FitConfig
-from sidera.models import RANKING, parse_model, reads_codes, role_of
+from sidera.models import RANKING, parse_model, reads_codes, role_of, ways_of
 from sidera.recipes import find_recipe
 
 
@@ -46,13 +46,19 @@ class Recipe:
                 f"[catalog.quantizer] name = {catalog.quantizer_name!r}, but [model] name = {name!r} reads codes",
                 fix="--set catalog.quantizer.name=auto",
             )
+        measured = parse_section(EvalConfig, sections["eval"], "[eval]")
+        if measured.search != "auto" and measured.search not in ways_of(name):
+            raise InputError(
+                f"[eval] search = {measured.search!r}, which [model] name = {name!r} cannot be",
+                allowed=", ".join(("auto", *ways_of(name))),
+            )
         return cls(
             data=parse_section(DataConfig, sections["data"], "[data]"),
             catalog=catalog,
             model_name=name,
             model_config=model_config,
             fit=parse_section(FitConfig, {**_watched(name), **sections["fit"]}, "[fit]"),
-            eval=parse_section(EvalConfig, sections["eval"], "[eval]"),
+            eval=measured,
         )
 
     @property

@@ -46,9 +46,10 @@ from sidera.nn.item_embedding import grown
 from sidera.ops.columns import Column
 from sidera.stage import stage
 from sidera.train.gate import Gates, Verdict, judge, size_of
+from sidera.train.notes import Say, say_once
 from sidera.train.recipe import Recipe
 from sidera.train.run_lock import run_lock
-from sidera.train.stages import Prepared, Say, batch_source, say_once
+from sidera.train.stages import Prepared, batch_source
 
 WORK = ".work"  # below versions/
 

@@ -44,9 +44,10 @@ from sidera.loading import open_artifact
 from sidera.models import MODELS, build_model
 from sidera.nn.counters import count_parameters
 from sidera.stage import stage
+from sidera.train.notes import Say, say_once
 from sidera.train.recipe import Recipe
 from sidera.train.run_lock import one_writer
-from sidera.train.stages import Prepared, Say, catalog_stage, prepare, say_once
+from sidera.train.stages import Prepared, catalog_stage, prepare
 
 SIZES = ("16x2", "24x2", "32x3", "48x3", "64x4", "96x5", "128x6")
 KIND = "scaling-run"

@@ -6,28 +6,26 @@ folder can be moved, and changing [eval] does not train again.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from sidera import artifacts, console
+from sidera import artifacts
 from sidera.catalog.build import build_catalog, catalog_digest
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
 from sidera.config import digest, written
 from sidera.core import InputError
-from sidera.data.batches import trained_mask
 from sidera.data.config import AUTO, View, load_dataset, make_views
 from sidera.data.dataset import Dataset
 from sidera.data.features import FeatureSchema
 from sidera.data.reading import LogReading
-from sidera.data.split import Split
+from sidera.data.split import Split, fitted_split
 from sidera.engine.ranking import Ranking
 from sidera.engine.recommender import Recommender
 from sidera.eval.evaluate import evaluate
@@ -38,38 +36,28 @@ from sidera.eval.ranker_evaluation import KIND as RANKER_EVALUATION
 from sidera.eval.ranker_evaluation import RankerEvaluation, evaluate_ranker
 from sidera.fit import distributed
 from sidera.fit.checkpoint import FOLDER
-from sidera.fit.config import FitConfig
 from sidera.fit.log import mean_mfu
-from sidera.fit.loop import BatchSource, FitResult, fit
+from sidera.fit.loop import BatchSource, fit
+from sidera.fit.protocols import Objective, model_loss
 from sidera.loading import open_artifact
 from sidera.models import RANKING, build_model, fit_once, reads_codes, role_of
 from sidera.ops.allocator import release_memory
 from sidera.ops.processor import emulates_bf16
 from sidera.ops.threads import given_threads, num_threads, usable_threads
 from sidera.stage import stage
-from sidera.train.baselines import baselines
+from sidera.train.baselines import NOT_MEASURED, baselines, check_baselines, say_verdicts
+from sidera.train.budget import spent_seconds
+from sidera.train.distill import distilled
+from sidera.train.notes import Say, rows_bar, say_once
 from sidera.train.ranker import validation as ranker_validation
 from sidera.train.recipe import Recipe
+from sidera.train.record import ModelIdentity, refit_record, seen_until, training_line, training_record
+from sidera.train.refit import REFIT, check_choice, first_config, refit_config
 from sidera.train.run_lock import one_writer
 from sidera.train.validation import FILE as VALIDATION
-from sidera.train.validation import Validation
+from sidera.train.validation import Validation, watches_filter
 
-Say = Callable[[str], None]
 Trained = Recommender | Ranking  # what answers lists, and what ranks candidates
-LEAST_TRAINED = 0.1  # of a budget that the catalogue used up
-
-
-def say_once(text: str) -> None:
-    """A note, but in one process of a ``torchrun`` only."""
-    if distributed.rank() == 0:
-        console.say(text)
-
-
-@contextlib.contextmanager
-def rows_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields what takes (rows done, rows in all): a bar on a terminal, a line now and then elsewhere."""
-    with console.Progress(what, unit="row") as progress:
-        yield progress.to
 
 
 @dataclass(frozen=True)
@@ -98,6 +86,7 @@ class Prepared:
 
 def prepare(recipe: Recipe, data: str | Path, say: Say = say_once) -> Prepared:
     """Read and split; LeakError when the split could leak."""
+    check_baselines(recipe.eval)
     everything, positives = make_views(load_dataset(data, recipe.data, say), recipe.data)
     view = everything if recipe.model_config.reads.feedback else positives
     dataset, split = view.dataset, view.split
@@ -156,51 +145,102 @@ def _catalog(config: CatalogConfig, prepared: Prepared, path: Path, wanted: str,
 
 @one_writer
 def train_stage(
-    recipe: Recipe,
-    prepared: Prepared,
-    catalog: Catalog,
-    out: Path,
-    *,
-    device: str = "cpu",
-    say: Say = say_once,
+    recipe: Recipe, prepared: Prepared, catalog: Catalog, out: Path, *, device: str = "cpu", say: Say = say_once
 ) -> Trained | None:
     """Train the recipe's model -> ``out/model``; None when this call's time was up and the training is unfinished."""
     catalog_id = artifacts.read_manifest(out / "catalog", "catalog").digest
     # The catalogue's digest covers the training events. Two temporal splits may share these and differ in the window
     # that chooses the best weights, which must not reach into the other's test.
     inputs = [catalog_id, prepared.digest] if prepared.split.cut_times else [catalog_id]
+    taught_by = getattr(recipe.model_config, "inputs", ())  # digests of what a model learns from beside the data
+    identity = ModelIdentity((*inputs, *taught_by), {"catalog": catalog_id, "data": prepared.digest})
 
     def make(wanted: str) -> Trained | None:
-        model = build_model(recipe.model_name, recipe.model_config, catalog, recipe.fit.seed)
-        section = recipe.model_section
-        trained: Trained = (
-            Ranking(model, catalog, section, device, version=wanted)
-            if role_of(recipe.model_name) in RANKING
-            else Recommender(
-                model, catalog, model_section=section, beam=recipe.eval.beam, device=device, version=wanted
-            )
-        )
-        training = _fitted(recipe, prepared, trained, inputs, out / "fit", say)
+        if recipe.fit.refit:
+            return _refitted(recipe, prepared, catalog, out, identity, device, say)
+        trained = _untrained(recipe, catalog, device, wanted)
+        training = distilled(
+            recipe, trained, lambda one: _untrained(one, catalog, device, ""),
+            lambda one, model, folder, objective: _fitted(one, prepared, model, inputs, folder, say, objective),
+            out / "fit", say,
+        )  # fmt: skip
         if training is None:
             say("training is unfinished: give the same command again to go on")
             return None
-        model.eval()
-        if distributed.rank() == 0:
-            parents = {"catalog": catalog_id, "data": prepared.digest}
-            trained.save_model(out / "model", digest=wanted, parents=parents, training=training)
-            (out / "fit" / VALIDATION).unlink(missing_ok=True)
-            shutil.rmtree(out / "fit" / FOLDER, ignore_errors=True)  # or the next recipe here would be refused
-        distributed.barrier()
+        _save_trained(trained, out, identity, recipe, training)
         return trained
 
     return stage(
-        out / "model", "model", [*inputs, recipe.model_section, recipe.fit.identity()], make,
+        out / "model", "model", identity.digest(recipe), make,
         lambda: open_trained(recipe, out, device), reused=lambda: say(f"train: reused ({out / 'model'})"),
     )  # fmt: skip
 
 
+def _untrained(recipe: Recipe, catalog: Catalog, device: str, version: str) -> Trained:
+    model = build_model(recipe.model_name, recipe.model_config, catalog, recipe.fit.seed)
+    section, beam, search = recipe.model_section, recipe.eval.beam, recipe.eval.search
+    if role_of(recipe.model_name) in RANKING:
+        return Ranking(model, catalog, section, device, version=version)
+    return Recommender(model, catalog, model_section=section, beam=beam, search=search, device=device, version=version)
+
+
+def _save_trained(
+    trained: Trained, out: Path, identity: ModelIdentity, recipe: Recipe, training: dict[str, Any]
+) -> None:
+    trained.model.eval()
+    if distributed.rank() == 0:
+        trained.save_model(out / "model", digest=identity.digest(recipe), parents=identity.parents, training=training)
+        (out / "fit" / VALIDATION).unlink(missing_ok=True)
+        for folder in (out / "fit" / FOLDER, out / "fit" / REFIT, *(out / "fit").glob("teacher-*")):
+            shutil.rmtree(folder, ignore_errors=True)  # or the next recipe here would be refused
+    distributed.barrier()
+
+
+def _refitted(
+    recipe: Recipe, prepared: Prepared, catalog: Catalog, out: Path, identity: ModelIdentity, device: str, say: Say
+) -> Trained | None:
+    """The model that validation chose, trained on with the validation events; None when it is unfinished.
+
+    Until that is done the chosen model lies in ``out/model``; one that is there already, of the same recipe without a
+    refit, is not trained again. What learns from the *answers* of validation rows has to learn them with that one.
+    """
+    fitted = replace(prepared, split=fitted_split(prepared.dataset, prepared.split, "train+valid"))
+    spent = spent_seconds(catalog, recipe.fit, lambda _: None)
+    first = replace(recipe, fit=replace(recipe.fit, refit=False))
+    if not artifacts.is_current(out / "model", "model", identity.digest(first)):
+        first = replace(recipe, fit=first_config(recipe.fit, spent))
+    chosen = train_stage(first, prepared, catalog, out, device=device, say=say)
+    if chosen is None:
+        return None
+    manifest = artifacts.read_manifest(out / "model", "model")
+    training: dict[str, Any] = dict(manifest.info["training"])
+    trained = _untrained(recipe, catalog, device, identity.digest(recipe))
+    fit_once(trained.model, prepared.view, "train+valid")
+    source = batch_source(recipe, fitted, trained.model, trained.read_log(prepared.dataset))
+    if source is not None:
+        trained.model.load_state_dict(chosen.model.state_dict())
+        result = fit(
+            trained.model, source, refit_config(recipe.fit, spent, training), out / "fit" / REFIT, device=device,
+            identity={"chosen": manifest.digest}, say=say,
+        )  # fmt: skip
+        say(training_line(result, None))
+        if not result.finished:
+            say("training is unfinished: give the same command again to go on")
+            return None
+        training |= refit_record(training, result)
+    training |= {"fit": "train+valid", "seen_until": seen_until(fitted.view)}
+    _save_trained(trained, out, identity, recipe, training)
+    return trained
+
+
 def _fitted(
-    recipe: Recipe, prepared: Prepared, trained: Trained, inputs: list[str], folder: Path, say: Say
+    recipe: Recipe,
+    prepared: Prepared,
+    trained: Trained,
+    inputs: list[str],
+    folder: Path,
+    say: Say,
+    objective: Objective = model_loss,
 ) -> dict[str, Any] | None:
     """Train the network of ``trained`` -> what that cost and reached; None when it is unfinished."""
     model, device = trained.model, str(trained.device)
@@ -208,7 +248,7 @@ def _fitted(
     say(f"train: {recipe.model_name}, {num_parameters:,} parameters")
     if recipe.fit.precision == "bf16" and emulates_bf16(device):
         say("train: this device has no bf16 arithmetic and emulates it, several times slower; --set fit.precision=auto")
-    training: dict[str, Any] = {"parameters": num_parameters, "seen_until": seen_until(prepared.view)}
+    training: dict[str, Any] = {"parameters": num_parameters, "fit": "train", "seen_until": seen_until(prepared.view)}
     fit_once(model, prepared.view)
     if (source := batch_source(recipe, prepared, model, trained.read_log(prepared.dataset))) is None:
         return training
@@ -218,27 +258,18 @@ def _fitted(
         source,
         recipe.fit,
         folder,
+        objective=objective,
         evaluate=_validation(recipe, prepared, trained, folder, identity, say),
         device=device,
         identity=dict(zip(("catalog", "split"), inputs, strict=False)),
         say=say,
-        spent_seconds=_spent(trained.catalog, recipe.fit, say),
+        spent_seconds=spent_seconds(trained.catalog, recipe.fit, say),
     )
     mfu = mean_mfu(folder)
-    say(_training_line(result, mfu))
+    say(training_line(result, mfu))
     if not result.finished:
         return None
-    return training | {
-        "steps": result.steps,
-        "best_step": result.best_step,
-        "validation": dict(result.best_metrics),
-        "cpu_minutes": round(result.cpu_seconds / 60, 2),
-        "wall_minutes": round(result.wall_seconds / 60, 2),
-        "stopped_because": result.stopped_because,
-        "precision": result.precision,
-        "num_threads": result.num_threads,
-        "mfu": None if mfu is None else round(mfu, 4),
-    }
+    return training | training_record(result, mfu)
 
 
 def open_trained(recipe: Recipe, run: str | Path, device: str = "cpu") -> Trained:
@@ -256,35 +287,15 @@ def _validation(
         return ranker_validation(trained, prepared.view, recipe.eval)
     return Validation(
         trained, prepared.dataset, prepared.split.valid, recipe.eval, folder=folder, say=say,
-        filter_too="filter" in recipe.fit.monitor, identity=identity,
+        filter_too=watches_filter(recipe.fit.monitor), identity=identity,
     )  # fmt: skip
-
-
-def _spent(catalog: Catalog, config: FitConfig, say: Say) -> float:
-    """Seconds of [fit] max_minutes that the catalogue took, also one that is reused; a tenth is left to train in."""
-    if config.max_minutes is None:
-        return 0.0
-    seconds = float(catalog.report.get("build_seconds", {}).get(config.clock, 0.0))
-    most = LEAST_TRAINED * 60 * config.max_minutes
-    if seconds > 60 * config.max_minutes - most:
-        say(
-            f"train: the catalogue took {seconds / 60:.1f} of the {config.max_minutes:g} minutes of [fit] max_minutes;"
-            f" {most / 60:.1f} minutes of training follow all the same"
-        )
-    return min(seconds, 60 * config.max_minutes - most)
 
 
 @one_writer
 def evaluate_stage(
-    recipe: Recipe,
-    prepared: Prepared,
-    trained: Trained,
-    out: Path,
-    which: Literal["valid", "test"] = "test",
-    say: Say = say_once,
-    *,
-    name: str = "",
-) -> Evaluation | RankerEvaluation:
+    recipe: Recipe, prepared: Prepared, trained: Trained, out: Path, which: Literal["valid", "test"] = "test",
+    say: Say = say_once, *, name: str = "",
+) -> Evaluation | RankerEvaluation:  # fmt: skip
     """Measure on the rows of ``which`` -> ``out/evaluation`` (test) or ``out/evaluation-valid``, or under a name.
 
     ``name`` puts it into ``out/evaluation-NAME``. ``out/evaluation`` is the official one, of the recipe's own settings.
@@ -300,6 +311,8 @@ def evaluate_stage(
             f"the model in {out} does not say which data it was trained on: it may know the answers",
             fix="train or align it again, into a new folder",
         )
+    fit_name = opened.info("training", dict).get("fit", "train")
+    check_choice(which, fit_name)
     if seen != prepared.digest:
         raise InputError(
             f"the model in {out} was trained on other data or another split than {prepared.dataset.name}"
@@ -310,7 +323,7 @@ def evaluate_stage(
         trained.catalog.codebook_id,
         trained.catalog.items_version,
     ]  # what may be answered may have changed
-    measured = {key: value for key, value in written(recipe.eval).items() if key != "baselines"}  # they lie beside it
+    measured = {key: value for key, value in written(recipe.eval).items() if key not in NOT_MEASURED}
 
     def make(wanted: str) -> Evaluation | RankerEvaluation:
         if name and path.exists():
@@ -321,10 +334,11 @@ def evaluate_stage(
             result = evaluate_ranker(trained, prepared.view, which, recipe.eval, name=recipe.model_name, info=info)
             result.save(path, digest=wanted, parents={"model": model_digest})
             return result
+        trained.search = recipe.eval.search
         with rows_bar("evaluate") as progress:
             lists = evaluate(
                 trained, prepared.dataset, prepared.split, which, recipe.eval, name=recipe.model_name, info=info,
-                progress=progress,
+                fit=fit_name, progress=progress,
             )  # fmt: skip
         save_evaluation(lists, path, digest=wanted, parents={"model": model_digest})
         return lists
@@ -335,8 +349,9 @@ def evaluate_stage(
         lambda: RankerEvaluation.load(path) if ranks else load_evaluation(path),
         reused=lambda: say(f"evaluate: reused ({path})"),
     )  # fmt: skip
-    if recipe.eval.baselines and not ranks:  # popularity and item-kNN are measured on its rows and left beside it
-        baselines(recipe.model_name, prepared.positives, trained.catalog, recipe.eval, path, which, say)
+    if isinstance(result, Evaluation):
+        asked = (prepared.positives, trained.catalog, recipe.eval, path, which, fit_name, say)
+        say_verdicts(result, baselines(recipe.model_name, *asked), recipe.eval, say)
     return result
 
 
@@ -364,14 +379,6 @@ def run(
     return evaluate_stage(recipe, prepared, trained, Path(out), say=say)
 
 
-def seen_until(view: View) -> int | None:
-    """The second after the newest training event; None where the log has an order and no times."""
-    trained = trained_mask(view.dataset, view.split)
-    if view.dataset.time_kind != "seconds" or not trained.any():
-        return None
-    return int(view.dataset.times[trained].max()) + 1
-
-
 def batch_source(recipe: Recipe, prepared: Prepared, model: torch.nn.Module, reading: LogReading) -> BatchSource | None:
     """The training batches that the model names as its ``feed``, None where it names none; ``reading``: how it reads
     the log."""
@@ -380,11 +387,3 @@ def batch_source(recipe: Recipe, prepared: Prepared, model: torch.nn.Module, rea
         return None
     found: BatchSource = feed(reading, prepared.split, recipe.fit.batch_size, recipe.fit.seed)
     return found
-
-
-def _training_line(result: FitResult, mfu: float | None) -> str:
-    best = ", ".join(f"{name} {value:.4f}" for name, value in result.best_metrics.items())
-    return (
-        f"train: {result.stopped_because} after {result.steps:,} steps, {result.cpu_seconds / 60:.1f} CPU-minutes;"
-        f" best at step {result.best_step:,}: {best}" + ("" if mfu is None else f"; MFU {100 * mfu:.1f} %")
-    )

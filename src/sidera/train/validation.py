@@ -29,6 +29,11 @@ FEW = 1024  # rows that are always affordable
 PILOT = 256  # rows that are timed
 
 
+def watches_filter(monitor: str) -> bool:
+    """Whether the figure needs lists without seen items: those that filter, and the means of both modes."""
+    return monitor.startswith(("filter_", "mean_"))
+
+
 class Validation:
     """Called with the model; -> the figures by name, of validation rows only."""
 

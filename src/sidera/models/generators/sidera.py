@@ -20,6 +20,7 @@ G candidates · L levels · K codes of a level · C children · D width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -37,6 +38,7 @@ from sidera.models.generators.sidera_decode import add_visits, children_logits
 from sidera.nn.counters import TRAINING, matmul_flops
 from sidera.nn.item_embedding import ItemEmbedding, ItemRows
 from sidera.nn.made_of_weights import MadeOfWeights
+from sidera.nn.soft_targets import cross_entropy, uniform
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.attention import Layout, layout_of
 from sidera.ops.jagged import with_copies
@@ -85,7 +87,7 @@ class TreeCache:
 class SideraGenerator(nn.Module):
     """Writes an item's codes from the root of the Catalog's tree to its leaf."""
 
-    scores_late_codes = True  # its tree grows, see ``grow``
+    scores_late_codes, learns_from_teachers = True, True  # see ``grow``, ``loss``
 
     @dataclass(frozen=True)
     class Config:
@@ -251,11 +253,13 @@ class SideraGenerator(nn.Module):
 
     def states(self, batch: Batch, layout: Layout, paths: Tensor) -> Tensor:
         """(T, D): at each event what the history up to it says. ``paths`` (U, L): nodes of the batch's items."""
+        return self.encoder(self._events(batch, paths), layout)
+
+    def _events(self, batch: Batch, paths: Tensor) -> Tensor:
         items = self.item(batch.items.ids)
         for level, table in enumerate(self.node_in):
             items = items + table(paths[:, level])
-        events = F.embedding(batch.events.items, items)
-        return self.encoder(events, layout)
+        return F.embedding(batch.events.items, items)
 
     def _visited(self, batch: Batch, paths: Tensor, first: Tensor, count: Tensor) -> Tensor:
         """(R, S, L) nodes of the ``count`` (R,) events from token ``first`` (R,) on; -1 behind them."""
@@ -264,29 +268,38 @@ class SideraGenerator(nn.Module):
         nodes = paths[batch.events.items[tokens]]  # (R, S, L)
         return nodes.masked_fill((steps >= count[:, None])[:, :, None], -1)
 
-    def loss(self, batch: Batch) -> Loss:
-        """Sum over targets of -log p(next item), one softmax over siblings a level."""
+    def loss(self, batch: Batch, teachers: Sequence[SideraGenerator] = (), share: float = 0.0) -> Loss:
+        """Sum over targets of -log p(next item), one softmax over siblings a level; ``share`` of it is the
+        cross-entropy with the mean distribution of ``teachers``."""
         target_ids, offsets = batch.target_ids_of("event"), batch.events.offsets
+        layout, smoothing = layout_of(offsets), self.config.label_smoothing
         paths = self._paths(batch.items.codes)  # (U, L)
         target_paths = paths[batch.targets_of("event").items]  # (T, L)
-        total, parts = target_paths.new_zeros((), dtype=torch.float32), {}
-        parents = torch.zeros_like(target_ids)
-        layout = layout_of(offsets)
         visited = self._visited(batch, paths, offsets[layout.row_ids], layout.positions + 1)  # (T, S, L)
-        for level, states in enumerate(self._level_states(self.states(batch, layout, paths))):
-            logits, _ = self._children_logits(level, states, parents, visited)  # (T, C)
-            starts = getattr(self, f"starts_{level}")
-            place = target_paths[:, level] - starts[parents]
+        asked = (batch, layout, paths, target_paths, visited)
+        with torch.no_grad():
+            taught = [[logits.softmax(1) for logits, _ in teacher.target_logits(*asked)] for teacher in teachers]
+        total, parts = target_paths.new_zeros((), dtype=torch.float32), {}
+        for level, (logits, place) in enumerate(self.target_logits(*asked)):
             level_total = F.cross_entropy(logits, place, reduction="sum")
-            if self.config.label_smoothing:
-                num_siblings = (starts[parents + 1] - starts[parents]).to(logits.dtype)
-                log_p = logits.log_softmax(1).masked_fill(logits.isinf(), 0.0)
-                smooth = -(log_p.sum(1) / num_siblings).sum()
-                level_total = (1 - self.config.label_smoothing) * level_total + self.config.label_smoothing * smooth
+            if smoothing:
+                level_total = (1 - smoothing) * level_total + smoothing * cross_entropy(logits, uniform(logits))
             parts[f"level_{level}"] = float(level_total.detach()) / max(1, place.numel())
+            if taught:
+                mean = torch.stack([levels[level] for levels in taught]).mean(0)
+                level_total = (1 - share) * level_total + share * cross_entropy(logits, mean)
             total = total + level_total
-            parents = target_paths[:, level]
         return Loss(total, target_ids.numel(), parts)
+
+    def target_logits(
+        self, batch: Batch, layout: Layout, paths: Tensor, target_paths: Tensor, visited: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each level the scores of the children of the targets' parents (T, C), and the targets' places (T,)."""
+        parents = torch.zeros_like(target_paths[:, 0])
+        for level, states in enumerate(self._level_states(self.states(batch, layout, paths))):
+            logits, _ = self._children_logits(level, states, parents, visited)
+            yield logits, target_paths[:, level] - getattr(self, f"starts_{level}")[parents]
+            parents = target_paths[:, level]
 
     def flops_per_batch(self, batch: Batch) -> float:
         """FLOPs of one training step on this batch, forward and backward; places past a last child do not count."""
@@ -307,7 +320,7 @@ class SideraGenerator(nn.Module):
     def context(self, batch: Batch) -> TreeContext:
         """Encode the histories once. Requires at least one event in each."""
         offsets, paths = batch.events.offsets, self._paths(batch.items.codes)
-        last = self.states(batch, layout_of(offsets), paths)[offsets[1:] - 1]  # (B, D)
+        last = self.encoder.last(self._events(batch, paths), layout_of(offsets), offsets[1:] - 1)  # (B, D)
         visited = self._visited(batch, paths, offsets[:-1], batch.lengths)
         return TreeContext(torch.stack(self._level_states(last), dim=1), visited)
 

@@ -100,10 +100,17 @@ class Tiger(nn.Module):
             raise InputError(
                 "TIGER was given an empty history", allowed="at least one known item", fix="answer it by popularity"
             )
-        tokens = self.item_tokens(batch.items.codes)[batch.events.items]  # (T, L)
-        return packed_rows(tokens.flatten(), offsets * self.num_levels, self._user_tokens(batch))
+        return packed_rows(self.event_tokens(batch), offsets * self.num_levels, self.user_tokens(batch))
 
-    def _user_tokens(self, batch: Batch) -> Tensor | None:
+    def event_tokens(self, batch: Batch) -> Tensor:
+        """(T,) tokens of the events' items."""
+        return self.item_tokens(batch.items.codes)[batch.events.items].flatten()
+
+    def inputs(self, rows: PackedRows, batch: Batch, table: Tensor) -> Tensor:
+        """(T, D): what the encoder reads of every token. ``table`` (V, D): vectors of the vocabulary."""
+        return F.embedding(rows.tokens, table)
+
+    def user_tokens(self, batch: Batch) -> Tensor | None:
         """(B,) a user's token, which stands in front of the row."""
         if not self.config.num_user_tokens:
             return None
@@ -116,14 +123,19 @@ class Tiger(nn.Module):
 
     def loss(self, batch: Batch) -> Loss:
         """Sum over histories of -log p(next item); ``parts`` has the mean of each level."""
-        targets = batch.targets_of("history").items
+        batch.targets_of("history")
         with own_casts(self.embedding.weight) as dtype:
             rows = self.packed_rows(batch)
-            memory = self.encoder(self.embedding(rows.tokens), rows.layout, dtype)
-            written = self.item_tokens(batch.items.codes[targets[rows.order]])  # (B, L)
-            read = F.pad(written[:, :-1], (1, 0), value=BEGIN)  # (B, L)
-            states = self.decoder(self.embedding(read.reshape(-1)), memory, self.num_levels, rows.layout, dtype=dtype)
-            per_level = self._level_losses(states.view(-1, self.num_levels, self.config.width).to(dtype), written)
+            memory = self.encoder(self.inputs(rows, batch, self.embedding.weight), rows.layout, dtype)
+            return self.written_loss(batch, rows, memory, dtype)
+
+    def written_loss(self, batch: Batch, rows: PackedRows, memory: Tensor, dtype: torch.dtype) -> Loss:
+        """The loss of the decoder that reads ``memory`` (T, D), autocast off."""
+        targets = batch.targets_of("history").items
+        written = self.item_tokens(batch.items.codes[targets[rows.order]])  # (B, L)
+        read = F.pad(written[:, :-1], (1, 0), value=BEGIN)  # (B, L)
+        states = self.decoder(self.embedding(read.reshape(-1)), memory, self.num_levels, rows.layout, dtype=dtype)
+        per_level = self._level_losses(states.view(-1, self.num_levels, self.config.width).to(dtype), written)
         means = (per_level.detach() / targets.numel()).tolist()
         parts = {f"level_{level}": mean for level, mean in enumerate(means)}
         return Loss(per_level.sum(), targets.numel(), parts)
@@ -162,13 +174,17 @@ class Tiger(nn.Module):
 
     def context(self, batch: Batch) -> TigerContext:
         """Encode every history once; the encoder reads both ways."""
-        rows = self.packed_rows(batch)
+        return self.encoded(self.packed_rows(batch), batch)
+
+    def encoded(self, rows: PackedRows, batch: Batch) -> TigerContext:
+        """The context of the batch whose packed rows these are."""
         if self.training or torch.is_grad_enabled():
             with own_casts(self.embedding.weight) as dtype:
-                states = self.encoder(self.embedding(rows.tokens), rows.layout, dtype)
+                states = self.encoder(self.inputs(rows, batch, self.embedding.weight), rows.layout, dtype)
             return TigerContext(states, rows.layout, rows.order)
         weights = self._current_weights()
-        return TigerContext(tiger_decode.encode(weights, rows.tokens, rows.layout), rows.layout, rows.order, weights)
+        states = tiger_decode.encode(weights, self.inputs(rows, batch, weights.embedding), rows.layout)
+        return TigerContext(states, rows.layout, rows.order, weights)
 
     def prepare(self, dtype: torch.dtype = torch.float32) -> Tiger:
         """Choose the number format of answering: bfloat16 is faster and moves scores in the third digit."""

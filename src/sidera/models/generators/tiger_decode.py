@@ -75,10 +75,17 @@ class TigerContext:
 
     def padded_to(self, num_histories: int, length: int) -> PaddedContext:
         """See :class:`sidera.decode.graph.Paddable`."""
+        return self.in_a_table().padded_to(num_histories, length)
+
+    def rows(self, rows: Tensor) -> PaddedContext:
+        """The histories ``rows`` (n,) alone."""
+        return self.in_a_table().rows(rows)
+
+    def in_a_table(self) -> PaddedContext:
         states, mask = self.padded()
         if mask is None:
             mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        return PaddedContext(states, mask, self.weights).padded_to(num_histories, length)
+        return PaddedContext(states, mask, self.weights)
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,10 @@ class PaddedContext:
 
     def padded(self) -> tuple[Tensor, Tensor | None]:
         return self.states, self.mask
+
+    def rows(self, rows: Tensor) -> PaddedContext:
+        """The histories ``rows`` (n,) alone."""
+        return PaddedContext(self.states[rows], self.mask[rows], self.weights)
 
     def tensors(self) -> tuple[Tensor, ...]:
         return self.states, self.mask
@@ -193,9 +204,8 @@ def _layer(layer: nn.Module, dtype: torch.dtype) -> _Layer:
 
 
 @torch.no_grad()
-def encode(weights: FastWeights, tokens: Tensor, layout: Layout) -> Tensor:
-    """(T,) packed tokens -> (T, D) states: what ``Tiger.encoder`` computes."""
-    x = weights.embedding.index_select(0, tokens)
+def encode(weights: FastWeights, x: Tensor, layout: Layout) -> Tensor:
+    """(T, D) inputs of packed tokens -> (T, D) states: what ``Tiger.encoder`` computes."""
     for layer in weights.encoder:
         qkv = product(_normed(x, weights.floor, layer.qkv.dtype), layer.qkv)  # (T, 3*H*E)
         qkv = qkv.view(len(x), 3, weights.num_heads, -1)

@@ -93,10 +93,13 @@ class PairVotes(nn.Module):
 
     def item_scores(self, batch: Batch) -> Tensor:
         """(B, N); 0 for items that no history item is paired with."""
-        events, item_ids = batch.events, batch.item_ids
-        weight = self.fading**events.from_end  # (T,)
+        events = batch.events
+        return self.voted(events.row_ids, batch.item_ids, self.fading**events.from_end, batch.num_histories)
+
+    def voted(self, row_ids: Tensor, item_ids: Tensor, weight: Tensor, num_rows: int) -> Tensor:
+        """(rows, N): what items (T,) of these rows (T,) vote for, with weights (T,)."""
         num_items = len(self.votes)
-        flat_ids = events.row_ids[:, None] * num_items + self.neighbour_ids[item_ids]  # (T, K)
-        scores = torch.zeros(batch.num_histories * num_items, device=item_ids.device)
+        flat_ids = row_ids[:, None] * num_items + self.neighbour_ids[item_ids]  # (T, K)
+        scores = torch.zeros(num_rows * num_items, device=item_ids.device)
         scores.index_add_(0, flat_ids.flatten(), (weight[:, None] * self.votes[item_ids]).flatten())
-        return scores.view(batch.num_histories, num_items)
+        return scores.view(num_rows, num_items)

@@ -23,16 +23,12 @@ from sidera.batch import Reads
 from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts, check_value
 from sidera.data.config import View
-from sidera.data.features import FeatureSchema
-from sidera.data.items import ItemTable
-from sidera.data.reading import Reading, Wanted
 from sidera.data.split import train_sequences
 from sidera.models.retrievers.pairs import PairVotes, counted_pairs
+from sidera.models.retrievers.validation import validation_ndcg
 
 NORMS = (0.0, 0.3)
 FADINGS = (0.35, 0.5, 0.7, 0.85)
-MOST_ROWS = 1024  # validation rows of a trial
-SEED = 0  # of their sample
 
 
 class Transitions(PairVotes):
@@ -80,9 +76,14 @@ class Transitions(PairVotes):
                 self.count(item_ids, offsets, norm, best[1])
                 for fading in FADINGS:
                     self.chosen[1] = fading
-                    trials[norm, fading] = self.validation_ndcg(view)
+                    trials[norm, fading] = validation_ndcg(self, view)
             best = max(trials, key=lambda settings: trials[settings])
         self.count(item_ids, offsets, *best)
+
+    def count_again(self, view: View) -> None:
+        """Count another training part, with the settings that were chosen."""
+        norm, fading = self.chosen.tolist()
+        self.count(*train_sequences(view.dataset, view.split), norm, fading)
 
     def count(self, item_ids: np.ndarray, offsets: np.ndarray, norm: float, fading: float) -> None:
         """Fill the votes from sequences: user u's training events are ``item_ids[offsets[u]:offsets[u+1]]``."""
@@ -92,18 +93,3 @@ class Transitions(PairVotes):
         forward = config.step_decay ** np.arange(config.window)
         pairs = counted_pairs(item_ids, offsets, num_items, forward, forward[:0], itself=True)
         self.keep((left, right, np.log1p(count / popularity[right] ** norm)) for left, right, count in pairs)
-
-    @torch.inference_mode()
-    def validation_ndcg(self, view: View) -> float:
-        """NDCG@10 on a sample of the validation rows, seen items kept. Of equal scores the target's stands last."""
-        rows, total = view.split.valid, 0.0
-        if len(rows) > MOST_ROWS:
-            rows = rows.take(np.sort(np.random.default_rng(SEED).choice(len(rows), MOST_ROWS, replace=False)))
-        log = Reading(FeatureSchema(), ItemTable.plain(view.dataset.num_items), self.reads).over(view.dataset)
-        for start in range(0, len(rows), 128):
-            part = rows.take(np.arange(start, min(start + 128, len(rows))))
-            batch = log.rows(part.user_ids, part.ends, Wanted("history", part.target_ids))
-            scores, targets = self.item_scores(batch), torch.from_numpy(part.target_ids)
-            above = (scores >= scores.gather(1, targets[:, None])).sum(1) - 1
-            total += float((1 / (above + 2.0).log2())[above < 10].sum())
-        return total / len(rows)

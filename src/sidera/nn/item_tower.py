@@ -1,0 +1,64 @@
+"""What an item is, as one vector: its codes and features through a residual network. Late items have one too.
+
+An item's own vector (``id_dropout`` below 1) sharpens what was often seen; with 1 the tower reads content alone, and an
+item without a single event is no other thing to it than a popular one.
+
+Shape legend: n items asked for · N items · D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sidera.nn.item_features import ItemFeatures
+
+
+class ItemSource(Protocol):
+    """What is read of a Catalog; this room stands below the catalogue's."""
+
+    codes: Any  # (N, L)
+    level_sizes: tuple[int, ...]
+    features: Mapping[str, Any]  # feature -> (N, ...)
+    schema: Any  # data.features.FeatureSchema
+
+
+class ItemTower(nn.Module):
+    """(n,) item ids -> (n, D), of mean 0 and spread 1."""
+
+    def __init__(self, catalog: Any, width: int, id_dropout: float = 1.0) -> None:
+        """``catalog``: an :class:`ItemSource`. ``id_dropout``: share of items whose own vector a step drops."""
+        super().__init__()
+        columns = {name: np.asarray(values) for name, values in catalog.features.items()}
+        codes, features = np.asarray(catalog.codes), catalog.schema.owned("item")
+        self.items = ItemFeatures(codes, tuple(catalog.level_sizes), features, columns, width, id_dropout)
+        self.norm_in = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.norm_out = nn.LayerNorm(width)
+
+    def forward(self, ids: Tensor | None = None) -> Tensor:
+        """``ids`` None: all items in the order of their ids."""
+        x = self.norm_in(self.items.table() if ids is None else self.items(ids))
+        out: Tensor = self.norm_out(x + self.down(nn.functional.gelu(self.up(x))))
+        return out
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """(..., D) at length 1; a zero vector stays."""
+    return nn.functional.normalize(vectors, dim=-1)
+
+
+def sampled_softmax(users: Tensor, positives: Tensor, negatives: Tensor, target_ids: Tensor, negative_ids: Tensor,
+                    num_items: int) -> Tensor:  # fmt: skip
+    """(B,) cross-entropies of a target among uniform negatives that stand for all items.
+
+    users (B, D) scaled by 1 / temperature, positives (B, D), negatives (M, D); ids (B,) and (M,).
+    """
+    positive = (users * positives).sum(1, keepdim=True)  # (B, 1)
+    negative = users @ negatives.T + float(np.log(num_items / len(negative_ids)))  # (B, M)
+    negative = negative.masked_fill(negative_ids == target_ids[:, None], float("-inf"))
+    return torch.cat((positive, negative), dim=1).logsumexp(1) - positive[:, 0]
