@@ -142,6 +142,7 @@ FLAGS = {
     "rollback": ["run", "version"],
     "store": ["store", "--compact", "--max-age-days", "--copy"],
     "erase": ["store", "--user", "--exposures", "--exports"],
+    "export": ["run", "--beam", "--minutes", "--requests", "--key"],
     "serve": [
         "run",
         "--host",
@@ -160,6 +161,8 @@ FLAGS = {
         "--no-keys",
         "--deadline-ms",
         "--adapt-beam",
+        "--no-compiled",
+        "--export-key",
         "--max-body-mb",
         "--max-connections",
         "--grace-seconds",

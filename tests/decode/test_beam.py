@@ -15,6 +15,7 @@ from sidera.core import InputError
 from sidera.decode.beam import beam_search
 from sidera.decode.eligible import Allowed, PrefixMask
 from sidera.decode.exact import score_all_items, score_all_leaves
+from sidera.decode.sample import masked_log_probs
 from sidera.ops.trie import CodeTrie
 from sidera.roles import StepOutput
 
@@ -115,6 +116,22 @@ def test_fixed_shapes_answer_to_the_bit_what_ragged_ones_do(world, width, num_re
             assert torch.allclose(ours, theirs, atol=1e-6)
         elif world.generator.norm == "none" or not world.spec["ties"]:
             assert torch.equal(ours, theirs)
+
+
+@given(worlds(), widths, result_counts, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_log_probs_of_the_search_are_those_of_masked_sampling(world, width, num_results, fixed):
+    generator = world.generator
+    beams = beam_search(
+        generator, world.batch, world.trie, width=width, num_results=num_results, exclude=world.exclude, fixed=fixed,
+        log_probs=True,
+    )  # fmt: skip
+    assert beams.log_probs is not None
+    expected = masked_log_probs(generator, generator.context(world.batch), beams.sids, world.trie)
+    torch.testing.assert_close(beams.log_probs[beams.valid_mask], expected[beams.valid_mask], rtol=1e-4, atol=1e-5)
+    assert beams.log_probs[~beams.valid_mask].isnan().all()
+    silent = beam_search(generator, world.batch, world.trie, width=width, num_results=num_results)
+    assert silent.log_probs is None
 
 
 def test_masks_of_another_trie_or_batch_are_refused():

@@ -16,6 +16,7 @@ from sidera.cli import (
     catalogs,
     cold,
     completion,
+    exporting,
     keys,
     load,
     logs,
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     answering.add_recommend(verbs)
     answering.add_questions(verbs)
     serving.add_serve(verbs)
+    exporting.add_export(verbs)
     serving.add_api_keys(verbs)
     loop.add_export(verbs)
     loop.add_refresh(verbs)

@@ -42,7 +42,8 @@ def serve_verb(arguments: Arguments) -> None:
 
     parts = ServeConfig(
         arguments.rerank, arguments.rerank_from, arguments.cold_share, store=arguments.store, fill=arguments.fill,
-        exposures=arguments.exposures, index=arguments.index, index_recall=arguments.index_recall,
+        exposures=arguments.exposures, compiled=not arguments.no_compiled, export_key=arguments.export_key,
+        index=arguments.index, index_recall=arguments.index_recall,
     )  # fmt: skip
     scheduler = SchedulerConfig(
         deadline_ms=arguments.deadline_ms, beam_steps=BEAM_STEPS if arguments.adapt_beam else (1.0,)
@@ -63,6 +64,8 @@ def serve_verb(arguments: Arguments) -> None:
             live.watch(arguments.watch)
         if recommender.behaviour is not None:
             console.say(f"store: {arguments.store}, {recommender.behaviour.store.num_users:,} users")
+        if recommender.compiled_note:
+            console.say(recommender.compiled_note)
         if recommender.snapshot.index is not None:
             console.say(recommender.snapshot.index.describe())
         if not arguments.threads:
@@ -194,6 +197,8 @@ def add_serve(verbs: Verbs) -> None:
     parser.add_argument(
         "--adapt-beam", action="store_true", help="under load: half or a quarter of the recipe's beam; answers name it"
     )
+    parser.add_argument("--no-compiled", action="store_true", help="leave what `sidera export` made aside")
+    parser.add_argument("--export-key", metavar="FILE", help="key that signed it; default: this machine's own")
     parser.add_argument("--max-body-mb", type=float, default=8.0, help="size of a request, MiB")
     parser.add_argument("--max-connections", type=int, default=2048, help="connections at one time")
     parser.add_argument(

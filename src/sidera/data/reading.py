@@ -81,19 +81,20 @@ class Reading:
         ``features``: of events, (T, ...). ``lifelong.items`` holds dense ids. ``whole``: nothing is left out yet;
         :meth:`cut` does that.
         """
+        feedback, features = feedback or {}, features or {}
         if not whole:
-            when = None if times is None else torch.from_numpy(times)
-            columns_of_events = _tensors(feedback or {}), _tensors(features or {})
-            events = Events(torch.from_numpy(item_ids), torch.from_numpy(offsets), when, *columns_of_events)
             if self.reads.lifelong is not None and lifelong is None and self.representatives is not None:
-                lifelong = self.representatives(events)
-            longest = (offsets[1:] - offsets[:-1]).max(initial=0)  # torch takes ten times as long for so few numbers
-            if longest > self.reads.untouched or (feedback and not self.reads.feedback):
-                events = self.select(events)
-                item_ids, offsets = events.items.numpy(), events.offsets.numpy()
-                times = None if events.times is None else events.times.numpy()
-                feedback = {name: values.numpy() for name, values in events.feedback.items()}
-                features = {name: values.numpy() for name, values in events.features.items()}
+                when = None if times is None else torch.from_numpy(times)
+                events = Events(torch.from_numpy(item_ids), torch.from_numpy(offsets), when, _tensors(feedback))
+                lifelong = self.representatives(replace(events, features=_tensors(features)))
+            chosen = self._chosen(offsets, feedback.get(self.schema.positive))
+            if chosen is not None:
+                places, offsets = chosen
+                item_ids, times = item_ids.take(places), None if times is None else times.take(places)
+                feedback = {name: values.take(places, 0) for name, values in feedback.items()}
+                features = {name: values.take(places, 0) for name, values in features.items()}
+            if not self.reads.feedback:
+                feedback, features = {}, {}
         columns = [item_ids]
         if wanted is not None:
             columns.append(wanted.item_ids)
@@ -106,9 +107,7 @@ class Reading:
             targets = Targets(wanted.kind, positions[1], torch.from_numpy(ends), _tensors(wanted.feedback))
         when = None if times is None else torch.from_numpy(times)
         return Batch(
-            events=Events(
-                positions[0], torch.from_numpy(offsets), when, _tensors(feedback or {}), _tensors(features or {})
-            ),
+            events=Events(positions[0], torch.from_numpy(offsets), when, _tensors(feedback), _tensors(features)),
             items=items,
             requests=requests or Requests(),
             targets=targets,
@@ -129,24 +128,35 @@ class Reading:
         return replace(batch, events=events, lifelong=lifelong, targets=None)
 
     def select(self, events: Events) -> Events:
-        """The events that the model reads: the positive ones or all, the newest, of the older ones the positive."""
-        reads, positive = self.reads, events.feedback.get(self.schema.positive)
-        if not reads.feedback and positive is not None:
-            events = events.keep(positive > 0)
-        if not reads.feedback and events.feedback:
+        """The events that the model reads, on any device."""
+        positive = events.feedback.get(self.schema.positive)
+        chosen = self._chosen(events.offsets.cpu().numpy(), None if positive is None else positive.cpu().numpy())
+        if not self.reads.feedback and events.feedback:
             events = replace(events, feedback={}, features={})
-        longest = int(events.lengths.max()) if events.num_rows else 0
-        if longest > reads.max_events:
-            events = events.newest(reads.max_events)
-        if reads.recent is None or longest <= reads.recent or positive is None:  # no label: all are positive
+        if chosen is None:
             return events
-        older = torch.from_numpy(_older(events.offsets.cpu().numpy(), reads.recent)).to(events.offsets.device)
-        left_out = older[~(events.feedback[self.schema.positive][older] > 0)]
-        if not left_out.numel():
-            return events
-        mask = left_out.new_ones(events.num_values, dtype=torch.bool)
-        mask[left_out] = False
-        return events.keep(mask)
+        device = events.offsets.device
+        places, offsets = (torch.from_numpy(part).to(device) for part in chosen)
+        return replace(events._changed(lambda column: column[places], skip="offsets"), offsets=offsets)
+
+    def _chosen(self, offsets: np.ndarray, positive: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+        """Which events are read: the positive ones or all, the newest, of the older ones the positive. Their places,
+        and the offsets among them; None: every event."""
+        reads, places = self.reads, None
+        if not reads.feedback and positive is not None:  # no label: all are positive
+            places = np.flatnonzero(positive > 0)
+            offsets = places.searchsorted(offsets)
+        longest = (offsets[1:] - offsets[:-1]).max(initial=0)  # torch takes ten times as long for so few numbers
+        if longest <= reads.untouched:
+            return None if places is None else (places, offsets)
+        starts = np.maximum(offsets[:-1], offsets[1:] - reads.max_events)
+        newest, offsets = slices(starts, offsets[1:] - starts)
+        places = newest if places is None else places.take(newest)
+        if reads.recent is not None and positive is not None:
+            older = _older(offsets, reads.recent)
+            left_out = older[~(positive.take(places.take(older)) > 0)]
+            places, offsets = np.delete(places, left_out), offsets - left_out.searchsorted(offsets)
+        return places, offsets
 
 
 class LogReading:

@@ -60,7 +60,8 @@ def unpacked_columns(
     schema: FeatureSchema, labels: NDArray[Any], watch_time: NDArray[Any], duration: NDArray[Any]
 ) -> dict[str, NDArray[np.float32]]:
     """column -> (n,) as models read them, from label bits and seconds."""
-    columns = {name: ((labels >> place) & 1).astype(np.float32) for place, name in enumerate(schema.labels)}
+    bits = np.arange(len(schema.labels), dtype=labels.dtype)[:, None]
+    columns = dict(zip(schema.labels, ((labels >> bits) & 1).astype(np.float32), strict=True))
     seconds = {"watch_time": watch_time, "duration": duration}
     return columns | {name: seconds[name].astype(np.float32) for name in schema.columns[len(schema.labels) :]}
 

@@ -24,6 +24,7 @@ Shape legend: B histories · W beams · K codes of a level · P most candidates 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,18 +38,24 @@ from sidera.core import InputError
 from sidera.decode.eligible import NEG_INF, Allowed, Eligible, Jagged
 from sidera.decode.select import best_first, best_positions, check_numbers
 from sidera.ops.trie import CodeTrie, TrieTensors
+from sidera.ops.waiting import may_ask
 from sidera.roles import Context, Generator, StepOutput
 
 
 @dataclass(frozen=True, eq=False)
 class Beams:
-    """The answers, most likely first. Where ``valid_mask`` is False, at the end: ids and codes -1, score -inf."""
+    """The answers, most likely first. Where ``valid_mask`` is False, at the end: ids and codes -1, score -inf, log-prob
+    NaN."""
 
     item_ids: Tensor  # (B, R) int64
     leaf_ids: Tensor  # (B, R) int64: the item's leaf in the trie; items that share a semantic ID repeat it
     scores: Tensor  # (B, R) float32: log-probability of the semantic ID
     sids: Tensor  # (B, R, L) int64
     valid_mask: Tensor  # (B, R) bool
+    log_probs: Tensor | None = None  # (B, R, L) of each code among those that may follow its prefix, where asked
+
+
+Trail = Sequence["tuple[Candidates, Tensor | None]"]  # of each level but the last, and the places of those that went on
 
 
 @torch.inference_mode()
@@ -62,12 +69,15 @@ def beam_search(
     exclude: Jagged | None = None,
     allowed: Allowed | None = None,
     fixed: bool | None = None,
+    log_probs: bool = False,
 ) -> Beams:
     """The ``num_results`` most likely items of each history that a beam of ``width`` finds.
 
     ``exclude`` holds jagged item ids per history that must not be answered: ``(batch.item_ids, batch.offsets)`` leaves
     out what was seen. ``allowed``: the items that each history may be answered. Fewer such items than ``num_results``
     leave the rest invalid; see :class:`Beams`. ``fixed``: shapes do not depend on the scores; None: on a GPU.
+    ``log_probs``: say what :func:`sidera.decode.sample.masked_log_probs` gives the codes, which costs next to nothing
+    here; not where a filter is searched as a trie of its own, whose prefixes have fewer codes behind them.
     """
     if isinstance(context, Batch):
         context = generator.context(context)
@@ -85,7 +95,7 @@ def beam_search(
     eligible = Eligible(trie, context.num_histories, device, exclude, allowed)
     if fixed is None:
         fixed = device.type == "cuda"
-    beams = written_beams(generator, context, cache, output, trie, eligible, width, num_results, fixed)
+    beams = written_beams(generator, context, cache, output, trie, eligible, width, num_results, fixed, log_probs)
     if fixed:
         check_numbers(beams.scores)
     return beams
@@ -99,23 +109,24 @@ def of_whole(beams: Beams, leaves: np.ndarray) -> Beams:
 
 def written_beams(
     generator: Generator, context: Context, cache: object, output: StepOutput, trie: CodeTrie, eligible: Eligible,
-    width: int, num_results: int, fixed: bool,
+    width: int, num_results: int, fixed: bool, log_probs: bool = False,
 ) -> Beams:  # fmt: skip
     """The search from the scores of the first codes on."""
     tables = trie.tensors(output.logits.device)
     sizes = trie.most_children(width) if fixed else (None,) * (trie.num_levels + 1)
-    candidates = first_candidates(output, tables)
+    candidates = first_candidates(output, tables, log_probs)
     eligible.close(candidates.scores, candidates.nodes, 0)
+    trail: list[tuple[Candidates, Tensor | None]] = []
     for level in range(1, trie.num_levels):
         beams = prune(candidates, width, fixed)
+        trail.append((candidates, beams.positions))
         codes = tables.tokens[level - 1][beams.nodes].long()  # (B, W)
         output = generator.step(context, cache, level, codes, beams.parents)
-        candidates = continuations(beams, output, tables, level, sizes[level])
+        candidates = continuations(beams, output, tables, level, sizes[level], log_probs)
         eligible.close(candidates.scores, candidates.nodes, level)
     candidates, places = items_of(candidates, tables, sizes[-1])
-    item_ids = tables.leaf_items[places].long()
     eligible.close_items(candidates.scores, places)
-    return results_of(candidates, item_ids, tables, num_results, fixed)
+    return results_of(candidates, tables.leaf_items[places].long(), tables, num_results, fixed, trail)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +136,7 @@ class Candidates:
     scores: Tensor  # (B, P) float32
     nodes: Tensor  # (B, P) int64, nodes of this level
     beams: Tensor  # (B, P) int64: the beam that each continues
+    log_probs: Tensor | None = None  # (B, P) of the last code among those that may follow its prefix, where asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,45 +146,58 @@ class Partial:
     scores: Tensor  # (B, W) float32
     nodes: Tensor  # (B, W) int64
     parents: Tensor  # (B, W) int64
+    positions: Tensor | None = None  # (B, W) of each among the candidates; None: all of them, in their order
 
 
-def first_candidates(output: StepOutput, tables: TrieTensors) -> Candidates:
+def first_candidates(output: StepOutput, tables: TrieTensors, log_probs: bool = False) -> Candidates:
     """All nodes of level 0 for every history."""
     logits, log_norm = normalised(output)
-    log_probs = logits[:, 0].float() - log_norm  # (B, K)
-    scores = log_probs.index_select(1, tables.tokens[0].int())  # (B, n_0)
+    of_codes = logits[:, 0].float() - log_norm  # (B, K)
+    scores = of_codes.index_select(1, tables.tokens[0].int())  # (B, n_0)
     nodes = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
-    return Candidates(scores, nodes, torch.zeros_like(nodes))
+    return Candidates(scores, nodes, torch.zeros_like(nodes), scores.log_softmax(1) if log_probs else None)
 
 
 def prune(candidates: Candidates, width: int, fixed: bool = False) -> Partial:
     """The best ``width`` candidates of each history (all of them, where there are not more) become its beams."""
     scores, nodes, parents = candidates.scores, candidates.nodes, candidates.beams
+    positions = None
     if scores.shape[1] > width:
         positions = best_positions(scores, width, fixed)  # (B, W)
         scores, nodes, parents = (column.gather(1, positions) for column in (scores, nodes, parents))
-    return Partial(scores, nodes.masked_fill(scores == NEG_INF, 0), parents)
+    return Partial(scores, nodes.masked_fill(scores == NEG_INF, 0), parents, positions)
 
 
 def continuations(
-    beams: Partial, output: StepOutput, tables: TrieTensors, level: int, size: int | None = None
-) -> Candidates:
+    beams: Partial, output: StepOutput, tables: TrieTensors, level: int, size: int | None = None,
+    log_probs: bool = False,
+) -> Candidates:  # fmt: skip
     """The legal continuations of all live beams, with their scores. ``size``: P; None: as many as there are."""
     ptr = tables.ptr[level - 1]
     starts = ptr[beams.nodes].long()
     counts = (ptr[beams.nodes + 1] - starts).masked_fill_(beams.scores == NEG_INF, 0)  # (B, W)
-    parents, children = runs_of_rows(starts, counts, size)  # (B, P) each
+    runs, children = runs_of_rows(starts, counts, size)  # (B, P) each
     logits, log_norm = normalised(output)
     num_histories, width, num_codes = logits.shape
     before = F.pad(beams.scores - log_norm, (0, 1), value=NEG_INF)  # (B, W+1): run W is padding
-    scores = before.gather(1, parents)
-    parents = parents.clamp_(max=width - 1)
+    scores = before.gather(1, runs)
+    parents = runs.clamp(max=width - 1)
     index = torch.add(tables.tokens[level][children], parents, alpha=num_codes)  # (B, P) of a history's logits
     if num_histories == 1:
         chosen = logits.reshape(-1)[index]
     else:
         chosen = logits.reshape(num_histories, -1).gather(1, index)
-    return Candidates(chosen.float().add_(scores), children, parents)
+    chosen = chosen.float()
+    among = among_siblings(chosen, runs, width) if log_probs else None
+    return Candidates(scores.add_(chosen), children, parents, among)
+
+
+def among_siblings(logits: Tensor, runs: Tensor, num_runs: int) -> Tensor:
+    """(B, P) log-softmax over the candidates of each run; ``num_runs`` is the run of padding. NaN in a run of -inf."""
+    peaks = logits.new_full((logits.shape[0], num_runs + 1), NEG_INF).scatter_reduce_(1, runs, logits, "amax")
+    shifted = logits - peaks.gather(1, runs)
+    sums = torch.zeros_like(peaks).scatter_add_(1, runs, shifted.exp())
+    return shifted.sub_(sums.log_().gather(1, runs))
 
 
 def items_of(candidates: Candidates, tables: TrieTensors, size: int | None = None) -> tuple[Candidates, Tensor]:
@@ -188,7 +213,11 @@ def items_of(candidates: Candidates, tables: TrieTensors, size: int | None = Non
     which, places = runs_of_rows(starts, counts, size)  # (B, P') each
     scores = F.pad(candidates.scores, (0, 1), value=NEG_INF).gather(1, which)
     which = which.clamp_(max=counts.shape[1] - 1)
-    return Candidates(scores, candidates.nodes.gather(1, which), candidates.beams.gather(1, which)), places
+    columns = candidates.nodes, candidates.beams, candidates.log_probs
+    nodes, beams, among = (None if column is None else column.gather(1, which) for column in columns)
+    assert nodes is not None  # and beams: only log-probs may be missing
+    assert beams is not None
+    return Candidates(scores, nodes, beams, among), places
 
 
 def runs_of_rows(starts: Tensor, counts: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
@@ -210,20 +239,40 @@ def runs_of_rows(starts: Tensor, counts: Tensor, size: int | None = None) -> tup
     return index, numbers.clamp_(min=0)
 
 
-def results_of(candidates: Candidates, item_ids: Tensor, tables: TrieTensors, num_results: int, fixed: bool) -> Beams:
+def results_of(
+    candidates: Candidates, item_ids: Tensor, tables: TrieTensors, num_results: int, fixed: bool, trail: Trail = ()
+) -> Beams:
     """The best items of each history, best first, padded to ``num_results``."""
     scores = candidates.scores
     positions = best_first(scores, num_results, fixed)  # (B, R') with R' <= R
+    log_probs = _followed(candidates, trail, positions)
     scores = scores.gather(1, positions)
     invalid_mask = scores == NEG_INF
     leaves = candidates.nodes.gather(1, positions)
     sids = tables.leaf_codes(leaves).masked_fill_(invalid_mask[..., None], -1)
     items, leaves = item_ids.gather(1, positions).masked_fill_(invalid_mask, -1), leaves.masked_fill_(invalid_mask, -1)
+    if log_probs is not None:
+        log_probs = log_probs.masked_fill_(invalid_mask[..., None], float("nan"))
     missing = num_results - positions.shape[1]
     if missing:
         items, leaves = (F.pad(column, (0, missing), value=-1) for column in (items, leaves))
         sids, scores = F.pad(sids, (0, 0, 0, missing), value=-1), F.pad(scores, (0, missing), value=NEG_INF)
-    return Beams(items, leaves, scores, sids, scores > NEG_INF)
+        log_probs = None if log_probs is None else F.pad(log_probs, (0, 0, 0, missing), value=float("nan"))
+    return Beams(items, leaves, scores, sids, scores > NEG_INF, log_probs)
+
+
+def _followed(candidates: Candidates, trail: Trail, positions: Tensor) -> Tensor | None:
+    """Log-probabilities (B, R, L) of the codes of the candidates at ``positions`` (B, R), back through the levels."""
+    if candidates.log_probs is None:
+        return None
+    columns = [candidates.log_probs.gather(1, positions)]
+    for before, chosen in reversed(trail):
+        assert before.log_probs is not None
+        beams = candidates.beams.gather(1, positions)
+        positions = beams if chosen is None else chosen.gather(1, beams)
+        candidates = before
+        columns.append(before.log_probs.gather(1, positions))
+    return torch.stack(columns[::-1], dim=-1)
 
 
 def normalised(output: StepOutput) -> tuple[Tensor, Tensor]:
@@ -237,7 +286,7 @@ def normalised(output: StepOutput) -> tuple[Tensor, Tensor]:
         return output.logits, log_norm.masked_fill(log_norm == NEG_INF, 0.0)
     logits = output.logits.float()
     log_probs = logits.log_softmax(dim=-1)  # (B, W, K)
-    if not log_probs.is_cpu or log_probs[..., 0].isnan().any():  # a GPU would have to be waited for
+    if not may_ask(log_probs) or log_probs[..., 0].isnan().any():
         log_probs = log_probs.masked_fill(logits.amax(dim=-1, keepdim=True) == NEG_INF, NEG_INF)
     return log_probs, log_probs.new_zeros(log_probs.shape[:2])
 

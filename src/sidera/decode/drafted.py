@@ -15,6 +15,7 @@ Shape legend: B histories · M drafts of each · L levels · R results.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, cast
 
 import torch
@@ -71,7 +72,8 @@ class DraftSearch:
             exclude=None if exclude is None else _rows_of(exclude, rows),
             allowed=None if allowed is None else Allowed([allowed.masks[row] for row in rows.tolist()]),
         )  # fmt: skip
-        return Beams(*(_put(getattr(found, name), rows, getattr(again, name)) for name in Beams.__dataclass_fields__))
+        names = [one.name for one in fields(Beams) if one.name != "log_probs"]
+        return Beams(*(_put(getattr(found, name), rows, getattr(again, name)) for name in names))
 
     def checked(self, context: Context, drafts: Beams, num_results: int) -> tuple[Beams, Tensor]:
         """The best drafts by the full model's scores, and whether (B,) all of them stood in the trusted part."""

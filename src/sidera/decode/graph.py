@@ -20,7 +20,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, TypeGuard
 
 import torch
@@ -83,20 +83,22 @@ class GraphedSearch:
     @torch.inference_mode()
     def __call__(
         self, context: Any, *, width: int, num_results: int, exclude: Jagged | None = None,
-        allowed: Allowed | None = None,
+        allowed: Allowed | None = None, log_probs: bool = False,
     ) -> Beams:  # fmt: skip
         """What :func:`sidera.decode.beam.beam_search` answers."""
-        beams = self._played(context, width, num_results, exclude, allowed)
+        beams = self._played(context, width, num_results, log_probs, exclude, allowed)
         if isinstance(beams, Beams):
             return beams
         self.reasons[beams] = self.reasons.get(beams, 0) + 1
         return beam_search(
-            self.generator, context, self.trie, width=width, num_results=num_results, exclude=exclude, allowed=allowed
-        )
+            self.generator, context, self.trie, width=width, num_results=num_results, exclude=exclude, allowed=allowed,
+            log_probs=log_probs,
+        )  # fmt: skip
 
     def _played(
-        self, context: Any, width: int, num_results: int, exclude: Jagged | None, allowed: Allowed | None
-    ) -> Beams | str:
+        self, context: Any, width: int, num_results: int, log_probs: bool, exclude: Jagged | None,
+        allowed: Allowed | None,
+    ) -> Beams | str:  # fmt: skip
         """The answer, or why no recording gives it."""
         if not is_paddable(context):
             return f"{type(context).__name__} cannot be padded"
@@ -109,13 +111,13 @@ class GraphedSearch:
         padded = context.padded_to(num_histories, _rounded(context.length, 16))
         eligible = self._eligible(number, num_histories, device, exclude, allowed)
         inputs = (*padded.tensors(), *eligible.tensors())
-        key = (width, num_results, eligible.which is None, *(tuple(tensor.shape) for tensor in inputs))
+        key = (width, num_results, log_probs, eligible.which is None, *(tuple(tensor.shape) for tensor in inputs))
         if key in self._refused:
             return self._refused[key]
         plan = self._plans.get(key)
         if plan is None:
             try:
-                plan = self._recorded(padded, eligible, width, num_results)
+                plan = self._recorded(padded, eligible, width, num_results, log_probs)
             except Exception as error:  # whatever torch, a driver or a model refuses in a recording
                 why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
                 self._refused[key] = why
@@ -131,7 +133,9 @@ class GraphedSearch:
         plan.replay()
         (found,) = plan.found
         check_numbers(found.scores)
-        return Beams(**{field.name: getattr(found, field.name)[:number].clone() for field in fields(found)})
+        columns = {field.name: getattr(found, field.name) for field in fields(found)}
+        cut = {name: part[:number].clone() for name, part in columns.items() if isinstance(part, Tensor)}
+        return replace(found, **cut)
 
     def _eligible(
         self, number: int, num_histories: int, device: torch.device, exclude: Jagged | None, allowed: Allowed | None
@@ -147,7 +151,7 @@ class GraphedSearch:
             eligible.excluded = F.pad(eligible.excluded, (0, missing), value=eligible.num_places)
         return eligible
 
-    def _recorded(self, context: Any, eligible: Eligible, width: int, num_results: int) -> _Plan:
+    def _recorded(self, context: Any, eligible: Eligible, width: int, num_results: int, log_probs: bool) -> _Plan:
         """The search over these tensors, recorded. They stay with the plan."""
         generator, trie = self.generator, self.trie
         own = eligible.with_tensors([tensor.clone() for tensor in eligible.tensors()])
@@ -159,7 +163,9 @@ class GraphedSearch:
             cache = generator.new_cache(context, room)
             output = generator.step(context, cache, 0, None, None)
             bars = own.with_tensors(own.tensors())  # without what an earlier call made of them
-            found[:] = [written_beams(generator, context, cache, output, trie, bars, width, num_results, fixed=True)]
+            found[:] = [
+                written_beams(generator, context, cache, output, trie, bars, width, num_results, True, log_probs)
+            ]
 
         trie.most_children(width)  # made of the trie's arrays, and read from the host
         replay = self.record(search)

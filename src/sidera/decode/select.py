@@ -48,7 +48,7 @@ def _counted_positions(scores: Tensor, k: int) -> Tensor:
     chosen_mask = above_mask | (tied_mask & (tied_mask.cumsum(dim=1) <= free))
     places = (chosen_mask.cumsum(dim=1) - 1).masked_fill_(~chosen_mask, k).clamp_(max=k)  # k: not one of the best
     positions = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
-    best = torch.zeros(len(scores), k + 1, dtype=torch.int64, device=scores.device)
+    best = torch.zeros(scores.shape[0], k + 1, dtype=torch.int64, device=scores.device)
     return best.scatter_(1, places, positions)[:, :k]
 
 

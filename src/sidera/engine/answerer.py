@@ -50,7 +50,7 @@ class _Row:
     item_ids: list[int]
     scores: list[float]
     found: Candidates | None = None  # of its whole group; None: by popularity
-    place: int = 0  # of the request in its group
+    log_probs: np.ndarray | None = None  # (number of items, L) of their codes, where they are logged
     beam: int = 0  # width of its search; 0: none was made
 
 
@@ -127,10 +127,12 @@ class Answerer:
         excluded = left_out.values, left_out.offsets
         found = self.pipeline(Query(snapshot, batch, k, excluded, log_probs=logged, filters=filters))
         beam = self.pipeline.width(asked[0].request.k) if snapshot.generates else 0
+        log_probs = None if found.log_probs is None else found.log_probs.cpu().numpy()
         rows: dict[int, _Row] = {}
         for number, (ids, scores) in enumerate(zip(found.item_ids.tolist(), found.scores.tolist(), strict=True)):
             kept = [item for item in ids if item >= 0][: asked[number].request.k]
-            rows[places[number]] = _Row(kept, scores[: len(kept)], found, number, beam)
+            of_codes = None if log_probs is None else log_probs[number, : len(kept)]
+            rows[places[number]] = _Row(kept, scores[: len(kept)], found, of_codes, beam)
         return rows
 
     def _by_popularity(self, asked: _Asked) -> _Row:
@@ -148,17 +150,17 @@ class Answerer:
             return {}
         names = {place: uuid.uuid4().hex for place in places}
         now, num_levels = int(time.time()), self.snapshot.catalog.num_levels
-        nothing = torch.full((max(len(rows[place].item_ids) for place in places), num_levels), float("nan"))
-        log_probs, shown = [], torch.full((len(places), len(nothing)), -1)
+        shown = np.full((len(places), max(len(rows[place].item_ids) for place in places)), -1, dtype=np.int64)
+        log_probs = np.full((*shown.shape, num_levels), np.nan, dtype=np.float32)
         for number, place in enumerate(places):
             row = rows[place]
-            shown[number, : len(row.item_ids)] = torch.tensor(row.item_ids)
-            log_probs.append(nothing.clone())
-            if row.found is not None and row.found.log_probs is not None:
-                log_probs[-1][: len(row.item_ids)] = row.found.log_probs[row.place, : len(row.item_ids)].cpu()
+            shown[number, : len(row.item_ids)] = row.item_ids
+            if row.log_probs is not None:
+                log_probs[number, : len(row.item_ids)] = row.log_probs
+        answered = torch.from_numpy(shown), torch.from_numpy(log_probs)
         self.exposures.shown(
             exposure_columns(
-                self.snapshot.catalog, shown, torch.stack(log_probs), requests=list(names.values()),
+                self.snapshot.catalog, *answered, requests=list(names.values()),
                 users=[str(asked[place].request.user) for place in places],
                 times=[now if (moment := asked[place].request.as_of) is None else moment for place in places],
                 policies=[self._policy(rows[place]) for place in places],

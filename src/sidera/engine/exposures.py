@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from torch import Tensor
 
 from sidera.catalog.catalog import Catalog
@@ -98,7 +97,7 @@ def exposure_columns(
     users: Sequence[str],
     times: Sequence[int],
     policies: Sequence[str],
-) -> dict[str, list[Any]]:
+) -> dict[str, Any]:
     """What an ExposureLog takes of the answers ``item_ids`` (B, k; -1: empty slot) from the items of ``catalog``.
 
     ``log_probs`` (B, k, L) of each code of an item (``pipeline.Candidates``); null in the log where they are not
@@ -106,18 +105,19 @@ def exposure_columns(
     answered by popularity. The propensity is null: what a search answers is no draw. ``policies``: what the log calls
     who gave each answer (the weights, and a reranker).
     """
-    rows, slots = (part.cpu() for part in torch.nonzero(item_ids >= 0, as_tuple=True))
-    shown, log_probs = item_ids.cpu()[rows, slots], log_probs.cpu()[rows, slots]
-    known = log_probs.isfinite().all(1, keepdim=True).numpy()
-    columns: dict[str, list[Any]] = {
-        "request": [requests[row] for row in rows.tolist()],
-        "slot": slots.tolist(),
-        "user": [users[row] for row in rows.tolist()],
-        "item": [str(key) for key in catalog.item_keys[shown.numpy()]],
-        "time": [int(times[row]) for row in rows.tolist()],
-        "policy": [policies[row] for row in rows.tolist()],
-        "items_version": [catalog.items_version] * len(rows),
+    ids, found = item_ids.cpu().numpy(), log_probs.cpu().numpy()
+    rows, slots = np.nonzero(ids >= 0)
+    found, of_rows = found[rows, slots], rows.tolist()
+    unknown = ~np.isfinite(found).all(1)
+    columns: dict[str, Any] = {
+        "request": [requests[row] for row in of_rows],
+        "slot": slots.astype(np.int16),
+        "user": [users[row] for row in of_rows],
+        "item": list(map(str, catalog.item_keys.take(ids[rows, slots]))),
+        "time": np.array([times[row] for row in of_rows], dtype=np.int64),
+        "policy": [policies[row] for row in of_rows],
+        "items_version": np.full(len(rows), catalog.items_version, dtype=np.int64),
     }
-    for level, values in enumerate(np.where(known, log_probs.numpy(), np.nan).T):
-        columns[f"log_prob_{level}"] = [None if np.isnan(value) else min(0.0, value) for value in values.tolist()]
+    for level, values in enumerate(np.minimum(found, 0, dtype=np.float32).T):
+        columns[f"log_prob_{level}"] = pa.array(values, pa.float32(), mask=unknown)
     return columns

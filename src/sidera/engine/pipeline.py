@@ -74,7 +74,7 @@ class Query:
     @cached_property
     def context(self) -> Context:
         """The encoded histories. Ask for them inside ``snapshot.answering()``."""
-        return self.snapshot.generator.context(self.read)
+        return self.snapshot.context(self.read)
 
     @cached_property
     def allowed(self) -> Allowed | None:
@@ -138,12 +138,12 @@ class Pipeline:
         numbers = [query.k]  # that each step leaves, the last first; then what the search finds
         for step in reversed(self.steps):
             numbers.append(step.needs(numbers[-1], beam))
-        asked = replace(query, beam=beam)
+        asked = replace(query, beam=beam, log_probs=query.log_probs and not self.steps)
         try:
             candidates = search(asked, numbers.pop())
             for step in self.steps:
                 candidates = step(asked, candidates, numbers.pop())
-            if query.log_probs:
+            if query.log_probs and candidates.log_probs is None:  # a step chose, or the search cannot say
                 candidates = replace(candidates, log_probs=log_probs_of(asked, candidates.item_ids))
         except FloatingPointError as error:  # finite weights may be large enough for it
             problem = f"the weights {query.snapshot.version} give scores that are no numbers"
@@ -186,8 +186,8 @@ def search(query: Query, number: int) -> Candidates:
                 hybrid, query.context, trie, width=width, num_results=number, cold_ids=cold_ids, **limits
             )
             return Candidates(ids, scores, **signed)
-        found = snapshot.beams(query.context, width=width, num_results=number, **limits)
-    return Candidates(found.item_ids, found.scores, leaf_ids=found.leaf_ids, **signed)
+        found = snapshot.beams(query.context, width=width, num_results=number, log_probs=query.log_probs, **limits)
+    return Candidates(found.item_ids, found.scores, leaf_ids=found.leaf_ids, log_probs=found.log_probs, **signed)
 
 
 def log_probs_of(query: Query, item_ids: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from sidera.engine.requests import requests_of
 from sidera.engine.rollouts import RolloutMode, roll_out, sid_log_probs
 from sidera.engine.routes import Route, Shadow
 from sidera.engine.run_folder import beam_of_run, load_snapshot, save_model
-from sidera.engine.serving import Parts, ServeConfig, Serving, open_parts
+from sidera.engine.serving import Parts, ServeConfig, Serving, open_parts, with_programs
 from sidera.engine.snapshot import Snapshot
 from sidera.ops import jagged
 from sidera.roles import Rollout
@@ -71,6 +71,7 @@ class Recommender:
         self.route: Route | None = None  # a second version, beside the one that answers
         self._shadow = Shadow()
         self.live: Any = None  # the ``engine.live.LiveRun`` that swaps versions and changes items, where there is one
+        self.compiled_note = ""  # what became of programs that were exported
         self._log: LogReading | None = None  # of the data set asked for last
 
     # -- on tensors: what evaluation calls ------------------------------------------------------------------------
@@ -272,7 +273,8 @@ class Recommender:
             found.trained, found.catalog, model_section=dict(found.section), beam=beam, search=found.search,
             device=device, num_known=found.num_known, version=found.version, parts=open_parts(path, serve, found),
         )  # fmt: skip
-        loaded.snapshot = serve.of(loaded.snapshot)
+        snapshot = serve.of(loaded.snapshot)
+        loaded.snapshot, loaded.compiled_note = with_programs(snapshot, path, serve, beam)
         return loaded
 
     def close(self) -> None:

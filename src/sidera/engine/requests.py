@@ -154,27 +154,34 @@ class RequestReader:
     ) -> ReadHistory:  # fmt: skip
         schema, item_ids, feedback, reads = self.catalog.schema, whole.item_ids, whole.feedback, self.reading.reads
         kept = (item_ids >= 0) & (item_ids < self.num_readable)
-        late = dict.fromkeys(item_ids[item_ids >= self.num_readable].tolist())  # each once, in their order
+        late: dict[int, None] = {}
+        if not kept.all():
+            late = dict.fromkeys(item_ids[item_ids >= self.num_readable].tolist())  # each once, in their order
         readable = kept
         if not reads.feedback and schema.positive and feedback:
             readable = kept & (feedback[schema.positive] > 0)
             kept = kept if self.whole else readable
-        places, tokens = kept.nonzero()[0], whole.tokens
+        places = None if kept.all() else kept.nonzero()[0]  # None: all
+
+        def left(values: np.ndarray) -> np.ndarray:
+            return values if places is None else values[places]
+
+        tokens = whole.tokens
         if tokens is not None:
             tokens = tokens[tokens["item_ids"] < self.num_readable]
         elif reads.lifelong is not None:
-            columns = {name: values[places] for name, values in feedback.items()}
+            columns = {name: left(values) for name, values in feedback.items()}
             vectors = self.catalog.item_vectors
-            tokens = read_whole(schema, vectors, reads.lifelong, item_ids[places], whole.times[places], columns)
+            tokens = read_whole(schema, vectors, reads.lifelong, left(item_ids), left(whole.times), columns)
         filters = self.filters_seen(request)
         newest = int(whole.times[-1]) if len(whole.times) else 0
         asked, strange = schema.of_profile(request.profile) if self.feedback else ({}, [])
         return ReadHistory(
-            item_ids=item_ids[places],
-            times=whole.times[places],
-            feedback={name: values[places] for name, values in feedback.items()} if self.feedback else {},
+            item_ids=left(item_ids),
+            times=left(whole.times),
+            feedback={name: left(values) for name, values in feedback.items()} if self.feedback else {},
             tokens=tokens,
-            features={name: values[places] for name, values in features.items()},
+            features={name: left(values) for name, values in features.items()},
             asked=asked,
             as_of=newest if request.as_of is None else request.as_of,
             seen_ids=sorted({item for item in item_ids.tolist() if item >= 0}) if filters else [],

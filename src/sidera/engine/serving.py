@@ -20,6 +20,7 @@ from sidera.config import parse_section
 from sidera.core import ArtifactError, CatalogMismatch, InputError
 from sidera.data.config import DataConfig, load_dataset
 from sidera.decode.vector_index import IndexConfig, IndexKind
+from sidera.engine.compiling import open_compiled
 from sidera.engine.expert import FOLDER as EXPERT
 from sidera.engine.expert import Expert
 from sidera.engine.exposures import ExposureWriter
@@ -46,6 +47,8 @@ class ServeConfig:
     store: str | Path | None = None  # folder of the behaviour store, made where there is none
     fill: str | Path | None = None  # data folder whose events a new store begins with
     exposures: str | Path | None = None  # folder of the exposure log: answers to users
+    compiled: bool = True  # what `sidera export` made of the run is used, where it is of this machine and these weights
+    export_key: str | Path | None = None  # key that signed it; None: this machine's own
 
     def of(self, snapshot: Snapshot) -> Snapshot:
         """With the index, where one is asked for."""
@@ -104,6 +107,16 @@ class Serving:
         if parts.behaviour is not None:
             parts = replace(parts, behaviour=parts.behaviour.over(catalog))
         return replace(self, snapshot=self.snapshot.with_catalog(catalog), parts=parts)
+
+
+def with_programs(snapshot: Snapshot, run: Path, config: ServeConfig, beam: int) -> tuple[Snapshot, str]:
+    """The snapshot with the programs that `sidera export` made of it, and a note of what became of them."""
+    if not config.compiled:
+        return snapshot, ""
+    opened = open_compiled(run, snapshot, beam, config.export_key)
+    if isinstance(opened, str):
+        return snapshot, opened and f"answers are computed step by step: {opened}"
+    return replace(snapshot, compiled=opened), f"compiled: {', '.join(opened.programs)}"
 
 
 def open_parts(run: Path, config: ServeConfig, snapshot: Snapshot) -> Parts:

@@ -28,6 +28,8 @@ from sidera.catalog.catalog import Catalog
 from sidera.core import InputError
 from sidera.data.reading import Reading
 from sidera.decode.beam import Beams, beam_search
+from sidera.decode.compiled import CompiledSearch
+from sidera.decode.eligible import Allowed, Jagged
 from sidera.decode.graph import GraphedSearch
 from sidera.decode.late import LateCodes, writing_late
 from sidera.decode.vector_index import IndexConfig, VectorIndex
@@ -51,6 +53,7 @@ class Snapshot:
     version: str  # of the weights
     num_known: int  # items that the model has rows for; the catalogue may have grown since
     device: str = "cpu"
+    compiled: CompiledSearch | None = None  # programs of these weights
     search: str = AUTO  # how a generator is searched: one of its ways
     index: VectorIndex | None = None  # of a retriever's items; None: all are compared
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # of the model, see ``answering``
@@ -81,7 +84,7 @@ class Snapshot:
             model = copy.deepcopy(self.trained, cast(dict[int, Any], memo))
         model.eval()  # drops what was laid out for answering with the old weights
         after = replace(
-            self, trained=model, model=grown(model, self.catalog.items), version=version, index=None,
+            self, trained=model, model=grown(model, self.catalog.items), version=version, index=None, compiled=None,
             lock=threading.Lock(),
         )  # fmt: skip
         return after if self.index is None else after.indexed(self.index.config)
@@ -189,12 +192,30 @@ class Snapshot:
         on_gpu = self.generates and torch.device(self.device).type == "cuda"
         return GraphedSearch(self.generator, self.catalog.trie) if on_gpu else None
 
-    def beams(self, context: Context, **settings: Any) -> Beams:
+    @property
+    def programs(self) -> CompiledSearch | None:
+        """Compiled programs, where this catalogue is the one that the weights were trained on, or less."""
+        return self.compiled if self.model is self.trained and self.late_codes is None else None
+
+    def context(self, batch: Batch) -> Context:
+        """The encoded histories of a batch as the model reads it. Call it inside :meth:`answering`."""
+        found = None if self.programs is None else self.programs.context(batch)
+        return self.generator.context(batch) if found is None else cast(Context, found)
+
+    def beams(
+        self, context: Context, *, width: int, num_results: int, exclude: Jagged | None = None,
+        allowed: Allowed | None = None, log_probs: bool = False,
+    ) -> Beams:  # fmt: skip
         """The search that ``search`` names, by the generator. Call it inside :meth:`answering`."""
+        settings: dict[str, Any] = {"width": width, "num_results": num_results, "exclude": exclude, "allowed": allowed}
         if self.way != "beam":
             return self.searcher(context, **settings)
         if self.graphs is not None:
-            return self.graphs(context, **settings)
+            return self.graphs(context, log_probs=log_probs, **settings)
+        found = None if self.programs is None else self.programs.beams(context, self.catalog.trie, **settings)
+        if found is not None:
+            return found
+        settings["log_probs"] = log_probs
         return beam_search(self.generator, context, self.catalog.trie, **settings)
 
     @property

@@ -59,6 +59,15 @@ class FullAttention(nn.Module):
         qkv = self.qkv(x_TD).unflatten(-1, (3, self.num_heads, -1))  # (T, 3, H, D/H)
         return attention(None, qkv, layout, causal=True).flatten(1)
 
+    def last(self, x_TD: Tensor, layout: Layout, ends: Tensor) -> Tensor:
+        """(B, D): what :meth:`forward` gives the tokens ``ends`` (B,), the last of each row. Of the others keys and
+        values are made, and nothing else."""
+        width = x_TD.shape[1]
+        (query, key_value), biases = (part.split((width, 2 * width)) for part in (self.qkv.weight, self.qkv.bias))
+        asked = nn.functional.linear(x_TD[ends], query, biases[0]).unflatten(-1, (self.num_heads, -1))
+        read = nn.functional.linear(x_TD, key_value, biases[1]).unflatten(-1, (2, self.num_heads, -1))
+        return attention(asked, read, layout.asked_by(1)).flatten(1)
+
     def flops(self, lengths: Tensor) -> float:
         """Of scores and sums over histories of these lengths (B,), without the projections."""
         return attention_flops(causal_pairs(lengths), self.qkv.in_features)

@@ -25,19 +25,20 @@ class BeamCache:
     ) -> None:
         """Room for ``width`` beams a history; ``inner`` is H * E, ``like`` has the number format and the device."""
         self.num_histories, self.capacity = num_histories, num_histories * width  # capacity: rows of a position
-        self.rows = like.new_empty(num_layers, num_positions * self.capacity, 2 * inner)  # keys, then values
+        size = (num_layers, num_positions * self.capacity, 2 * inner)
+        self.rows = torch.empty(size, dtype=like.dtype, device=like.device)  # keys, then values
         self.ancestors = torch.empty(num_histories, 0, dtype=torch.int64, device=like.device)  # (M, P so far)
 
     @property
     def num_beams(self) -> int:
         """M, of the position that is being written."""
-        return len(self.ancestors)
+        return self.ancestors.shape[0]  # `len` would fix it in an exported program
 
     def begin_position(self, parents: Tensor | None) -> None:
         """The next position. parents (B, W): the beam of the last position that each beam continues; None: itself."""
         earlier = self.ancestors
         if parents is not None:
-            before = len(earlier) // self.num_histories  # beams of a history at the last position
+            before = earlier.shape[0] // self.num_histories  # beams of a history at the last position
             first = torch.arange(self.num_histories, device=parents.device)[:, None] * before  # (B, 1)
             earlier = earlier.index_select(0, (parents + first).view(-1))
         (num_beams, position), num_rows = earlier.shape, self.rows.shape[1]
@@ -62,9 +63,10 @@ class BeamCache:
         written.narrow(0, begin, num_beams).copy_(key_value)
         if num_positions == 1:
             return key_value[:, inner:].contiguous()  # one key: its weight is 1
+        size = num_beams if torch.compiler.is_exporting() else PIECE  # a program fuses what a piece keeps near
         parts = [
             _attend(some.to(written.dtype), written, rows, num_heads, bias)
-            for some, rows in zip(query.split(PIECE), self.ancestors.split(PIECE), strict=True)
+            for some, rows in zip(query.split(size), self.ancestors.split(size), strict=True)
         ]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(query.dtype)
 

@@ -207,7 +207,10 @@ def padded(values: Tensor, offsets: Tensor, front: Tensor | None = None) -> tupl
     lengths = offsets.diff()
     total, width = values.shape
     shift = int(front is not None)
-    longest = (int(lengths.max()) if lengths.numel() else 0) + shift
+    if len(lengths) == 1:
+        longest = total + shift
+    else:
+        longest = (int(lengths.max()) if lengths.numel() else 0) + shift
     steps = torch.arange(longest, device=offsets.device)
     mask = steps < lengths[:, None] + shift  # (B, S)
     rows = torch.arange(len(lengths), device=offsets.device) * longest  # (B,) where each history begins

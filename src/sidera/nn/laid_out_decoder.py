@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sidera.nn.beam_cache import BeamCache
 from sidera.nn.moe import MoE, SwiGLU
+from sidera.ops.waiting import may_ask
 
 KeysValues = tuple[Tensor, Tensor]  # (B, R, S, E) each
 
@@ -100,7 +101,7 @@ class DecoderCache(BeamCache):
         """What is added to the scores of the context's tokens, (B, 1, 1, S); None where every one is a token."""
         if self._masked is None or self._masked[0] is not mask:
             bias = None
-            if not (mask.is_cpu and bool(mask.all())):  # a GPU would have to be waited for
+            if not (may_ask(mask) and bool(mask.all())):
                 zeros = torch.zeros(mask.shape, dtype=self.rows.dtype, device=mask.device)
                 bias = zeros.masked_fill_(~mask, float("-inf"))[:, None, None]
             self._masked = mask, bias

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 Made = TypeVar("Made")
@@ -22,6 +23,8 @@ class MadeOfWeights(Generic[Made]):
         self._made_of: tuple[tuple[int, int], ...] = ()
 
     def get(self, weights: Iterable[Tensor], make: Callable[[], Made]) -> Made:
+        if torch.compiler.is_exporting() and self._made is not None:
+            return self._made  # an exporter's tensors have no address
         made_of = tuple((weight.data_ptr(), weight._version) for weight in weights)
         if self._made is None or made_of != self._made_of:
             self._made, self._made_of = make(), made_of

@@ -28,7 +28,6 @@ class Block(nn.Module):
     def __init__(self, width: int, num_heads: int, ff_width: int, dropout: float, kind: AttentionKind = FULL) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(width)
-        self.num_heads = num_heads
         self.attention = kind.build(width, num_heads)
         self.out = nn.Linear(width, width)
         self.norm_ff = nn.LayerNorm(width)
@@ -43,6 +42,13 @@ class Block(nn.Module):
     def qkv(self) -> nn.Linear:
         """The projection of full attention, for callers that read keys and values of their own."""
         return cast(FullAttention, self.attention).qkv
+
+    def last(self, x_TD: Tensor, layout: Layout, ends: Tensor) -> Tensor:
+        """(B, D): what :meth:`forward` gives the tokens ``ends`` (B,), the last of each row."""
+        normed = self.norm_attention(x_TD)
+        if isinstance(self.attention, FullAttention):
+            return self.fed(x_TD[ends], self.attention.last(normed, layout, ends))
+        return self.fed(x_TD[ends], self.attention(normed, layout)[ends])
 
     def fed(self, x: Tensor, attended: Tensor) -> Tensor:
         """What follows the attention: (..., D) of the stream and what was read for it -> (..., D)."""
@@ -79,10 +85,22 @@ class CausalEncoder(nn.Module):
 
     def forward(self, events_TD: Tensor, layout: Layout) -> Tensor:
         """(T, D) event vectors -> (T, D): at each place what the history up to it says."""
-        x_TD = self.dropout(self.scale * events_TD + self.position(layout.positions))
+        x_TD = self._placed(events_TD, layout)
         for block in self.blocks:
             x_TD = block(x_TD, layout)
         return self.norm(x_TD)
+
+    def last(self, events_TD: Tensor, layout: Layout, ends: Tensor) -> Tensor:
+        """(B, D): what :meth:`forward` gives the last event of each history, at ``ends`` (B,). The last block is paid
+        for these alone."""
+        x_TD, blocks = self._placed(events_TD, layout), cast(list[Block], list(self.blocks))
+        for block in blocks[:-1]:
+            x_TD = block(x_TD, layout)
+        return self.norm(blocks[-1].last(x_TD, layout, ends))
+
+    def _placed(self, events_TD: Tensor, layout: Layout) -> Tensor:
+        placed: Tensor = self.dropout(self.scale * events_TD + self.position(layout.positions))
+        return placed
 
     def flops(self, lengths: Tensor) -> float:
         """Of one forward pass over histories of these lengths (B,)."""

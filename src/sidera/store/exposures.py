@@ -59,6 +59,7 @@ class ExposureLog:
                 *log_probs,  # of each code when it was written; null: the item was not generated
             ]
         )
+        self._types = {field.name: field.type for field in self.schema}
 
     @classmethod
     def open(
@@ -101,19 +102,19 @@ class ExposureLog:
 
     def checked(self, exposures: pa.Table | Mapping[str, Sequence[Any]]) -> pa.Table:
         """The exposures as :meth:`append` takes them, or InputError."""
-        table = self._typed(exposures)
+        columns = self._typed(exposures)
         for name in ("request", "slot", "user", "item", "time", "policy", "items_version"):
-            if table[name].null_count:
-                raise InputError(f"exposures lack {name!r} in {table[name].null_count} rows", allowed="a value each")
-        propensity = table["propensity"].drop_null().to_numpy()
-        if len(propensity) and not ((propensity > 0) & (propensity <= 1)).all():
+            if columns[name].null_count:
+                raise InputError(f"exposures lack {name!r} in {columns[name].null_count} rows", allowed="a value each")
+        propensity = _known(columns["propensity"])
+        if not ((propensity > 0) & (propensity <= 1)).all():
             bad = propensity[~((propensity > 0) & (propensity <= 1))][0]
             raise InputError(f"propensity {bad} of an exposure", allowed="above 0, at most 1; null where unknown")
         for level in range(self.num_levels):
-            values = table[f"log_prob_{level}"].drop_null().to_numpy()
+            values = _known(columns[f"log_prob_{level}"])
             if not (np.isfinite(values) & (values <= 0)).all():
                 raise InputError(f"log_prob_{level} holds {values[~(values <= 0)][:1]}", allowed="finite, 0 or less")
-        return table
+        return pa.Table.from_arrays(list(columns.values()), schema=self.schema)
 
     def follow(self, outcomes: pa.Table | Mapping[str, Sequence[Any]]) -> int:
         """Write what came of exposures: ``request``, ``slot`` and numeric columns. What comes last counts."""
@@ -180,21 +181,22 @@ class ExposureLog:
                 table = table.append_column(name, outcomes[name].combine_chunks().take(rows))
         return table
 
-    def _typed(self, exposures: pa.Table | Mapping[str, Sequence[Any]]) -> pa.Table:
+    def _typed(self, exposures: pa.Table | Mapping[str, Sequence[Any]]) -> dict[str, pa.Array]:
+        """Every column of the schema, in its order."""
         names = exposures.column_names if isinstance(exposures, pa.Table) else list(exposures)
-        unknown = [name for name in names if name not in self.schema.names]
+        unknown = [name for name in names if name not in self._types]
         if unknown:
-            raise InputError(f"exposures hold the column {unknown[0]!r}", allowed=", ".join(self.schema.names))
+            raise InputError(f"exposures hold the column {unknown[0]!r}", allowed=", ".join(self._types))
         number = exposures.num_rows if isinstance(exposures, pa.Table) else len(next(iter(exposures.values()), []))
-        columns = []
-        for entry in self.schema:
-            if entry.name not in names:
-                columns.append(pa.nulls(number, entry.type))
+        columns: dict[str, pa.Array] = {}
+        for name, kind in self._types.items():
+            if name not in names:
+                columns[name] = pa.nulls(number, kind)
                 continue
-            values = exposures[entry.name]
+            values = exposures[name]
             column = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else pa.array(values)
-            columns.append(column.cast(entry.type))
-        return pa.table(columns, schema=self.schema)
+            columns[name] = column if column.type == kind else column.cast(kind)
+        return columns
 
     def compact(self) -> None:
         """Join small parts. Others may append and read meanwhile."""
@@ -225,6 +227,14 @@ class ExposureLog:
     def _all(self, kind: str) -> pa.Table | None:
         tables = self._parts.tables(kind)
         return together(tables) if tables else None
+
+
+def _known(column: pa.Array) -> np.ndarray:
+    """(n,) the values that are there."""
+    if column.null_count == len(column):
+        return np.empty(0, dtype=np.float32)
+    values: np.ndarray = (column.drop_null() if column.null_count else column).to_numpy()
+    return values
 
 
 def logs_at(path: str | Path) -> list[ExposureLog]:

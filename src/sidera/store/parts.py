@@ -201,7 +201,7 @@ def _runs(parts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 def _packed(table: pa.Table) -> bytes:
     stream = pa.BufferOutputStream()
     with pa.ipc.new_stream(stream, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
+        writer.write_table(table.combine_chunks() if table.num_columns and table[0].num_chunks > 1 else table)
     plain = stream.getvalue()
     return len(plain).to_bytes(8, "little") + pa.compress(plain, codec="zstd", asbytes=True)
 

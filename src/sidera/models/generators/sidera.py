@@ -267,11 +267,13 @@ class SideraGenerator(nn.Module):
 
     def states(self, batch: Batch, layout: Layout, paths: Tensor) -> Tensor:
         """(T, D): at each event what the history up to it says. ``paths`` (U, L): nodes of the batch's items."""
+        return self.encoder(self._events(batch, paths), layout)
+
+    def _events(self, batch: Batch, paths: Tensor) -> Tensor:
         items = self.item(batch.items.ids)
         for level, table in enumerate(self.node_in):
             items = items + table(paths[:, level])
-        events = F.embedding(batch.events.items, items)
-        return self.encoder(events, layout)
+        return F.embedding(batch.events.items, items)
 
     def _visited(self, batch: Batch, paths: Tensor, first: Tensor, count: Tensor) -> Tensor:
         """(R, S, L) nodes of the ``count`` (R,) events from token ``first`` (R,) on; -1 behind them."""
@@ -332,7 +334,7 @@ class SideraGenerator(nn.Module):
     def context(self, batch: Batch) -> TreeContext:
         """Encode the histories once. Requires at least one event in each."""
         offsets, paths = batch.events.offsets, self._paths(batch.items.codes)
-        last = self.states(batch, layout_of(offsets), paths)[offsets[1:] - 1]  # (B, D)
+        last = self.encoder.last(self._events(batch, paths), layout_of(offsets), offsets[1:] - 1)  # (B, D)
         visited = self._visited(batch, paths, offsets[:-1], batch.lengths)
         return TreeContext(torch.stack(self._level_states(last), dim=1), visited)
 

@@ -106,12 +106,16 @@ class SASRec(nn.Module):
 
     def states(self, batch: Batch) -> Tensor:
         """(T, D): at each event what the history up to it says."""
+        return self.encoder(self._events(batch), layout_of(batch.events.offsets))
+
+    def _events(self, batch: Batch) -> Tensor:
         items = self.item(batch.items.ids)  # (U, D)
-        return self.encoder(F.embedding(batch.events.items, items), layout_of(batch.events.offsets))
+        return F.embedding(batch.events.items, items)
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """(B, 1, D)"""
-        return self.states(batch)[batch.events.offsets[1:] - 1, None]
+        offsets = batch.events.offsets
+        return self.encoder.last(self._events(batch), layout_of(offsets), offsets[1:] - 1)[:, None]
 
     def item_scores(self, batch: Batch) -> Tensor:
         """(B, N)"""

@@ -1,0 +1,249 @@
+"""Contexts and searches as compiled programs: the same operations, without the host between them.
+
+A lone request is some hundred small operations, and on a CPU starting them costs more than their arithmetic. A program
+holds them as native code (torch.export and AOTInductor; ``engine/compiling.py`` makes, checks and opens the files).
+Weights are inside. What changes is an input: histories, the trie's tables, what is left out. So a program serves a
+catalogue whose items go, and it is dropped with the weights.
+
+    context    one history -> its context
+    search     one context -> the best items
+    searches   contexts of two histories or more -> the best items of each
+
+Whatever has no program is computed step by step, and :attr:`CompiledSearch.reasons` says why: a filter, another beam,
+items that came later, a history of one event.
+
+Shape legend: B histories · T events · U different items · E excluded items · P most candidates of one history.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sidera.batch import Batch
+from sidera.decode.beam import Beams, written_beams
+from sidera.decode.eligible import Allowed, Eligible, Jagged
+from sidera.decode.select import check_numbers
+from sidera.ops.trie import CodeTrie, ItemRanges, TrieTensors
+from sidera.roles import Context
+
+CPU = torch.device("cpu")
+NAMES = ("context", "search", "searches")
+Program = Callable[..., Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class _Slot:
+    place: int
+
+
+def taken_apart(value: Any) -> tuple[list[Tensor], Any]:
+    """Every different tensor inside dataclasses, mappings and sequences, and the frame that :func:`put_together`
+    fills."""
+    tensors: list[Tensor] = []
+    places: dict[int, int] = {}
+
+    def frame(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            if id(part) not in places:
+                places[id(part)] = len(tensors)
+                tensors.append(part)
+            return _Slot(places[id(part)])
+        if isinstance(part, Mapping):
+            return {name: frame(each) for name, each in part.items()}
+        if isinstance(part, list | tuple):
+            return type(part)(frame(each) for each in part)
+        if is_dataclass(part) and not isinstance(part, type):
+            return replace(part, **{one.name: frame(getattr(part, one.name)) for one in fields(part)})
+        return part
+
+    return tensors, frame(value)
+
+
+def put_together(frame: Any, tensors: Sequence[Tensor]) -> Any:
+    """What was taken apart, with these tensors."""
+    if isinstance(frame, _Slot):
+        return tensors[frame.place]
+    if isinstance(frame, Mapping):
+        return {name: put_together(each, tensors) for name, each in frame.items()}
+    if isinstance(frame, list | tuple):
+        return type(frame)(put_together(each, tensors) for each in frame)
+    if is_dataclass(frame) and not isinstance(frame, type):
+        return replace(frame, **{one.name: put_together(getattr(frame, one.name), tensors) for one in fields(frame)})
+    return frame
+
+
+def constants(frame: Any) -> list[Any]:
+    """What a frame holds beside tensors and the number of histories: a program has it fixed."""
+    if isinstance(frame, _Slot):
+        return []
+    if isinstance(frame, Mapping):
+        return [(name, constants(each)) for name, each in frame.items()]
+    if isinstance(frame, list | tuple):
+        return [constants(each) for each in frame]
+    if is_dataclass(frame) and not isinstance(frame, type):
+        return [constants(getattr(frame, one.name)) for one in fields(frame) if one.name != "num_histories"]
+    return [frame]
+
+
+def signature(tensors: Sequence[Tensor]) -> list[list[Any]]:
+    """Number formats and dimensions: what a program checks of its inputs no more."""
+    return [[str(tensor.dtype), tensor.ndim] for tensor in tensors]
+
+
+@dataclass(frozen=True)
+class SearchShape:
+    """What a program fixes of the trie that it searches."""
+
+    width: int
+    sizes: tuple[int, ...]  # most candidates of each level and, last, items, with room to grow
+    first: int  # nodes of level 0
+    shared: bool  # whether items share semantic IDs
+
+    @classmethod
+    def of(cls, trie: CodeTrie, width: int) -> SearchShape:
+        """An eighth of room."""
+        first, *others = trie.most_children(width)
+        return cls(width, (first, *(size + size // 8 + 8 for size in others)), first, bool(trie.shared_leaves.size))
+
+    def why_not(self, trie: CodeTrie) -> str:
+        """Why this trie cannot be searched; "" where it can."""
+        grown = any(now > room for now, room in zip(trie.most_children(self.width), self.sizes, strict=True))
+        if grown or trie.num_nodes[0] != self.first or bool(trie.shared_leaves.size) != self.shared:
+            return "the catalogue outgrew the exported search"
+        return ""
+
+
+def tables_of(trie: CodeTrie) -> list[Tensor]:
+    tensors, ranges = trie.tensors(CPU), trie.ranges(CPU)
+    shared = (tensors.shared_leaves, tensors.shared_extra) if trie.shared_leaves.size else ()
+    return [*tensors.tokens, *tensors.ptr, tensors.leaf_items, *ranges.starts, *shared]
+
+
+def _trie_of(trie: CodeTrie, tables: Sequence[Tensor], shape: SearchShape) -> CodeTrie:
+    """The trie with these tables in place of its own."""
+    levels, rest = trie.num_levels, list(tables)
+    tokens, ptr = tuple(rest[:levels]), tuple(rest[levels : 2 * levels - 1])
+    leaf_items, *rest = rest[2 * levels - 1 :]
+    starts = tuple(rest[:levels])
+    own = trie.tensors(CPU)
+    leaves, extra = rest[levels:] if shape.shared else (own.shared_leaves, own.shared_extra)
+    moved = {CPU: TrieTensors(tokens, ptr, leaf_items, leaves, extra)}
+    ranges = {CPU: ItemRanges(starts, (0,) * levels)}
+    return replace(trie, _tensors=moved, _ranges=ranges, _most={shape.width: shape.sizes})
+
+
+class SearchProgram(nn.Module):
+    """(context's tensors, excluded places (B, E), the trie's tables) -> items, leaves, scores, log-probabilities."""
+
+    def __init__(self, generator: Any, trie: CodeTrie, frame: Any, shape: SearchShape) -> None:
+        super().__init__()
+        self.generator, self.trie, self.frame, self.shape = generator, trie, frame, shape
+
+    def forward(self, context: list[Tensor], excluded: Tensor, tables: list[Tensor]) -> tuple[Tensor, ...]:
+        shape, trie, number = self.shape, _trie_of(self.trie, tables, self.shape), excluded.shape[0]
+        whole = put_together(self.frame, context)
+        if any(one.name == "num_histories" for one in fields(whole)):  # else it is asked of a tensor
+            whole = replace(whole, num_histories=number)
+        cache = self.generator.new_cache(whole, min(shape.width, max(shape.sizes[:-2], default=1)))
+        output = self.generator.step(whole, cache, 0, None, None)
+        eligible = Eligible(trie, number, CPU)
+        eligible.excluded = excluded
+        beams = written_beams(
+            self.generator, whole, cache, output, trie, eligible, shape.width, shape.width, True, True
+        )
+        assert beams.log_probs is not None
+        return beams.item_ids, beams.leaf_ids, beams.scores, beams.log_probs
+
+
+class ContextProgram(nn.Module):
+    """(the tensors of a batch of one history) -> those of its context."""
+
+    def __init__(self, generator: Any, frame: Any) -> None:
+        super().__init__()
+        self.generator, self.frame = generator, frame
+
+    def forward(self, batch: list[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(taken_apart(self.generator.context(put_together(self.frame, batch)))[0])
+
+
+def batch_parts(batch: Batch) -> Batch:
+    """What a context is made of."""
+    return replace(batch, requests=replace(batch.requests, user_ids=None), targets=None, global_count=None)
+
+
+def excluded_places(trie: CodeTrie, num_histories: int, exclude: Jagged | None) -> Tensor:
+    """(B, E), two places or more: one that no item has where nothing is excluded."""
+    excluded = Eligible(trie, num_histories, CPU, exclude).excluded
+    if excluded is None:
+        return torch.full((num_histories, 2), trie.leaf_items.size)
+    return excluded if excluded.shape[1] > 1 else F.pad(excluded, (0, 1), value=trie.leaf_items.size)
+
+
+class CompiledSearch:
+    """Programs of one model's weights, and when each may be asked."""
+
+    def __init__(self, programs: Mapping[str, Program], shape: SearchShape, sample: tuple[Batch, Context]) -> None:
+        """``sample``: a batch of one history of several events and its context, by the model itself."""
+        self.programs, self.shape = dict(programs), shape
+        self.reasons: Counter[str] = Counter()  # why something was computed step by step -> how often
+        self.calls: Counter[str] = Counter()  # of each program
+        batch, context = sample
+        tensors, self._frame = taken_apart(context)
+        self._of_context = signature(tensors)
+        self._of_batch = signature(taken_apart(batch_parts(batch))[0])
+        self._tables: tuple[CodeTrie, list[Tensor], str] | None = None  # of the trie asked last, and why it cannot be
+
+    def context(self, batch: Batch) -> Any:
+        """The context of one history; None where no program gives it."""
+        if batch.num_histories != 1 or "context" not in self.programs:
+            return None
+        tensors = taken_apart(batch_parts(batch))[0]
+        if batch.num_events < 2 or batch.items.num_items < 2:
+            return self._no("a history of one item")
+        if batch.lifelong is not None or signature(tensors) != self._of_batch:
+            return self._no("a history with other columns")
+        self.calls["context"] += 1
+        return put_together(self._frame, self.programs["context"](tensors))
+
+    def beams(
+        self, context: Any, trie: CodeTrie, width: int, num_results: int, exclude: Jagged | None,
+        allowed: Allowed | None,
+    ) -> Beams | None:  # fmt: skip
+        """What ``beam_search`` answers, with log-probabilities; None where no program gives it."""
+        name = "search" if context.num_histories == 1 else "searches"
+        if name not in self.programs:
+            return self._no(f"no program {name!r} was exported")
+        if width != self.shape.width or num_results > width:
+            return self._no("another beam than the exported one")
+        if allowed is not None and any(mask is not None for mask in allowed.masks):
+            return self._no("a filter")
+        tensors = taken_apart(context)[0]
+        tables, why_not = self._tables_of(trie)
+        if why_not or signature(tensors) != self._of_context:
+            return self._no(why_not or "another context")
+        excluded = excluded_places(trie, context.num_histories, exclude)
+        items, leaves, scores, log_probs = self.programs[name](tensors, excluded, tables)
+        check_numbers(scores)
+        self.calls[name] += 1
+        cut = slice(None), slice(num_results)
+        valid_mask = scores[cut] != float("-inf")
+        sids = torch.from_numpy(trie.leaf_codes(leaves[cut].clamp(min=0).numpy()))
+        sids.masked_fill_(~valid_mask[..., None], -1)
+        return Beams(items[cut], leaves[cut], scores[cut], sids, valid_mask, log_probs[cut])
+
+    def _tables_of(self, trie: CodeTrie) -> tuple[list[Tensor], str]:
+        if self._tables is None or self._tables[0] is not trie:
+            self._tables = trie, tables_of(trie), self.shape.why_not(trie)
+        return self._tables[1:]
+
+    def _no(self, why: str) -> Any:
+        """None, with its reason counted."""
+        self.reasons[why] += 1
+        return None

@@ -1,0 +1,245 @@
+"""What `sidera export` makes: programs answer what the model does, and are opened only where they belong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sidera
+from contracts.checkerboard_world import SMALL, build, world
+from sidera import ServeConfig
+from sidera.core import ArtifactError, InputError, Request
+from sidera.decode.beam import beam_search
+from sidera.decode.compiled import (
+    CompiledSearch,
+    ContextProgram,
+    SearchProgram,
+    SearchShape,
+    batch_parts,
+    put_together,
+    taken_apart,
+)
+from sidera.decode.eligible import Allowed, PrefixMask
+from sidera.engine import compiling
+from sidera.engine.compiling import batch_of, export_run, open_compiled, parity_of, sample_of, sampled_requests
+from sidera.engine.run_folder import load_snapshot, save_model
+from sidera.engine.snapshot import Snapshot
+
+BEAM = 6
+
+
+def snapshot_of(name: str = "onerec_v2") -> Snapshot:
+    return Snapshot.of(build(name), world().catalog, {"name": name} | SMALL[name], "v1")
+
+
+def eager_programs(snapshot: Snapshot, shape: SearchShape) -> dict[str, Callable[..., Any]]:
+    """The programs before they are compiled."""
+    batch, context = sample_of(snapshot)
+    search = SearchProgram(snapshot.generator, snapshot.catalog.trie, taken_apart(context)[1], shape)
+    encode = ContextProgram(snapshot.generator, taken_apart(batch_parts(batch))[1])
+    return {"context": encode, "search": search, "searches": search}
+
+
+def compiled_of(snapshot: Snapshot, beam: int = BEAM) -> CompiledSearch:
+    shape = SearchShape.of(snapshot.catalog.trie, beam)
+    return CompiledSearch(eager_programs(snapshot, shape), shape, sample_of(snapshot))
+
+
+@pytest.mark.parametrize("name", ["onerec_v2", "sidera"])
+def test_programs_answer_what_the_model_does(name: str) -> None:
+    snapshot = snapshot_of(name)
+    compiled = compiled_of(snapshot)
+    parity = parity_of(snapshot, compiled, 24)
+    assert parity.requests == 24
+    assert parity.equal == 1.0
+    assert parity.off <= 1e-6
+    assert compiled.calls["context"] > 0
+    assert compiled.calls["search"] > 0
+    assert compiled.calls["searches"] > 0
+
+
+def test_a_context_that_is_more_than_tensors_is_no_example() -> None:
+    from sidera.engine.compiling_worker import search_example
+
+    with pytest.raises(ValueError, match="a context holds numbers that differ between histories"):
+        search_example(snapshot_of("tiger"), BEAM, several=False)
+    program, example, dynamic = search_example(snapshot_of(), BEAM, several=True)
+    assert [sorted(places) for places in dynamic[0]] == [[0, 2], [0, 1]]  # histories and their lengths
+    assert all(part.shape[0] == 3 for part in program(*example))
+
+
+def test_tensors_that_are_shared_stay_shared() -> None:
+    context = sample_of(snapshot_of())[1]
+    tensors, frame = taken_apart(context)
+    again = put_together(frame, tensors)
+    assert len(tensors) == len({id(part) for pair in context.pairs for part in pair}) + 1
+    assert again.pairs[0][0] is again.pairs[0][1]
+    assert again.mask is context.mask
+
+
+def test_a_program_serves_a_catalogue_whose_items_go() -> None:
+    snapshot = snapshot_of()
+    compiled, catalog = compiled_of(snapshot), snapshot.catalog
+    removed = np.zeros(catalog.num_items, dtype=bool)
+    removed[:5] = True
+    fewer = replace(snapshot, compiled=compiled).with_catalog(replace(catalog, removed=removed))
+    batch = batch_of(fewer, sampled_requests(fewer, 3))
+    with fewer.answering(), torch.inference_mode():
+        context = fewer.context(batch)
+        found = fewer.beams(context, width=BEAM, num_results=5)
+        expected = beam_search(fewer.generator, context, fewer.catalog.trie, width=BEAM, num_results=5)
+    assert torch.equal(found.item_ids, expected.item_ids)
+    assert not (found.item_ids[found.valid_mask] < 5).any()
+    assert compiled.calls["searches"] == 1
+
+
+def test_what_has_no_program_is_computed_and_the_reason_said() -> None:
+    snapshot = snapshot_of()
+    compiled, trie = compiled_of(snapshot), snapshot.catalog.trie
+    (batch, context), mask = sample_of(snapshot), np.ones(trie.num_items, dtype=bool)
+    none: dict[str, Any] = {"exclude": None, "allowed": None}
+    assert compiled.beams(context, trie, BEAM + 1, 5, **none) is None
+    assert (
+        compiled.beams(context, trie, BEAM, 5, exclude=None, allowed=Allowed([PrefixMask.of_items(trie, mask)])) is None
+    )
+    assert compiled.context(batch_of(snapshot, [Request((str(world().catalog.item_keys[0]),))])) is None
+    small = replace(compiled.shape, sizes=(1,) * len(compiled.shape.sizes))
+    other = CompiledSearch(compiled.programs, small, (batch, context))
+    assert other.beams(context, trie, BEAM, 5, **none) is None
+    assert set(compiled.reasons) == {"another beam than the exported one", "a filter", "a history of one item"}
+    assert set(other.reasons) == {"the catalogue outgrew the exported search"}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder whose programs are "compiled" at once: a file holds a name, and opening gives that program."""
+    folder = tmp_path / "run"
+    world().catalog.save(folder / "catalog")
+    save_model(snapshot_of(), folder / "model", "digest", {}, {})
+    snapshot = load_snapshot(folder)
+    programs = eager_programs(snapshot, SearchShape.of(snapshot.catalog.trie, BEAM))
+
+    def compile_now(run: Path, out: Path, beam: int, minutes: float) -> dict[str, str]:
+        for name in ("context", "search"):
+            (out / f"{name}.pt2").write_text(name)
+        return {"searches": "no time"}
+
+    monkeypatch.setattr(compiling, "_compiled_aside", compile_now)
+    monkeypatch.setattr(compiling, "_check_tools", lambda snapshot: None)
+    monkeypatch.setattr(compiling, "_loaded", lambda content: programs[content.decode()])
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return folder
+
+
+def test_an_export_is_signed_and_opened_where_it_was_made(run: Path, tmp_path: Path) -> None:
+    snapshot = load_snapshot(run)
+    assert open_compiled(run, snapshot, BEAM) == ""
+    done = export_run(run, snapshot, BEAM, requests=8)
+    assert done.programs == ("context", "search")
+    assert done.refused == {"searches": "no time"}
+    assert compiling.own_key().stat().st_mode & 0o077 == 0
+    with sidera.load(str(run), serve=ServeConfig(beam=BEAM)) as recommender:
+        assert recommender.compiled_note == "compiled: context, search"
+        keys = [str(key) for key in recommender.catalog.item_keys[:4]]
+        (ours,) = recommender.recommend([keys], k=5)
+        assert recommender.snapshot.compiled.calls["search"] == 1
+    with sidera.load(str(run), serve=ServeConfig(beam=BEAM, compiled=False)) as plain:
+        assert plain.snapshot.compiled is None
+        assert plain.recommend([keys], k=5)[0].item_keys == ours.item_keys
+
+
+def test_what_is_not_of_here_is_left_aside_with_the_reason(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = load_snapshot(run)
+    export_run(run, snapshot, BEAM, requests=4)
+    folder = run / "compiled"
+
+    def why(*, beam: int = BEAM, of: Snapshot = snapshot, key: Path | None = None) -> str:
+        said = open_compiled(run, of, beam, key)
+        assert isinstance(said, str)
+        return said
+
+    assert "exported for beam 6, this is 7" in why(beam=7)
+    assert "exported for weights digest, this is v9" in why(of=replace(snapshot, version="v9"))
+    with monkeypatch.context() as patch:
+        patch.setattr(compiling, "hardware_tag", lambda: {"flags": "another processor"})
+        assert "for flags" in why()
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path / "elsewhere"))
+        assert "not signed by a key that this machine has" in why()
+    other = tmp_path / "key"
+    other.write_text("k" * 64)
+    assert "not signed" in why(key=other)
+    export_run(run, snapshot, BEAM, requests=4, key=other)
+    assert isinstance(open_compiled(run, snapshot, BEAM, other), CompiledSearch)
+    assert "not signed" in why()
+    (folder / "search.pt2").write_text("context")
+    assert "search.pt2 was changed" in why(key=other)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["info"]["programs"]["search"] = compiling._digest(b"context")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert "cannot be opened" in why(key=other)
+    with sidera.load(str(run), serve=ServeConfig(beam=BEAM, export_key=other)) as recommender:
+        assert recommender.compiled_note.startswith("answers are computed step by step: ")
+        assert recommender.snapshot.compiled is None
+
+
+def test_programs_that_answer_otherwise_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = load_snapshot(run)
+    programs = eager_programs(snapshot, SearchShape.of(snapshot.catalog.trie, BEAM))
+    wrong = {
+        "context": programs["context"],
+        "search": lambda *inputs: [part.roll(1, 1) for part in programs["search"](*inputs)],
+    }
+    monkeypatch.setattr(compiling, "_loaded", lambda content: wrong[content.decode()])
+    with pytest.raises(ArtifactError, match=r"0\.0% of 8 requests as the model does"):
+        export_run(run, snapshot, BEAM, requests=8)
+    assert not (run / "compiled").exists()
+
+
+def test_keys_and_models_that_cannot_be_exported_are_named(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = tmp_path / "short"
+    short.write_text("abc")
+    with pytest.raises(InputError, match="has 3 bytes; allowed: 32 or more"):
+        export_run(run, load_snapshot(run), BEAM, key=short)
+    with pytest.raises(InputError, match="no key at"):
+        export_run(run, load_snapshot(run), BEAM, key=tmp_path / "none")
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with pytest.raises(InputError, match="the model is a scorer"):
+        export_run(run, snapshot_of("sasrec"), BEAM)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match=r"no C\+\+ compiler is here"):
+        export_run(run, snapshot_of(), BEAM)
+
+
+def test_weights_that_are_swapped_drop_their_programs() -> None:
+    snapshot = snapshot_of()
+    with_programs = replace(snapshot, compiled=compiled_of(snapshot))
+    swapped = with_programs.with_weights(snapshot.trained.state_dict(), "v2")
+    assert with_programs.programs is not None
+    assert swapped.programs is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler is here")
+def test_a_real_export_answers_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    world().catalog.save(tmp_path / "catalog")
+    save_model(snapshot_of(), tmp_path / "model", "digest", {}, {})
+    snapshot = load_snapshot(tmp_path)
+    done = export_run(tmp_path, snapshot, BEAM, minutes=60, requests=40)
+    assert done.refused == {}
+    assert done.parity.holds
+    assert isinstance(open_compiled(tmp_path, snapshot, BEAM), CompiledSearch)
