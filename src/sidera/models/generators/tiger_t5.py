@@ -90,9 +90,10 @@ def load_t5(folder: str | Path, catalog: Catalog, max_history: int = Tiger.Confi
         problem = f"{folder / CONFIG} has vocab_size = {vocabulary}, the catalogue's codes {catalog.level_sizes}"
         raise InputError(f"{problem} take {needed} tokens", fix="give the catalogue that it was trained with")
     users = vocabulary - needed
+    sizes: dict[str, Any] = dict(values)
     made = Tiger.Config(
-        max_history=max_history, dropout=dropout, normalize="vocabulary", num_user_tokens=users, **values
-    )  # fmt: skip
+        max_history=max_history, dropout=dropout, normalize="vocabulary", num_user_tokens=users, **sizes
+    )
     model = Tiger(made, catalog)
     names = _names(made.num_layers)
     _check_names(folder, state, {name for theirs in names.values() for name in theirs})
