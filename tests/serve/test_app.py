@@ -235,7 +235,7 @@ def test_a_taken_port_is_refused(recommender: Recommender) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=rf"cannot listen on 127.0.0.1:{port}: .*in use; fix: choose a free port"):
-            serve(recommender, "127.0.0.1", port)
+            serve(recommender, ("127.0.0.1", port))
     check_port("127.0.0.1", port)
 
 
