@@ -23,7 +23,8 @@ from sidera.train.recipe import Recipe
 from sidera.train.stages import catalog_stage, prepare, run, train
 
 NONE = CatalogConfig(quantizer={"name": "none"})
-SCORERS = ("popularity", "item_knn", "transitions", "transitions_text", "content_knn", "als", "bpr", "sasrec")
+COUNTERS = ("popularity", "item_knn", "transitions", "transitions_text", "content_knn", "als", "bpr")
+SCORERS = (*COUNTERS, "sasrec", "hstu", "kuaiformer")
 
 
 def recipe(name: str, **catalog: object) -> Recipe:

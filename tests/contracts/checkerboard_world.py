@@ -96,7 +96,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "dropout": 0.0,
         "num_proposed": 5,
     },
-    "decoder_only": {"max_history": 8, "width": 32, "num_layers": 1, "num_heads": 2, "ff_multiple": 2, "dropout": 0.0},
+    "decoder_only": {"max_history": 8, "width": 32, "num_layers": 2, "num_heads": 2, "ff_multiple": 2, "dropout": 0.0},
     "cobra": {
         "max_history": 8,
         "width": 32,

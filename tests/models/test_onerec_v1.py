@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from small_catalog import SmallCatalog, small_catalog
+from small_catalog import small_catalog
 
 from hand_made import changed, hand_made
 from sidera.batch import Batch
@@ -25,19 +24,13 @@ TOKENS = ["item", "codes"]
 SCHEMA = FeatureSchema(positive="click", labels=("click", "like"))
 
 
-@dataclass(frozen=True)
-class FeatureCatalog(SmallCatalog):
-    schema: FeatureSchema = SCHEMA
-    features: dict[str, np.ndarray] = field(default_factory=dict)
-
-
 def make(**changes: Any) -> OneRecV1:
     torch.manual_seed(0)
     small = {
         "max_history": 16, "width": 16, "num_layers": 2, "num_heads": 2, "ff_width": 32, "dropout": 0.0,
         "num_experts": 4, "expert_width": 16, "session_length": LENGTH, "min_watched": 1,
     }  # fmt: skip
-    catalog = FeatureCatalog(**small_catalog(NUM_ITEMS).__dict__)
+    catalog = replace(small_catalog(NUM_ITEMS), schema=SCHEMA)
     return OneRecV1(OneRecV1.Config(**{**small, **changes}), catalog).eval()  # type: ignore[arg-type]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import CHECKERBOARD_RECIPE
+from checkerboard_recipe import CHECKERBOARD_RECIPE
 from sidera.artifacts import read_manifest
 from sidera.core import InputError
 from sidera.engine.recommender import Recommender

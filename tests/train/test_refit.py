@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import CHECKERBOARD_RECIPE
+from checkerboard_recipe import CHECKERBOARD_RECIPE
 from sidera.artifacts import read_manifest
 from sidera.catalog.catalog import Catalog
 from sidera.core import InputError

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import multiprocessing
 import os
 import signal
 import socket
@@ -18,15 +17,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sidera import console
 from sidera.cli.running import run_verb
 from sidera.core import InputError
 from sidera.serve.worker import Worker
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
 
 MOST_FAILURES = 3  # starts in a row that did not come up
 CLOSING = 10.0  # seconds beside the grace time, for the store
@@ -73,7 +73,9 @@ class Workers:
                 signal.signal(number, handler)
 
     def _start(self, place: Worker) -> None:
-        context = multiprocessing.get_context("spawn")
+        from multiprocessing import get_context  # where a system lacks it, a server of one process needs none
+
+        context = get_context("spawn")
         place.file.unlink(missing_ok=True)
         process = context.Process(
             target=self.work, args=(self.arguments, self.listener, place), name=f"worker-{place.number}"
@@ -83,6 +85,8 @@ class Workers:
 
     def _look(self, seconds: float | None) -> None:
         """Wait for the end of a worker or a signal, and start what has ended again."""
+        from multiprocessing.connection import wait
+
         wait([self._awake, *(process.sentinel for process in self.processes.values())], seconds)
         for number, process in list(self.processes.items()):
             if process.is_alive() or self.stopping:
@@ -124,7 +128,10 @@ def serve_as(arguments: argparse.Namespace, listener: socket.socket, place: Work
 
 
 def _end_with_parent() -> None:
-    parent: Any = multiprocessing.parent_process()
+    from multiprocessing import parent_process
+    from multiprocessing.connection import wait
+
+    parent: Any = parent_process()
     wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGTERM)
 
