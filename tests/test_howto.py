@@ -36,7 +36,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
+LONG = {"add-items-and-retrain"}  # trains three times
+RUN = [pytest.param(page, marks=[pytest.mark.slow] * (page.stem in LONG), id=page.stem) for page in PAGES if blocks(page)]
+
+
+@pytest.mark.parametrize("page", RUN)
 def test_the_page_runs_as_written(
     page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

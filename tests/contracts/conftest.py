@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-VARIANTS = {"tiger_mlp", "tiger_mtp", "masked_codes", "decoder_only", "kuaiformer"}
+VARIANTS = {"tiger_mlp", "tiger_mtp", "masked_codes", "decoder_only", "kuaiformer", "liger"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
