@@ -37,7 +37,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 LONG = {"add-items-and-retrain"}  # trains three times
-RUN = [pytest.param(page, marks=[pytest.mark.slow] * (page.stem in LONG), id=page.stem) for page in PAGES if blocks(page)]
+RUN = [
+    pytest.param(page, marks=[pytest.mark.slow] * (page.stem in LONG), id=page.stem) for page in PAGES if blocks(page)
+]
 
 
 @pytest.mark.parametrize("page", RUN)
