@@ -45,7 +45,8 @@ class Server(uvicorn.Server):
         self.served = served
 
     async def main_loop(self) -> None:
-        sweeping = asyncio.create_task(sweep(self.server_state.connections))  # type: ignore[arg-type]
+        # the sweep goes on while what is under way ends; the loop alone would let it be collected
+        self.sweeping = asyncio.create_task(sweep(self.server_state.connections))  # type: ignore[arg-type]
         tasks = [asyncio.create_task(self._tidy())]
         if self.served.worker is not None:
             tasks.append(asyncio.create_task(self._leave_figures(self.served.worker)))
@@ -55,7 +56,6 @@ class Server(uvicorn.Server):
             self.served.stopping = True
             for task in tasks:
                 task.cancel()
-            del sweeping  # it goes on while what is under way ends
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.served.stopping = True
