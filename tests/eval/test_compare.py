@@ -42,7 +42,7 @@ def test_a_better_run_is_found_better(tmp_path: Path) -> None:
         assert verdict.percent == pytest.approx(100 * (share.first / share.second - 1))
     assert len(found.verdicts) == 2
     text = found.to_text()
-    assert re.search(r"verdict: \S+good beats \S+bad by \d+\.\d % \[\d+\.\d, \d+\.\d\] in ndcg@10, history kept", text)
+    assert re.search(r"verdict: \S+good beats \S+bad by \d+\.\d % \[\d+\.\d, \d+\.\d\] in NDCG@10, history kept", text)
     assert "200 rows" in text
     assert f"{test.difference:+.4f} *" in text
     assert str(tmp_path / "good") in text

@@ -6,7 +6,7 @@ given in per cent of the second run's figure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,8 +34,8 @@ class Verdict:
     high: float | None
 
     def to_text(self) -> str:
-        """``sidera beats the best counter (item_knn) by 10.3 % [5.1, 15.2] in ndcg@10, history kept``."""
-        where = f"in {self.metric}, {MODES[self.seen]}"
+        """``sidera beats the best counter (item_knn) by 10.3 % [5.1, 15.2] in NDCG@10, history kept``."""
+        where = f"in {self.metric.replace('ndcg', 'NDCG')}, {MODES[self.seen]}"
         if self.percent is None or self.low is None or self.high is None:
             return f"{self.first} {self.outcome} {self.second}, whose figure is 0, {where}"
         if self.outcome == "undecided":
@@ -67,20 +67,23 @@ def main_cut(ks: Iterable[int]) -> int:
     return max((k for k in ks if k <= 10), default=ks[0])
 
 
-def against_best(run: Evaluation, counters: Sequence[Evaluation], k: int) -> list[Verdict]:
-    """``run`` against the counter with the highest NDCG@k, a verdict a seen mode; all answered the same questions."""
+def against_best(
+    run: Evaluation, counters: Sequence[Evaluation], k: int, title: Callable[[str], str] = str
+) -> list[Verdict]:
+    """``run`` against the counter with the highest NDCG@k, a verdict a seen mode; all answered the same questions.
+    ``title``: what a model's name is in words."""
     found, metric = [], f"ndcg@{k}"
     for seen in run.protocol["seen"]:
         known = [one for one in counters if metric in one.metrics.get(seen, {})]
         if known:
             best = max(known, key=lambda one: one.value(metric, seen))
-            values = [_row_values(one, seen, metric, k) for one in (run, best)]
+            values = [row_values(one, seen, metric, k) for one in (run, best)]
             test = paired_test(values[0], values[1], run.user_numbers)
-            found.append(verdict_of(test, run.name, f"the best counter ({best.name})", metric, seen))
+            found.append(verdict_of(test, title(run.name), f"the best counter ({title(best.name)})", metric, seen))
     return found
 
 
-def _row_values(run: Evaluation, seen: str, metric: str, k: int) -> np.ndarray:
-    """(R,)"""
+def row_values(run: Evaluation, seen: str, metric: str, k: int) -> np.ndarray:
+    """(R,) a metric @k of every row, from the lists that @k is read from."""
     length = next(made["ks"][-1] for made in run.protocol["lists"] if k in made["ks"])
     return row_metrics(run.target_ranks(seen, length), [k])[metric]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from sidera.eval.bootstrap import PairedTest, paired_test
 from sidera.eval.evaluation import Evaluation
-from sidera.eval.metrics import row_metrics
-from sidera.eval.verdict import against_best, main_cut
+from sidera.eval.verdict import against_best, main_cut, row_values
+from sidera.pages.names import model_title
 from sidera.pages.runs import Measured
 from sidera.train.baselines import COMPANIONS
 
@@ -41,7 +41,10 @@ def headline(measured: Sequence[Measured]) -> Headline:
         return Headline(f"{opening}.", tuple(_runners_up(best, trained, seen, k)))
     first = f"{opening}, {verdict(difference(best.run, against.run, seen, k), against.label)}."
     counters = [one.run for one in counting if one is not best]
-    rest = [f"Verdict: {one.to_text()}." for one in against_best(best.run, counters, k)]
+    verdicts = against_best(
+        best.run, counters, k, lambda name: _the(best) if name == best.run.name else model_title(name)
+    )
+    rest = [f"{_begin(one.to_text())}.".replace(" -", " −").replace("[-", "[−") for one in verdicts]
     for other in best.run.protocol["seen"][1:]:
         if other in against.run.metrics:
             value = 100 * best.run.value(f"recall@{k}", other)
@@ -63,13 +66,8 @@ def main_k(run: Evaluation) -> int:
 
 def difference(first: Evaluation, second: Evaluation, seen: str, k: int) -> PairedTest:
     """Recall@k of the first less the second, paired."""
-    hits = [row_metrics(run.target_ranks(seen, list_length(run, k)), [k])[f"recall@{k}"] for run in (first, second)]
+    hits = [row_values(run, seen, f"recall@{k}", k) for run in (first, second)]
     return paired_test(hits[0], hits[1], first.user_numbers)
-
-
-def list_length(run: Evaluation, k: int) -> int:
-    """Items of the list that @k is read from."""
-    return next(made["ks"][-1] for made in run.protocol["lists"] if k in made["ks"])
 
 
 def verdict(test: PairedTest, against: str) -> str:

@@ -23,7 +23,6 @@ from typing import Any
 
 from torch import nn
 
-from sidera.core import InputError
 from sidera.engine.ranking import Ranking
 from sidera.engine.recommender import Recommender
 from sidera.fit.config import FitConfig
@@ -53,16 +52,6 @@ class FromTeachers:
         return loss
 
 
-def check_teachable(recipe: Recipe, model: nn.Module) -> None:
-    """InputError where the model's loss takes no teachers."""
-    if recipe.fit.teachers and not getattr(model, "learns_from_teachers", False):
-        raise InputError(
-            f"[fit] teachers = {recipe.fit.teachers}, but [model] name = {recipe.model_name!r} learns from none",
-            allowed="the model sidera",
-            fix="--set fit.teachers=0",
-        )
-
-
 def distilled(
     recipe: Recipe, trained: Trained, build: Callable[[Recipe], Trained], train: Train, folder: Path,
     say: Callable[[str], None],
@@ -73,7 +62,6 @@ def distilled(
     where it was stopped.
     """
     config = recipe.fit
-    check_teachable(recipe, trained.model)
     if not config.teachers:
         return train(recipe, trained, folder, model_loss)
     spent, teachers, records = spent_seconds(trained.catalog, config, say), list[Trained](), list[dict[str, Any]]()

@@ -61,12 +61,19 @@ class Recipe:
                 allowed=", ".join(known for known in MODELS if takes_expert(known)),
                 fix="--set expert.enabled=false",
             )
+        fit = parse_section(FitConfig, {**_watched(name), **sections["fit"]}, "[fit]")
+        if fit.teachers and not getattr(MODELS[name], "learns_from_teachers", False):
+            raise InputError(
+                f"[fit] teachers = {fit.teachers}, but [model] name = {name!r} learns from none",
+                allowed=", ".join(known for known, kind in MODELS.items() if hasattr(kind, "learns_from_teachers")),
+                fix="--set fit.teachers=0",
+            )
         return cls(
             data=parse_section(DataConfig, sections["data"], "[data]"),
             catalog=catalog,
             model_name=name,
             model_config=model_config,
-            fit=parse_section(FitConfig, {**_watched(name), **sections["fit"]}, "[fit]"),
+            fit=fit,
             expert=expert,
             eval=measured,
         )
