@@ -4,8 +4,8 @@
     python benchmarks/beauty_generator.py --one-seed 1        one seed's runs, beside another process with another one
 
 Beside it SASRec, transitions, item-kNN and popularity, seen items kept and filtered, fitted
-without the validation events and refitted with them. Bars are those of issue 21; the paired intervals of NDCG@10 have
-to be above 0 in both modes and both fits.
+without the validation events and refitted with them. Beside the bars, the paired intervals of NDCG@10 have to be above
+0 in both modes and both fits.
 """
 
 from __future__ import annotations

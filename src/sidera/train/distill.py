@@ -9,8 +9,8 @@ All of it has its place inside ``max_minutes``. A training that fills its budget
 ones: there are as many teachers as the time that the first one left has room for, and where that is none, it is the
 result.
 
-On Amazon Scientific (validation, NDCG@10): two seeds .0968 and .0945, their mean distribution .0992, and .0992 for the
-one that they taught (``benchmarks/results/trials_generator.json``).
+On Amazon Scientific (validation, NDCG@10): two seeds .0968 and .0945, and .0992 for the one that they taught
+(``benchmarks/results/trials_generator.json``).
 """
 
 from __future__ import annotations
