@@ -102,7 +102,8 @@ def run_claim(claim: Claim, doc: str | None, flags: Callable[[argparse.ArgumentP
         "cpu_minutes": max(minutes),
         "not_clearly_above": unclear,
     }
-    finish(claim.name, value, dict(claim.bars) or None, passed, context, options.quick, details=details)
+    limit = {} if claim.max_cpu_minutes is None else {"cpu_minutes, at most": claim.max_cpu_minutes}
+    finish(claim.name, value, {**claim.bars, **limit} or None, passed, context, options.quick, details=details)
 
 
 def evaluate_seed(
