@@ -82,5 +82,9 @@ def against_best(run: Evaluation, counters: Sequence[Evaluation], k: int) -> lis
 
 def _row_values(run: Evaluation, seen: str, metric: str, k: int) -> np.ndarray:
     """(R,)"""
-    length = next(made["ks"][-1] for made in run.protocol["lists"] if k in made["ks"])
-    return row_metrics(run.target_ranks(seen, length), [k])[metric]
+    return row_metrics(run.target_ranks(seen, list_length(run, k)), [k])[metric]
+
+
+def list_length(run: Evaluation, k: int) -> int:
+    """Items of the list that @k is read from."""
+    return next(made["ks"][-1] for made in run.protocol["lists"] if k in made["ks"])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sidera.eval.bootstrap import PairedTest, paired_test
 from sidera.eval.evaluation import Evaluation
 from sidera.eval.metrics import row_metrics
-from sidera.eval.verdict import against_best, main_cut
+from sidera.eval.verdict import against_best, list_length, main_cut
 from sidera.pages.runs import Measured
 from sidera.train.baselines import COMPANIONS
 
@@ -65,11 +65,6 @@ def difference(first: Evaluation, second: Evaluation, seen: str, k: int) -> Pair
     """Recall@k of the first less the second, paired."""
     hits = [row_metrics(run.target_ranks(seen, list_length(run, k)), [k])[f"recall@{k}"] for run in (first, second)]
     return paired_test(hits[0], hits[1], first.user_numbers)
-
-
-def list_length(run: Evaluation, k: int) -> int:
-    """Items of the list that @k is read from."""
-    return next(made["ks"][-1] for made in run.protocol["lists"] if k in made["ks"])
 
 
 def verdict(test: PairedTest, against: str) -> str:
