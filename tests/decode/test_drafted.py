@@ -107,3 +107,12 @@ def test_a_draft_that_is_not_trusted_is_searched_again(world: World, monkeypatch
     searched = world.search.again - len(HISTORIES)
     assert 0 <= searched <= len(HISTORIES)
     assert bool(found.valid_mask.all())
+
+
+def test_equal_scores_go_to_the_lower_leaf(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafted, "given_log_probs", lambda generator, context, sids: torch.zeros(sids.shape[:2]))
+    context = world.model.context(world.batch)
+    drafts = world.search.draft(context, width=40, num_results=40)
+    assert not torch.equal(drafts.leaf_ids, drafts.leaf_ids.sort(1).values)
+    found, _ = world.search.checked(context, drafts, 10)
+    assert torch.equal(found.leaf_ids, drafts.leaf_ids.sort(1).values[:, :10])

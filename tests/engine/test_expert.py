@@ -183,6 +183,9 @@ def test_items_that_come_later_are_answered_beside_the_counted_ones(recommender:
     scored = Questions(recommender).score(["i003", "late0"], ["late1", "i004"])
     by_key = dict(zip(answer.item_keys, answer.scores, strict=True))
     assert [one.score for one in scored] == pytest.approx([by_key["late1"], by_key["i004"]], abs=1e-4)
+    expert = expert_of(recommender)
+    popularity = expert._popularity_of(torch.arange(recommender.catalog.num_items))
+    assert torch.equal(popularity, torch.cat((expert.counts.popularity.log1p(), torch.zeros(2))))
 
 
 def test_counts_never_hold_what_rows_ask_for(made: Path, tmp_path: Path) -> None:

@@ -40,6 +40,13 @@ def test_figures_of_all_stand_by_family() -> None:
     ]  # fmt: skip
 
 
+def test_figures_of_a_worker_that_starts_again_are_missing(tmp_path: Path) -> None:
+    (tmp_path / "1.prom").symlink_to(tmp_path / "gone")  # as if it went between two looks
+    (tmp_path / "2.prom").write_text("# TYPE a counter\na 2\n")
+    lines = Worker(0, 3, tmp_path).figures("# TYPE a counter\na 1\n").splitlines()
+    assert lines == ["# TYPE a counter", 'a{worker="0"} 1', 'a{worker="2"} 2']
+
+
 def test_limits_are_shared_and_one_body_always_fits(tmp_path: Path) -> None:
     share = Worker(1, 8, tmp_path).share(HttpConfig(max_body_mb=8, bodies_mb=32, max_connections=100))
     assert (share.bodies_mb, share.max_connections) == (8, 12)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from sidera.batch import Batch
 from sidera.decode.beam import Beams, written_beams
-from sidera.decode.eligible import Allowed, Eligible, Jagged
+from sidera.decode.eligible import NEG_INF, Allowed, Eligible, Jagged
 from sidera.decode.select import check_numbers
 from sidera.ops.trie import CodeTrie, ItemRanges, TrieTensors
 from sidera.roles import Context
@@ -233,7 +233,7 @@ class CompiledSearch:
         check_numbers(scores)
         self.calls[name] += 1
         cut = slice(None), slice(num_results)
-        valid_mask = scores[cut] != float("-inf")
+        valid_mask = scores[cut] != NEG_INF
         sids = torch.from_numpy(trie.leaf_codes(leaves[cut].clamp(min=0).numpy()))
         sids.masked_fill_(~valid_mask[..., None], -1)
         return Beams(items[cut], leaves[cut], scores[cut], sids, valid_mask, log_probs[cut])

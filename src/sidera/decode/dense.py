@@ -29,7 +29,7 @@ def top_items(
         raise InputError(f"k is {k}", allowed="1 or more")
     scores = _masked(scores, 0, exclude, alive)
     positions = best_first(scores, k)  # (B, min(k, N))
-    return _padded(positions, scores.gather(1, positions), k)
+    return padded_results(positions, scores.gather(1, positions), k)
 
 
 @torch.inference_mode()
@@ -80,7 +80,7 @@ def dense_search(
         best_ids = torch.cat([best_ids, positions + start], dim=1)
         merged = best_first(best_scores, k)
         best_scores, best_ids = best_scores.gather(1, merged), best_ids.gather(1, merged)
-    return _padded(best_ids, best_scores, k)
+    return padded_results(best_ids, best_scores, k)
 
 
 def _masked(scores: Tensor, first_id: int, exclude: Jagged | None, alive: Tensor | None) -> Tensor:
@@ -99,7 +99,8 @@ def _masked(scores: Tensor, first_id: int, exclude: Jagged | None, alive: Tensor
     return scores
 
 
-def _padded(ids: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def padded_results(ids: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(B, at most k) each -> (B, k): id -1 and score -inf behind the last, id -1 where the score is -inf."""
     missing = k - ids.shape[1]
     if missing > 0:
         ids = torch.nn.functional.pad(ids, (0, missing), value=-1)

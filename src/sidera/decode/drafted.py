@@ -19,13 +19,14 @@ from dataclasses import fields
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sidera.decode.beam import Beams, beam_search, normalised
+from sidera.decode.beam import Beams, beam_search
 from sidera.decode.eligible import NEG_INF, Allowed, Eligible, Jagged
+from sidera.decode.given import given_log_probs
 from sidera.decode.parallel import ExactSearch
 from sidera.decode.select import best_first
+from sidera.ops.jagged import jagged_rows
 from sidera.ops.trie import CodeTrie
 from sidera.roles import Context, Generator, ParallelGenerator, TaughtGenerator
 
@@ -73,14 +74,14 @@ class DraftSearch:
             allowed=None if allowed is None else Allowed([allowed.masks[row] for row in rows.tolist()]),
         )  # fmt: skip
         names = [one.name for one in fields(Beams) if one.name != "log_probs"]
-        return Beams(*(_put(getattr(found, name), rows, getattr(again, name)) for name in names))
+        return Beams(*(getattr(found, name).index_copy(0, rows, getattr(again, name)) for name in names))
 
     def checked(self, context: Context, drafts: Beams, num_results: int) -> tuple[Beams, Tensor]:
         """The best drafts by the full model's scores, and whether (B,) all of them stood in the trusted part."""
         by_leaf = drafts.leaf_ids.argsort(dim=1, stable=True)  # equal scores go to the lower leaf, in serving order
         leaves = drafts.leaf_ids.gather(1, by_leaf)
         sids = drafts.sids.gather(1, by_leaf[..., None].expand(-1, -1, self.trie.num_levels))
-        log_p = self.scored(context, sids.clamp(min=0)).masked_fill(leaves < 0, NEG_INF)  # (B, M)
+        log_p = given_log_probs(self.full, context, sids)  # (B, M)
         best = best_first(log_p, num_results)
         scores, leaves = log_p.gather(1, best), leaves.gather(1, best)
         sids = sids.gather(1, best[..., None].expand(-1, -1, self.trie.num_levels))
@@ -88,36 +89,7 @@ class DraftSearch:
         behind = (ranks >= TRUSTED * log_p.shape[1]) & (scores > NEG_INF)
         return Beams(drafts.item_ids.gather(1, ranks), leaves, scores, sids, scores > NEG_INF), ~behind.any(1)
 
-    def scored(self, context: Context, sids: Tensor) -> Tensor:
-        """log p (B, M) of semantic IDs (B, M, L) in the order of their leaves: each distinct prefix is one beam."""
-        (num_histories, number, num_levels), device = sids.shape, sids.device
-        cache = self.full.new_cache(context, number)
-        place = torch.zeros(num_histories, number, dtype=torch.int64, device=device)  # the beam of each one's prefix
-        new_mask = torch.zeros_like(place, dtype=torch.bool)
-        output, total = self.full.step(context, cache, 0, None, None), torch.zeros(sids.shape[:2], device=device)
-        for level in range(num_levels):
-            logits, log_norm = normalised(output)
-            codes = sids[..., level]
-            picked = logits.flatten(1).gather(1, place * logits.shape[-1] + codes).float()
-            total += picked - log_norm.gather(1, place)
-            if level + 1 == num_levels:
-                break
-            new_mask = new_mask | F.pad(codes[:, 1:] != codes[:, :-1], (1, 0))  # it begins another prefix
-            before, place = place, new_mask.cumsum(1)
-            width = int(place.max()) + 1
-            beams = torch.zeros(num_histories, width, dtype=torch.int64, device=device)
-            output = self.full.step(
-                context, cache, level + 1, beams.scatter(1, place, codes), beams.scatter(1, place, before)
-            )
-        return total
-
 
 def _rows_of(exclude: Jagged, rows: Tensor) -> Jagged:
-    ids, offsets = exclude
-    counts = offsets.diff()[rows]
-    parts = [ids[offsets[row] : offsets[row + 1]] for row in rows.tolist()]
-    return torch.cat(parts), torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-
-
-def _put(whole: Tensor, rows: Tensor, part: Tensor) -> Tensor:
-    return whole.index_copy(0, rows, part)
+    places, offsets = jagged_rows(exclude[1], rows.to(exclude[1].device))
+    return exclude[0][places], offsets

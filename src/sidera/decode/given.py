@@ -1,8 +1,8 @@
 """Exact log-probabilities of given items, by the steps that a search takes: one pass over the shared context.
 
-A counted candidate was not written by the generator, so it has no score of its. Here each given semantic ID is written
-code by code, as a beam search would have written it: same ``step``, same normaliser, so an item that a search found
-scores here as it did there. Prefixes that several items of a history share are one beam.
+An item that counts or a draft proposed was not written by the generator, so it has no score of its own. Here each given
+semantic ID is written code by code, as a beam search would have written it: same ``step``, same normaliser, so an item
+that a search found scores here as it did there. Prefixes that several items of a history share are one beam.
 
 Shape legend: B histories · C given items of each · W distinct prefixes of a history · L levels · K codes of a level.
 """

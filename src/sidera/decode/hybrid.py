@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sidera.decode.beam import check_search, continuations, first_candidates, items_of, prune
+from sidera.decode.dense import padded_results
 from sidera.decode.eligible import NEG_INF, Allowed, Eligible, Jagged
 from sidera.decode.sample import free_log_probs
 from sidera.decode.select import best_first, check_numbers
@@ -118,8 +119,4 @@ def hybrid_scores(generator: HybridGenerator, context: Context, item_ids: Tensor
 def _best(item_ids: Tensor, scores: Tensor, num_results: int) -> tuple[Tensor, Tensor]:
     check_numbers(scores)
     positions = best_first(scores, num_results)
-    scores, item_ids = scores.gather(1, positions), item_ids.gather(1, positions)
-    missing = num_results - positions.shape[1]
-    if missing > 0:
-        item_ids, scores = F.pad(item_ids, (0, missing), value=-1), F.pad(scores, (0, missing), value=NEG_INF)
-    return item_ids.masked_fill(scores == NEG_INF, -1), scores
+    return padded_results(item_ids.gather(1, positions), scores.gather(1, positions), num_results)

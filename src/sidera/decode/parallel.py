@@ -44,10 +44,9 @@ class ExactSearch:
 
     @cached_property
     def rows(self) -> Tensor:
-        """(n, L) int64: where the codes of each item of ``trie.leaf_items`` stand in a table of all levels."""
-        starts = np.concatenate([[0], np.cumsum(self.trie.level_sizes)[:-1]])
+        """(n, L): rows of the codes of each item of ``trie.leaf_items``, on the device of the last answer."""
         leaves = self.trie.leaf_of_place if self.trie.shared_leaves.size else np.arange(self.trie.num_leaves)
-        return torch.from_numpy(self.trie.leaf_codes(leaves) + starts)
+        return _rows(self.trie.leaf_codes(leaves), self.trie)
 
     @torch.inference_mode()
     def __call__(
@@ -85,10 +84,15 @@ class ExactSearch:
 
     def scores(self, table: Tensor) -> Tensor:
         """(B, sum of K) -> (B, n)"""
-        rows = self.rows.to(table.device)
+        rows = self.rows = self.rows.to(table.device)
         step = max(1, MAX_SCORES // max(1, len(rows)))
         parts = [_summed(part, rows) for part in table.split(step)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _rows(codes: np.ndarray, trie: CodeTrie) -> Tensor:
+    """Codes (n, L) -> (n, L) int64: where they stand in a table of all levels."""
+    return torch.from_numpy(codes + np.concatenate([[0], np.cumsum(trie.level_sizes)[:-1]]))
 
 
 def _summed(table: Tensor, rows: Tensor) -> Tensor:
@@ -117,14 +121,10 @@ class GraphSearch:
             vectors = torch.cat(tuple(generator.code_vectors())).detach()
         self.codes = trie.leaf_codes(np.arange(trie.num_leaves))  # (n, L) of each node
         self.leaves = torch.arange(trie.num_leaves, device=vectors.device)  # (n,) node -> leaf, -1: its items are gone
-        self.rows = self._rows(vectors.device)
+        self.rows = _rows(self.codes, trie).to(vectors.device)
         self.neighbours = like_neighbours(vectors, self.rows, num_neighbours, seed).to(vectors.device)
         drawn = torch.Generator().manual_seed(seed)
         self.starts = torch.randperm(trie.num_leaves, generator=drawn)[:num_starts].sort().values.to(vectors.device)
-
-    def _rows(self, device: torch.device) -> Tensor:
-        starts = np.concatenate([[0], np.cumsum(self.trie.level_sizes)[:-1]])
-        return torch.from_numpy(self.codes + starts).to(device)
 
     def over(self, generator: ParallelGenerator, trie: CodeTrie) -> GraphSearch:
         """The same walk over a catalogue whose items came and went."""
@@ -137,7 +137,7 @@ class GraphSearch:
         other.generator, other.trie, other.exact = generator, trie, ExactSearch(generator, trie)
         other.codes = np.concatenate([self.codes[:known], trie.leaf_codes(late)])
         other.leaves = torch.from_numpy(np.concatenate([leaves, late])).to(device)
-        other.rows = other._rows(device)
+        other.rows = _rows(other.codes, trie).to(device)
         starts = self.starts[self.starts < known]
         other.starts = torch.cat([starts, torch.arange(known, known + len(late), device=device)])
         return other

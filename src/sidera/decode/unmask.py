@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,7 +38,9 @@ class UnmaskSearch:
 
     def __init__(self, generator: MaskedGenerator, trie: CodeTrie, rounds: int = ROUNDS) -> None:
         self.generator, self.trie, self.rounds = generator, trie, min(rounds, trie.num_levels)
-        self.codes = torch.from_numpy(trie.leaf_codes(torch.arange(trie.num_leaves).numpy()))  # (leaves, L)
+        weights = getattr(generator, "parameters", None)
+        device = None if weights is None else next(iter(weights())).device
+        self.codes = torch.from_numpy(trie.leaf_codes(np.arange(trie.num_leaves))).to(device)  # (leaves, L)
 
     @torch.inference_mode()
     def __call__(
@@ -51,8 +54,8 @@ class UnmaskSearch:
                 part, leaves = sparse.part
                 few = UnmaskSearch(self.generator, part, self.rounds)
                 return of_whole(few(context, width=width, num_results=num_results, exclude=exclude), leaves)
-        first = self.generator.fill_log_probs(context, self._open(context.num_histories, 1, self.codes.device))
-        device = first[0].device
+        device = self.codes.device
+        first = self.generator.fill_log_probs(context, self._open(context.num_histories, 1, device))
         eligible = Eligible(self.trie, context.num_histories, device, exclude, allowed)
         leaf_scores = self._filled(context, first, self._eligible_leaves(eligible), width)  # (B, leaves)
         tables = self.trie.tensors(device)
@@ -74,7 +77,7 @@ class UnmaskSearch:
     def _filled(self, context: Any, log_probs: Any, there: Tensor, width: int) -> Tensor:
         """Scores (B, leaves) of what the hypotheses end as, -inf elsewhere. ``there``: leaves that may be written."""
         (num_histories, num_leaves), device = there.shape, there.device
-        all_codes, num_levels = self.codes.to(device), self.trie.num_levels
+        all_codes, num_levels = self.codes, self.trie.num_levels
         rows, leaves = there.nonzero().unbind(1)  # (m,) each
         owner = torch.zeros_like(rows)  # (m,) hypothesis of each leaf in its row
         scores = there.new_zeros(num_histories, 1, dtype=torch.float32)  # (B, W)

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from sidera.core import InputError
-from sidera.decode.dense import dense_search
+from sidera.decode.dense import dense_search, padded_results
 from sidera.decode.eligible import NEG_INF, Jagged
 from sidera.decode.select import best_first, check_numbers
+from sidera.ops import jagged
 
 IndexKind = Literal["flat", "ivf", "hnsw"]
 Users = Callable[[], Tensor]
@@ -167,12 +168,8 @@ class VectorIndex:
         lowest = scores.masked_fill((found < 0) | (found >= self.num_built), float("inf")).amin(1)  # (b,) fetched
         scores = scores.masked_fill((found < 0) | barred.holds(rows, found), NEG_INF)
         places = best_first(scores, k)
-        scores, found = scores.gather(1, places), found.gather(1, places)
-        if found.shape[1] < k:
-            missing = k - found.shape[1]
-            found = torch.nn.functional.pad(found, (0, missing), value=-1)
-            scores = torch.nn.functional.pad(scores, (0, missing), value=NEG_INF)
-        return found.masked_fill(scores == NEG_INF, -1), scores, scores[:, -1] > lowest
+        found, scores = padded_results(found.gather(1, places), scores.gather(1, places), k)
+        return found, scores, scores[:, -1] > lowest
 
     def _nearest(self, queries: Tensor, number: int) -> Tensor:
         """(n, D) -> (n, number) ids of the nearest, -1 where the index has no more."""
@@ -203,11 +200,8 @@ class _Barred:
             ids, offsets = (part.cpu() for part in exclude)
             if offsets.numel() != num_rows + 1:
                 raise InputError(f"exclude names {offsets.numel() - 1} histories", allowed=str(num_rows))
-            lengths = offsets.diff()
-            self.excluded = torch.full((num_rows, int(lengths.max()) + 1), num_items)
-            rows = torch.repeat_interleave(lengths, output_size=ids.numel())
-            self.excluded[rows, torch.arange(ids.numel()) - offsets[:-1][rows]] = ids
-            self.excluded = self.excluded.sort(1).values
+            table, _ = jagged.Jagged(ids, offsets).pad(num_items)
+            self.excluded = torch.nn.functional.pad(table, (0, 1), value=num_items).sort(1).values
         counts = torch.tensor(num_items) if self.alive is None else self.alive.sum(-1)
         self.left = counts.expand(num_rows)  # (B,) at most so many are eligible
 

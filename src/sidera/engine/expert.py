@@ -21,8 +21,9 @@ F features · N items · L levels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,14 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts
 from sidera.core import ArtifactError
 from sidera.data.reading import Reading
+from sidera.decode.dense import padded_results
 from sidera.decode.eligible import NEG_INF
 from sidera.decode.given import given_log_probs
 from sidera.decode.select import best_first
 from sidera.engine.pipeline import Candidates, Query
 from sidera.loading import open_artifact
 from sidera.models.retrievers.pair_counts import KINDS, VOTES, PairCounts
+from sidera.ops.jagged import Jagged
 
 FOLDER = KIND = "expert"  # of a run folder, and the artifact's kind
 FEATURES = (*VOTES, "popularity", "seen", "seen_lately", "seen_often", "alike")
@@ -113,13 +116,9 @@ class Expert:
         pool = self.pool(query, candidates)
         scores = self.joined(pool)
         order = best_first(scores, number)
-        scores = scores.gather(1, order)
-        ids = pool.item_ids.gather(1, order).masked_fill(scores == NEG_INF, -1)
-        missing = (0, number - ids.shape[1])
-        return Candidates(
-            pad(ids, missing, value=-1), pad(scores, missing, value=NEG_INF),
-            candidates.version, candidates.items_version, expert=self.version, searched=candidates,
-        )  # fmt: skip
+        ids, scores = padded_results(pool.item_ids.gather(1, order), scores.gather(1, order), number)
+        signed = candidates.version, candidates.items_version
+        return Candidates(ids, scores, *signed, expert=self.version, searched=candidates)
 
     def joined(self, pool: Pool) -> Tensor:
         """(B, C) scores; -inf for empty places, and for items that the generator cannot give."""
@@ -168,14 +167,22 @@ class Expert:
         times = votes.new_zeros(len(keys)).index_add_(0, own, torch.ones_like(own, dtype=votes.dtype))
         lately = votes.new_zeros(len(keys)).scatter_reduce_(0, own, SEEN_FADING ** ages.float(), "amax")
         seen = torch.stack(((times > 0).float(), lately, times.log1p()), dim=1)
-        known = self.counts.popularity.log1p()
-        popularity = torch.cat((known, known.new_zeros(max(0, span - len(known)))))
-        features = torch.cat((votes, popularity[keys % span][:, None], seen), dim=1)  # (U, F - 1)
+        features = torch.cat((votes, self._popularity_of(keys % span)[:, None], seen), dim=1)  # (U, F - 1)
         buckets = torch.bucketize(batch.lengths, self.edges, right=True)
         vectors, places = _vectors(catalog, items)
         faded = vectors[places] * (ALIKE_FADING ** ages.float())[:, None]  # (T, D)
         means = faded.new_zeros(batch.num_histories, faded.shape[1]).index_add_(0, rows, faded)
-        return _Counted(keys, features, popularity, buckets, normalize(means, dim=1), catalog)
+        return _Counted(keys, features, self._popularity_of, buckets, normalize(means, dim=1), catalog)
+
+    @cached_property
+    def _log_popularity(self) -> Tensor:
+        """(N,) of the items that are counted."""
+        return self.counts.popularity.log1p()
+
+    def _popularity_of(self, item_ids: Tensor) -> Tensor:
+        """(...) items -> (...) the feature of that name; 0 for those that came later."""
+        later_mask = item_ids >= self.counts.num_items
+        return self._log_popularity[item_ids.masked_fill(later_mask, 0)].masked_fill(later_mask, 0.0)
 
     def _best_counted(self, query: Query, counted: _Counted) -> Tensor:
         """(B, M) items by what counts alone say of them, the best first; -1 behind the last that may be answered."""
@@ -191,15 +198,11 @@ class Expert:
             values, offsets = left_out
             of_rows = torch.repeat_interleave(offsets.diff())
             barred |= torch.isin(keys, of_rows * span + values)
-        lengths = torch.bincount(rows, minlength=query.batch.num_histories)
-        places = torch.arange(len(keys), device=keys.device) - (lengths.cumsum(0) - lengths)[rows]
-        table = keys.new_full((len(lengths), int(lengths.max())), -1)
-        table[rows, places] = items.masked_fill(barred, -1)
+        offsets = pad(torch.bincount(rows, minlength=query.batch.num_histories).cumsum(0), (1, 0))
+        table, _ = Jagged(items.masked_fill(barred, -1), offsets).pad(-1)
         if query.allowed is not None:
             table = table.masked_fill(~query.allowed.holds(table), -1)
-        by_score = scores.new_full(table.shape, NEG_INF)
-        by_score[rows, places] = scores
-        by_score = by_score.masked_fill(table < 0, NEG_INF)
+        by_score = Jagged(scores, offsets).pad(NEG_INF)[0].masked_fill(table < 0, NEG_INF)
         return table.gather(1, best_first(by_score, self.config.candidates))
 
     # -- on disk --------------------------------------------------------------------------------------------------
@@ -252,7 +255,7 @@ class _Counted:
 
     keys: Tensor  # (U,) ascending: row * span + item
     features: Tensor  # (U, F - 1): all but the last
-    popularity: Tensor  # (N,) the feature of that name, of every item
+    popularity_of: Callable[[Tensor], Tensor]  # (...) items -> (...) the feature of that name
     buckets: Tensor  # (B,)
     means: Tensor  # (B, D) direction of the histories' vectors
     catalog: Catalog
@@ -263,7 +266,7 @@ class _Counted:
         wanted = torch.arange(len(items), device=items.device)[:, None] * self.catalog.num_items + items
         at = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
         found = self.features[at].masked_fill((self.keys[at] != wanted)[..., None], 0.0)
-        found[..., len(VOTES)] = self.popularity[items]
+        found[..., len(VOTES)] = self.popularity_of(items)
         vectors, places = _vectors(self.catalog, items)
         alike = (self.means @ vectors.T).gather(1, places)  # (B, V) first: C times fewer vectors are read
         return torch.cat((found, alike[..., None]), dim=2)

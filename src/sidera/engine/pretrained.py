@@ -23,7 +23,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.core import ArtifactError, InputError
 from sidera.engine.recommender import DEFAULT_BEAM, Recommender
 from sidera.engine.run_folder import RUN_RECIPE, beam_of_run
-from sidera.engine.versions import current_number, folder_of
+from sidera.engine.versions import current_folder
 from sidera.loading import Opened, open_artifact
 from sidera.models import RANKING, build_model, parse_model, role_of
 from sidera.ops.budget import budget_of
@@ -40,7 +40,7 @@ def save_pretrained(run: str | Path, folder: str | Path) -> Path:
     InputError for a run that ranks candidates; ArtifactError for one that is damaged. Nothing is left half-written.
     """
     run, folder = Path(run), Path(folder)
-    version = folder_of(run, current_number(run)) if run.is_dir() else run
+    version = current_folder(run) if run.is_dir() else run
     opened = open_artifact(version / "model", "model")
     section = opened.recipe("model", dict)
     if role_of(parse_model(section)[0]) in RANKING:

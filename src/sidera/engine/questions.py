@@ -63,9 +63,8 @@ class Questions:
         """How likely each of these items is after the history, in their order.
 
         A generator gives the log-probability of the item, with an expert beside it the score that joins both, a scorer
-        its score; all are -inf for an item that was
-        removed, or that the model cannot give. InputError for an item that the catalogue does not hold, for none at
-        all, and for a history in which the model can read nothing.
+        its score; all are -inf for an item that was removed, or that the model cannot give. InputError for an item that
+        the catalogue does not hold, for none at all, and for a history in which the model can read nothing.
         """
         snapshot, keys = self.recommender.snapshot, keys_of_items(items, "list")
         ids = self._ids(snapshot, keys)

@@ -4,8 +4,8 @@ A training ends for one of three reasons: its steps are taken, its time is gone,
 for a while. Much of the quality comes from the steps at a low rate, so all three end with them. ``schedule = "wsd"``
 (warm-up, stable, decay) plans a cool-down for the end of the steps or of the time; patience begins one under any
 schedule that decays. Each goes on from the best weights so far: what came after them on a small log is overfitting.
-Its length is a share of the steps before it, so that a short
-training has a short one. A CoolDown is plain numbers: with the step they give the rate, and the checkpoint holds them.
+Its length is a share of the steps before it, so that a short training has a short one. A CoolDown is plain numbers:
+with the step they give the rate, and the checkpoint holds them.
 """
 
 from __future__ import annotations

@@ -14,11 +14,6 @@ def cold_sections(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, An
     sections = []
     for label, record in records.items():
         head, rows = cold_rows(record)
-        titled = [[_title(row[0]), *row[1:]] for row in rows]
+        titled = [[model_title(row[0]), *row[1:]] for row in rows]
         sections.append({"label": label, "head": head, "rows": titled, "words": cold_words(record)})
     return sections
-
-
-def _title(name: str) -> str:
-    model, plus, rest = name.partition(" + ")
-    return model_title(model) + plus + rest

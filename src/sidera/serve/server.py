@@ -73,10 +73,10 @@ class Server(uvicorn.Server):
                 done = before
                 await asyncio.to_thread(release_memory)
 
-
     async def _leave_figures(self, worker: Worker) -> None:
         while True:
-            worker.write(exposition(self.served))
+            with contextlib.suppress(OSError):  # a full disk: the next figures may find room
+                await asyncio.to_thread(worker.write, exposition(self.served))
             await asyncio.sleep(WRITTEN_EVERY)
 
 

@@ -9,6 +9,7 @@ all: every line has the label ``worker``, as a restart then resets the counters 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -54,7 +55,8 @@ class Worker:
         texts = {self.number: own}
         for path in self.folder.glob("*.prom"):
             if path != self.file and path.stem.isdigit():
-                texts[int(path.stem)] = path.read_text(encoding="utf-8")
+                with contextlib.suppress(FileNotFoundError):  # its worker is being started again
+                    texts[int(path.stem)] = path.read_text(encoding="utf-8")
         return merged(texts)
 
 

@@ -101,7 +101,8 @@ def cold_start(
             (folder / FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         return record
 
-    inputs = [digest, dataset.digest, asdict(config), recipe.eval.wide_beam, list(recipe.eval.seen)]
+    measured = [recipe.eval.wide_beam, list(recipe.eval.seen), recipe.eval.search, recipe.eval.bootstrap]
+    inputs = [digest, dataset.digest, asdict(config), *measured]
     return stage(out / "report", KIND, inputs, make, lambda: read_cold(out / "report"))
 
 

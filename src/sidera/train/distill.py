@@ -64,7 +64,8 @@ def distilled(
     config = recipe.fit
     if not config.teachers:
         return train(recipe, trained, folder, model_loss)
-    spent, teachers, records = spent_seconds(trained.catalog, config, say), list[Trained](), list[dict[str, Any]]()
+    spent = spent_seconds(trained.catalog, config, lambda _: None)  # each training says it
+    teachers, records = list[Trained](), list[dict[str, Any]]()
     number = 0
     while number < config.teachers:
         place = folder / f"teacher-{number}"
