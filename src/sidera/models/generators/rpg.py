@@ -31,6 +31,7 @@ from sidera.config import check_counts, check_value
 from sidera.data.batches import PackedSequences
 from sidera.nn.counters import TRAINING
 from sidera.nn.item_embedding import ItemEmbedding
+from sidera.nn.sampled_softmax import uniform_softmax
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.attention import layout_of
 from sidera.ops.jagged import with_copies
@@ -184,11 +185,9 @@ class Rpg(nn.Module):
         if num_negatives < num_items:
             negative_ids = torch.randint(num_items, (num_negatives,), device=target_ids.device)
         looks = written.transpose(0, 1).flatten(1) * self.item_scale.exp()  # (T, L*D)
-        positive = (looks * F.embedding(target_codes + self.starts, vectors).flatten(1)).sum(1, keepdim=True)
-        negative = looks @ F.embedding(self.codes[negative_ids] + self.starts, vectors).flatten(1).T  # (T, M)
-        negative = negative + math.log(num_items / num_negatives)  # each uniform negative stands for N/M items
-        negative = negative.masked_fill(negative_ids == target_ids[:, None], float("-inf"))
-        return (torch.cat((positive, negative), dim=1).logsumexp(1) - positive[:, 0]).sum()
+        targets = F.embedding(target_codes + self.starts, vectors).flatten(1)  # (T, L*D)
+        negatives = F.embedding(self.codes[negative_ids] + self.starts, vectors).flatten(1)  # (M, L*D)
+        return uniform_softmax(looks, targets, negatives, target_ids, negative_ids, num_items)
 
     def flops_per_batch(self, batch: Batch) -> float:
         """FLOPs of one training step on this batch, forward and backward."""
