@@ -148,10 +148,13 @@ class Rpg(nn.Module):
 
     def states(self, batch: Batch) -> Tensor:
         """(T, D): at each event what the history up to it says."""
+        return self.encoder(self._events(batch), layout_of(batch.events.offsets))
+
+    def _events(self, batch: Batch) -> Tensor:
         items = self.code(batch.items.codes + self.starts).sum(1) * self.num_levels**-0.5  # (U, D)
         if self.item is not None:
             items = items + self.item(batch.items.ids)
-        return self.encoder(F.embedding(batch.events.items, items), layout_of(batch.events.offsets))
+        return F.embedding(batch.events.items, items)
 
     def written(self, states_TD: Tensor) -> Tensor:
         """(L, T, D): what each head looks for; its length is the level's 1 / temperature."""
@@ -202,7 +205,8 @@ class Rpg(nn.Module):
 
     def context(self, batch: Batch) -> CodeScores:
         """The scores of all codes: nothing is left to compute but sums."""
-        last = self.states(batch)[batch.events.offsets[1:] - 1]  # (B, D)
+        offsets = batch.events.offsets
+        last = self.encoder.last(self._events(batch), layout_of(offsets), offsets[1:] - 1)  # (B, D)
         levels = zip(self.written(last), self.vectors().split(self.level_sizes), strict=True)
         found = [(head @ codes.T).log_softmax(-1) for head, codes in levels]
         return CodeScores(torch.cat(found, dim=1), self.level_sizes)
