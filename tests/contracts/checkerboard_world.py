@@ -33,6 +33,15 @@ from sidera.roles import Generator
 from sidera.train.recipe import Recipe
 from sidera.train.stages import Prepared, batch_source
 
+TIGER: dict[str, Any] = {
+    "max_history": 8,
+    "width": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "head_width": 16,
+    "ff_width": 64,
+    "dropout": 0.0,
+}
 SMALL: dict[str, dict[str, Any]] = {
     "popularity": {},
     "item_knn": {"neighbours": 8},
@@ -57,45 +66,10 @@ SMALL: dict[str, dict[str, Any]] = {
         "loss": "full",
         "smoothing": 0.0,
     },
-    "tiger": {
-        "max_history": 8,
-        "width": 32,
-        "num_layers": 1,
-        "num_heads": 2,
-        "head_width": 16,
-        "ff_width": 64,
-        "dropout": 0.0,
-    },
-    "tiger_mlp": {
-        "max_history": 8,
-        "width": 32,
-        "num_layers": 1,
-        "num_heads": 2,
-        "head_width": 16,
-        "ff_width": 64,
-        "dropout": 0.0,
-        "inside": 32,
-        "num_queries": 2,
-    },
-    "tiger_mtp": {
-        "max_history": 8,
-        "width": 32,
-        "num_layers": 1,
-        "num_heads": 2,
-        "head_width": 16,
-        "ff_width": 64,
-        "dropout": 0.0,
-    },
-    "liger": {
-        "max_history": 8,
-        "width": 32,
-        "num_layers": 1,
-        "num_heads": 2,
-        "head_width": 16,
-        "ff_width": 64,
-        "dropout": 0.0,
-        "num_proposed": 5,
-    },
+    "tiger": TIGER,
+    "tiger_mlp": {**TIGER, "inside": 32, "num_queries": 2},
+    "tiger_mtp": TIGER,
+    "liger": {**TIGER, "num_proposed": 5},
     "decoder_only": {"max_history": 8, "width": 32, "num_layers": 2, "num_heads": 2, "ff_multiple": 2, "dropout": 0.0},
     "cobra": {
         "max_history": 8,

@@ -18,9 +18,10 @@ from sidera.data.features import FeatureSchema
 from sidera.data.split import leave_one_out
 from sidera.data.tiny import tiny_log
 from sidera.models import fit_once
-from sidera.models.retrievers.als import ALPHAS, ALS
+from sidera.models.retrievers.als import ALS
 from sidera.models.retrievers.bpr import BPR
 from sidera.models.retrievers.factors import library, training_matrix
+from sidera.models.retrievers.validation import validation_ndcg
 
 LOG = tiny_log(60, 40)
 VIEW = View(LOG, leave_one_out(LOG), FeatureSchema())
@@ -73,7 +74,8 @@ def test_one_seed_gives_one_result(kind: Any) -> None:
 
 def test_the_setting_comes_from_the_validation_rows() -> None:
     model = fitted(ALS)
-    assert round(float(model.chosen[0]), 4) in ALPHAS
+    trials = {alpha: validation_ndcg(fitted(ALS, choose=False, alpha=alpha), VIEW) for alpha in ALS.grid}
+    assert trials[round(float(model.chosen[0]), 4)] == max(trials.values()) > min(trials.values())
     alone = fitted(ALS, choose=False, alpha=float(model.chosen[0]))
     torch.testing.assert_close(model.factors, alone.factors)
     assert round(float(fitted(ALS, choose=False, alpha=5.0).chosen[0]), 4) == 5.0

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hand_made import hand_made
+from sidera.batch import Reads
 from sidera.core import InputError
 from sidera.data.config import View
 from sidera.data.features import FeatureSchema
@@ -17,10 +18,11 @@ from sidera.data.items import ItemTable
 from sidera.data.split import leave_one_out
 from sidera.data.tiny import tiny_log
 from sidera.models import fit_once
-from sidera.models.retrievers.content_knn import ContentKNN
+from sidera.models.retrievers.content_knn import FADINGS, ContentKNN
 from sidera.models.retrievers.title_words import TitleWords
 from sidera.models.retrievers.transitions import Transitions
 from sidera.models.retrievers.transitions_text import WEIGHTS, TransitionsText
+from sidera.models.retrievers.validation import validation_ndcg
 from sidera.nn.item_embedding import grown
 from sidera.ops.columns import Texts
 
@@ -161,10 +163,32 @@ def test_the_weight_comes_from_the_validation_rows() -> None:
     catalog: Any = SimpleNamespace(item_keys=log.item_keys, titles=log.items["title"].to_pylist())
     model = TransitionsText(TransitionsText.Config(neighbours=20), catalog)
     model.fit_once(view)
-    assert round(float(model.weight), 4) in WEIGHTS
+    chosen, trials = round(float(model.weight), 4), {}
+    for weight in WEIGHTS:
+        model.weight.fill_(weight)
+        trials[weight] = validation_ndcg(model, view)
+    assert trials[chosen] == max(trials.values()) > min(trials.values())
+    content = ContentKNN(ContentKNN.Config(), catalog)
+    content.fit_once(view)
+    faded, trials = round(float(content.fading), 4), {}
+    for fading in FADINGS:
+        content.fading.fill_(fading)
+        trials[fading] = validation_ndcg(content, view)
+    assert trials[faded] == max(trials.values()) > min(trials.values())
     fixed = TransitionsText(TransitionsText.Config(neighbours=20, choose=False, weight=0.7), catalog)
     fixed.fit_once(view)
     assert float(fixed.weight) == pytest.approx(0.7)
+
+
+def test_a_trial_counts_ten_places_and_puts_the_target_behind_its_equals() -> None:
+    log = tiny_log(80, 60)
+    view = View(log, leave_one_out(log), FeatureSchema())
+    for scores, places in ((-torch.arange(60.0), view.split.valid.target_ids), (torch.zeros(60), np.array([59]))):
+        scorer = SimpleNamespace(
+            reads=Reads(5), item_scores=lambda batch, scores=scores: scores.expand(batch.num_histories, -1)
+        )
+        gains = np.where(places < 10, 1 / np.log2(places + 2), 0)
+        assert validation_ndcg(scorer, view) == pytest.approx(gains.mean())
 
 
 def test_settings_out_of_bounds_are_refused() -> None:

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sidera.catalog.product_codes import ProductCodes
+from sidera.catalog.rq_kmeans import RQKMeans
 from sidera.catalog.states import StateReader
 from sidera.config import check_counts, check_value
 from sidera.core import InputError
@@ -104,6 +106,30 @@ class AutoEncoder:
             raise InputError(f"scale of the quantizer = {float(scale)}", allowed="above 0")
         encoder = _read_layers(reader, "encoder", len(mean), width)
         return cls(mean, scale, encoder, _read_layers(reader, "decoder", width, len(mean)))
+
+
+@dataclass(frozen=True)
+class AutoEncoded:
+    """What quantizers with a bottleneck share: codes say a latent, and the decoder makes a vector of it."""
+
+    networks: AutoEncoder
+    codes: ProductCodes | RQKMeans  # of latents
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        return self.codes.level_sizes
+
+    @property
+    def dim(self) -> int:
+        return self.networks.dim
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """(n, l) -> (n, D): what the decoder makes of the latents that the codes say."""
+        return self.networks.vectors(self.codes.decode(codes))
+
+    def code_vectors(self, level: int) -> Tensor:
+        """(K, d) what each code of a level says of the latent, zeros elsewhere."""
+        return self.codes.code_vectors(level)
 
 
 def perceptron(layers: tuple[Tensor, ...], rows: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sidera.catalog.autoencoder import AutoEncoder, TrainedConfig, train_autoencoder
+from sidera.catalog.autoencoder import AutoEncoded, AutoEncoder, TrainedConfig, train_autoencoder
 from sidera.catalog.product_codes import ProductCodes, grid
 from sidera.catalog.rq_kmeans import RQKMeans, fit_rq_kmeans
 from sidera.catalog.states import StateReader
@@ -32,7 +32,7 @@ def check_grid(sizes: tuple[int, ...]) -> None:
 
 
 @dataclass(frozen=True)
-class FSQ:
+class FSQ(AutoEncoded):
     """Perceptrons around grids."""
 
     @dataclass(frozen=True)
@@ -43,47 +43,27 @@ class FSQ:
             super().__post_init__()
             check_grid(self.grid)
 
-    networks: AutoEncoder
+    codes: ProductCodes
     sizes: tuple[int, ...]  # values of each number of a level
-    num_levels: int
-
-    @property
-    def codes(self) -> ProductCodes:
-        return ProductCodes((grid([middles(size) for size in self.sizes]),) * self.num_levels)
 
     @classmethod
     def fit(cls, vectors: Tensor, config: FSQ.Config, seed: int) -> tuple[FSQ, Tensor]:
         """(N, D) -> networks, and the codes (N, L) of the vectors."""
         bottleneck = GridBottleneck(config.grid, config.num_levels)
-        quantizer = cls(train_autoencoder(vectors, bottleneck, config, seed), config.grid, config.num_levels)
+        networks = train_autoencoder(vectors, bottleneck, config, seed)
+        quantizer = cls(networks, grid_codes(config.grid, config.num_levels), config.grid)
         return quantizer, quantizer.encode(vectors)
-
-    @property
-    def level_sizes(self) -> tuple[int, ...]:
-        return (math.prod(self.sizes),) * self.num_levels
-
-    @property
-    def dim(self) -> int:
-        return self.networks.dim
 
     def encode(self, vectors: Tensor) -> Tensor:
         """(n, D) -> (n, L) int64."""
         return self.codes.encode(self.networks.latents(vectors).tanh())
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """(n, l) -> (n, D)."""
-        return self.networks.vectors(self.codes.decode(codes))
-
     def next_costs(self, prefix: Tensor, vectors: Tensor) -> Tensor:
         """(l,), (n, D) -> (n, K): half the squared distance of the level's bounded numbers, less a constant a row."""
         return self.codes.next_costs(len(prefix), self.networks.latents(vectors).tanh())
 
-    def code_vectors(self, level: int) -> Tensor:
-        """(K, d) the numbers that each code of a level stands for, zeros elsewhere."""
-        return self.codes.code_vectors(level)
-
     def state(self) -> dict[str, Tensor]:
-        shape = torch.tensor([self.num_levels, *self.sizes], dtype=torch.float32)
+        shape = torch.tensor([len(self.level_sizes), *self.sizes], dtype=torch.float32)
         return {**self.networks.state(), "grid": shape}
 
     @classmethod
@@ -96,7 +76,7 @@ class FSQ:
         check_grid(tuple(sizes))
         networks = AutoEncoder.read(reader, num_levels * len(sizes))
         reader.done()
-        return cls(networks, tuple(sizes), num_levels)
+        return cls(networks, grid_codes(tuple(sizes), num_levels), tuple(sizes))
 
 
 class GridBottleneck:
@@ -118,6 +98,11 @@ class GridBottleneck:
 
     def after_step(self, progress: float, generator: torch.Generator) -> None:
         pass
+
+
+def grid_codes(sizes: tuple[int, ...], num_levels: int) -> ProductCodes:
+    """Every combination of the numbers' values, on each level."""
+    return ProductCodes((grid([middles(size) for size in sizes]),) * num_levels)
 
 
 def middles(size: int) -> Tensor:
@@ -201,6 +186,7 @@ class RQFSQ:
         rest = FSQ.from_state(reader.below("rest."))
         first = RQKMeans.from_state({f"codebook.{name}": one for name, one in reader.below("codebook.").items()})
         reader.done()
-        if first.dim != rest.dim or rest.num_levels != 1:
-            raise InputError(f"codebooks of {first.dim} numbers and a grid of {rest.dim} on {rest.num_levels} levels")
+        levels = len(rest.level_sizes)
+        if first.dim != rest.dim or levels != 1:
+            raise InputError(f"codebooks of {first.dim} numbers and a grid of {rest.dim} on {levels} levels")
         return cls(first, rest)

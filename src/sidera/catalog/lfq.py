@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sidera.catalog.autoencoder import AutoEncoder, TrainedConfig, train_autoencoder
+from sidera.catalog.autoencoder import AutoEncoded, AutoEncoder, TrainedConfig, train_autoencoder
 from sidera.catalog.product_codes import ProductCodes, grid
 from sidera.catalog.states import StateReader
 from sidera.config import check_value
@@ -23,7 +23,7 @@ SIGNS = (-1.0, 1.0)
 
 
 @dataclass(frozen=True)
-class LFQ:
+class LFQ(AutoEncoded):
     """Perceptrons around signs."""
 
     @dataclass(frozen=True)
@@ -39,45 +39,25 @@ class LFQ:
             check_value(section, "entropy", self.entropy, 0 <= self.entropy < 100, "0 <= x < 100")
             check_value(section, "commitment", self.commitment, 0 <= self.commitment < 100, "0 <= x < 100")
 
-    networks: AutoEncoder
-    bits: int
-
-    @property
-    def codes(self) -> ProductCodes:
-        return ProductCodes((patterns(self.bits),) * (self.networks.width // self.bits))
+    codes: ProductCodes
 
     @classmethod
     def fit(cls, vectors: Tensor, config: LFQ.Config, seed: int) -> tuple[LFQ, Tensor]:
         """(N, D) -> networks, and the codes (N, L) of the vectors."""
-        quantizer = cls(train_autoencoder(vectors, SignBottleneck(config), config, seed), config.bits)
+        networks = train_autoencoder(vectors, SignBottleneck(config), config, seed)
+        quantizer = cls(networks, ProductCodes((patterns(config.bits),) * config.num_levels))
         return quantizer, quantizer.encode(vectors)
-
-    @property
-    def level_sizes(self) -> tuple[int, ...]:
-        return (2**self.bits,) * (self.networks.width // self.bits)
-
-    @property
-    def dim(self) -> int:
-        return self.networks.dim
 
     def encode(self, vectors: Tensor) -> Tensor:
         """(n, D) -> (n, L) int64."""
         return self.codes.encode(self.networks.latents(vectors))
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """(n, l) -> (n, D)."""
-        return self.networks.vectors(self.codes.decode(codes))
-
     def next_costs(self, prefix: Tensor, vectors: Tensor) -> Tensor:
         """(l,), (n, D) -> (n, K): half the squared distance of the level's numbers, less a constant a row."""
         return self.codes.next_costs(len(prefix), self.networks.latents(vectors))
 
-    def code_vectors(self, level: int) -> Tensor:
-        """(K, d) the signs that each code of a level stands for, zeros elsewhere."""
-        return self.codes.code_vectors(level)
-
     def state(self) -> dict[str, Tensor]:
-        return {**self.networks.state(), "bits": torch.tensor(float(self.bits))}
+        return {**self.networks.state(), "bits": torch.tensor(float(self.codes.widths[0]))}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> LFQ:
@@ -91,7 +71,7 @@ class LFQ:
         reader.done()
         if not width or width % int(bits):
             raise InputError(f"{width} numbers of the quantizer in levels of {int(bits)} signs", allowed="a multiple")
-        return cls(networks, int(bits))
+        return cls(networks, ProductCodes((patterns(int(bits)),) * (width // int(bits))))
 
 
 class SignBottleneck:

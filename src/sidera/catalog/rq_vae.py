@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sidera.catalog.autoencoder import AutoEncoder, TrainedConfig, train_autoencoder
+from sidera.catalog.autoencoder import AutoEncoded, AutoEncoder, TrainedConfig, train_autoencoder
 from sidera.catalog.kmeans import checked_codebook_size, kmeans
 from sidera.catalog.nearest import nearest
 from sidera.catalog.rq_kmeans import RQKMeans
@@ -29,7 +29,7 @@ LAST_RESET = 0.8  # of the steps: later every code keeps its place
 
 
 @dataclass(frozen=True)
-class RQVAE:
+class RQVAE(AutoEncoded):
     """Perceptrons around residual codebooks."""
 
     @dataclass(frozen=True)
@@ -47,7 +47,6 @@ class RQVAE:
             check_value(section, "commitment", self.commitment, 0 <= self.commitment < 100, "0 <= x < 100")
             check_value(section, "decay", self.decay, 0 < self.decay < 1, "above 0, below 1")
 
-    networks: AutoEncoder
     codes: RQKMeans  # of latents
 
     @classmethod
@@ -58,29 +57,13 @@ class RQVAE:
         quantizer = cls(networks, RQKMeans(tuple(bottleneck.levels)))
         return quantizer, quantizer.encode(vectors)
 
-    @property
-    def level_sizes(self) -> tuple[int, ...]:
-        return self.codes.level_sizes
-
-    @property
-    def dim(self) -> int:
-        return self.networks.dim
-
     def encode(self, vectors: Tensor) -> Tensor:
         """(n, D) -> (n, L) int64."""
         return self.codes.encode(self.networks.latents(vectors))
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """(n, l) -> (n, D): what the decoder makes of the sum of the codes."""
-        return self.networks.vectors(self.codes.decode(codes))
-
     def next_costs(self, prefix: Tensor, vectors: Tensor) -> Tensor:
         """(l,), (n, D) -> (n, K): half the squared distance in the latents, less a constant a row."""
         return self.codes.next_costs(prefix, self.networks.latents(vectors))
-
-    def code_vectors(self, level: int) -> Tensor:
-        """(K, d) what each code of a level adds to the latent."""
-        return self.codes.code_vectors(level)
 
     def state(self) -> dict[str, Tensor]:
         return {**self.networks.state(), **self.codes.state()}

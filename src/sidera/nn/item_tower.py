@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from sidera.nn.item_features import ItemFeatures
@@ -50,15 +49,3 @@ class ItemTower(nn.Module):
 def unit(vectors: Tensor) -> Tensor:
     """(..., D) at length 1; a zero vector stays."""
     return nn.functional.normalize(vectors, dim=-1)
-
-
-def sampled_softmax(users: Tensor, positives: Tensor, negatives: Tensor, target_ids: Tensor, negative_ids: Tensor,
-                    num_items: int) -> Tensor:  # fmt: skip
-    """(B,) cross-entropies of a target among uniform negatives that stand for all items.
-
-    users (B, D) scaled by 1 / temperature, positives (B, D), negatives (M, D); ids (B,) and (M,).
-    """
-    positive = (users * positives).sum(1, keepdim=True)  # (B, 1)
-    negative = users @ negatives.T + float(np.log(num_items / len(negative_ids)))  # (B, M)
-    negative = negative.masked_fill(negative_ids == target_ids[:, None], float("-inf"))
-    return torch.cat((positive, negative), dim=1).logsumexp(1) - positive[:, 0]

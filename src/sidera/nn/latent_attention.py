@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sidera.nn.counters import causal_pairs
 from sidera.ops.attention import Layout, attention
 
 BASE = 10_000.0  # of the rotary frequencies
@@ -59,8 +60,7 @@ class LatentAttention(nn.Module):
 
     def flops(self, lengths: Tensor) -> float:
         """Of scores and sums over histories of these lengths (B,), without the projections."""
-        pairs = float((lengths.double() * (lengths + 1) / 2).sum())
-        return 2.0 * pairs * self.num_heads * (2 * self.head_width + self.rotated)
+        return 2.0 * causal_pairs(lengths) * self.num_heads * (2 * self.head_width + self.rotated)
 
 
 def rotate(values: Tensor, positions: Tensor) -> Tensor:

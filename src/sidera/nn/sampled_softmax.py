@@ -38,9 +38,22 @@ def sampled_softmax(
     if temperature is not None:
         states_TD = F.normalize(states_TD, dim=1) / temperature
         targets, negatives = F.normalize(targets, dim=1), F.normalize(negatives, dim=1)
-    positive = (states_TD * targets).sum(1)  # (T,)
+    return uniform_softmax(states_TD, targets, negatives, target_ids, negative_ids, num_items, label_smoothing)
+
+
+def uniform_softmax(
+    states_TD: Tensor,
+    targets_TD: Tensor,
+    negatives_MD: Tensor,
+    target_ids: Tensor,
+    negative_ids: Tensor,
+    num_items: int,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """() the same with the vectors of the targets (T,) and of uniform negatives (M,) at hand."""
+    positive = (states_TD * targets_TD).sum(1)  # (T,)
     # each uniform negative stands for N/M items
-    negative = states_TD @ negatives.T + math.log(num_items / num_negatives)  # (T, M)
+    negative = states_TD @ negatives_MD.T + math.log(num_items / len(negative_ids))  # (T, M)
     return softmax_against(positive, negative, negative_ids == target_ids[:, None], label_smoothing)
 
 

@@ -28,8 +28,9 @@ from sidera.config import check_counts, check_value
 from sidera.models.generators.tiger import Tiger
 from sidera.models.generators.tiger_decode import TigerCache, TigerContext
 from sidera.nn.counters import TRAINING, matmul_flops
-from sidera.nn.item_tower import ItemTower, sampled_softmax, unit
+from sidera.nn.item_tower import ItemTower, unit
 from sidera.nn.made_of_weights import MadeOfWeights
+from sidera.nn.sampled_softmax import uniform_softmax
 from sidera.nn.t5 import PackedRows, own_casts
 from sidera.roles import Loss
 
@@ -120,7 +121,7 @@ class Liger(Tiger):
         negative_ids = torch.randint(num_items, (number,), device=target_ids.device)
         vectors = self._compared(torch.cat((target_ids, negative_ids)))
         positives, negatives = vectors.split([len(target_ids), number])
-        return sampled_softmax(users, positives, negatives, target_ids, negative_ids, num_items).sum()
+        return uniform_softmax(users, positives, negatives, target_ids, negative_ids, num_items)
 
     def _compared(self, ids: Tensor | None) -> Tensor:
         """(n, D) of length 1 of these items; None: of all."""

@@ -152,10 +152,13 @@ class MaskedCodes(nn.Module):
 
     def states(self, batch: Batch) -> Tensor:
         """(T, D): at each event what the history up to it says."""
+        return self.encoder(self._events(batch), layout_of(batch.events.offsets))
+
+    def _events(self, batch: Batch) -> Tensor:
         items = self.code(batch.items.codes + self.starts).sum(1) * len(self.level_sizes) ** -0.5  # (U, D)
         if self.item is not None:
             items = items + self.item(batch.items.ids)
-        return self.encoder(F.embedding(batch.events.items, items), layout_of(batch.events.offsets))
+        return F.embedding(batch.events.items, items)
 
     def fill(self, states: Tensor, codes: Tensor) -> list[Tensor]:
         """States (R, D), codes (R, L), -1 where masked -> per level logits (R, K)."""
@@ -203,7 +206,8 @@ class MaskedCodes(nn.Module):
     # -- answering -------------------------------------------------------------------------------------------------
 
     def context(self, batch: Batch) -> StateContext:
-        return StateContext(self.states(batch)[batch.events.offsets[1:] - 1])
+        offsets = batch.events.offsets
+        return StateContext(self.encoder.last(self._events(batch), layout_of(offsets), offsets[1:] - 1))
 
     def fill_log_probs(self, context: StateContext, codes: Tensor) -> list[Tensor]:
         """Codes (B, W, L), -1 where open -> per level log-probabilities (B, W, K)."""

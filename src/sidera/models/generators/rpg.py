@@ -31,6 +31,7 @@ from sidera.config import check_counts, check_value
 from sidera.data.batches import PackedSequences
 from sidera.nn.counters import TRAINING
 from sidera.nn.item_embedding import ItemEmbedding
+from sidera.nn.sampled_softmax import uniform_softmax
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.attention import layout_of
 from sidera.ops.jagged import with_copies
@@ -147,10 +148,13 @@ class Rpg(nn.Module):
 
     def states(self, batch: Batch) -> Tensor:
         """(T, D): at each event what the history up to it says."""
+        return self.encoder(self._events(batch), layout_of(batch.events.offsets))
+
+    def _events(self, batch: Batch) -> Tensor:
         items = self.code(batch.items.codes + self.starts).sum(1) * self.num_levels**-0.5  # (U, D)
         if self.item is not None:
             items = items + self.item(batch.items.ids)
-        return self.encoder(F.embedding(batch.events.items, items), layout_of(batch.events.offsets))
+        return F.embedding(batch.events.items, items)
 
     def written(self, states_TD: Tensor) -> Tensor:
         """(L, T, D): what each head looks for; its length is the level's 1 / temperature."""
@@ -184,11 +188,9 @@ class Rpg(nn.Module):
         if num_negatives < num_items:
             negative_ids = torch.randint(num_items, (num_negatives,), device=target_ids.device)
         looks = written.transpose(0, 1).flatten(1) * self.item_scale.exp()  # (T, L*D)
-        positive = (looks * F.embedding(target_codes + self.starts, vectors).flatten(1)).sum(1, keepdim=True)
-        negative = looks @ F.embedding(self.codes[negative_ids] + self.starts, vectors).flatten(1).T  # (T, M)
-        negative = negative + math.log(num_items / num_negatives)  # each uniform negative stands for N/M items
-        negative = negative.masked_fill(negative_ids == target_ids[:, None], float("-inf"))
-        return (torch.cat((positive, negative), dim=1).logsumexp(1) - positive[:, 0]).sum()
+        targets = F.embedding(target_codes + self.starts, vectors).flatten(1)  # (T, L*D)
+        negatives = F.embedding(self.codes[negative_ids] + self.starts, vectors).flatten(1)  # (M, L*D)
+        return uniform_softmax(looks, targets, negatives, target_ids, negative_ids, num_items)
 
     def flops_per_batch(self, batch: Batch) -> float:
         """FLOPs of one training step on this batch, forward and backward."""
@@ -203,7 +205,8 @@ class Rpg(nn.Module):
 
     def context(self, batch: Batch) -> CodeScores:
         """The scores of all codes: nothing is left to compute but sums."""
-        last = self.states(batch)[batch.events.offsets[1:] - 1]  # (B, D)
+        offsets = batch.events.offsets
+        last = self.encoder.last(self._events(batch), layout_of(offsets), offsets[1:] - 1)  # (B, D)
         levels = zip(self.written(last), self.vectors().split(self.level_sizes), strict=True)
         found = [(head @ codes.T).log_softmax(-1) for head, codes in levels]
         return CodeScores(torch.cat(found, dim=1), self.level_sizes)

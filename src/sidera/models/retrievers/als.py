@@ -17,7 +17,6 @@ Shape legend: B histories · S longest history · T events of all · N items · 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +26,7 @@ from torch import Tensor
 from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog
 from sidera.models.retrievers.factors import FactorConfig, ItemFactors, library
-
-ALPHAS = (3.0, 10.0, 40.0)
+from sidera.ops.jagged import Jagged
 
 
 class ALS(ItemFactors):
@@ -44,44 +42,31 @@ class ALS(ItemFactors):
             super().__post_init__()
             self.check_positive("regularization", "alpha")
 
+    setting = "alpha"
+    grid = (3.0, 10.0, 40.0)
     config: Config
-    chosen: Tensor  # (1,) alpha
     gram: Tensor  # (D, D) Y'Y + regularization I
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__(config, catalog, config.factors)
-        self.register_buffer("chosen", torch.tensor([config.alpha]))
         self.register_buffer("gram", torch.eye(config.factors))
 
-    def grid(self) -> Sequence[float]:
-        return ALPHAS
-
-    def own_setting(self) -> float:
-        return self.config.alpha
-
-    def learn(self, user_items: Any, setting: float) -> None:
+    def learn(self, user_items: Any, alpha: float) -> None:
         """Alternate from the seed's factors on, one thread."""
         config = self.config
         learned = library("als").AlternatingLeastSquares(
-            factors=config.factors, regularization=config.regularization, alpha=setting,
+            factors=config.factors, regularization=config.regularization, alpha=alpha,
             iterations=config.iterations, use_gpu=False, num_threads=1, random_state=config.seed,
         )  # fmt: skip
         learned.fit(user_items, show_progress=False)
         self.put(learned.item_factors)
-        self.chosen.fill_(setting)
         identity = torch.eye(config.factors, device=self.factors.device)
         self.gram.copy_(self.factors.T @ self.factors + config.regularization * identity)
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """(B, 1, D)"""
-        events, item_ids = batch.events, batch.item_ids  # (T,)
-        rows = events.row_ids
-        places = torch.arange(len(item_ids), device=rows.device) - events.offsets[:-1][rows]
-        shape = (batch.num_histories, int(events.lengths.max()) if len(item_ids) else 0)
-        ids = item_ids.new_full(shape, -1)
-        ids[rows, places] = item_ids
+        ids, real = Jagged(batch.item_ids, batch.events.offsets).pad(-1)  # (B, S)
         times = (ids[:, :, None] == ids[:, None, :]).sum(2)  # (B, S) how often the history holds the item of a place
-        real = (ids >= 0).float()
         # float64: a row's padding depends on the histories beside it and would else move the last digits
         vectors = (self.factors[ids.clamp(min=0)] * real[:, :, None]).double()  # (B, S, D)
         alpha = self.chosen[0].double()

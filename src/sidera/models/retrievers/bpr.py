@@ -15,7 +15,6 @@ Shape legend: B histories · T events of all · N items · D factors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +24,6 @@ from torch import Tensor
 from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog
 from sidera.models.retrievers.factors import FactorConfig, ItemFactors, library
-
-REGULARIZATIONS = (0.001, 0.01, 0.03)
 
 
 class BPR(ItemFactors):
@@ -42,29 +39,22 @@ class BPR(ItemFactors):
             super().__post_init__()
             self.check_positive("regularization", "learning_rate")
 
+    setting = "regularization"
+    grid = (0.001, 0.01, 0.03)
     config: Config
-    chosen: Tensor  # (1,) regularization
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__(config, catalog, config.factors + 1)
-        self.register_buffer("chosen", torch.tensor([config.regularization]))
 
-    def grid(self) -> Sequence[float]:
-        return REGULARIZATIONS
-
-    def own_setting(self) -> float:
-        return self.config.regularization
-
-    def learn(self, user_items: Any, setting: float) -> None:
+    def learn(self, user_items: Any, regularization: float) -> None:
         """Gradient steps from the seed's factors on, one thread: the triples come in one order."""
         config = self.config
         learned = library("bpr").BayesianPersonalizedRanking(
-            factors=config.factors, learning_rate=config.learning_rate, regularization=setting,
+            factors=config.factors, learning_rate=config.learning_rate, regularization=regularization,
             iterations=config.iterations, use_gpu=False, num_threads=1, random_state=config.seed,
         )  # fmt: skip
         learned.fit(user_items, show_progress=False)
         self.put(learned.item_factors)
-        self.chosen.fill_(setting)
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """(B, 1, D + 1): the last column, 1, meets the items' bias."""

@@ -10,7 +10,7 @@ Shape legend: B histories · T events of all · N items · D factors · U users.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -60,46 +60,48 @@ class ItemFactors(nn.Module):
     needs = "implicit"  # the module that fit_once imports
     reads_codes = False
     reads_late_items = False  # nothing was learned of them
+    setting: str  # the key of the config that is chosen
+    grid: tuple[float, ...]  # its values to choose among
     factors: Tensor  # (N, D)
-    chosen: Tensor  # (1,) the setting that it was learned with
+    chosen: Tensor  # (1,) the value that it was learned with
 
     def __init__(self, config: FactorConfig, catalog: Catalog, width: int) -> None:
         super().__init__()
         self.config, self.reads = config, config.reads
         self.register_buffer("factors", torch.zeros(len(catalog.item_keys), width))
+        self.register_buffer("chosen", torch.tensor([self.own_setting]))
+
+    @property
+    def own_setting(self) -> float:
+        """What the recipe says."""
+        value: float = getattr(self.config, self.setting)
+        return value
 
     def fit_once(self, view: View) -> None:
         """Learn from the training sequences; InputError where the library is not installed."""
         user_items = training_matrix(view)
-        settings: Sequence[Any] = self.grid() if self.config.choose and len(view.split.valid) else ()
+        settings = self.grid if self.config.choose and len(view.split.valid) else ()
         trials = {}
         with one_thread():
             for one in settings:
-                self.learn(user_items, one)
+                self.learn_with(user_items, one)
                 trials[one] = validation_ndcg(self, view)
-            best = max(trials, key=lambda one: trials[one]) if trials else self.own_setting()
+            best = max(trials, key=lambda one: trials[one]) if trials else self.own_setting
             if not trials or best != settings[-1]:  # else it was learned last
-                self.learn(user_items, best)
+                self.learn_with(user_items, best)
 
     def count_again(self, view: View) -> None:
         """Learn from another training part, with the setting that was chosen."""
         with one_thread():
-            self.learn(training_matrix(view), self.chosen_setting())
+            self.learn_with(training_matrix(view), round(float(self.chosen[0]), 6))
+
+    def learn_with(self, user_items: Any, setting: float) -> None:
+        """Learn, and keep the setting."""
+        self.chosen.fill_(setting)
+        self.learn(user_items, setting)
 
     @abstractmethod
-    def grid(self) -> Sequence[Any]:
-        """Settings to choose among."""
-
-    @abstractmethod
-    def own_setting(self) -> Any:
-        """What the recipe says."""
-
-    def chosen_setting(self) -> Any:
-        """What the grid, or the recipe, left."""
-        return round(float(self.chosen[0]), 6)
-
-    @abstractmethod
-    def learn(self, user_items: Any, setting: Any) -> None:
+    def learn(self, user_items: Any, setting: float, /) -> None:
         """Fill the buffers from a sparse matrix (U, N) of counts."""
 
     @abstractmethod
