@@ -21,7 +21,7 @@ from hand_made import finder
 from sidera.core import InputError
 from sidera.store.embedded import EmbeddedStore, StoreConfig
 from sidera.store.events import COLUMNS, Events, concatenate
-from sidera.store.history_store import CatalogIds, HistoryStore
+from sidera.store.history_store import CatalogIds, Change, Changes, HistoryStore
 from sidera.store.lifelong import LifelongConfig, LifelongHistory
 from sidera.store.redis_store import RedisConfig, RedisStore
 from sidera.store.store_representatives import CatalogItems, StoreRepresentatives
@@ -35,6 +35,7 @@ class MemoryStore:
         self.events: dict[str, list[Events]] = {}
         self.identities: dict[str, list[tuple[int, Any]]] = {}
         self.words: dict[str, str] = {}
+        self.appended: list[Change] = []
         self.lock = threading.RLock()
 
     @property
@@ -71,14 +72,26 @@ class MemoryStore:
                 fresh = [n for n, pair in enumerate(pairs) if pair not in seen and pair not in pairs[:n]]
                 events, pairs = events.take(np.array(fresh, dtype=np.int64)), [pairs[n] for n in fresh]
             if len(events):
+                first = sum(map(len, self.events.get(user, [])))
+                self.appended.append(Change(user, first, first + len(events)))
                 self.events.setdefault(user, []).append(events)
                 self.identities.setdefault(user, []).extend(pairs)
             return len(events)
 
-    def history(self, user: str, as_of: int | None = None, n: int | None = None) -> Events | None:
+    def newest_of_users(self) -> list[tuple[int, str]]:
+        newest = [(int(max(part.times.max() for part in parts)), user) for user, parts in self.events.items()]
+        return sorted(newest, reverse=True)
+
+    def changes(self, after: int | None = None) -> Changes:
+        with self.lock:
+            mine = [] if after is None else [one for one in self.appended[after:] if one.user in self.events]
+            return Changes(len(self.appended), mine)
+
+    def history(self, user: str, as_of: int | None = None, n: int | None = None, since: int = 0) -> Events | None:
         if user not in self.events:
             return None
         events = self.arrivals(user)[1].in_time_order()
+        events = events.take(events.times >= since)
         events = events if as_of is None else events.take(events.times < as_of)
         return events.take(slice(0 if n is None else max(0, len(events) - n), None))
 
@@ -335,3 +348,32 @@ def test_representatives_are_those_of_the_events(store: HistoryStore) -> None:
     view.forget("ann")
     assert len(view.of("ann")) == 0
     view.close()
+
+
+def test_changes_name_every_append_once(store: HistoryStore) -> None:
+    assert store.changes() == (0, [])
+    store.append("ann", events(store, [1, 2], [10, 20]))
+    store.append_all([("bob", events(store, [3], [15]), None), ("ann", events(store, [4], [30]), None)])
+    last, appended = store.changes(0)
+    assert appended == [("ann", 0, 2), ("bob", 0, 1), ("ann", 2, 3)]
+    assert store.changes() == store.changes(last) == (last, [])
+    store.append("ann", events(store, [4], [30]), new_only=True)  # it is known: no change
+    assert store.changes(last) == (last, [])
+    store.append("bob", events(store, [5], [40]))
+    newest, appended = store.changes(last)
+    assert (newest > last, appended) == (True, [("bob", 1, 2)])
+    assert store.newest_of_users() == [(40, "bob"), (30, "ann")]
+    store.erase("ann")
+    assert all(one.user != "ann" for one in store.changes(0).appended or ())
+    store.append("cid", events(store, [1], [50]))
+    assert [one.user for one in store.changes(newest).appended or ()] == ["cid"]
+
+
+def test_a_history_begins_where_it_is_asked_to(store: HistoryStore) -> None:
+    store.append("ann", events(store, list(range(8)) * 30, list(range(240))))
+    found = store.history("ann", as_of=230, since=100)
+    assert found is not None
+    assert found.times.tolist() == list(range(100, 230))
+    found = store.history("ann", n=5, since=238)
+    assert found is not None
+    assert found.times.tolist() == [238, 239]

@@ -29,11 +29,12 @@ from sidera.core import InputError
 from sidera.store.database import Database, Ledger
 from sidera.store.events import Events
 from sidera.store.folder import DURABILITIES, MANIFEST, Durability, Plan
-from sidera.store.history_store import Names
+from sidera.store.history_store import MOST_CHANGES, Change, Changes, Names
 from sidera.store.item_keys import ItemKeys, key_bytes
-from sidera.store.user_events import BLOCK, HEAD, Head, Part, Records, new_of, part_of
+from sidera.store.user_events import BLOCK, COUNTERS, HEAD, Head, Part, Records, new_of, newest_in, part_of
 
 PLACES = HEAD + 1  # ids of one user
+TIDY_EVERY = 1024  # changes
 PLAN = Plan(
     "behaviour-store",
     4,
@@ -41,6 +42,9 @@ PLAN = Plan(
     CREATE TABLE IF NOT EXISTS users (number INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE);
     CREATE TABLE IF NOT EXISTS records (id INTEGER PRIMARY KEY, record BLOB NOT NULL);
     CREATE TABLE IF NOT EXISTS items (number INTEGER PRIMARY KEY, key BLOB NOT NULL);
+    CREATE TABLE IF NOT EXISTS changes (
+        number INTEGER PRIMARY KEY, user INTEGER NOT NULL, first INTEGER NOT NULL, end INTEGER NOT NULL
+    );
     """,
     older="give an empty folder, and fill it from the data (`sidera serve RUN --store NEW --fill DATA`)",
 )
@@ -51,6 +55,13 @@ WHERE users.key = ? ORDER BY records.id DESC LIMIT ?
 """
 _HEAD = f"""
 SELECT number, record FROM users LEFT JOIN records ON records.id = users.number * {PLACES} + {HEAD} WHERE key = ?
+"""
+_NEWEST_OF_USERS = f"""
+SELECT key, substr(record, 1, {COUNTERS}) FROM users JOIN records ON records.id = users.number * {PLACES} + {HEAD}
+"""
+_CHANGES = """
+SELECT changes.number, users.key, first, end FROM changes LEFT JOIN users ON users.number = changes.user
+WHERE changes.number >= ? ORDER BY changes.number
 """
 _ITEMS = "SELECT number, key FROM items WHERE number >= ? ORDER BY number"
 _SUMS = f"SELECT substr(record, 1, 4) FROM users JOIN records ON records.id = users.number * {PLACES} + {HEAD}"
@@ -126,9 +137,9 @@ class EmbeddedStore:
 
         return self.database.write(work) if any(len(events) for _, events, _ in users) else [0] * len(users)
 
-    def history(self, user: str, as_of: int | None = None, n: int | None = None) -> Events | None:
+    def history(self, user: str, as_of: int | None = None, n: int | None = None, since: int = 0) -> Events | None:
         blocks = 0 if n is None else (n + BLOCK - 1) // BLOCK + 1
-        found = self._read(user, blocks, lambda head, records: head.between(records, 0, as_of, n))
+        found = self._read(user, blocks, lambda head, records: head.between(records, since, as_of, n))
         return None if found is None else found.events
 
     def arrivals(self, user: str, first: int = 0) -> tuple[int, Events]:
@@ -137,6 +148,20 @@ class EmbeddedStore:
 
     def users(self) -> list[str]:
         return sorted(key.decode() for (key,) in self.database.rows("SELECT key FROM users"))
+
+    def newest_of_users(self) -> list[tuple[int, str]]:
+        rows = self.database.rows(_NEWEST_OF_USERS)
+        return sorted(((newest_in(record), key.decode()) for key, record in rows), reverse=True)
+
+    def changes(self, after: int | None = None) -> Changes:
+        (last,) = self.database.rows("SELECT coalesce(max(number), 0) FROM changes")[0]
+        if after is None or after == last:
+            return Changes(last, [])
+        rows = self.database.rows(_CHANGES, (after,))
+        if not rows or rows[0][0] > max(after, 1):  # the last one that the caller knows was let go
+            return Changes(last, None)
+        appended = [Change(key.decode(), first, end) for number, key, first, end in rows if number > after and key]
+        return Changes(rows[-1][0], appended)
 
     def compact(self) -> list[str]:
         gone = []
@@ -199,6 +224,11 @@ class EmbeddedStore:
         ledger.add("heads", _sum(change.head) - held_sum, 0)
         written = [(base + place, record) for place, record in [*change.blocks, (HEAD, change.head)]]
         connection.executemany("INSERT OR REPLACE INTO records VALUES (?, ?)", written)
+        added = connection.execute(
+            "INSERT INTO changes (user, first, end) VALUES (?, ?, ?)", (number, head.end, head.end + part.number)
+        )
+        if added.lastrowid and added.lastrowid % TIDY_EVERY == 0:
+            connection.execute("DELETE FROM changes WHERE number <= ?", (added.lastrowid - MOST_CHANGES,))
         a, b = change.dropped
         if a < b:
             connection.execute("DELETE FROM records WHERE id BETWEEN ? AND ?", (base + a, base + b - 1))
@@ -289,6 +319,7 @@ def _erase(connection: sqlite3.Connection, ledger: Ledger, key: bytes) -> bool:
     ledger.remove("heads", _sum(row and row[0]), 0)
     connection.execute("DELETE FROM records WHERE id BETWEEN ? AND ?", (number * PLACES, number * PLACES + HEAD))
     connection.execute("DELETE FROM users WHERE number = ?", (number,))
+    connection.execute("UPDATE changes SET user = -1 WHERE user = ?", (number,))  # the number may be given again
     ledger.remove("users", _checksum(number, key))
     return True
 

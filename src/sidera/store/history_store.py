@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,22 @@ from sidera.core import ArtifactError
 from sidera.store.events import Events
 
 Names = NDArray[np.uint64]
+MOST_CHANGES = 100_000  # appends that a store remembers as changes
+
+
+class Change(NamedTuple):
+    """An append: the user's events with the numbers ``first`` to before ``end``, in order of arrival."""
+
+    user: str
+    first: int
+    end: int
+
+
+class Changes(NamedTuple):
+    """Appends of all users in the order in which they were kept."""
+
+    last: int  # number of the last change; 0: there was none
+    appended: list[Change] | None  # None: more came since than the store remembers; read the users again
 
 
 class HistoryStore(Protocol):
@@ -52,9 +68,9 @@ class HistoryStore(Protocol):
     def append_all(self, users: Sequence[tuple[str, Events, Names | None]], *, new_only: bool = False) -> list[int]:
         """:meth:`append` for several users -> how many of each, with one wait for the disk. All are added, or none."""
 
-    def history(self, user: str, as_of: int | None = None, n: int | None = None) -> Events | None:
-        """The newest ``n`` events kept of those before ``as_of`` (unix seconds), in time order, ties in order of
-        arrival. None for either: all. None for a user of whom there was never an event."""
+    def history(self, user: str, as_of: int | None = None, n: int | None = None, since: int = 0) -> Events | None:
+        """The newest ``n`` events kept of those from ``since`` to before ``as_of`` (unix seconds), in time order, ties
+        in order of arrival. None for either: all. None for a user of whom there was never an event."""
 
     def arrivals(self, user: str, first: int = 0) -> tuple[int, Events]:
         """The events kept that arrived as number ``first`` or later (0: the user's first ever), in order of arrival,
@@ -63,6 +79,12 @@ class HistoryStore(Protocol):
 
     def users(self) -> list[str]:
         """Keys of all users, sorted."""
+
+    def newest_of_users(self) -> list[tuple[int, str]]:
+        """The time of every user's newest event, the newest first, and the user's key."""
+
+    def changes(self, after: int | None = None) -> Changes:
+        """What was appended behind change number ``after``, of whichever process; None: only the number of the last."""
 
     def settled(self, name: str, value: str | None = None) -> str | None:
         """The value that was first given under this name, for ever; None where none was given."""

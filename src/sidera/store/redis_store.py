@@ -29,15 +29,16 @@ from numpy.typing import NDArray
 from sidera.config import check_value
 from sidera.core import ArtifactError, InputError
 from sidera.store.events import Events
-from sidera.store.history_store import Names
+from sidera.store.history_store import MOST_CHANGES, Change, Changes, Names
 from sidera.store.item_keys import ItemKeys, key_bytes
-from sidera.store.user_events import BLOCK, HEAD, Head, Part, Records, new_of, part_of
+from sidera.store.user_events import BLOCK, HEAD, Head, Part, Records, new_of, newest_in, part_of
 
 if TYPE_CHECKING:
     from redis import Redis
 
 SECONDS = 5.0  # that an answer of the server may take
 PATIENCE = 30.0  # seconds that a rewriting of its file may be under way
+COUNT_BITS = 20  # of a change's number, behind its milliseconds
 GIVEN_AT_ONCE = 5000  # item keys in one call
 _GIVE = """
 local number = redis.call('LLEN', KEYS[1])
@@ -123,8 +124,8 @@ class RedisStore:
         return self._changed([key for key, _ in parts], lambda pipe: self._write(pipe, parts, new_only))
 
     @_named
-    def history(self, user: str, as_of: int | None = None, n: int | None = None) -> Events | None:
-        found = self._read(user, lambda head, records: head.between(records, 0, as_of, n))
+    def history(self, user: str, as_of: int | None = None, n: int | None = None, since: int = 0) -> Events | None:
+        found = self._read(user, lambda head, records: head.between(records, since, as_of, n))
         return None if found is None else found.events
 
     @_named
@@ -136,6 +137,38 @@ class RedisStore:
     def users(self) -> list[str]:
         members: Any = self.server.smembers(self._key(b"users"))
         return sorted(key.decode() for key in members)
+
+    @_named
+    def newest_of_users(self) -> list[tuple[int, str]]:
+        users = [user.encode() for user in self.users()]
+        newest = list[tuple[int, str]]()
+        for start in range(0, len(users), GIVEN_AT_ONCE):
+            mine = users[start : start + GIVEN_AT_ONCE]
+            with self.server.pipeline(transaction=False) as pipe:
+                for user in mine:
+                    pipe.hget(self._user(user), str(HEAD))
+                heads = pipe.execute()
+            newest += [(newest_in(head), user.decode()) for user, head in zip(mine, heads, strict=True) if head]
+        return sorted(newest, reverse=True)
+
+    @_named
+    def changes(self, after: int | None = None) -> Changes:
+        """Entries of a stream; their ids, milliseconds and a count inside of one, are the numbers."""
+        stream = self._key(b"changes")
+        newest: Any = self.server.xrevrange(stream, count=1)
+        last = _number_of(newest[0][0]) if newest else 0
+        if after is None or after == last:
+            return Changes(last, [])
+        begin = f"{after >> COUNT_BITS}-{after % 2**COUNT_BITS}"
+        entries: Any = self.server.xrange(stream, min=begin)
+        known = bool(entries) and _number_of(entries[0][0]) == after
+        if not known and (after or len(entries) >= MOST_CHANGES):  # the last one that the caller knows was let go
+            return Changes(last, None)
+        appended = [
+            Change(fields[b"user"].decode(), int(fields[b"first"]), int(fields[b"end"]))
+            for _, fields in entries[int(known) :]
+        ]
+        return Changes(_number_of(entries[-1][0]) if entries else last, appended)
 
     @_named
     def compact(self) -> list[str]:
@@ -152,6 +185,9 @@ class RedisStore:
         with self.server.pipeline() as pipe:
             pipe.delete(self._user(key))
             pipe.srem(self._key(b"users"), key)
+            entries: Any = self.server.xrange(self._key(b"changes"))
+            if theirs := [number for number, fields in entries if fields[b"user"] == key]:
+                pipe.xdel(self._key(b"changes"), *theirs)
             gone = bool(pipe.execute()[1])
         self._rewrite()
         return gone
@@ -214,7 +250,7 @@ class RedisStore:
         heads: dict[bytes, Head] = {}
         pending: dict[bytes, dict[str, bytes]] = {}  # fields of each user, not written yet
         gone: dict[bytes, list[str]] = {}
-        counts = []
+        counts, changes = [], list[dict[Any, Any]]()
         for key, part in parts:
             if key not in heads:
                 record = self._head(pipe, key)
@@ -227,6 +263,7 @@ class RedisStore:
             counts.append(part.number)
             if part.number:
                 change = head.appended(part, self.config.max_events)
+                changes.append({"user": key, "first": head.end, "end": head.end + part.number})
                 fields |= {str(place): record for place, record in change.blocks} | {str(HEAD): change.head}
                 gone.setdefault(key, []).extend(str(place) for place in range(*change.dropped))
                 heads[key] = Head.read(key, change.head)
@@ -237,6 +274,8 @@ class RedisStore:
                 pipe.sadd(self._key(b"users"), key)
             if gone.get(key):
                 pipe.hdel(self._user(key), *gone[key])
+        for entry in changes:
+            pipe.xadd(self._key(b"changes"), entry, maxlen=MOST_CHANGES, approximate=True)
         return counts
 
     def _with(self, key: bytes, fields: dict[str, bytes]) -> Records:
@@ -328,6 +367,11 @@ class RedisStore:
                 f"the Redis server lets keys go (maxmemory-policy {settings.get('maxmemory-policy')})",
                 allowed="noeviction", fix="CONFIG SET maxmemory-policy noeviction",
             )  # fmt: skip
+
+
+def _number_of(entry: bytes) -> int:
+    milliseconds, count = entry.split(b"-")
+    return (int(milliseconds) << COUNT_BITS) + int(count)
 
 
 def _connected(url: str) -> Redis:
