@@ -120,7 +120,7 @@ FLAGS = {
     "recommend": ["run", "--history", "-k", "--filter-seen", "--filter", "--unknown", "--threads"],
     "score": ["run", "--history", "--items", "--threads"],
     "similar": ["run", "--items", "-k", "--threads"],
-    "popular": ["run", "-k", "--category", "--data", "--days", "--threads"],
+    "popular": ["run", "-k", "--category", "--data", "--store", "--days", "--event", "--threads"],
     "recommend-all": ["run", "--data", "--out", "-k", "--filter-seen", "--as-of", "--threads"],
     "export-events": ["store", "--exposures", "--out", "--since", "--until"],
     "refresh": [

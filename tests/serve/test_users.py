@@ -419,3 +419,22 @@ def test_events_of_an_answer_need_an_exposure_log(client: TestClient, views: tup
     assert "no exposure log is open; fix: serve with --exposures" in refused(
         client, "/v1/events", **body, request="abc", slots=list(range(24))
     )
+
+
+def test_popular_counts_the_events_that_are_asked_for(client: TestClient, catalog: Catalog) -> None:
+    keys, now = [str(key) for key in catalog.item_keys[:3]], int(time.time())
+    feedback = {"click": [1, 1, 0, 1], "like": [0, 0, 1, 0], "watch_time": [1.0] * 4, "duration": [9.0] * 4}
+    body = {"user": "ann", "items": [keys[0], keys[0], keys[1], keys[2]], "times": [now - 4, now - 3, now - 2, now - 1]}
+    assert client.post("/v1/events", json={**body, "feedback": feedback}).status_code == 200
+
+    def popular(*events: str) -> dict[str, float]:
+        answer = client.get("/v1/popular", params={"window": "hour", "event": list(events)})
+        return {one["item"]: one["score"] for one in answer.json()["items"]}
+
+    assert popular("click") == {keys[0]: 2, keys[2]: 1}
+    assert popular("like") == {keys[1]: 1}
+    assert popular("click", "like") == {keys[0]: 2, keys[1]: 1, keys[2]: 1}
+    assert popular() == {}  # no long view: nothing is positive
+    answer = client.get("/v1/popular", params={"event": "buy"})
+    assert answer.status_code == 422
+    assert "no event is named 'buy'; allowed: click, like" in answer.json()["detail"]

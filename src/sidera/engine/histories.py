@@ -29,6 +29,7 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import digest, written
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
+from sidera.data.features import FeatureSchema
 from sidera.data.representatives import lifelong_of, unpacked_columns
 from sidera.store.embedded import EmbeddedStore, StoreConfig
 from sidera.store.events import Events as StoredEvents
@@ -36,6 +37,7 @@ from sidera.store.events import packed_events
 from sidera.store.history_store import CatalogIds, HistoryStore
 from sidera.store.lifelong import LifelongConfig
 from sidera.store.log_representatives import read_whole
+from sidera.store.recent import RecentEvents
 from sidera.store.store_representatives import CatalogItems, StoreRepresentatives
 
 SCHEMA = "feedback columns"  # name of what the store settles
@@ -89,6 +91,7 @@ class Behaviour:
         self.store, self.catalog, self.folder, self.now = store, catalog, folder, now
         self._ids = CatalogIds(store, catalog.find_ids)
         self._views: dict[LifelongConfig, StoreRepresentatives] = {}
+        self._recent = RecentEvents(store)
         self._lock = threading.Lock()
 
     def append(
@@ -158,6 +161,17 @@ class Behaviour:
             unknown=tuple(keys),
         )
 
+    def counts(self, since: int, until: int, events: Sequence[str] = ()) -> tuple[NDArray[np.int64], int]:
+        """(N,) events of each item of the catalogue from ``since`` to before ``until``, and the second from which on
+        all of them are counted: a later one where there are too many.
+
+        ``events``: names of label columns; an event counts that has one of them (none: what the schema calls positive).
+        """
+        bits, window = event_bits(self.catalog.schema, events), self._recent.within(since, until)
+        numbers = window.numbers if bits is None else window.numbers[(window.labels & bits) != 0]
+        ids = self._ids.of(numbers)
+        return np.bincount(ids[ids >= 0], minlength=self.catalog.num_items), window.since
+
     def representatives(self, config: LifelongConfig) -> StoreRepresentatives:
         """Who answers with the representatives of users, as a model wants histories represented."""
         with self._lock:
@@ -203,6 +217,7 @@ class Behaviour:
         """
         _check_columns(_columns(self.catalog), _columns(catalog), "the store")
         other = Behaviour(self.store, catalog, self.folder, self.now)
+        other._recent = self._recent
         if catalog.codebook_id == self.catalog.codebook_id:
             with self._lock:
                 for view in self._views.values():
@@ -221,10 +236,12 @@ class Behaviour:
         for view in list(self._views.values()):
             for user in gone:
                 view.forget(user)
+        self._recent.forget()
 
     def erase(self, user: str) -> bool:
         """Take a user out of the store and of everything made of it; False where nothing is known of the user."""
         erased = self.store.erase(user)
+        self._recent.forget()
         with self._lock:
             for view in self._views.values():
                 view.forget(user)
@@ -280,6 +297,15 @@ def remove_views(folder: Path, but: Collection[Path | None] = ()) -> None:
     for view in folder.glob(f"{VIEWS}*"):
         if view not in but:
             shutil.rmtree(view)
+
+
+def event_bits(schema: FeatureSchema, events: Sequence[str]) -> int | None:
+    """Bits of which an event has one that counts; None: all count. InputError for a name that is no label."""
+    others = [name for name in events if name not in schema.labels]
+    if others:
+        raise InputError(f"no event is named {others[0]!r}", allowed=", ".join(schema.labels) or "none: leave it out")
+    names = events or ((schema.positive,) if schema.positive else ())
+    return sum(1 << schema.labels.index(name) for name in set(names)) if names else None
 
 
 def _items(catalog: Catalog) -> CatalogItems:
