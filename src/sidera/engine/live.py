@@ -201,7 +201,7 @@ class LiveRun:
         self._writers.setdefault(now.snapshot.catalog.codebook_id, now.parts.exposures)
         catalog = prepared.snapshot.catalog
         if catalog.codebook_id not in self._writers:
-            self._writers[catalog.codebook_id] = open_exposures(self.config.exposures, catalog)
+            self._writers[catalog.codebook_id] = open_exposures(self.config.exposures, catalog, self.config.retention)
         mine = self._writers[catalog.codebook_id]
         self.recommender.parts = replace(now.parts, also=self._others(now.parts.exposures))
         return replace(prepared, parts=replace(prepared.parts, exposures=mine, also=self._others(mine)))

@@ -23,7 +23,7 @@ from sidera.decode.vector_index import IndexConfig, IndexKind
 from sidera.engine.compiling import open_compiled
 from sidera.engine.expert import FOLDER as EXPERT
 from sidera.engine.expert import Expert
-from sidera.engine.exposures import ExposureWriter
+from sidera.engine.exposures import ExposureWriter, Retention
 from sidera.engine.histories import Behaviour, open_behaviour
 from sidera.engine.pipeline import Pipeline, Step
 from sidera.engine.quota import Quota
@@ -46,7 +46,10 @@ class ServeConfig:
     expert: bool = True  # counts of item pairs beside the generator, where the run has an expert that helps
     store: str | Path | None = None  # folder of the behaviour store, made where there is none
     fill: str | Path | None = None  # data folder whose events a new store begins with
+    category_index: str = ""  # feature of the items by which a user's events are found; "": the store's own, or none
     exposures: str | Path | None = None  # folder of the exposure log: answers to users
+    exposures_days: float = 0.0  # older ones are let go; 0: none is
+    exposures_mb: float = 0.0  # beyond so many MiB the oldest are; 0: none is
     compiled: bool = True  # what `sidera export` made of the run is used, where it is of this machine and these weights
     export_key: str | Path | None = None  # key that signed it; None: this machine's own
 
@@ -54,12 +57,22 @@ class ServeConfig:
         """With the index, where one is asked for."""
         return snapshot.indexed(IndexConfig(cast(IndexKind, self.index), self.index_recall)) if self.index else snapshot
 
+    @property
+    def retention(self) -> Retention:
+        return Retention(self.exposures_days, self.exposures_mb)
+
     def __post_init__(self) -> None:
+        if (self.retention != Retention()) and not self.exposures:
+            raise InputError(
+                "exposures_days or exposures_mb without exposures", fix="name the log's folder (exposures, --exposures)"
+            )
         if self.index:
             IndexConfig(cast(IndexKind, self.index), self.index_recall)  # checks them
         fix = "name the store's folder (store, --store)"
         if self.fill and not self.store:
             raise InputError(f"fill {self.fill} without a store", fix=fix)
+        if self.category_index and not self.store:
+            raise InputError(f"category_index {self.category_index!r} without a store", fix=fix)
         if self.exposures and not self.store:
             problem = f"exposures {self.exposures} without a store: logged answers are of requests that name a user"
             raise InputError(problem, fix=fix)
@@ -127,12 +140,14 @@ def open_parts(run: Path, config: ServeConfig, snapshot: Snapshot) -> Parts:
         behaviour = writer = None
         if config.store:
             behaviour = opened.enter_context(open_behaviour(config.store, catalog))
+            if config.category_index:
+                behaviour.index_by(config.category_index)
             if config.fill and behaviour.unfilled:
                 why, fix = "how its data folder is read", "run the recipe again, or send the events"
                 section = section_of_run(run, "data", why, fix)
                 behaviour.fill(load_dataset(config.fill, parse_section(DataConfig, section, "[data]")))
         if config.exposures:
-            writer = open_exposures(config.exposures, catalog)
+            writer = open_exposures(config.exposures, catalog, config.retention)
         opened.pop_all()
         return Parts(steps, behaviour, writer)
 
@@ -165,14 +180,15 @@ def open_expert(run: Path, snapshot: Snapshot) -> Expert | None:
     return expert.to(snapshot.device) if expert.is_on else None
 
 
-def open_exposures(path: str | Path, catalog: Catalog) -> ExposureWriter:
+def open_exposures(path: str | Path, catalog: Catalog, retention: Retention | None = None) -> ExposureWriter:
     """The exposure log of this codebook: at ``path``, or beside it (``PATH-CODEBOOK``) where that one is of another.
 
     A model that was trained again may have other codes. The log of the old ones stays where it is, and is complete.
     """
     codebook_id, num_levels = catalog.codebook_id, catalog.num_levels
     try:
-        return ExposureWriter(ExposureLog.open(path, codebook_id=codebook_id, num_levels=num_levels))
+        log = ExposureLog.open(path, codebook_id=codebook_id, num_levels=num_levels)
     except CatalogMismatch:
         beside = f"{path}-{codebook_id}"
-        return ExposureWriter(ExposureLog.open(beside, codebook_id=codebook_id, num_levels=num_levels))
+        log = ExposureLog.open(beside, codebook_id=codebook_id, num_levels=num_levels)
+    return ExposureWriter(log, retention=retention)
