@@ -236,6 +236,7 @@ def test_http_fields_are_frozen() -> None:
         "unknown_user",
         "policy_version",
         "shadow_version",
+        "expert_version",
         "reranker_version",
     ]
     said += ["codebook_id", "items_version", "eligible", "request", "beam", "milliseconds"]

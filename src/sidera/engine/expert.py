@@ -86,6 +86,7 @@ class Expert:
     weights: Tensor  # (buckets, 1 + F): of log p, and of each feature
     version: str = "unsaved"
     info: Mapping[str, Any] | None = None  # how it was learned and what it was worth
+    followed_events: int = 0  # that the counts took in since (``engine/following.py``)
 
     @property
     def is_on(self) -> bool:
@@ -102,10 +103,6 @@ class Expert:
         counts = PairCounts.of(item_ids, offsets, num_items, self.config.neighbours)
         return replace(self, counts=counts.to(self.weights.device), version=version)
 
-    def followed(self, item_ids: np.ndarray, offsets: np.ndarray, num_new: np.ndarray, num_items: int) -> Expert:
-        """The same weights over counts that take in events that came since (``PairCounts.followed``)."""
-        return replace(self, counts=self.counts.followed(item_ids, offsets, num_new, num_items))
-
     # -- a step ---------------------------------------------------------------------------------------------------
 
     def needs(self, k: int, beam: int) -> int:
@@ -118,7 +115,9 @@ class Expert:
         order = best_first(scores, number)
         ids, scores = padded_results(pool.item_ids.gather(1, order), scores.gather(1, order), number)
         signed = candidates.version, candidates.items_version
-        return Candidates(ids, scores, *signed, expert=self.version, searched=candidates)
+        return Candidates(
+            ids, scores, *signed, expert=self.version, followed_events=self.followed_events, searched=candidates
+        )
 
     def joined(self, pool: Pool) -> Tensor:
         """(B, C) scores; -inf for empty places, and for items that the generator cannot give."""

@@ -186,6 +186,10 @@ class Behaviour:
             unknown=tuple(keys),
         )
 
+    def ids_of(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
+        """(n,) the store's numbers of items -> the catalogue's ids, -1: it does not hold the item."""
+        return self._ids.of(numbers)
+
     def counts(self, since: int, until: int, events: Sequence[str] = ()) -> tuple[NDArray[np.int64], int]:
         """(N,) events of each item of the catalogue from ``since`` to before ``until``, and the second from which on
         all of them are counted: a later one where there are too many.

@@ -38,7 +38,7 @@ from sidera.engine.living import Applied, Delta, catalog_now, recorded, replayed
 from sidera.engine.recommender import DEFAULT_BEAM, Recommender
 from sidera.engine.routes import Route, Side
 from sidera.engine.run_folder import beam_of_run, load_snapshot
-from sidera.engine.serving import ServeConfig, Serving, open_exposures, open_steps, with_programs
+from sidera.engine.serving import ServeConfig, Serving, followed, open_exposures, open_steps, with_programs
 
 DAY = 86_400  # seconds
 KEPT = 3  # catalogues of versions: to go back to one is quick
@@ -175,6 +175,7 @@ class LiveRun:
         snapshot, self.recommender.compiled_note = with_programs(snapshot, folder, self.config, beam)
         steps = open_steps(folder, self.config, snapshot)
         behaviour = None if now.parts.behaviour is None else now.parts.behaviour.over(snapshot.catalog)
+        steps = followed(steps, behaviour)
         prepared = Serving(snapshot, replace(now.parts, steps=steps, behaviour=behaviour, exposures=None), beam)
         self._check(prepared, number)
         return prepared, place

@@ -9,6 +9,7 @@ its users' histories in a store and its answers in a log.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from sidera.engine.compiling import open_compiled
 from sidera.engine.expert import FOLDER as EXPERT
 from sidera.engine.expert import Expert
 from sidera.engine.exposures import ExposureWriter, Retention
+from sidera.engine.following import FollowedExpert
 from sidera.engine.histories import Behaviour, open_behaviour
 from sidera.engine.pipeline import Pipeline, Step
 from sidera.engine.quota import Quota
@@ -112,13 +114,18 @@ class Serving:
     @property
     def expert(self) -> Expert | None:
         """What joins counts to the search, where something does."""
-        return next((step for step in self.parts.steps if isinstance(step, Expert)), None)
+        for step in self.parts.steps:
+            if isinstance(step, Expert | FollowedExpert):
+                return step if isinstance(step, Expert) else step.now()
+        return None
 
     def with_catalog(self, catalog: Catalog) -> Serving:
         """The same over a catalogue whose items came and went. Calls that hold this one are not touched."""
         parts = self.parts
         if parts.behaviour is not None:
-            parts = replace(parts, behaviour=parts.behaviour.over(catalog))
+            behaviour = parts.behaviour.over(catalog)
+            steps = tuple(step.over(behaviour) if isinstance(step, FollowedExpert) else step for step in parts.steps)
+            parts = replace(parts, behaviour=behaviour, steps=steps)
         return replace(self, snapshot=self.snapshot.with_catalog(catalog), parts=parts)
 
 
@@ -149,6 +156,7 @@ def open_parts(run: Path, config: ServeConfig, snapshot: Snapshot) -> Parts:
         if config.exposures:
             writer = open_exposures(config.exposures, catalog, config.retention)
         opened.pop_all()
+        steps = followed(steps, behaviour)
         return Parts(steps, behaviour, writer)
 
 
@@ -165,6 +173,11 @@ def open_steps(run: Path, config: ServeConfig, snapshot: Snapshot) -> tuple[Step
     if config.cold_share:
         steps.append(Quota.cold(config.cold_share).check(snapshot.catalog))
     return tuple(steps)
+
+
+def followed(steps: Sequence[Step], behaviour: Behaviour | None) -> tuple[Step, ...]:
+    """The steps, and counts of the store's events in those that count."""
+    return tuple(FollowedExpert.of(step, behaviour) if isinstance(step, Expert) else step for step in steps)
 
 
 def open_expert(run: Path, snapshot: Snapshot) -> Expert | None:

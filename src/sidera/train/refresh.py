@@ -252,6 +252,7 @@ class _Refresh:
         if expert is not None:
             view = replace(self.part, reads_all=False).view(before)
             counted = expert.recounted(*train_sequences(view.dataset, view.split), self.catalog.num_items, wanted)
+            counted = replace(counted, info={**(counted.info or {}), "counted_until": before - 1})
             counted.save(self._expert(name), digest=wanted, parents={"model": wanted, "data": self.dataset.digest})
         new.save_model(
             self.work / name, digest=wanted, parents=parents, training={"seen_until": self.part.end, "refreshed": True}
