@@ -170,6 +170,7 @@ FLAGS = {
         "--max-connections",
         "--grace-seconds",
         "--access-log",
+        "--otel",
         "--device",
         "--threads",
     ],
