@@ -28,6 +28,7 @@ from sidera.data.batches import PrefixRows, trained_mask
 from sidera.data.config import View
 from sidera.nn.code_decoder import DecoderSize
 from sidera.nn.context_encoder import EncoderBlock
+from sidera.nn.counters import TRAINING, attention_flops, causal_pairs, matmul_flops
 from sidera.nn.dropout import Dropout
 from sidera.nn.feature_inputs import FeatureInputs
 from sidera.nn.group_tokens import GroupTokens, with_queries
@@ -149,6 +150,16 @@ class KuaiFormer(nn.Module):
             others = log_p.masked_fill(torch.eye(len(log_p), dtype=torch.bool, device=log_p.device), float("-inf"))
             total = total - alpha / len(log_p) * torch.log1p(-others.exp().clamp(max=1 - 1e-6)).sum()
         return Loss(total, target_ids.numel())
+
+    def flops_per_batch(self, batch: Batch) -> float:
+        """FLOPs of one training step on this batch, forward and backward."""
+        rows, items, width = batch.num_histories, batch.items.num_items, self.config.width
+        lengths = self.group.num_tokens(batch.lengths) + self.config.num_queries
+        forward = matmul_flops(self.of_items, items) + matmul_flops(self.mix, items) + self.group.flops(batch.lengths)
+        forward += matmul_flops(self.blocks, float(lengths.sum()))
+        forward += len(self.blocks) * attention_flops(causal_pairs(lengths), width)
+        compared = self.item.num_embeddings if self.config.loss == "full" else rows
+        return TRAINING * (forward + 2.0 * rows * self.config.num_queries * compared * width)
 
 
 def best_product(users: Tensor, items: Tensor) -> Tensor:
