@@ -13,10 +13,10 @@ Shape legend: T events · B histories · Q queries · N items · D width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from sidera.nn.dropout import Dropout
 from sidera.nn.feature_inputs import FeatureInputs
 from sidera.nn.group_tokens import GroupTokens, with_queries
 from sidera.nn.item_embedding import ItemEmbedding
+from sidera.nn.sampled_softmax import log_shares
 from sidera.ops.attention import layout_of
 from sidera.roles import Loss
 
@@ -104,13 +105,12 @@ class KuaiFormer(nn.Module):
         nn.init.normal_(self.slot.weight, std=0.02)
         nn.init.normal_(self.queries, std=0.5)  # apart from each other, or all interests start as one
         self.log_share: Tensor  # (N,) of an item among the targets of training; only the loss reads it
-        self.register_buffer("log_share", torch.full((num_items,), -float(np.log(num_items))), persistent=False)
+        self.register_buffer("log_share", torch.full((num_items,), -math.log(num_items)), persistent=False)
 
     def fit_once(self, view: View) -> None:
         """Count how often each item is a target."""
         events = view.dataset.item_ids[trained_mask(view.dataset, view.split)]
-        counts = np.bincount(events, minlength=len(self.log_share)) + 1.0
-        self.log_share.copy_(torch.from_numpy(np.log(counts / counts.sum())))
+        self.log_share.copy_(log_shares(events, len(self.log_share)))
 
     def item_vectors(self) -> Tensor:
         """(N, D)"""
