@@ -32,7 +32,7 @@ class ItemTower(nn.Module):
     def __init__(
         self, catalog: Any, width: int, features: Sequence[FeatureLike], id_dropout: float = 1.0, codes: bool = True
     ) -> None:
-        """``catalog``: an :class:`ItemSource`. ``features``: which of its columns are read; ``codes``: they are read too.
+        """``catalog``: an :class:`ItemSource`. ``features``: which of its columns are read; ``codes``: so are they.
         ``id_dropout``: share of items whose own vector a step drops."""
         super().__init__()
         columns = {feature.name: np.asarray(catalog.features[feature.name]) for feature in features}
