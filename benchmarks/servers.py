@@ -1,22 +1,24 @@
-"""Run folders for the benchmarks of serving, made in seconds: latency needs a recipe's shapes and no trained weights.
+"""Run folders for the benchmarks of serving, made in a minute: latency needs a recipe's shapes and no trained weights.
 
     python benchmarks/servers.py NAME FOLDER [STEPS]
 
 writes ``FOLDER/run`` (``sidera serve`` opens it) and ``FOLDER/data`` (the log whose users ask). A process of each tree
 that is compared makes its own, with its own code, from the same seed.
 
-`demo_RECIPE` is a recipe of the demo, trained for a few steps on a simulated log. The others are recipes of Beauty with
-fresh, sharpened weights over a catalogue of drawn semantic IDs. `million` is Beauty's generator over a million items,
-1,024 clusters.
+`demo_RECIPE` is a recipe of the demo, trained for a few steps on a simulated log. `generator`, `tiger` and `sasrec` are
+recipes of Beauty, trained on its log for a few steps: catalogue, histories and the generator's transition expert are
+those of a whole training, and so is what an answer costs. `million` is Beauty's generator with fresh, sharpened weights
+over a million drawn semantic IDs, 1,024 clusters, with an expert that counts a drawn log.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +41,11 @@ class Shape:
 
 
 SHAPES = {
-    "generator": Shape("beauty/generator", 12_000, (110, 110)),  # sqrt(N) clusters, as the recipe chooses them
     "million": Shape("beauty/generator", 1_000_000, (1024, 1024)),
-    "tiger": Shape("beauty/tiger", 12_000, (256, 256, 256, 8)),
-    "sasrec": Shape("beauty/sasrec", 12_000, ()),
     "tiny": Shape("beauty/sasrec", 200, ()),
 }
+BEAUTY = ROOT.parent / "shared" / "data" / "amazon2014_beauty"
+SHORT = {"generator": ("beauty/generator", 60), "tiger": ("beauty/tiger", 5), "sasrec": ("beauty/sasrec", 20)}  # steps
 
 
 def make(name: str, folder: Path, steps: int = 10) -> None:
@@ -54,19 +55,42 @@ def make(name: str, folder: Path, steps: int = 10) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if name in SHAPES:
         draw(SHAPES[name], folder)
+    elif name in SHORT:
+        if not BEAUTY.is_dir():
+            raise SystemExit(f"no log of Amazon Beauty at {BEAUTY}: see docs/use/data.md")
+        shutil.copytree(BEAUTY, folder / "data", dirs_exist_ok=True)
+        train(*SHORT[name], folder)
     else:
-        train_demo(name.removeprefix("demo_"), folder, steps)
+        from sidera.sim.config import world_config
+        from sidera.sim.simulate import simulate
+
+        simulate(world_config("easy", WORLD), WORLD_USERS, WORLD_DAYS, folder / "data", SEED)
+        train(f"demo/{name.removeprefix('demo_')}", steps, folder)
 
 
-def train_demo(recipe: str, folder: Path, steps: int) -> None:
-    from sidera.sim.config import world_config
-    from sidera.sim.simulate import simulate
-
-    simulate(world_config("easy", WORLD), WORLD_USERS, WORLD_DAYS, folder / "data", SEED)
-    words = ["train", f"demo/{recipe}", "--data", folder / "data", "--out", folder / "run", "-q", "--threads", 1]
+def train(recipe: str, steps: int, folder: Path) -> None:
+    """``run`` of ``data``, after so many steps (0: the recipe's)."""
+    words = ["train", recipe, "--data", folder / "data", "--out", folder / "run", "-q", "--threads", 1]
     if steps:
-        words += ["--set", f"fit.max_steps={steps}", "--set", "fit.warmup_steps=1"]
+        wanted = (f"fit.max_steps={steps}", "fit.warmup_steps=1", "fit.min_steps=0", "fit.teachers=0",
+                  "fit.refit=false", "fit.eval_every_epochs=0", "fit.eval_every_steps=0", "fit.patience=0",
+                  "expert.max_rows=500", "eval.valid_rows=100")  # fmt: skip
+        for one in accepted(recipe, wanted):
+            words += ["--set", one]
     subprocess.run([sys.executable, "-m", "sidera", *map(str, words)], check=True)
+
+
+def accepted(recipe: str, overrides: Sequence[str]) -> list[str]:
+    """Those that this tree's recipes have: an older one has fewer keys."""
+    from sidera.core import InputError
+    from sidera.train.recipe import Recipe
+
+    taken: list[str] = []
+    for one in overrides:
+        with contextlib.suppress(InputError):
+            Recipe.read(recipe, [*taken, one])
+            taken.append(one)
+    return taken
 
 
 def draw(shape: Shape, folder: Path) -> None:
@@ -103,9 +127,27 @@ def draw(shape: Shape, folder: Path) -> None:
     catalog.save(folder / "run" / "catalog")
     section = recipe.model_section
     recommender = Recommender(model, catalog, model_section=section)
-    recommender.save_model(folder / "run" / "model", digest=f"{recipe.model_name}-benchmark", parents={})
-    write_log(keys, popularity, folder / "data")
+    digest = f"{recipe.model_name}-benchmark"
+    recommender.save_model(folder / "run" / "model", digest=digest, parents={})
+    item_ids, offsets = write_log(keys, popularity, folder / "data")
+    if getattr(recipe, "expert", None) is not None and recipe.expert.enabled:  # another tree may have none
+        count(recipe.expert, item_ids, offsets, number).save(
+            folder / "run" / "expert", digest=f"{digest}-expert", parents={"model": digest}
+        )
     recipe.save(folder / "run")
+
+
+def count(config: Any, item_ids: Any, offsets: Any, num_items: int) -> Any:
+    """A transition expert over the counts of a drawn log; its weights are drawn, as only its cost matters."""
+    import torch
+
+    from sidera.engine.expert import FEATURES, Expert
+    from sidera.models.retrievers.pair_counts import PairCounts
+
+    counts = PairCounts.of(item_ids, offsets, num_items, config.neighbours)
+    edges = torch.tensor([5.0, 20.0])
+    weights = torch.rand(len(edges) + 1, 1 + len(FEATURES), generator=torch.Generator().manual_seed(SEED))
+    return Expert(config, counts, edges, weights, info={"on": True, "why": "drawn for a benchmark"})
 
 
 def sharpen(model: Any) -> None:
@@ -121,8 +163,8 @@ def sharpen(model: Any) -> None:
                 weight.uniform_(0.5, 1.5)
 
 
-def write_log(keys: list[str], popularity: Any, path: Path) -> None:
-    """Users who chose popular items more often."""
+def write_log(keys: list[str], popularity: Any, path: Path) -> tuple[Any, Any]:
+    """Users who chose popular items more often -> their items, and where each user's begin."""
     import numpy as np
     import pyarrow as pa
 
@@ -135,6 +177,7 @@ def write_log(keys: list[str], popularity: Any, path: Path) -> None:
     times = 1_600_000_000 + 60 * np.arange(len(users))
     items = pa.array([keys[item] for item in chosen])
     build_dataset("drawn", pa.table({"user": users, "item": items, "time": times})).save(path)
+    return chosen, np.concatenate([[0], np.cumsum(lengths)])
 
 
 # --- servers of these runs, from any tree ---------------------------------------------------------------------------
@@ -145,16 +188,38 @@ def environment(tree: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(tree / "src"), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
 
 
-@contextlib.contextmanager
-def served(name: str, folder: Path, tree: Path = ROOT, *, log: bool = True) -> Iterator[Any]:
-    """A server of one run, made where it is missing below ``folder``. With ``log`` its store holds the users of the
-    log, and the exposure log is on."""
-    from sidera.traffic.server import serving
-
+def made(name: str, folder: Path, tree: Path = ROOT) -> None:
+    """:func:`make` in a process of a tree."""
     script = Path(__file__).resolve()
     subprocess.run([sys.executable, str(script), name, str(folder)], check=True, env=environment(tree))
-    flags = ["--store", folder / "store", "--exposures", folder / "exposures", "--fill", folder / "data"] if log else []
-    with serving(folder / "run", [str(flag) for flag in flags], environment=environment(tree)) as server:
+
+
+def exported(run: Path) -> str:
+    """`sidera export`, unless it was done -> the names of the programs, or why there are none."""
+    from sidera.artifacts import read_manifest
+
+    if not (run / "compiled").is_dir():
+        words = [sys.executable, "-m", "sidera", "export", str(run)]
+        done = subprocess.run(words, env=environment(ROOT), capture_output=True, text=True)
+        if done.returncode:
+            return f"none: {(done.stderr.strip().splitlines() or ['?'])[-1][:300]}"
+    return ", ".join(read_manifest(run / "compiled", "compiled").info["programs"])
+
+
+@contextlib.contextmanager
+def served(
+    name: str, folder: Path, tree: Path = ROOT, *, log: bool = True, flags: Sequence[str] = (), store: str = "store"
+) -> Iterator[Any]:
+    """A server of one run, made where it is missing below ``folder``. With ``log`` its ``store`` holds the users of the
+    log, and the exposure log is on. ``flags``: more of `sidera serve`."""
+    from sidera.traffic.server import serving
+
+    made(name, folder, tree)
+    words = [*flags]
+    if log:
+        shown = folder / store.replace("store", "exposures")
+        words += ["--store", str(folder / store), "--exposures", str(shown), "--fill", str(folder / "data")]
+    with serving(folder / "run", words, environment=environment(tree)) as server:
         yield server
 
 

@@ -3,24 +3,32 @@
     python benchmarks/serving.py [--quick] [--ref COMMIT] [--only NAME ...] [--runs FOLDER]
 
 Every server is `sidera serve` in a process of its own on two cores that the load shares, with the behaviour store and
-the exposure log on; a request names a user. `--ref` serves another commit's code beside it, and the two are measured
-in turn.
+the exposure log on; a request names a user. Its run is exported first (`sidera export`), as in production, where the
+model can be; each row says what programs there are and how often they answered (/metrics). `--ref` serves another
+commit's code beside it, as that commit serves, and the two are measured in turn. Runs are trained for a few steps or
+drawn (``servers.py``): only their cost matters. `--quick` exports nothing, as that alone takes a minute.
 
 * *one client*: p50 and p99 of a closed loop of one client (demo OneRec-V2; Beauty's generator over 12 k items and over
-  a million; TIGER);
+  a million; TIGER); in turn with the same run without its programs (`eager`);
 * *open loop*: the highest rate of Poisson arrivals of which 99 % are answered within 100 ms (demo OneRec-V2, Beauty's
   generator, SASRec);
 * *right*: the share of answers, taken under load, whose ten items are those of the slow reference: the plain beam
-  search of one history after another, or all scores sorted;
+  search of one history after another (and the expert on what it found), or all scores sorted;
 * *peer*: TIGER's weights under 16 clients against FastAPI and transformers' `generate` with a prefix function.
+
+Each run's row is written to ``results/serving.json`` when it is done, beside the rows that are there; a row says when
+and at which commit it was measured. So the runs may be measured one by one, and a run that is cut off loses one row.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
+import hashlib
 import http.client
 import json
+import re
 import statistics
 import sys
 import tempfile
@@ -30,8 +38,9 @@ from pathlib import Path
 from typing import Any
 
 from before_after import other_tree
-from harness import arguments, finish
-from servers import ROOT, environment, served, users_of
+from claims import provenance
+from harness import RESULTS, arguments, finish
+from servers import ROOT, environment, exported, made, served, users_of
 
 SLO = 0.1  # seconds
 CLIENTS = 16  # of saturation
@@ -46,16 +55,20 @@ NAMES = ("demo_onerec_v2", "generator", "sasrec", "tiger", "million")
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ref", help="another commit to serve beside this one")
-    parser.add_argument("--only", nargs="+", choices=NAMES, help="these runs; no result is kept")
-    parser.add_argument("--runs", help="folder that keeps the run folders (else they are made and removed)")
+    parser.add_argument("--only", nargs="+", choices=NAMES, help="these runs; the rows of the others stay")
+    parser.add_argument("--runs", help="folder that keeps the run folders, exports too (else made and removed)")
     parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
 
 
 class Measured:
-    """The servers of one run, this tree's and the other commit's, and who asks them."""
+    """The servers of one run, this tree's (with programs: "after", without: "eager") and the other commit's, and who
+    asks them."""
 
-    def __init__(self, name: str, servers: Mapping[str, Any], folders: Mapping[str, Path], quick: bool) -> None:
+    def __init__(
+        self, name: str, servers: Mapping[str, Any], folders: Mapping[str, Path], programs: str, quick: bool
+    ) -> None:
         self.name, self.servers, self.folders, self.quick = name, servers, folders, quick
+        self.programs = programs
         self.requests = {side: users_of(folders[side])(server.address) for side, server in servers.items()}
 
     def client(self, side: str) -> Any:
@@ -74,6 +87,8 @@ class Measured:
             for side in sides if turn % 2 else sides[::-1]:
                 tally = self.client(side).closed(1, seconds, 0.5)
                 waited[side] += tally.kinds["recommend"].successes
+                now = latency_figures(sorted(tally.kinds["recommend"].successes))
+                self.say(f"one client, turn {turn + 1} of 4, {side}: p50 {now['p50']} ms, p99 {now['p99']} ms")
         return {side: latency_figures(sorted(values)) for side, values in waited.items()}
 
     def highest_rates(self) -> dict[str, float]:
@@ -81,14 +96,29 @@ class Measured:
 
         rates, seconds = {}, 1.5 if self.quick else 4.0
         precision = 1.2 if self.quick else 1.04
-        for side in self.servers:
+        for side in (side for side in self.servers if side != "eager"):
 
             def window(rate: float, seconds: float, side: str = side) -> Any:
-                return self.client(side).open(rate, seconds, 0.5, slo=SLO, miss_share=1 - SHARE)
+                tally = self.client(side).open(rate, seconds, 0.5, slo=SLO, miss_share=1 - SHARE)
+                self.say(f"{rate:.1f} requests/s, {side}: {'borne' if tally.meets(SLO) else 'too many'}")
+                return tally
 
             rates[side] = highest_rate(window, SLO, FIRST_RATE, seconds, precision).rate
-            print(f"{self.name} {side}: {rates[side]:.1f} requests/s", flush=True)
+            self.say(f"{side} bears {rates[side]:.1f} requests/s")
         return {side: round(rate, 1) for side, rate in rates.items()}
+
+    def say(self, text: str) -> None:
+        print(f"{self.name}: {text}", flush=True)
+
+    def used(self) -> dict[str, Any]:
+        """The programs that were exported, how often each answered, and why how many went step by step."""
+        address = self.servers["after"].address
+        connection = http.client.HTTPConnection(address.host, address.port, timeout=30)
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+        connection.close()
+        pairs = re.findall(r'^sidera_(?:program_calls|stepwise)_total\{\w+="([^"]*)"\} (\d+)', text, re.MULTILINE)
+        return {"exported": self.programs, "calls": {name: int(number) for name, number in pairs}}
 
     def throughput(self, side: str, seconds: float) -> float:
         tally = self.client(side).closed(CLIENTS, seconds, seconds / 4)
@@ -103,7 +133,9 @@ class Measured:
         with ThreadPoolExecutor(CLIENTS) as pool:
             answers = list(pool.map(lambda user: answer_of(address, user), users))
         expected = reference(self.folders[side], users)
-        return sum(same(*pair) for pair in zip(answers, expected, strict=True)) / len(users)
+        share = sum(same(*pair) for pair in zip(answers, expected, strict=True)) / len(users)
+        self.say(f"{share:.1%} of {len(users)} answers are right")
+        return share
 
 
 def answer_of(address: Any, user: str) -> list[str]:
@@ -124,25 +156,30 @@ def reference(folder: Path, users: list[str]) -> list[list[tuple[str, float]]]:
     from sidera.core import Request
     from sidera.decode.beam import beam_search
     from sidera.engine.answerer import Answerer
+    from sidera.engine.pipeline import Candidates, Query
     from sidera.engine.recommender import Recommender
     from sidera.engine.serving import ServeConfig
 
     found = []
-    with (
-        tempfile.TemporaryDirectory() as store,
-        Recommender.load(folder / "run", serve=ServeConfig(store=store, fill=str(folder / "data"))) as recommender,
-    ):
+    with tempfile.TemporaryDirectory() as store, Recommender.load(
+        folder / "run", serve=ServeConfig(store=store, fill=str(folder / "data"), compiled=False)
+    ) as recommender:  # fmt: skip
         snapshot, trie = recommender.snapshot, recommender.catalog.trie if recommender.catalog.has_codes else None
         reader = Answerer(snapshot, recommender.pipeline, recommender.behaviour).reader
         for user in users:
-            batch = snapshot.readable(reader.batch([reader.read(Request(user=user, filter_seen=False))]))
+            whole = reader.batch([reader.read(Request(user=user, filter_seen=False))])
+            batch = snapshot.readable(whole)
             with torch.inference_mode():
                 if trie is None:
                     scores, ids = snapshot.scorer.item_scores(batch).float().topk(11)
                 else:
-                    context, width = snapshot.generator.context(batch), recommender.beam
-                    beams = beam_search(snapshot.generator, context, trie, width=width, num_results=11)
-                    ids, scores = beams.item_ids, beams.scores
+                    context, width, steps = snapshot.generator.context(batch), recommender.beam, recommender.parts.steps
+                    number = width if steps else 11
+                    beams = beam_search(snapshot.generator, context, trie, width=width, num_results=number)
+                    answer = Candidates(beams.item_ids, beams.scores, snapshot.version, 0)
+                    for step in steps:  # the transition expert, where the run has one
+                        answer = step(Query(snapshot, whole, 11, beam=width), answer, 11)
+                    ids, scores = answer.item_ids, answer.scores
             keys = recommender.catalog.item_keys.take(ids[0].numpy())
             found.append(list(zip(keys, scores[0].tolist(), strict=True)))
     return found
@@ -162,11 +199,21 @@ def same(answer: list[str], expected: list[tuple[str, float]]) -> bool:
 
 @contextlib.contextmanager
 def both(name: str, scratch: Path, other: Path | None, quick: bool) -> Iterator[Measured]:
-    trees = {"after": ROOT} if other is None else {"after": ROOT, "before": other}
-    folders = {side: scratch / f"{name}-{side}" for side in trees}
+    """Servers of this tree's run, with and without its programs, and of the other tree's."""
+    folders = {"after": scratch / f"{name}-after"}
+    made(name, folders["after"])
+    programs = "none: --quick serves step by step" if quick else exported(folders["after"] / "run")
+    print(f"{name}: programs: {programs}", flush=True)
     with contextlib.ExitStack() as stack:
-        servers = {side: stack.enter_context(served(name, folders[side], tree)) for side, tree in trees.items()}
-        yield Measured(name, servers, folders, quick)
+        servers = {"after": stack.enter_context(served(name, folders["after"]))}
+        if name in ONE_CLIENT and not programs.startswith("none"):
+            folders["eager"] = folders["after"]
+            settings: dict[str, Any] = {"flags": ["--no-compiled"], "store": "store-eager"}
+            servers["eager"] = stack.enter_context(served(name, folders["eager"], **settings))
+        if other is not None:
+            folders["before"] = scratch / f"{name}-before"
+            servers["before"] = stack.enter_context(served(name, folders["before"], other))
+        yield Measured(name, servers, folders, programs, quick)
 
 
 def against_transformers(ours: Measured, quick: bool) -> dict[str, float]:
@@ -188,34 +235,52 @@ def against_transformers(ours: Measured, quick: bool) -> dict[str, float]:
             assert set(figures["statuses"]) == {"200"}, figures
             rates["peer"].append(figures["answers_per_second"])
             rates["ours"].append(ours.throughput("after", seconds))
+            ours.say(f"answers/s: {rates['ours'][-1]}, of generate: {rates['peer'][-1]}")
     found = {side: statistics.median(values) for side, values in rates.items()}
     return {**found, "ratio": round(found["ours"] / found["peer"], 2)}
+
+
+def measure(name: str, runs: Path, other: Path | None, options: argparse.Namespace) -> dict[str, Any]:
+    with both(name, runs, other, options.quick) as measured:
+        row: dict[str, Any] = {"right": measured.right(count=50 if options.quick else 200)}
+        if name in ONE_CLIENT:
+            row["one_client_ms"] = measured.one_client()
+        if name in OPEN_LOOP:
+            row["highest_rate"] = measured.highest_rates()
+        if name == "tiger" and not options.no_peer:
+            row["peer"] = against_transformers(measured, options.quick)
+        row["programs"] = measured.used()
+    made_by = provenance(Path(sys.argv[0]))
+    row["measured"] = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": made_by["commit"],
+        "uncommitted_changes": made_by["uncommitted_changes"],
+        "code": hashlib.sha256(json.dumps(made_by["code"]).encode()).hexdigest()[:12],
+        "ref": options.ref,
+    }
+    measured.say(str(row))
+    return row
 
 
 def main() -> None:
     options = arguments(__doc__, flags)
     names = options.only or (QUICK if options.quick else NAMES)
-    rows: dict[str, dict[str, Any]] = {}
+    file, rows = RESULTS / "serving.json", dict[str, Any]()
+    if file.is_file() and not options.quick:
+        rows = json.loads(file.read_text(encoding="utf-8"))["context"]["rows"]
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="serving-")))
         other = stack.enter_context(other_tree(options.ref, scratch))[0] if options.ref else None
-        runs = Path(options.runs) if options.runs else scratch
         for name in names:
-            with both(name, runs, other, options.quick) as measured:
-                row: dict[str, Any] = {"right": measured.right(count=50 if options.quick else 200)}
-                if name in ONE_CLIENT:
-                    row["one_client_ms"] = measured.one_client()
-                if name in OPEN_LOOP:
-                    row["highest_rate"] = measured.highest_rates()
-                if name == "tiger" and not options.no_peer:
-                    row["peer"] = against_transformers(measured, options.quick)
-                rows[name] = row
-                print(f"{name}: {row}", flush=True)
-    value, bar, passed = verdict(rows)
-    context = {"slo_ms": 1000 * SLO, "clients": CLIENTS, "ref": options.ref, "store": True, "exposures": True}
-    finish(
-        "serving", value, bar, passed, {**context, "rows": rows}, options.quick or bool(options.only or options.runs)
-    )
+            rows[name] = measure(name, Path(options.runs) if options.runs else scratch, other, options)
+            value, bar, passed = verdict(rows)
+            code = rows[name]["measured"]["code"]
+            context = {
+                "slo_ms": 1000 * SLO, "clients": CLIENTS, "store": True, "exposures": True,
+                "weights": "of a short training, or drawn: benchmarks/servers.py",
+                "of_other_code": [each for each, row in rows.items() if row["measured"]["code"] != code], "rows": rows,
+            }  # fmt: skip
+            finish("serving", value, bar, passed, context, options.quick)
 
 
 def verdict(rows: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, float], bool]:

@@ -117,7 +117,7 @@ def export_run(
         files = {name: Path(scratch) / f"{name}.pt2" for name in names}
         shape = SearchShape.of(snapshot.catalog.trie, beam)
         programs = {name: _loaded(file.read_bytes()) for name, file in files.items()}
-        parity = parity_of(snapshot, CompiledSearch(programs, shape, sample_of(snapshot)), requests)
+        parity = _tried(run, snapshot, CompiledSearch(programs, shape, sample_of(snapshot)), requests)
         if not parity.holds:
             raise ArtifactError(
                 f"the programs of {run} answer {parity.equal:.1%} of {parity.requests} requests as the model does, with"
@@ -138,6 +138,23 @@ def export_run(
                 shutil.copyfile(file, folder / file.name)
     size = sum(file.stat().st_size for file in (run / FOLDER).glob("*.pt2"))
     return Exported(str(run / FOLDER), tuple(names), refused, parity, size)
+
+
+def _tried(run: Path, snapshot: Snapshot, compiled: CompiledSearch, requests: int) -> Parity:
+    """ArtifactError where a program refuses a request, or was never asked: it would be opened untried."""
+    try:
+        parity = parity_of(snapshot, compiled, requests)
+    except RuntimeError as error:
+        why = str(error).splitlines()[0]
+    else:
+        untried = [name for name in compiled.programs if not compiled.calls[name]]
+        if not untried:
+            return parity
+        why = f"{', '.join(untried)} answered none of {requests} requests"
+    raise ArtifactError(
+        f"the programs of {run} do not run: {why}; nothing was written", allowed="20 requests or more (--requests)",
+        fix="serve it as it is, and report the model and the processor",
+    )  # fmt: skip
 
 
 def _check_tools(snapshot: Snapshot) -> None:

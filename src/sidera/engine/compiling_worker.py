@@ -87,13 +87,18 @@ def compile_all(snapshot: Snapshot, out: Path, beam: int) -> dict[str, str]:
 
 
 def _check_moving(exported: Any, dynamic: tuple[Any, ...]) -> None:
-    """Trap: torch fixes a dimension without a word where an operation asks for its number."""
+    """ValueError where torch fixed a dimension that moves.
+
+    Trap: it does so without a word where an operation asks for its number, as ``len(tensor)`` does; the dimension may
+    then still be a symbol, of which only one value is left.
+    """
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int
     from torch.utils import _pytree
 
     wanted = _pytree.tree_leaves(dynamic, is_leaf=lambda part: part is None or isinstance(part, dict))
     inputs = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"][-len(wanted) :]
     for value, places in zip(inputs, wanted, strict=True):
-        fixed = [place for place in places or () if isinstance(value.shape[place], int)]
+        fixed = [place for place in places or () if is_concrete_int(value.shape[place])]
         if fixed:
             raise ValueError(f"an input of shape {tuple(value.shape)} is fixed in dimension {fixed[0]}")
 

@@ -40,7 +40,7 @@ class Prefix:
 
     @property
     def num_histories(self) -> int:
-        return len(self.last)
+        return self.last.shape[0]
 
     @property
     def nbytes(self) -> int:

@@ -37,7 +37,7 @@ class _Written(torch.autograd.Function):
         ctx: Any, query: Tensor | None, packed: Tensor, bias: Tensor | None, groups: Written, scale: float, rate: float
     ) -> Tensor:
         like = packed if query is None else query
-        out = packed.new_empty(len(like), *packed.shape[2:])  # (Tq, H, E)
+        out = packed.new_empty(like.shape[0], *packed.shape[2:])  # (Tq, H, E)
         saved: list[Tensor | None] = []
         for first_query, first_key, num_rows, queries, keys in groups:
             parts = _by_head(packed, first_key, num_rows, keys)  # (2 or 3, R*H, Sk, E)

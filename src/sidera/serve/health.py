@@ -82,5 +82,12 @@ def _of_the_engine(served: Served) -> Iterator[str]:
         ("sidera_ready", "1: new requests may be sent here", int(not served.stopping)),
     ):  # fmt: skip
         yield from gauge(name, text, number)
+    if (programs := recommender.snapshot.compiled) is not None:
+        yield "# TYPE sidera_program_calls_total counter"
+        for name, number in list(programs.calls.items()):
+            yield f'sidera_program_calls_total{{program="{name}"}} {number}'
+        yield "# TYPE sidera_stepwise_total counter"
+        for why, number in list(programs.reasons.items()):  # asked of a program, and computed step by step
+            yield f'sidera_stepwise_total{{why="{why}"}} {number}'
     labels = f'{{version="{recommender.version}",codebook="{recommender.catalog.codebook_id}"}}'
     yield from gauge("sidera_serves", "what answers", 1, labels=labels)

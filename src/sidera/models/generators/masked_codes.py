@@ -44,7 +44,7 @@ class StateContext:
 
     @property
     def num_histories(self) -> int:
-        return len(self.states)
+        return self.states.shape[0]
 
     @property
     def nbytes(self) -> int:

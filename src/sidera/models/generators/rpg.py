@@ -47,7 +47,7 @@ class CodeScores:
 
     @property
     def num_histories(self) -> int:
-        return len(self.log_probs)
+        return self.log_probs.shape[0]
 
     @property
     def nbytes(self) -> int:

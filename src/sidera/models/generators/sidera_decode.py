@@ -24,7 +24,7 @@ def children_logits(
 
     starts (nodes + 1,): the first child of each node; vectors (children, D) and bias (children,) of the level.
     """
-    if nodes.numel() * num_children * TABLE_SHARE >= len(bias) * len(states) or not states.is_cpu:
+    if nodes.numel() * num_children * TABLE_SHARE >= bias.numel() * states.shape[0] or not states.is_cpu:
         table = torch.addmm(bias, states, vectors.T)  # (B, children)
         children = starts[nodes][:, :, None] + torch.arange(num_children, device=table.device)
         children = children.clamp_(max=len(bias) - 1)  # (B, W, C)

@@ -98,7 +98,7 @@ class PaddedContext:
 
     @property
     def num_histories(self) -> int:
-        return len(self.mask)
+        return self.mask.shape[0]
 
     @property
     def nbytes(self) -> int:

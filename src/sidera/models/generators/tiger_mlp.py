@@ -49,7 +49,7 @@ class SummaryContext:
 
     @property
     def num_histories(self) -> int:
-        return len(self.summaries)
+        return self.summaries.shape[0]
 
     @property
     def nbytes(self) -> int:
