@@ -175,8 +175,8 @@ def train_autoencoder(
         bottleneck.start(perceptron(encoder, rows[first], skip), generator)
     with torch.enable_grad():
         _train(rows, AutoEncoder(mean, scale, encoder, decoder, skip), bottleneck, config, generator)
-    sides = [tuple(one.detach() for one in side) for side in (encoder, decoder)]
-    return AutoEncoder(mean, scale, *sides, skip)
+    encoder, decoder = (tuple(one.detach() for one in side) for side in (encoder, decoder))
+    return AutoEncoder(mean, scale, encoder, decoder, skip)
 
 
 def _train(
