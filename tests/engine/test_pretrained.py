@@ -74,7 +74,7 @@ def test_at_the_shell(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert problem in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
     assert main(["save-pretrained", str(place / "run"), str(tmp_path / "t5"), "--t5"]) == 2
-    assert "which is no T5" in capsys.readouterr().err
+    assert "SideraGenerator is no T5; allowed: a Tiger" in capsys.readouterr().err
 
 
 def test_a_tiger_goes_out_as_a_t5_and_comes_in_again(place: Path, tmp_path: Path) -> None:

@@ -34,7 +34,6 @@ from sidera.engine.versions import current_folder
 from sidera.loading import Opened, open_artifact
 from sidera.models import RANKING, build_model, parse_model, role_of
 from sidera.models.generators import tiger_t5
-from sidera.models.generators.tiger import Tiger
 from sidera.ops.budget import budget_of
 from sidera.ops.weights import put_weights
 
@@ -111,10 +110,7 @@ def run_of_pretrained(folder: str | Path, run: str | Path) -> Recommender:
 def save_t5(run: str | Path, folder: str | Path) -> Path:
     """Write the TIGER of a run as a T5 of transformers to a new or empty folder. InputError for another model."""
     recommender = Recommender.load(current_folder(Path(run)) if Path(run).is_dir() else run)
-    if type(model := recommender.snapshot.trained) is not Tiger:  # one that learned more would lose it
-        problem = f"{run} holds {recommender.snapshot.section['name']!r}, which is no T5"
-        raise InputError(problem, allowed="a run of 'tiger'", fix="leave --t5 out")
-    return tiger_t5.save_t5(model, folder)
+    return tiger_t5.save_t5(recommender.snapshot.trained, folder)
 
 
 def run_of_t5(folder: str | Path, run: str | Path, catalog: Catalog, max_history: int) -> Recommender:
