@@ -20,7 +20,7 @@ NEVER = float("-inf")
 def causal(
     queries: int, keys: int | None = None, newest: int | None = None, device: torch.device | None = None
 ) -> Tensor:
-    """(q, k): a query reads the keys up to its own, or the ``newest`` so many of these. The last query has the last key."""
+    """(q, k): a query reads the keys up to its own, or the ``newest`` so many of these. The last has the last key."""
     keys = queries if keys is None else keys
     behind = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
     mask = behind >= 0
