@@ -42,6 +42,8 @@ def serve_verb(arguments: Arguments) -> None:
 
     parts = ServeConfig(
         arguments.rerank, arguments.rerank_from, arguments.cold_share, store=arguments.store, fill=arguments.fill,
+        category_index=arguments.category_index,
+        exposures_days=arguments.exposures_days, exposures_mb=arguments.exposures_mb,
         exposures=arguments.exposures, compiled=not arguments.no_compiled, export_key=arguments.export_key,
         index=arguments.index, index_recall=arguments.index_recall,
     )  # fmt: skip
@@ -171,6 +173,16 @@ def add_serve(verbs: Verbs) -> None:
         "--exposures", metavar="LOG", help="folder of the exposure log: answers to users, what followed"
     )
     parser.add_argument("--fill", metavar="DATA", help="data folder whose events a new store begins with")
+    parser.add_argument(
+        "--category-index", default="", metavar="FIELD",
+        help="feature of the items by which a user's events are found (GET /v1/history); default: the store's own",
+    )  # fmt: skip
+    parser.add_argument(
+        "--exposures-days", type=float, default=0.0, metavar="N", help="older exposures are let go; 0: none is"
+    )
+    parser.add_argument(
+        "--exposures-mb", type=float, default=0.0, metavar="N", help="beyond so many MiB the oldest are; 0: none is"
+    )
     parser.add_argument(
         "--rerank", type=int, default=0, metavar="N", help="candidates that the run's reward chooses among; 0: none"
     )

@@ -187,6 +187,7 @@ class Answerer:
             unseen=history.unseen,
             items_version=catalog.items_version,
             policy_version=self.snapshot.version,
+            expert_version="" if row.found is None else row.found.expert_version,
             reranker_version="" if row.found is None else row.found.reranker,
             codebook_id=catalog.codebook_id,
             unknown_user=history.unknown_user,

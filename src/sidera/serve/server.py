@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import sys
@@ -96,6 +97,7 @@ def serve(
     served = Served(recommender, config or HttpConfig(), keys, worker=worker)
     app = create_app(recommender, served=served, log=log)
     served.asker.scheduler.warm_up()
+    keep_out_of_collections()
     with quick_switches(), enough_files(served.config.max_connections):
         Server(uvicorn_config(app, served, host, port), served).run(None if listener is None else [listener])
 
@@ -108,6 +110,13 @@ def uvicorn_config(app: FastAPI, served: Served, host: str, port: int) -> uvicor
         "timeout_graceful_shutdown": served.config.grace_seconds,
     }  # fmt: skip
     return uvicorn.Config(app, **config)
+
+
+def keep_out_of_collections() -> None:
+    """What is there when the first request comes stays for good. To look through it again and again, which a full
+    collection does, would stop all threads for a tenth of a second and more."""
+    gc.collect()
+    gc.freeze()
 
 
 @contextlib.contextmanager
