@@ -71,7 +71,7 @@ class _Column:
             high = len(self) if clause.high is None else int(np.searchsorted(self.distinct, clause.high, "right"))
             chosen[low:high] = True
             return chosen
-        numbers = np.array([number for value in clause.values if (number := self.known.get(value))], np.int64)
+        numbers = np.array([number for number in map(self.known.get, clause.values) if number], np.int64)
         ranks = np.searchsorted(self.distinct, numbers)
         ranks = ranks[np.append(self.distinct, -1)[ranks] == numbers]  # those that an item has
         chosen[ranks] = True
