@@ -17,10 +17,10 @@ demo: setup
 	$(BIN)/python -m sidera demo $(if $(DATA),--data $(DATA))
 
 test: setup lint
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
 
 test-all: setup lint
-	$(BIN)/python -m pytest -n 2 -q -m "slow or not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "slow or not slow"
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks

@@ -54,6 +54,7 @@ class Claim:
     claimed: str  # label of the contestant that the bar is for
     bars: Mapping[str, float] = field(default_factory=dict)  # "keep/recall@10", "refit/keep/recall@10" -> at least
     above: Sequence[str] = ()  # labels over which its paired NDCG@10 is clearly above 0, in every mode and fit
+    at_least: Sequence[str] = ()  # labels that its paired NDCG@10 is not below, in every mode and fit
     max_cpu_minutes: float | None = None  # that its training may take
     quick: Sequence[str] = ()  # labels that --quick runs; empty: the claimed one
     quick_overrides: Sequence[str] = ()  # of --quick, behind QUICK: for models that need a smaller share of a minute
@@ -159,13 +160,17 @@ def means(evaluations: Sequence[Any], label: str) -> dict[str, float]:
 
 
 def not_above(claim: Claim, paired: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
-    """Contestants, fits and modes over which the claimed one's paired NDCG@10 is not clearly above 0."""
+    """Contestants, fits and modes over which the claimed one's paired NDCG@10 is not clearly above 0, or is below."""
+
+    def is_of(name: str, labels: Sequence[str]) -> bool:
+        return any(name.startswith(f"{claim.claimed} - {label}") for label in labels)
+
     return [
         f"{name}, {figure}"
         for name, figures in paired.items()
-        if any(name.startswith(f"{claim.claimed} - {label}") for label in claim.above)
-        for figure, (_, low, _) in figures.items()
-        if figure.endswith("ndcg@10") and low <= 0
+        for figure, (difference, low, _) in figures.items()
+        if figure.endswith("ndcg@10")
+        and ((is_of(name, claim.above) and low <= 0) or (is_of(name, claim.at_least) and difference < 0))
     ]
 
 

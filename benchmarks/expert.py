@@ -64,7 +64,7 @@ def questions_of(recommender: Any, prepared: Any, rows: Any, seen: str) -> Any:
 
 
 def figures(recommender: Any, prepared: Any, variants: dict[str, Any]) -> Figures:
-    """What each variant's top 10 is worth on every test row. Variants of the same counts share their pools."""
+    """What each variant's top 10 is worth on every test row."""
     import torch
 
     from sidera.decode.eligible import NEG_INF
@@ -78,10 +78,11 @@ def figures(recommender: Any, prepared: Any, variants: dict[str, Any]) -> Figure
         for index, query in questions_of(recommender, prepared, rows, seen):
             targets = torch.from_numpy(rows.target_ids[index])[:, None]
             with torch.inference_mode():
-                candidates = search(query, recommender.beam)
                 for name, expert in variants.items():
-                    ids = candidates.item_ids
-                    if expert is not None:
+                    if expert is None:
+                        ids = search(query, recommender.beam).item_ids
+                    else:
+                        candidates = expert.searched(query, expert.needs(10, recommender.beam))
                         pool = expert.pool(query, candidates)
                         scores = expert.joined(pool)
                         order = best_first(scores, 10)
@@ -99,7 +100,6 @@ def equal_share(recommender: Any, expert: Any, prepared: Any) -> dict[str, float
     import torch
 
     from sidera.decode.exact import score_all_items
-    from sidera.engine.pipeline import search
     from sidera.eval.ranking import sample_rows
 
     rows = sample_rows(prepared.split.test, EXHAUSTIVE_ROWS, 0)
@@ -110,7 +110,8 @@ def equal_share(recommender: Any, expert: Any, prepared: Any) -> dict[str, float
             exact = score_all_items(snapshot.generator, query.context, snapshot.catalog.trie)
             items = torch.arange(snapshot.catalog.num_items).expand_as(exact)
             best = expert.given(query, items, exact).topk(10, dim=1).values
-            mine = expert(query, search(query, recommender.beam), 10).scores
+            found = expert.searched(query, expert.needs(10, recommender.beam))
+            mine = expert(query, found, 10).scores
         same = torch.isclose(mine, best, atol=1e-3)
         equal.append(same.all(1))
         places.append(same.float().mean(1))

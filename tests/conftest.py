@@ -18,6 +18,15 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process runs a file, and all contracts of a model: what they share is made once (``--dist loadgroup``)."""
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        of_model = "contracts" in item.path.parts and isinstance(params.get("name"), str)
+        item.add_marker(pytest.mark.xdist_group(params["name"] if of_model else item.path.name))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def auto_is_f32() -> Iterator[None]:
     """What ``precision = "auto"`` takes depends on a processor's speed; here no bf16 is fast enough for it."""

@@ -28,8 +28,8 @@ def same(left, right):
     return all(torch.equal(getattr(left, name), getattr(right, name)) for name in FIELDS)
 
 
-def slow_beam(world, history, width, num_results, allowed=None):
-    """Lists of tuples, no cache, every prefix scored from scratch by ``log_probs``."""
+def slow_beam(world, history, width, num_results, allowed=None, proposed=()):
+    """Lists of tuples, no cache, every prefix scored from scratch by ``log_probs``. ``proposed``: item ids."""
     generator, trie = world.generator, world.trie
     context = generator.context(world.batch)
     ids, offsets = world.exclude
@@ -48,9 +48,11 @@ def slow_beam(world, history, width, num_results, allowed=None):
                 asked = torch.tensor(filled).expand(world.num_histories, 1, -1)
                 grown.append((prefix, before[0] + generator.log_probs(context, asked)[history, 0, level].item()))
         best = sorted(grown, key=lambda beam: (-beam[1], beam[0]))
-        beams = best[:width] if level < trie.num_levels - 1 else best
+        along = {tuple(world.codes[item][: level + 1].tolist()) for item in proposed}
+        also = [beam for beam in best[width:] if beam[0] in along]
+        beams = [*best[:width], *also] if level < trie.num_levels - 1 else best
     answers = [(int(item), score) for sid, score in beams for item in trie.lookup(sid) if int(item) not in barred]
-    return answers[:num_results]
+    return [*answers[:num_results], *(answer for answer in answers[num_results:] if answer[0] in proposed)]
 
 
 @given(worlds(), widths, result_counts)
@@ -97,6 +99,33 @@ def test_masks_close_prefixes_before_the_beam_is_cut(world, width, num_results, 
         left = allowed[history] & world.alive
         left[ids[offsets[history] : offsets[history + 1]]] = False
         assert found.sum() >= min(left.sum(), num_results, width)
+
+
+@given(worlds(), widths, result_counts, st.integers(0, 2**32 - 1))
+@settings(max_examples=80, deadline=None)
+def test_proposals_are_answered_beside_the_best_with_the_scores_of_the_search(world, width, num_results, seed):
+    """Equal to lists of tuples whose prefixes go on; shapes that are fixed give the same; some places are empty."""
+    rng = np.random.default_rng(seed)
+    world.generator, masks = world.twin(norm="none"), random_masks(world, seed)
+    ids, offsets = (column.tolist() for column in world.exclude)
+    eligible = [
+        mask & world.alive & ~np.isin(np.arange(len(mask)), ids[begin:end])
+        for mask, begin, end in zip(masks, offsets, offsets[1:], strict=False)
+    ]
+    table = rng.integers(0, len(world.codes), (world.num_histories, int(rng.integers(1, 6))))
+    table = np.where(np.take_along_axis(np.stack(eligible), table, axis=1), table, -1)
+    for fixed in (False, True):
+        beams = beam_search(
+            world.generator, world.batch, world.trie, width=width, num_results=num_results, exclude=world.exclude,
+            allowed=Allowed.of_items(world.trie, masks), fixed=fixed, proposals=torch.from_numpy(table),
+        )  # fmt: skip
+        for history in range(world.num_histories):
+            proposed = set(table[history].tolist()) - {-1}
+            answers = slow_beam(world, history, width, num_results, masks, proposed)
+            valid_mask = beams.valid_mask[history]
+            assert beams.item_ids[history][valid_mask].tolist() == [item for item, _ in answers]
+            assert beams.scores[history][valid_mask].tolist() == [score for _, score in answers]
+            assert proposed <= {item for item, _ in answers}
 
 
 @given(worlds(), widths, result_counts, st.integers(0, 2**32 - 1))

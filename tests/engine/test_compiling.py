@@ -20,6 +20,7 @@ from sidera import ServeConfig
 from sidera.core import ArtifactError, InputError, Request
 from sidera.decode.beam import beam_search
 from sidera.decode.compiled import (
+    Asked,
     CompiledSearch,
     ContextProgram,
     SearchProgram,
@@ -36,6 +37,8 @@ from sidera.engine.snapshot import Snapshot
 from sidera.serve.app import create_app
 
 BEAM = 6
+ASKED = Asked(BEAM, BEAM)
+WITH_PROPOSALS = Asked(BEAM, 12, proposals=4)
 
 
 def snapshot_of(name: str = "onerec_v2") -> Snapshot:
@@ -50,15 +53,16 @@ def eager_programs(snapshot: Snapshot, shape: SearchShape) -> dict[str, Callable
     return {"context": encode, "search": search, "searches": search}
 
 
-def compiled_of(snapshot: Snapshot, beam: int = BEAM) -> CompiledSearch:
-    shape = SearchShape.of(snapshot.catalog.trie, beam)
+def compiled_of(snapshot: Snapshot, asked: Asked = ASKED) -> CompiledSearch:
+    shape = SearchShape.of(snapshot.catalog.trie, asked)
     return CompiledSearch(eager_programs(snapshot, shape), shape, sample_of(snapshot))
 
 
+@pytest.mark.parametrize("asked", [ASKED, WITH_PROPOSALS])
 @pytest.mark.parametrize("name", ["onerec_v2", "sidera"])
-def test_programs_answer_what_the_model_does(name: str) -> None:
+def test_programs_answer_what_the_model_does(name: str, asked: Asked) -> None:
     snapshot = snapshot_of(name)
-    compiled = compiled_of(snapshot)
+    compiled = compiled_of(snapshot, asked)
     parity = parity_of(snapshot, compiled, 24)
     assert parity.requests == 24
     assert parity.equal == 1.0
@@ -68,12 +72,31 @@ def test_programs_answer_what_the_model_does(name: str) -> None:
     assert compiled.calls["searches"] > 0
 
 
+def test_a_program_answers_proposals_too() -> None:
+    snapshot = snapshot_of()
+    compiled, trie = compiled_of(snapshot, WITH_PROPOSALS), snapshot.catalog.trie
+    batch, proposals = batch_of(snapshot, sampled_requests(snapshot, 3)), torch.tensor([[1, -1], [0, 7], [-1, -1]])
+    with snapshot.answering(), torch.inference_mode():
+        context = snapshot.generator.context(batch)
+        search: dict[str, Any] = {"width": BEAM, "num_results": 12, "exclude": None, "allowed": None}
+        found = compiled.beams(context, trie, proposals=proposals, **search)
+        expected = beam_search(snapshot.generator, context, trie, proposals=proposals, **search)
+        assert compiled.beams(context, trie, proposals=proposals.repeat(1, 3), **search) is None
+    assert found is not None
+    size = expected.item_ids.shape[1]
+    assert torch.equal(found.item_ids[:, :size], expected.item_ids)
+    assert (found.item_ids[:, size:] == -1).all()
+    assert {1} <= set(found.item_ids[0].tolist())
+    assert {0, 7} <= set(found.item_ids[1].tolist())
+    assert compiled.reasons["more proposals than exported"] == 1
+
+
 def test_a_context_that_is_more_than_tensors_is_no_example() -> None:
     from sidera.engine.compiling_worker import search_example
 
     with pytest.raises(ValueError, match="a context holds numbers that differ between histories"):
-        search_example(snapshot_of("tiger"), BEAM, several=False)
-    program, example, dynamic = search_example(snapshot_of(), BEAM, several=True)
+        search_example(snapshot_of("tiger"), ASKED, several=False)
+    program, example, dynamic = search_example(snapshot_of(), ASKED, several=True)
     assert [sorted(places) for places in dynamic[0]] == [[0, 2], [0, 1]]  # histories and their lengths
     assert all(part.shape[0] == 3 for part in program(*example))
 
@@ -127,9 +150,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     world().catalog.save(folder / "catalog")
     save_model(snapshot_of(), folder / "model", "digest", {}, {})
     snapshot = load_snapshot(folder)
-    programs = eager_programs(snapshot, SearchShape.of(snapshot.catalog.trie, BEAM))
+    programs = eager_programs(snapshot, SearchShape.of(snapshot.catalog.trie, ASKED))
 
-    def compile_now(run: Path, out: Path, beam: int, minutes: float) -> dict[str, str]:
+    def compile_now(run: Path, out: Path, asked: Asked, minutes: float) -> dict[str, str]:
         for name in ("context", "search"):
             (out / f"{name}.pt2").write_text(name)
         return {"searches": "no time"}
@@ -143,8 +166,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_an_export_is_signed_and_opened_where_it_was_made(run: Path, tmp_path: Path) -> None:
     snapshot = load_snapshot(run)
-    assert open_compiled(run, snapshot, BEAM) == ""
-    done = export_run(run, snapshot, BEAM, requests=8)
+    assert open_compiled(run, snapshot, ASKED) == ""
+    done = export_run(run, snapshot, ASKED, requests=8)
     assert done.programs == ("context", "search")
     assert done.refused == {"searches": "no time"}
     assert compiling.own_key().stat().st_mode & 0o077 == 0
@@ -164,15 +187,15 @@ def test_what_is_not_of_here_is_left_aside_with_the_reason(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = load_snapshot(run)
-    export_run(run, snapshot, BEAM, requests=4)
+    export_run(run, snapshot, ASKED, requests=4)
     folder = run / "compiled"
 
-    def why(*, beam: int = BEAM, of: Snapshot = snapshot, key: Path | None = None) -> str:
-        said = open_compiled(run, of, beam, key)
+    def why(*, asked: Asked = ASKED, of: Snapshot = snapshot, key: Path | None = None) -> str:
+        said = open_compiled(run, of, asked, key)
         assert isinstance(said, str)
         return said
 
-    assert "exported for beam 6, this is 7" in why(beam=7)
+    assert "exported for a search of 6 beams, 6 items and 0 proposals, this is 6 beams, 12" in why(asked=WITH_PROPOSALS)
     assert "exported for weights digest, this is v9" in why(of=replace(snapshot, version="v9"))
     with monkeypatch.context() as patch:
         patch.setattr(compiling, "hardware_tag", lambda: {"flags": "another processor"})
@@ -183,8 +206,8 @@ def test_what_is_not_of_here_is_left_aside_with_the_reason(
     other = tmp_path / "key"
     other.write_text("k" * 64)
     assert "not signed" in why(key=other)
-    export_run(run, snapshot, BEAM, requests=4, key=other)
-    assert isinstance(open_compiled(run, snapshot, BEAM, other), CompiledSearch)
+    export_run(run, snapshot, ASKED, requests=4, key=other)
+    assert isinstance(open_compiled(run, snapshot, ASKED, other), CompiledSearch)
     assert "not signed" in why()
     (folder / "search.pt2").write_text("context")
     assert "search.pt2 was changed" in why(key=other)
@@ -199,14 +222,14 @@ def test_what_is_not_of_here_is_left_aside_with_the_reason(
 
 def test_programs_that_answer_otherwise_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = load_snapshot(run)
-    programs = eager_programs(snapshot, SearchShape.of(snapshot.catalog.trie, BEAM))
+    programs = eager_programs(snapshot, SearchShape.of(snapshot.catalog.trie, ASKED))
     wrong = {
         "context": programs["context"],
         "search": lambda *inputs: [part.roll(1, 1) for part in programs["search"](*inputs)],
     }
     monkeypatch.setattr(compiling, "_loaded", lambda content: wrong[content.decode()])
     with pytest.raises(ArtifactError, match=r"0\.0% of 8 requests as the model does"):
-        export_run(run, snapshot, BEAM, requests=8)
+        export_run(run, snapshot, ASKED, requests=8)
     assert not (run / "compiled").exists()
 
 
@@ -271,16 +294,16 @@ def test_keys_and_models_that_cannot_be_exported_are_named(
     short = tmp_path / "short"
     short.write_text("abc")
     with pytest.raises(InputError, match="has 3 bytes; allowed: 32 or more"):
-        export_run(run, load_snapshot(run), BEAM, key=short)
+        export_run(run, load_snapshot(run), ASKED, key=short)
     with pytest.raises(InputError, match="no key at"):
-        export_run(run, load_snapshot(run), BEAM, key=tmp_path / "none")
+        export_run(run, load_snapshot(run), ASKED, key=tmp_path / "none")
     monkeypatch.undo()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     with pytest.raises(InputError, match="the model is a scorer"):
-        export_run(run, snapshot_of("sasrec"), BEAM)
+        export_run(run, snapshot_of("sasrec"), ASKED)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(InputError, match=r"no C\+\+ compiler is here"):
-        export_run(run, snapshot_of(), BEAM)
+        export_run(run, snapshot_of(), ASKED)
 
 
 def test_weights_that_are_swapped_drop_their_programs() -> None:
@@ -298,7 +321,7 @@ def test_a_real_export_answers_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     world().catalog.save(tmp_path / "catalog")
     save_model(snapshot_of(), tmp_path / "model", "digest", {}, {})
     snapshot = load_snapshot(tmp_path)
-    done = export_run(tmp_path, snapshot, BEAM, minutes=60, requests=40)
+    done = export_run(tmp_path, snapshot, ASKED, minutes=60, requests=40)
     assert done.refused == {}
     assert done.parity.holds
-    assert isinstance(open_compiled(tmp_path, snapshot, BEAM), CompiledSearch)
+    assert isinstance(open_compiled(tmp_path, snapshot, ASKED), CompiledSearch)

@@ -14,12 +14,15 @@ def export_verb(arguments: Arguments) -> dict[str, Any]:
 
     from sidera.engine import versions
     from sidera.engine.compiling import export_run
-    from sidera.engine.run_folder import beam_of_run, load_snapshot
+    from sidera.engine.recommender import Recommender
+    from sidera.engine.serving import ServeConfig
 
     folder = versions.current_folder(arguments.run)
-    snapshot = load_snapshot(folder)
-    beam = arguments.beam or (beam_of_run(folder) if snapshot.generates else 1)
-    done = export_run(folder, snapshot, beam, minutes=arguments.minutes, requests=arguments.requests, key=arguments.key)
+    recommender = Recommender.load(folder, beam=arguments.beam, serve=ServeConfig(compiled=False))
+    asked = recommender.pipeline.asked(recommender.catalog.trie)
+    done = export_run(
+        folder, recommender.snapshot, asked, minutes=arguments.minutes, requests=arguments.requests, key=arguments.key
+    )
     for name, why in done.refused.items():
         console.warn(f"{name} stays as it is: {why}")
     console.say(

@@ -11,6 +11,8 @@ so an item's rank inside a shared semantic ID and the excluded items need no spe
 * Ties go to the lower leaf, inside a leaf to the serving order. Beams stay in trie order between steps: that makes
   "leftmost" mean "lower leaf", and the gathers run forward through memory.
 * A prefix without an eligible item (:mod:`sidera.decode.eligible`) scores -inf before the best are chosen.
+* Items that something else proposes travel along: their prefixes go on beside the best ones, so that they are scored
+  with the steps that the search takes anyway.
 
 Continuations stand in a table (B, P). On the CPU, P is what the history with most of them has. On a GPU that number
 would have to be waited for; there P is the most that ``width`` prefixes of this trie can have, so every shape is known
@@ -70,6 +72,7 @@ def beam_search(
     allowed: Allowed | None = None,
     fixed: bool | None = None,
     log_probs: bool = False,
+    proposals: Tensor | None = None,
 ) -> Beams:
     """The ``num_results`` most likely items of each history that a beam of ``width`` finds.
 
@@ -78,6 +81,7 @@ def beam_search(
     leave the rest invalid; see :class:`Beams`. ``fixed``: shapes do not depend on the scores; None: on a GPU.
     ``log_probs``: say what :func:`sidera.decode.sample.masked_log_probs` gives the codes, which costs next to nothing
     here; not where a filter is searched as a trie of its own, whose prefixes have fewer codes behind them.
+    ``proposals`` (B, C): items, or -1, that are answered too where they may be, at most C behind the ``num_results``.
     """
     if isinstance(context, Batch):
         context = generator.context(context)
@@ -87,15 +91,21 @@ def beam_search(
         sparse = None if fixed else allowed.one_sparse
         if sparse is not None:
             part, leaves = sparse.part
-            settings: dict[str, Any] = {"width": width, "num_results": num_results, "exclude": exclude, "fixed": fixed}
+            settings: dict[str, Any] = {
+                "width": width, "num_results": num_results, "exclude": exclude, "fixed": fixed, "proposals": proposals,
+            }  # fmt: skip
             return of_whole(beam_search(generator, context, part, **settings), leaves)
-    cache = generator.new_cache(context, min(width, max(trie.num_nodes[:-1], default=1)))
+    proposed = None if proposals is None else Proposed.of(trie, proposals)
+    room = width + (0 if proposed is None else proposed.number)
+    cache = generator.new_cache(context, min(room, max(trie.num_nodes[:-1], default=1)))
     output = generator.step(context, cache, 0, None, None)
     device = output.logits.device
     eligible = Eligible(trie, context.num_histories, device, exclude, allowed)
     if fixed is None:
         fixed = device.type == "cuda"
-    beams = written_beams(generator, context, cache, output, trie, eligible, width, num_results, fixed, log_probs)
+    beams = written_beams(
+        generator, context, cache, output, trie, eligible, width, num_results, fixed, log_probs, proposed
+    )
     if fixed:
         check_numbers(beams.scores)
     return beams
@@ -109,16 +119,17 @@ def of_whole(beams: Beams, leaves: np.ndarray) -> Beams:
 
 def written_beams(
     generator: Generator, context: Context, cache: object, output: StepOutput, trie: CodeTrie, eligible: Eligible,
-    width: int, num_results: int, fixed: bool, log_probs: bool = False,
+    width: int, num_results: int, fixed: bool, log_probs: bool = False, proposed: Proposed | None = None,
 ) -> Beams:  # fmt: skip
     """The search from the scores of the first codes on."""
     tables = trie.tensors(output.logits.device)
-    sizes = trie.most_children(width) if fixed else (None,) * (trie.num_levels + 1)
+    room = width + (0 if proposed is None else proposed.number)
+    sizes = trie.most_children(room) if fixed else (None,) * (trie.num_levels + 1)
     candidates = first_candidates(output, tables, log_probs)
     eligible.close(candidates.scores, candidates.nodes, 0)
     trail: list[tuple[Candidates, Tensor | None]] = []
     for level in range(1, trie.num_levels):
-        beams = prune(candidates, width, fixed)
+        beams = prune(candidates, width, fixed, None if proposed is None else proposed.nodes[level - 1])
         trail.append((candidates, beams.positions))
         codes = tables.tokens[level - 1][beams.nodes].long()  # (B, W)
         output = generator.step(context, cache, level, codes, beams.parents)
@@ -126,7 +137,60 @@ def written_beams(
         eligible.close(candidates.scores, candidates.nodes, level)
     candidates, places = items_of(candidates, tables, sizes[-1])
     eligible.close_items(candidates.scores, places)
-    return results_of(candidates, tables.leaf_items[places].long(), tables, num_results, fixed, trail)
+    items = tables.leaf_items[places].long()
+    if proposed is None:
+        return results_of(candidates, items, tables, num_results, fixed, trail)
+    best = best_positions(candidates.scores, min(num_results, candidates.scores.shape[1]), fixed)
+    positions = with_places(best, places, proposed.places, fixed)
+    order = gathered(candidates.scores, positions).sort(dim=1, descending=True, stable=True).indices
+    return results_of(candidates, items, tables, num_results, fixed, trail, positions.gather(1, order))
+
+
+@dataclass(frozen=True, eq=False)
+class Proposed:
+    """Items that are scored whatever the search prefers: where they stand in the trie; behind its end, where not."""
+
+    places: Tensor  # (B, C) int64 in ``leaf_items``
+    nodes: tuple[Tensor, ...]  # L of (B, C) int64
+
+    @property
+    def number(self) -> int:
+        return self.places.shape[1]
+
+    @classmethod
+    def of(cls, trie: CodeTrie, item_ids: Tensor) -> Proposed:
+        """item_ids (B, C), -1 for none."""
+        places = trie.places_of(item_ids.clamp(min=0)).masked_fill(item_ids < 0, trie.leaf_items.size)
+        return cls.at(trie, places)
+
+    @classmethod
+    def at(cls, trie: CodeTrie, places: Tensor) -> Proposed:
+        starts, wanted = trie.ranges(places.device).starts, places.int().contiguous()
+        return cls(places, tuple(torch.searchsorted(level, wanted, right=True) - 1 for level in starts))
+
+
+def with_places(positions: Tensor, numbers: Tensor, wanted: Tensor, fixed: bool = False) -> Tensor:
+    """Positions (B, W) in a table of ascending ``numbers`` (B, P), and those of ``wanted`` (B, C) numbers that are in
+    it -> (B, W') ascending, each once; P behind the last of a row. ``fixed``: W' is W + C, or P.
+
+    Behind its last number a row of the table is padded with 0.
+    """
+    (num_rows, size), device = numbers.shape, numbers.device
+    ascending = numbers.cummax(dim=1).values
+    at = torch.searchsorted(ascending, wanted.contiguous()).clamp_(max=size - 1)
+    at = at.masked_fill_(ascending.gather(1, at) != wanted, size)
+    chosen = torch.zeros(num_rows, size + 1, dtype=torch.bool, device=device)
+    chosen = chosen.scatter(1, positions, True).scatter(1, at, True)[:, :size]
+    counted = chosen.cumsum(dim=1)
+    number = min(positions.shape[1] + wanted.shape[1], size) if fixed else int(counted[:, -1].max())
+    places = (counted - 1).masked_fill_(~chosen, number)
+    both = torch.full((num_rows, number + 1), size, dtype=torch.int64, device=device)
+    return both.scatter_(1, places, torch.arange(size, device=device).expand_as(places))[:, :number]
+
+
+def gathered(scores: Tensor, positions: Tensor) -> Tensor:
+    """The scores (B, P) at positions (B, W); -inf at position P."""
+    return F.pad(scores, (0, 1), value=NEG_INF).gather(1, positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,13 +222,19 @@ def first_candidates(output: StepOutput, tables: TrieTensors, log_probs: bool = 
     return Candidates(scores, nodes, torch.zeros_like(nodes), scores.log_softmax(1) if log_probs else None)
 
 
-def prune(candidates: Candidates, width: int, fixed: bool = False) -> Partial:
-    """The best ``width`` candidates of each history (all of them, where there are not more) become its beams."""
+def prune(candidates: Candidates, width: int, fixed: bool = False, wanted: Tensor | None = None) -> Partial:
+    """The best ``width`` candidates of each history (all of them, where there are not more) become its beams, and the
+    nodes ``wanted`` (B, C) beside them."""
     scores, nodes, parents = candidates.scores, candidates.nodes, candidates.beams
     positions = None
     if scores.shape[1] > width:
         positions = best_positions(scores, width, fixed)  # (B, W)
-        scores, nodes, parents = (column.gather(1, positions) for column in (scores, nodes, parents))
+        if wanted is None:
+            scores = scores.gather(1, positions)
+        else:
+            positions = with_places(positions, nodes, wanted, fixed)
+            scores, positions = gathered(scores, positions), positions.clamp(max=scores.shape[1] - 1)
+        nodes, parents = nodes.gather(1, positions), parents.gather(1, positions)
     return Partial(scores, nodes.masked_fill(scores == NEG_INF, 0), parents, positions)
 
 
@@ -240,13 +310,14 @@ def runs_of_rows(starts: Tensor, counts: Tensor, size: int | None = None) -> tup
 
 
 def results_of(
-    candidates: Candidates, item_ids: Tensor, tables: TrieTensors, num_results: int, fixed: bool, trail: Trail = ()
-) -> Beams:
-    """The best items of each history, best first, padded to ``num_results``."""
-    scores = candidates.scores
-    positions = best_first(scores, num_results, fixed)  # (B, R') with R' <= R
+    candidates: Candidates, item_ids: Tensor, tables: TrieTensors, num_results: int, fixed: bool, trail: Trail = (),
+    chosen: Tensor | None = None,
+) -> Beams:  # fmt: skip
+    """The best items of each history, best first, padded to ``num_results``; or those at ``chosen`` (B, R)."""
+    positions = best_first(candidates.scores, num_results, fixed) if chosen is None else chosen  # (B, R'), R' <= R
+    scores = gathered(candidates.scores, positions)
+    positions = positions.clamp(max=candidates.scores.shape[1] - 1)
     log_probs = _followed(candidates, trail, positions)
-    scores = scores.gather(1, positions)
     invalid_mask = scores == NEG_INF
     leaves = candidates.nodes.gather(1, positions)
     sids = tables.leaf_codes(leaves).masked_fill_(invalid_mask[..., None], -1)
@@ -254,7 +325,7 @@ def results_of(
     if log_probs is not None:
         log_probs = log_probs.masked_fill_(invalid_mask[..., None], float("nan"))
     missing = num_results - positions.shape[1]
-    if missing:
+    if missing > 0:
         items, leaves = (F.pad(column, (0, missing), value=-1) for column in (items, leaves))
         sids, scores = F.pad(sids, (0, 0, 0, missing), value=-1), F.pad(scores, (0, missing), value=NEG_INF)
         log_probs = None if log_probs is None else F.pad(log_probs, (0, 0, 0, missing), value=float("nan"))

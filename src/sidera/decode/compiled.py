@@ -12,7 +12,8 @@ catalogue whose items go, and it is dropped with the weights.
 Whatever has no program is computed step by step, and :attr:`CompiledSearch.reasons` says why: a filter, another beam,
 items that came later, a history of one event.
 
-Shape legend: B histories · T events · U different items · E excluded items · P most candidates of one history.
+Shape legend: B histories · T events · U different items · E excluded items · C proposals · P most candidates of one
+history.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.batch import Batch
-from sidera.decode.beam import Beams, written_beams
+from sidera.decode.beam import Beams, Proposed, written_beams
 from sidera.decode.eligible import NEG_INF, Allowed, Eligible, Jagged
 from sidera.decode.select import check_numbers
 from sidera.ops.trie import CodeTrie, ItemRanges, TrieTensors
@@ -98,23 +99,40 @@ def signature(tensors: Sequence[Tensor]) -> list[list[Any]]:
 
 
 @dataclass(frozen=True)
-class SearchShape:
-    """What a program fixes of the trie that it searches."""
+class Asked:
+    """What the search of a served model is asked for, request after request: a program has it fixed."""
 
     width: int
+    results: int  # at most
+    proposals: int = 0  # of each history, at most
+
+    @property
+    def room(self) -> int:
+        """Beams beside one another."""
+        return self.width + self.proposals
+
+    def __str__(self) -> str:
+        return f"{self.width} beams, {self.results} items and {self.proposals} proposals"
+
+
+@dataclass(frozen=True)
+class SearchShape:
+    """What a program fixes of a search, and of the trie that it searches."""
+
+    asked: Asked
     sizes: tuple[int, ...]  # most candidates of each level and, last, items, with room to grow
     first: int  # nodes of level 0
     shared: bool  # whether items share semantic IDs
 
     @classmethod
-    def of(cls, trie: CodeTrie, width: int) -> SearchShape:
+    def of(cls, trie: CodeTrie, asked: Asked) -> SearchShape:
         """An eighth of room."""
-        first, *others = trie.most_children(width)
-        return cls(width, (first, *(size + size // 8 + 8 for size in others)), first, bool(trie.shared_leaves.size))
+        first, *others = trie.most_children(asked.room)
+        return cls(asked, (first, *(size + size // 8 + 8 for size in others)), first, bool(trie.shared_leaves.size))
 
     def why_not(self, trie: CodeTrie) -> str:
         """Why this trie cannot be searched; "" where it can."""
-        grown = any(now > room for now, room in zip(trie.most_children(self.width), self.sizes, strict=True))
+        grown = any(now > room for now, room in zip(trie.most_children(self.asked.room), self.sizes, strict=True))
         if grown or trie.num_nodes[0] != self.first or bool(trie.shared_leaves.size) != self.shared:
             return "the catalogue outgrew the exported search"
         return ""
@@ -136,27 +154,32 @@ def _trie_of(trie: CodeTrie, tables: Sequence[Tensor], shape: SearchShape) -> Co
     leaves, extra = rest[levels:] if shape.shared else (own.shared_leaves, own.shared_extra)
     moved = {CPU: TrieTensors(tokens, ptr, leaf_items, leaves, extra)}
     ranges = {CPU: ItemRanges(starts, (0,) * levels)}
-    return replace(trie, _tensors=moved, _ranges=ranges, _most={shape.width: shape.sizes})
+    return replace(trie, _tensors=moved, _ranges=ranges, _most={shape.asked.room: shape.sizes})
 
 
 class SearchProgram(nn.Module):
-    """(context's tensors, excluded places (B, E), the trie's tables) -> items, leaves, scores, log-probabilities."""
+    """(context's tensors, excluded places (B, E), places of proposals [(B, C)] or [], the trie's tables) -> items,
+    leaves, scores, log-probabilities."""
 
     def __init__(self, generator: Any, trie: CodeTrie, frame: Any, shape: SearchShape) -> None:
         super().__init__()
         self.generator, self.trie, self.frame, self.shape = generator, trie, frame, shape
 
-    def forward(self, context: list[Tensor], excluded: Tensor, tables: list[Tensor]) -> tuple[Tensor, ...]:
-        shape, trie, number = self.shape, _trie_of(self.trie, tables, self.shape), excluded.shape[0]
+    def forward(
+        self, context: list[Tensor], excluded: Tensor, proposals: list[Tensor], tables: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        shape, asked = self.shape, self.shape.asked
+        trie, number = _trie_of(self.trie, tables, shape), excluded.shape[0]
         whole = put_together(self.frame, context)
         if any(one.name == "num_histories" for one in fields(whole)):  # else it is asked of a tensor
             whole = replace(whole, num_histories=number)
-        cache = self.generator.new_cache(whole, min(shape.width, max(shape.sizes[:-2], default=1)))
+        cache = self.generator.new_cache(whole, min(asked.room, max(shape.sizes[:-2], default=1)))
         output = self.generator.step(whole, cache, 0, None, None)
         eligible = Eligible(trie, number, CPU)
         eligible.excluded = excluded
+        proposed = Proposed.at(trie, proposals[0]) if proposals else None
         beams = written_beams(
-            self.generator, whole, cache, output, trie, eligible, shape.width, shape.width, True, True
+            self.generator, whole, cache, output, trie, eligible, asked.width, asked.results, True, True, proposed
         )
         assert beams.log_probs is not None
         return beams.item_ids, beams.leaf_ids, beams.scores, beams.log_probs
@@ -184,6 +207,16 @@ def excluded_places(trie: CodeTrie, num_histories: int, exclude: Jagged | None) 
     if excluded is None:
         return torch.full((num_histories, 2), trie.leaf_items.size)
     return excluded if excluded.shape[1] > 1 else F.pad(excluded, (0, 1), value=trie.leaf_items.size)
+
+
+def proposed_places(trie: CodeTrie, number: int, num_histories: int, item_ids: Tensor | None = None) -> list[Tensor]:
+    """[(B, ``number``)], behind the trie's end where nothing is proposed; [] for no number."""
+    if not number:
+        return []
+    if item_ids is None:
+        return [torch.full((num_histories, number), trie.leaf_items.size)]
+    places = trie.places_of(item_ids.clamp(min=0)).masked_fill(item_ids < 0, trie.leaf_items.size)
+    return [F.pad(places, (0, number - places.shape[1]), value=trie.leaf_items.size)]
 
 
 class CompiledSearch:
@@ -214,14 +247,16 @@ class CompiledSearch:
 
     def beams(
         self, context: Any, trie: CodeTrie, width: int, num_results: int, exclude: Jagged | None,
-        allowed: Allowed | None,
+        allowed: Allowed | None, proposals: Tensor | None = None,
     ) -> Beams | None:  # fmt: skip
         """What ``beam_search`` answers, with log-probabilities; None where no program gives it."""
-        name = "search" if context.num_histories == 1 else "searches"
+        asked, name = self.shape.asked, "search" if context.num_histories == 1 else "searches"
         if name not in self.programs:
             return self._no(f"no program {name!r} was exported")
-        if width != self.shape.width or num_results > width:
+        if width != asked.width or num_results > asked.results:
             return self._no("another beam than the exported one")
+        if proposals is not None and proposals.shape[1] > asked.proposals:
+            return self._no("more proposals than exported")
         if allowed is not None and any(mask is not None for mask in allowed.masks):
             return self._no("a filter")
         tensors = taken_apart(context)[0]
@@ -229,10 +264,11 @@ class CompiledSearch:
         if why_not or signature(tensors) != self._of_context:
             return self._no(why_not or "another context")
         excluded = excluded_places(trie, context.num_histories, exclude)
-        items, leaves, scores, log_probs = self.programs[name](tensors, excluded, tables)
+        places = proposed_places(trie, asked.proposals, context.num_histories, proposals)
+        items, leaves, scores, log_probs = self.programs[name](tensors, excluded, places, tables)
         check_numbers(scores)
         self.calls[name] += 1
-        cut = slice(None), slice(num_results)
+        cut = slice(None), slice(num_results if proposals is None else None)
         valid_mask = scores[cut] != NEG_INF
         sids = torch.from_numpy(trie.leaf_codes(leaves[cut].clamp(min=0).numpy()))
         sids.masked_fill_(~valid_mask[..., None], -1)

@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from sidera import artifacts
 from sidera.batch import Batch
 from sidera.core import ArtifactError, InputError, Request
 from sidera.decode.beam import Beams, beam_search
-from sidera.decode.compiled import NAMES, CompiledSearch, Program, SearchShape
+from sidera.decode.compiled import NAMES, Asked, CompiledSearch, Program, SearchShape
 from sidera.engine.requests import RequestReader
 from sidera.engine.snapshot import Snapshot
 
@@ -80,7 +80,7 @@ class _Made:
 
     model: str  # version of the weights
     codebook_id: str
-    width: int
+    asked: dict[str, int]
     sizes: tuple[int, ...]
     first: int
     shared: bool
@@ -91,7 +91,7 @@ class _Made:
 
     @property
     def shape(self) -> SearchShape:
-        return SearchShape(self.width, tuple(self.sizes), self.first, self.shared)
+        return SearchShape(Asked(**self.asked), tuple(self.sizes), self.first, self.shared)
 
     def signed(self, key: bytes) -> str:
         return hmac.new(key, json.dumps(asdict(self), sort_keys=True).encode(), "sha256").hexdigest()
@@ -101,7 +101,7 @@ class _Made:
 
 
 def export_run(
-    run: str | Path, snapshot: Snapshot, beam: int, *, minutes: float = 20.0, requests: int = 200,
+    run: str | Path, snapshot: Snapshot, asked: Asked, *, minutes: float = 20.0, requests: int = 200,
     key: str | Path | None = None,
 ) -> Exported:  # fmt: skip
     """Write ``RUN/compiled``. InputError where this machine or this model cannot, and when the time is over;
@@ -109,13 +109,13 @@ def export_run(
     run, secret = Path(run), _key(key, make=True)
     _check_tools(snapshot)
     with tempfile.TemporaryDirectory(prefix="sidera-export-") as scratch:
-        refused = _compiled_aside(run, Path(scratch), beam, minutes)
+        refused = _compiled_aside(run, Path(scratch), asked, minutes)
         names = [name for name in NAMES if (Path(scratch) / f"{name}.pt2").is_file()]
         if not names:
             why = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
             raise InputError(f"nothing of {run} can be exported ({why})", fix="serve it as it is: answers are equal")
         files = {name: Path(scratch) / f"{name}.pt2" for name in names}
-        shape = SearchShape.of(snapshot.catalog.trie, beam)
+        shape = SearchShape.of(snapshot.catalog.trie, asked)
         programs = {name: _loaded(file.read_bytes()) for name, file in files.items()}
         parity = _tried(run, snapshot, CompiledSearch(programs, shape, sample_of(snapshot)), requests)
         if not parity.holds:
@@ -126,7 +126,7 @@ def export_run(
                 fix="serve it as it is, and report the model and the processor",
             )
         made = _Made(
-            snapshot.version, snapshot.catalog.codebook_id, beam, shape.sizes, shape.first, shape.shared,
+            snapshot.version, snapshot.catalog.codebook_id, asdict(asked), shape.sizes, shape.first, shape.shared,
             {name: _digest(file.read_bytes()) for name, file in files.items()}, refused, hardware_tag(), asdict(parity),
         )  # fmt: skip
         manifest = artifacts.Manifest(
@@ -173,9 +173,9 @@ def _check_tools(snapshot: Snapshot) -> None:
         raise InputError("no C++ compiler is here", fix="apt-get install g++, or set CXX")
 
 
-def _compiled_aside(run: Path, out: Path, beam: int, minutes: float) -> dict[str, str]:
+def _compiled_aside(run: Path, out: Path, asked: Asked, minutes: float) -> dict[str, str]:
     """Compile in another process -> programs that could not be made, and why."""
-    words = [sys.executable, "-m", "sidera.engine.compiling_worker", str(run), str(out), str(beam)]
+    words = [sys.executable, "-m", "sidera.engine.compiling_worker", str(run), str(out), *map(str, astuple(asked))]
     with (out / "log").open("wb") as log:
         worker = subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
         try:
@@ -252,7 +252,7 @@ def sample_of(snapshot: Snapshot) -> tuple[Batch, Any]:
 def parity_of(snapshot: Snapshot, compiled: CompiledSearch, number: int) -> Parity:
     """Answers of the programs beside those of the model, step by step: alone and in batches of several."""
     equal, off, trie, reader = list[bool](), 0.0, snapshot.catalog.trie, reader_of(snapshot)
-    requests, at = sampled_requests(snapshot, number), 0
+    requests, at, random = sampled_requests(snapshot, number), 0, np.random.default_rng(0)
     sizes = [1, 1, 1, 5] if "searches" in compiled.programs else [1]
     while at < number:
         some = requests[at : at + sizes[at % len(sizes)]]
@@ -261,31 +261,35 @@ def parity_of(snapshot: Snapshot, compiled: CompiledSearch, number: int) -> Pari
         batch = snapshot.readable(reader.batch(histories))
         seen = [torch.tensor(one.seen_ids, dtype=torch.int64) for one in histories]
         exclude = torch.cat(seen), torch.tensor([0, *map(len, seen)]).cumsum(0)
-        width = compiled.shape.width
-        top = min(TOP, width)
+        asked = compiled.shape.asked
+        search: dict[str, Any] = {"width": asked.width, "num_results": min(TOP, asked.results), "exclude": exclude}
+        if asked.proposals:
+            search["proposals"] = torch.from_numpy(random.integers(0, trie.num_items, (len(some), asked.proposals)))
         with snapshot.answering():
             context = snapshot.generator.context(batch)
-            expected = beam_search(snapshot.generator, context, trie, width=width, num_results=top, exclude=exclude)
+            expected = beam_search(snapshot.generator, context, trie, **search)
             ours = compiled.context(batch)
-            found = compiled.beams(context if ours is None else ours, trie, width, top, exclude, None)
+            found = compiled.beams(context if ours is None else ours, trie, allowed=None, **search)
         if found is not None:
-            rows, difference = _compared(found, expected)
+            rows, difference = _compared(found, expected, search["num_results"])
             equal += rows
             off = max(off, difference)
     return Parity(len(equal), sum(equal) / max(1, len(equal)), off)
 
 
-def _compared(found: Beams, expected: Beams) -> tuple[list[bool], float]:
-    equal = (found.item_ids == expected.item_ids).all(1).tolist()
-    both = found.valid_mask & expected.valid_mask
-    scores, wanted = found.scores[both], expected.scores[both]
+def _compared(found: Beams, expected: Beams, top: int) -> tuple[list[bool], float]:
+    """Of the first ``top``: proposals stand behind them."""
+    first = slice(None), slice(top)
+    equal = (found.item_ids[first] == expected.item_ids[first]).all(1).tolist()
+    both = found.valid_mask[first] & expected.valid_mask[first]
+    scores, wanted = found.scores[first][both], expected.scores[first][both]
     return equal, float(((scores - wanted).abs() / (1 + wanted.abs())).amax()) if scores.numel() else 0.0
 
 
 # -- opening ---------------------------------------------------------------------------------------------------------
 
 
-def open_compiled(run: Path, snapshot: Snapshot, beam: int, key: str | Path | None = None) -> CompiledSearch | str:
+def open_compiled(run: Path, snapshot: Snapshot, asked: Asked, key: str | Path | None = None) -> CompiledSearch | str:
     """The programs of a run folder, or why answers are computed step by step; "" where there are none."""
     folder = run / FOLDER
     if not folder.exists():
@@ -297,7 +301,7 @@ def open_compiled(run: Path, snapshot: Snapshot, beam: int, key: str | Path | No
         secret = _key(key, make=False)
         if secret is None or not hmac.compare_digest(made.signed(secret), str(signature)):
             return f"{folder} is not signed by a key that this machine has"
-        why = _why_not(made, snapshot, beam)
+        why = _why_not(made, snapshot, asked)
         if why:
             return why
         programs = {}
@@ -311,11 +315,14 @@ def open_compiled(run: Path, snapshot: Snapshot, beam: int, key: str | Path | No
         return f"{folder} cannot be opened ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
 
 
-def _why_not(made: _Made, snapshot: Snapshot, beam: int) -> str:
+def _why_not(made: _Made, snapshot: Snapshot, asked: Asked) -> str:
     """Why these programs are not this snapshot's; "" where they are."""
     here = hardware_tag()
-    pairs = [("weights", made.model, snapshot.version), ("beam", made.width, beam),
-             ("codebook", made.codebook_id, snapshot.catalog.codebook_id)]  # fmt: skip
+    pairs: list[tuple[str, Any, str]] = [
+        ("weights", made.model, snapshot.version),
+        ("a search of", str(Asked(**made.asked)), str(asked)),
+        ("codebook", made.codebook_id, snapshot.catalog.codebook_id),
+    ]
     pairs += [(name, made.tag.get(name), value) for name, value in here.items()]
     for name, theirs, ours in pairs:
         if theirs != ours:

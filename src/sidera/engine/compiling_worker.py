@@ -15,12 +15,14 @@ import torch
 from torch.export import Dim
 
 from sidera.decode.compiled import (
+    Asked,
     ContextProgram,
     SearchProgram,
     SearchShape,
     batch_parts,
     constants,
     excluded_places,
+    proposed_places,
     tables_of,
     taken_apart,
 )
@@ -41,7 +43,7 @@ def context_example(snapshot: Snapshot) -> tuple[Any, tuple[Any, ...], tuple[Any
     return ContextProgram(snapshot.generator, frame), (tensors,), (dynamic,)
 
 
-def search_example(snapshot: Snapshot, beam: int, several: bool) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
+def search_example(snapshot: Snapshot, asked: Asked, several: bool) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
     """The same of the search, after one history or after several."""
     trie = snapshot.catalog.trie
     lengths = ((3, 4, 5), (3, 7, 6, 6)) if several else ((5,), (7,))
@@ -52,17 +54,23 @@ def search_example(snapshot: Snapshot, beam: int, several: bool) -> tuple[Any, t
         raise ValueError("a context holds numbers that differ between histories")
     pairs = zip(taken[0][0], taken[1][0], strict=True)  # what differs between two contexts differs between all
     moving = [{at for at in range(one.ndim) if one.shape[at] != other.shape[at]} for one, other in pairs]
-    shape, tables = SearchShape.of(trie, beam), tables_of(trie)
+    shape, tables = SearchShape.of(trie, asked), tables_of(trie)
     excluded = excluded_places(trie, len(parts[0]), None)
+    proposals = proposed_places(trie, asked.proposals, len(parts[0]))
     dynamic = (
         [dict.fromkeys(sorted(places), Dim.AUTO) for places in moving],
         {0: Dim.AUTO, 1: Dim.AUTO} if several else {1: Dim.AUTO},
+        [{0: Dim.AUTO} if several else None for _ in proposals],
         [None if table is tables[0] else {0: Dim.AUTO} for table in tables],
     )
-    return SearchProgram(snapshot.generator, trie, taken[0][1], shape), (taken[0][0], excluded, tables), dynamic
+    return (
+        SearchProgram(snapshot.generator, trie, taken[0][1], shape),
+        (taken[0][0], excluded, proposals, tables),
+        dynamic,
+    )
 
 
-def compile_all(snapshot: Snapshot, out: Path, beam: int) -> dict[str, str]:
+def compile_all(snapshot: Snapshot, out: Path, asked: Asked) -> dict[str, str]:
     refused = {}
     for parameter in snapshot.model.parameters():
         parameter.requires_grad_(False)
@@ -72,7 +80,7 @@ def compile_all(snapshot: Snapshot, out: Path, beam: int) -> dict[str, str]:
                 if name == "context":
                     program, example, dynamic = context_example(snapshot)
                 else:
-                    program, example, dynamic = search_example(snapshot, beam, name == "searches")
+                    program, example, dynamic = search_example(snapshot, asked, name == "searches")
                 program.eval()
                 program(*example)  # lays out what is laid out once, and a change of mode would drop
                 exported = torch.export.export(program, example, dynamic_shapes=dynamic, strict=False)
@@ -104,12 +112,12 @@ def _check_moving(exported: Any, dynamic: tuple[Any, ...]) -> None:
 
 
 def main() -> None:
-    run, out, beam = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    run, out, asked = Path(sys.argv[1]), Path(sys.argv[2]), Asked(*map(int, sys.argv[3:]))
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     snapshot = load_snapshot(run)
     snapshot.model.eval()
-    refused = compile_all(snapshot, out, beam)
+    refused = compile_all(snapshot, out, asked)
     (out / "refused.json").write_text(json.dumps(refused), encoding="utf-8")
 
 

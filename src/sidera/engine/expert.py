@@ -1,8 +1,8 @@
 """The transition expert beside a generator: counts propose items too, and learned weights join the two.
 
 A search of the tree and the counts of item pairs (``models/retrievers/pair_counts.py``) know different things. The
-pool is what the search found and the best counted items; the generator scores all of them *exactly* (``decode/given``),
-and
+pool is the best counted items, whose prefixes the search follows beside its beams, and the best of all items that it
+then has scored. The generator's score of each is exact, and
 
     score = w0 log p(item | history) + sum of w_f feature_f(history, item)
 
@@ -38,17 +38,19 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts
 from sidera.core import ArtifactError
 from sidera.data.reading import Reading
+from sidera.decode.compiled import Asked
 from sidera.decode.dense import padded_results
 from sidera.decode.eligible import NEG_INF
-from sidera.decode.given import given_log_probs
 from sidera.decode.select import best_first
-from sidera.engine.pipeline import Candidates, Query
+from sidera.engine.pipeline import Candidates, Query, search
 from sidera.loading import open_artifact
 from sidera.models.retrievers.pair_counts import KINDS, VOTES, PairCounts
 from sidera.ops.jagged import Jagged
+from sidera.ops.trie import CodeTrie
 
 FOLDER = KIND = "expert"  # of a run folder, and the artifact's kind
 FEATURES = (*VOTES, "popularity", "seen", "seen_lately", "seen_often", "alike")
+MOST_LISTED = 20_000  # items that a wider search lists: listing more takes longer than the steps
 SEEN_FADING, ALIKE_FADING = 0.85, 0.7  # of an event against the one after it
 
 
@@ -57,18 +59,20 @@ class ExpertConfig:
     """The ``[expert]`` section of a recipe: counts of item pairs beside a generator."""
 
     enabled: bool = False  # whether a generator gets an expert; it answers where it helps on held-out validation rows
-    candidates: int = 100  # best counted items of a history that the generator scores beside those of its search
+    candidates: int = 200  # best counted items of a history that the generator scores beside those of its search
+    searched: int = 400  # items of the search that are ordered beside them
+    wider: int = 3  # times as many beams: counts and vectors lift items of prefixes that the generator has far behind
     history: int = 20  # newest events whose pairs are counted
     neighbours: int = 200  # pairs kept of an item
     max_rows: int = 20_000  # validation rows that the weights are learned from, a seeded sample
 
     def __post_init__(self) -> None:
-        check_counts("[expert]", self, "candidates", "history", "neighbours", "max_rows")
+        check_counts("[expert]", self, "candidates", "searched", "wider", "history", "neighbours", "max_rows")
 
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """What the search and the counts propose; -1 where there are fewer."""
+    """What a search with the counts' proposals found; -1 where there are fewer."""
 
     item_ids: Tensor  # (B, C)
     log_probs: Tensor  # (B, C) by the generator
@@ -109,16 +113,39 @@ class Expert:
     # -- a step ---------------------------------------------------------------------------------------------------
 
     def needs(self, k: int, beam: int) -> int:
-        return max(k, beam)  # all that the search finds: its width costs no more
+        return max(k, beam, self.config.searched)
+
+    def asked(self, trie: CodeTrie, beam: int) -> Asked:
+        """A wider search, where the trie is small, and the best counted items wherever they stand in it."""
+        config, wide = self.config, beam * self.config.wider
+        wider = trie.most_children(wide + config.candidates)[-1] <= MOST_LISTED
+        return Asked(wide if wider else beam, max(config.searched, beam), config.candidates)
+
+    def searched(self, query: Query, number: int) -> Candidates:
+        """The ``number`` best that :meth:`asked` finds, and its proposals."""
+        snapshot = query.snapshot
+        if not snapshot.generates:
+            return search(query, number)
+        width = self.asked(snapshot.catalog.trie, query.beam or 1).width
+        return search(query, number, self.proposals(query), max(width, query.k))
+
+    @torch.inference_mode()
+    def proposals(self, query: Query) -> Tensor:
+        """(B, C) the best counted items that may be answered, -1 behind the last."""
+        return self._best_counted(query, self._counted(query))
 
     def __call__(self, query: Query, candidates: Candidates, number: int) -> Candidates:
-        """The ``number`` best items of the pool."""
+        """The ``number`` best of the candidates."""
         pool = self.pool(query, candidates)
         scores = self.joined(pool)
         order = best_first(scores, number)
         ids, scores = padded_results(pool.item_ids.gather(1, order), scores.gather(1, order), number)
+        log_probs = candidates.log_probs
+        if log_probs is not None:
+            log_probs = log_probs.gather(1, order[..., None].expand(-1, -1, log_probs.shape[2]))
+            log_probs = pad(log_probs, (0, 0, 0, number - order.shape[1]), value=float("nan"))
         signed = candidates.version, candidates.items_version
-        return Candidates(ids, scores, *signed, expert=self.version, searched=candidates)
+        return Candidates(ids, scores, *signed, expert=self.version, log_probs=log_probs, searched=candidates)
 
     def joined(self, pool: Pool) -> Tensor:
         """(B, C) scores; -inf for empty places, and for items that the generator cannot give."""
@@ -140,23 +167,17 @@ class Expert:
 
     @torch.inference_mode()
     def pool(self, query: Query, candidates: Candidates) -> Pool:
-        """The search's items and the best counted ones that may be answered, scored by the generator."""
-        snapshot, counted = query.snapshot, self._counted(query)
-        best = self._best_counted(query, counted)
-        known = (best[:, :, None] == candidates.item_ids[:, None]).any(2)
-        best = best.masked_fill(known, -1)
-        order = (best < 0).int().sort(dim=1, stable=True).indices  # empty places go to the end and are cut off
-        best = best.gather(1, order)[:, : int((best >= 0).sum(1).max()) if best.numel() else 0]
-        item_ids = torch.cat((candidates.item_ids, best), dim=1)
-        log_probs = candidates.scores
-        if best.shape[1]:
-            codes = snapshot.catalog.items.codes_of(best.clamp(min=0))  # (B, C', L)
-            with snapshot.answering():
-                found = given_log_probs(snapshot.generator, query.context, codes.masked_fill((best < 0)[..., None], -1))
-            log_probs = torch.cat((log_probs, found), dim=1)
-        return Pool(item_ids, log_probs, counted.features_of(item_ids), counted.buckets)
+        """What a search with :meth:`proposals` found, with what the counts say of it."""
+        counted, ids = self._counted(query), candidates.item_ids
+        return Pool(ids, candidates.scores, counted.features_of(ids), counted.buckets)
 
     def _counted(self, query: Query) -> _Counted:
+        """Asked by :meth:`proposals` and again of what was found: once computed."""
+        if self not in query.notes:
+            query.notes[self] = self._count(query)
+        return query.notes[self]
+
+    def _count(self, query: Query) -> _Counted:
         catalog = query.snapshot.catalog
         reads = Reads(query.snapshot.reads.max_events)  # of what the model reads, the positive events
         batch = Reading(catalog.schema, catalog.items, reads).cut(query.read)

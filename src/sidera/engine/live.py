@@ -35,6 +35,7 @@ from sidera.engine.export import export_events, read_exposures
 from sidera.engine.exposures import ExposureWriter
 from sidera.engine.items_log import ITEMS, MODEL, NAME, ItemsLog, Record
 from sidera.engine.living import Applied, Delta, catalog_now, recorded, replayed
+from sidera.engine.pipeline import Pipeline
 from sidera.engine.recommender import DEFAULT_BEAM, Recommender
 from sidera.engine.routes import Route, Side
 from sidera.engine.run_folder import beam_of_run, load_snapshot
@@ -172,8 +173,9 @@ class LiveRun:
         catalog, place = self._catalog(number)
         snapshot = self.config.of(load_snapshot(folder, now.snapshot.device, catalog))
         beam = self.config.beam or (beam_of_run(folder) if snapshot.generates else DEFAULT_BEAM)
-        snapshot, self.recommender.compiled_note = with_programs(snapshot, folder, self.config, beam)
         steps = open_steps(folder, self.config, snapshot)
+        pipeline = Pipeline(beam, steps)
+        snapshot, self.recommender.compiled_note = with_programs(snapshot, folder, self.config, pipeline)
         behaviour = None if now.parts.behaviour is None else now.parts.behaviour.over(snapshot.catalog)
         prepared = Serving(snapshot, replace(now.parts, steps=steps, behaviour=behaviour, exposures=None), beam)
         self._check(prepared, number)

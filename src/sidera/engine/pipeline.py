@@ -10,9 +10,9 @@ Shape legend: B histories · C candidates · L levels of a semantic ID.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,14 +20,18 @@ from torch import Tensor
 
 from sidera.batch import Batch
 from sidera.core import ArtifactError, Filter, InputError
+from sidera.decode.compiled import Asked
 from sidera.decode.dense import target_ties, top_items
-from sidera.decode.eligible import Allowed, Jagged
+from sidera.decode.eligible import NEG_INF, Allowed, Jagged
+from sidera.decode.given import given_log_probs
 from sidera.decode.hybrid import hybrid_search
 from sidera.decode.sample import masked_log_probs
+from sidera.decode.select import best_first
 from sidera.decode.session import rank_by_lists
 from sidera.engine.filters import filter_table
 from sidera.engine.snapshot import Snapshot
 from sidera.ops.jagged import jagged_rows
+from sidera.ops.trie import CodeTrie
 from sidera.roles import Context, HybridGenerator, Retriever, SessionGenerator
 
 
@@ -44,7 +48,7 @@ class Candidates:
     leaf_ids: Tensor | None = None  # (B, C) int64: equal for items that share a semantic ID; None for scorers and lists
     log_probs: Tensor | None = None  # (B, C, L) of each code, where the query asks; NaN where a code is out of reach
     ties: tuple[Tensor, Tensor] | None = None  # of targets that were named: ``decode.dense.target_ties``
-    searched: Candidates | None = None  # what the search alone found, where an expert joined its counts
+    searched: Candidates | None = None  # in the search's own order, where an expert joined its counts
 
     @property
     def policy(self) -> str:
@@ -65,6 +69,7 @@ class Query:
     target_ids: Tensor | None = None  # (B,) of a scorer: how many items score as these do (``Candidates.ties``)
     log_probs: bool = False  # of the codes of what is answered
     filters: Sequence[Filter | None] | None = None  # B: which items each history may be answered; None: all
+    notes: dict[Any, Any] = field(default_factory=dict)  # what a step computed and reads again, by the step
 
     @cached_property
     def read(self) -> Batch:
@@ -115,6 +120,17 @@ class Step(Protocol):
         """``number`` of them, best first."""
 
 
+@runtime_checkable
+class SearchingStep(Step, Protocol):
+    """A step that searches by itself, where it is the first."""
+
+    def asked(self, trie: CodeTrie, beam: int) -> Asked:
+        """What its searches ask for, where the pipeline's beam is so wide."""
+
+    def searched(self, query: Query, number: int) -> Candidates:
+        """What it reads, in place of :func:`search`."""
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """A search, and steps that reorder or replace what it found."""
@@ -127,6 +143,17 @@ class Pipeline:
         """Whether a step reads every event with what came of it, whatever the model reads."""
         return any(getattr(step, "reads_feedback", False) for step in self.steps)
 
+    @property
+    def searching(self) -> SearchingStep | None:
+        """The first step, where it searches by itself."""
+        first = self.steps[0] if self.steps else None
+        return first if isinstance(first, SearchingStep) else None
+
+    def asked(self, trie: CodeTrie) -> Asked:
+        """What its searches ask for, of no more items than its beam finds."""
+        searching = self.searching
+        return searching.asked(trie, self.beam) if searching else Asked(self.beam, self.beam)
+
     def width(self, k: int) -> int:
         """Beams of a search for ``k`` items."""
         return max(self.beam, k)
@@ -138,9 +165,13 @@ class Pipeline:
         numbers = [query.k]  # that each step leaves, the last first; then what the search finds
         for step in reversed(self.steps):
             numbers.append(step.needs(numbers[-1], beam))
-        asked = replace(query, beam=beam, log_probs=query.log_probs and not self.steps)
+        searching, number = self.searching, numbers.pop()
+        searched = searching.searched if searching else search
+        # what the search says of codes is of use where nobody but its own step chooses
+        said = query.log_probs and len(self.steps) == (0 if searching is None else 1)
+        asked = replace(query, beam=beam, log_probs=said)
         try:
-            candidates = search(asked, numbers.pop())
+            candidates = searched(asked, number)
             for step in self.steps:
                 candidates = step(asked, candidates, numbers.pop())
             if query.log_probs and candidates.log_probs is None:  # a step chose, or the search cannot say
@@ -151,8 +182,30 @@ class Pipeline:
         return candidates
 
 
-def search(query: Query, number: int) -> Candidates:
-    """The ``number`` items that the model alone prefers: found code by code by a generator, else by their scores."""
+def search(query: Query, number: int, proposals: Tensor | None = None, width: int | None = None) -> Candidates:
+    """The ``number`` items that the model alone prefers: found code by code by a generator, else by their scores.
+
+    ``width``: beams on the way; None: what the query asks, and no fewer than ``number``. ``proposals`` (B, C) of items
+    that a generator may answer, -1 for none: they are among the candidates too.
+    """
+    if width is None:
+        width = max(query.beam or 1, number)
+    if proposals is None or query.snapshot.takes_proposals:
+        return _searched(query, number, width, proposals)
+    candidates = _searched(query, number, max(width, number))
+    known = (proposals[:, :, None] == candidates.item_ids[:, None]).any(2)
+    others = proposals.masked_fill(known, -1)
+    codes = query.snapshot.catalog.items.codes_of(others.clamp(min=0)).masked_fill((others < 0)[..., None], -1)
+    with query.snapshot.answering():
+        scores = given_log_probs(query.snapshot.generator, query.context, codes)  # (B, C)
+    ids, scores = torch.cat((candidates.item_ids, others), dim=1), torch.cat((candidates.scores, scores), dim=1)
+    order = best_first(scores, scores.shape[1])
+    ids, scores = ids.gather(1, order), scores.gather(1, order)
+    ids = ids.masked_fill(scores == NEG_INF, -1)
+    return replace(candidates, item_ids=ids, scores=scores, leaf_ids=None, log_probs=None)
+
+
+def _searched(query: Query, number: int, width: int, proposals: Tensor | None = None) -> Candidates:
     snapshot, batch = query.snapshot, query.batch
     if batch.num_histories and int(batch.lengths.min()) == 0:  # the state before it is another history's last
         raise InputError("an empty history cannot be ranked", allowed="1 event or more", fix="answer by popularity")
@@ -172,7 +225,7 @@ def search(query: Query, number: int) -> Candidates:
         targets = query.target_ids
         ties = None if targets is None else target_ties(scores, targets, exclude=left_out, alive=alive)
         return Candidates(ids, best, ties=ties, **signed)
-    generator, trie, width = snapshot.generator, snapshot.catalog.trie, max(query.beam or 1, number)
+    generator, trie = snapshot.generator, snapshot.catalog.trie
     limits: dict[str, Any] = {"exclude": left_out, "allowed": query.allowed}
     with snapshot.answering():
         if snapshot.writes_lists:
@@ -186,6 +239,7 @@ def search(query: Query, number: int) -> Candidates:
                 hybrid, query.context, trie, width=width, num_results=number, cold_ids=cold_ids, **limits
             )
             return Candidates(ids, scores, **signed)
+        limits["proposals"] = proposals
         found = snapshot.beams(query.context, width=width, num_results=number, log_probs=query.log_probs, **limits)
     return Candidates(found.item_ids, found.scores, leaf_ids=found.leaf_ids, log_probs=found.log_probs, **signed)
 

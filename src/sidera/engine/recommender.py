@@ -274,7 +274,7 @@ class Recommender:
             device=device, num_known=found.num_known, version=found.version, parts=open_parts(path, serve, found),
         )  # fmt: skip
         snapshot = serve.of(loaded.snapshot)
-        loaded.snapshot, loaded.compiled_note = with_programs(snapshot, path, serve, beam)
+        loaded.snapshot, loaded.compiled_note = with_programs(snapshot, path, serve, loaded.pipeline)
         return loaded
 
     def close(self) -> None:

@@ -109,11 +109,11 @@ class Serving:
         return replace(self, snapshot=self.snapshot.with_catalog(catalog), parts=parts)
 
 
-def with_programs(snapshot: Snapshot, run: Path, config: ServeConfig, beam: int) -> tuple[Snapshot, str]:
+def with_programs(snapshot: Snapshot, run: Path, config: ServeConfig, pipeline: Pipeline) -> tuple[Snapshot, str]:
     """The snapshot with the programs that `sidera export` made of it, and a note of what became of them."""
-    if not config.compiled:
+    if not (config.compiled and snapshot.generates):
         return snapshot, ""
-    opened = open_compiled(run, snapshot, beam, config.export_key)
+    opened = open_compiled(run, snapshot, pipeline.asked(snapshot.catalog.trie), config.export_key)
     if isinstance(opened, str):
         return snapshot, opened and f"answers are computed step by step: {opened}"
     return replace(snapshot, compiled=opened), f"compiled: {', '.join(opened.programs)}"

@@ -204,19 +204,26 @@ class Snapshot:
 
     def beams(
         self, context: Context, *, width: int, num_results: int, exclude: Jagged | None = None,
-        allowed: Allowed | None = None, log_probs: bool = False,
+        allowed: Allowed | None = None, log_probs: bool = False, proposals: Tensor | None = None,
     ) -> Beams:  # fmt: skip
-        """The search that ``search`` names, by the generator. Call it inside :meth:`answering`."""
+        """The search that ``search`` names, by the generator. Call it inside :meth:`answering`. ``proposals``: where
+        :attr:`takes_proposals`."""
         settings: dict[str, Any] = {"width": width, "num_results": num_results, "exclude": exclude, "allowed": allowed}
         if self.way != "beam":
             return self.searcher(context, **settings)
         if self.graphs is not None:
             return self.graphs(context, log_probs=log_probs, **settings)
+        settings["proposals"] = proposals
         found = None if self.programs is None else self.programs.beams(context, self.catalog.trie, **settings)
         if found is not None:
             return found
         settings["log_probs"] = log_probs
         return beam_search(self.generator, context, self.catalog.trie, **settings)
+
+    @property
+    def takes_proposals(self) -> bool:
+        """Whether a search scores proposed items on its way; elsewhere they are scored behind it."""
+        return self.generates and self.way == "beam" and not (self.writes_lists or self.is_hybrid or self.graphs)
 
     @property
     def way(self) -> str:

@@ -47,6 +47,7 @@ from sidera.train.recipe import Recipe
 K = 10  # of the NDCG that decides
 BATCH = 256
 FIRST = {"forward_half": 0.3, "together": 3.0, "seen_often": 1.0}  # what proposes items before weights are learned
+PROPOSED = 100  # counted items of a lesson: an answer looks at more, and a row's lesson is in the first
 PENALTY, BUCKET_PENALTY = 1.0, 30.0  # of weights of scaled features; of what a bucket differs by
 SURE = 2.0  # standard errors that a gain on held-out rows must exceed
 FEWEST = 20  # rows of a half whose target is in their pool: fewer teach nothing
@@ -209,7 +210,8 @@ def lessons_of(
     for index, batch in questions(recommender, dataset, rows, BATCH):
         with torch.inference_mode():
             query = Query(snapshot, batch.to(snapshot.device), beam, beam=beam)
-            pool = expert.pool(query, search(query, beam))
+            proposals = expert.proposals(query)[:, :PROPOSED] if snapshot.generates else None
+            pool = expert.pool(query, search(query, beam, proposals))
         parts.append(_lesson(pool, torch.from_numpy(rows.target_ids[index]).to(snapshot.device)))
         parts[-1]["halves"] = torch.from_numpy(halves[rows.user_ids[index]])[parts[-1].pop("is_there").cpu()]
         progress(int(index[-1]) + 1, len(rows))
