@@ -237,16 +237,16 @@ def test_programs_that_refuse_a_request_or_were_never_asked_are_refused(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = load_snapshot(run)
-    programs = eager_programs(snapshot, SearchShape.of(snapshot.catalog.trie, BEAM))
+    programs = eager_programs(snapshot, SearchShape.of(snapshot.catalog.trie, ASKED))
 
     def refuses(*inputs: Any) -> Any:
         raise RuntimeError("a tensor of 5 rows, 3 were expected\nframe #0")
 
     monkeypatch.setattr(compiling, "_loaded", lambda content: (programs | {"search": refuses})[content.decode()])
     with pytest.raises(ArtifactError, match=r"do not run: a tensor of 5 rows, 3 were expected; nothing was written"):
-        export_run(run, snapshot, BEAM, requests=8)
+        export_run(run, snapshot, ASKED, requests=8)
 
-    def compile_two(run: Path, out: Path, beam: int, minutes: float) -> dict[str, str]:
+    def compile_two(run: Path, out: Path, asked: Asked, minutes: float) -> dict[str, str]:
         for name in ("search", "searches"):
             (out / f"{name}.pt2").write_text(name)
         return {}
@@ -254,7 +254,7 @@ def test_programs_that_refuse_a_request_or_were_never_asked_are_refused(
     monkeypatch.setattr(compiling, "_compiled_aside", compile_two)
     monkeypatch.setattr(compiling, "_loaded", lambda content: programs[content.decode()])
     with pytest.raises(ArtifactError, match=r"do not run: searches answered none of 2 requests"):
-        export_run(run, snapshot, BEAM, requests=2)
+        export_run(run, snapshot, ASKED, requests=2)
     assert not (run / "compiled").exists()
 
 
@@ -282,7 +282,7 @@ def test_searches_of_several_histories_fix_no_number_of_histories(name: str) -> 
     snapshot = snapshot_of(name)
     snapshot.model.eval().requires_grad_(False)
     with torch.no_grad():
-        program, example, dynamic = search_example(snapshot, BEAM, several=True)
+        program, example, dynamic = search_example(snapshot, WITH_PROPOSALS, several=True)
         program.eval()
         program(*example)
         _check_moving(torch.export.export(program, example, dynamic_shapes=dynamic, strict=False), dynamic)
