@@ -35,7 +35,8 @@ KEPT_PAIRS = 8  # columns that are indexed together, of one catalogue: 6 bytes a
 PAIRED = 10_000  # items that the smallest clause leaves, before two are looked at together
 LEAST_RUN = 64  # items of a pair of values, on average: fewer are as slow to read as one clause after another
 KEY, POPULARITY = "item", "popularity"  # columns that every catalogue has: the publisher's key, training events
-Name, Made = TypeVar("Name"), TypeVar("Made")
+Name = TypeVar("Name")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, eq=False)
