@@ -10,7 +10,7 @@ from accuracy import Claim, Contestant, run_claim
 BOTH = ("train", "train+valid")
 ALL_ROWS = ("eval.max_rows=1000000",)  # recipes for any log take a sample
 TIED = "SASRec sampled softmax, tied"
-# A busy neighbour does not shorten a training, and encoding texts leaves time for the teachers.
+# A busy neighbour does not shorten a training, and encoding texts leaves time for the teacher.
 GENERATOR = (*ALL_ROWS, 'fit.clock="cpu"', "fit.max_minutes=25")
 CLAIM = Claim(
     name="sports",

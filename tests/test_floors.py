@@ -74,6 +74,8 @@ FLAGS = {
     "catalog remove": ["run", "keys", "--file", "--absent-ok", "--version"],
     "catalog diff": ["a", "b"],
     "catalog audit": ["run"],
+    "save-pretrained": ["run", "folder", "--t5"],
+    "from-pretrained": ["folder", "run", "--t5", "--items", "--max-history"],
     "train": ["recipe", *RECIPE_FLAGS],
     "evaluate": ["run", "--data", "--rows", "--set", "--name", "--device", "--threads"],
     "compare": ["a", "b", "--name"],

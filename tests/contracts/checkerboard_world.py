@@ -79,6 +79,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "ff_multiple": 2,
         "dropout": 0.0,
         "num_proposed": 5,
+        "log_q": False,
     },
     "onerec_v1": {
         "max_history": 8,

@@ -13,5 +13,7 @@ VARIANTS = {"tiger_mlp", "tiger_mtp", "masked_codes", "decoder_only", "kuaiforme
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         asked = getattr(item, "callspec", None)
+        if item.path.name == "test_flops.py":  # trains nothing
+            continue
         if asked is not None and "contracts" in item.path.parts and VARIANTS & set(map(str, asked.params.values())):
             item.add_marker(pytest.mark.slow)

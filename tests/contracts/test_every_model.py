@@ -17,6 +17,7 @@ from checkerboard_world import (
     build,
     foreign_catalog,
     recommender,
+    section,
     trained,
     world,
 )
@@ -28,7 +29,7 @@ from sidera.fit import FitConfig, tuning
 from sidera.fit.protocols import model_loss
 from sidera.fit.state import Clock, TrainState
 from sidera.fit.tuning import Steps, settle
-from sidera.models import MODELS
+from sidera.models import MODELS, build_model, parse_model
 from sidera.ops.threads import num_threads
 from sidera.roles import Generator, Scorer
 
@@ -226,3 +227,17 @@ def test_a_given_item_has_the_score_that_a_search_gives_it(name: str) -> None:
     scored = Questions(asked).score(history, answer.item_keys[::-1])
     assert [one.item for one in scored] == list(answer.item_keys[::-1])
     np.testing.assert_allclose([one.score for one in scored], answer.scores[::-1], atol=1e-4)
+
+
+def test_a_score_has_the_normaliser_of_the_search() -> None:
+    """Over all tokens of a vocabulary, and with items that came later, whose codes take a share of what others had."""
+    config = parse_model({**section("tiger"), "normalize": "vocabulary"})
+    asked = Recommender(build_model(*config, world().catalog, 0).eval(), world().catalog, model_section={}, beam=40)
+    history = ["item0003", "item0007"]
+    vectors = torch.randn(3, asked.catalog.quantizer.dim, generator=torch.Generator().manual_seed(0))
+    for catalog in (asked.catalog, asked.catalog.with_items(["late0", "late1", "late2"], vectors)):
+        asked.use_catalog(catalog)
+        (answer,) = asked.recommend([history], catalog.num_items, filter_seen=False)
+        scored = Questions(asked).score(history, answer.item_keys)
+        np.testing.assert_allclose([one.score for one in scored], answer.scores, atol=1e-4)
+        assert sum(np.exp(answer.scores)) < 0.99  # the rest is of tokens that stand for no code of the level

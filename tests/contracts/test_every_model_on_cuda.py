@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkerboard_world import ALL, batches, build, recommender, section, trained, world
+from checkerboard_world import ALL, GENERATORS, batches, build, recommender, section, trained, world
 
 from feedback_world import feedback_catalog, requests
+from sidera.decode.ways import AUTO
 from sidera.engine.recommender import Recommender
-from sidera.models import build_model, parse_model
+from sidera.models import build_model, parse_model, ways_of
 from sidera.train.recipe import Recipe
 from sidera.train.stages import run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
+WAYS = [(name, way) for name in ALL for way in (ways_of(name) if name in GENERATORS else (AUTO,))]
 EXPERTS = {"num_experts": 4, "num_active": 2, "expert_width": 32}
 ONERECS: dict[str, dict[str, Any]] = {
     "onerec_v2": EXPERTS,
@@ -58,12 +60,15 @@ def test_feedback_profiles_and_experts_too(name: str) -> None:
     assert_alike(model, requests([17, 3, 0, 9], targets=sizes))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_lists_are_those_of_the_cpu(name: str) -> None:
+@pytest.mark.parametrize(("name", "way"), WAYS)
+def test_lists_are_those_of_the_cpu(name: str, way: str) -> None:
     batch, _ = world().questions()
-    here = trained(name).recommender
-    there = recommender(name, copy.deepcopy(trained(name).model).cuda())
-    there = Recommender(there.model, there.catalog, model_section=there.model_section, beam=10, device="cuda")
+    here = recommender(name, trained(name).model)
+    there = Recommender(
+        copy.deepcopy(trained(name).model).cuda(), here.catalog, model_section=here.model_section, beam=10, search=way,
+        device="cuda",
+    )  # fmt: skip
+    here.search = way
     wanted, found = here.rank(batch, 5), there.rank(batch, 5)
     np.testing.assert_array_equal(found.item_ids.cpu().numpy(), wanted.item_ids.numpy())
     torch.testing.assert_close(found.scores.cpu(), wanted.scores, rtol=1e-4, atol=1e-4)

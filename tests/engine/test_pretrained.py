@@ -14,8 +14,12 @@ import torch
 
 import sidera
 from sidera import artifacts
+from sidera.catalog.catalog import Catalog
+from sidera.cli import main
 from sidera.core import ArtifactError, InputError
 from sidera.data.tiny import tiny_log
+from sidera.engine.recommender import Recommender
+from sidera.models import build_model, parse_model
 from sidera.train.recipe import Recipe
 from sidera.train.stages import run
 
@@ -30,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sections: dict[str, Any] = {
         "data": {}, "catalog": {"vectors": ["tfidf"], "quantizer": {"num_levels": 2, "codebook_size": 8}},
         "model": {"name": "sidera", "width": 16, "num_layers": 1, "num_heads": 1, "max_history": 12},
-        "fit": {"max_steps": 4, "batch_size": 16, "eval_every_epochs": 0},
+        "fit": {"max_steps": 4, "batch_size": 16, "eval_every_epochs": 0}, "expert": {"enabled": True},
         "eval": {"bootstrap": 10, "latency_rows": 0, "free_rows": 0, "baselines": [], "beam": 13, "wide_beam": 60},
     }  # fmt: skip
     run(Recipe.parse(sections), folder / "log", folder / "run", say=lambda _: None)
@@ -42,12 +46,53 @@ def test_a_saved_folder_answers_as_its_run(place: Path) -> None:
     ours, theirs = sidera.load(str(place / "run")), sidera.from_pretrained(place / "saved")
     assert theirs.recommend(HISTORIES, k=7) == ours.recommend(HISTORIES, k=7)
     assert (theirs.beam, theirs.version, theirs.num_known) == (13, ours.version, ours.num_known)
+    assert theirs.serving.expert is not None  # its counts are part of what the run answers
+    assert theirs.search == ours.search
     assert {path.name for path in (place / "saved").iterdir()} == {
-        "README.md", "catalog", "config.json", "manifest.json", "model.safetensors",
+        "README.md", "catalog", "config.json", "expert", "manifest.json", "model.safetensors",
     }  # fmt: skip
     late = theirs.catalog.with_items(["new"], torch.randn(1, theirs.catalog.quantizer.dim))
     theirs.use_catalog(late)
     assert not theirs.recommend([["new"]], k=3)[0].cold_start
+
+
+def test_at_the_shell(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Out and in again: a run folder that answers as the first."""
+    assert main(["save-pretrained", str(place / "run"), str(tmp_path / "out")]) == 0
+    assert "sidera.from_pretrained opens it" in capsys.readouterr().out
+    assert main(["from-pretrained", str(tmp_path / "out"), str(tmp_path / "again"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_items"] == 40
+    ours, theirs = sidera.load(str(place / "run")), sidera.load(str(tmp_path / "again"))
+    assert theirs.recommend(HISTORIES, k=7) == ours.recommend(HISTORIES, k=7)
+    for words, problem in (
+        ([str(tmp_path / "out"), str(tmp_path / "again")], "is there already"),
+        ([str(tmp_path / "out"), str(tmp_path / "new"), "--items", str(place / "run")], "--items without --t5"),
+        ([str(tmp_path / "out"), str(tmp_path / "new"), "--t5"], "a T5 holds no items"),
+        ([str(tmp_path / "nowhere"), str(tmp_path / "new")], "no pretrained at"),
+    ):
+        assert main(["from-pretrained", *words]) == 2
+        assert problem in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert main(["save-pretrained", str(place / "run"), str(tmp_path / "t5"), "--t5"]) == 2
+    assert "SideraGenerator is no T5; allowed: a Tiger" in capsys.readouterr().err
+
+
+def test_a_tiger_goes_out_as_a_t5_and_comes_in_again(place: Path, tmp_path: Path) -> None:
+    catalog = Catalog.load(place / "run" / "catalog")
+    sizes = {"width": 16, "num_layers": 1, "num_heads": 2, "head_width": 8, "ff_width": 32, "normalize": "vocabulary"}
+    section = {"name": "tiger", **sizes, "max_history": 9}
+    tiger = Recommender(build_model(*parse_model(section), catalog).eval(), catalog, model_section=section)
+    catalog.save(tmp_path / "run" / "catalog")
+    tiger.save_model(tmp_path / "run" / "model", digest="d", parents={})
+    (tmp_path / "run" / "recipe.json").write_text('{"eval": {"beam": 50}}')
+    assert main(["save-pretrained", str(tmp_path / "run"), str(tmp_path / "t5"), "--t5"]) == 0
+    words = ["from-pretrained", str(tmp_path / "t5"), str(tmp_path / "again"), "--t5", "--items", str(tmp_path / "run")]
+    assert main([*words, "--max-history", "9"]) == 0
+    again = sidera.load(str(tmp_path / "again"))
+    assert again.reads.max_events == 9
+    for one, other in zip(again.recommend(HISTORIES, k=5), tiger.recommend(HISTORIES, k=5), strict=True):
+        assert one.item_keys == other.item_keys
+        assert one.scores == other.scores
 
 
 def test_other_libraries_read_the_files(place: Path) -> None:

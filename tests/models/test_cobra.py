@@ -68,10 +68,14 @@ def log_probs(model: Any, one: Batch, sids: torch.Tensor) -> torch.Tensor:
 def test_the_loss_of_a_history_is_that_of_its_prefixes(name: str) -> None:
     """Packed rows in training against one prefix after another as they are answered: nothing later is seen."""
     model = make(name).eval()
-    loss = model.loss(batch(HISTORIES, [5, 9, 20]))
     codes, dense = 0.0, 0.0
     known = model.item_vectors() if name == "cobra" else None
     whole = batch(HISTORIES, [5, 9, 20]).items.ids
+    shares = torch.arange(1, NUM_ITEMS + 1) / sum(range(NUM_ITEMS + 1))
+    if known is not None:
+        model.log_share.copy_(shares.log())
+    there = 1 - (1 - shares[whole]) ** (sum(map(len, HISTORIES)) + 3)  # chance to be an event or a last target
+    loss = model.loss(batch(HISTORIES, [5, 9, 20]))
     for history, last in zip(HISTORIES, [5, 9, 20], strict=True):
         for end in range(1, len(history) + 1):
             target = [*history, last][end]
@@ -81,7 +85,9 @@ def test_the_loss_of_a_history_is_that_of_its_prefixes(name: str) -> None:
             if known is not None:
                 said = model.given_vectors(model.context(one), sid)[0, 0]
                 place = int((whole == target).nonzero()[0, 0])
-                dense += float(F.cross_entropy((known[whole] @ said / 0.0625)[None], torch.tensor([place])))
+                corrected = there.log().index_fill(0, torch.tensor(place), 0.0)
+                scores = known[whole] @ said / 0.0625 - corrected
+                dense += float(F.cross_entropy(scores[None], torch.tensor([place])))
     assert loss.count == sum(map(len, HISTORIES))
     assert sum(loss.parts[f"level_{level}"] for level in range(3)) * loss.count == pytest.approx(codes, rel=1e-4)
     assert float(loss.total) == pytest.approx(codes + dense, rel=1e-4)

@@ -13,6 +13,8 @@ from small_catalog import SmallCatalog, small_catalog
 
 from hand_made import hand_made
 from sidera.batch import Batch
+from sidera.catalog.kept_vectors import KEPT
+from sidera.core import InputError
 from sidera.data.feature import Feature
 from sidera.data.features import FeatureSchema
 from sidera.decode.beam import beam_search
@@ -36,10 +38,10 @@ def catalog() -> SmallCatalog:
     return replace(small_catalog(NUM_ITEMS, (4, 3, 4)), schema=schema, features={"kind": kinds})
 
 
-def make(**settings: Any) -> Liger:
+def make(source: SmallCatalog | None = None, **settings: Any) -> Liger:
     torch.manual_seed(0)
     _, config = parse_model({"name": "liger", **SIZES, **settings})
-    model: Any = Liger(config, catalog())  # type: ignore[arg-type]
+    model: Any = Liger(config, source or catalog())  # type: ignore[arg-type]
     with torch.no_grad():
         model.tower.items.own.weight.normal_()  # an own vector that is read must show
     return model
@@ -115,6 +117,36 @@ def test_content_reaches_the_encoder_and_the_items() -> None:
     assert True in holds
     assert False in holds
     assert (users != others).any(1).tolist() == holds
+
+
+def with_sentences(changed: int | None = None) -> SmallCatalog:
+    """The catalogue that keeps vectors; ``changed``: an item that says something else."""
+    vectors = np.random.default_rng(5).standard_normal((NUM_ITEMS, 7)).astype(np.float32)
+    if changed is not None:
+        vectors[changed] += np.arange(7)
+    return replace(catalog(), features={**catalog().features, KEPT: vectors})
+
+
+@torch.no_grad()
+def test_the_sentence_vector_is_what_the_encoder_reads_and_what_the_dense_score_seeks() -> None:
+    here, there = (make(with_sentences(changed), content="vectors").eval() for changed in (None, 3))
+    same = (there.item_vectors() == here.item_vectors()).all(1)
+    assert same.tolist() == [item != 3 for item in range(NUM_ITEMS)]  # its own target, and nobody else's
+    users = []
+    for model in (here, there):
+        one = hand_made(torch.tensor([3, 5, 5]), torch.tensor([0, 2, 3]), items=catalog())  # the first reads item 3
+        users.append(model.context(one).users)
+    assert not torch.allclose(users[0][0], users[1][0])
+    torch.testing.assert_close(users[0][1], users[1][1])
+    other = with_sentences()
+    other = replace(other, codes=other.codes[::-1], features={**other.features, "kind": np.zeros(NUM_ITEMS, np.int64)})
+    torch.testing.assert_close(make(other, content="vectors").eval().item_vectors(), here.item_vectors())  # it alone
+    assert not torch.allclose(make(other).eval().item_vectors(), make(with_sentences()).eval().item_vectors())
+
+
+def test_without_kept_vectors_there_is_nothing_to_read() -> None:
+    with pytest.raises(InputError, match="keep_vectors = true"):
+        make(content="vectors")
 
 
 def test_as_many_proposals_as_items_are_dense_retrieval() -> None:

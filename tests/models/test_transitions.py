@@ -60,8 +60,7 @@ def test_scores_equal_a_dictionary(
                 counts[item, after] = counts.get((item, after), 0.0) + step_decay**step
     expected = [
         sum(
-            fading**back
-            * np.log1p(counts[item, other] / (events.count(other) * NUM_ITEMS / len(events)) ** norm)
+            fading**back * np.log1p(counts[item, other] / (events.count(other) * NUM_ITEMS / len(events)) ** norm)
             for back, item in enumerate(reversed(history))
             if (item, other) in counts
         )

@@ -73,6 +73,20 @@ def test_a_history_reads_the_same_alone_and_in_a_batch(encoder: HSTUEncoder) -> 
             torch.testing.assert_close(together[span], encoder(VECTORS[span], batch.cut(row, row + 1)))
 
 
+@pytest.mark.parametrize("lengths", [(5,), (1,), (3, 1, 6, 6), (9, 2)])
+@pytest.mark.parametrize("timed", [True, False])
+@torch.no_grad()
+def test_the_last_states_alone_are_those_of_the_whole(
+    encoder: HSTUEncoder, lengths: tuple[int, ...], timed: bool
+) -> None:
+    offsets, total = torch.tensor([0, *lengths]).cumsum(0), sum(lengths)
+    times = torch.cat([10**5 * torch.arange(length) for length in lengths]) if timed else None
+    as_of = 10**6 + torch.arange(len(lengths)) if timed else None
+    batch = hand_made(torch.arange(total), offsets, times=times, as_of=as_of)
+    found, whole = encoder.last(VECTORS[:total], batch), encoder(VECTORS[:total], batch)[offsets[1:] - 1]
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
+
+
 def test_a_block_is_what_the_paper_writes() -> None:
     torch.manual_seed(0)
     block, batch = HSTUBlock(8, 2, 10, 0.0).eval(), batch_with(TIMES)

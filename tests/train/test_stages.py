@@ -34,8 +34,10 @@ def test_an_edited_catalogue_is_evaluated_again(tmp_path: Path) -> None:
     assert "reused" in said[-1]
     top = str(recommender.catalog.item_keys[recommender.catalog.serving_order[0]])
     recommender.use_catalog(recommender.catalog.without([top]))
+    recommender.search = "draft"
     said.clear()
     after = evaluate_stage(recipe, prepared, recommender, out, say=said.append)
+    assert recommender.search == "draft"  # searched as its owner wants, also where the recipe was evaluated otherwise
     assert not any("evaluate: reused" in line for line in said)
     assert after.value("recall@10") != before.value("recall@10")
 

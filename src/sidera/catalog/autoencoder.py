@@ -69,12 +69,16 @@ class Bottleneck(Protocol):
 
 @dataclass(frozen=True)
 class AutoEncoder:
-    """Two perceptrons with ReLU; vectors are centred and scaled before, and back after."""
+    """Two perceptrons with ReLU; vectors are centred and scaled before, and back after.
+
+    ``skip``: each adds to what it reads, so a latent is as wide as a vector.
+    """
 
     mean: Tensor  # (D,)
     scale: Tensor  # () of the numbers around the mean
     encoder: tuple[Tensor, ...]  # weight (out, in) and bias (out,) of each layer, in turn
     decoder: tuple[Tensor, ...]
+    skip: bool = False
 
     @property
     def dim(self) -> int:
@@ -87,16 +91,16 @@ class AutoEncoder:
 
     def latents(self, vectors: Tensor) -> Tensor:
         """(n, D) -> (n, d)"""
-        return perceptron(self.encoder, (vectors - self.mean) / self.scale)
+        return perceptron(self.encoder, (vectors - self.mean) / self.scale, self.skip)
 
     def vectors(self, latents: Tensor) -> Tensor:
         """(n, d) -> (n, D)"""
-        return perceptron(self.decoder, latents) * self.scale + self.mean
+        return perceptron(self.decoder, latents, self.skip) * self.scale + self.mean
 
     def state(self) -> dict[str, Tensor]:
         sides = {"encoder": self.encoder, "decoder": self.decoder}
         layers = {f"{name}.{place}": one for name, side in sides.items() for place, one in enumerate(side)}
-        return {"mean": self.mean, "scale": self.scale, **layers}
+        return {"mean": self.mean, "scale": self.scale, **layers, **({"skip": torch.ones(())} if self.skip else {})}
 
     @classmethod
     def read(cls, reader: StateReader, width: int) -> AutoEncoder:
@@ -104,8 +108,11 @@ class AutoEncoder:
         mean, scale = reader.take("mean", None), reader.take("scale")
         if float(scale) <= 0:
             raise InputError(f"scale of the quantizer = {float(scale)}", allowed="above 0")
+        skip = reader.has("skip") and bool(reader.take("skip"))
+        if skip and width != len(mean):
+            raise InputError(f"a latent of the quantizer has {width} numbers", allowed=f"{len(mean)}, as a vector")
         encoder = _read_layers(reader, "encoder", len(mean), width)
-        return cls(mean, scale, encoder, _read_layers(reader, "decoder", width, len(mean)))
+        return cls(mean, scale, encoder, _read_layers(reader, "decoder", width, len(mean)), skip)
 
 
 @dataclass(frozen=True)
@@ -132,18 +139,22 @@ class AutoEncoded:
         return self.codes.code_vectors(level)
 
 
-def perceptron(layers: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-    """Weights and biases in turn, ReLU between them."""
-    pairs = list(zip(layers[::2], layers[1::2], strict=True))
+def perceptron(layers: tuple[Tensor, ...], rows: Tensor, skip: bool = False) -> Tensor:
+    """Weights and biases in turn, ReLU between them; ``skip``: added to the rows."""
+    given, pairs = rows, list(zip(layers[::2], layers[1::2], strict=True))
     for place, (weight, bias) in enumerate(pairs):
         rows = F.linear(rows, weight, bias)
         if place < len(pairs) - 1:
             rows = F.relu(rows)
-    return rows
+    return given + rows if skip else rows
 
 
-def train_autoencoder(vectors: Tensor, bottleneck: Bottleneck, config: TrainedConfig, seed: int) -> AutoEncoder:
-    """(N, D) -> the networks, and the bottleneck as it is at the end. InputError where all vectors are equal."""
+def train_autoencoder(
+    vectors: Tensor, bottleneck: Bottleneck, config: TrainedConfig, seed: int, skip: bool = False
+) -> AutoEncoder:
+    """(N, D) -> the networks, and the bottleneck as it is at the end. InputError where all vectors are equal.
+
+    ``skip``: the networks add to what they read, at first nothing."""
     mean = vectors.mean(0)
     centred = vectors - mean
     scale = centred.square().mean().sqrt()
@@ -156,19 +167,22 @@ def train_autoencoder(vectors: Tensor, bottleneck: Bottleneck, config: TrainedCo
     generator = torch.Generator().manual_seed(seed * 1009 + 700)
     sizes = [vectors.shape[1], *config.hidden, bottleneck.width]
     encoder, decoder = _random_layers(sizes, generator), _random_layers(sizes[::-1], generator)
+    if skip:
+        for side in (encoder, decoder):
+            side[-2].zero_()
     with torch.no_grad():
         first = torch.randperm(len(rows), generator=generator)[:FIRST_BATCH]
-        bottleneck.start(perceptron(encoder, rows[first]), generator)
+        bottleneck.start(perceptron(encoder, rows[first], skip), generator)
     with torch.enable_grad():
-        _train(rows, encoder, decoder, bottleneck, config, generator)
-    sides = [tuple(one.detach() for one in side) for side in (encoder, decoder)]
-    return AutoEncoder(mean, scale, *sides)
+        _train(rows, AutoEncoder(mean, scale, encoder, decoder, skip), bottleneck, config, generator)
+    encoder, decoder = (tuple(one.detach() for one in side) for side in (encoder, decoder))
+    return AutoEncoder(mean, scale, encoder, decoder, skip)
 
 
 def _train(
-    rows: Tensor, encoder: tuple[Tensor, ...], decoder: tuple[Tensor, ...], bottleneck: Bottleneck,
-    config: TrainedConfig, generator: torch.Generator,
-) -> None:  # fmt: skip
+    rows: Tensor, networks: AutoEncoder, bottleneck: Bottleneck, config: TrainedConfig, generator: torch.Generator
+) -> None:
+    encoder, decoder, skip = networks.encoder, networks.decoder, networks.skip
     weights = [one.requires_grad_() for one in (*encoder, *decoder)]
     optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=1e-4)
     full = torch.full((config.batch_size,), config.num_levels)
@@ -179,8 +193,8 @@ def _train(
         batch = rows[torch.randint(len(rows), (config.batch_size,), generator=generator)]
         shallow = torch.rand(config.batch_size, generator=generator) < config.prefix_share
         some = torch.randint(config.num_levels, (config.batch_size,), generator=generator)
-        latents, own_loss = bottleneck.quantized(perceptron(encoder, batch), torch.where(shallow, some, full))
-        loss = F.mse_loss(perceptron(decoder, latents), batch) + own_loss
+        latents, own_loss = bottleneck.quantized(perceptron(encoder, batch, skip), torch.where(shallow, some, full))
+        loss = F.mse_loss(perceptron(decoder, latents, skip), batch) + own_loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, LARGEST_GRADIENT)

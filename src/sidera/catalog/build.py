@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sidera.catalog.config import CatalogConfig
 from sidera.catalog.content import fuse, item_texts, text_vectors, tfidf_vectors
 from sidera.catalog.contrastive import aligned_vectors, contrastive_identity
 from sidera.catalog.cooccurrence import behaviour_vectors
+from sidera.catalog.kept_vectors import KEPT
 from sidera.catalog.quantizers import NO_CODES, Quantizer, parse_quantizer, quantizer_class
 from sidera.catalog.report import quality_report, transition_shares
 from sidera.catalog.text_encoder import EncoderMissing, TooSlow, has_text_encoder
@@ -68,7 +70,10 @@ def build_catalog(
     report["transition_share"] = transition_shares(resolved.codes, dataset, split)
     inputs = catalog_digest(dataset, split, config, schema)
     made = (resolved.codes, resolved.level_sizes, quantizer, config.collision)
-    return _assembled(dataset, inputs, schema, popularity, report, *made), report
+    catalog = _assembled(dataset, inputs, schema, popularity, report, *made)
+    if config.keep_vectors:
+        catalog = replace(catalog, features={**catalog.features, KEPT: Column.of(vectors.float().numpy())})
+    return catalog, report
 
 
 def _without_codes(

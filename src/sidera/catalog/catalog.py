@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sidera.catalog import storage
+from sidera.catalog.kept_vectors import of_late
 from sidera.catalog.key_index import KeyIndex
 from sidera.catalog.placing import CodeSpace
 from sidera.catalog.quantizers import Quantizer, identity
@@ -291,6 +292,7 @@ class Catalog:
         ids_by_key = self.ids_by_key.extended(keys, all_keys)
         owned = self.schema.owned("item")
         new = {each.name: each.unknown(count) for each in owned} if table is None else self.schema.of_items(table)
+        new |= of_late(self.features, vectors, codes, self.quantizer)
         after = replace(
             self,
             item_keys=all_keys,

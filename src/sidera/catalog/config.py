@@ -113,6 +113,7 @@ class CatalogConfig:
     window: int = 5  # behaviour: pairs at most so many events apart count
     singular_power: float = 1.0  # behaviour: vectors = singular vectors x singular values ** power
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)  # aligned
+    keep_vectors: bool = later(False)  # keep the vectors beside the codes, for models that read them (LIGER, COBRA)
     text_minutes: float = later(5.0)  # that MiniLM may take over "text?", by the first texts; "text" takes its time
 
     def __post_init__(self) -> None:

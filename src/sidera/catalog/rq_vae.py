@@ -4,6 +4,9 @@ A perceptron makes a latent of a vector, residual codes make a sum of it, anothe
 codebooks start as the k-means of the first batch's residuals and follow the means of what is assigned to them
 (exponential moving averages, van den Oord et al. 2017); a code that is hardly used begins again at a residual of the
 batch. The latent is drawn towards its code by the commitment loss, and gradients pass straight through.
+
+``skip`` makes RQ-KMeans+ of it (GPR, arXiv 2511.10138): the perceptrons add to what they read, at first nothing. So the
+training begins with RQ-KMeans itself, on the vectors, and moves vectors and codebooks towards each other from there.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from sidera.catalog.kmeans import checked_codebook_size, kmeans
 from sidera.catalog.nearest import nearest
 from sidera.catalog.rq_kmeans import RQKMeans
 from sidera.catalog.states import StateReader
-from sidera.config import check_counts, check_value
+from sidera.config import check_counts, check_value, later
 from sidera.ops.trie import MAX_CODES
 
 START_ITERATIONS = 10  # of Lloyd's algorithm on the first batch
@@ -37,6 +40,7 @@ class RQVAE(AutoEncoded):
         codebook_size: int = 256  # codes a level; 0: chosen from the number of items
         latent: int = 32  # dims of the latent that the codes make
         commitment: float = 0.25  # weight of the loss that draws a latent to its codes
+        skip: bool = later(False)  # RQ-KMeans+: latent = vector + what the encoder says of it; ``latent`` is not read
         decay: float = 0.95  # of the moving means that the codes follow
 
         def __post_init__(self) -> None:
@@ -52,8 +56,9 @@ class RQVAE(AutoEncoded):
     @classmethod
     def fit(cls, vectors: Tensor, config: RQVAE.Config, seed: int) -> tuple[RQVAE, Tensor]:
         """(N, D) -> networks and codebooks, and the codes (N, L) of the vectors."""
-        bottleneck = ResidualBottleneck(config, checked_codebook_size(config.codebook_size, len(vectors)))
-        networks = train_autoencoder(vectors, bottleneck, config, seed)
+        width = vectors.shape[1] if config.skip else config.latent
+        bottleneck = ResidualBottleneck(config, checked_codebook_size(config.codebook_size, len(vectors)), width)
+        networks = train_autoencoder(vectors, bottleneck, config, seed, config.skip)
         quantizer = cls(networks, RQKMeans(tuple(bottleneck.levels)))
         return quantizer, quantizer.encode(vectors)
 
@@ -80,8 +85,8 @@ class RQVAE(AutoEncoded):
 class ResidualBottleneck:
     """Codebooks that follow what is assigned to them."""
 
-    def __init__(self, config: RQVAE.Config, size: int) -> None:
-        self.config, self.size, self.width = config, size, config.latent
+    def __init__(self, config: RQVAE.Config, size: int, width: int) -> None:
+        self.config, self.size, self.width = config, size, width
         self.levels: list[Tensor] = []  # L of (K, d)
         self._counts: list[Tensor] = []  # L of (K,) moving use of each code
         self._sums: list[Tensor] = []  # L of (K, d) moving sum of what it was used for

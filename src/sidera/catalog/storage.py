@@ -22,6 +22,7 @@ import torch
 from sidera.artifacts import Manifest, write_tensors, write_text, writing
 from sidera.bounds import shown
 from sidera.catalog.collisions import POLICIES
+from sidera.catalog.kept_vectors import KEPT, check_kept
 from sidera.catalog.key_index import KeyIndex
 from sidera.catalog.quantizers import NO_CODES, Quantizer, name_of, quantizer_class
 from sidera.data.feature import COUNTED
@@ -177,6 +178,7 @@ def _features(opened: Opened, schema: FeatureSchema, number: int) -> dict[str, C
     """Every feature of items that the schema has, each value one that the schema can give."""
     owned = schema.owned("item")
     there = opened.tensor_file(FEATURES) if FEATURES in opened.manifest.files else {}
+    kept = there.pop(KEPT, None)
     if set(there) != {feature.name for feature in owned}:
         raise opened.damaged(f"{FEATURES} holds {shown(sorted(there))}, the schema has other features of items")
     found = {}
@@ -190,4 +192,7 @@ def _features(opened: Opened, schema: FeatureSchema, number: int) -> dict[str, C
         if not counted and bool(values.isinf().any()):
             raise opened.damaged(f"feature {feature.name!r} holds an endless number")
         found[feature.name] = Column.of(values.numpy())
+    if kept is not None:
+        check_kept(kept.numpy(), number)
+        found[KEPT] = Column.of(kept.numpy())
     return found

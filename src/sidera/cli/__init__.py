@@ -21,6 +21,7 @@ from sidera.cli import (
     load,
     logs,
     loop,
+    pretrained,
     reference,
     reporting,
     serving,
@@ -79,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     answering.add_questions(verbs)
     serving.add_serve(verbs)
     exporting.add_export(verbs)
+    pretrained.add_pretrained(verbs)
     serving.add_api_keys(verbs)
     loop.add_export(verbs)
     loop.add_refresh(verbs)

@@ -37,9 +37,7 @@ class DataConfig:
     positive: str = ""  # feedback column whose true events are worth recommending ("click", "long_view"); "": all,
     # or those of the log's own mark "positive" (`sidera import --keep view=0,...`); "auto": the mark that says most
     long_view_quantile: float = 0.65  # long_view: watched longer than this share of views of like duration
-    features: dict[str, FeatureConfig] = field(
-        default_factory=dict
-    )  # [data.features.NAME]; none: what is found
+    features: dict[str, FeatureConfig] = field(default_factory=dict)  # [data.features.NAME]; none: what is found
     # Columns that others generated (idgenrec_text_id, gram_keywords) are read only when text_fields names them.
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from sidera.decode.beam import check_search, continuations, first_candidates, items_of, prune
 from sidera.decode.dense import padded_results
 from sidera.decode.eligible import NEG_INF, Allowed, Eligible, Jagged
-from sidera.decode.sample import free_log_probs
+from sidera.decode.given import given_log_probs
 from sidera.decode.select import best_first, check_numbers
 from sidera.ops.trie import CodeTrie
 from sidera.roles import Context, HybridGenerator
@@ -108,7 +108,7 @@ def beam_matches(said: Tensor, vectors: Tensor, beams: Tensor, item_ids: Tensor)
 def hybrid_scores(generator: HybridGenerator, context: Context, item_ids: Tensor, sids: Tensor) -> Tensor:
     """(B, C) given items with their semantic IDs (B, C, L) -> (B, C): the scores that a search gives them."""
     said = generator.given_vectors(context, sids)
-    log_probs = free_log_probs(generator, context, sids).float().sum(-1)
+    log_probs = given_log_probs(generator, context, sids)
     if generator.joins_cold:
         log_probs = log_probs.masked_fill(log_probs == NEG_INF, 0.0)  # reached without codes
     each = torch.arange(sids.shape[1], device=sids.device).expand_as(item_ids)

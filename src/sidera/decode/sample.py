@@ -200,7 +200,9 @@ def masked_log_probs(
 def free_log_probs(generator: Generator, context: Context, sids: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probability of every code over all codes of its level; differentiable. sids (B, G, L) -> (B, G, L).
 
-    A generator's own normaliser (``StepOutput.log_norm``) does not count here; -inf where a sid holds -1.
+    The distribution is that of :func:`sample` in free mode, which writes no code of another level: what a generator's
+    own normaliser (``StepOutput.log_norm``) leaves to those is not counted. What a search says of given items, that
+    normaliser included, is ``decode.given.given_log_probs``. -inf where a sid holds -1.
     """
     codes = sids.clamp(min=0)
     found = [

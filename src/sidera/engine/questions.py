@@ -8,7 +8,7 @@ what is popular.
     ask.popular(k=10, since=now - 7 * 86400, log=dataset)
 
 Scores of given items are those of a search that finds them, without the search: a generator multiplies the
-probabilities of an item's own codes (``decode.sample.free_log_probs``), a hybrid fuses them with what vectors say. A
+probabilities of an item's own codes (``decode.given``), a hybrid fuses them with what vectors say. A
 model that writes lists has no such search: its lists are scored as a whole. Every answer is of one snapshot, taken when
 the question comes.
 
@@ -27,8 +27,8 @@ from torch import Tensor
 
 from sidera.core import ArtifactError, Filter, InputError, Request
 from sidera.data.dataset import Dataset
+from sidera.decode.given import given_log_probs
 from sidera.decode.hybrid import hybrid_scores
-from sidera.decode.sample import free_log_probs
 from sidera.decode.select import best_first
 from sidera.engine.expert import Expert
 from sidera.engine.filters import filter_table
@@ -160,7 +160,7 @@ def given_scores(query: Query, item_ids: Tensor, expert: Expert | None = None) -
             if snapshot.is_hybrid:
                 scores = hybrid_scores(cast(HybridGenerator, snapshot.generator), query.context, item_ids, codes)
             else:  # -inf where no code of the model reaches an item
-                scores = free_log_probs(snapshot.generator, query.context, codes).float().sum(-1)
+                scores = given_log_probs(snapshot.generator, query.context, codes)
         if expert is not None:
             scores = expert.given(query, item_ids, scores)
     else:

@@ -56,8 +56,12 @@ class FullAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
-        qkv = self.qkv(x_TD).unflatten(-1, (3, self.num_heads, -1))  # (T, 3, H, D/H)
-        return attention(None, qkv, layout, causal=True).flatten(1)
+        return attention(None, self.asked(x_TD), layout, causal=True).flatten(1)
+
+    def asked(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., 3, H, D/H): query, key and value of every token."""
+        qkv: Tensor = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        return qkv
 
     def last(self, x_TD: Tensor, layout: Layout, ends: Tensor) -> Tensor:
         """(B, D): what :meth:`forward` gives the tokens ``ends`` (B,), the last of each row. Of the others keys and

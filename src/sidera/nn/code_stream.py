@@ -21,7 +21,8 @@ from sidera.nn.beam_cache import BeamCache
 from sidera.nn.counters import attention_flops, causal_pairs, matmul_flops
 from sidera.nn.dropout import Dropout
 from sidera.nn.event_features import padded
-from sidera.ops.attention import Layout, attention, layout_of
+from sidera.nn.transformer import Block
+from sidera.ops.attention import attention, layout_of
 from sidera.ops.jagged import with_copies
 
 NEVER = float("-inf")
@@ -87,37 +88,8 @@ class StreamCache(BeamCache):
         return read.transpose(1, 2).flatten(0, 1).flatten(1) + (own[:, :, 1] * weights[..., None]).sum(1).flatten(1)
 
 
-class Block(nn.Module):
-    """Pre-norm attention and feed-forward, in parts: what follows the attention is the same wherever keys come from."""
-
-    def __init__(self, width: int, num_heads: int, ff_width: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm_attention = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.norm_ff = nn.LayerNorm(width)
-        self.up = nn.Linear(width, ff_width)
-        self.down = nn.Linear(ff_width, width)
-        self.dropout = Dropout(dropout)
-
-    def asked(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., 3, H, E): query, key and value of every token."""
-        qkv: Tensor = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.num_heads, -1))
-        return qkv
-
-    def fed(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The stream (..., D) and what was read for it -> (..., D)."""
-        x = x + self.dropout(self.out(attended))
-        return x + self.dropout(self.down(nn.functional.gelu(self.up(self.norm_ff(x)))))
-
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        """(T, D) of packed rows."""
-        return self.fed(x, attention(None, self.asked(x), layout, causal=True).flatten(1))
-
-
 class CodeStream(nn.Module):
-    """Pre-norm blocks over tokens that the model above has made, places included."""
+    """Blocks over tokens that the model above has made, places included."""
 
     def __init__(self, width: int, num_layers: int, num_heads: int, ff_width: int, dropout: float) -> None:
         super().__init__()

@@ -3,10 +3,10 @@
 Conventions, so that numbers can be set beside published ones: a multiply-add is 2 FLOPs; only matrix products count
 (norms, activations, softmax and look-ups do not); the backward pass costs twice the forward pass; rows that only pad a
 batch do not count, so that an MFU built on these numbers is of useful work. ``torch.utils.flop_counter`` agrees on
-batches without padding (a test). Counts from sizes alone, for architectures that nobody has built, are in
-``models/counters.py``.
+batches without padding, for every model (``tests/contracts/test_flops.py``). Counts from sizes alone, for architectures
+that nobody has built, are in ``models/counters.py``.
 
-A model reports its MFU by a method ``flops_per_batch(batch)``; most need no more than
+Every model with a loss has a method ``flops_per_batch(batch)``, which its MFU comes from; most need no more than
 
     def flops_per_batch(self, batch: Batch) -> float:
         forward = matmul_flops(self.events, batch.events.num_values) + attention_flops(...)
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from sidera.nn.moe import MoE
 
 TRAINING = 3.0  # forward and backward pass / forward pass
+FIRST = 2.0  # the same of a product whose input gets no gradient: half of its backward pass is left out
 
 
 @dataclass(frozen=True)

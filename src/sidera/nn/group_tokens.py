@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sidera.nn.code_decoder import DecoderSize
 from sidera.nn.context_encoder import EncoderBlock
+from sidera.nn.counters import attention_flops, matmul_flops
 from sidera.ops.attention import layout_of
 from sidera.ops.jagged import JaggedColumns
 
@@ -41,7 +42,7 @@ class GroupTokens(nn.Module):
         """``events``: the histories that the vectors belong to."""
         slot_of = cast(Tensor, self.slot_of)
         slots, lengths = slot_of[events.from_end], events.lengths
-        counts = (slot_of[(lengths - 1).clamp(min=0)] + 1) * (lengths > 0)  # (B,) tokens of each history
+        counts = self.num_tokens(lengths)
         offsets = nn.functional.pad(counts.cumsum(0), (1, 0))
         tokens = offsets[1:][events.row_ids] - 1 - slots  # (T,) the token of each event, ascending
         grouped = (slots >= self.recent).nonzero().squeeze(1)  # (t,)
@@ -55,6 +56,19 @@ class GroupTokens(nn.Module):
         joined = events_TD.new_zeros(num_tokens, events_TD.shape[1]).index_add(0, tokens, shares)
         token_slots = events.row_ids.new_zeros(num_tokens).index_copy(0, tokens, slots)
         return joined, token_slots, offsets
+
+    def num_tokens(self, lengths: Tensor) -> Tensor:
+        """(B,) tokens that histories of these lengths (B,) become."""
+        return (cast(Tensor, self.slot_of)[(lengths - 1).clamp(min=0)] + 1) * (lengths > 0)
+
+    def flops(self, lengths: Tensor) -> float:
+        """Of one forward pass over histories of these lengths (B,): events of a group read each other."""
+        slot_of = cast(Tensor, self.slot_of)
+        place = torch.arange(len(slot_of), device=slot_of.device) - torch.searchsorted(slot_of, slot_of)
+        pairs = nn.functional.pad(((2 * place + 1) * (slot_of >= self.recent)).cumsum(0), (1, 0))  # by length
+        grouped = float((lengths - self.recent).clamp(min=0).sum())
+        width = self.inside.norm_ff.normalized_shape[0]
+        return matmul_flops(self.inside, grouped) + attention_flops(float(pairs[lengths].sum()), width)
 
 
 def with_queries(tokens: Tensor, offsets: Tensor, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:

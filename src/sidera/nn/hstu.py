@@ -14,6 +14,8 @@ Shape legend: T tokens of all histories · B histories · D width · H heads.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from sidera.batch import Batch
 from sidera.nn.counters import attention_flops, causal_pairs, matmul_flops
 from sidera.nn.dropout import Dropout
-from sidera.ops.silu_attention import TIME_BUCKETS, Pairs, silu_attention
+from sidera.ops.silu_attention import TIME_BUCKETS, Pairs, last_silu_attention, silu_attention
 
 TIMELESS = 0.1  # share of training histories whose times are hidden
 EPSILON = 1e-6
@@ -45,12 +47,30 @@ class HSTUBlock(nn.Module):
 
     def forward(self, x_TD: Tensor, pairs: Pairs) -> Tensor:
         width = x_TD.shape[1]
-        mixed = F.silu(self.gate_query_key_value(F.layer_norm(x_TD, (width,), eps=EPSILON)))
-        gate, qkv = mixed.split((width, 3 * width), dim=1)
+        gate, qkv = F.silu(self.gate_query_key_value(_normed(x_TD))).split((width, 3 * width), dim=1)
         qkv = qkv.unflatten(1, (3, self.num_heads, -1))  # (T, 3, H, D/H)
         # divided by the longest history that is read and not by the length of this one, as in the published code
-        read = silu_attention(qkv, pairs, self.by_position, self.by_time, self.max_history).flatten(1)
-        return x_TD + self.out(self.dropout(gate * F.layer_norm(read, (width,), eps=EPSILON)))
+        read = silu_attention(qkv, pairs, self.by_position, self.by_time, self.max_history)
+        return self._gated(x_TD, gate, read)
+
+    def last(self, x_TD: Tensor, offsets: Tensor, seconds: Tensor) -> Tensor:
+        """(B, D): what :meth:`forward` gives the last token of each row. Of the others keys and values are made, and
+        nothing else. ``seconds`` (T,): between each event and the moment at which its row is asked."""
+        width, normed, ends = x_TD.shape[1], _normed(x_TD), offsets[1:] - 1
+        of_last, of_all = self.gate_query_key_value.weight.split(2 * width)
+        gate, query = F.silu(F.linear(normed[ends], of_last)).split(width, dim=1)
+        key_value = F.silu(F.linear(normed, of_all)).unflatten(1, (2, self.num_heads, -1))  # (T, 2, H, D/H)
+        query, tables = query.unflatten(1, (self.num_heads, -1)), (self.by_position, self.by_time)
+        read = last_silu_attention(query, key_value, offsets, seconds, *tables, self.max_history)
+        return self._gated(x_TD[ends], gate, read)
+
+    def _gated(self, x: Tensor, gate: Tensor, read: Tensor) -> Tensor:
+        """Stream and gate (..., D), and what was read (..., H, D/H) -> (..., D)."""
+        return x + self.out(self.dropout(gate * _normed(read.flatten(1))))
+
+
+def _normed(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=EPSILON)
 
 
 class HSTUEncoder(nn.Module):
@@ -66,12 +86,25 @@ class HSTUEncoder(nn.Module):
 
     def forward(self, events_TD: Tensor, batch: Batch) -> Tensor:
         """(T, D) event vectors of the batch -> (T, D): at each place what the history up to it says."""
-        times, asked = moments(batch, TIMELESS if self.training else 0.0)
-        pairs = Pairs.of(batch.events.offsets, times, asked)
-        x_TD = self.dropout(self.scale * events_TD + self.position(pairs.layout.positions))
+        pairs = Pairs.of(batch.events.offsets, *moments(batch, TIMELESS if self.training else 0.0))
+        x_TD = self._placed(events_TD, pairs)
         for block in self.blocks:
             x_TD = block(x_TD, pairs)
         return x_TD
+
+    def last(self, events_TD: Tensor, batch: Batch) -> Tensor:
+        """(B, D): what :meth:`forward` gives the last event of each history. The last block is paid for these alone."""
+        times, asked = moments(batch, TIMELESS if self.training else 0.0)
+        offsets, blocks = batch.events.offsets, cast(list[HSTUBlock], list(self.blocks))
+        pairs = Pairs.of(offsets, times, asked)
+        x_TD = self._placed(events_TD, pairs)
+        for block in blocks[:-1]:
+            x_TD = block(x_TD, pairs)
+        return blocks[-1].last(x_TD, offsets, asked[offsets[1:] - 1][batch.events.row_ids] - times)
+
+    def _placed(self, events_TD: Tensor, pairs: Pairs) -> Tensor:
+        placed: Tensor = self.dropout(self.scale * events_TD + self.position(pairs.layout.positions))
+        return placed
 
     def flops(self, lengths: Tensor) -> float:
         """Of one forward pass over histories of these lengths (B,)."""

@@ -1,4 +1,4 @@
-"""What an item is, as one vector: its codes and features through a residual network. Late items have one too.
+"""What an item is, as one vector: its codes and content through a residual network. Late items have one too.
 
 An item's own vector (``id_dropout`` below 1) sharpens what was often seen; with 1 the tower reads content alone, and an
 item without a single event is no other thing to it than a popular one.
@@ -8,12 +8,13 @@ Shape legend: n items asked for · N items · D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
+from sidera.nn.feature_inputs import FeatureLike
 from sidera.nn.item_features import ItemFeatures
 
 
@@ -23,18 +24,20 @@ class ItemSource(Protocol):
     codes: Any  # (N, L)
     level_sizes: tuple[int, ...]
     features: Mapping[str, Any]  # feature -> (N, ...)
-    schema: Any  # data.features.FeatureSchema
 
 
 class ItemTower(nn.Module):
     """(n,) item ids -> (n, D), of mean 0 and spread 1."""
 
-    def __init__(self, catalog: Any, width: int, id_dropout: float = 1.0) -> None:
-        """``catalog``: an :class:`ItemSource`. ``id_dropout``: share of items whose own vector a step drops."""
+    def __init__(
+        self, catalog: Any, width: int, features: Sequence[FeatureLike], id_dropout: float = 1.0, codes: bool = True
+    ) -> None:
+        """``catalog``: an :class:`ItemSource`. ``features``: which of its columns are read; ``codes``: so are they.
+        ``id_dropout``: share of items whose own vector a step drops."""
         super().__init__()
-        columns = {name: np.asarray(values) for name, values in catalog.features.items()}
-        codes, features = np.asarray(catalog.codes), catalog.schema.owned("item")
-        self.items = ItemFeatures(codes, tuple(catalog.level_sizes), features, columns, width, id_dropout)
+        columns = {feature.name: np.asarray(catalog.features[feature.name]) for feature in features}
+        level_sizes = tuple(catalog.level_sizes) if codes else ()
+        self.items = ItemFeatures(np.asarray(catalog.codes), level_sizes, features, columns, width, id_dropout)
         self.norm_in = nn.LayerNorm(width)
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
         self.norm_out = nn.LayerNorm(width)

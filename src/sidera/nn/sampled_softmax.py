@@ -2,8 +2,8 @@
 
 A softmax over all N items costs N scores a target. Over a sample it is unbiased when every negative's score is lowered
 by the logarithm of how often it is expected in the sample (log Q correction; Bengio and Senecal 2008, Yi et al. 2019).
-Uniform negatives all have the same expectation, M / N. Targets of the same batch come as often as they are consumed,
-and without the correction popular items are pushed down.
+Uniform negatives all have the same expectation, M / N. Items of the same batch come as often as they are consumed
+(:func:`log_shares`), and without the correction popular items are pushed down.
 
 A negative that is the target itself does not count. Label smoothing spreads its share over the negatives that count.
 
@@ -14,9 +14,21 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def log_shares(item_ids: np.ndarray, num_items: int) -> Tensor:
+    """(N,) log of the share that each item has of the events (E,); one that never comes counts as if it came once."""
+    counts = np.bincount(item_ids, minlength=num_items) + 1.0
+    return torch.from_numpy(np.log(counts / counts.sum())).float()
+
+
+def log_chance(log_share: Tensor, num_draws: int) -> Tensor:
+    """(n,) log of the chance that items of these shares (n,) are at least once among so many drawn ones."""
+    return (-torch.expm1(num_draws * torch.log1p(-log_share.double().exp()))).log().to(log_share.dtype)
 
 
 def sampled_softmax(

@@ -1,4 +1,5 @@
 """The causal item encoder that SASRec and sidera's generator share: a vector per event, reading what came before.
+``nn/code_stream.py`` has the same blocks for streams that are written on.
 
 Pre-norm transformer blocks on jagged tokens (SASRec, arXiv 1808.09781, with GELU and pre-norm as in later practice).
 Linear layers, norms and dropout see real tokens only. Attention is full or one of ``nn/attention_kinds.py``.
@@ -38,10 +39,9 @@ class Block(nn.Module):
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
         return self.fed(x_TD, self.attention(self.norm_attention(x_TD), layout))
 
-    @property
-    def qkv(self) -> nn.Linear:
-        """The projection of full attention, for callers that read keys and values of their own."""
-        return cast(FullAttention, self.attention).qkv
+    def asked(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., 3, H, E): queries, keys and values of full attention, for who lets others read them."""
+        return cast(FullAttention, self.attention).asked(self.norm_attention(x))
 
     def last(self, x_TD: Tensor, layout: Layout, ends: Tensor) -> Tensor:
         """(B, D): what :meth:`forward` gives the tokens ``ends`` (B,), the last of each row."""

@@ -103,6 +103,20 @@ def silu_attention(qkv: Tensor, pairs: Pairs, position_bias: Tensor, time_bias: 
     return answers
 
 
+def last_silu_attention(
+    query: Tensor, key_value: Tensor, offsets: Tensor, seconds: Tensor, position_bias: Tensor, time_bias: Tensor,
+    divisor: float,
+) -> Tensor:  # fmt: skip
+    """What :func:`silu_attention` gives the last token of every row: query (B, H, E), key_value (T, 2, H, E) and
+    ``seconds`` (T,), between each event and the moment at which its row is asked -> (B, H, E)."""
+    rows = torch.arange(len(query), device=query.device).repeat_interleave(offsets.diff(), output_size=len(seconds))
+    apart = offsets[1:][rows] - 1 - torch.arange(len(seconds), device=query.device)  # (T,)
+    keys, values = key_value.unbind(1)  # (T, H, E)
+    bias = position_bias[apart] + time_bias[time_buckets(seconds).int()]
+    weights = F.silu((keys * query[rows]).sum(-1) + bias[:, None]) / divisor  # (T, H)
+    return weights.new_zeros(query.shape).index_add(0, rows, weights[..., None] * values)
+
+
 def _tokens(rows: Rows) -> Tensor | None:
     """(t,) token at each place of a gathered table that holds one."""
     if rows.index is None:

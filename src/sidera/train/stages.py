@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -334,10 +335,11 @@ def evaluate_stage(
             result = evaluate_ranker(trained, prepared.view, which, recipe.eval, name=recipe.model_name, info=info)
             result.save(path, digest=wanted, parents={"model": model_digest})
             return result
-        trained.search = recipe.eval.search
+        asked = copy(trained)
+        asked.search = recipe.eval.search
         with rows_bar("evaluate") as progress:
             lists = evaluate(
-                trained, prepared.dataset, prepared.split, which, recipe.eval, name=recipe.model_name, info=info,
+                asked, prepared.dataset, prepared.split, which, recipe.eval, name=recipe.model_name, info=info,
                 fit=fit_name, progress=progress,
             )  # fmt: skip
         save_evaluation(lists, path, digest=wanted, parents={"model": model_digest})

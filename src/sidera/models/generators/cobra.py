@@ -6,7 +6,7 @@ A history is one causal stream: the codes of an item, then one token with its ow
 of the next item are predicted one by one, and behind its last code its vector: p(codes, vector) = p(codes) p(vector |
 codes), all after the history. So a semantic ID may be coarse and shared by many items (``collision = "share"``): the
 vector finds the item among them. Two losses of equal weight: -log p of the codes, and a softmax of cosines between the
-predicted vector and those of the batch's distinct items.
+predicted vector and those of the batch's distinct items, corrected by the chance that an item is among these.
 
 Answering (BeamFusion, :mod:`sidera.decode.hybrid`): the beam writes ``num_proposed`` semantic IDs, the model goes on
 for one step behind each and predicts a vector, and all items that bear the ID are compared with it. An item's score is
@@ -20,20 +20,24 @@ D width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog
+from sidera.catalog.kept_vectors import content_features
 from sidera.config import check_counts, check_value
+from sidera.data.batches import trained_mask
+from sidera.data.config import View
 from sidera.models.generators.decoder_only import DecoderOnly
 from sidera.nn.code_stream import Prefix, StreamCache
 from sidera.nn.counters import TRAINING, matmul_flops
 from sidera.nn.item_tower import ItemTower, unit
 from sidera.nn.made_of_weights import MadeOfWeights
+from sidera.nn.sampled_softmax import log_chance, log_shares, softmax_against
 from sidera.roles import Loss
 
 
@@ -47,6 +51,7 @@ class Cobra(DecoderOnly):
         temperature: float = 0.0625  # of the cosines in training; the paper's formula has 1
         beam_weight: float = 0.9  # tau: of the beam's log-probability in an item's score
         cosine_weight: float = 16.0  # psi: of the cosine
+        log_q: bool = True  # take the popularity of the batch's items out of their scores as negatives
         id_dropout: float = 0.5  # share of items whose own vector is dropped in training; 1: content alone
 
         def __post_init__(self) -> None:
@@ -64,12 +69,20 @@ class Cobra(DecoderOnly):
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         self.num_proposed = config.num_proposed
-        self.tower = ItemTower(catalog, config.width, config.id_dropout)
+        self.tower = ItemTower(catalog, config.width, content_features(catalog), config.id_dropout)
         self.vector_in = nn.Linear(config.width, config.width)  # into the stream
         self.item_out, self.said_out = (nn.Linear(config.width, config.width) for _ in range(2))  # to be compared
         nn.init.normal_(self.vector_in.weight, std=0.02 * config.width**-0.5)  # as small as codes enter
         nn.init.zeros_(self.vector_in.bias)  # what all items share would drown what tells them apart
         self._vectors = MadeOfWeights[Tensor]()
+        self.log_share: Tensor  # (N,) of an item among the training's events; only the loss reads it
+        shares = torch.full((catalog.num_items,), -math.log(catalog.num_items))
+        self.register_buffer("log_share", shares, persistent=False)
+
+    def fit_once(self, view: View) -> None:
+        """Count how often each item comes."""
+        events = view.dataset.item_ids[trained_mask(view.dataset, view.split)]
+        self.log_share.copy_(log_shares(events, len(self.log_share)))
 
     def item_tokens(self, batch: Batch) -> Tensor:
         """(U, L + 1, D): the codes, and the vector."""
@@ -87,11 +100,18 @@ class Cobra(DecoderOnly):
         states, streams = self.target_states(batch, self._with_vectors(batch, known))
         wanted = streams.items[streams.follows]  # (T,) places in the batch's items
         codes = self.code_loss(states, batch.items.codes[wanted])
-        said = unit(self.said_out(states[-1])) / self.config.temperature
-        logits = said @ unit(self.item_out(known)).T  # (T, U): every item once, so no negative is the target
-        dense = F.cross_entropy(logits.float(), wanted, reduction="sum")
+        dense = self._dense_loss(unit(self.said_out(states[-1])), unit(self.item_out(known)), wanted, batch)
         parts = {**codes.parts, "dense": float(dense.detach()) / max(1, codes.count)}
         return Loss(codes.total + self.config.dense_weight * dense, codes.count, parts)
+
+    def _dense_loss(self, said: Tensor, vectors: Tensor, wanted: Tensor, batch: Batch) -> Tensor:
+        """() said (T, D), vectors (U, D) of the batch's items, of which ``wanted`` (T,) are the targets."""
+        scores = (said @ vectors.T).float() / self.config.temperature  # (T, U): every item once
+        positive, negative = scores.gather(1, wanted[:, None])[:, 0], scores
+        if self.config.log_q:  # the more likely an item is here, the fewer that are not here it stands for
+            negative = scores - log_chance(self.log_share[batch.items.ids], len(wanted) + batch.num_histories)
+        same = wanted[:, None] == torch.arange(len(vectors), device=wanted.device)
+        return softmax_against(positive, negative, same)
 
     def _compared(self) -> Tensor:
         return unit(self.item_out(self.tower()))

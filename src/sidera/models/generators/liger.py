@@ -3,8 +3,9 @@
     sidera run recipes/any/liger.toml --data data/mine --out runs/any-liger
 
 A TIGER that also knows what items are. Each of an item's L tokens is the vector of its code plus a vector of the item's
-content (features and codes, :mod:`sidera.nn.item_tower`). Two losses of equal weight: -log p of the next item's codes,
-and a softmax over the catalogue of cos(state at the last token of the history, item) / temperature.
+content (:mod:`sidera.nn.item_tower`: codes, features and the sentence vector that the catalogue keeps). Two losses of
+equal weight: -log p of the next item's codes, and a softmax over the catalogue of cos(state at the last token of the
+history, item) / temperature.
 
 Answering: the beam proposes ``num_proposed`` items, all cold items join them (those that the training never showed,
 whenever they came), and the dense score orders the union (:mod:`sidera.decode.hybrid`). With ``num_proposed`` at the
@@ -17,6 +18,7 @@ Shape legend: T tokens · B histories · N items · M negatives · C candidates 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +26,8 @@ from torch import Tensor, nn
 
 from sidera.batch import Batch
 from sidera.catalog.catalog import Catalog
-from sidera.config import check_counts, check_value
+from sidera.catalog.kept_vectors import content_features
+from sidera.config import check_counts, check_value, later
 from sidera.models.generators.tiger import Tiger
 from sidera.models.generators.tiger_decode import TigerCache, TigerContext
 from sidera.nn.counters import TRAINING, matmul_flops
@@ -53,6 +56,8 @@ class Liger(Tiger):
         dense_weight: float = 1.0  # of the dense loss; the codes' has 1
         temperature: float = 0.07  # cosines are divided by it
         num_negatives: int = 0  # uniform ones of a batch in the dense softmax; 0: all items
+        content: Literal["all", "vectors"] = later("all")
+        # what is read of an item: codes, features and, where the catalogue keeps them, vectors; or vectors alone
         id_dropout: float = 1.0  # share of items whose own vector is dropped in training; 1: content alone
 
         def __post_init__(self) -> None:
@@ -69,7 +74,9 @@ class Liger(Tiger):
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__(config, catalog)
         self.num_proposed = config.num_proposed
-        self.tower = ItemTower(catalog, config.width, config.id_dropout)
+        alone = config.content == "vectors"
+        features = content_features(catalog, vectors_alone=alone)
+        self.tower = ItemTower(catalog, config.width, features, config.id_dropout, codes=not alone)
         self.content = nn.Linear(config.width, config.width)  # into the encoder
         self.item_out, self.user_out = (nn.Linear(config.width, config.width) for _ in range(2))  # to be compared
         self._vectors = MadeOfWeights[Tensor]()

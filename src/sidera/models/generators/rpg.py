@@ -198,7 +198,7 @@ class Rpg(nn.Module):
         forward = self.encoder.flops(batch.lengths) + 2.0 * events * width * sum(self.level_sizes)
         forward += 4.0 * events * self.num_levels * width**2
         if self.config.item_weight:
-            forward += 2.0 * events * self.config.num_negatives * self.num_levels * width
+            forward += 2.0 * events * min(len(self.codes), self.config.num_negatives) * self.num_levels * width
         return TRAINING * forward
 
     # -- answering -------------------------------------------------------------------------------------------------

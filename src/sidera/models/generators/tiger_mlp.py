@@ -35,7 +35,7 @@ from sidera.data.config import View
 from sidera.loading import open_artifact
 from sidera.models.generators.tiger import Tiger
 from sidera.models.generators.tiger_decode import PaddedContext, TigerContext
-from sidera.nn.counters import TRAINING, matmul_flops
+from sidera.nn.counters import FIRST, TRAINING, attention_flops, matmul_flops
 from sidera.ops.jagged import with_copies
 from sidera.roles import Loss, StepOutput
 
@@ -224,10 +224,37 @@ class TigerMLP(nn.Module):
         return found
 
     def flops_per_batch(self, batch: Batch) -> float:
-        """FLOPs of one training step on this batch, forward and backward; a resting teacher's are a third."""
-        prefixes = batch.num_histories * (1 + self.config.num_prefixes)
-        own = TRAINING * (matmul_flops(self.hidden, prefixes) + matmul_flops(self.head, prefixes))
-        return own + self.teacher.flops_per_batch(batch) / (TRAINING if self.config.teacher else 1.0)
+        """FLOPs of one training step on this batch, forward and backward; a teacher that rests only writes prefixes."""
+        tokens, rows = float(batch.lengths.sum()) * len(self.level_sizes), self._prefix_rows(batch.num_histories)
+        queries = self.summary.query.numel()
+        own = FIRST * (matmul_flops(self.summary.value, tokens) + 2.0 * tokens * queries)
+        own += TRAINING * 2.0 * (tokens * queries + batch.num_histories * self.summary.project.numel())
+        for number, *layers in zip(rows, self.hidden, self.head, strict=True):
+            own += TRAINING * sum(matmul_flops(layer, number) for layer in layers)
+        trained = 0.0 if self.config.teacher else self.teacher.flops_per_batch(batch)
+        return own + trained + self._taught_flops(batch.lengths, rows)
+
+    def _prefix_rows(self, num_histories: int) -> list[int]:
+        """Prefixes of every level that are learned from."""
+        rows, last = [num_histories], 1
+        for size in self.level_sizes[:-1]:
+            last = min(self.config.num_prefixes, last * size)
+            rows.append(num_histories * (1 + last))
+        return rows
+
+    def _taught_flops(self, lengths: Tensor, rows: list[int]) -> float:
+        """Of the teacher's one reading of histories (B,) and its steps over so many prefixes of every level."""
+        teacher, layers, width = self.teacher, self.config.num_layers, self.config.width
+        tokens = lengths.double() * len(rows) + (self.config.num_user_tokens > 0)  # (B,)
+        inner, keys = self.config.num_heads * self.config.head_width, layers * self.config.num_heads * width
+        total, mean = float(tokens.sum()), float(tokens.mean())
+        read = matmul_flops(teacher.encoder, total) + layers * attention_flops(float((tokens**2).sum()), inner)
+        read += 2 * 2.0 * total * keys * width  # every head's keys and values, folded into the decoder's width
+        step = matmul_flops(teacher.decoder, 1) + attention_flops(mean, keys)
+        for layer in teacher.decoder.layers:
+            step -= matmul_flops(layer.cross, 1)  # type: ignore[arg-type]
+        heads = sum(2.0 * number * size * width for number, size in zip(rows, self.level_sizes, strict=True))
+        return read + step * sum(rows) + heads
 
     # -- answering -------------------------------------------------------------------------------------------------
 

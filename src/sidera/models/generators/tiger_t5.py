@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sidera.artifacts import write_tensors, write_text
 from sidera.bounds import read_json, shown
@@ -58,8 +58,10 @@ def t5_state(model: Tiger) -> dict[str, Tensor]:
     return state
 
 
-def save_t5(model: Tiger, folder: str | Path) -> Path:
-    """Write ``config.json`` and ``model.safetensors`` into a new or empty folder."""
+def save_t5(model: nn.Module, folder: str | Path) -> Path:
+    """Write ``config.json`` and ``model.safetensors`` of a Tiger into a new or empty folder."""
+    if type(model) is not Tiger:  # what a model built on it learned beside its T5 would be lost
+        raise InputError(f"a model of {type(model).__name__} is no T5", allowed="a Tiger")
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{str(folder)!r} is there already", fix="name a new folder")

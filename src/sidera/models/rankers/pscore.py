@@ -39,7 +39,7 @@ from sidera.core import InputError
 from sidera.data.batches import ExposureRows, trained_mask
 from sidera.data.config import View
 from sidera.data.features import MAX_DURATION_LOG2, duration_buckets
-from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
+from sidera.nn.counters import FIRST, TRAINING, attention_flops, matmul_flops
 from sidera.nn.event_features import UserFeatures
 from sidera.nn.feature_inputs import FeatureInputs
 from sidera.nn.item_features import ItemFeatures
@@ -215,6 +215,12 @@ class PScore(nn.Module):
 
         Products with what no gradient flows to (who matches whom, the items' numbers) have half the backward pass.
         """
+        targets = 0 if batch.targets is None else batch.targets.num_values
+        judged: list[nn.Module] = [self.towers, self.heads, self.fusion]
+        return self.reading_flops(batch) + TRAINING * sum(matmul_flops(module, targets) for module in judged)
+
+    def reading_flops(self, batch: Batch) -> float:
+        """Those of ``context`` and ``hidden``."""
         if batch.targets is None:
             return 0.0
         events, targets = batch.events.num_values, batch.targets.num_values
@@ -222,15 +228,15 @@ class PScore(nn.Module):
         width, num_sums = self.config.width, self.config.num_kernels * self.num_signals
         forward = matmul_flops(self.profile, batch.num_histories) + matmul_flops(self.taste, batch.num_histories)
         of_events: list[nn.Module] = [self.event, self.learned, self.attention.key, self.attention.value]
-        of_targets: list[nn.Module] = [self.probe, self.attention.query, self.trunk, self.towers, self.heads]
+        of_targets: list[nn.Module] = [self.probe, self.attention.query, self.trunk]
         forward += sum(matmul_flops(module, events) for module in of_events)
-        forward += sum(matmul_flops(module, targets) for module in [*of_targets, self.fusion])
+        forward += sum(matmul_flops(module, targets) for module in of_targets)
         forward += 2.0 * num_sums * width * (events + targets)  # the sums over items, and candidates that probe them
         forward += attention_flops(pairs, width)
         halved = 2.0 * pairs * num_sums * (1 + len(self.items.fields))
         if self.items.features.dense is not None:
             halved += matmul_flops(self.items.features.dense, self.items.num_items)
-        return TRAINING * forward + (TRAINING + 1) / 2 * halved
+        return TRAINING * forward + FIRST * halved
 
     # -- answering -----------------------------------------------------------------------------------------------
 

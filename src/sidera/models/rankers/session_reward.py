@@ -34,6 +34,7 @@ from sidera.core import InputError
 from sidera.data.batches import ExposureRows
 from sidera.data.config import View
 from sidera.models.rankers.pscore import WATCH, PScore, PScoreContext
+from sidera.nn.counters import TRAINING, attention_flops, matmul_flops
 from sidera.ops.jagged import Jagged
 from sidera.roles import Loss
 
@@ -112,6 +113,15 @@ class SessionReward(nn.Module):
             "ltr": lambda: column["like"].amax(1),
         }
         return {name: found[name]() for name in self.tasks}
+
+    def flops_per_batch(self, batch: Batch) -> float:
+        """FLOPs of one training step on this batch, forward and backward; padding does not count."""
+        if batch.targets is None:
+            return 0.0
+        sizes, width = batch.targets.lengths.double(), self.config.item.hidden
+        forward = 8.0 * float(sizes.sum()) * width**2 + attention_flops(float((sizes**2).sum()), width)
+        forward += matmul_flops(self.towers, batch.num_histories)
+        return self.reader.reading_flops(batch) + TRAINING * forward
 
     def context(self, batch: Batch) -> PScoreContext:
         """The user's side, shared by all lists."""

@@ -83,12 +83,16 @@ class HSTU(nn.Module):
 
     def states(self, batch: Batch) -> Tensor:
         """(T, D): at each event what the history up to it says."""
+        return self.encoder(self._events(batch), batch)
+
+    def _events(self, batch: Batch) -> Tensor:
         items = self.item(batch.items.ids)  # (U, D)
-        return self.encoder(F.embedding(batch.events.items, items), batch)
+        return F.embedding(batch.events.items, items)
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """(B, 1, D)"""
-        return F.normalize(self.states(batch)[batch.events.offsets[1:] - 1, None], dim=-1) / self.config.temperature
+        last: Tensor = self.encoder.last(self._events(batch), batch)
+        return F.normalize(last, dim=-1)[:, None] / self.config.temperature
 
     def item_scores(self, batch: Batch) -> Tensor:
         """(B, N)"""

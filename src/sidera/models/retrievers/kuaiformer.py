@@ -13,10 +13,10 @@ Shape legend: T events · B histories · Q queries · N items · D width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,10 +28,12 @@ from sidera.data.batches import PrefixRows, trained_mask
 from sidera.data.config import View
 from sidera.nn.code_decoder import DecoderSize
 from sidera.nn.context_encoder import EncoderBlock
+from sidera.nn.counters import TRAINING, attention_flops, causal_pairs, matmul_flops
 from sidera.nn.dropout import Dropout
 from sidera.nn.feature_inputs import FeatureInputs
 from sidera.nn.group_tokens import GroupTokens, with_queries
 from sidera.nn.item_embedding import ItemEmbedding
+from sidera.nn.sampled_softmax import log_shares
 from sidera.ops.attention import layout_of
 from sidera.roles import Loss
 
@@ -103,13 +105,12 @@ class KuaiFormer(nn.Module):
         nn.init.normal_(self.slot.weight, std=0.02)
         nn.init.normal_(self.queries, std=0.5)  # apart from each other, or all interests start as one
         self.log_share: Tensor  # (N,) of an item among the targets of training; only the loss reads it
-        self.register_buffer("log_share", torch.full((num_items,), -float(np.log(num_items))), persistent=False)
+        self.register_buffer("log_share", torch.full((num_items,), -math.log(num_items)), persistent=False)
 
     def fit_once(self, view: View) -> None:
         """Count how often each item is a target."""
         events = view.dataset.item_ids[trained_mask(view.dataset, view.split)]
-        counts = np.bincount(events, minlength=len(self.log_share)) + 1.0
-        self.log_share.copy_(torch.from_numpy(np.log(counts / counts.sum())))
+        self.log_share.copy_(log_shares(events, len(self.log_share)))
 
     def item_vectors(self) -> Tensor:
         """(N, D)"""
@@ -149,6 +150,16 @@ class KuaiFormer(nn.Module):
             others = log_p.masked_fill(torch.eye(len(log_p), dtype=torch.bool, device=log_p.device), float("-inf"))
             total = total - alpha / len(log_p) * torch.log1p(-others.exp().clamp(max=1 - 1e-6)).sum()
         return Loss(total, target_ids.numel())
+
+    def flops_per_batch(self, batch: Batch) -> float:
+        """FLOPs of one training step on this batch, forward and backward."""
+        rows, items, width = batch.num_histories, batch.items.num_items, self.config.width
+        lengths = self.group.num_tokens(batch.lengths) + self.config.num_queries
+        forward = matmul_flops(self.of_items, items) + matmul_flops(self.mix, items) + self.group.flops(batch.lengths)
+        forward += matmul_flops(self.blocks, float(lengths.sum()))
+        forward += len(self.blocks) * attention_flops(causal_pairs(lengths), width)
+        compared = self.item.num_embeddings if self.config.loss == "full" else rows
+        return TRAINING * (forward + 2.0 * rows * self.config.num_queries * compared * width)
 
 
 def best_product(users: Tensor, items: Tensor) -> Tensor:
