@@ -109,7 +109,8 @@ class CodeStream(nn.Module):
 
     def read(self, tokens: Tensor, offsets: Tensor, lengths: Tensor) -> Prefix:
         """The same rows, as what beams behind them read. ``lengths`` (B,): events of each."""
-        layout, x, kept = layout_of(offsets), self.dropout(self.scale * tokens), []
+        layout, kept = layout_of(offsets, num_tokens=tokens.shape[0]), []
+        x = self.dropout(self.scale * tokens)
         for block in map(_as_block, self.blocks):
             qkv = block.asked(x)  # (T, 3, H, E)
             kept.append(qkv[:, 1:])

@@ -130,9 +130,12 @@ class Layout:
         return Layout(queries, self.keys, restore=restore, missing=asked.numel() < total)
 
 
-def layout_of(offsets: Tensor, max_groups: int = MAX_GROUPS) -> Layout:
-    """Rows that read themselves, sorted by length and cut into at most ``max_groups`` groups of like length."""
-    if offsets.numel() == 2 and (length := int(offsets[1])):  # one row, as most requests are: nothing to sort
+def layout_of(offsets: Tensor, max_groups: int = MAX_GROUPS, num_tokens: int | None = None) -> Layout:
+    """Rows that read themselves, sorted by length and cut into at most ``max_groups`` groups of like length.
+
+    ``num_tokens``: of all rows, where the caller knows it; of one row no number is read back then."""
+    if offsets.numel() == 2 and (length := int(offsets[1]) if num_tokens is None else num_tokens):
+        # one row, as most requests are: nothing to sort
         one = (Rows(1, length),)
         return Layout(one, one, offsets, (offsets[:1],), torch.arange(length, device=offsets.device))
     lengths = offsets.diff()  # (B,)
