@@ -172,6 +172,7 @@ FLAGS = {
         "--max-connections",
         "--grace-seconds",
         "--access-log",
+        "--otel",
         "--device",
         "--threads",
     ],

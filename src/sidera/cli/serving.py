@@ -38,6 +38,7 @@ def serve_verb(arguments: Arguments) -> None:
     from sidera.serve.config import HttpConfig
     from sidera.serve.door import open_log
     from sidera.serve.server import check_port, serve
+    from sidera.serve.tracing import open_tracer
     from sidera.serve.worker import WATCH
 
     parts = ServeConfig(
@@ -75,7 +76,8 @@ def serve_verb(arguments: Arguments) -> None:
         if worker is None:
             console.say(_where(arguments))
         port = (arguments.host, arguments.port) if listener is None else listener
-        serve(recommender, port, http, keys, open_log(arguments.access_log), worker)
+        tracer = open_tracer() if arguments.otel else None
+        serve(recommender, port, http, keys, open_log(arguments.access_log), worker, tracer)
 
 
 def _where(arguments: Arguments) -> str:
@@ -217,6 +219,9 @@ def add_serve(verbs: Verbs) -> None:
         "--grace-seconds", type=int, default=10, help="after SIGTERM or Ctrl-C: time for what is under way"
     )
     parser.add_argument("--access-log", default="", metavar="FILE", help="a JSON line a request; -: standard error")
+    parser.add_argument(
+        "--otel", action="store_true", help="send traces by OpenTelemetry (extra: otel; variables OTEL_...)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     add_threads_flag(parser, default=1)  # an answer takes milliseconds: two threads mostly wait for each other
 

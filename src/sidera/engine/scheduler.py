@@ -31,6 +31,7 @@ from typing import Any
 
 from sidera.core import InputError, Recommendation, Request
 from sidera.engine.recommender import Recommender
+from sidera.engine.timeline import Span, collecting
 
 TRIAL_SIZES = (1, 4, 16, 32)  # requests of a batch
 TRIAL_EVENTS = 50  # of a history
@@ -86,6 +87,11 @@ class Ticket:
     outcome: Recommendation | Exception | None = None
     rows: int = 0  # what it costs, at the recipe's beam
     waited: bool = False  # it came while the engine was busy
+    submitted: float = 0.0  # seconds of ``time.monotonic()``, these and the next two where steps are timed
+    taken: float = 0.0  # into a batch; 0: it was not
+    done: float = 0.0
+    together: int = 0  # requests of its batch
+    spans: Sequence[Span] | None = None  # steps of its batch
 
 
 class Cost:
@@ -165,6 +171,7 @@ class Scheduler:
             clock,
         )
         self.cost, self.counts = Cost(), Counts()
+        self.times_steps = False  # for traces
         self._queue: list[tuple[int, float, int, Ticket]] = []
         self._number = 0  # of tickets, so that the queue never compares two of them
         self._waiting_rows = [0] * len(PRIORITIES)
@@ -215,6 +222,8 @@ class Scheduler:
     def submit(self, ticket: Ticket) -> None:
         """Put a ticket into the queue; Overloaded, at once, when its deadline cannot be met."""
         ticket.rows = self.rows_of(ticket.request)
+        if self.times_steps:
+            ticket.submitted = time.monotonic()
         with self._ready:
             try:
                 self.check(ticket.deadline, ticket.rows, ticket.priority)
@@ -295,13 +304,10 @@ class Scheduler:
         return batch, share, refused
 
     def _answer(self, batch: list[Ticket], share: float) -> None:
-        recommender, rows = self.recommender, share * sum(ticket.rows for ticket in batch)
-        beam = None if share == 1 else max(1, round(share * recommender.beam))
+        rows = share * sum(ticket.rows for ticket in batch)
+        beam = None if share == 1 else max(1, round(share * self.recommender.beam))
         began = self.clock()
-        try:
-            outcomes = recommender.answers([ticket.request for ticket in batch], beam)
-        except Exception as error:  # no request's own fault, such as memory: the thread lives on
-            outcomes = [error] * len(batch)
+        outcomes = self._timed_outcomes(batch, beam) if self.times_steps else self._outcomes(batch, beam)
         seconds = self.clock() - began
         self.cost.saw(rows, seconds)
         for ticket, outcome in zip(batch, outcomes, strict=True):
@@ -314,6 +320,21 @@ class Scheduler:
         counts.narrowed += beam is not None
         counts.busy_seconds += seconds
         self.deliver(batch)
+
+    def _outcomes(self, batch: Sequence[Ticket], beam: int | None) -> Sequence[Recommendation | Exception]:
+        try:
+            return self.recommender.answers([ticket.request for ticket in batch], beam)
+        except Exception as error:  # no request's own fault, such as memory: the thread lives on
+            return [error] * len(batch)
+
+    def _timed_outcomes(self, batch: Sequence[Ticket], beam: int | None) -> Sequence[Recommendation | Exception]:
+        taken = time.monotonic()
+        with collecting() as spans:
+            outcomes = self._outcomes(batch, beam)
+        done = time.monotonic()
+        for ticket in batch:
+            ticket.taken, ticket.done, ticket.together, ticket.spans = taken, done, len(batch), spans
+        return outcomes
 
     # -- by what rows cost -----------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from sidera.serve.health import exposition
 from sidera.serve.keys import KeyFile
 from sidera.serve.protocol import protocol_for, sweep
 from sidera.serve.state import Served
+from sidera.serve.tracing import Tracer
 from sidera.serve.worker import WRITTEN_EVERY, Worker
 
 SWITCH_SECONDS = 0.0005  # a thread that computes gives way to the event loop after so long, not after 5 ms
@@ -88,13 +89,14 @@ def serve(
     keys: KeyFile | None = None,
     log: TextIO | None = None,
     worker: Worker | None = None,
+    tracer: Tracer | None = None,
 ) -> None:
     """Run until SIGTERM or Ctrl-C, at an address or on a socket that listens; InputError when the port is taken."""
     listener = address if isinstance(address, socket.socket) else None
     host, port = address.getsockname()[:2] if isinstance(address, socket.socket) else address
     if listener is None:
         check_port(host, port)
-    served = Served(recommender, config or HttpConfig(), keys, worker=worker)
+    served = Served(recommender, config or HttpConfig(), keys, worker=worker, tracer=tracer)
     app = create_app(recommender, served=served, log=log)
     served.asker.scheduler.warm_up()
     keep_out_of_collections()
