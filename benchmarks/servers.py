@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -58,7 +57,9 @@ def make(name: str, folder: Path, steps: int = 10) -> None:
     elif name in SHORT:
         if not BEAUTY.is_dir():
             raise SystemExit(f"no log of Amazon Beauty at {BEAUTY}: see docs/use/data.md")
-        shutil.copytree(BEAUTY, folder / "data", dirs_exist_ok=True)
+        from sidera.data.config import DataConfig, load_dataset
+
+        load_dataset(BEAUTY, DataConfig()).save(folder / "data")
         train(*SHORT[name], folder)
     else:
         from sidera.sim.config import world_config

@@ -13,7 +13,7 @@ drawn (``servers.py``): only their cost matters. `--quick` exports nothing, as t
 * *open loop*: the highest rate of Poisson arrivals of which 99 % are answered within 100 ms (demo OneRec-V2, Beauty's
   generator, SASRec);
 * *right*: the share of answers, taken under load, whose ten items are those of the slow reference: the plain beam
-  search of one history after another (and the expert on what it found), or all scores sorted;
+  search of one history after another (with the expert: its pipeline, step by step), or all scores sorted;
 * *peer*: TIGER's weights under 16 clients against FastAPI and transformers' `generate` with a prefix function.
 
 Each run's row is written to ``results/serving.json`` when it is done, beside the rows that are there; a row says when
@@ -156,7 +156,7 @@ def reference(folder: Path, users: list[str]) -> list[list[tuple[str, float]]]:
     from sidera.core import Request
     from sidera.decode.beam import beam_search
     from sidera.engine.answerer import Answerer
-    from sidera.engine.pipeline import Candidates, Query
+    from sidera.engine.pipeline import Query
     from sidera.engine.recommender import Recommender
     from sidera.engine.serving import ServeConfig
 
@@ -172,14 +172,13 @@ def reference(folder: Path, users: list[str]) -> list[list[tuple[str, float]]]:
             with torch.inference_mode():
                 if trie is None:
                     scores, ids = snapshot.scorer.item_scores(batch).float().topk(11)
-                else:
-                    context, width, steps = snapshot.generator.context(batch), recommender.beam, recommender.parts.steps
-                    number = width if steps else 11
-                    beams = beam_search(snapshot.generator, context, trie, width=width, num_results=number)
-                    answer = Candidates(beams.item_ids, beams.scores, snapshot.version, 0)
-                    for step in steps:  # the transition expert, where the run has one
-                        answer = step(Query(snapshot, whole, 11, beam=width), answer, 11)
+                elif recommender.parts.steps:  # the transition expert, where the run has one
+                    answer = recommender.pipeline(Query(snapshot, whole, 11))
                     ids, scores = answer.item_ids, answer.scores
+                else:
+                    context, width = snapshot.generator.context(batch), recommender.beam
+                    beams = beam_search(snapshot.generator, context, trie, width=width, num_results=11)
+                    ids, scores = beams.item_ids, beams.scores
             keys = recommender.catalog.item_keys.take(ids[0].numpy())
             found.append(list(zip(keys, scores[0].tolist(), strict=True)))
     return found

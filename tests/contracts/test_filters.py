@@ -15,6 +15,7 @@ from sidera.cli.filtering import filter_of
 from sidera.core import Clause, Filter, InputError, Request
 from sidera.data.feature import Feature
 from sidera.decode.exact import score_all_items
+from sidera.engine import filters
 from sidera.engine.filters import filter_table
 from sidera.engine.recommender import Recommender
 from sidera.models import fit_once
@@ -132,6 +133,25 @@ def test_removed_items_and_new_ones_have_their_own_masks() -> None:
     (after,) = one.recommend([Request(OLD, k=3, filter_seen=False, filter=chosen)])
     assert not set(before.item_keys) & set(after.item_keys)
     assert after.eligible == before.eligible - 3
+
+
+def test_columns_that_are_named_together_are_indexed_together_and_leave_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second question of a pair makes its index."""
+    monkeypatch.setattr(filters, "PAIRED", 1)
+    monkeypatch.setattr(filters, "LEAST_RUN", 0)
+    catalog = furnished(world().catalog).without(["item0005"])
+    table = filter_table(catalog)
+    for number in range(4):  # masks are kept by filter: each turn asks for another one
+        low = {"popularity": {"min": number}}
+        for conditions in (
+            {"brand": ["acme", "globex"], "kind": {"not": "a"}}, {"kind": "a"}, {"brand": "acme"}, {"kind": "nobody"},
+            {"brand": {"not": "acme"}, "kind": ["a", "b"], "item": {"not": "item0001"}},
+        ):  # fmt: skip
+            mask = table.item_mask(Filter.of(conditions | low))
+            assert set(catalog.item_keys.take(np.flatnonzero(mask))) == passes(catalog, conditions | low)
+    assert any(pair is not None for pair in table._pairs.values())
 
 
 def test_masks_are_kept_by_filter_and_are_the_same_in_another_order() -> None:

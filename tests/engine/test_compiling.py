@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fastapi.testclient import TestClient
 
 import sidera
 from contracts.checkerboard_world import SMALL, build, world
@@ -33,6 +34,7 @@ from sidera.engine import compiling
 from sidera.engine.compiling import batch_of, export_run, open_compiled, parity_of, sample_of, sampled_requests
 from sidera.engine.run_folder import load_snapshot, save_model
 from sidera.engine.snapshot import Snapshot
+from sidera.serve.app import create_app
 
 BEAM = 6
 ASKED = Asked(BEAM, BEAM)
@@ -174,6 +176,8 @@ def test_an_export_is_signed_and_opened_where_it_was_made(run: Path, tmp_path: P
         keys = [str(key) for key in recommender.catalog.item_keys[:4]]
         (ours,) = recommender.recommend([keys], k=5)
         assert recommender.snapshot.compiled.calls["search"] == 1
+        figures = TestClient(create_app(recommender)).get("/metrics").text
+        assert 'sidera_program_calls_total{program="search"} 1\n' in figures
     with sidera.load(str(run), serve=ServeConfig(beam=BEAM, compiled=False)) as plain:
         assert plain.snapshot.compiled is None
         assert plain.recommend([keys], k=5)[0].item_keys == ours.item_keys
@@ -227,6 +231,61 @@ def test_programs_that_answer_otherwise_are_refused(run: Path, monkeypatch: pyte
     with pytest.raises(ArtifactError, match=r"0\.0% of 8 requests as the model does"):
         export_run(run, snapshot, ASKED, requests=8)
     assert not (run / "compiled").exists()
+
+
+def test_programs_that_refuse_a_request_or_were_never_asked_are_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = load_snapshot(run)
+    programs = eager_programs(snapshot, SearchShape.of(snapshot.catalog.trie, ASKED))
+
+    def refuses(*inputs: Any) -> Any:
+        raise RuntimeError("a tensor of 5 rows, 3 were expected\nframe #0")
+
+    monkeypatch.setattr(compiling, "_loaded", lambda content: (programs | {"search": refuses})[content.decode()])
+    with pytest.raises(ArtifactError, match=r"do not run: a tensor of 5 rows, 3 were expected; nothing was written"):
+        export_run(run, snapshot, ASKED, requests=8)
+
+    def compile_two(run: Path, out: Path, asked: Asked, minutes: float) -> dict[str, str]:
+        for name in ("search", "searches"):
+            (out / f"{name}.pt2").write_text(name)
+        return {}
+
+    monkeypatch.setattr(compiling, "_compiled_aside", compile_two)
+    monkeypatch.setattr(compiling, "_loaded", lambda content: programs[content.decode()])
+    with pytest.raises(ArtifactError, match=r"do not run: searches answered none of 2 requests"):
+        export_run(run, snapshot, ASKED, requests=2)
+    assert not (run / "compiled").exists()
+
+
+class ByItsLength(torch.nn.Module):
+    def forward(self, table: torch.Tensor) -> torch.Tensor:
+        return table * len(table)
+
+
+def test_a_dimension_that_torch_fixed_is_noticed() -> None:
+    from torch.export import Dim
+
+    from sidera.engine.compiling_worker import _check_moving
+
+    dynamic = ({0: Dim.AUTO},)
+    exported = torch.export.export(ByItsLength(), (torch.ones(3, 2),), dynamic_shapes=dynamic, strict=False)
+    with pytest.raises(ValueError, match=r"an input of shape \(3, 2\) is fixed in dimension 0"):
+        _check_moving(exported, dynamic)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sidera", "onerec", "onerec_v2", "decoder_only", "cobra", "masked_codes"])
+def test_searches_of_several_histories_fix_no_number_of_histories(name: str) -> None:
+    from sidera.engine.compiling_worker import _check_moving, search_example
+
+    snapshot = snapshot_of(name)
+    snapshot.model.eval().requires_grad_(False)
+    with torch.no_grad():
+        program, example, dynamic = search_example(snapshot, WITH_PROPOSALS, several=True)
+        program.eval()
+        program(*example)
+        _check_moving(torch.export.export(program, example, dynamic_shapes=dynamic, strict=False), dynamic)
 
 
 def test_keys_and_models_that_cannot_be_exported_are_named(

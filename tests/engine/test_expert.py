@@ -18,6 +18,7 @@ from sidera.data.dataset import Dataset
 from sidera.data.schema import build_dataset
 from sidera.data.split import train_sequences
 from sidera.decode.exact import score_all_items
+from sidera.engine.directions import decoded, directions
 from sidera.engine.expert import Expert, ExpertConfig
 from sidera.engine.explain import explain
 from sidera.engine.pipeline import Query
@@ -131,6 +132,14 @@ def test_the_pool_answers_what_the_whole_catalogue_would(made: Path, recommender
         found = recommender.rank(batch, 10, beam=40)
         equal.append(torch.isclose(found.scores, best.values, atol=1e-3).all(1))  # rounding may change places
     assert float(torch.cat(equal).float().mean()) >= 0.999
+
+
+def test_directions_of_all_clusters_are_those_of_the_clusters_that_are_asked_for(recommender: Recommender) -> None:
+    items = torch.randint(0, recommender.catalog.num_items, (3, 7), generator=torch.Generator().manual_seed(0))
+    vectors, places = directions(recommender.catalog, items)
+    few, own = decoded(recommender.catalog, items)
+    assert len(few) < len(vectors) == recommender.catalog.quantizer.level_sizes[0]
+    assert torch.equal(vectors[places], few[own])
 
 
 def test_a_given_item_has_the_score_of_an_answer_and_events_explain_it(recommender: Recommender) -> None:

@@ -39,6 +39,21 @@ NAMES = ("context", "search", "searches")
 Program = Callable[..., Sequence[Tensor]]
 
 
+def direct(program: Any) -> Program:
+    """The program without torch's walk through its inputs, which takes a tenth of a lone answer."""
+    run = getattr(getattr(program, "loader", None), "boxed_run", None)
+    if run is None:
+        whole: Program = program
+        return whole
+
+    def called(*inputs: Tensor | list[Tensor]) -> Sequence[Tensor]:
+        flat = [one for part in inputs for one in (part if isinstance(part, list) else [part])]
+        found: Sequence[Tensor] = run(flat)
+        return found
+
+    return called
+
+
 @dataclass(frozen=True)
 class _Slot:
     place: int

@@ -27,7 +27,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from sidera import artifacts
 from sidera.batch import Batch
 from sidera.core import ArtifactError, InputError, Request
 from sidera.decode.beam import Beams, beam_search
-from sidera.decode.compiled import NAMES, Asked, CompiledSearch, Program, SearchShape
+from sidera.decode.compiled import NAMES, Asked, CompiledSearch, Program, SearchShape, direct
 from sidera.engine.requests import RequestReader
 from sidera.engine.snapshot import Snapshot
 
@@ -353,8 +353,7 @@ def _loaded(content: bytes) -> Program:
     with tempfile.TemporaryDirectory(prefix="sidera-program-") as folder:
         file = Path(folder) / "program.pt2"
         file.write_bytes(content)
-        program: Callable[..., Any] = torch._inductor.aoti_load_package(str(file))
-    return program
+        return direct(torch._inductor.aoti_load_package(str(file)))
 
 
 def _digest(content: bytes) -> str:

@@ -42,6 +42,7 @@ from sidera.decode.compiled import Asked
 from sidera.decode.dense import padded_results
 from sidera.decode.eligible import NEG_INF
 from sidera.decode.select import best_first
+from sidera.engine.directions import directions
 from sidera.engine.pipeline import Candidates, Query, search
 from sidera.loading import open_artifact
 from sidera.models.retrievers.pair_counts import KINDS, VOTES, PairCounts
@@ -149,7 +150,7 @@ class Expert:
         """(B, C) scores; -inf for empty places, and for items that the generator cannot give."""
         weights = self.weights[pool.buckets]  # (B, 1 + F)
         none_mask = (pool.item_ids < 0) | (pool.log_probs == NEG_INF)
-        scores = torch.einsum("bcf,bf->bc", pool.features, weights[:, 1:])
+        scores = (pool.features @ weights[:, 1:, None]).squeeze(2)
         return (scores + weights[:, :1] * pool.log_probs.masked_fill(none_mask, 0.0)).masked_fill(none_mask, NEG_INF)
 
     def given(self, query: Query, item_ids: Tensor, log_probs: Tensor) -> Tensor:
@@ -188,7 +189,7 @@ class Expert:
         seen = torch.stack(((times > 0).float(), lately, times.log1p()), dim=1)
         features = torch.cat((votes, self._popularity_of(keys % span)[:, None], seen), dim=1)  # (U, F - 1)
         buckets = torch.bucketize(batch.lengths, self.edges, right=True)
-        vectors, places = _vectors(catalog, items)
+        vectors, places = directions(catalog, items)
         faded = vectors[places] * (ALIKE_FADING ** ages.float())[:, None]  # (T, D)
         means = faded.new_zeros(batch.num_histories, faded.shape[1]).index_add_(0, rows, faded)
         return _Counted(keys, features, self._popularity_of, buckets, normalize(means, dim=1), catalog)
@@ -218,10 +219,10 @@ class Expert:
             of_rows = torch.repeat_interleave(offsets.diff())
             barred |= torch.isin(keys, of_rows * span + values)
         offsets = pad(torch.bincount(rows, minlength=query.batch.num_histories).cumsum(0), (1, 0))
-        table, _ = Jagged(items.masked_fill(barred, -1), offsets).pad(-1)
+        table = _table(items.masked_fill(barred, -1), offsets, -1)
         if query.allowed is not None:
             table = table.masked_fill(~query.allowed.holds(table), -1)
-        by_score = Jagged(scores, offsets).pad(NEG_INF)[0].masked_fill(table < 0, NEG_INF)
+        by_score = _table(scores, offsets, NEG_INF).masked_fill(table < 0, NEG_INF)
         return table.gather(1, best_first(by_score, self.config.candidates))
 
     # -- on disk --------------------------------------------------------------------------------------------------
@@ -286,20 +287,11 @@ class _Counted:
         at = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
         found = self.features[at].masked_fill((self.keys[at] != wanted)[..., None], 0.0)
         found[..., len(VOTES)] = self.popularity_of(items)
-        vectors, places = _vectors(self.catalog, items)
+        vectors, places = directions(self.catalog, items)
         alike = (self.means @ vectors.T).gather(1, places)  # (B, V) first: C times fewer vectors are read
         return torch.cat((found, alike[..., None]), dim=2)
 
 
-def _vectors(catalog: Catalog, item_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """(...,) items -> directions (V, D) of what their codes stand for, each once, and which of them is an item's (...).
-
-    An item's vector follows from its codes, so items of one cluster share it."""
-    ids = item_ids.cpu().numpy().reshape(-1)
-    levels = 0 if catalog.quantizer is None else len(catalog.quantizer.level_sizes)
-    keys = np.zeros(len(ids), np.int64)
-    for level, codes in enumerate(np.asarray(catalog.codes[ids], np.int64).T[:levels]):
-        keys = keys * catalog.level_sizes[level] + codes
-    _, first, places = np.unique(keys, return_index=True, return_inverse=True)
-    vectors = torch.from_numpy(np.asarray(catalog.item_vectors[ids[first]], dtype=np.float32)).to(item_ids.device)
-    return normalize(vectors, dim=1), torch.from_numpy(places).view(item_ids.shape).to(item_ids.device)
+def _table(values: Tensor, offsets: Tensor, fill: float) -> Tensor:
+    """(U,) of jagged rows -> (B, M); of one row, as most requests are, without a copy."""
+    return values[None] if offsets.numel() == 2 else Jagged(values, offsets).pad(fill)[0]

@@ -33,6 +33,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sidera.ops.masks import added
+from sidera.ops.masks import causal as causal_mask
 from sidera.ops.written_attention import Written, written_attention
 
 MAX_GROUPS = 4  # more groups save padding but cost calls; 4 keeps padding near 20 % on shopping histories
@@ -128,9 +130,12 @@ class Layout:
         return Layout(queries, self.keys, restore=restore, missing=asked.numel() < total)
 
 
-def layout_of(offsets: Tensor, max_groups: int = MAX_GROUPS) -> Layout:
-    """Rows that read themselves, sorted by length and cut into at most ``max_groups`` groups of like length."""
-    if offsets.numel() == 2 and (length := int(offsets[1])):  # one row, as most requests are: nothing to sort
+def layout_of(offsets: Tensor, max_groups: int = MAX_GROUPS, num_tokens: int | None = None) -> Layout:
+    """Rows that read themselves, sorted by length and cut into at most ``max_groups`` groups of like length.
+
+    ``num_tokens``: of all rows, where the caller knows it; of one row no number is read back then."""
+    if offsets.numel() == 2 and (length := int(offsets[1]) if num_tokens is None else num_tokens):
+        # one row, as most requests are: nothing to sort
         one = (Rows(1, length),)
         return Layout(one, one, offsets, (offsets[:1],), torch.arange(length, device=offsets.device))
     lengths = offsets.diff()  # (B,)
@@ -270,9 +275,10 @@ def _pairs(qkv: Tensor, scale: float) -> Tensor:
     """Causal attention inside rows of a few positions: all pairs written out. (M, P, 3, H, E) -> (M, P, H, E)"""
     q, k, v = qkv.unbind(2)
     num_positions = q.shape[1]
-    later_mask = torch.ones(num_positions, num_positions, dtype=torch.bool).triu(1)[:, :, None]  # (P, P, 1)
-    scores = (q[:, :, None] * k[:, None]).sum(-1) * scale  # (M, P, P, H)
-    weights = scores.masked_fill(later_mask, float("-inf")).softmax(2)
+    scores = (q[:, :, None] * k[:, None]).sum(-1) * scale + added(causal_mask(num_positions), q)[
+        ..., None
+    ]  # (M, P, P, H)
+    weights = scores.softmax(2)
     return (weights[..., None] * v[:, None]).sum(2)
 
 
@@ -303,6 +309,6 @@ def looped_attention(
         if bias is not None:
             scores = scores + bias[:, : scores.shape[1], : scores.shape[2]]
         if causal:
-            scores = scores.masked_fill(torch.ones_like(scores[0]).triu(1).bool(), float("-inf"))
+            scores = scores + added(causal_mask(*scores.shape[1:]), scores)
         out[asked] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), values)
     return out

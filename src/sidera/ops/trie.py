@@ -150,6 +150,8 @@ class CodeTrie:
 
     def leaf_starts(self, leaves: Array) -> Array:
         """Where the items of each leaf begin in ``leaf_items``; ``leaf_starts(leaf + 1)`` is where they end."""
+        if not self.shared_leaves.size:
+            return leaves
         return leaves + self.shared_extra[np.searchsorted(self.shared_leaves, leaves)]
 
     def leaf_of_item(self) -> Array:

@@ -23,19 +23,19 @@ def only_places(trie: CodeTrie, places: Array) -> tuple[CodeTrie, Array]:
     if trie.shared_leaves.size:
         nodes, counts = _runs(trie.leaf_of_place[places])
         extra = counts - 1
-    leaves, tokens = nodes, [trie.tokens[-1][nodes]]
+    leaves, tokens = nodes, [trie.tokens[-1].take(nodes, mode="clip")]  # no checks: twice as fast
     ptr: list[Array] = []
     for level in reversed(range(trie.num_levels - 1)):
-        nodes, counts = _runs(trie.parents[level][nodes])
+        nodes, counts = _runs(trie.parents[level].take(nodes, mode="clip"))
         ptr.insert(0, np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
-        tokens.insert(0, trie.tokens[level][nodes])
+        tokens.insert(0, trie.tokens[level].take(nodes, mode="clip"))
     shared = np.flatnonzero(extra) if extra is not None else np.empty(0, np.int64)
     sums = np.concatenate([[0], np.cumsum(extra[shared])]) if extra is not None else np.zeros(1, np.int64)
     part = CodeTrie(
         level_sizes=trie.level_sizes,
         tokens=tuple(tokens),
         ptr=tuple(ptr),
-        leaf_items=trie.leaf_items[places],
+        leaf_items=trie.leaf_items.take(places, mode="clip"),
         shared_leaves=shared.astype(np.int32),
         shared_extra=sums.astype(np.int32),
         num_items=trie.num_items,
@@ -46,8 +46,8 @@ def only_places(trie: CodeTrie, places: Array) -> tuple[CodeTrie, Array]:
 
 def _runs(nodes: Array) -> tuple[Array, Array]:
     """(m,) ascending -> the distinct ones and how often each stands there."""
-    starts = np.flatnonzero(np.diff(nodes, prepend=nodes[0] - 1))
-    return nodes[starts], np.diff(starts, append=len(nodes))
+    starts = np.append(0, np.flatnonzero(nodes[1:] != nodes[:-1]) + 1)
+    return nodes[starts], np.diff(np.append(starts, len(nodes)))
 
 
 def without_items(trie: CodeTrie, items: Array, codes: Array) -> CodeTrie | None:

@@ -207,7 +207,8 @@ class MaskedCodes(nn.Module):
 
     def context(self, batch: Batch) -> StateContext:
         offsets = batch.events.offsets
-        return StateContext(self.encoder.last(self._events(batch), layout_of(offsets), offsets[1:] - 1))
+        layout = layout_of(offsets, num_tokens=batch.num_events)
+        return StateContext(self.encoder.last(self._events(batch), layout, offsets[1:] - 1))
 
     def fill_log_probs(self, context: StateContext, codes: Tensor) -> list[Tensor]:
         """Codes (B, W, L), -1 where open -> per level log-probabilities (B, W, K)."""

@@ -18,7 +18,8 @@ Shape legend: B histories · T their events · N items counted of · P pairs kep
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -199,7 +200,7 @@ class PairCounts:
         return replace(self, **{name: column.to(device) for name, column in self.columns().items()})
 
     def columns(self) -> dict[str, Tensor]:
-        return dict(vars(self))
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     def votes(self, item_ids: Tensor, row_ids: Tensor, ages: Tensor, span: int, history: int) -> tuple[Tensor, Tensor]:
         """What events (T,) of histories vote for -> keys (U,) ascending, ``row * span + item``, and votes (U, V).
@@ -216,15 +217,19 @@ class PairCounts:
         right = self.right_ids[places].long()
         keys = torch.cat((row_ids[owners] * span + right, row_ids * span + item_ids))
         values = self._values(item_ids[owners], right, self.counts[places])  # (E, KINDS)
-        fades = torch.stack([_fade(ages, fading) for _, fading in VOTES.values()], dim=1)  # (T, V)
+        fades = fades_of(history, ages.device)[ages.clamp(max=history - 1)]  # (T, V); the older have no pairs here
         own = values[:, [KINDS.index(kind) for kind, _ in VOTES.values()]] * fades[owners]
         found, inverse = torch.unique(keys, return_inverse=True)
         votes = own.new_zeros(len(found), len(VOTES)).index_add_(0, inverse[: len(own)], own)
         return found, votes
 
+    @cached_property
+    def _num_events(self) -> Tensor:
+        return self.popularity.sum().clamp(min=1)
+
     def _values(self, left: Tensor, right: Tensor, counts: Tensor) -> Tensor:
         """(E, KINDS) counts -> what an event that is as good as new votes with each."""
-        share = self.popularity[right].clamp(min=1) / self.popularity.sum().clamp(min=1)
+        share = self.popularity[right].clamp(min=1) / self._num_events
         values = (counts / (SHARE_SCALE * share)[:, None]).log1p()
         cosine = counts[:, -1] / ((self.popularity[left] + 1) * (self.popularity[right] + 1)).sqrt()
         return torch.cat((values[:, :-1], cosine[:, None]), dim=1)
@@ -279,5 +284,9 @@ def _kept(
     return np.concatenate(keys), np.concatenate(counts)
 
 
-def _fade(ages: Tensor, fading: float | None) -> Tensor:
-    return (ages == 0).float() if fading is None else fading ** ages.float()
+@cache
+def fades_of(history: int, device: torch.device) -> Tensor:
+    """(history, V): what an event of each age votes with, the newest first."""
+    ages = torch.arange(history, device=device)
+    newest = (ages == 0).float()
+    return torch.stack([newest if fading is None else fading ** ages.float() for _, fading in VOTES.values()], dim=1)
