@@ -3,8 +3,9 @@
     python benchmarks/overload.py [--quick] [--ref COMMIT] [--runs FOLDER]
 
 * *overload*: the highest rate within 100 ms is found (x1). Then x5 for a minute and x1 again, /healthz asked ten times
-  a second beside. Goodput is answers within 100 ms a second, against that of x1 before; refusals (4xx, 5xx) and
-  /healthz have their p99; resident memory after the last window is held against that before the x5.
+  a second beside. Clients say that they wait 100 ms (``X-Deadline-Ms``). Goodput is answers within 100 ms a second,
+  against that of x1 before; refusals (4xx, 5xx) and /healthz have their p99; resident memory after the last window is
+  held against that before the x5.
 * *bodies*: 24 bodies of 32 MB, 3,000 connections whose header never ends and 300 that send half of their body, all at
   once, while others ask at half of x1. Resident memory at its peak against before, and the others' p99 against their
   p99 without.
@@ -54,7 +55,7 @@ class Loaded:
 
     def __init__(self, server: Any, folder: Path) -> None:
         self.server, self.address = server, server.address
-        self.requests = users_of(folder)(self.address)
+        self.requests = users_of(folder, headers=[f"X-Deadline-Ms: {1000 * SLO:g}"])(self.address)
 
     def window(self, rate: float, seconds: float, *, health: bool = False, **search: Any) -> Any:
         from sidera.traffic.client import Client

@@ -122,7 +122,7 @@ FLAGS = {
     "recommend": ["run", "--history", "-k", "--filter-seen", "--filter", "--unknown", "--threads"],
     "score": ["run", "--history", "--items", "--threads"],
     "similar": ["run", "--items", "-k", "--threads"],
-    "popular": ["run", "-k", "--category", "--data", "--days", "--threads"],
+    "popular": ["run", "-k", "--category", "--data", "--store", "--days", "--event", "--threads"],
     "recommend-all": ["run", "--data", "--out", "-k", "--filter-seen", "--as-of", "--threads"],
     "export-events": ["store", "--exposures", "--out", "--since", "--until"],
     "refresh": [
@@ -153,6 +153,9 @@ FLAGS = {
         "--store",
         "--exposures",
         "--fill",
+        "--category-index",
+        "--exposures-days",
+        "--exposures-mb",
         "--rerank",
         "--rerank-from",
         "--cold-share",
@@ -169,6 +172,7 @@ FLAGS = {
         "--max-connections",
         "--grace-seconds",
         "--access-log",
+        "--otel",
         "--device",
         "--threads",
     ],
@@ -235,6 +239,7 @@ def test_http_fields_are_frozen() -> None:
         "unknown_user",
         "policy_version",
         "shadow_version",
+        "expert_version",
         "reranker_version",
     ]
     said += ["codebook_id", "items_version", "eligible", "request", "beam", "milliseconds"]

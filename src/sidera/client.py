@@ -171,6 +171,7 @@ def _answer(found: Mapping[str, Any]) -> Recommendation:
         titles=tuple(one["title"] for one in items), cold_start=found["cold_start"], unknown=tuple(found["unknown"]),
         unread=tuple(found["unread"]), filtered_seen=found["filtered_seen"], unknown_user=found["unknown_user"],
         items_version=found["items_version"], policy_version=found["policy_version"],
+        expert_version=found["expert_version"] or "",
         reranker_version=found["reranker_version"] or "", codebook_id=found["codebook_id"],
         request=found["request"] or "", beam=found["beam"] or 0, eligible=found["eligible"],
         shadow_version=found["shadow_version"] or "",

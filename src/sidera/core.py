@@ -138,6 +138,7 @@ class Recommendation:
     unknown: tuple[str, ...]  # keys of the history that the catalogue does not hold
     items_version: int
     policy_version: str = ""  # of the weights that answered
+    expert_version: str = ""  # of the counts beside a generator, "+" how many events came since; "": none
     reranker_version: str = ""  # of the reranker that ordered the items; "": none did
     codebook_id: str = ""  # with items_version: the catalogue that answered
     unknown_user: bool = False  # the request named a user of whom the behaviour store knows nothing (as of then)

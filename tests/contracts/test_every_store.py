@@ -21,10 +21,11 @@ from hand_made import finder
 from sidera.core import InputError
 from sidera.store.embedded import EmbeddedStore, StoreConfig
 from sidera.store.events import COLUMNS, Events, concatenate
-from sidera.store.history_store import CatalogIds, HistoryStore
+from sidera.store.history_store import CatalogIds, Change, Changes, HistoryStore
 from sidera.store.lifelong import LifelongConfig, LifelongHistory
 from sidera.store.redis_store import RedisConfig, RedisStore
 from sidera.store.store_representatives import CatalogItems, StoreRepresentatives
+from sidera.store.user_events import Head
 
 
 class MemoryStore:
@@ -35,6 +36,8 @@ class MemoryStore:
         self.events: dict[str, list[Events]] = {}
         self.identities: dict[str, list[tuple[int, Any]]] = {}
         self.words: dict[str, str] = {}
+        self.appended: list[Change] = []
+        self.categories: dict[str, list[str | None]] = {}  # of each event
         self.lock = threading.RLock()
 
     @property
@@ -48,16 +51,24 @@ class MemoryStore:
     def item_keys(self, first: int = 0, number: int | None = None) -> list[str]:
         return list(self.keys)[first : None if number is None else first + number]
 
-    def append_all(self, told: list[tuple[str, Events, np.ndarray | None]], *, new_only: bool = False) -> list[int]:
+    def append_all(
+        self, told: list[tuple[str, Events, np.ndarray | None]], *, new_only: bool = False, categories: Any = None
+    ) -> list[int]:
         with self.lock:
             before = {user: list(parts) for user, parts in self.events.items()}
             try:
-                return [self.append(user, events, new_only=new_only, names=names) for user, events, names in told]
+                return [
+                    self.append(user, events, new_only=new_only, names=names, categories=categories)
+                    for user, events, names in told
+                ]
             except InputError:
                 self.events = before
                 raise
 
-    def append(self, user: str, events: Events, *, new_only: bool = False, names: np.ndarray | None = None) -> int:
+    def append(
+        self, user: str, events: Events, *, new_only: bool = False, names: np.ndarray | None = None,
+        categories: Any = None,
+    ) -> int:  # fmt: skip
         if not isinstance(user, str) or not user:
             raise InputError(f"user key {user!r} cannot be used")
         if (events.item_ids >= len(self.keys)).any():
@@ -71,16 +82,44 @@ class MemoryStore:
                 fresh = [n for n, pair in enumerate(pairs) if pair not in seen and pair not in pairs[:n]]
                 events, pairs = events.take(np.array(fresh, dtype=np.int64)), [pairs[n] for n in fresh]
             if len(events):
+                first = sum(map(len, self.events.get(user, [])))
+                self.appended.append(Change(user, first, first + len(events)))
                 self.events.setdefault(user, []).append(events)
+                named = [(categories or {}).get(item) for item in events.item_ids.tolist()]
+                self.categories.setdefault(user, []).extend(named)
                 self.identities.setdefault(user, []).extend(pairs)
             return len(events)
 
-    def history(self, user: str, as_of: int | None = None, n: int | None = None) -> Events | None:
+    def newest_of_users(self) -> list[tuple[int, str]]:
+        newest = [(int(max(part.times.max() for part in parts)), user) for user, parts in self.events.items()]
+        return sorted(newest, reverse=True)
+
+    def changes(self, after: int | None = None) -> Changes:
+        with self.lock:
+            mine = [] if after is None else [one for one in self.appended[after:] if one.user in self.events]
+            return Changes(len(self.appended), mine)
+
+    def history(self, user: str, as_of: int | None = None, n: int | None = None, since: int = 0) -> Events | None:
         if user not in self.events:
             return None
         events = self.arrivals(user)[1].in_time_order()
+        events = events.take(events.times >= since)
         events = events if as_of is None else events.take(events.times < as_of)
         return events.take(slice(0 if n is None else max(0, len(events) - n), None))
+
+    def in_category(self, user: str, category: str, n: int, as_of: int | None = None) -> Events | None:
+        if user not in self.events:
+            return None
+        if not 1 <= n <= 1024:
+            raise InputError(f"n = {n} events of a category", allowed="1 to 1024")
+        events = self.arrivals(user)[1].take(np.array([one == category for one in self.categories[user]], bool))
+        events = events.take(slice(max(0, len(events) - 1024), None)).in_time_order()
+        events = events if as_of is None else events.take(events.times < as_of)
+        return events.take(slice(max(0, len(events) - n), None))
+
+    def index(self, user: str, categories: Any) -> None:
+        if user in self.events:
+            self.categories[user] = [categories.get(item) for item in self.arrivals(user)[1].item_ids.tolist()]
 
     def arrivals(self, user: str, first: int = 0) -> tuple[int, Events]:
         with self.lock:
@@ -100,6 +139,7 @@ class MemoryStore:
     def erase(self, user: str) -> bool:
         with self.lock:
             self.identities.pop(user, None)
+            self.categories.pop(user, None)
             return self.events.pop(user, None) is not None
 
     def close(self) -> None:
@@ -335,3 +375,86 @@ def test_representatives_are_those_of_the_events(store: HistoryStore) -> None:
     view.forget("ann")
     assert len(view.of("ann")) == 0
     view.close()
+
+
+def test_changes_name_every_append_once(store: HistoryStore) -> None:
+    assert store.changes() == (0, [])
+    store.append("ann", events(store, [1, 2], [10, 20]))
+    store.append_all([("bob", events(store, [3], [15]), None), ("ann", events(store, [4], [30]), None)])
+    last, appended = store.changes(0)
+    assert appended == [("ann", 0, 2), ("bob", 0, 1), ("ann", 2, 3)]
+    assert store.changes() == store.changes(last) == (last, [])
+    store.append("ann", events(store, [4], [30]), new_only=True)  # it is known: no change
+    assert store.changes(last) == (last, [])
+    store.append("bob", events(store, [5], [40]))
+    newest, appended = store.changes(last)
+    assert (newest > last, appended) == (True, [("bob", 1, 2)])
+    assert store.newest_of_users() == [(40, "bob"), (30, "ann")]
+    store.erase("ann")
+    assert all(one.user != "ann" for one in store.changes(0).appended or ())
+    store.append("cid", events(store, [1], [50]))
+    assert [one.user for one in store.changes(newest).appended or ()] == ["cid"]
+
+
+def test_a_history_begins_where_it_is_asked_to(store: HistoryStore) -> None:
+    store.append("ann", events(store, list(range(8)) * 30, list(range(240))))
+    found = store.history("ann", as_of=230, since=100)
+    assert found is not None
+    assert found.times.tolist() == list(range(100, 230))
+    found = store.history("ann", n=5, since=238)
+    assert found is not None
+    assert found.times.tolist() == [238, 239]
+
+
+def test_the_newest_events_of_a_category(store: HistoryStore) -> None:
+    """Late events, repeated ones, several appends, and the blocks of a long history: as a scan of all would say."""
+    rng, every = np.random.default_rng(0), list[tuple[int, int]]()
+    numbers = store.numbers_of(KEYS)
+    categories = {int(number): f"kind {place % 3}" for place, number in enumerate(numbers) if place % 4}
+    assert store.in_category("ann", "kind 1", 5) is None
+    for step in range(30):
+        items, times = rng.integers(40, size=12).tolist(), (step * 40 + rng.integers(100, size=12)).tolist()
+        store.append("ann", events(store, items, times), categories=categories)
+        every += [(times[place], items[place]) for place in np.argsort(times, kind="stable")]
+    store.append("bob", events(store, [1], [5]), categories=categories)
+    for category in ("kind 0", "kind 1", "kind 2", "none"):
+        mine = [one for one in every if categories.get(int(numbers[one[1]])) == category]
+        for n, as_of in ((1, None), (5, None), (5, 600), (7, 90), (1000, None), (3, 0)):
+            before = sorted([one for one in mine if as_of is None or one[0] < as_of], key=lambda one: one[0])[-n:]
+            found = store.in_category("ann", category, n, as_of)
+            assert found is not None
+            assert found.times.tolist() == [time for time, _ in before]
+            assert keys_of(store, found) == [KEYS[item] for _, item in before]
+    with pytest.raises(InputError, match="n = 0 events of a category; allowed: 1 to 1024"):
+        store.in_category("ann", "kind 1", 0)
+    store.index("ann", {int(numbers[3]): "three"})
+    found = store.in_category("ann", "three", 1000)
+    assert found is not None
+    assert len(found) == sum(item == 3 for _, item in every)
+    assert len(store.in_category("ann", "kind 1", 5) or ()) == 0
+    store.erase("ann")
+    assert store.in_category("ann", "three", 5) is None
+    store.append("ann", events(store, [3], [5]), categories={int(numbers[3]): "three"})
+    assert len(store.in_category("ann", "three", 5) or ()) == 1
+
+
+def test_a_category_is_read_without_the_rest_of_the_history(
+    store: HistoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5,000 events of others lie before and behind; blocks without one of the category are not read."""
+    rare, other = store.numbers_of(KEYS[:2]).tolist()
+    categories = {rare: "rare"}
+    for first in (0, 6000):
+        store.append("ann", Events.of([rare] * 3, [first] * 3), categories=categories)
+        store.append("ann", Events.of([other] * 5000, [first + 1] * 5000), categories=categories)
+    read, parts = list[int](), Head.parts
+
+    def counted(self: Head, records: Any, a: int, b: int) -> Any:
+        read.extend(range(a, b))
+        return parts(self, records, a, b)
+
+    monkeypatch.setattr(Head, "parts", counted)
+    found = store.in_category("ann", "rare", 6)
+    assert found is not None
+    assert found.times.tolist() == [0] * 3 + [6000] * 3
+    assert len(read) <= 3

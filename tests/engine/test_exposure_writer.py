@@ -20,7 +20,7 @@ from tiny_world import tiny
 
 from sidera.batch import Batch
 from sidera.core import InputError, Request
-from sidera.engine.exposures import ExposureWriter, exposure_columns
+from sidera.engine.exposures import ExposureWriter, Retention, exposure_columns
 from sidera.engine.histories import KnownHistory
 from sidera.engine.pipeline import Query, log_probs_of
 from sidera.engine.recommender import Recommender
@@ -199,3 +199,16 @@ def test_a_full_disk_lets_no_answer_leave(tmp_path: Path, monkeypatch: pytest.Mo
         writer.shown(rows("r1"))
         assert writer.problem == ""
     assert open_log(tmp_path / "log").read()["request"].to_pylist() == ["r1", "r1"]
+
+
+def test_old_exposures_go_while_the_log_is_written(tmp_path: Path) -> None:
+    """Once an hour; a log without a limit keeps everything."""
+    now = [100 * 86_400.0]
+    for days, left in ((0.0, {5, 9_000_000}), (30.0, {9_000_000})):
+        log = open_log(tmp_path / f"log-{days:g}")
+        with ExposureWriter(log, max_parts=2, retention=Retention(days), now=lambda: now[0]) as writer:
+            writer.shown(rows("old", time=5))
+            writer.shown(rows("new", time=9_000_000))
+        assert set(open_log(tmp_path / f"log-{days:g}").read()["time"].to_pylist()) == left
+    with pytest.raises(InputError, match="the log is to keep -1 days"):
+        Retention(-1)

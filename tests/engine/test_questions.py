@@ -16,6 +16,7 @@ from sidera.core import ArtifactError, InputError, Request
 from sidera.data.dataset import Dataset
 from sidera.data.split import leave_one_out, repeat_share
 from sidera.engine.everyone import EveryoneConfig, recommend_all, requests_of_log
+from sidera.engine.histories import open_behaviour
 from sidera.engine.questions import Questions
 from sidera.engine.recommender import Recommender
 
@@ -92,9 +93,15 @@ def test_popular_counts_what_it_says(recommender: Recommender, log: Dataset) -> 
     window = ask.popular(24, log=log, since=middle)
     inside = np.bincount(log.item_ids[log.times >= middle], minlength=24)
     assert {one.item: one.score for one in window} == {KEYS[item]: n for item, n in enumerate(inside) if n}
+    liked = {**log.feedback, "like": np.arange(log.num_events) % 3 == 0}
+    chosen = np.bincount(log.item_ids[liked["like"]], minlength=24)
+    some = ask.popular(24, log=replace(log, feedback=liked), events=["like"])
+    assert {one.item: one.score for one in some} == {KEYS[item]: n for item, n in enumerate(chosen) if n}
+    with pytest.raises(InputError, match="the log has no events 'like'"):
+        ask.popular(3, log=log, events=["like"])
     trained = ask.popular(3)
     assert [one.score for one in trained] == np.sort(np.asarray(recommender.catalog.popularity))[::-1][:3].tolist()
-    with pytest.raises(InputError, match="a window without a log"):
+    with pytest.raises(InputError, match="a window or an event without a log"):
         ask.popular(3, since=0)
     assert [one.item for one in ask.popular(3, category=("item", KEYS[3]))] == [KEYS[3]]  # filters' own columns too
     with pytest.raises(InputError, match="no item has item = 'nothing'"):
@@ -163,12 +170,17 @@ def test_at_the_shell(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert len(lines("popular", trained_run, "-k", 4)) == 4
     data = trained_run.parent / "data"
     assert lines("popular", trained_run, "-k", 4, "--data", data, "--days", 1e6)
+    with open_behaviour(tmp_path / "store", Recommender.load(trained_run).catalog) as behaviour:
+        behaviour.append("ann", [KEYS[2]] * 2 + [KEYS[3]], [1000, 2000, 1000 + 86_400], {})
+    assert [row[:2] for row in lines("popular", trained_run, "--store", tmp_path / "store", "--days", 1)] == [
+        [KEYS[2], "1.0000"], [KEYS[3], "1.0000"]
+    ]  # fmt: skip
     everyone = ("recommend-all", trained_run, "--data", data, "--out", tmp_path / "all", "-k", 2)
     lines(*everyone)
     lines(*everyone)  # again: nothing to do
     assert json.loads((tmp_path / "all" / "recommendations.json").read_text())["complete"] is True
     for wrong, message in (
-        (("popular", trained_run, "--days", 3), "--days needs --data"),
+        (("popular", trained_run, "--days", 3), "--days and --event need --data or --store"),
         (("popular", trained_run, "--category", "colour"), "--category 'colour'; allowed: FIELD=VALUE"),
         (("popular", trained_run, "--data", data, "--days", 0), "--days 0.0; allowed: more than 0"),
     ):

@@ -14,7 +14,7 @@ import pytest
 
 from sidera.core import InputError, Recommendation, Request
 from sidera.engine.recommender import Recommender
-from sidera.engine.scheduler import Cost, Overloaded, Scheduler, SchedulerConfig, Stopping, Ticket
+from sidera.engine.scheduler import MOST_CAUTION, Cost, Overloaded, Scheduler, SchedulerConfig, Stopping, Ticket
 
 FAR = 1e9  # a deadline that nothing misses
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_met_is_refused_at_once_and_what_became_late_when_its_tur
         desk.scheduler.cost.saw(rows, 0.01 + 0.001 * rows)  # a request: 60 ms alone
     desk.ask("first", deadline=desk.now)  # idle: answered, though its deadline cannot be met
     assert desk.engine.begun.acquire(timeout=30)
-    with pytest.raises(Overloaded, match="an answer would take 120 ms") as refusal:
+    with pytest.raises(Overloaded, match="an answer may take 120 ms") as refusal:
         desk.ask("hopeless", desk.now + 0.1)
     assert refusal.value.retry_after == pytest.approx(0.02)
     desk.ask("in time", desk.now + 0.13)
@@ -141,6 +141,30 @@ def test_what_cannot_be_met_is_refused_at_once_and_what_became_late_when_its_tur
     desk.run_one(lambda: "patient" in desk.back)
     counts = desk.scheduler.counts
     assert (counts.answered, counts.refused, counts.late) == (2, 1, 1)
+
+
+def test_costs_that_vary_refuse_at_once_what_may_become_late(desk: Desk) -> None:
+    for rows in (50, 500) * 50:
+        desk.scheduler.cost.saw(rows, 0.01 + 0.001 * rows)  # a request: 60 ms alone
+    desk.begin()
+    desk.ask("steady", desk.now + 0.13)
+    assert desk.scheduler.cost.caution == pytest.approx(1, abs=0.01)
+    for number in range(40):
+        desk.scheduler.cost.saw(50, 0.04 if number % 2 else 0.08)
+    assert desk.scheduler.cost.seconds(50) == pytest.approx(0.06, rel=0.2)
+    assert 1.5 < desk.scheduler.cost.caution <= MOST_CAUTION
+    with pytest.raises(Overloaded):
+        desk.ask("too near", desk.now + 0.2)  # two requests ahead of its own: 180 ms, if all goes well
+    desk.ask("patient", desk.now + 1)
+
+
+def test_a_batch_over_its_time_is_expected_to_take_as_long_again(desk: Desk) -> None:
+    for rows in (50, 500, 50, 500):
+        desk.scheduler.cost.saw(rows, 0.01 + 0.001 * rows)
+    desk.begin()
+    alone = desk.scheduler.cost.seconds(50)
+    desk.now += alone + 5
+    assert desk.scheduler.wait_for(50) == pytest.approx(alone + 5)
 
 
 def test_the_queue_is_bounded() -> None:

@@ -127,7 +127,7 @@ def test_the_api_describes_itself(client: TestClient) -> None:
     assert all("description" in field for field in body.values())
     admin = {f"/v1/admin/{name}" for name in ("versions", "swap", "trial", "export")}
     asked = {f"/v1/{name}" for name in ("recommend", "recommend/batch", "score", "similar", "related", "popular")}
-    kept = {"/v1/events", "/v1/items", "/v1/explain", "/v1/search"}
+    kept = {"/v1/events", "/v1/history", "/v1/items", "/v1/explain", "/v1/search"}
     assert asked | kept | admin | {"/healthz", "/readyz", "/metrics"} == set(schema["paths"])
     for path, methods in schema["paths"].items():
         for operation in methods.values():

@@ -156,7 +156,7 @@ def test_items_change_for_the_next_answer_and_after_a_restart(live: LiveRun, run
 def test_changes_of_items_survive_a_swap_and_reach_other_processes(live: LiveRun, run: Path) -> None:
     copied(run, 1)
     top = post(live, "/v1/recommend", history=["item0003"], k=1)["items"][0]["item"]
-    changed = post(live, "/v1/items", items=[{"item": "late"}], removed=[top])
+    changed = post(live, "/v1/items", items=[{"item": "late", "title": "late cup"}], removed=[top])
     other = LiveRun.open(run)
     assert other.recommender.catalog.items_version == changed["items_version"]
     swapped = post(live, "/v1/admin/swap", version=1)

@@ -22,6 +22,7 @@ from sidera.core import InputError, Request
 from sidera.data.config import DataConfig, View, make_views
 from sidera.data.schema import build_dataset
 from sidera.data.tiny import tiny_exposures
+from sidera.engine.categories import CategoryOf
 from sidera.engine.exposures import ExposureWriter
 from sidera.engine.histories import MAX_AHEAD, Kept, open_behaviour
 from sidera.engine.recommender import Recommender
@@ -419,3 +420,59 @@ def test_events_of_an_answer_need_an_exposure_log(client: TestClient, views: tup
     assert "no exposure log is open; fix: serve with --exposures" in refused(
         client, "/v1/events", **body, request="abc", slots=list(range(24))
     )
+
+
+def test_popular_counts_the_events_that_are_asked_for(client: TestClient, catalog: Catalog) -> None:
+    keys, now = [str(key) for key in catalog.item_keys[:3]], int(time.time())
+    feedback = {"click": [1, 1, 0, 1], "like": [0, 0, 1, 0], "watch_time": [1.0] * 4, "duration": [9.0] * 4}
+    body = {"user": "ann", "items": [keys[0], keys[0], keys[1], keys[2]], "times": [now - 4, now - 3, now - 2, now - 1]}
+    assert client.post("/v1/events", json={**body, "feedback": feedback}).status_code == 200
+
+    def popular(*events: str) -> dict[str, float]:
+        answer = client.get("/v1/popular", params={"window": "hour", "event": list(events)})
+        return {one["item"]: one["score"] for one in answer.json()["items"]}
+
+    assert popular("click") == {keys[0]: 2, keys[2]: 1}
+    assert popular("like") == {keys[1]: 1}
+    assert popular("click", "like") == {keys[0]: 2, keys[1]: 1, keys[2]: 1}
+    assert popular() == {}  # no long view: nothing is positive
+    answer = client.get("/v1/popular", params={"event": "buy"})
+    assert answer.status_code == 422
+    assert "no event is named 'buy'; allowed: click, like" in answer.json()["detail"]
+
+
+def test_the_newest_events_of_a_user_by_category(catalog: Catalog, tmp_path: Path) -> None:
+    """As a filter of the whole history finds them; users of before the index among them; refused without one."""
+    field = next(one.name for one in catalog.schema.owned("item") if one.kind == "category")
+    opened, rng, now = recommender("sasrec", catalog), np.random.default_rng(0), int(time.time())
+    values = [str(value) for value in CategoryOf(catalog, field)(np.arange(catalog.num_items))]
+
+    def send(client: TestClient) -> list[int]:
+        ids = rng.integers(catalog.num_items, size=60)
+        body = {"user": "ann", "items": [str(key) for key in catalog.item_keys[ids]]}
+        post(client, "/v1/events", **body, times=(now - 60 + rng.integers(50, size=60)).tolist())
+        return ids.tolist()
+
+    with open_behaviour(tmp_path / "store", catalog) as behaviour:
+        opened.parts = Parts(behaviour=behaviour)
+        client = TestClient(create_app(opened))
+        send(client)
+        answer = client.get("/v1/history", params={"user": "ann", "category": values[0]})
+        assert answer.status_code == 422
+        assert "serve with --category-index FIELD" in answer.json()["detail"]
+        behaviour.index_by(field)
+        with pytest.raises(InputError, match="to be indexed by 'nothing'"):
+            behaviour.index_by("nothing")
+    with open_behaviour(tmp_path / "store", catalog) as behaviour:  # it knows that it is indexed
+        opened.parts = Parts(behaviour=behaviour)
+        client = TestClient(create_app(opened))
+        send(client)
+        whole = client.get("/v1/history", params={"user": "ann", "n": 1000}).json()["events"]
+        assert len(whole) > 80
+        value_of = dict(zip(map(str, catalog.item_keys), values, strict=True))
+        for value in set(values) - {"None"}:  # an unknown one is no category
+            found = client.get("/v1/history", params={"user": "ann", "category": value, "n": 5}).json()
+            assert found["events"] == [one for one in whole if value_of[one["item"]] == value][-5:]
+        assert client.get("/v1/history", params={"user": "nobody", "category": values[0]}).json()["unknown_user"]
+        behaviour.erase("ann")
+        assert client.get("/v1/history", params={"user": "ann", "category": values[0]}).json()["unknown_user"]

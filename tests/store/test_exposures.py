@@ -247,3 +247,28 @@ def test_its_exposures_are_a_data_set(tmp_path: Path) -> None:
     assert dataset.feedback["click"].tolist() == [True, False, True]
     assert dataset.feedback["log_prob_0"].tolist() == [-1.0, -2.0, -3.0]
     assert dataset.feedback["request"].tolist() == [0, 0, 1]
+
+
+def test_the_oldest_exposures_are_let_go_by_age_and_by_bytes(tmp_path: Path) -> None:
+    log = open_log(tmp_path / "log")
+    for day in range(6):
+        log.append(shown(2 * day, time=[100 * day] * 4))
+        log.follow({"request": [f"r{2 * day}"], "slot": [0], "click": [day % 2 == 0]})
+    whole = log.read()
+    assert log.retain() == log.retain(since=0) == log.retain(most_bytes=10**9) == 0
+    log.compact()  # one part with rows of all days
+    assert log.retain(since=200) == 8
+    assert log.read().equals(whole.slice(8))
+    assert sum(map(len, log._parts.tables("followed"))) == 4  # what followed on the others is in no file
+    assert log.retain(since=200) == 0
+    for day in range(6, 40):
+        log.append(shown(2 * day, time=[100 * day] * 4))
+    size = sum(size for kind in ("shown", "followed") for _, size in log._parts.sizes(kind))
+    assert log.retain(most_bytes=size // 2) > 0
+    table = log.read()
+    left = sum(size for kind in ("shown", "followed") for _, size in log._parts.sizes(kind))
+    assert 0 < left <= size // 2
+    assert table["time"].to_pylist() == sorted(table["time"].to_pylist())
+    assert max(table["time"].to_pylist()) == 3900
+    log.retain(since=10**6)
+    assert log.read().num_rows == 0

@@ -6,12 +6,14 @@ five whose texts share its rarest words, those that the same users met next to i
 else of all. ``cold.borrow_by_words`` places cold items of a first catalogue by the same rule.
 
     texts = TextNeighbours(catalog.titles.tolist())
-    vectors = newcomer_vectors(catalog, ["A blue tea cup"], texts)      # (1, D), for Catalog.with_items
+    placed = newcomer_places(catalog, ["A blue tea cup"], texts)
+    catalog.with_items(["cup-9"], placed.vectors, ["A blue tea cup"])  # placed.by: ["words"]
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -57,34 +59,45 @@ class TextNeighbours:
         return np.array(best, np.int64), np.array([scores[item] for item in best])
 
 
-def newcomer_vectors(
+class Placed(NamedTuple):
+    """Where new items are put, and by what."""
+
+    vectors: Tensor | None  # (n, D) in the space of the catalogue's quantizer; None where it has no codes
+    by: list[str]  # (n,) "words", "users" or "words, users"; "category"; "nothing": in the middle of all items
+
+
+def newcomer_places(
     catalog: Catalog,
     texts: Sequence[str | None],
     index: TextNeighbours,
     categories: Mapping[str, NDArray[np.int64]] | None = None,
     beside: Sequence[Mapping[int, float]] | None = None,
-) -> Tensor | None:
-    """(n, D) for n new items, in the space of the catalogue's quantizer; None where it has no codes.
+) -> Placed:
+    """Places of n new items.
 
     ``index``: of the catalogue's texts. ``categories``: field -> (n,), as :meth:`FeatureSchema.categories_of` reads
     them. ``beside``: of each new item the items that users met next to it, with weights (:func:`met_beside`).
     """
     if catalog.quantizer is None:
-        return None
-    found = torch.zeros(len(texts), catalog.quantizer.dim)
+        return Placed(None, ["nothing"] * len(texts))
+    found, reasons = torch.zeros(len(texts), catalog.quantizer.dim), list[str]()
     everything = _some(np.arange(catalog.num_items))
     for row, text in enumerate(texts):
-        means = []
+        means, by = list[Tensor](), list[str]()
         by_words = index.nearest(text, catalog.num_items)
         met = {} if beside is None else beside[row]
-        for ids, weights in (by_words, (np.array(list(met), np.int64), np.array(list(met.values())))):
+        by_users = np.array(list(met), np.int64), np.array(list(met.values()))
+        for name, (ids, weights) in (("words", by_words), ("users", by_users)):
             if len(ids):
+                by.append(name)
                 means.append(_mean(catalog, ids, weights))
         if not means:
             like = _of_category(catalog, {name: int(values[row]) for name, values in (categories or {}).items()})
+            by.append("nothing" if like is None else "category")
             means.append(_mean(catalog, everything if like is None else like, None))
         found[row] = torch.stack(means).mean(0)
-    return found
+        reasons.append(", ".join(by))
+    return Placed(found, reasons)
 
 
 def met_beside(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sidera import console
@@ -14,6 +16,8 @@ from sidera.core import InputError, Request
 if TYPE_CHECKING:
     from sidera.engine.questions import ItemScore
     from sidera.engine.recommender import Recommender
+
+DAY = 86_400  # seconds
 
 
 def recommend_verb(arguments: Arguments) -> dict[str, Any]:
@@ -75,17 +79,29 @@ def popular_verb(arguments: Arguments) -> dict[str, Any]:
     field, equals, value = (arguments.category or "").partition("=")
     if arguments.category and not (field and equals and value):
         raise InputError(f"--category {arguments.category!r}", allowed="FIELD=VALUE")
-    if (arguments.days is None) != (arguments.data is None):
-        raise InputError("--days needs --data, and --data needs --days", fix="give both, or neither")
-    log = since = None
-    if arguments.data is not None:
-        if not arguments.days > 0:
-            raise InputError(f"--days {arguments.days}", allowed="more than 0")
-        log = Dataset.load(arguments.data)
-        newest = int(log.times.max(initial=0))
-        since = newest + 1 - round(86_400 * arguments.days)
+    if arguments.data is not None and arguments.store is not None:
+        raise InputError("--data and --store", allowed="one of them")
+    asked = arguments.days is not None or bool(arguments.event)
+    if asked != (arguments.data is not None or arguments.store is not None):
+        raise InputError("--days and --event need --data or --store, and those need one of them", fix="give both")
+    if arguments.days is not None and not arguments.days > 0:
+        raise InputError(f"--days {arguments.days}", allowed="more than 0")
     category = (field, value) if arguments.category else None
-    return _shown(Questions(_opened(arguments.run)).popular(arguments.k, category=category, since=since, log=log))
+    recommender, log, newest = _opened(arguments.run), None, 0
+    with contextlib.ExitStack() as opened:
+        if arguments.data is not None:
+            log = Dataset.load(arguments.data)
+            newest = int(log.times.max(initial=0))
+        elif arguments.store is not None:
+            from sidera.engine.histories import behaviour_of, open_store
+
+            behaviour = behaviour_of(open_store(arguments.store, must_exist=True), recommender.catalog)
+            opened.callback(behaviour.close)
+            recommender.parts = replace(recommender.parts, behaviour=behaviour)
+            newest = behaviour.store.newest_of_users()[0][0] if behaviour.store.num_users else 0
+        since = None if arguments.days is None else max(0, newest + 1 - round(DAY * arguments.days))
+        ask = Questions(recommender)
+        return _shown(ask.popular(arguments.k, category=category, since=since, events=arguments.event, log=log))
 
 
 def recommend_all_verb(arguments: Arguments) -> dict[str, Any]:
@@ -155,7 +171,12 @@ def add_questions(verbs: Verbs) -> None:
     parser.add_argument("-k", type=int, default=10, help="items wanted")
     parser.add_argument("--category", metavar="FIELD=VALUE", help="only items with this value; default: all")
     parser.add_argument("--data", help="data folder whose events are counted; default: the training log's counts")
-    parser.add_argument("--days", type=float, help="newest days of --data that count")
+    parser.add_argument("--store", help="behaviour store whose events are counted")
+    parser.add_argument("--days", type=float, help="newest days of --data or --store that count; default: all")
+    parser.add_argument(
+        "--event", action="append", default=[], metavar="NAME",
+        help="count events with this label (click, like, ...); may be repeated",
+    )  # fmt: skip
     add_threads_flag(parser, default=1)
     text = "answer every user of a data folder into Parquet files; the same command goes on where it was stopped"
     parser = add_verb(verbs, "recommend-all", recommend_all_verb, text)

@@ -38,10 +38,13 @@ def serve_verb(arguments: Arguments) -> None:
     from sidera.serve.config import HttpConfig
     from sidera.serve.door import open_log
     from sidera.serve.server import check_port, serve
+    from sidera.serve.tracing import open_tracer
     from sidera.serve.worker import WATCH
 
     parts = ServeConfig(
         arguments.rerank, arguments.rerank_from, arguments.cold_share, store=arguments.store, fill=arguments.fill,
+        category_index=arguments.category_index,
+        exposures_days=arguments.exposures_days, exposures_mb=arguments.exposures_mb,
         exposures=arguments.exposures, compiled=not arguments.no_compiled, export_key=arguments.export_key,
         index=arguments.index, index_recall=arguments.index_recall,
     )  # fmt: skip
@@ -73,7 +76,8 @@ def serve_verb(arguments: Arguments) -> None:
         if worker is None:
             console.say(_where(arguments))
         port = (arguments.host, arguments.port) if listener is None else listener
-        serve(recommender, port, http, keys, open_log(arguments.access_log), worker)
+        tracer = open_tracer() if arguments.otel else None
+        serve(recommender, port, http, keys, open_log(arguments.access_log), worker, tracer)
 
 
 def _where(arguments: Arguments) -> str:
@@ -172,6 +176,16 @@ def add_serve(verbs: Verbs) -> None:
     )
     parser.add_argument("--fill", metavar="DATA", help="data folder whose events a new store begins with")
     parser.add_argument(
+        "--category-index", default="", metavar="FIELD",
+        help="feature of the items by which a user's events are found (GET /v1/history); default: the store's own",
+    )  # fmt: skip
+    parser.add_argument(
+        "--exposures-days", type=float, default=0.0, metavar="N", help="older exposures are let go; 0: none is"
+    )
+    parser.add_argument(
+        "--exposures-mb", type=float, default=0.0, metavar="N", help="beyond so many MiB the oldest are; 0: none is"
+    )
+    parser.add_argument(
         "--rerank", type=int, default=0, metavar="N", help="candidates that the run's reward chooses among; 0: none"
     )
     parser.add_argument(
@@ -205,6 +219,9 @@ def add_serve(verbs: Verbs) -> None:
         "--grace-seconds", type=int, default=10, help="after SIGTERM or Ctrl-C: time for what is under way"
     )
     parser.add_argument("--access-log", default="", metavar="FILE", help="a JSON line a request; -: standard error")
+    parser.add_argument(
+        "--otel", action="store_true", help="send traces by OpenTelemetry (extra: otel; variables OTEL_...)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     add_threads_flag(parser, default=1)  # an answer takes milliseconds: two threads mostly wait for each other
 

@@ -28,6 +28,7 @@ from sidera.engine.histories import Behaviour
 from sidera.engine.pipeline import Candidates, Pipeline, Query
 from sidera.engine.requests import ReadHistory, RequestReader
 from sidera.engine.snapshot import Snapshot
+from sidera.engine.timeline import step
 from sidera.ops.jagged import Jagged
 
 Result = TypeVar("Result")
@@ -68,11 +69,12 @@ class Answerer:
         refused. A request that cannot be answered fails alone."""
         catalog, asked = self.snapshot.catalog, dict[int, _Asked]()
         outcomes: dict[int, Recommendation | Exception] = {}
-        for place, request in enumerate(requests):
-            try:
-                asked[place] = self._read(request)
-            except Exception as error:
-                outcomes[place] = error
+        with step("read"):
+            for place, request in enumerate(requests):
+                try:
+                    asked[place] = self._read(request)
+                except Exception as error:
+                    outcomes[place] = error
         groups: dict[int, list[int]] = {}  # by beam width: a large k must not change its neighbours' answers
         rows: dict[int, _Row] = {}
         for place, one in asked.items():
@@ -87,7 +89,8 @@ class Answerer:
                 else:
                     rows[place] = row
         logged = [place for place in rows if self._is_logged(asked[place]) and rows[place].item_ids]
-        names = _isolated(lambda some: self._log(asked, rows, some), logged) if logged else {}
+        with step("exposure log"):
+            names = _isolated(lambda some: self._log(asked, rows, some), logged) if logged else {}
         outcomes |= {place: name for place, name in names.items() if isinstance(name, Exception)}
         rows = {place: row for place, row in rows.items() if place not in outcomes}
         answered = np.array([item for row in rows.values() for item in row.item_ids], dtype=np.int64)
@@ -125,7 +128,8 @@ class Answerer:
         left_out = Jagged.of([one.left_out for one in asked]).to(snapshot.device)
         filters = [one.request.filter for one in asked]
         excluded = left_out.values, left_out.offsets
-        found = self.pipeline(Query(snapshot, batch, k, excluded, log_probs=logged, filters=filters))
+        with step("search"):
+            found = self.pipeline(Query(snapshot, batch, k, excluded, log_probs=logged, filters=filters))
         beam = self.pipeline.width(asked[0].request.k) if snapshot.generates else 0
         log_probs = None if found.log_probs is None else found.log_probs.cpu().numpy()
         rows: dict[int, _Row] = {}
@@ -187,6 +191,7 @@ class Answerer:
             unseen=history.unseen,
             items_version=catalog.items_version,
             policy_version=self.snapshot.version,
+            expert_version="" if row.found is None else row.found.expert_version,
             reranker_version="" if row.found is None else row.found.reranker,
             codebook_id=catalog.codebook_id,
             unknown_user=history.unknown_user,

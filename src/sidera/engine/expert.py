@@ -91,6 +91,7 @@ class Expert:
     weights: Tensor  # (buckets, 1 + F): of log p, and of each feature
     version: str = "unsaved"
     info: Mapping[str, Any] | None = None  # how it was learned and what it was worth
+    followed_events: int = 0  # that the counts took in since (``engine/following.py``)
 
     @property
     def is_on(self) -> bool:
@@ -106,10 +107,6 @@ class Expert:
         oldest first. A refit counts the validation events too, a refresh those of today."""
         counts = PairCounts.of(item_ids, offsets, num_items, self.config.neighbours)
         return replace(self, counts=counts.to(self.weights.device), version=version)
-
-    def followed(self, item_ids: np.ndarray, offsets: np.ndarray, num_new: np.ndarray, num_items: int) -> Expert:
-        """The same weights over counts that take in events that came since (``PairCounts.followed``)."""
-        return replace(self, counts=self.counts.followed(item_ids, offsets, num_new, num_items))
 
     # -- a step ---------------------------------------------------------------------------------------------------
 
@@ -146,7 +143,8 @@ class Expert:
             log_probs = log_probs.gather(1, order[..., None].expand(-1, -1, log_probs.shape[2]))
             log_probs = pad(log_probs, (0, 0, 0, number - order.shape[1]), value=float("nan"))
         signed = candidates.version, candidates.items_version
-        return Candidates(ids, scores, *signed, expert=self.version, log_probs=log_probs, searched=candidates)
+        found = Candidates(ids, scores, *signed, log_probs=log_probs, searched=candidates)
+        return replace(found, expert=self.version, followed_events=self.followed_events)
 
     def joined(self, pool: Pool) -> Tensor:
         """(B, C) scores; -inf for empty places, and for items that the generator cannot give."""

@@ -12,7 +12,9 @@ by a thread of the writer's own.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,17 +22,37 @@ import pyarrow as pa
 from torch import Tensor
 
 from sidera.catalog.catalog import Catalog
+from sidera.core import InputError
 from sidera.store.exposures import ExposureLog
 
+HOUR, DAY = 3600, 86_400  # seconds
 Columns = Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What a log keeps; 0: everything."""
+
+    days: float = 0.0  # exposures that are older go
+    megabytes: float = 0.0  # MiB of the log's parts; beyond, the oldest go
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.days < 1e6 and 0 <= self.megabytes < 1e9):
+            raise InputError(
+                f"the log is to keep {self.days:g} days and {self.megabytes:g} MiB", allowed="0 (everything) or more"
+            )
 
 
 class ExposureWriter:
     """An exposure log that is held open and compacted. Any number of threads."""
 
-    def __init__(self, log: ExposureLog, *, max_parts: int = 256) -> None:
-        """Compacted after ``max_parts`` writes."""
-        self.log, self.max_parts = log.hold(), max_parts
+    def __init__(
+        self, log: ExposureLog, *, max_parts: int = 256, retention: Retention | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        """Compacted after ``max_parts`` writes, and then what ``retention`` lets go, goes."""
+        self.log, self.max_parts, self.retention, self.now = log.hold(), max_parts, retention or Retention(), now
+        self._looked = 0.0  # when the age of the log was looked at
         self._failed: Exception | None = None  # of the last write
         self._parts = 0  # written since the log was compacted
         self._many = threading.Event()
@@ -82,10 +104,20 @@ class ExposureWriter:
             self._parts = 0
             try:
                 self.log.compact()
+                self._let_go()
             except (OSError, ValueError) as error:  # a full disk, a damaged part: what is written stays as it is
                 self._failed = error
             if self._closing:
                 return
+
+    def _let_go(self) -> None:
+        """What is too old, looked at once an hour, and what is too much."""
+        since, most = None, self.retention.megabytes * 2**20
+        if self.retention.days and not 0 <= self.now() - self._looked < HOUR:
+            self._looked = self.now()
+            since = int(self.now() - DAY * self.retention.days)
+        if since is not None or most:
+            self.log.retain(since, int(most) or None)
 
 
 def exposure_columns(

@@ -29,13 +29,16 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import digest, written
 from sidera.core import InputError
 from sidera.data.dataset import Dataset
+from sidera.data.features import FeatureSchema
 from sidera.data.representatives import lifelong_of, unpacked_columns
+from sidera.engine.categories import INDEX, CategoryOf, settle_index
 from sidera.store.embedded import EmbeddedStore, StoreConfig
 from sidera.store.events import Events as StoredEvents
 from sidera.store.events import packed_events
 from sidera.store.history_store import CatalogIds, HistoryStore
 from sidera.store.lifelong import LifelongConfig
 from sidera.store.log_representatives import read_whole
+from sidera.store.recent import RecentEvents
 from sidera.store.store_representatives import CatalogItems, StoreRepresentatives
 
 SCHEMA = "feedback columns"  # name of what the store settles
@@ -89,6 +92,9 @@ class Behaviour:
         self.store, self.catalog, self.folder, self.now = store, catalog, folder, now
         self._ids = CatalogIds(store, catalog.find_ids)
         self._views: dict[LifelongConfig, StoreRepresentatives] = {}
+        self._recent = RecentEvents(store)
+        indexed = store.settled(INDEX)  # by whichever process: what is appended here must be found there
+        self._category_of = None if indexed is None else CategoryOf(catalog, indexed)
         self._lock = threading.Lock()
 
     def append(
@@ -113,7 +119,8 @@ class Behaviour:
             raise InputError(f"{when.size} times for {len(item_keys)} events", allowed="one each")
         if when.size and when.dtype.kind not in "iu":
             raise InputError(f"times are {when.dtype}", allowed="whole numbers: unix seconds")
-        missing = self.catalog.find_ids(item_keys) < 0
+        ids = self.catalog.find_ids(item_keys)
+        missing = ids < 0
         unknown = tuple(dict.fromkeys(key for key, lost in zip(item_keys, missing.tolist(), strict=True) if lost))
         if unknown and refuse_unknown:
             self.catalog.ids_of(unknown)
@@ -132,17 +139,38 @@ class Behaviour:
             )
         events = packed_events(schema, np.arange(len(item_keys)), when, schema.complete(feedback, len(item_keys)))
         numbers = self.store.numbers_of(item_keys)[events.item_ids]  # last: what is refused gets none
-        new = self.store.append(user, replace(events, item_ids=numbers), new_only=True)
+        categories = self._categories(self.store.numbers_of(item_keys), ids)
+        new = self.store.append(user, replace(events, item_ids=numbers), new_only=True, categories=categories)
         for view in list(self._views.values()):
             view.follow(user)
         return Kept(new, len(item_keys) - new, unknown)
 
+    def index_by(self, field: str) -> None:
+        """From now on, and for all users of before, events are found by the value of this feature of their items."""
+        self._category_of = settle_index(self.store, self.catalog, field)
+
+    def _categories(self, numbers: NDArray[np.int32], ids: NDArray[np.integer]) -> dict[int, str] | None:
+        """Item number of the store -> category; None where the store has no index."""
+        if self._category_of is None:
+            return None
+        texts = self._category_of(ids)
+        return {number: text for number, text in zip(numbers.tolist(), texts, strict=True) if text is not None}
+
     def read(
-        self, user: str, as_of: int | None = None, n: int | None = None, lifelong: LifelongConfig | None = None
-    ) -> KnownHistory | None:
+        self, user: str, as_of: int | None = None, n: int | None = None, lifelong: LifelongConfig | None = None,
+        category: str | None = None,
+    ) -> KnownHistory | None:  # fmt: skip
         """The newest ``n`` events of a user before ``as_of`` (None for either: all) of items that the catalogue holds,
-        and representatives of all of these where ``lifelong`` says which; None for a user of whom nothing is known."""
-        events = self.store.history(user, as_of, n)
+        and representatives of all of these where ``lifelong`` says which; None for a user of whom nothing is known.
+
+        ``category``: those of it alone, at most 1,024; InputError where the store is not indexed (:meth:`index_by`).
+        """
+        if category is None:
+            events = self.store.history(user, as_of, n)
+        elif self._category_of is None:
+            raise InputError("the store has no index by category", fix="serve with --category-index FIELD")
+        else:
+            events = self.store.in_category(user, category, 1024 if n is None else n, as_of)
         if events is None:
             return None
         ids = self._ids.of(events.item_ids)
@@ -157,6 +185,21 @@ class Behaviour:
             tokens=None if lifelong is None else self.representatives(lifelong).of(user, as_of),
             unknown=tuple(keys),
         )
+
+    def ids_of(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
+        """(n,) the store's numbers of items -> the catalogue's ids, -1: it does not hold the item."""
+        return self._ids.of(numbers)
+
+    def counts(self, since: int, until: int, events: Sequence[str] = ()) -> tuple[NDArray[np.int64], int]:
+        """(N,) events of each item of the catalogue from ``since`` to before ``until``, and the second from which on
+        all of them are counted: a later one where there are too many.
+
+        ``events``: names of label columns; an event counts that has one of them (none: what the schema calls positive).
+        """
+        bits, window = event_bits(self.catalog.schema, events), self._recent.within(since, until)
+        numbers = window.numbers if bits is None else window.numbers[(window.labels & bits) != 0]
+        ids = self._ids.of(numbers)
+        return np.bincount(ids[ids >= 0], minlength=self.catalog.num_items), window.since
 
     def representatives(self, config: LifelongConfig) -> StoreRepresentatives:
         """Who answers with the representatives of users, as a model wants histories represented."""
@@ -184,14 +227,16 @@ class Behaviour:
         columns = schema.complete(feedback, dataset.num_events)
         again = self.store.settled(FILL[0]) is not None
         self.store.settled(FILL[0], "fill")
-        numbers = self.store.numbers_of(dataset.item_keys.tolist())[dataset.item_ids]
+        numbers = self.store.numbers_of(dataset.item_keys.tolist())
+        categories = self._categories(numbers, self.catalog.find_ids(dataset.item_keys.tolist()))
+        numbers = numbers[dataset.item_ids]
         waiting: list[tuple[str, StoredEvents, None]] = []
         for user, key in enumerate(dataset.user_keys):
             span = slice(int(dataset.offsets[user]), int(dataset.offsets[user + 1]))
             mine = {name: values[span] for name, values in columns.items()}
             waiting.append((str(key), packed_events(schema, numbers[span], dataset.times[span], mine), None))
             if len(waiting) == FILL_USERS or user + 1 == len(dataset.user_keys):
-                self.store.append_all(waiting, new_only=again)
+                self.store.append_all(waiting, new_only=again, categories=categories)
                 waiting = []
         self.store.settled(FILL[1], "fill")
         return dataset.num_events
@@ -203,6 +248,7 @@ class Behaviour:
         """
         _check_columns(_columns(self.catalog), _columns(catalog), "the store")
         other = Behaviour(self.store, catalog, self.folder, self.now)
+        other._recent = self._recent
         if catalog.codebook_id == self.catalog.codebook_id:
             with self._lock:
                 for view in self._views.values():
@@ -221,10 +267,12 @@ class Behaviour:
         for view in list(self._views.values()):
             for user in gone:
                 view.forget(user)
+        self._recent.forget()
 
     def erase(self, user: str) -> bool:
         """Take a user out of the store and of everything made of it; False where nothing is known of the user."""
         erased = self.store.erase(user)
+        self._recent.forget()
         with self._lock:
             for view in self._views.values():
                 view.forget(user)
@@ -280,6 +328,15 @@ def remove_views(folder: Path, but: Collection[Path | None] = ()) -> None:
     for view in folder.glob(f"{VIEWS}*"):
         if view not in but:
             shutil.rmtree(view)
+
+
+def event_bits(schema: FeatureSchema, events: Sequence[str]) -> int | None:
+    """Bits of which an event has one that counts; None: all count. InputError for a name that is no label."""
+    others = [name for name in events if name not in schema.labels]
+    if others:
+        raise InputError(f"no event is named {others[0]!r}", allowed=", ".join(schema.labels) or "none: leave it out")
+    names = events or ((schema.positive,) if schema.positive else ())
+    return sum(1 << schema.labels.index(name) for name in set(names)) if names else None
 
 
 def _items(catalog: Catalog) -> CatalogItems:

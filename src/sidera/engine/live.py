@@ -39,7 +39,7 @@ from sidera.engine.pipeline import Pipeline
 from sidera.engine.recommender import DEFAULT_BEAM, Recommender
 from sidera.engine.routes import Route, Side
 from sidera.engine.run_folder import beam_of_run, load_snapshot
-from sidera.engine.serving import ServeConfig, Serving, open_exposures, open_steps, with_programs
+from sidera.engine.serving import ServeConfig, Serving, followed, open_exposures, open_steps, with_programs
 
 DAY = 86_400  # seconds
 KEPT = 3  # catalogues of versions: to go back to one is quick
@@ -177,6 +177,7 @@ class LiveRun:
         pipeline = Pipeline(beam, steps)
         snapshot, self.recommender.compiled_note = with_programs(snapshot, folder, self.config, pipeline)
         behaviour = None if now.parts.behaviour is None else now.parts.behaviour.over(snapshot.catalog)
+        steps = followed(steps, behaviour)
         prepared = Serving(snapshot, replace(now.parts, steps=steps, behaviour=behaviour, exposures=None), beam)
         self._check(prepared, number)
         return prepared, place
@@ -203,7 +204,7 @@ class LiveRun:
         self._writers.setdefault(now.snapshot.catalog.codebook_id, now.parts.exposures)
         catalog = prepared.snapshot.catalog
         if catalog.codebook_id not in self._writers:
-            self._writers[catalog.codebook_id] = open_exposures(self.config.exposures, catalog)
+            self._writers[catalog.codebook_id] = open_exposures(self.config.exposures, catalog, self.config.retention)
         mine = self._writers[catalog.codebook_id]
         self.recommender.parts = replace(now.parts, also=self._others(now.parts.exposures))
         return replace(prepared, parts=replace(prepared.parts, exposures=mine, also=self._others(mine)))

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from sidera.catalog.catalog import Catalog
-from sidera.catalog.newcomers import TextNeighbours, newcomer_vectors
+from sidera.catalog.newcomers import TextNeighbours, newcomer_places
 from sidera.config import digest
 from sidera.core import InputError
 from sidera.engine.items_log import ITEMS, ItemsLog, Record
@@ -80,6 +80,7 @@ class Applied:
     new: bool  # False: it was applied before
     items_version: int
     changes: Changes
+    placed_by: Mapping[str, str] = field(default_factory=dict)  # added item -> what gave it its code
 
 
 def recorded(
@@ -93,8 +94,9 @@ def recorded(
     if delta.version is not None and log.is_known(version, content):
         return Applied(version, False, now.items_version, Changes()), now, log.last()
     catalog, changes, body = applied(now, delta, index(now) if index else None)
+    _check_places(delta, placed_by := body.get("placed_by", {}))
     place = log.append(ITEMS, version, catalog.items_version, body, digest(content))
-    return Applied(version, True, catalog.items_version, changes), catalog, place
+    return Applied(version, True, catalog.items_version, changes, placed_by), catalog, place
 
 
 def change_run(run: str | Path, delta: Delta, absent_ok: bool = True) -> Applied:
@@ -140,7 +142,10 @@ def applied(
             codes = np.array([one.codes for one in some], np.int32).reshape(len(some), catalog.num_levels)
             catalog = catalog.with_items(keys, None, titles, table, codes)
         else:
-            catalog = catalog.with_items(keys, _vectors(before, some, table, texts), titles, table)
+            vectors, by = _vectors(before, some, table, texts)
+            catalog = catalog.with_items(keys, vectors, titles, table)
+            if vectors is not None:
+                body["placed_by"] = dict(zip(keys, by, strict=True))
     said = [one for one in delta.upserts if one.item in {*changes.changed, *changes.restored}]
     said = [one for one in said if one.title is not None or one.fields]
     for columns in {tuple(sorted(one.fields)) for one in said}:  # items that say the same columns
@@ -265,10 +270,24 @@ def _says_something_new(catalog: Catalog, one: ItemChange, item: int) -> bool:
     )
 
 
-def _vectors(catalog: Catalog, new: Sequence[ItemChange], table: pa.Table, texts: TextNeighbours | None) -> Any:
-    """(n, D), given or found; None where the catalogue has no codes."""
+def _check_places(delta: Delta, placed_by: Mapping[str, str]) -> None:
+    """InputError for a new item of which nothing is said: in the middle of all items, its code would be a wrong one."""
+    silent = [one.item for one in delta.upserts if placed_by.get(one.item) == "nothing" and not _words(one).strip()]
+    if silent:
+        raise InputError(
+            f"nothing is said of item {silent[0]!r} by which it gets its code ({len(silent)} such items)",
+            fix="give it a title, a field that other items have, or its vector; `sidera refresh` also places items by"
+            " the events of users",
+        )
+
+
+def _vectors(
+    catalog: Catalog, new: Sequence[ItemChange], table: pa.Table, texts: TextNeighbours | None
+) -> tuple[Any, list[str]]:
+    """(n, D), given or found, and by what; None where the catalogue has no codes."""
+    by = ["vector"] * len(new)
     if catalog.quantizer is None:
-        return None
+        return None, by
     width = catalog.quantizer.dim
     for one in new:
         if one.vector is not None and len(one.vector) != width:
@@ -279,11 +298,14 @@ def _vectors(catalog: Catalog, new: Sequence[ItemChange], table: pa.Table, texts
         if texts is None:
             texts = TextNeighbours(catalog.titles.tolist())
         categories = {name: rows[without] for name, rows in catalog.schema.categories_of(table).items()}
-        found[without] = newcomer_vectors(catalog, [_words(new[row]) for row in without], texts, categories)
+        placed = newcomer_places(catalog, [_words(new[row]) for row in without], texts, categories)
+        found[without] = placed.vectors
+        for row, reason in zip(without, placed.by, strict=True):
+            by[row] = reason
     for row, one in enumerate(new):
         if one.vector is not None:
             found[row] = one.vector
-    return found
+    return found, by
 
 
 def _words(one: ItemChange) -> str:

@@ -45,10 +45,16 @@ class Candidates:
     items_version: int  # of the catalogue that they are of
     reranker: str = ""  # version of the reranker that ordered them; "": none
     expert: str = ""  # version of the transition expert that joined counts to them; "": none
+    followed_events: int = 0  # that its counts took in since
     leaf_ids: Tensor | None = None  # (B, C) int64: equal for items that share a semantic ID; None for scorers and lists
     log_probs: Tensor | None = None  # (B, C, L) of each code, where the query asks; NaN where a code is out of reach
     ties: tuple[Tensor, Tensor] | None = None  # of targets that were named: ``decode.dense.target_ties``
     searched: Candidates | None = None  # in the search's own order, where an expert joined its counts
+
+    @property
+    def expert_version(self) -> str:
+        """Names the counts: their artifact, and how many events of the store they took in since."""
+        return self.expert and f"{self.expert}+{self.followed_events}"
 
     @property
     def policy(self) -> str:

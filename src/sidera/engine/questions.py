@@ -5,7 +5,7 @@ what is popular.
     ask.score(["cup-3", "cup-6"], ["cup-9", "cup-4"])         # how likely is each of these after this history?
     ask.similar("cup-3", k=10)                                # nearest by vectors
     ask.related(["cup-3", "tea-1"], k=10)                     # nearest to a cart as a whole
-    ask.popular(k=10, since=now - 7 * 86400, log=dataset)
+    ask.popular(k=10, since=now - 7 * 86400)                  # of the behaviour store; log=: of a data folder
 
 Scores of given items are those of a search that finds them, without the search: a generator multiplies the
 probabilities of an item's own codes (``decode.given``), a hybrid fuses them with what vectors say. A
@@ -39,6 +39,7 @@ from sidera.engine.snapshot import Snapshot
 from sidera.roles import HybridGenerator, Retriever
 
 CHUNK = 1 << 16  # items whose vectors are held at a time
+MAX_SECOND = 2**40
 NEVER = float("-inf")  # the score of an item that the model cannot give
 
 
@@ -102,24 +103,41 @@ class Questions:
 
     def popular(
         self, k: int = 10, *, category: tuple[str, str] | None = None, since: int | None = None,
-        until: int | None = None, log: Dataset | None = None,
+        until: int | None = None, events: Sequence[str] = (), log: Dataset | None = None,
     ) -> list[ItemScore]:  # fmt: skip
-        """The ``k`` items with the most events: of the training log, or of ``log`` between two unix seconds.
+        """The ``k`` items with the most events, as :meth:`popular_since` finds them."""
+        return self.popular_since(k, category=category, since=since, until=until, events=events, log=log)[0]
 
-        ``category``: a field of the items and its value. ``until`` is not in the window. Items without an event are not
-        answered. InputError for a window without a log, an unknown field or value.
+    def popular_since(
+        self, k: int = 10, *, category: tuple[str, str] | None = None, since: int | None = None,
+        until: int | None = None, events: Sequence[str] = (), log: Dataset | None = None,
+    ) -> tuple[list[ItemScore], int | None]:  # fmt: skip
+        """The ``k`` items with the most events, and the second from which on these are counted (None: from the first).
+
+        Events are those of the training log, those of ``log``, or, with ``since``, ``until`` or ``events`` and without
+        a log, those of the behaviour store. ``until`` is not in the window. ``category``: a field of the items and its
+        value. ``events``: names of feedback columns such as "click"; an event counts that has one of them (none: what
+        the model calls positive in a store, every event in a log). Items without an event are not answered.
+        InputError for a window without a log or a store, an unknown field, value or event.
         """
         if k < 1:
             raise InputError(f"k = {k}", allowed="1 or more")
-        catalog = self.recommender.snapshot.catalog
-        if log is None:
-            if since is not None or until is not None:
-                raise InputError("a window without a log", fix="name the data folder whose events are counted")
-            counts = np.asarray(catalog.popularity).astype(np.float64)
-        else:
+        catalog, behaviour = self.recommender.snapshot.catalog, self.recommender.behaviour
+        asked, begin = since is not None or until is not None or bool(events), None
+        if log is not None:
             if log.time_kind == "order" and (since is not None or until is not None):
                 raise InputError(f"the times of {log.name!r} are only an order", fix="leave the window out")
-            counts = _counts(self.recommender.snapshot, log, since, until)
+            counts, begin = _counts(self.recommender.snapshot, log, since, until, events), since
+        elif not asked:
+            counts = np.asarray(catalog.popularity).astype(np.float64)
+        elif behaviour is None:
+            raise InputError(
+                "a window or an event without a log",
+                fix="open a behaviour store (serve with --store), or name the data folder whose events are counted",
+            )
+        else:
+            end = MAX_SECOND if until is None else until
+            counts, begin = behaviour.counts(since or 0, end, events)
         allowed_mask = (counts > 0) & ~np.asarray(catalog.removed)
         if category is not None:
             field, value = category
@@ -128,7 +146,7 @@ class Questions:
                 raise InputError(f"no item has {field} = {value!r}", allowed="a value that items have")
             allowed_mask &= fits_mask
         scores = torch.from_numpy(np.where(allowed_mask, counts, NEVER)).float()
-        return _best(self.recommender.snapshot, scores, k)
+        return _best(self.recommender.snapshot, scores, k), begin
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -205,9 +223,16 @@ def _likeness(snapshot: Snapshot, ids: np.ndarray) -> Iterator[Tensor]:
         yield torch.nn.functional.normalize(chunk, dim=-1) @ centre
 
 
-def _counts(snapshot: Snapshot, log: Dataset, since: int | None, until: int | None) -> np.ndarray:
+def _counts(
+    snapshot: Snapshot, log: Dataset, since: int | None, until: int | None, events: Sequence[str]
+) -> np.ndarray:
     """(N,) events of each item of the catalogue in a window of a log whose items go by their keys."""
-    inside_mask = np.ones(log.num_events, dtype=bool)
+    others = [name for name in events if name not in log.feedback]
+    if others:
+        raise InputError(f"the log has no events {others[0]!r}", allowed=", ".join(log.feedback) or "none")
+    inside_mask = np.full(log.num_events, not events)
+    for name in events:
+        inside_mask |= np.nan_to_num(log.feedback[name]) > 0
     if since is not None:
         inside_mask &= log.times >= since
     if until is not None:

@@ -75,7 +75,9 @@ class Reranker:
         reading = Reading(snapshot.catalog.schema, snapshot.catalog.items, self.network.reads)
         ids, scores = self.over(snapshot.catalog).order(reading.cut(query.batch), ids, number)
         signed = candidates.version, candidates.items_version, self.version, candidates.expert
-        return Candidates(ids, scores, *signed, searched=candidates.searched)
+        return Candidates(
+            ids, scores, *signed, followed_events=candidates.followed_events, searched=candidates.searched
+        )
 
     def over(self, catalog: Catalog) -> Reranker:
         """This reranker, with its network grown to the items of the catalogue."""

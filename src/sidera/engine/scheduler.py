@@ -9,9 +9,11 @@ the next one fills, and a lone request on an idle engine goes at once. A batch h
 beams) as its budget allows: a number that memory sets, and a time that no batch should exceed, so that who comes next
 does not wait long. What a row costs is measured all the time (:class:`Cost`).
 
-A ticket whose deadline cannot be met by these figures is refused when it comes. One that became late while it waited is
-refused when its turn comes: work on an answer that nobody waits for any more would make the next ones late, too. A
-request that comes to an idle engine is never refused, however slow the model is. A ticket whose client left is dropped.
+A ticket whose deadline cannot be met by these figures is refused when it comes, and so is one whose deadline could only
+be met if no batch took longer than foreseen: who is refused after a wait has lost the time to ask elsewhere. One that
+became late all the same is refused when its turn comes: work on an answer that nobody waits for any more would make
+the next ones late, too. A request that comes to an idle engine is never refused, however slow the model is. A ticket
+whose client left is dropped.
 The order is by priority, then by deadline.
 
 Where narrower beams are allowed (``beam_steps``), a batch takes the widest with which everything that waits is answered
@@ -29,10 +31,12 @@ from typing import Any
 
 from sidera.core import InputError, Recommendation, Request
 from sidera.engine.recommender import Recommender
+from sidera.engine.timeline import Span, collecting
 
 TRIAL_SIZES = (1, 4, 16, 32)  # requests of a batch
 TRIAL_EVENTS = 50  # of a history
 PRIORITIES = ("high", "normal", "low")
+MOST_CAUTION = 2.0
 EVENT_SECONDS = 5e-7  # to look up an event of a history that a request brings: it tells in long ones
 
 
@@ -83,6 +87,11 @@ class Ticket:
     outcome: Recommendation | Exception | None = None
     rows: int = 0  # what it costs, at the recipe's beam
     waited: bool = False  # it came while the engine was busy
+    submitted: float = 0.0  # seconds of ``time.monotonic()``, these and the next two where steps are timed
+    taken: float = 0.0  # into a batch; 0: it was not
+    done: float = 0.0
+    together: int = 0  # requests of its batch
+    spans: Sequence[Span] | None = None  # steps of its batch
 
 
 class Cost:
@@ -90,11 +99,12 @@ class Cost:
 
     The line is fitted to hundreds of batches (least squares whose weights fall by ``1 - keep`` with each): in the last
     few, all of a request or two, the noise of the clock would pass for the price of a row, and requests would be
-    refused that cost next to nothing. ``scale`` follows what the machine has left of late.
+    refused that cost next to nothing. ``scale`` follows what the machine has left of late, and ``spread`` how far a
+    batch is from what was foreseen (mean relative deviation, as TCP watches its round trips: RFC 6298).
     """
 
     def __init__(self, keep: float = 0.995, keep_scale: float = 0.9) -> None:
-        self.keep, self.keep_scale, self.scale = keep, keep_scale, 1.0
+        self.keep, self.keep_scale, self.scale, self.spread = keep, keep_scale, 1.0, 0.0
         self._weight = self._rows = self._seconds = self._squares = self._products = 0.0
         self.fixed, self.each = 0.0, 0.0
 
@@ -112,7 +122,13 @@ class Cost:
         self.fixed = max(0.0, mean_seconds - self.each * mean_rows)
         expected = self.fixed + self.each * rows
         ratio = min(max(seconds / expected, 0.1), 10.0) if expected else 1.0
+        self.spread = self.keep_scale * self.spread + (1 - self.keep_scale) * abs(ratio / self.scale - 1)
         self.scale = self.keep_scale * self.scale + (1 - self.keep_scale) * ratio
+
+    @property
+    def caution(self) -> float:
+        """What a wait may take at most, of what it should."""
+        return min(MOST_CAUTION, 1 + 3 * self.spread)
 
     def seconds(self, rows: float, batches: float = 1.0) -> float:
         return self.scale * (self.fixed * batches + self.each * rows)
@@ -155,6 +171,7 @@ class Scheduler:
             clock,
         )
         self.cost, self.counts = Cost(), Counts()
+        self.times_steps = False  # for traces
         self._queue: list[tuple[int, float, int, Ticket]] = []
         self._number = 0  # of tickets, so that the queue never compares two of them
         self._waiting_rows = [0] * len(PRIORITIES)
@@ -182,9 +199,10 @@ class Scheduler:
         return width + int(events)
 
     def wait_for(self, rows: int, priority: int = 1) -> float:
-        """Seconds until an answer that costs ``rows`` would be there, if it came now."""
+        """Seconds until an answer that costs ``rows`` would be there, if it came now. A batch that should have ended
+        is expected to take as long again as it is over its time."""
         ahead = (sum(self._waiting_rows[: priority + 1]) + rows) * self._narrowest
-        running = max(0.0, self._running_until - self.clock()) if self._running_until else 0.0
+        running = abs(self._running_until - self.clock()) if self._running_until else 0.0
         return running + self.cost.seconds(ahead, max(1.0, ahead / max(self._row_budget(), rows)))
 
     def check(self, deadline: float, rows: int, priority: int = 1) -> None:
@@ -194,16 +212,18 @@ class Scheduler:
             raise Stopping("the server is being stopped", 1.0)
         if self._idle:
             return
-        wait = self.wait_for(rows, priority)
+        wait = self.wait_for(rows, priority) * self.cost.caution
         if len(self._queue) >= self.config.max_waiting:
             raise Overloaded(f"{len(self._queue)} requests wait already", wait)
         late = self.clock() + wait - deadline
         if late > 0:
-            raise Overloaded(f"an answer would take {1000 * wait:.0f} ms, longer than the deadline allows", late)
+            raise Overloaded(f"an answer may take {1000 * wait:.0f} ms, longer than the deadline allows", late)
 
     def submit(self, ticket: Ticket) -> None:
         """Put a ticket into the queue; Overloaded, at once, when its deadline cannot be met."""
         ticket.rows = self.rows_of(ticket.request)
+        if self.times_steps:
+            ticket.submitted = time.monotonic()
         with self._ready:
             try:
                 self.check(ticket.deadline, ticket.rows, ticket.priority)
@@ -260,7 +280,7 @@ class Scheduler:
         """The next batch and its share of the recipe's beam; tickets that became late or whose client left."""
         now, share = self.clock(), self._share()
         budget, rows = self._row_budget() / share, 0
-        ends = now + self.cost.seconds(share * min(budget, sum(self._waiting_rows)))
+        ends = now + self.cost.seconds(share * min(budget, sum(self._waiting_rows))) / self.cost.caution  # at best
         batch, refused = list[Ticket](), list[Ticket]()
         while self._queue:
             ticket = self._queue[0][-1]
@@ -284,13 +304,10 @@ class Scheduler:
         return batch, share, refused
 
     def _answer(self, batch: list[Ticket], share: float) -> None:
-        recommender, rows = self.recommender, share * sum(ticket.rows for ticket in batch)
-        beam = None if share == 1 else max(1, round(share * recommender.beam))
+        rows = share * sum(ticket.rows for ticket in batch)
+        beam = None if share == 1 else max(1, round(share * self.recommender.beam))
         began = self.clock()
-        try:
-            outcomes = recommender.answers([ticket.request for ticket in batch], beam)
-        except Exception as error:  # no request's own fault, such as memory: the thread lives on
-            outcomes = [error] * len(batch)
+        outcomes = self._timed_outcomes(batch, beam) if self.times_steps else self._outcomes(batch, beam)
         seconds = self.clock() - began
         self.cost.saw(rows, seconds)
         for ticket, outcome in zip(batch, outcomes, strict=True):
@@ -303,6 +320,21 @@ class Scheduler:
         counts.narrowed += beam is not None
         counts.busy_seconds += seconds
         self.deliver(batch)
+
+    def _outcomes(self, batch: Sequence[Ticket], beam: int | None) -> Sequence[Recommendation | Exception]:
+        try:
+            return self.recommender.answers([ticket.request for ticket in batch], beam)
+        except Exception as error:  # no request's own fault, such as memory: the thread lives on
+            return [error] * len(batch)
+
+    def _timed_outcomes(self, batch: Sequence[Ticket], beam: int | None) -> Sequence[Recommendation | Exception]:
+        taken = time.monotonic()
+        with collecting() as spans:
+            outcomes = self._outcomes(batch, beam)
+        done = time.monotonic()
+        for ticket in batch:
+            ticket.taken, ticket.done, ticket.together, ticket.spans = taken, done, len(batch), spans
+        return outcomes
 
     # -- by what rows cost -----------------------------------------------------------------------------------------
 

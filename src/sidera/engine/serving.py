@@ -9,6 +9,7 @@ its users' histories in a store and its answers in a log.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from sidera.decode.vector_index import IndexConfig, IndexKind
 from sidera.engine.compiling import open_compiled
 from sidera.engine.expert import FOLDER as EXPERT
 from sidera.engine.expert import Expert
-from sidera.engine.exposures import ExposureWriter
+from sidera.engine.exposures import ExposureWriter, Retention
+from sidera.engine.following import FollowedExpert
 from sidera.engine.histories import Behaviour, open_behaviour
 from sidera.engine.pipeline import Pipeline, Step
 from sidera.engine.quota import Quota
@@ -46,7 +48,10 @@ class ServeConfig:
     expert: bool = True  # counts of item pairs beside the generator, where the run has an expert that helps
     store: str | Path | None = None  # folder of the behaviour store, made where there is none
     fill: str | Path | None = None  # data folder whose events a new store begins with
+    category_index: str = ""  # feature of the items by which a user's events are found; "": the store's own, or none
     exposures: str | Path | None = None  # folder of the exposure log: answers to users
+    exposures_days: float = 0.0  # older ones are let go; 0: none is
+    exposures_mb: float = 0.0  # beyond so many MiB the oldest are; 0: none is
     compiled: bool = True  # what `sidera export` made of the run is used, where it is of this machine and these weights
     export_key: str | Path | None = None  # key that signed it; None: this machine's own
 
@@ -54,12 +59,22 @@ class ServeConfig:
         """With the index, where one is asked for."""
         return snapshot.indexed(IndexConfig(cast(IndexKind, self.index), self.index_recall)) if self.index else snapshot
 
+    @property
+    def retention(self) -> Retention:
+        return Retention(self.exposures_days, self.exposures_mb)
+
     def __post_init__(self) -> None:
+        if (self.retention != Retention()) and not self.exposures:
+            raise InputError(
+                "exposures_days or exposures_mb without exposures", fix="name the log's folder (exposures, --exposures)"
+            )
         if self.index:
             IndexConfig(cast(IndexKind, self.index), self.index_recall)  # checks them
         fix = "name the store's folder (store, --store)"
         if self.fill and not self.store:
             raise InputError(f"fill {self.fill} without a store", fix=fix)
+        if self.category_index and not self.store:
+            raise InputError(f"category_index {self.category_index!r} without a store", fix=fix)
         if self.exposures and not self.store:
             problem = f"exposures {self.exposures} without a store: logged answers are of requests that name a user"
             raise InputError(problem, fix=fix)
@@ -99,13 +114,18 @@ class Serving:
     @property
     def expert(self) -> Expert | None:
         """What joins counts to the search, where something does."""
-        return next((step for step in self.parts.steps if isinstance(step, Expert)), None)
+        for step in self.parts.steps:
+            if isinstance(step, Expert | FollowedExpert):
+                return step if isinstance(step, Expert) else step.now()
+        return None
 
     def with_catalog(self, catalog: Catalog) -> Serving:
         """The same over a catalogue whose items came and went. Calls that hold this one are not touched."""
         parts = self.parts
         if parts.behaviour is not None:
-            parts = replace(parts, behaviour=parts.behaviour.over(catalog))
+            behaviour = parts.behaviour.over(catalog)
+            steps = tuple(step.over(behaviour) if isinstance(step, FollowedExpert) else step for step in parts.steps)
+            parts = replace(parts, behaviour=behaviour, steps=steps)
         return replace(self, snapshot=self.snapshot.with_catalog(catalog), parts=parts)
 
 
@@ -127,13 +147,16 @@ def open_parts(run: Path, config: ServeConfig, snapshot: Snapshot) -> Parts:
         behaviour = writer = None
         if config.store:
             behaviour = opened.enter_context(open_behaviour(config.store, catalog))
+            if config.category_index:
+                behaviour.index_by(config.category_index)
             if config.fill and behaviour.unfilled:
                 why, fix = "how its data folder is read", "run the recipe again, or send the events"
                 section = section_of_run(run, "data", why, fix)
                 behaviour.fill(load_dataset(config.fill, parse_section(DataConfig, section, "[data]")))
         if config.exposures:
-            writer = open_exposures(config.exposures, catalog)
+            writer = open_exposures(config.exposures, catalog, config.retention)
         opened.pop_all()
+        steps = followed(steps, behaviour)
         return Parts(steps, behaviour, writer)
 
 
@@ -152,6 +175,11 @@ def open_steps(run: Path, config: ServeConfig, snapshot: Snapshot) -> tuple[Step
     return tuple(steps)
 
 
+def followed(steps: Sequence[Step], behaviour: Behaviour | None) -> tuple[Step, ...]:
+    """The steps, and counts of the store's events in those that count."""
+    return tuple(FollowedExpert.of(step, behaviour) if isinstance(step, Expert) else step for step in steps)
+
+
 def open_expert(run: Path, snapshot: Snapshot) -> Expert | None:
     """The transition expert of a run folder; None where it has none, or one that did not help."""
     if not (run / EXPERT).is_dir():
@@ -165,14 +193,15 @@ def open_expert(run: Path, snapshot: Snapshot) -> Expert | None:
     return expert.to(snapshot.device) if expert.is_on else None
 
 
-def open_exposures(path: str | Path, catalog: Catalog) -> ExposureWriter:
+def open_exposures(path: str | Path, catalog: Catalog, retention: Retention | None = None) -> ExposureWriter:
     """The exposure log of this codebook: at ``path``, or beside it (``PATH-CODEBOOK``) where that one is of another.
 
     A model that was trained again may have other codes. The log of the old ones stays where it is, and is complete.
     """
     codebook_id, num_levels = catalog.codebook_id, catalog.num_levels
     try:
-        return ExposureWriter(ExposureLog.open(path, codebook_id=codebook_id, num_levels=num_levels))
+        log = ExposureLog.open(path, codebook_id=codebook_id, num_levels=num_levels)
     except CatalogMismatch:
         beside = f"{path}-{codebook_id}"
-        return ExposureWriter(ExposureLog.open(beside, codebook_id=codebook_id, num_levels=num_levels))
+        log = ExposureLog.open(beside, codebook_id=codebook_id, num_levels=num_levels)
+    return ExposureWriter(log, retention=retention)

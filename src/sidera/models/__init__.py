@@ -6,6 +6,7 @@ Every class is built as ``Model(config, catalog)`` with its frozen dataclass ``M
   The role chooses the evaluator;
 * ``feed``: the class that makes the batches of its ``loss`` (``RequestRows``, ...), or a partial of it set by
   ``__init__``; called as ``feed(reading, split, batch_size, seed)``, and with ``target_mask=`` to choose targets;
+* ``flops_per_batch(batch)`` beside a ``loss``: what a step of it costs (``nn/counters.py``);
 * and/or a method ``fit_once(view)`` that learns from the training part without steps, before the first of them, and
   ``count_again(view)`` where it chooses settings by validation rows: these stay when a refit learns more events;
 * ``Config.reads``, and as ``model.reads``: which events it reads, and of these how many (``sidera.batch.Reads``);

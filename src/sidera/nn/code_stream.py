@@ -24,8 +24,7 @@ from sidera.nn.event_features import padded
 from sidera.nn.transformer import Block
 from sidera.ops.attention import attention, layout_of
 from sidera.ops.jagged import with_copies
-
-NEVER = float("-inf")
+from sidera.ops.masks import added, causal
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,7 @@ class StreamCache(BeamCache):
     def __init__(self, prefix: Prefix, width: int, num_positions: int) -> None:
         num_layers, num_heads, _, dims = prefix.keys.shape[1:]
         super().__init__(prefix.num_histories, width, num_positions, num_layers, num_heads * dims, like=prefix.last)
-        hidden = torch.zeros(prefix.mask.shape, dtype=prefix.last.dtype, device=prefix.mask.device)
-        self.bias = hidden.masked_fill_(~prefix.mask, NEVER)[:, None, None]  # (B, 1, 1, S)
+        self.bias = added(prefix.mask, prefix.last)[:, None, None]  # (B, 1, 1, S)
 
     def attend_all(self, layer: int, qkv: Tensor, prefix: Prefix) -> Tensor:
         """qkv (M, 3, H, E) of this position -> (M, H*E): what every beam reads of its history and of itself."""
@@ -124,16 +122,16 @@ class CodeStream(nn.Module):
 
     def written(self, prefix: Prefix, tokens: Tensor) -> Tensor:
         """(B, G, P, D) tokens of candidates behind their histories -> (B, G, P, D) states, with gradient."""
-        x, num_tokens = self.dropout(self.scale * tokens), tokens.shape[2]
-        later_mask = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=x.device).triu(1)
-        hidden_mask = ~prefix.mask[:, None, None, None]  # (B, 1, 1, 1, S)
+        x = self.dropout(self.scale * tokens)
+        of_prefix = added(prefix.mask, x)[:, None, None, None]  # (B, 1, 1, 1, S)
+        of_own = added(causal(tokens.shape[2], device=x.device), x)  # (P, P)
         for index, block in enumerate(map(_as_block, self.blocks)):
             qkv = block.asked(x)  # (B, G, P, 3, H, E)
             query, own_keys, own_values = qkv.permute(3, 0, 4, 1, 2, 5)  # (B, H, G, P, E) each
             keys, values = prefix.keys[:, index, :, None], prefix.values[:, index, :, None]  # (B, H, 1, S, E)
-            before = (query @ keys.transpose(-1, -2)).masked_fill(hidden_mask, NEVER)  # (B, H, G, P, S)
-            inside = query @ own_keys.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, H, G, P, P)
-            shares = torch.cat((before, inside.masked_fill(later_mask, NEVER)), dim=-1).softmax(-1)
+            before = query @ keys.transpose(-1, -2) + of_prefix  # (B, H, G, P, S)
+            inside = query @ own_keys.transpose(-1, -2) * query.shape[-1] ** -0.5 + of_own  # (B, H, G, P, P)
+            shares = torch.cat((before, inside), dim=-1).softmax(-1)
             read = shares[..., : before.shape[-1]] @ values + shares[..., before.shape[-1] :] @ own_values
             x = block.fed(x, read.permute(0, 2, 3, 1, 4).flatten(3))
         return cast(Tensor, self.norm(x))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sidera.nn.beam_cache import BeamCache
 from sidera.nn.moe import MoE, SwiGLU
+from sidera.ops.masks import added
 from sidera.ops.waiting import may_ask
 
 KeysValues = tuple[Tensor, Tensor]  # (B, R, S, E) each
@@ -102,8 +103,7 @@ class DecoderCache(BeamCache):
         if self._masked is None or self._masked[0] is not mask:
             bias = None
             if not (may_ask(mask) and bool(mask.all())):
-                zeros = torch.zeros(mask.shape, dtype=self.rows.dtype, device=mask.device)
-                bias = zeros.masked_fill_(~mask, float("-inf"))[:, None, None]
+                bias = added(mask, self.rows)[:, None, None]
             self._masked = mask, bias
         return self._masked[1]
 

@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sidera.ops.attention import Layout
+from sidera.ops.masks import NEVER, causal
 from sidera.ops.tables import by_table
-
-NEVER = float("-inf")
 
 
 class SparseAttention(nn.Module):
@@ -84,13 +83,12 @@ class SparseAttention(nn.Module):
 
     def of_window(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Softmax over the newest ``block_size`` events: (b, H, n, c, E)"""
-        size, steps = self.block_size, torch.arange(self.block_size, device=q.device)
+        size = self.block_size
 
         def with_last(part: Tensor) -> Tensor:
             return torch.cat((F.pad(part, (0, 0, 0, 0, 1, 0))[:, :, :-1], part), dim=3)  # (b, H, n, 2 c, E)
 
-        apart = steps[:, None] + size - torch.arange(2 * size, device=q.device)  # (c, 2 c) events between
-        mask = ((apart >= 0) & (apart < size)).repeat(q.shape[2], 1, 1)
+        mask = causal(size, 2 * size, newest=size, device=q.device).repeat(q.shape[2], 1, 1)  # (n, c, 2 c)
         mask[0, :, :size] = False  # nothing stands before the first block
         scores = q @ with_last(k).transpose(-1, -2) * q.shape[-1] ** -0.5
         return scores.masked_fill(~mask, NEVER).softmax(-1) @ with_last(v)

@@ -26,6 +26,7 @@ from sidera.nn.t5_functions import add_dropped, feed_forward, linear, unit_rms
 from sidera.ops.attention import Layout, attention, equal_layout, sorted_layout
 from sidera.ops.dropout import dropout, rounded_rate
 from sidera.ops.jagged import Jagged
+from sidera.ops.masks import added, causal
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,7 @@ class RelativeBias(nn.Module):
         bias = self.table(self.buckets(num_places)).permute(2, 0, 1)  # (H, S, S)
         if self.bidirectional:
             return bias
-        future = torch.ones(num_places, num_places, dtype=torch.bool, device=bias.device).triu(1)
-        return bias.masked_fill(future, float("-inf"))
+        return bias + added(causal(num_places, device=bias.device), bias)
 
 
 def _linear(inputs: int, outputs: int, std: float) -> nn.Linear:

@@ -17,6 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sidera.ops.masks import added
+
 AGE_BUCKETS, PLACE_BUCKETS = 64, 24  # half octaves of seconds and of events
 DECAYS = (3.0, 8.0, 24.0, 96.0)  # events until a kernel has fallen to 1/e
 
@@ -83,7 +85,7 @@ class TargetAttention(nn.Module):
     def keys(self, events: Tensor, places: Tensor, ages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What all candidates share: keys, values (B, H, S, D/H) and bias (B, H, S)."""
         bias = self.place(half_octaves(places, PLACE_BUCKETS)) + self.age(ages)  # (B, S, H)
-        bias = bias.masked_fill(~mask[..., None], float("-inf")).transpose(1, 2)
+        bias = (bias + added(mask, bias)[..., None]).transpose(1, 2)
         return self._heads(self.key(events)), self._heads(self.value(events)), bias
 
     def forward(self, candidates: Tensor, shared: tuple[Tensor, Tensor, Tensor]) -> Tensor:

@@ -33,6 +33,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sidera.ops.masks import added
+from sidera.ops.masks import causal as causal_mask
 from sidera.ops.written_attention import Written, written_attention
 
 MAX_GROUPS = 4  # more groups save padding but cost calls; 4 keeps padding near 20 % on shopping histories
@@ -273,9 +275,10 @@ def _pairs(qkv: Tensor, scale: float) -> Tensor:
     """Causal attention inside rows of a few positions: all pairs written out. (M, P, 3, H, E) -> (M, P, H, E)"""
     q, k, v = qkv.unbind(2)
     num_positions = q.shape[1]
-    later_mask = torch.ones(num_positions, num_positions, dtype=torch.bool).triu(1)[:, :, None]  # (P, P, 1)
-    scores = (q[:, :, None] * k[:, None]).sum(-1) * scale  # (M, P, P, H)
-    weights = scores.masked_fill(later_mask, float("-inf")).softmax(2)
+    scores = (q[:, :, None] * k[:, None]).sum(-1) * scale + added(causal_mask(num_positions), q)[
+        ..., None
+    ]  # (M, P, P, H)
+    weights = scores.softmax(2)
     return (weights[..., None] * v[:, None]).sum(2)
 
 
@@ -306,6 +309,6 @@ def looped_attention(
         if bias is not None:
             scores = scores + bias[:, : scores.shape[1], : scores.shape[2]]
         if causal:
-            scores = scores.masked_fill(torch.ones_like(scores[0]).triu(1).bool(), float("-inf"))
+            scores = scores + added(causal_mask(*scores.shape[1:]), scores)
         out[asked] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), values)
     return out

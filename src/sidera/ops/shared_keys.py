@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sidera.ops.masks import added
 from sidera.ops.processor import softmax_backward
 
 Run = tuple[int, int]  # so many histories in a row, so many streams (or queries) of each
@@ -86,7 +87,7 @@ def shared_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, streams: Str
     """
     (num_positions, num_heads, dim), groups = q.shape[1:], k.shape[1]
     if streams.runs:
-        bias = None if bool(mask.all()) else q.new_zeros(mask.shape).masked_fill_(~mask, float("-inf"))
+        bias = None if bool(mask.all()) else added(mask, q)
         runs = [(histories, each * num_positions) for histories, each in streams.runs]
         few: Tensor = _FewQueries.apply(q.reshape(-1, groups, num_heads // groups, dim), k, v, bias, tuple(runs))
         return few.view(q.shape)

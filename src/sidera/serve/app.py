@@ -25,7 +25,7 @@ from starlette.routing import Route
 
 from sidera import __version__
 from sidera.engine.recommender import Recommender
-from sidera.serve import docs, events, explaining, health, items, page, questions, recommending, versions
+from sidera.serve import docs, events, explaining, health, history, items, page, questions, recommending, versions
 from sidera.serve.config import HttpConfig
 from sidera.serve.door import Door
 from sidera.serve.errors import add_error_handlers, responses_of
@@ -39,6 +39,7 @@ ROUTERS: tuple[tuple[Callable[[Served], APIRouter], str | None], ...] = (
     (explaining.searching, "read"),
     (events.router, "write"),
     (items.router, "admin"),
+    (history.router, "admin"),
     (versions.router, "admin"),
     (health.router, None),
     (page.router, None),

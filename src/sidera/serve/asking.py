@@ -14,13 +14,14 @@ class Asker:
     """A scheduler that answers coroutines, of any number of event loops. It begins with the first question."""
 
     def __init__(self, recommender: Recommender, config: SchedulerConfig) -> None:
-        self.recommender, self.config = recommender, config
+        self.recommender, self.config, self.times_steps = recommender, config, False
         self._scheduler: Scheduler | None = None
 
     @property
     def scheduler(self) -> Scheduler:
         if self._scheduler is None:
             self._scheduler = Scheduler(self.recommender, _deliver, self.config)
+            self._scheduler.times_steps = self.times_steps
         return self._scheduler
 
     async def ask(

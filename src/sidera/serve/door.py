@@ -81,6 +81,8 @@ class Door:
         path = "other" if route is None else route.path
         status = visit.status or 499  # the client left before it was answered
         self.served.metrics.saw(path, status, seconds)
+        if self.served.tracer is not None:
+            self.served.tracer.record(scope, visit, path, status)
         if self.log is not None:
             entry = {"time": round(time.time(), 3), "method": scope["method"], "path": path, "status": status,
                      "ms": round(1000 * seconds, 2), "bytes_in": visit.num_bytes,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from sidera.core import InputError
 from sidera.engine.recommender import Recommender
+from sidera.engine.timeline import Span
 from sidera.serve.bodies import BodyRoute
 from sidera.serve.errors import Refused, printable
 from sidera.serve.schemas import EventsRequest, EventsResponse
 from sidera.serve.state import Served
+from sidera.serve.visit import visit_of
 
 
 def router(served: Served) -> APIRouter:
@@ -27,10 +30,12 @@ def router(served: Served) -> APIRouter:
         if served.num_writing >= served.config.max_writes:
             raise Refused(503, f"{served.num_writing} calls wait for the disk already; nothing was kept", 1)
         served.num_writing += 1
+        begun = time.monotonic()
         try:
             return await asyncio.get_running_loop().run_in_executor(served.writers, _keep, served.recommender, body)
         finally:
             served.num_writing -= 1
+            visit_of(request).spans.append(Span("store", begun, time.monotonic()))
 
     return routes
 

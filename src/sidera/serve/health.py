@@ -10,6 +10,9 @@ from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 
 from sidera import __version__
+from sidera.engine.expert import Expert
+from sidera.engine.following import FollowedExpert
+from sidera.engine.recommender import Recommender
 from sidera.serve.errors import Problem, problem
 from sidera.serve.metrics import gauge
 from sidera.serve.state import Served
@@ -32,6 +35,7 @@ def router(served: Served) -> APIRouter:
             "codebook_id": catalog.codebook_id,
             "items_version": catalog.items_version,
             "index": None if index is None else {"kind": index.config.kind, "recall@10": round(index.recall, 4)},
+            "expert": _expert(recommender),
             "users": None if recommender.behaviour is None else recommender.behaviour.store.num_users,
             "exposures": None if recommender.exposures is None else {"problem": recommender.exposures.problem},
             "uptime_seconds": round(time.time() - served.metrics.started, 1),
@@ -53,6 +57,16 @@ def router(served: Served) -> APIRouter:
         return Response(figures, media_type="text/plain; version=0.0.4")
 
     return routes
+
+
+def _expert(recommender: Recommender) -> dict[str, Any] | None:
+    """Counts beside a generator, and why they follow the store no more, where they do not."""
+    for step in recommender.parts.steps:
+        if isinstance(step, FollowedExpert):
+            return {"version": step.version, "problem": step.problem}
+        if isinstance(step, Expert):
+            return {"version": f"{step.version}+0", "problem": ""}
+    return None
 
 
 def exposition(served: Served) -> str:

@@ -31,7 +31,8 @@ class Item(BaseModel):
     vector: list[Number] | None = Field(
         None,
         max_length=65_536,
-        description="of a new item, as the catalogue's encoder makes it; else it is placed by what it is called like",
+        description="of a new item, as the catalogue's encoder makes it; else its words or its category place it,"
+        " and refused where nothing is said of it (in a catalogue with codes)",
     )
 
 
@@ -61,6 +62,11 @@ class ItemsResponse(BaseModel):
     changed: int
     restored: int = Field(description="that were removed before, under the codes that they had")
     removed: int
+    placed_by: dict[str, str] = Field(
+        description="added item -> what gave it its code: vector, words (items that share its rarest), category,"
+        " or nothing (it is in the middle of all items: what is said of it is said of no other); empty where items"
+        " have no codes"
+    )
     absent: list[str] = Field(description="items to be removed that were not there")
 
 
@@ -82,7 +88,7 @@ def router(served: Served) -> APIRouter:
         return ItemsResponse(
             version=done.version, applied=done.new, items_version=done.items_version, added=counts["added"],
             changed=counts["changed"], restored=counts["restored"], removed=counts["removed"],
-            absent=list(done.changes.absent),
+            absent=list(done.changes.absent), placed_by=dict(done.placed_by),
         )  # fmt: skip
 
     @routes.get("/v1/items")

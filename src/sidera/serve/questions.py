@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+import time
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +17,8 @@ from sidera.serve.schemas import MAX_K, Number, Second
 from sidera.serve.state import Served
 
 MAX_GIVEN = 1000  # items of one question
+LONGEST = 366 * 86_400  # seconds of a window
+WINDOWS = {"hour": 3600, "day": 86_400, "week": 7 * 86_400, "month": 30 * 86_400}
 Count = Annotated[int, Query(ge=1, le=MAX_K, description="items wanted")]
 
 
@@ -59,10 +62,20 @@ class ScoresResponse(BaseModel):
     items_version: int
 
 
+class PopularResponse(ScoresResponse):
+    """The same, and what was counted."""
+
+    since: int | None = Field(
+        description="unix second from which on events are counted, later than asked for where there are too many; null:"
+        " those of the training log"
+    )
+    until: int | None = Field(description="unix second before which they are; null: those of the training log")
+
+
 def router(served: Served) -> APIRouter:
     """Routes of these questions."""
     routes, recommender = APIRouter(), served.recommender
-    ask, aside = Questions(recommender), Aside()
+    ask, aside, counting = Questions(recommender), Aside(), Aside()
 
     def said(scored: list[ItemScore]) -> ScoresResponse:
         snapshot = recommender.snapshot
@@ -95,15 +108,37 @@ def router(served: Served) -> APIRouter:
         with aside.turn():
             return said(ask.related(body.items, body.k))
 
-    @routes.get("/v1/popular", response_model=ScoresResponse)
+    @routes.get("/v1/popular", response_model=PopularResponse)
     def popular(
         k: Count = 10,
         field: Annotated[str | None, Query(description="column of the items, with `value`")] = None,
         value: Annotated[str | None, Query(description="its value")] = None,
-    ) -> ScoresResponse:
-        """The items with the most events of the training log, of a category or of all."""
+        window: Annotated[
+            Literal["hour", "day", "week", "month"] | None, Query(description="the newest hour, ... of the store")
+        ] = None,
+        seconds: Annotated[int | None, Query(ge=1, le=LONGEST, description="the same, of so many seconds")] = None,
+        until: Annotated[int | None, Query(ge=0, le=2**40, description="unix second where it ends; else now")] = None,
+        event: Annotated[
+            list[str],
+            Query(
+                max_length=32, description="which events count: names of labels (click, like, ...); else positive ones"
+            ),
+        ] = [],  # noqa: B006 - FastAPI copies it
+    ) -> PopularResponse:
+        """The items with the most events: of the training log, or of the users in the store where a window, `until` or
+        `event` is given."""
         if (field is None) != (value is None):
             raise InputError("a field or a value alone", allowed="both, or neither")
-        return said(ask.popular(k, category=None if field is None or value is None else (field, value)))
+        if window is not None and seconds is not None:
+            raise InputError("a window and seconds", allowed="one of them")
+        length = WINDOWS.get(window or "", seconds)
+        asked = length is not None or until is not None or bool(event)
+        end = int(time.time()) + 1 if until is None and asked else until
+        since = None if length is None or end is None else max(0, end - length)
+        category = None if field is None or value is None else (field, value)
+        with counting.turn():
+            scored, begin = ask.popular_since(k, category=category, since=since, until=end, events=event)
+        answer = said(scored)
+        return PopularResponse(**answer.model_dump(), since=begin, until=end)
 
     return routes

@@ -118,6 +118,7 @@ def response_of(answer: Recommendation, visit: Visit, with_history: bool) -> dic
         "unknown_user": answer.unknown_user,
         "policy_version": answer.policy_version,
         "shadow_version": answer.shadow_version or None,
+        "expert_version": answer.expert_version or None,
         "reranker_version": answer.reranker_version or None,
         "codebook_id": answer.codebook_id,
         "items_version": answer.items_version,

@@ -97,6 +97,10 @@ class RecommendResponse(BaseModel):
     shadow_version: str | None = Field(
         None, description="of the weights that this answer is compared with, which nobody sees; null: none"
     )
+    expert_version: str | None = Field(
+        description="of the counts that joined the search, with the number of events that they took in since they were"
+        " made, such as 1a2b+57; null: none"
+    )
     reranker_version: str | None = Field(description="of the network that ordered the items; null: none did")
     codebook_id: str = Field(description="of the catalogue that answered: what its codes mean")
     items_version: int = Field(description="of the catalogue that answered: counts items coming and going")

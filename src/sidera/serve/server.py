@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import sys
@@ -30,6 +31,7 @@ from sidera.serve.health import exposition
 from sidera.serve.keys import KeyFile
 from sidera.serve.protocol import protocol_for, sweep
 from sidera.serve.state import Served
+from sidera.serve.tracing import Tracer
 from sidera.serve.worker import WRITTEN_EVERY, Worker
 
 SWITCH_SECONDS = 0.0005  # a thread that computes gives way to the event loop after so long, not after 5 ms
@@ -87,15 +89,17 @@ def serve(
     keys: KeyFile | None = None,
     log: TextIO | None = None,
     worker: Worker | None = None,
+    tracer: Tracer | None = None,
 ) -> None:
     """Run until SIGTERM or Ctrl-C, at an address or on a socket that listens; InputError when the port is taken."""
     listener = address if isinstance(address, socket.socket) else None
     host, port = address.getsockname()[:2] if isinstance(address, socket.socket) else address
     if listener is None:
         check_port(host, port)
-    served = Served(recommender, config or HttpConfig(), keys, worker=worker)
+    served = Served(recommender, config or HttpConfig(), keys, worker=worker, tracer=tracer)
     app = create_app(recommender, served=served, log=log)
     served.asker.scheduler.warm_up()
+    keep_out_of_collections()
     with quick_switches(), enough_files(served.config.max_connections):
         Server(uvicorn_config(app, served, host, port), served).run(None if listener is None else [listener])
 
@@ -108,6 +112,13 @@ def uvicorn_config(app: FastAPI, served: Served, host: str, port: int) -> uvicor
         "timeout_graceful_shutdown": served.config.grace_seconds,
     }  # fmt: skip
     return uvicorn.Config(app, **config)
+
+
+def keep_out_of_collections() -> None:
+    """What is there when the first request comes stays for good. To look through it again and again, which a full
+    collection does, would stop all threads for a tenth of a second and more."""
+    gc.collect()
+    gc.freeze()
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sidera.engine.recommender import Recommender
 from sidera.engine.scheduler import PRIORITIES, Overloaded
@@ -14,6 +15,9 @@ from sidera.serve.errors import Refused
 from sidera.serve.keys import KeyFile
 from sidera.serve.metrics import Metrics
 from sidera.serve.worker import Worker
+
+if TYPE_CHECKING:
+    from sidera.serve.tracing import Tracer
 
 MAX_DEADLINE_MS = 600_000
 WAY_BACK = 0.15  # of a deadline: kept for the way to the client
@@ -31,10 +35,12 @@ class Served:
     metrics: Metrics = field(default_factory=Metrics)
     stopping: bool = False  # SIGTERM came: readyz says so
     num_writing: int = 0  # event calls that wait for the disk
+    tracer: Tracer | None = None  # makes spans of requests
     worker: Worker | None = None  # which of several processes this is
 
     def __post_init__(self) -> None:
         self.asker = Asker(self.recommender, self.config.scheduler)
+        self.asker.times_steps = self.tracer is not None
         self.writers = ThreadPoolExecutor(WRITERS, "writer")
 
     def urgency(self, headers: Iterable[tuple[bytes, bytes]]) -> tuple[float, int]:
@@ -73,3 +79,5 @@ class Served:
         self.stopping = True
         self.asker.close(self.config.grace_seconds)
         self.writers.shutdown()
+        if self.tracer is not None:
+            self.tracer.close()

@@ -13,6 +13,7 @@ from fastapi import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from sidera.engine.scheduler import Ticket
+from sidera.engine.timeline import Span
 from sidera.serve.errors import Refused
 from sidera.serve.keys import ANYONE
 from sidera.serve.metrics import Metrics
@@ -34,7 +35,7 @@ class Visit:
     def __init__(self, limits: BodyLimits, metrics: Metrics, scope: Scope, receive: Receive, send: Send) -> None:
         self.limits, self.metrics, self.scope, self._receive, self._send = limits, metrics, scope, receive, send
         self.begun, self.deadline, self.priority = time.monotonic(), 0.0, 1
-        self.key, self.tickets = ANYONE, list[Ticket]()
+        self.key, self.tickets, self.spans = ANYONE, list[Ticket](), list[Span]()
         self.num_bytes, self.held, self.status = 0, 0, 0  # of the body; of it counted; that went out
         self.whole = scope["method"] in ("GET", "HEAD")  # the body has come
 

@@ -26,14 +26,17 @@ from numpy.typing import NDArray
 
 from sidera.config import check_value
 from sidera.core import InputError
+from sidera.store import category_index
+from sidera.store.category_index import numbers_in
 from sidera.store.database import Database, Ledger
 from sidera.store.events import Events
 from sidera.store.folder import DURABILITIES, MANIFEST, Durability, Plan
-from sidera.store.history_store import Names
+from sidera.store.history_store import MOST_CHANGES, Categories, Change, Changes, Names
 from sidera.store.item_keys import ItemKeys, key_bytes
-from sidera.store.user_events import BLOCK, HEAD, Head, Part, Records, new_of, part_of
+from sidera.store.user_events import BLOCK, COUNTERS, HEAD, Head, Part, Records, new_of, newest_in, part_of
 
 PLACES = HEAD + 1  # ids of one user
+TIDY_EVERY = 1024  # changes
 PLAN = Plan(
     "behaviour-store",
     4,
@@ -41,6 +44,12 @@ PLAN = Plan(
     CREATE TABLE IF NOT EXISTS users (number INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE);
     CREATE TABLE IF NOT EXISTS records (id INTEGER PRIMARY KEY, record BLOB NOT NULL);
     CREATE TABLE IF NOT EXISTS items (number INTEGER PRIMARY KEY, key BLOB NOT NULL);
+    CREATE TABLE IF NOT EXISTS changes (
+        number INTEGER PRIMARY KEY, user INTEGER NOT NULL, first INTEGER NOT NULL, end INTEGER NOT NULL
+    );
+    CREATE TABLE IF NOT EXISTS categories (
+        user INTEGER NOT NULL, category BLOB NOT NULL, record BLOB NOT NULL, PRIMARY KEY (user, category)
+    ) WITHOUT ROWID;
     """,
     older="give an empty folder, and fill it from the data (`sidera serve RUN --store NEW --fill DATA`)",
 )
@@ -52,6 +61,14 @@ WHERE users.key = ? ORDER BY records.id DESC LIMIT ?
 _HEAD = f"""
 SELECT number, record FROM users LEFT JOIN records ON records.id = users.number * {PLACES} + {HEAD} WHERE key = ?
 """
+_NEWEST_OF_USERS = f"""
+SELECT key, substr(record, 1, {COUNTERS}) FROM users JOIN records ON records.id = users.number * {PLACES} + {HEAD}
+"""
+_CHANGES = """
+SELECT changes.number, users.key, first, end FROM changes LEFT JOIN users ON users.number = changes.user
+WHERE changes.number >= ? ORDER BY changes.number
+"""
+_CATEGORY = "SELECT record FROM categories WHERE user = ? AND category = ?"
 _ITEMS = "SELECT number, key FROM items WHERE number >= ? ORDER BY number"
 _SUMS = f"SELECT substr(record, 1, 4) FROM users JOIN records ON records.id = users.number * {PLACES} + {HEAD}"
 _BLOCKS = f"""
@@ -115,21 +132,49 @@ class EmbeddedStore:
     def settled(self, name: str, value: str | None = None) -> str | None:
         return self.database.settled(name, value)
 
-    def append(self, user: str, events: Events, *, new_only: bool = False, names: Names | None = None) -> int:
-        return self.append_all([(user, events, names)], new_only=new_only)[0]
+    def append(
+        self, user: str, events: Events, *, new_only: bool = False, names: Names | None = None,
+        categories: Categories | None = None,
+    ) -> int:  # fmt: skip
+        return self.append_all([(user, events, names)], new_only=new_only, categories=categories)[0]
 
-    def append_all(self, users: Sequence[tuple[str, Events, Names | None]], *, new_only: bool = False) -> list[int]:
+    def append_all(
+        self, users: Sequence[tuple[str, Events, Names | None]], *, new_only: bool = False,
+        categories: Categories | None = None,
+    ) -> list[int]:  # fmt: skip
         parts = [(key_bytes(user, "user"), self._part(events, names)) for user, events, names in users]
 
         def work(connection: sqlite3.Connection, ledger: Ledger) -> list[int]:
-            return [self._append(connection, ledger, key, part, new_only) for key, part in parts]
+            return [self._append(connection, ledger, key, part, new_only, categories) for key, part in parts]
 
         return self.database.write(work) if any(len(events) for _, events, _ in users) else [0] * len(users)
 
-    def history(self, user: str, as_of: int | None = None, n: int | None = None) -> Events | None:
+    def history(self, user: str, as_of: int | None = None, n: int | None = None, since: int = 0) -> Events | None:
         blocks = 0 if n is None else (n + BLOCK - 1) // BLOCK + 1
-        found = self._read(user, blocks, lambda head, records: head.between(records, 0, as_of, n))
+        found = self._read(user, blocks, lambda head, records: head.between(records, since, as_of, n))
         return None if found is None else found.events
+
+    def in_category(self, user: str, category: str, n: int, as_of: int | None = None) -> Events | None:
+        key, name = key_bytes(user, "user"), category.encode()
+        with self.database.reading() as connection:
+            number, head, _ = _head(connection, key)
+            if number is None:
+                return None
+            row = connection.execute(_CATEGORY, (number, name)).fetchone()
+            numbers = np.zeros(0, category_index.NUMBER) if row is None else numbers_in(key, name, row[0])
+            return category_index.newest(head, _records(connection, key), numbers, n, as_of)
+
+    def index(self, user: str, categories: Categories) -> None:
+        key = key_bytes(user, "user")
+
+        def work(connection: sqlite3.Connection, ledger: Ledger) -> None:
+            number, head, _ = _head(connection, key)
+            if number is not None:
+                connection.execute("DELETE FROM categories WHERE user = ?", (number,))
+                first, found = head.arrivals(_records(connection, key))
+                _index(connection, key, number, part_of(found.events), first, categories)
+
+        self.database.write(work)
 
     def arrivals(self, user: str, first: int = 0) -> tuple[int, Events]:
         found = self._read(user, 0, lambda head, records: head.arrivals(records, first))
@@ -137,6 +182,20 @@ class EmbeddedStore:
 
     def users(self) -> list[str]:
         return sorted(key.decode() for (key,) in self.database.rows("SELECT key FROM users"))
+
+    def newest_of_users(self) -> list[tuple[int, str]]:
+        rows = self.database.rows(_NEWEST_OF_USERS)
+        return sorted(((newest_in(record), key.decode()) for key, record in rows), reverse=True)
+
+    def changes(self, after: int | None = None) -> Changes:
+        (last,) = self.database.rows("SELECT coalesce(max(number), 0) FROM changes")[0]
+        if after is None or after == last:
+            return Changes(last, [])
+        rows = self.database.rows(_CHANGES, (after,))
+        if not rows or rows[0][0] > max(after, 1):  # the last one that the caller knows was let go
+            return Changes(last, None)
+        appended = [Change(key.decode(), first, end) for number, key, first, end in rows if number > after and key]
+        return Changes(rows[-1][0], appended)
 
     def compact(self) -> list[str]:
         gone = []
@@ -182,7 +241,10 @@ class EmbeddedStore:
             raise InputError(f"item number {largest} has no key", allowed="numbers that `numbers_of` gave")
         return part_of(events, names)
 
-    def _append(self, connection: sqlite3.Connection, ledger: Ledger, key: bytes, part: Part, new_only: bool) -> int:
+    def _append(
+        self, connection: sqlite3.Connection, ledger: Ledger, key: bytes, part: Part, new_only: bool,
+        categories: Categories | None,
+    ) -> int:  # fmt: skip
         number, head, held_sum = _head(connection, key)
         if new_only and part.rows:
             times = part.times
@@ -199,9 +261,16 @@ class EmbeddedStore:
         ledger.add("heads", _sum(change.head) - held_sum, 0)
         written = [(base + place, record) for place, record in [*change.blocks, (HEAD, change.head)]]
         connection.executemany("INSERT OR REPLACE INTO records VALUES (?, ?)", written)
+        added = connection.execute(
+            "INSERT INTO changes (user, first, end) VALUES (?, ?, ?)", (number, head.end, head.end + part.number)
+        )
+        if added.lastrowid and added.lastrowid % TIDY_EVERY == 0:
+            connection.execute("DELETE FROM changes WHERE number <= ?", (added.lastrowid - MOST_CHANGES,))
         a, b = change.dropped
         if a < b:
             connection.execute("DELETE FROM records WHERE id BETWEEN ? AND ?", (base + a, base + b - 1))
+        if categories is not None:
+            _index(connection, key, number, part, head.end, categories)
         return part.number
 
     def _read(self, user: str, blocks: int, ask: Callable[[Head, Records], T]) -> T | None:
@@ -289,8 +358,21 @@ def _erase(connection: sqlite3.Connection, ledger: Ledger, key: bytes) -> bool:
     ledger.remove("heads", _sum(row and row[0]), 0)
     connection.execute("DELETE FROM records WHERE id BETWEEN ? AND ?", (number * PLACES, number * PLACES + HEAD))
     connection.execute("DELETE FROM users WHERE number = ?", (number,))
+    connection.execute("DELETE FROM categories WHERE user = ?", (number,))
+    connection.execute("UPDATE changes SET user = -1 WHERE user = ?", (number,))  # the number may be given again
     ledger.remove("users", _checksum(number, key))
     return True
+
+
+def _index(
+    connection: sqlite3.Connection, key: bytes, number: int, part: Part, first: int, categories: Categories
+) -> None:
+    """New events of a user, of which the first is number ``first``, by category."""
+    rows = []
+    for category, numbers in category_index.new_numbers(part, first, categories).items():
+        row = connection.execute(_CATEGORY, (number, category)).fetchone()
+        rows.append((number, category, category_index.grown(key, category, None if row is None else row[0], numbers)))
+    connection.executemany("INSERT OR REPLACE INTO categories VALUES (?, ?, ?)", rows)
 
 
 def _new_number(connection: sqlite3.Connection) -> int:

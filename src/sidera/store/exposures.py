@@ -202,6 +202,37 @@ class ExposureLog:
         """Join small parts. Others may append and read meanwhile."""
         self._parts.compact((SHOWN, FOLLOWED), together)
 
+    def retain(self, since: int | None = None, most_bytes: int | None = None) -> int:
+        """Let the oldest exposures go, with what followed on them -> how many.
+
+        Those that are older than ``since`` go, and, where the log holds more than ``most_bytes``, whole parts, the
+        oldest first, until it holds a tenth less.
+        """
+        total = sum(size for kind in (SHOWN, FOLLOWED) for _, size in self._parts.sizes(kind))
+        least = total if most_bytes is None or total <= most_bytes else int(0.9 * most_bytes)
+        requests, numbers, rows = set[str](), list[int](), 0
+
+        def goes(table: pa.Table) -> pa.ChunkedArray:
+            return pc.is_in(table["request"], value_set=pa.array(sorted(requests), type=pa.string()))
+
+        for number, size in self._parts.sizes(SHOWN):
+            if (table := self._parts.table(SHOWN, number)) is None:
+                continue
+            if total > least:
+                total, old = total - size, table
+            else:
+                old = table.slice(0, 0) if since is None else table.filter(pc.less(table["time"], since))
+            if not old.num_rows:
+                break
+            requests.update(pc.unique(old["request"]).to_pylist())
+            numbers.append(number)
+            rows += old.num_rows
+        if numbers:
+            self._parts.remove((FOLLOWED,), lambda _, table: goes(table))
+            for number in numbers:
+                self._parts.replace(SHOWN, number, goes)
+        return rows
+
     def erase(self, user: str) -> int:
         """Take a user's exposures and what followed on them out of the log -> how many exposures. They are in no file
         when this returns."""

@@ -15,8 +15,8 @@ of an item that no catalogue holds today can be read when one does.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,23 @@ from sidera.core import ArtifactError
 from sidera.store.events import Events
 
 Names = NDArray[np.uint64]
+Categories = Mapping[int, str]  # item number -> category
+MOST_CHANGES = 100_000  # appends that a store remembers as changes
+
+
+class Change(NamedTuple):
+    """An append: the user's events with the numbers ``first`` to before ``end``, in order of arrival."""
+
+    user: str
+    first: int
+    end: int
+
+
+class Changes(NamedTuple):
+    """Appends of all users in the order in which they were kept."""
+
+    last: int  # number of the last change; 0: there was none
+    appended: list[Change] | None  # None: more came since than the store remembers; read the users again
 
 
 class HistoryStore(Protocol):
@@ -40,21 +57,35 @@ class HistoryStore(Protocol):
     def item_keys(self, first: int = 0, number: int | None = None) -> list[str]:
         """The keys of ``number`` numbers (None: of all) from ``first`` on, in their order."""
 
-    def append(self, user: str, events: Events, *, new_only: bool = False, names: Names | None = None) -> int:
+    def append(
+        self, user: str, events: Events, *, new_only: bool = False, names: Names | None = None,
+        categories: Categories | None = None,
+    ) -> int:  # fmt: skip
         """Add events of a user, whose ``item_ids`` are the store's numbers -> how many. Durable when this returns.
 
         ``new_only`` leaves out an event that is held already, or that comes twice: a sender who got no answer can send
         again. An event is known by its second and its item; one that its sender named (``names`` (n,), 0: it has no
-        name) by its second and its name. InputError for a number that no key has, OSError for a disk or a server that
+        name) by its second and its name. ``categories`` indexes the events by the category of their item, for
+        :meth:`in_category`. InputError for a number that no key has, OSError for a disk or a server that
         takes nothing; in both cases nothing has changed.
         """
 
-    def append_all(self, users: Sequence[tuple[str, Events, Names | None]], *, new_only: bool = False) -> list[int]:
+    def append_all(
+        self, users: Sequence[tuple[str, Events, Names | None]], *, new_only: bool = False,
+        categories: Categories | None = None,
+    ) -> list[int]:  # fmt: skip
         """:meth:`append` for several users -> how many of each, with one wait for the disk. All are added, or none."""
 
-    def history(self, user: str, as_of: int | None = None, n: int | None = None) -> Events | None:
-        """The newest ``n`` events kept of those before ``as_of`` (unix seconds), in time order, ties in order of
-        arrival. None for either: all. None for a user of whom there was never an event."""
+    def history(self, user: str, as_of: int | None = None, n: int | None = None, since: int = 0) -> Events | None:
+        """The newest ``n`` events kept of those from ``since`` to before ``as_of`` (unix seconds), in time order, ties
+        in order of arrival. None for either: all. None for a user of whom there was never an event."""
+
+    def in_category(self, user: str, category: str, n: int, as_of: int | None = None) -> Events | None:
+        """The newest ``n`` (at most 1,024) events of a user that were appended with this category, as :meth:`history`
+        has them. It reads no block that holds none of the newest 1,024 of them."""
+
+    def index(self, user: str, categories: Categories) -> None:
+        """Index all events of a user again: those of a store that had no index, or another one."""
 
     def arrivals(self, user: str, first: int = 0) -> tuple[int, Events]:
         """The events kept that arrived as number ``first`` or later (0: the user's first ever), in order of arrival,
@@ -63,6 +94,12 @@ class HistoryStore(Protocol):
 
     def users(self) -> list[str]:
         """Keys of all users, sorted."""
+
+    def newest_of_users(self) -> list[tuple[int, str]]:
+        """The time of every user's newest event, the newest first, and the user's key."""
+
+    def changes(self, after: int | None = None) -> Changes:
+        """What was appended behind change number ``after``, of whichever process; None: only the number of the last."""
 
     def settled(self, name: str, value: str | None = None) -> str | None:
         """The value that was first given under this name, for ever; None where none was given."""

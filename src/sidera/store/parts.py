@@ -85,6 +85,26 @@ class TableParts:
                     parts = database.rows(_PARTS, (kind, numbers[0], len(numbers)))
                     database.write(_replacing(parts, kind, together([self._table(part) for part in parts])))
 
+    def sizes(self, kind: str) -> list[tuple[int, int]]:
+        """Number and bytes of every part of a kind, in the order of writing."""
+        with self._opened() as database:
+            statement = "SELECT number, length(content) FROM parts WHERE kind = ? ORDER BY number"
+            return [(number, size) for number, size in database.rows(statement, (kind,))]
+
+    def table(self, kind: str, number: int) -> pa.Table | None:
+        """One part; None where it is gone."""
+        with self._opened() as database:
+            parts = database.rows(_PARTS, (kind, number, 1))
+            return self._table(parts[0]) if parts and parts[0][0] == number else None
+
+    def replace(self, kind: str, number: int, where: Callable[[pa.Table], pa.ChunkedArray]) -> None:
+        """Take rows out of one part; a part without rows goes. Its room is used again."""
+        with self._opened() as database:
+            parts = database.rows(_PARTS, (kind, number, 1))
+            if parts and parts[0][0] == number:
+                table = self._table(parts[0])
+                database.write(_replacing(parts, kind, table.filter(pc.invert(where(table)))))
+
     def remove(self, kinds: Sequence[str], where: Callable[[str, pa.Table], pa.ChunkedArray]) -> dict[str, int]:
         """Take rows out, of one kind after the other -> how many of each. They are in no file when this returns.
 

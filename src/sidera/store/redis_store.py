@@ -19,35 +19,25 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sidera.config import check_value
 from sidera.core import ArtifactError, InputError
+from sidera.store import category_index
+from sidera.store.category_index import numbers_in
 from sidera.store.events import Events
-from sidera.store.history_store import Names
+from sidera.store.history_store import MOST_CHANGES, Categories, Change, Changes, Names
 from sidera.store.item_keys import ItemKeys, key_bytes
-from sidera.store.user_events import BLOCK, HEAD, Head, Part, Records, new_of, part_of
+from sidera.store.redis_server import GIVE, check_durability, connected, entry_of_number, number_of_entry
+from sidera.store.user_events import BLOCK, HEAD, Head, Part, Records, new_of, newest_in, part_of
 
-if TYPE_CHECKING:
-    from redis import Redis
-
-SECONDS = 5.0  # that an answer of the server may take
 PATIENCE = 30.0  # seconds that a rewriting of its file may be under way
 GIVEN_AT_ONCE = 5000  # item keys in one call
-_GIVE = """
-local number = redis.call('LLEN', KEYS[1])
-for _, key in ipairs(ARGV) do
-  if redis.call('HSETNX', KEYS[2], key, number) == 1 then
-    redis.call('RPUSH', KEYS[1], key)
-    number = number + 1
-  end
-end
-"""
 T = TypeVar("T")
 
 
@@ -87,9 +77,9 @@ class RedisStore:
 
     def __init__(self, url: str, config: RedisConfig | None = None, now: Callable[[], float] = time.time) -> None:
         """OSError when no server answers, InputError when it is not as durable as ``config`` says."""
-        self.server, self.config, self.now = _connected(url), config or RedisConfig(), now
+        self.server, self.config, self.now = connected(url), config or RedisConfig(), now
         self._prefix = self.config.prefix.encode()
-        self._check_durability()
+        self._check()
         self.keys = ItemKeys(self._given, self._give)
 
     @property
@@ -112,20 +102,58 @@ class RedisStore:
         held: Any = self.server.hget(self._key(b"settled"), name)
         return None if held is None else held.decode()
 
-    def append(self, user: str, events: Events, *, new_only: bool = False, names: Names | None = None) -> int:
-        return self.append_all([(user, events, names)], new_only=new_only)[0]
+    def append(
+        self, user: str, events: Events, *, new_only: bool = False, names: Names | None = None,
+        categories: Categories | None = None,
+    ) -> int:  # fmt: skip
+        return self.append_all([(user, events, names)], new_only=new_only, categories=categories)[0]
 
     @_named
-    def append_all(self, users: Sequence[tuple[str, Events, Names | None]], *, new_only: bool = False) -> list[int]:
+    def append_all(
+        self, users: Sequence[tuple[str, Events, Names | None]], *, new_only: bool = False,
+        categories: Categories | None = None,
+    ) -> list[int]:  # fmt: skip
         parts = [(key_bytes(user, "user"), self._part(events, names)) for user, events, names in users]
         if not any(part.number for _, part in parts):
             return [0] * len(parts)
-        return self._changed([key for key, _ in parts], lambda pipe: self._write(pipe, parts, new_only))
+        return self._changed([key for key, _ in parts], lambda pipe: self._write(pipe, parts, new_only, categories))
 
     @_named
-    def history(self, user: str, as_of: int | None = None, n: int | None = None) -> Events | None:
-        found = self._read(user, lambda head, records: head.between(records, 0, as_of, n))
+    def history(self, user: str, as_of: int | None = None, n: int | None = None, since: int = 0) -> Events | None:
+        found = self._read(user, lambda head, records: head.between(records, since, as_of, n))
         return None if found is None else found.events
+
+    @_named
+    def in_category(self, user: str, category: str, n: int, as_of: int | None = None) -> Events | None:
+        key, name = key_bytes(user, "user"), category.encode()
+
+        def ask(head: Head, records: Records) -> Events:
+            record: Any = self.server.hget(self._user(key), _field(name))
+            numbers = np.zeros(0, category_index.NUMBER) if record is None else numbers_in(key, name, record)
+            return category_index.newest(head, records, numbers[numbers < head.end], n, as_of)
+
+        return self._read(user, ask)
+
+    @_named
+    def index(self, user: str, categories: Categories) -> None:
+        key = key_bytes(user, "user")
+
+        def work(pipe: Any) -> None:
+            record = self._head(pipe, key)
+            if record is None:
+                pipe.multi()
+                return
+            first, found = Head.read(key, record).arrivals(self._records(key))
+            old = [name.decode() for name in pipe.hkeys(self._user(key)) if name.startswith(_field(b"").encode())]
+            new = category_index.new_numbers(part_of(found.events), first, categories)
+            pipe.multi()
+            if old:
+                pipe.hdel(self._user(key), *old)
+            if new:
+                records = {_field(one): category_index.grown(key, one, None, numbers) for one, numbers in new.items()}
+                pipe.hset(self._user(key), mapping=records)
+
+        self._changed([key], work)
 
     @_named
     def arrivals(self, user: str, first: int = 0) -> tuple[int, Events]:
@@ -136,6 +164,37 @@ class RedisStore:
     def users(self) -> list[str]:
         members: Any = self.server.smembers(self._key(b"users"))
         return sorted(key.decode() for key in members)
+
+    @_named
+    def newest_of_users(self) -> list[tuple[int, str]]:
+        users = [user.encode() for user in self.users()]
+        newest = list[tuple[int, str]]()
+        for start in range(0, len(users), GIVEN_AT_ONCE):
+            mine = users[start : start + GIVEN_AT_ONCE]
+            with self.server.pipeline(transaction=False) as pipe:
+                for user in mine:
+                    pipe.hget(self._user(user), str(HEAD))
+                heads = pipe.execute()
+            newest += [(newest_in(head), user.decode()) for user, head in zip(mine, heads, strict=True) if head]
+        return sorted(newest, reverse=True)
+
+    @_named
+    def changes(self, after: int | None = None) -> Changes:
+        """Entries of a stream; their ids, milliseconds and a count inside of one, are the numbers."""
+        stream = self._key(b"changes")
+        newest: Any = self.server.xrevrange(stream, count=1)
+        last = number_of_entry(newest[0][0]) if newest else 0
+        if after is None or after == last:
+            return Changes(last, [])
+        entries: Any = self.server.xrange(stream, min=entry_of_number(after))
+        known = bool(entries) and number_of_entry(entries[0][0]) == after
+        if not known and (after or len(entries) >= MOST_CHANGES):  # the last one that the caller knows was let go
+            return Changes(last, None)
+        appended = [
+            Change(fields[b"user"].decode(), int(fields[b"first"]), int(fields[b"end"]))
+            for _, fields in entries[int(known) :]
+        ]
+        return Changes(number_of_entry(entries[-1][0]) if entries else last, appended)
 
     @_named
     def compact(self) -> list[str]:
@@ -152,6 +211,9 @@ class RedisStore:
         with self.server.pipeline() as pipe:
             pipe.delete(self._user(key))
             pipe.srem(self._key(b"users"), key)
+            entries: Any = self.server.xrange(self._key(b"changes"))
+            if theirs := [number for number, fields in entries if fields[b"user"] == key]:
+                pipe.xdel(self._key(b"changes"), *theirs)
             gone = bool(pipe.execute()[1])
         self._rewrite()
         return gone
@@ -210,11 +272,13 @@ class RedisStore:
                     continue
                 return result
 
-    def _write(self, pipe: Any, parts: Sequence[tuple[bytes, Part]], new_only: bool) -> list[int]:
+    def _write(
+        self, pipe: Any, parts: Sequence[tuple[bytes, Part]], new_only: bool, categories: Categories | None
+    ) -> list[int]:
         heads: dict[bytes, Head] = {}
         pending: dict[bytes, dict[str, bytes]] = {}  # fields of each user, not written yet
         gone: dict[bytes, list[str]] = {}
-        counts = []
+        counts, changes = [], list[dict[Any, Any]]()
         for key, part in parts:
             if key not in heads:
                 record = self._head(pipe, key)
@@ -227,7 +291,9 @@ class RedisStore:
             counts.append(part.number)
             if part.number:
                 change = head.appended(part, self.config.max_events)
+                changes.append({"user": key, "first": head.end, "end": head.end + part.number})
                 fields |= {str(place): record for place, record in change.blocks} | {str(HEAD): change.head}
+                fields |= self._indexed(pipe, key, part, head.end, categories or {}, fields)
                 gone.setdefault(key, []).extend(str(place) for place in range(*change.dropped))
                 heads[key] = Head.read(key, change.head)
         pipe.multi()
@@ -237,7 +303,21 @@ class RedisStore:
                 pipe.sadd(self._key(b"users"), key)
             if gone.get(key):
                 pipe.hdel(self._user(key), *gone[key])
+        for entry in changes:
+            pipe.xadd(self._key(b"changes"), entry, maxlen=MOST_CHANGES, approximate=True)
         return counts
+
+    def _indexed(
+        self, server: Any, key: bytes, part: Part, first: int, categories: Categories, pending: Mapping[str, bytes]
+    ) -> dict[str, bytes]:
+        """Fields of a user's index with these events, of which the first is number ``first``."""
+        found = category_index.new_numbers(part, first, categories)
+        names = [_field(category) for category in found]
+        held = server.hmget(self._user(key), names) if names else []
+        return {
+            name: category_index.grown(key, category, pending.get(name, record), numbers)
+            for name, record, (category, numbers) in zip(names, held, found.items(), strict=True)
+        }
 
     def _with(self, key: bytes, fields: dict[str, bytes]) -> Records:
         """The records of a user, those not written yet among them."""
@@ -281,6 +361,10 @@ class RedisStore:
 
     # -- the server ------------------------------------------------------------------------------------------------
 
+    @_named
+    def _check(self) -> None:
+        check_durability(self.server, self.config.durability)
+
     def _key(self, name: bytes) -> bytes:
         return self._prefix + b":" + name
 
@@ -300,46 +384,9 @@ class RedisStore:
     def _give(self, keys: Sequence[bytes], known: int) -> None:
         for start in range(0, len(keys), GIVEN_AT_ONCE):
             mine = keys[start : start + GIVEN_AT_ONCE]
-            self.server.eval(_GIVE, 2, self._key(b"items"), self._key(b"numbers"), *mine)
-
-    @_named
-    def _check_durability(self) -> None:
-        from redis.exceptions import ResponseError
-
-        wanted, server = self.config.durability, self.server
-        server.ping()
-        if wanted == "memory":
-            return
-        try:
-            settings: Any = server.config_get("append*") | server.config_get("maxmemory*")
-        except ResponseError:
-            raise InputError(
-                "the Redis server does not say how durable it is", fix='allow CONFIG GET, or durability="memory"'
-            ) from None
-        if settings.get("appendonly") != "yes" or (wanted == "disk" and settings.get("appendfsync") != "always"):
-            raise InputError(
-                f"the Redis server has appendonly {settings.get('appendonly')}, appendfsync"
-                f" {settings.get('appendfsync')}",
-                allowed="appendonly yes" + (" and appendfsync always" if wanted == "disk" else ""),
-                fix="change the server's settings, or open the store with another durability",
-            )
-        if settings.get("maxmemory") != "0" and settings.get("maxmemory-policy") != "noeviction":
-            raise InputError(
-                f"the Redis server lets keys go (maxmemory-policy {settings.get('maxmemory-policy')})",
-                allowed="noeviction", fix="CONFIG SET maxmemory-policy noeviction",
-            )  # fmt: skip
+            self.server.eval(GIVE, 2, self._key(b"items"), self._key(b"numbers"), *mine)
 
 
-def _connected(url: str) -> Redis:
-    try:
-        import redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
-    except ImportError:
-        raise InputError("a store on Redis needs the package redis", fix="pip install 'sidera[redis]'") from None
-    try:  # no command is sent twice by itself: an append could be kept twice
-        return redis.Redis.from_url(
-            url, retry=Retry(NoBackoff(), 0), socket_timeout=SECONDS, socket_connect_timeout=SECONDS
-        )
-    except ValueError as error:
-        raise InputError(f"store {url!r}: {error}", allowed="redis://HOST:PORT/NUMBER") from None
+def _field(category: bytes) -> str:
+    """Of a user's hash: where the index of a category is."""
+    return "in:" + category.hex()

@@ -38,6 +38,7 @@ _CHECKSUM = struct.Struct("<I")
 _BLOCK = struct.Struct("<q")  # before
 _FRONT = _CHECKSUM.size + _BLOCK.size
 _HEAD = struct.Struct("<qqqqqI")  # first, end, newest, before, lateness, events
+COUNTERS = _CHECKSUM.size + _HEAD.size  # bytes of a head before its events
 
 Records = Callable[[int, int], Sequence[bytes | None]]  # (a, b) -> the records of blocks a..b-1
 ROWS, NAMES = BLOCK * EVENT.itemsize, BLOCK * NAME.itemsize  # bytes of a full block
@@ -248,6 +249,11 @@ class Head:
             if number < len(times):
                 break
         return replace(self, first=first)
+
+
+def newest_in(counters: bytes) -> int:
+    """The time of the newest event ever, from the first COUNTERS bytes of a head."""
+    return int(_HEAD.unpack_from(counters, _CHECKSUM.size)[2])
 
 
 def part_of(events: Events, names: NDArray[np.uint64] | None = None) -> Part:

@@ -108,7 +108,11 @@ def expert_stage(
             )
         begun = time.process_time()
         expert = fit_expert(trained, view, positives, recipe.expert, recipe.eval.seed)
-        info = {**(expert.info or {}), "cpu_seconds": round(time.process_time() - begun, 1)}
+        info = {
+            **(expert.info or {}),
+            "counted_until": counted_until(view.dataset),
+            "cpu_seconds": round(time.process_time() - begun, 1),
+        }
         expert = replace(expert, version=wanted, info=info)
         expert.save(path, digest=wanted, parents={"model": version, "data": data_digest})
         return expert
@@ -123,6 +127,12 @@ def expert_stage(
     say(f"expert: {'on' if expert.is_on else 'off'}; {(expert.info or {}).get('why')}")
     if expert.is_on:
         trained.parts = replace(trained.parts, steps=(expert.to(trained.device), *trained.parts.steps))
+
+
+def counted_until(dataset: Dataset) -> int | None:
+    """The second of a log's newest event: a store's events behind it are no part of the log. None: times are an
+    order."""
+    return None if dataset.time_kind == "order" else int(dataset.times.max(initial=0))
 
 
 def recount_stage(

@@ -28,7 +28,7 @@ import torch
 from sidera import artifacts
 from sidera.bounds import read_json
 from sidera.catalog.catalog import Catalog
-from sidera.catalog.newcomers import TextNeighbours, met_beside, newcomer_vectors
+from sidera.catalog.newcomers import TextNeighbours, met_beside, newcomer_places
 from sidera.config import check_value, digest
 from sidera.core import InputError
 from sidera.data.config import View, load_dataset
@@ -188,12 +188,12 @@ class _Refresh:
             table = dataset.items.slice(first)
             texts = _texts(dataset, catalog)
             positive = self.part.view(self.part.cut).dataset
-            vectors = newcomer_vectors(
+            placed = newcomer_places(
                 catalog, texts[first:], TextNeighbours(texts[:first]), catalog.schema.categories_of(table),
                 met_beside(positive.item_ids, positive.offsets, first, dataset.num_items),
             )  # fmt: skip
             titles = table["title"].to_pylist() if "title" in table.column_names else None
-            catalog = catalog.with_items(table["key"].to_pylist(), vectors, titles, table)
+            catalog = catalog.with_items(table["key"].to_pylist(), placed.vectors, titles, table)
             self.say(f"catalog: {catalog.num_items - first:,} new items on codes that were free")
         positive = self.part.everything.item_ids[self.part.positive_mask]
         counts = np.bincount(positive, minlength=catalog.num_items).astype(np.int64)
@@ -252,6 +252,7 @@ class _Refresh:
         if expert is not None:
             view = replace(self.part, reads_all=False).view(before)
             counted = expert.recounted(*train_sequences(view.dataset, view.split), self.catalog.num_items, wanted)
+            counted = replace(counted, info={**(counted.info or {}), "counted_until": before - 1})
             counted.save(self._expert(name), digest=wanted, parents={"model": wanted, "data": self.dataset.digest})
         new.save_model(
             self.work / name, digest=wanted, parents=parents, training={"seen_until": self.part.end, "refreshed": True}

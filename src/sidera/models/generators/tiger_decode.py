@@ -27,6 +27,7 @@ from sidera.nn.t5 import Decoder, DecoderLayer, Encoder, EncoderLayer
 from sidera.nn.t5_functions import EPSILON
 from sidera.ops.attention import Layout, attention
 from sidera.ops.jagged import with_copies
+from sidera.ops.masks import added
 from sidera.roles import StepOutput
 
 BEGIN = 1
@@ -245,9 +246,7 @@ def new_cache(weights: FastWeights, context: TigerContext | PaddedContext, width
         values = weights.fold_values @ states.transpose(1, 2)  # (B, layers*D*H, S)
     keys = keys.permute(2, 0, 3, 1, 4).reshape(num_layers, num_histories, -1, dim)  # (layers, B, H*S, D)
     values = values.view(num_histories, num_layers, dim, -1).transpose(0, 1)  # (layers, B, D, H*S)
-    absent = None
-    if mask is not None:
-        absent = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, float("-inf"))[:, None, None]
+    absent = None if mask is None else added(mask, weights.embedding)[:, None, None]
     num_levels, inner = len(weights.tokens.sizes), weights.layers[0].out.shape[1]
     beams = BeamCache(num_histories, width, num_levels, num_layers, inner, like=weights.embedding)
     return TigerCache(weights, keys, values, absent, beams)

@@ -32,6 +32,9 @@ LONG_WINDOW, LONG_DECAY = 20, 0.85  # of ``near``
 BACKWARD = 0.5  # of ``together``: weight of "came before"
 SHARE_SCALE = 10.0
 LEAST = 1e-5  # of a count: below it is rounding
+LEAST_ROOM = 4096  # pairs
+AT_ONCE = 20_000  # events whose pairs are counted together where counts change
+Sequences = tuple[np.ndarray, np.ndarray]  # user u's events: item_ids[offsets[u]:offsets[u+1]], oldest first
 KINDS = ("next", "forward", "near", "together")
 # A vote: which count, and how an event's vote fades from the newest event (0) on. None: only the newest event votes.
 VOTES: dict[str, tuple[str, float | None]] = {
@@ -54,6 +57,25 @@ def kind_weights(kind: str) -> tuple[np.ndarray, np.ndarray]:
         "near": (long, long),
         "together": (near, BACKWARD * near),
     }[kind]
+
+
+class Room:
+    """Space behind the pairs of counts: what is written there copies no pair, and who reads older counts is not
+    disturbed. One writer, whose next counts are made of the last ones."""
+
+    def __init__(self) -> None:
+        self._right_ids, self._counts = torch.zeros(0, dtype=torch.int32), torch.zeros(0, len(KINDS))
+
+    def behind(self, before: PairCounts, right_ids: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Both columns with more pairs at their end."""
+        used = len(before.right_ids)
+        end = used + len(right_ids)
+        if before.right_ids.data_ptr() != self._right_ids.data_ptr() or end > len(self._right_ids):
+            size = end + max(end // 4, LEAST_ROOM)
+            old, self._right_ids, self._counts = before, right_ids.new_empty(size), counts.new_empty(size, len(KINDS))
+            self._right_ids[:used], self._counts[:used] = old.right_ids, old.counts
+        self._right_ids[used:end], self._counts[used:end] = right_ids, counts
+        return self._right_ids[:end], self._counts[:end]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,30 +118,72 @@ class PairCounts:
         """The counts after events that came since, as a count of everything would have them.
 
         Each user's last ``num_new`` (U,) events of ``item_ids[offsets[u]:offsets[u+1]]`` are new. What is given before
-        them, at most LONG_WINDOW events, was counted already and says what they followed. ``num_items``: of now. Rows
-        of items with new pairs are written behind the others, and no pair is left out until the next :meth:`of`. The
-        columns are copied once, so a call takes in many events.
+        them, at most LONG_WINDOW events, was counted already and says what they followed. ``num_items``: of now.
         """
-        device, lengths = self.begins.device, np.diff(offsets)
+        lengths = np.diff(offsets)
         age = np.repeat(offsets[1:], lengths) - 1 - np.arange(len(item_ids))  # 0: the newest of its user
         old_mask = age >= np.repeat(num_new, lengths)
         known = item_ids[old_mask], np.concatenate([[0], np.cumsum(lengths - num_new)])
-        after, before = (PairCounts.of(*some, num_items, num_items) for some in ((item_ids, offsets), known))
-        more = num_items - self.num_items
+        return self.changed(known, (item_ids, offsets), num_items)
+
+    def changed(self, before: Sequences, after: Sequences, num_items: int, room: Room | None = None) -> PairCounts:
+        """The counts where the sequences ``after`` stand in place of ``before``: events came, also between others.
+
+        Both hold what is within LONG_WINDOW events of a change. Rows of items with other pairs are written behind the
+        others, and no pair is left out until the next :meth:`of` or :meth:`compacted`. With ``room`` the columns are
+        not copied. The cost follows the rows that change, and one copy of a column of N.
+        """
+        device, more = self.begins.device, num_items - self.num_items
         begins, ends = (torch.nn.functional.pad(column.cpu(), (0, more)).clone() for column in (self.begins, self.ends))
-        popularity = torch.nn.functional.pad(self.popularity.cpu(), (0, more)) + after.popularity - before.popularity
-        rows = torch.nonzero(after.ends > after.begins)[:, 0]
+        popularity = torch.nn.functional.pad(self.popularity.cpu(), (0, more)).clone()
+        for (item_ids, _), sign in ((before, -1.0), (after, 1.0)):
+            ids = torch.from_numpy(item_ids)
+            popularity.index_add_(0, ids, torch.full((len(ids),), sign))
         mine = replace(self.to("cpu"), begins=begins, ends=ends)
-        keys, values = zip(*(one._pairs_of(rows, num_items) for one in (mine, after, before)), strict=True)
-        values = (values[0], values[1], -values[2])
-        pairs, inverse = torch.unique(torch.cat(keys), return_inverse=True)
-        counts = torch.zeros(len(pairs), len(KINDS)).index_add_(0, inverse, torch.cat(values))
+        keys, values = _differences(before, after, num_items)
+        rows = torch.unique_consecutive(keys // num_items)
+        held, counted = mine._pairs_of(rows, num_items)
+        pairs, inverse = torch.unique(torch.cat((held, keys)), return_inverse=True)
+        counts = torch.zeros(len(pairs), len(KINDS)).index_add_(0, inverse, torch.cat((counted, values)))
         real = (counts > LEAST).any(1)  # pairs of events that were known already, and of none before, leave rounding
         pairs, counts = pairs[real], counts[real].clamp(min=0)
         bounds = torch.searchsorted(pairs, torch.stack((rows, rows + 1)) * num_items) + len(self.right_ids)
         begins[rows], ends[rows] = bounds[0], bounds[1]
-        right = torch.cat((self.right_ids.cpu(), (pairs % num_items).int()))
-        return PairCounts(begins, ends, right, torch.cat((self.counts.cpu(), counts)), popularity).to(device)
+        columns = (room or Room()).behind(mine, (pairs % num_items).int(), counts)
+        return PairCounts(begins, ends, *columns, popularity).to(device)
+
+    @property
+    def num_unused(self) -> int:
+        """Pairs that were written again behind the others."""
+        return len(self.right_ids) - int((self.ends - self.begins).sum())
+
+    def compacted(self, neighbours: int) -> PairCounts:
+        """Without unused pairs; of a left item with more than twice ``neighbours`` pairs these are left, as in
+        :meth:`of`."""
+        mine, lengths = self.to("cpu"), (self.ends - self.begins).cpu()
+        places = torch.arange(int(lengths.sum())) + torch.repeat_interleave(
+            mine.begins - lengths.cumsum(0) + lengths, lengths
+        )
+        long = torch.nonzero(lengths > 2 * neighbours)[:, 0]
+        if len(long):
+            best = mine._best_of(long, neighbours)  # (n, neighbours)
+            kept = torch.ones(len(mine.right_ids), dtype=torch.bool)
+            for row in long.tolist():
+                kept[mine.begins[row] : mine.ends[row]] = False
+            kept[best.flatten()] = True
+            places, lengths = places[kept[places]], lengths.clone().index_fill_(0, long, neighbours)
+        ends = lengths.cumsum(0)
+        columns = mine.right_ids[places], mine.counts[places]
+        return PairCounts(ends - lengths, ends, *columns, mine.popularity).to(self.begins.device)
+
+    def _best_of(self, rows: Tensor, number: int) -> Tensor:
+        """(n, number) places of the pairs of these left items (n,) that :meth:`of` would keep."""
+        best = []
+        for begin, end in zip(self.begins[rows].tolist(), self.ends[rows].tolist(), strict=True):
+            near = self.counts[begin:end, KINDS.index("near")]
+            value = near / self.popularity[self.right_ids[begin:end].long()].clamp(min=1).sqrt()
+            best.append(begin + value.topk(number).indices)
+        return torch.stack(best)
 
     def _pairs_of(self, rows: Tensor, num_items: int) -> tuple[Tensor, Tensor]:
         """Keys (p,), ``left * num_items + right``, and counts (p, KINDS) of these left items (n,)."""
@@ -169,6 +233,35 @@ class PairCounts:
         values = (counts / (SHARE_SCALE * share)[:, None]).log1p()
         cosine = counts[:, -1] / ((self.popularity[left] + 1) * (self.popularity[right] + 1)).sqrt()
         return torch.cat((values[:, :-1], cosine[:, None]), dim=1)
+
+
+def _differences(before: Sequences, after: Sequences, num_items: int) -> tuple[Tensor, Tensor]:
+    """Keys (p,) ascending, ``left * num_items + right``, and what the counts (p, KINDS) of each pair grow by."""
+    forward, backward = (np.zeros((LONG_WINDOW, len(KINDS))) for _ in range(2))
+    for place, kind in enumerate(KINDS):
+        for table, weights in zip((forward, backward), kind_weights(kind), strict=True):
+            table[: len(weights), place] = weights
+    item_ids, num_old = np.concatenate([before[0], after[0]]).astype(np.int64), len(before[0])
+    owners = np.repeat(
+        np.arange(len(before[1]) + len(after[1]) - 2), np.concatenate([np.diff(before[1]), np.diff(after[1])])
+    )
+    pairs, sums = np.zeros(0, np.int64), np.zeros((0, len(KINDS)))
+    for start in range(0, len(item_ids), AT_ONCE):
+        own = np.arange(start, min(start + AT_ONCE, len(item_ids)))
+        others = own[:, None] + np.arange(1, LONG_WINDOW + 1)  # (e, LONG_WINDOW)
+        near = others < len(item_ids)
+        near &= owners[np.where(near, others, 0)] == owners[own][:, None]
+        places, steps = np.nonzero(near)
+        left, right = item_ids[own[places]], item_ids[others[near]]
+        sign = np.where(own[places] < num_old, -1.0, 1.0)[:, None]
+        values = np.concatenate([sign * forward[steps], sign * backward[steps]])
+        values[np.tile(left == right, 2), KINDS.index("together")] = 0.0  # an item is not together with itself
+        keys = np.concatenate([pairs, left * num_items + right, right * num_items + left])
+        pairs, inverse = np.unique(keys, return_inverse=True)
+        values = np.concatenate([sums, values])
+        sums = np.stack([np.bincount(inverse, column, len(pairs)) for column in values.T], axis=1)
+    changed = np.abs(sums).max(axis=1, initial=0) > LEAST
+    return torch.from_numpy(pairs[changed]), torch.from_numpy(sums[changed]).float()
 
 
 def _pairs(
