@@ -121,9 +121,22 @@ def pays(dtype: torch.dtype, is_packed: bool) -> bool:
     return ONEDNN_PAYS * _fastest(lambda: linear(x, laid_out, False)) <= own
 
 
+@cache
+def rows_of_a_call() -> int:
+    """How many rows a product of a vector with rows of 64 numbers could read in the time that one more call takes."""
+    table = _ramp(1 << 16, 64, dtype=torch.float32, device="cpu")  # 16 MB: read from memory, as large tables are
+    out, bias = torch.empty(1, len(table)), torch.zeros(len(table))
+
+    def product(rows: int) -> Tensor:
+        return torch.addmm(bias[:rows], table[:1], table[:rows].T, out=out[:, :rows])
+
+    few, many = _fastest(lambda: product(16)), _fastest(lambda: product(len(table)))
+    return max(1, round(few * len(table) / max(many - few, 1e-9)))
+
+
 def forget() -> None:
     """Try everything again. For tests: a process keeps its processor."""
-    for found in (runs, pays, _operation, emulates_bf16, _cpu_bf16_pays):
+    for found in (runs, pays, rows_of_a_call, _operation, emulates_bf16, _cpu_bf16_pays):
         found.cache_clear()
 
 
