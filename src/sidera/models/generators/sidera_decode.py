@@ -3,8 +3,8 @@
 All beams of a history share its state, so a node's children are one product with the vectors of a run of the level:
 they are neighbours. Two ways, held against the generator's own (``tests/models/test_sidera.py``): one product with the
 whole level and a lookup, where that takes less time; else a product a node, read where it lies, with the states of all
-histories that ask for it. What a call costs beside the rows that it reads is timed once. Nothing is gathered: a million leaves of 64 dims are 250 MB, and 50 beams of a
-tree of 1,000 clusters would copy 12 MB of them at every request.
+histories that ask for it. What a call costs beside the rows that it reads is timed once. Nothing is gathered: a million
+leaves of 64 dims are 250 MB, and 50 beams of a tree of 1,000 clusters would copy 12 MB of them at every request.
 
 Shape legend: B histories · W beams · S longest history · C most children of a node · D width.
 """
