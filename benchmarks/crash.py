@@ -18,7 +18,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from harness import arguments, finish
+from harness import arguments, finish, said
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "store"))
 crash = importlib.import_module("crashing").crash
@@ -33,16 +33,26 @@ def main() -> None:
     options = arguments(__doc__, extend)
     kills = 8 if options.quick else options.kills
     rng, outcomes, lost, acknowledged = random.Random(0), Counter[str](), list[str](), 0
-    for start in range(0, kills, 10):
-        with tempfile.TemporaryDirectory() as folder:
-            for number in range(start, min(kills, start + 10)):
-                wrong, damaged = crash(Path(folder), number, rng.random() * 0.5, DAMAGES)
-                lost += [f"kill {number}: {wrong}"] if wrong else []
-                lost += [f"damage after kill {number}: {one}" for one in damaged if one not in ("whole", "refused")]
-                outcomes.update(one if one in ("whole", "refused") else "lost in silence" for one in damaged)
-            acknowledged += (Path(folder) / "acknowledged").read_text(encoding="utf-8").count("\n")
-    for line in lost:
-        print(line)
+    done = 0
+
+    def so_far() -> str:
+        return f"{done} of {kills} kills, {sum(outcomes.values())} copies damaged, {len(lost)} wrong"
+
+    with said(so_far):
+        for start in range(0, kills, 10):
+            with tempfile.TemporaryDirectory() as folder:
+                for number in range(start, min(kills, start + 10)):
+                    wrong, damaged = crash(Path(folder), number, rng.random() * 0.5, DAMAGES)
+                    found = [f"kill {number}: {wrong}"] if wrong else []
+                    found += [
+                        f"damage after kill {number}: {one}" for one in damaged if one not in ("whole", "refused")
+                    ]
+                    for line in found:
+                        print(line, flush=True)
+                    lost += found
+                    outcomes.update(one if one in ("whole", "refused") else "lost in silence" for one in damaged)
+                    done += 1
+                acknowledged += (Path(folder) / "acknowledged").read_text(encoding="utf-8").count("\n")
     value = {
         "lost_or_doubled": len(lost),
         "kills": kills,

@@ -17,14 +17,16 @@ glibc returns large blocks to the kernel by default, and then half of a large be
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import math
 import os
 import platform
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,24 @@ def interleaved(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> di
             if round_number:
                 seconds[name].append(time.process_time() - start)
     return seconds
+
+
+@contextlib.contextmanager
+def said(what: Callable[[], str], seconds: float = 10.0) -> Iterator[None]:
+    """Print ``what()`` every so often while the block runs: a run that is cut off has left figures."""
+    over, begun = threading.Event(), time.monotonic()
+
+    def say() -> None:
+        while not over.wait(seconds):
+            print(f"{time.monotonic() - begun:.0f} s: {what()}", flush=True)
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def machine() -> dict[str, Any]:

@@ -18,13 +18,14 @@ process: `refresh` with its gate, catalogue and files; `train` with its catalogu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness import arguments, finish, single_thread, tuned_allocator
+from harness import arguments, finish, said, single_thread, tuned_allocator
 from online_arms import QUICK, ROOT, bench_folder, world_log
 
 LOG_DAYS, SEED = 10, 0
@@ -211,7 +212,9 @@ def main() -> None:
     chosen: dict[str, Any] = {name: int(v) if name == "epochs" else float(v) for name, v in given.items()}
     settings = RefreshConfig(**chosen)
     data = Path(shutil.copytree(log, folder / "data"))
-    begun = time.process_time()
+    begun, stage = time.process_time(), "first training"
+    stack = contextlib.ExitStack()
+    stack.enter_context(said(lambda: f"{stage}, {time.process_time() - begun:.0f} CPU-s"))
     train(recipe, data, folder / "run", say=lambda _: None)
     first_cpu = time.process_time() - begun
     world = World.build(world_config("easy"), SEED)
@@ -220,13 +223,17 @@ def main() -> None:
     loop = Loop(folder / "run", data, folder, world, recipe, settings)
     loop.probe = probe(world, 300 if options.quick else 2 * users, LOG_DAYS + days)
     others = prepare(world, np.flatnonzero(held_out), LOG_DAYS)
+    stage = "old policy serves the others"
     run_policy(world, LoggerPolicy(), others, days, on_exposures=loop.keep)
+    stage = "frozen model serves"
     outcomes = {
         "frozen": run_policy(world, RecommenderPolicy(_opened(folder / "run"), world), audience, days, timeout=600)
     }
+    stage = "refreshed model serves and learns at night"
     outcomes["refreshed"] = run_policy(world, loop, audience, days, timeout=7200, on_exposures=loop.follow)
     loop.close_day()
     loop.live.close()
+    stack.close()
     slots = sum(int(sum(one.metrics["num_items"])) for one in outcomes.values())
     faults = sum(sum(one.faults.values()) for one in outcomes.values())
     lost = max(one.lost_share for one in outcomes.values())

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from before_after import other_tree
-from harness import arguments, finish
+from harness import arguments, finish, said
 from servers import ROOT, served, users_of
 
 SLO = 0.1
@@ -67,7 +67,12 @@ class Loaded:
             (healthz,) = get_requests(self.address, "/healthz")
             requests = [healthz if number % every == 0 else one for number, one in enumerate(requests)]
         client = Client((self.address.host, self.address.port), requests, timeout=10.0, max_connections=1000)
-        return client.open(rate, seconds, 0.5, **search)
+        begun = f"{rate:.1f} requests/s for {seconds:g} s"
+        with said(lambda: f"{begun}: {client.tally.num_sent} sent, {self.server.rss >> 20} MB"):
+            tally = client.open(rate, seconds, 0.5, **search)
+        answered = {name: (len(kind.successes), p99_ms(kind.successes)) for name, kind in tally.kinds.items()}
+        print(f"{begun}: answers and their p99 in ms: {answered}, {self.server.rss >> 20} MB", flush=True)
+        return tally
 
     def highest_rate(self, seconds: float) -> float:
         from sidera.traffic.highest_rate import SHARE, highest_rate

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import arguments, finish
+from harness import arguments, finish, said
 
 ITEMS = 12_000
 LEVELS = (128, 128)  # 16,384 codes: items that come need free ones
@@ -179,8 +179,9 @@ def main() -> None:
             try:
                 time.sleep(3)
                 writer.start()
-                during = swapped(address, swaps, removed, bad)
-                writer.join()
+                with said(lambda: f"{len(removed)} changes to items, {len(bad)} failed calls, {server.rss >> 20} MB"):
+                    during = swapped(address, swaps, removed, bad)
+                    writer.join()
             finally:
                 stop.set()
                 seen = [row for _ in clients for row in out.get()]

@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 import sidera
 from contracts.checkerboard_world import SMALL, build, world
 from sidera import ServeConfig
+from sidera.cli import main
 from sidera.core import ArtifactError, InputError, Request
 from sidera.decode.beam import beam_search
 from sidera.decode.compiled import (
@@ -158,7 +159,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return {"searches": "no time"}
 
     monkeypatch.setattr(compiling, "_compiled_aside", compile_now)
-    monkeypatch.setattr(compiling, "_check_tools", lambda snapshot: None)
+    monkeypatch.setattr(compiling, "check_exportable", lambda snapshot: None)
     monkeypatch.setattr(compiling, "_loaded", lambda content: programs[content.decode()])
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return folder
@@ -289,7 +290,7 @@ def test_searches_of_several_histories_fix_no_number_of_histories(name: str) -> 
 
 
 def test_keys_and_models_that_cannot_be_exported_are_named(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = tmp_path / "short"
     short.write_text("abc")
@@ -301,6 +302,9 @@ def test_keys_and_models_that_cannot_be_exported_are_named(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     with pytest.raises(InputError, match="the model is a scorer"):
         export_run(run, snapshot_of("sasrec"), ASKED)
+    save_model(snapshot_of("sasrec"), run / "model", "digest", {}, {})
+    assert main(["export", str(run), "--beam", "6"]) == 2
+    assert "the model is a scorer: its answer is two products" in capsys.readouterr().err
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(InputError, match=r"no C\+\+ compiler is here"):
         export_run(run, snapshot_of(), ASKED)

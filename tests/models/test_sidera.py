@@ -195,13 +195,13 @@ def test_wrong_width_is_refused() -> None:
         make(width=9)
 
 
-@pytest.mark.parametrize("table_share", [0, 10**9], ids=["runs", "table"])
+@pytest.mark.parametrize("rows", [-(10**9), 10**9], ids=["runs", "table"])
 @pytest.mark.parametrize("level_sizes", [(4, 3), (4, 3, 2)])
 def test_both_ways_of_scoring_children_are_the_trained_one(
-    table_share: int, level_sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    rows: int, level_sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Histories that come back to items, and beams that stand twice on one node; gradients go the trained way."""
-    monkeypatch.setattr(sidera_decode, "TABLE_SHARE", table_share)
+    monkeypatch.setattr(sidera_decode, "rows_of_a_call", lambda: rows)
     catalog = small_catalog(NUM_ITEMS, level_sizes)
     model, items = make(catalog), torch.tensor([3, 3, 5, 3, 0, 7, 11, 0])
     sids = torch.as_tensor(catalog.codes).long()[torch.tensor([[3, 3, 11, 0, 5], [0, 7, 2, 1, 3]])]  # (B, G, L)

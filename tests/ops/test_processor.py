@@ -20,7 +20,9 @@ SPECIAL = tuple(processor.OPERATIONS)
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """oneDNN's products are taken wherever they run, however fast they are here."""
+    monkeypatch.setattr(processor, "ONEDNN_PAYS", 0.0)
     processor.forget()
     yield
     processor.forget()
@@ -125,6 +127,19 @@ def test_what_cannot_be_packed_is_multiplied_as_it_is(monkeypatch: pytest.Monkey
         laid_out = packed(weight, 64)
     assert laid_out is weight
     torch.testing.assert_close(product(x, laid_out).float(), x.float() @ weight.float().t(), rtol=0.02, atol=0.1)
+
+
+def test_a_product_that_is_no_faster_is_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = iter([1.0, 0.9, 1.0, 0.7])  # torch's own and oneDNN's, first of a packed weight, then of a plain one
+    weight = torch.ones(3, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(processor, "runs", lambda *asked: True)
+        patch.setattr(processor, "pack", lambda weight, num_rows: weight)
+        patch.setattr(processor, "_fastest", lambda product: next(spent))
+        patch.setattr(processor, "ONEDNN_PAYS", 1.25)
+        assert packed(weight, 64) is weight
+        assert not processor.pays(torch.float32, is_packed=True)
+        assert processor.pays(torch.float32, is_packed=False)
 
 
 def test_trying_draws_no_random_numbers() -> None:

@@ -13,12 +13,13 @@ def export_verb(arguments: Arguments) -> dict[str, Any]:
     from dataclasses import asdict
 
     from sidera.engine import versions
-    from sidera.engine.compiling import export_run
+    from sidera.engine.compiling import check_exportable, export_run
     from sidera.engine.recommender import Recommender
     from sidera.engine.serving import ServeConfig
 
     folder = versions.current_folder(arguments.run)
     recommender = Recommender.load(folder, beam=arguments.beam, serve=ServeConfig(compiled=False))
+    check_exportable(recommender.snapshot)
     asked = recommender.pipeline.asked(recommender.catalog.trie)
     done = export_run(
         folder, recommender.snapshot, asked, minutes=arguments.minutes, requests=arguments.requests, key=arguments.key

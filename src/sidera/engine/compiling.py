@@ -107,7 +107,7 @@ def export_run(
     """Write ``RUN/compiled``. InputError where this machine or this model cannot, and when the time is over;
     ArtifactError, with nothing written, where the programs answer something else than the model."""
     run, secret = Path(run), _key(key, make=True)
-    _check_tools(snapshot)
+    check_exportable(snapshot)
     with tempfile.TemporaryDirectory(prefix="sidera-export-") as scratch:
         refused = _compiled_aside(run, Path(scratch), asked, minutes)
         names = [name for name in NAMES if (Path(scratch) / f"{name}.pt2").is_file()]
@@ -157,7 +157,7 @@ def _tried(run: Path, snapshot: Snapshot, compiled: CompiledSearch, requests: in
     )  # fmt: skip
 
 
-def _check_tools(snapshot: Snapshot) -> None:
+def check_exportable(snapshot: Snapshot) -> None:
     """InputError unless there is something to compile, and something that compiles it."""
     if not snapshot.generates or snapshot.writes_lists:
         kind = "a scorer: its answer is two products" if not snapshot.generates else "a writer of lists"

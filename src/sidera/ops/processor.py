@@ -3,7 +3,8 @@
 Some products and gradients are fastest in operations that torch keeps private. They may be missing from a build, or
 refuse a processor (oneDNN packs bfloat16 weights only where it finds certain vector units, and reads the processor
 itself). So each has a plain body beside it, and :func:`runs` tries the operation on a small example: only one that
-answers, and answers what the plain body answers, is used.
+answers, and answers what the plain body answers, is used. Whose library multiplies faster differs between processors
+and releases, so :func:`pays` times oneDNN's products against torch's own.
 
 The same holds for number formats: :func:`emulates_bf16` says whether bfloat16 products bring anything here, and
 :func:`resolve_precision` chooses for ``[fit] precision = "auto"``.
@@ -27,6 +28,9 @@ Precision = Literal["f32", "bf16"]
 SIDE = 256  # of the products that are timed
 ROUNDS = 5
 PAYS = 1.1  # bf16 has to be so many times faster than f32
+ONEDNN_PAYS = (
+    1.25  # and oneDNN than torch's own: near 1 the choice, and the last digits, would differ between processes
+)
 
 # What torch calls them; tests put refusing or missing ones here.
 OPERATIONS = {
@@ -106,9 +110,33 @@ def runs(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> 
     return False
 
 
+@cache
+def pays(dtype: torch.dtype, is_packed: bool) -> bool:
+    """Whether oneDNN's product, of a packed weight or of a plain one, is clearly faster here than torch's own."""
+    if not runs("linear", dtype) or (is_packed and not runs("pack", dtype)):
+        return False
+    x, weight = _ramp(64, 128, dtype=dtype, device="cpu"), _ramp(384, 128, dtype=dtype, device="cpu")
+    laid_out = pack(weight, len(x)) if is_packed else weight
+    own = _fastest(lambda: plain_linear(x, weight, False))
+    return ONEDNN_PAYS * _fastest(lambda: linear(x, laid_out, False)) <= own
+
+
+@cache
+def rows_of_a_call() -> int:
+    """How many rows a product of a vector with rows of 64 numbers could read in the time that one more call takes."""
+    table = _ramp(1 << 16, 64, dtype=torch.float32, device="cpu")  # 16 MB: read from memory, as large tables are
+    out, bias = torch.empty(1, len(table)), torch.zeros(len(table))
+
+    def product(rows: int) -> Tensor:
+        return torch.addmm(bias[:rows], table[:1], table[:rows].T, out=out[:, :rows])
+
+    few, many = _fastest(lambda: product(16)), _fastest(lambda: product(len(table)))
+    return max(1, round(few * len(table) / max(many - few, 1e-9)))
+
+
 def forget() -> None:
-    """Try everything anew. For tests: a process keeps its processor."""
-    for found in (runs, _operation, emulates_bf16, _cpu_bf16_pays):
+    """Try everything again. For tests: a process keeps its processor."""
+    for found in (runs, pays, rows_of_a_call, _operation, emulates_bf16, _cpu_bf16_pays):
         found.cache_clear()
 
 
@@ -198,11 +226,16 @@ def _x86_has_bf16() -> bool:
 
 
 def _seconds(square: Tensor) -> float:
-    """The fastest of a few products with a transposed matrix, as layers multiply; the first is not counted."""
-    F.linear(square, square)
+    """Of a product with a transposed matrix, as layers multiply."""
+    return _fastest(lambda: F.linear(square, square))
+
+
+def _fastest(product: Callable[[], Tensor]) -> float:
+    """Seconds of the fastest of a few calls; the first is not counted."""
+    product()
     spent = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
-        F.linear(square, square)
+        product()
         spent.append(time.perf_counter() - started)
     return min(spent)

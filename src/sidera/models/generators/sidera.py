@@ -334,12 +334,9 @@ class SideraGenerator(nn.Module):
     def context(self, batch: Batch) -> TreeContext:
         """Encode the histories once. Requires at least one event in each."""
         offsets, paths = batch.events.offsets, self._paths(batch.items.codes)
-        layout = layout_of(offsets, num_tokens=batch.num_events)
+        layout, alone = layout_of(offsets, num_tokens=batch.num_events), batch.num_histories == 1
         last = self.encoder.last(self._events(batch, paths), layout, offsets[1:] - 1)  # (B, D)
-        if batch.num_histories == 1:
-            visited = paths[batch.events.items][None]
-        else:
-            visited = self._visited(batch, paths, offsets[:-1], batch.lengths)
+        visited = paths[batch.events.items][None] if alone else self._visited(batch, paths, offsets[:-1], batch.lengths)
         return TreeContext(torch.stack(self._level_states(last), dim=1), visited)
 
     def new_cache(self, context: TreeContext, width: int) -> TreeCache:

@@ -2,9 +2,9 @@
 
 All beams of a history share its state, so a node's children are one product with the vectors of a run of the level:
 they are neighbours. Two ways, held against the generator's own (``tests/models/test_sidera.py``): one product with the
-whole level and a lookup, where the beams ask for a good part of it; else a product a node, read where it lies, with the
-states of all histories that ask for it. Nothing is gathered: a million leaves of 64 dims are 250 MB, and 50 beams of a
-tree of 1,000 clusters would copy 12 MB of them at every request.
+whole level and a lookup, where that takes less time; else a product a node, read where it lies, with the states of all
+histories that ask for it. What a call costs beside the rows that it reads is timed once. Nothing is gathered: a million
+leaves of 64 dims are 250 MB, and 50 beams of a tree of 1,000 clusters would copy 12 MB of them at every request.
 
 Shape legend: B histories · W beams · S longest history · C most children of a node · D width.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-TABLE_SHARE = 16  # beams that ask for a 16th of a level's nodes are answered from a table of all of them
+from sidera.ops.processor import rows_of_a_call
 
 
 def children_logits(
@@ -24,7 +24,7 @@ def children_logits(
 
     starts (nodes + 1,): the first child of each node; vectors (children, D) and bias (children,) of the level.
     """
-    if nodes.numel() * num_children * TABLE_SHARE >= bias.numel() * states.shape[0] or not states.is_cpu:
+    if not states.is_cpu or nodes.numel() * (num_children + rows_of_a_call()) >= bias.numel() * states.shape[0]:
         table = torch.addmm(bias, states, vectors.T)  # (B, children)
         children = starts[nodes][:, :, None] + torch.arange(num_children, device=table.device)
         children = children.clamp_(max=len(bias) - 1)  # (B, W, C)
