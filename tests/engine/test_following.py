@@ -126,6 +126,10 @@ def test_the_next_answer_counts_an_event_and_says_so(catalog: Catalog, behaviour
 
     before = ask()
     assert before["expert_version"] == "made+0"
+    alone = Recommender(model, catalog, model_section=SECTION, beam=8, parts=Parts((expert(catalog),)))
+    assert recommender.pipeline.asked(catalog.trie) == alone.pipeline.asked(catalog.trie), "it searches as the expert"
+    (expected,) = alone.recommend([[keys[1]]], k=5)
+    assert [one["item"] for one in before["items"]] == list(expected.item_keys)
     body = {"items": [keys[1], keys[7]], "times": [int(time.time()) - 9, int(time.time()) - 8]}
     for user in range(30):
         assert client.post("/v1/events", json={"user": f"u{user}", **body}).status_code == 200

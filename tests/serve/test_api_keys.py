@@ -172,3 +172,23 @@ def test_the_log_names_nobody(recommender: Recommender, keys: dict[str, str], tm
         ("/v1/recommend", 200, "read"), ("other", 401, None), ("other", 404, None),
     ]  # fmt: skip
     assert "ann" not in (tmp_path / "log").read_text()
+
+
+def test_a_key_that_may_only_ask_learns_of_no_single_second(client: TestClient, keys: dict[str, str]) -> None:
+    """What is popular in a second is what somebody did then."""
+    asking, knowing = keys["read"], add_key(Path(keys["file"]), "shop", ["read", "write"])
+    second = {"seconds": 1, "until": 1_600_000_124}
+    found = {}
+    for name, key in (("asking", asking), ("knowing", knowing)):
+        header = {"authorization": f"Bearer {key}"}
+        assert client.get("/v1/popular", params={"window": "day"}, headers=header).status_code == 200
+        found[name] = client.get("/v1/popular", params=second, headers=header)
+    assert found["asking"].status_code == 403
+    assert "seconds and until need the scope 'write'" in found["asking"].json()["detail"]
+    assert [one["item"] for one in found["knowing"].json()["items"]] == ["item0003"]
+    for scope, expected in (("read", 403), ("write", 403), ("admin", 200)):
+        header = {"authorization": f"Bearer {keys[scope]}"}
+        answer = client.get("/v1/history", params={"user": "ann"}, headers=header)
+        assert answer.status_code == expected
+    assert [one["time"] for one in answer.json()["events"]] == [1_600_000_123]
+    assert answer.json()["unknown"] == ["gone"]

@@ -176,6 +176,25 @@ def test_an_idle_server_answers_while_its_limits_are_tried(live: tuple[int, Serv
     until(lambda: served.asker.scheduler.counts.dropped == 1)
 
 
+def test_large_bodies_that_are_refused_are_read_to_their_end_in_turn(live: tuple[int, Served]) -> None:
+    """Each client has sent everything before it reads, and finds its answer; others are answered meanwhile."""
+    port, served = live
+    waiting, statuses = list[int](), list[int]()
+
+    def send_all() -> None:
+        connection = send(port, call("/v1/recommend", b"x" * 8_000_000))
+        statuses.append(status(answer(connection)))
+
+    threads = [threading.Thread(target=send_all) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        waiting.append(ask(port))
+    assert statuses == [413] * 4
+    assert set(waiting) == {200}
+    assert served.metrics.body_bytes == 0
+
+
 def test_headers_that_mean_nothing_are_named(live: tuple[int, Served]) -> None:
     for header in ("x-deadline-ms: 0", "x-deadline-ms: soon", "x-deadline-ms: 9999999999", "x-priority: urgent"):
         reply = answer(send(live[0], call("/v1/recommend", ASK, more=f"{header}\r\n")))

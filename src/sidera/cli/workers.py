@@ -23,14 +23,13 @@ from typing import TYPE_CHECKING, Any
 from sidera import console
 from sidera.cli.running import run_verb
 from sidera.core import InputError
-from sidera.serve.worker import Worker
+from sidera.serve.worker import BACKLOG, Worker
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
 MOST_FAILURES = 3  # starts in a row that did not come up
 CLOSING = 10.0  # seconds beside the grace time, for the store
-BACKLOG = 2048
 Work = Callable[[argparse.Namespace, socket.socket, Worker], None]
 BAD_INPUT = 2  # exit code; the worker has said what is wrong
 

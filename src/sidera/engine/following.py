@@ -22,10 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sidera.decode.compiled import Asked
 from sidera.engine.expert import Expert
 from sidera.engine.histories import Behaviour, event_bits
-from sidera.engine.pipeline import Candidates, Query
+from sidera.engine.pipeline import Candidates, Query, SearchingStep
 from sidera.models.retrievers.pair_counts import LONG_WINDOW, Room, Sequences
+from sidera.ops.trie import CodeTrie
 
 LOOKED_BACK = 256  # events of a user before the new ones that say what these followed
 USERS_AT_ONCE = 5000  # of a store that is read when it is opened
@@ -52,7 +54,7 @@ class FollowedExpert:
         self.now()
 
     @classmethod
-    def of(cls, expert: Expert, behaviour: Behaviour | None) -> FollowedExpert | Expert:
+    def of(cls, expert: Expert, behaviour: Behaviour | None) -> SearchingStep:
         """The expert as it is where nothing is followed: no store, or a log without seconds."""
         until = (expert.info or {}).get("counted_until")
         return expert if behaviour is None or not isinstance(until, int) else cls(expert, behaviour, until)
@@ -73,8 +75,17 @@ class FollowedExpert:
     def needs(self, k: int, beam: int) -> int:
         return self._expert.needs(k, beam)
 
+    def asked(self, trie: CodeTrie, beam: int) -> Asked:
+        return self._expert.asked(trie, beam)
+
+    def searched(self, query: Query, number: int) -> Candidates:
+        """By the counts of now; the same ones order what was found."""
+        expert = query.notes[self] = self.now()
+        return expert.searched(query, number)
+
     def __call__(self, query: Query, candidates: Candidates, number: int) -> Candidates:
-        return self.now()(query, candidates, number)
+        expert: Expert = query.notes.get(self) or self.now()
+        return expert(query, candidates, number)
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -4,9 +4,9 @@
     curl -H "Authorization: Bearer sidera_..." ...                     # or X-API-Key
 
 ``read`` asks for recommendations. ``write`` sends events, and may ask for what shows a stored user's history: answers
-with or without seen items, unknown items by name. ``admin`` may also ask as of an earlier moment and why (which shows
-the history's times), and change what is served. A scope does not include another. A key is 32 random bytes, so a
-plain SHA-256 of it can be kept.
+with or without seen items, unknown items by name, and what is popular in any span of time. ``admin`` may also ask as
+of an earlier moment, for a history and why (which show its times), and change what is served. A scope does not include
+another. A key is 32 random bytes, so a plain SHA-256 of it can be kept.
 """
 
 from __future__ import annotations

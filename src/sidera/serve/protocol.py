@@ -7,7 +7,8 @@ others out by holding connections open.
 
 Traps: a request whose end cannot be parsed has been handed to the application when its header was complete. It is
 marked as left, so that nothing of it is kept. A connection that is closed while the other side still sends is reset,
-and takes the answer with it: after a refusal before the end of a body it *lingers* until the body is over.
+and takes the answer with it: after a refusal before the end of a body it *lingers* until the body is over. What is
+refused is read at a pace that all such bodies share, so that gigabytes of them do not keep the others waiting.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from sidera.serve.errors import Refused
 from sidera.serve.state import Served
 
+LARGE, PACE = 2**16, 0.001  # bytes of a piece of a refused body, and seconds until the next one
+MOST_PIECES = 32  # that are read in one turn where the loop came late
 HALF_SECOND = 0.5  # between two sweeps
 TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: 34\r\nretry-after: 1\r\n"
@@ -45,6 +49,7 @@ class Protocol(Base):
 
     served: Served
     idle: dict[Protocol, None]  # connections without a complete request, the longest idle first
+    dropping: deque[Protocol]  # connections that wait to read the next piece of a refused body
 
     def connection_made(self, transport: Any) -> None:
         self.since = time.monotonic()  # of what it is waited for: the end of a header, of a body, the next request
@@ -73,6 +78,21 @@ class Protocol(Base):
         if not self.speaking:
             self.speaking, self.since = True, time.monotonic()
         super().data_received(data)
+        if (self.lingering or self.cycle is REFUSED) and len(data) >= LARGE and not self.transport.is_closing():
+            self.transport.pause_reading()
+            self.dropping.append(self)
+            if len(self.dropping) == 1:
+                self.loop.call_later(PACE, self._drop_more, time.monotonic())
+
+    def _drop_more(self, before: float) -> None:
+        """The connections whose turn it is read one piece more."""
+        now = time.monotonic()
+        for _ in range(min(len(self.dropping), MOST_PIECES, max(1, int((now - before) / PACE)))):
+            one = self.dropping.popleft()
+            if one.transport is not None and not one.transport.is_closing():
+                one.transport.resume_reading()
+        if self.dropping:
+            self.loop.call_later(PACE, self._drop_more, now)
 
     def on_headers_complete(self) -> None:
         path = None if self.busy else ASKS.get(self.url)
@@ -174,7 +194,7 @@ class Protocol(Base):
 
 def protocol_for(served: Served) -> type[Protocol]:
     """The class that uvicorn makes connections of."""
-    return type("ServedProtocol", (Protocol,), {"served": served, "idle": {}})
+    return type("ServedProtocol", (Protocol,), {"served": served, "idle": {}, "dropping": deque()})
 
 
 async def sweep(connections: set[Protocol]) -> None:

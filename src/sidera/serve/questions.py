@@ -1,4 +1,8 @@
-"""What else is asked of a recommender: scores of given items, items like others, what is popular."""
+"""What else is asked of a recommender: scores of given items, items like others, what is popular.
+
+What is popular in one second of the store is what somebody did in that second. So a key that may only read is answered
+for the windows hour, day, week and month, which end now, and for no others.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,17 @@ import time
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
+from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict, Field
 
 from sidera.core import InputError
 from sidera.core import Request as Question
 from sidera.engine.questions import ItemScore, Questions
 from sidera.serve.aside import Aside
+from sidera.serve.errors import Refused
 from sidera.serve.schemas import MAX_K, Number, Second
 from sidera.serve.state import Served
+from sidera.serve.visit import visit_of
 
 MAX_GIVEN = 1000  # items of one question
 LONGEST = 366 * 86_400  # seconds of a window
@@ -110,6 +117,7 @@ def router(served: Served) -> APIRouter:
 
     @routes.get("/v1/popular", response_model=PopularResponse)
     def popular(
+        request: HttpRequest,
         k: Count = 10,
         field: Annotated[str | None, Query(description="column of the items, with `value`")] = None,
         value: Annotated[str | None, Query(description="its value")] = None,
@@ -129,6 +137,8 @@ def router(served: Served) -> APIRouter:
         `event` is given."""
         if (field is None) != (value is None):
             raise InputError("a field or a value alone", allowed="both, or neither")
+        if (seconds is not None or until is not None) and not {"write", "admin"} & set(visit_of(request).key.scopes):
+            raise Refused(403, "seconds and until need the scope 'write'; fix: ask for a window")
         if window is not None and seconds is not None:
             raise InputError("a window and seconds", allowed="one of them")
         length = WINDOWS.get(window or "", seconds)

@@ -32,7 +32,7 @@ from sidera.serve.keys import KeyFile
 from sidera.serve.protocol import protocol_for, sweep
 from sidera.serve.state import Served
 from sidera.serve.tracing import Tracer
-from sidera.serve.worker import WRITTEN_EVERY, Worker
+from sidera.serve.worker import BACKLOG, WRITTEN_EVERY, Worker
 
 SWITCH_SECONDS = 0.0005  # a thread that computes gives way to the event loop after so long, not after 5 ms
 QUIET_SECONDS = 5.0  # without a request: memory of the last rush goes back to the system
@@ -108,7 +108,7 @@ def uvicorn_config(app: FastAPI, served: Served, host: str, port: int) -> uvicor
     config: dict[str, Any] = {
         "host": host, "port": port, "http": protocol_for(served), "ws": "none", "lifespan": "on",
         "log_level": "critical" if sys.flags.quiet else "warning", "access_log": False, "server_header": False,
-        "timeout_keep_alive": served.config.keep_alive_seconds,
+        "backlog": BACKLOG, "timeout_keep_alive": served.config.keep_alive_seconds,
         "timeout_graceful_shutdown": served.config.grace_seconds,
     }  # fmt: skip
     return uvicorn.Config(app, **config)

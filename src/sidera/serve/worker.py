@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sidera.serve.config import HttpConfig  # which imports torch, and the parent of the workers needs none
 
+BACKLOG = 8192  # connections that wait to be accepted: one that finds no room tries again after a second
 WATCH = 0.5  # seconds between two looks at the run folder
 WRITTEN_EVERY = 1.0  # seconds
 
