@@ -32,7 +32,7 @@ from sidera.decode.compiled import (
 )
 from sidera.decode.eligible import Allowed, PrefixMask
 from sidera.engine import compiling
-from sidera.engine.compiling import batch_of, export_run, open_compiled, parity_of, sample_of, sampled_requests
+from sidera.engine.compiling import Parity, batch_of, export_run, open_compiled, parity_of, sample_of, sampled_requests
 from sidera.engine.run_folder import load_snapshot, save_model
 from sidera.engine.snapshot import Snapshot
 from sidera.serve.app import create_app
@@ -90,6 +90,20 @@ def test_a_program_answers_proposals_too() -> None:
     assert {1} <= set(found.item_ids[0].tolist())
     assert {0, 7} <= set(found.item_ids[1].tolist())
     assert compiled.reasons["more proposals than exported"] == 1
+
+
+def test_a_program_of_contexts_alone_is_compared_too() -> None:
+    snapshot = snapshot_of()
+    compiled = compiled_of(snapshot)
+    del compiled.programs["search"], compiled.programs["searches"]
+    assert parity_of(snapshot, compiled, 6) == Parity(6, 1.0, 0.0)
+    right = compiled.programs["context"]
+
+    def doubled(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [part * 2 if part.is_floating_point() else part for part in right(tensors)]
+
+    compiled.programs["context"] = doubled
+    assert not parity_of(snapshot, compiled, 6).holds
 
 
 def test_a_context_that_is_more_than_tensors_is_no_example() -> None:
