@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,7 +33,8 @@ from sidera.decode.compiled import (
 )
 from sidera.decode.eligible import Allowed, PrefixMask
 from sidera.engine import compiling
-from sidera.engine.compiling import Parity, batch_of, export_run, open_compiled, parity_of, sample_of, sampled_requests
+from sidera.engine.compiling import export_run, open_compiled
+from sidera.engine.parity import Parity, batch_of, parity_of, sample_of, sampled_requests
 from sidera.engine.run_folder import load_snapshot, save_model
 from sidera.engine.snapshot import Snapshot
 from sidera.serve.app import create_app
@@ -96,7 +98,7 @@ def test_a_program_of_contexts_alone_is_compared_too() -> None:
     snapshot = snapshot_of()
     compiled = compiled_of(snapshot)
     del compiled.programs["search"], compiled.programs["searches"]
-    assert parity_of(snapshot, compiled, 6) == Parity(6, 1.0, 0.0)
+    assert replace(parity_of(snapshot, compiled, 6), times={}) == Parity(6, 1.0, 0.0)
     right = compiled.programs["context"]
 
     def doubled(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -174,6 +176,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(compiling, "_compiled_aside", compile_now)
     monkeypatch.setattr(compiling, "check_exportable", lambda snapshot: None)
+    monkeypatch.setattr(compiling, "WORTH", math.inf)  # these programs are the steps themselves
     monkeypatch.setattr(compiling, "_loaded", lambda content: programs[content.decode()])
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return folder
@@ -196,6 +199,22 @@ def test_an_export_is_signed_and_opened_where_it_was_made(run: Path, tmp_path: P
     with sidera.load(str(run), serve=ServeConfig(beam=BEAM, compiled=False)) as plain:
         assert plain.snapshot.compiled is None
         assert plain.recommend([keys], k=5)[0].item_keys == ours.item_keys
+
+
+def test_programs_that_are_no_faster_are_left_out(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = load_snapshot(run)
+    monkeypatch.setattr(compiling, "parity_of", lambda *_: Parity(8, 1.0, 0.0, {"context": 0.5, "search": 1.25}))
+    monkeypatch.setattr(compiling, "_tried", lambda *asked: compiling.parity_of(*asked))
+    monkeypatch.setattr(compiling, "WORTH", 0.95)
+    done = export_run(run, snapshot, ASKED, requests=8)
+    assert done.programs == ("context",)
+    assert done.refused["search"] == "slower here: 1.25 times the time of the steps"
+    opened = open_compiled(run, snapshot, ASKED)
+    assert isinstance(opened, CompiledSearch)
+    assert set(opened.programs) == {"context"}
+    monkeypatch.setattr(compiling, "parity_of", lambda *_: Parity(8, 1.0, 0.0, {"context": 1.0, "search": 1.25}))
+    with pytest.raises(InputError, match=r"no program of .* pays"):
+        export_run(run, snapshot, ASKED, requests=8)
 
 
 def test_what_is_not_of_here_is_left_aside_with_the_reason(

@@ -27,40 +27,22 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sidera import artifacts
-from sidera.batch import Batch
-from sidera.core import ArtifactError, InputError, Request
-from sidera.decode.beam import Beams, beam_search
+from sidera.core import ArtifactError, InputError
 from sidera.decode.compiled import NAMES, Asked, CompiledSearch, Program, SearchShape, direct
-from sidera.engine.requests import RequestReader
+from sidera.engine.parity import EQUAL, TOLERANCE, Parity, parity_of, sample_of
 from sidera.engine.snapshot import Snapshot
 
 FOLDER, KIND = "compiled", "compiled"
-EQUAL, TOLERANCE = 0.99, 1e-4  # least share of equal answers; most a score may be off, of 1 + itself
 MOST_BYTES = 1 << 30  # of a program
-TOP = 10
 KEY_BYTES = 32
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Programs against the model on sampled requests."""
-
-    requests: int
-    equal: float  # share whose ten best are the same, in their order
-    off: float  # the most that a score is off, of 1 + itself
-
-    @property
-    def holds(self) -> bool:
-        return self.equal >= EQUAL and self.off <= TOLERANCE
+WORTH = 0.95  # of the time of the steps, that a program may take at most
 
 
 @dataclass(frozen=True)
@@ -125,6 +107,14 @@ def export_run(
                 allowed=f"{EQUAL:.0%} or more, and {TOLERANCE:.0e}",
                 fix="serve it as it is, and report the model and the processor",
             )
+        for name, ratio in parity.times.items():  # a program has the most candidates of all; steps only those there are
+            if ratio > WORTH and name in files:
+                refused[name] = f"slower here: {ratio:.2f} times the time of the steps"
+                names.remove(name)
+                files.pop(name).unlink()
+        if not names:
+            why = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+            raise InputError(f"no program of {run} pays ({why})", fix="serve it as it is: answers are equal")
         made = _Made(
             snapshot.version, snapshot.catalog.codebook_id, asdict(asked), shape.sizes, shape.first, shape.shared,
             {name: _digest(file.read_bytes()) for name, file in files.items()}, refused, hardware_tag(), asdict(parity),
@@ -202,90 +192,6 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
     elif worker.poll() is None:
         worker.kill()
     worker.wait()
-
-
-# -- parity ----------------------------------------------------------------------------------------------------------
-
-
-def sampled_requests(snapshot: Snapshot, number: int, seed: int = 0) -> list[Request]:
-    """Histories of drawn length, from two events to more than are read."""
-    most = snapshot.reads.max_events
-    lengths = np.random.default_rng(seed).integers(2, most + most // 4 + 3, number)
-    return requests_of_lengths(snapshot, lengths.tolist(), seed)
-
-
-def requests_of_lengths(snapshot: Snapshot, lengths: Sequence[int], seed: int = 0) -> list[Request]:
-    """Histories of drawn items with drawn feedback; half leave out what was seen."""
-    rng, catalog = np.random.default_rng(seed), snapshot.catalog
-    keys, found = [str(key) for key in catalog.item_keys], []
-    for place, length in enumerate(lengths):
-        feedback = {
-            name: (rng.random(length) < 0.5).astype(float).tolist()
-            if name in catalog.schema.labels
-            else rng.exponential(30.0, length).round(1).tolist()
-            for name in (catalog.schema.columns if snapshot.reads.feedback else ())
-        }
-        times = 1_700_000_000 + np.cumsum(rng.integers(1, 100_000, length))
-        history = tuple(keys[item] for item in rng.integers(0, len(keys), length))
-        found.append(Request(history, times=tuple(times.tolist()), feedback=feedback, filter_seen=bool(place % 2)))
-    return found
-
-
-def reader_of(snapshot: Snapshot) -> RequestReader:
-    return RequestReader(snapshot.catalog, snapshot.num_readable, snapshot.reading, None)
-
-
-def batch_of(snapshot: Snapshot, requests: Sequence[Request]) -> Batch:
-    reader = reader_of(snapshot)
-    return snapshot.readable(reader.batch([reader.read(request) for request in requests]))
-
-
-def sample_of(snapshot: Snapshot) -> tuple[Batch, Any]:
-    """One history that the model reads, and its context."""
-    (request,) = sampled_requests(snapshot, 1, seed=1)
-    batch = batch_of(snapshot, [request])
-    with snapshot.answering(), torch.inference_mode():
-        return batch, snapshot.generator.context(batch)
-
-
-@torch.inference_mode()
-def parity_of(snapshot: Snapshot, compiled: CompiledSearch, number: int) -> Parity:
-    """Answers of the programs beside those of the model, step by step: alone and in batches of several."""
-    equal, off, trie, reader = list[bool](), 0.0, snapshot.catalog.trie, reader_of(snapshot)
-    requests, at, random = sampled_requests(snapshot, number), 0, np.random.default_rng(0)
-    sizes = [1, 1, 1, 5] if "searches" in compiled.programs else [1]
-    while at < number:
-        some = requests[at : at + sizes[at % len(sizes)]]
-        at += len(some)
-        histories = [reader.read(request) for request in some]
-        batch = snapshot.readable(reader.batch(histories))
-        seen = [torch.tensor(one.seen_ids, dtype=torch.int64) for one in histories]
-        exclude = torch.cat(seen), torch.tensor([0, *map(len, seen)]).cumsum(0)
-        asked = compiled.shape.asked
-        search: dict[str, Any] = {"width": asked.width, "num_results": min(TOP, asked.results), "exclude": exclude}
-        if asked.proposals:
-            search["proposals"] = torch.from_numpy(random.integers(0, trie.num_items, (len(some), asked.proposals)))
-        with snapshot.answering():
-            context = snapshot.generator.context(batch)
-            expected = beam_search(snapshot.generator, context, trie, **search)
-            ours = compiled.context(batch)
-            found = compiled.beams(context if ours is None else ours, trie, allowed=None, **search)
-            if found is None and ours is not None:  # only its context is a program
-                found = beam_search(snapshot.generator, ours, trie, **search)
-        if found is not None:
-            rows, difference = _compared(found, expected, search["num_results"])
-            equal += rows
-            off = max(off, difference)
-    return Parity(len(equal), sum(equal) / max(1, len(equal)), off)
-
-
-def _compared(found: Beams, expected: Beams, top: int) -> tuple[list[bool], float]:
-    """Of the first ``top``: proposals stand behind them."""
-    first = slice(None), slice(top)
-    equal = (found.item_ids[first] == expected.item_ids[first]).all(1).tolist()
-    both = found.valid_mask[first] & expected.valid_mask[first]
-    scores, wanted = found.scores[first][both], expected.scores[first][both]
-    return equal, float(((scores - wanted).abs() / (1 + wanted.abs())).amax()) if scores.numel() else 0.0
 
 
 # -- opening ---------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from sidera.decode.compiled import (
     tables_of,
     taken_apart,
 )
-from sidera.engine.compiling import batch_of, requests_of_lengths
+from sidera.engine.parity import batch_of, requests_of_lengths
 from sidera.engine.run_folder import load_snapshot
 from sidera.engine.snapshot import Snapshot
 
