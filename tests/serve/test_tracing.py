@@ -55,7 +55,7 @@ def test_requests_become_spans(trained_run: Path, tmp_path: Path) -> None:
     assert f"{roots[1].parent.span_id:016x}" == CALLER.split("-")[2]
     assert asked["queue"].start_time <= asked["queue"].end_time <= asked["batch"].start_time < asked["batch"].end_time
     assert abs(roots[1].start_time / 1e9 - time.time()) < 60
-    assert asked["batch"].attributes["sidera.batch.requests"] == 1
+    assert asked["batch"].attributes["batch.requests"] == 1
     assert children(roots[2]) == {}
     assert not any("ann" in str(dict(span.attributes)) or "item0003" in str(dict(span.attributes)) for span in spans)
 

@@ -83,7 +83,7 @@ class Tracer:
         if not ticket.taken:  # refused, or the client left
             return
         child("queue", ticket.submitted, ticket.taken, root)
-        batch = child("batch", ticket.taken, ticket.done, root, **{"sidera.batch.requests": ticket.together})
+        batch = child("batch", ticket.taken, ticket.done, root, **{"batch.requests": ticket.together})
         for span in ticket.spans or ():
             child(*span, batch)
 
