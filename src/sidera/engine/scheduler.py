@@ -36,7 +36,7 @@ from sidera.engine.timeline import Span, collecting
 TRIAL_SIZES = (1, 4, 16, 32)  # requests of a batch
 TRIAL_EVENTS = 50  # of a history
 PRIORITIES = ("high", "normal", "low")
-MOST_CAUTION = 2.0
+MOST_CAUTION = 1.3  # more refuses what would be answered in time: at twice, sixteen clients of a slow model got nothing
 EVENT_SECONDS = 5e-7  # to look up an event of a history that a request brings: it tells in long ones
 
 
