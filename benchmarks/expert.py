@@ -1,11 +1,11 @@
 """Claim `expert`: counts beside a generator, joined by learned weights, answer better, and no worse than exhaustively.
 
-    python benchmarks/expert.py [--quick] [--data beauty] [--runs FOLDER]
+    python benchmarks/expert.py [--quick] [--data beauty] [--runs FOLDER] [--run RUN] [--rows N]
 
-A recipe's generator is trained once (or found in FOLDER/NAME, where `sidera train` put it). On its test rows, with the
-same candidates: the generator alone; log p and one count (the plain product); all features; weights by length of
-history; the design that held-out validation rows chose; the same with the validation events counted too, the generator
-unchanged. All weights come from validation rows.
+A recipe's generator is trained once (or found in FOLDER/NAME, where `sidera train` put it, or in RUN, which the same
+recipe made). On its test rows, or N of them: the generator alone; log p and one count (the plain product); all
+features; weights by length of history; the design that held-out validation rows chose; the same with the validation
+events counted too, the generator unchanged. All weights come from validation rows.
 
 Beside accuracy: in how many top-10s the pool (beam and counted items) equals the whole catalogue, scored exhaustively;
 and CPU time of lone requests with and without the expert, interleaved. `--quick`: a small made-up log, few steps.
@@ -35,6 +35,8 @@ Figures = dict[str, dict[str, np.ndarray]]  # variant -> "keep/ndcg@10" -> (R,)
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", choices=NAMES, default="beauty", help="which log")
     parser.add_argument("--runs", metavar="FOLDER", help="where trained runs lie, or are left")
+    parser.add_argument("--run", help="a trained run of the recipe, without a refit; its own expert is not read")
+    parser.add_argument("--rows", type=int, help="so many test rows for the accuracy; default: all")
 
 
 def chains(folder: Path) -> Path:
@@ -63,15 +65,14 @@ def questions_of(recommender: Any, prepared: Any, rows: Any, seen: str) -> Any:
         yield index, Query(recommender.snapshot, batch, recommender.beam, left_out, recommender.beam)
 
 
-def figures(recommender: Any, prepared: Any, variants: dict[str, Any]) -> Figures:
-    """What each variant's top 10 is worth on every test row."""
+def figures(recommender: Any, prepared: Any, rows: Any, variants: dict[str, Any]) -> Figures:
+    """What each variant's top 10 is worth on every row."""
     import torch
 
     from sidera.decode.eligible import NEG_INF
     from sidera.decode.select import best_first
     from sidera.engine.pipeline import search
 
-    rows = prepared.split.test
     found: Figures = {name: {} for name in variants}
     for seen in ("keep", "filter"):
         ranks = {name: np.full(len(rows), 10) for name in variants}
@@ -147,6 +148,7 @@ def main() -> None:
     from sidera.engine.recommender import Recommender
     from sidera.engine.serving import ServeConfig
     from sidera.eval.bootstrap import paired_test
+    from sidera.eval.ranking import sample_rows
     from sidera.train.expert import DESIGNS, fit_expert, learn, lessons_of
     from sidera.train.recipe import Recipe
     from sidera.train.stages import prepare, train
@@ -158,9 +160,11 @@ def main() -> None:
         if options.quick:
             data, overrides, runs = chains(Path(temporary)), [*overrides, *QUICK], Path(temporary)
         recipe = Recipe.read(recipe_name, overrides)
-        train(recipe, data, runs / options.data)
+        folder = Path(options.run) if options.run else runs / options.data
+        if not options.run:
+            train(recipe, data, folder)
         prepared = prepare(recipe, data, say=lambda _: None)
-        recommender = Recommender.load(runs / options.data, serve=ServeConfig(expert=False))
+        recommender = Recommender.load(folder, serve=ServeConfig(expert=False))
         expert = fit_expert(recommender, prepared.view, prepared.positives, replace(recipe.expert, enabled=True))
         lessons = lessons_of(expert, recommender, prepared.dataset, prepared.split.valid)
         buckets = len(expert.edges) + 1
@@ -171,8 +175,9 @@ def main() -> None:
         sequences = fitted_sequences(positives.dataset, positives.split, "train+valid")
         variants["chosen"] = expert
         variants["chosen, validation events counted"] = expert.recounted(*sequences, recommender.catalog.num_items, "")
-        found = figures(recommender, prepared, variants)
-        users, alone = prepared.split.test.user_ids, found["generator alone"]
+        rows = sample_rows(prepared.split.test, options.rows or len(prepared.split.test), 0)
+        found = figures(recommender, prepared, rows, variants)
+        users, alone = rows.user_ids, found["generator alone"]
         table = {name: {key: round(float(values.mean()), 5) for key, values in one.items()}
                  for name, one in found.items()}  # fmt: skip
         gain = paired_test(found["chosen"]["filter/ndcg@10"], alone["filter/ndcg@10"], users)
