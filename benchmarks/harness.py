@@ -24,9 +24,8 @@ import math
 import os
 import platform
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -77,22 +76,11 @@ def interleaved(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> di
     return seconds
 
 
-@contextlib.contextmanager
-def said(what: Callable[[], str], seconds: float = 10.0) -> Iterator[None]:
+def said(what: Callable[[], str], seconds: float = 10.0) -> contextlib.AbstractContextManager[None]:
     """Print ``what()`` every so often while the block runs: a run that is cut off has left figures."""
-    over, begun = threading.Event(), time.monotonic()
+    from sidera.console import repeating
 
-    def say() -> None:
-        while not over.wait(seconds):
-            print(f"{time.monotonic() - begun:.0f} s: {what()}", flush=True)
-
-    thread = threading.Thread(target=say, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return repeating(lambda since: print(f"{since:.0f} s: {what()}", flush=True), seconds)
 
 
 def machine() -> dict[str, Any]:

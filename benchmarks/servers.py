@@ -203,7 +203,7 @@ def exported(run: Path) -> str:
         words = [sys.executable, "-m", "sidera", "export", str(run)]
         done = subprocess.run(words, env=environment(ROOT), capture_output=True, text=True)
         if done.returncode:
-            return f"none: {(done.stderr.strip().splitlines() or ['?'])[-1][:300]}"
+            return f"none: {(done.stderr.strip().splitlines() or ['?'])[-1][:300]}".replace(str(run), "RUN")
     return ", ".join(read_manifest(run / "compiled", "compiled").info["programs"])
 
 

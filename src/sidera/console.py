@@ -210,24 +210,31 @@ class Progress:
 
 
 @contextlib.contextmanager
-def working(what: str, every: float = EVERY) -> Iterator[None]:
-    """For a stage that cannot count itself (a decomposition, a clustering): every 30 s a line that it is at it."""
-    if _settings.level < NORMAL:
-        yield
-        return
+def repeating(speak: Callable[[float], None], every: float) -> Iterator[None]:
+    """Call ``speak(seconds since the start)`` every so many seconds while the block runs, in a thread of its own."""
     over, begun = threading.Event(), time.monotonic()
 
-    def speak() -> None:
+    def run() -> None:
         while not over.wait(every):
-            warn(f"{what}: at it for {duration(time.monotonic() - begun)}")
+            speak(time.monotonic() - begun)
 
-    thread = threading.Thread(target=speak, daemon=True, name="sidera-working")
+    thread = threading.Thread(target=run, daemon=True, name="sidera-repeating")
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join()
+
+
+@contextlib.contextmanager
+def working(what: str, every: float = EVERY) -> Iterator[None]:
+    """For a stage that cannot count itself (a decomposition, a clustering): every 30 s a line that it is at it."""
+    if _settings.level < NORMAL:
+        yield
+        return
+    with repeating(lambda seconds: warn(f"{what}: at it for {duration(seconds)}"), every):
+        yield
 
 
 def _figure(value: Any) -> str:

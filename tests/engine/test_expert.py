@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from checkerboard_recipe import CHECKERBOARD_RECIPE
 from sidera.core import ArtifactError, Filter, InputError, Request
 from sidera.data.dataset import Dataset
 from sidera.data.schema import build_dataset
@@ -35,19 +36,12 @@ from sidera.train.refresh import RefreshConfig, refresh
 from sidera.train.stages import prepare, run
 
 ITEMS, USERS, EVENTS, DAY = 80, 260, 8, 86_400
-RECIPE: dict[str, dict[str, Any]] = {
-    "data": {},
-    "catalog": {
-        "vectors": ["behaviour"],
+RECIPE: dict[str, dict[str, Any]] = CHECKERBOARD_RECIPE | {
+    "catalog": CHECKERBOARD_RECIPE["catalog"] | {
         "quantizer": {"num_levels": 1, "codebook_size": 12, "balanced": True},
-        "vector_dim": 8,
     },
-    "model": {"name": "sidera", "max_history": 8, "width": 16, "num_layers": 1, "num_heads": 1, "dropout": 0.0},
     "fit": {"max_steps": 20, "batch_size": 16, "lr": 2e-3, "warmup_steps": 5, "patience": 0},
-    "eval": {
-        "bootstrap": 20, "latency_rows": 2, "free_rows": 10, "samples": 2, "beam": 12, "wide_beam": 50,
-        "baselines": [],
-    },
+    "eval": CHECKERBOARD_RECIPE["eval"] | {"beam": 12, "wide_beam": 50, "baselines": []},
     "expert": {"enabled": True},
 }  # fmt: skip
 

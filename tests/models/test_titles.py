@@ -157,24 +157,25 @@ def test_a_new_item_is_read_and_answered_by_its_title() -> None:
     np.testing.assert_allclose(scores_of(longer, [0])[0, :9], scores_of(text, [0])[0], rtol=1e-6)
 
 
+def assert_best(model: Any, setting: torch.Tensor, grid: Any, view: View) -> None:
+    """The value that a setting has is the best of its grid on the validation rows, and another is worse."""
+    chosen, trials = round(float(setting), 4), {}
+    for value in grid:
+        setting.fill_(value)
+        trials[value] = validation_ndcg(model, view)
+    assert trials[chosen] == max(trials.values()) > min(trials.values())
+
+
 def test_the_weight_comes_from_the_validation_rows() -> None:
     log = tiny_log(80, 60)
     view = View(log, leave_one_out(log), FeatureSchema())
     catalog: Any = SimpleNamespace(item_keys=log.item_keys, titles=log.items["title"].to_pylist())
     model = TransitionsText(TransitionsText.Config(neighbours=20), catalog)
     model.fit_once(view)
-    chosen, trials = round(float(model.weight), 4), {}
-    for weight in WEIGHTS:
-        model.weight.fill_(weight)
-        trials[weight] = validation_ndcg(model, view)
-    assert trials[chosen] == max(trials.values()) > min(trials.values())
+    assert_best(model, model.weight, WEIGHTS, view)
     content = ContentKNN(ContentKNN.Config(), catalog)
     content.fit_once(view)
-    faded, trials = round(float(content.fading), 4), {}
-    for fading in FADINGS:
-        content.fading.fill_(fading)
-        trials[fading] = validation_ndcg(content, view)
-    assert trials[faded] == max(trials.values()) > min(trials.values())
+    assert_best(content, content.fading, FADINGS, view)
     fixed = TransitionsText(TransitionsText.Config(neighbours=20, choose=False, weight=0.7), catalog)
     fixed.fit_once(view)
     assert float(fixed.weight) == pytest.approx(0.7)
