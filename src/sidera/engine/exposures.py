@@ -101,13 +101,13 @@ class ExposureWriter:
         while True:
             self._many.wait()
             self._many.clear()
-            self._parts = 0
+            self._parts, closing = 0, self._closing  # read first: the last round sees every write
             try:
                 self.log.compact()
                 self._let_go()
             except (OSError, ValueError) as error:  # a full disk, a damaged part: what is written stays as it is
                 self._failed = error
-            if self._closing:
+            if closing:
                 return
 
     def _let_go(self) -> None:
