@@ -69,8 +69,6 @@ def figures(recommender: Any, prepared: Any, rows: Any, variants: dict[str, Any]
     """What each variant's top 10 is worth on every row."""
     import torch
 
-    from sidera.decode.eligible import NEG_INF
-    from sidera.decode.select import best_first
     from sidera.engine.pipeline import search
 
     found: Figures = {name: {} for name in variants}
@@ -84,10 +82,7 @@ def figures(recommender: Any, prepared: Any, rows: Any, variants: dict[str, Any]
                         ids = search(query, recommender.beam).item_ids
                     else:
                         candidates = expert.searched(query, expert.needs(10, recommender.beam))
-                        pool = expert.pool(query, candidates)
-                        scores = expert.joined(pool)
-                        order = best_first(scores, 10)
-                        ids = pool.item_ids.gather(1, order).masked_fill(scores.gather(1, order) == NEG_INF, -1)
+                        ids = expert(query, candidates, 10).item_ids
                     hits = ids[:, :10] == targets
                     ranks[name][index] = torch.where(hits.any(1), hits.int().argmax(1), 10).numpy()
         for name, rank in ranks.items():

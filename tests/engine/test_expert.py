@@ -29,6 +29,7 @@ from sidera.engine.serving import Parts, ServeConfig
 from sidera.eval.evaluation import load_evaluation
 from sidera.eval.ranking import questions
 from sidera.models.retrievers.pair_counts import PairCounts
+from sidera.ops.trie import CodeTrie
 from sidera.train.expert import fit_expert
 from sidera.train.gate import Gates
 from sidera.train.recipe import Recipe
@@ -126,6 +127,43 @@ def test_the_pool_answers_what_the_whole_catalogue_would(made: Path, recommender
         found = recommender.rank(batch, 10, beam=40)
         equal.append(torch.isclose(found.scores, best.values, atol=1e-3).all(1))  # rounding may change places
     assert float(torch.cat(equal).float().mean()) >= 0.999
+
+
+def test_a_search_with_proposals_answers_what_the_listing_does(
+    made: Path, recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catalogues with many prefixes are searched, the others listed."""
+    catalog, data = recommender.catalog, Dataset.load(made.parent / "data")
+    recommender.use_catalog(catalog.without([str(key) for key in catalog.item_keys[:3]]))
+    rows = prepare(Recipe.parse(RECIPE), made.parent / "data", quiet).split.test.take(np.arange(64))
+    ((_, batch),) = questions(recommender, data, rows, 64)
+    settings: dict[str, Any] = {"beam": 60, "filter_seen": True, "log_probs": True}
+    listed = recommender.rank(batch, 10, **settings)
+    assert recommender.pipeline.asked(catalog.trie).lists
+    monkeypatch.setattr("sidera.decode.listing.MOST_LISTED", 0)
+    assert not recommender.pipeline.asked(catalog.trie).lists
+    searched = recommender.rank(batch, 10, **settings)
+    for one, other in ((listed, searched), (listed.searched, searched.searched)):
+        assert one is not None
+        assert other is not None
+        torch.testing.assert_close(one.scores, other.scores[:, :10], rtol=1e-4, atol=1e-4)
+        same = one.item_ids == other.item_ids[:, :10]  # rounding may change places
+        assert float(same.float().mean()) > 0.99
+    assert listed.log_probs is not None
+    assert searched.log_probs is not None
+    equal = (listed.item_ids == searched.item_ids)[..., None]
+    torch.testing.assert_close(listed.log_probs.where(equal, 0), searched.log_probs.where(equal, 0), rtol=0, atol=1e-4)
+
+
+def test_prefixes_of_many_items_get_fewer_proposals(recommender: Recommender) -> None:
+    expert, trie = expert_of(recommender), recommender.catalog.trie
+    codes = np.stack([np.repeat(np.arange(400), 500), np.tile(np.arange(500), 400)], axis=1)
+    large = CodeTrie.build(codes, (400, 500))
+    assert expert.asked(trie, 12).lists
+    asked = expert.asked(large, 50)
+    assert (asked.width, asked.proposals) == (50, 50), "each proposal may cost 500 items"
+    small = CodeTrie.build(codes[::25], (400, 500))
+    assert expert.asked(small, 50).proposals == ExpertConfig().candidates
 
 
 def test_directions_of_all_clusters_are_those_of_the_clusters_that_are_asked_for(recommender: Recommender) -> None:

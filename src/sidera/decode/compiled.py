@@ -6,8 +6,8 @@ Weights are inside. What changes is an input: histories, the trie's tables, what
 catalogue whose items go, and it is dropped with the weights.
 
     context    one history -> its context
-    search     one context -> the best items
-    searches   contexts of two histories or more -> the best items of each
+    search     one context -> the best items, or the scores of all (``decode/listing.py``)
+    searches   contexts of two histories or more -> the same of each
 
 Whatever has no program is computed step by step, and :attr:`CompiledSearch.reasons` says why: a filter, another beam,
 items that came later, a history of one event.
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from sidera.batch import Batch
 from sidera.decode.beam import Beams, Proposed, written_beams
 from sidera.decode.eligible import NEG_INF, Allowed, Eligible, Jagged
+from sidera.decode.listing import Listing, level_scores, links_of, of_items
 from sidera.decode.select import check_numbers
 from sidera.ops.trie import CodeTrie, ItemRanges, TrieTensors
 from sidera.roles import Context
@@ -117,7 +118,7 @@ def signature(tensors: Sequence[Tensor]) -> list[list[Any]]:
 class Asked:
     """What the search of a served model is asked for, request after request: a program has it fixed."""
 
-    width: int
+    width: int  # 0: all items are listed
     results: int  # at most
     proposals: int = 0  # of each history, at most
 
@@ -126,8 +127,17 @@ class Asked:
         """Beams beside one another."""
         return self.width + self.proposals
 
+    @property
+    def lists(self) -> bool:
+        return not self.width
+
     def __str__(self) -> str:
+        if self.lists:
+            return "all items"
         return f"{self.width} beams, {self.results} items and {self.proposals} proposals"
+
+
+ALL_ITEMS = Asked(0, 0)
 
 
 @dataclass(frozen=True)
@@ -135,18 +145,22 @@ class SearchShape:
     """What a program fixes of a search, and of the trie that it searches."""
 
     asked: Asked
-    sizes: tuple[int, ...]  # most candidates of each level and, last, items, with room to grow
+    sizes: tuple[int, ...]  # most candidates of each level and, last, items, with room; listed: nodes but the last's
     first: int  # nodes of level 0
     shared: bool  # whether items share semantic IDs
 
     @classmethod
     def of(cls, trie: CodeTrie, asked: Asked) -> SearchShape:
         """An eighth of room."""
+        if asked.lists:
+            return cls(asked, trie.num_nodes[:-1], trie.num_nodes[0], bool(trie.shared_leaves.size))
         first, *others = trie.most_children(asked.room)
         return cls(asked, (first, *(size + size // 8 + 8 for size in others)), first, bool(trie.shared_leaves.size))
 
     def why_not(self, trie: CodeTrie) -> str:
         """Why this trie cannot be searched; "" where it can."""
+        if self.asked.lists:
+            return "" if trie.num_nodes[:-1] == self.sizes else "the prefixes are not those of the export"
         grown = any(now > room for now, room in zip(trie.most_children(self.asked.room), self.sizes, strict=True))
         if grown or trie.num_nodes[0] != self.first or bool(trie.shared_leaves.size) != self.shared:
             return "the catalogue outgrew the exported search"
@@ -198,6 +212,18 @@ class SearchProgram(nn.Module):
         )
         assert beams.log_probs is not None
         return beams.item_ids, beams.leaf_ids, beams.scores, beams.log_probs
+
+
+class ListProgram(nn.Module):
+    """(context's tensors, :func:`links_of` the trie) -> scores of its leaves, and of each level log-probabilities."""
+
+    def __init__(self, generator: Any, frame: Any) -> None:
+        super().__init__()
+        self.generator, self.frame = generator, frame
+
+    def forward(self, context: list[Tensor], tokens: list[Tensor], parents: list[Tensor]) -> tuple[Tensor, ...]:
+        scores, log_probs = level_scores(self.generator, put_together(self.frame, context), tokens, parents, True)
+        return scores, *log_probs
 
 
 class ContextProgram(nn.Module):
@@ -265,7 +291,7 @@ class CompiledSearch:
         allowed: Allowed | None, proposals: Tensor | None = None,
     ) -> Beams | None:  # fmt: skip
         """What ``beam_search`` answers, with log-probabilities; None where no program gives it."""
-        asked, name = self.shape.asked, "search" if context.num_histories == 1 else "searches"
+        asked, name = self.shape.asked, self._program_of(context)
         if name not in self.programs:
             return self._no(f"no program {name!r} was exported")
         if width != asked.width or num_results > asked.results:
@@ -288,6 +314,21 @@ class CompiledSearch:
         sids = torch.from_numpy(trie.leaf_codes(leaves[cut].clamp(min=0).numpy()))
         sids.masked_fill_(~valid_mask[..., None], -1)
         return Beams(items[cut], leaves[cut], scores[cut], sids, valid_mask, log_probs[cut])
+
+    def listing(self, context: Any, trie: CodeTrie) -> Listing | None:
+        """What ``list_items`` answers, with log-probabilities; None where no program gives it."""
+        name = self._program_of(context)
+        if name not in self.programs:
+            return self._no(f"no program {name!r} was exported")
+        tensors, why_not = taken_apart(context)[0], self.shape.why_not(trie)
+        if not self.shape.asked.lists or why_not or signature(tensors) != self._of_context:
+            return self._no(why_not or "another context")
+        scores, *log_probs = self.programs[name](tensors, *links_of(trie))
+        self.calls[name] += 1
+        return Listing(trie, of_items(trie, scores), tuple(log_probs))
+
+    def _program_of(self, context: Any) -> str:
+        return "search" if context.num_histories == 1 else "searches"
 
     def _tables_of(self, trie: CodeTrie) -> tuple[list[Tensor], str]:
         if self._tables is None or self._tables[0] is not trie:

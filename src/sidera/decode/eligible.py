@@ -197,6 +197,15 @@ class Eligible:
             at = torch.searchsorted(self.excluded, places).clamp_(max=self.excluded.shape[1] - 1)
             scores.masked_fill_(self.excluded.gather(1, at) == places, NEG_INF)
 
+    def close_all(self, scores: Tensor) -> None:
+        """The same of the scores (B, n) of all items, in the order of ``trie.leaf_items``."""
+        if self.masks:
+            allowed = self.masks[-1] if self.which is None else self.masks[-1][self.which[:, 0]]
+            scores.masked_fill_(~allowed, NEG_INF)
+        if self.excluded is not None:
+            rows, columns = (self.excluded < self.num_places).nonzero(as_tuple=True)
+            scores[rows, self.excluded[rows, columns]] = NEG_INF
+
     def num_left(self, nodes: Tensor, level: int) -> Tensor:
         """How many eligible items lie below nodes (B, P)."""
         starts, left = self.trie.ranges(self.device).starts[level], None

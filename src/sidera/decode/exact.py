@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sidera.batch import Batch
-from sidera.decode.beam import normalised
 from sidera.decode.eligible import NEG_INF
+from sidera.decode.listing import level_scores
 from sidera.ops.trie import CodeTrie
 from sidera.roles import Context, Generator
 
@@ -48,25 +48,12 @@ def score_all_items(generator: Generator, context: Context | Batch, trie: CodeTr
 def _score_run(generator: Generator, context: Context, trie: CodeTrie, start: int, end: int) -> Tensor:
     """(B, leaves of the run): scores below the nodes start..end of the last level but one."""
     runs = _ancestor_runs(trie, start, end)  # L of (first node, last node + 1)
-    cache = generator.new_cache(context, max(high - low for low, high in runs[:-1]) if len(runs) > 1 else 1)
-    logits, log_norm = normalised(generator.step(context, cache, 0, None, None))
-    device = logits.device
-    tokens = [
-        torch.from_numpy(array[low:high]).to(device).long()
-        for array, (low, high) in zip(trie.tokens, runs, strict=True)
-    ]
-    scores = logits[:, 0, tokens[0]].float() - log_norm  # (B, n_0)
-    parents = torch.zeros_like(tokens[0])  # (n_0,)
-    for level in range(1, trie.num_levels):
-        codes = tokens[level - 1].expand(context.num_histories, -1)  # (B, n_{l-1})
-        output = generator.step(context, cache, level, codes, parents.expand_as(codes))
-        logits, log_norm = normalised(output)
-        low, high = runs[level]
-        nodes = np.arange(low, high, dtype=np.int32)
-        above = np.searchsorted(trie.ptr[level - 1], nodes, side="right") - 1 - runs[level - 1][0]
-        parents = torch.from_numpy(above).to(device)  # (n_l,) place of each node's parent in the level above
-        scores = (scores - log_norm)[:, parents] + logits[:, parents, tokens[level]].float()  # (B, n_l)
-    return scores
+    tokens = [array[low:high] for array, (low, high) in zip(trie.tokens, runs, strict=True)]
+    parents = []
+    for ptr, (above, _), (low, high) in zip(trie.ptr, runs[:-1], runs[1:], strict=True):
+        parents.append(np.searchsorted(ptr, np.arange(low, high, dtype=np.int32), side="right") - 1 - above)
+    codes, places = ([torch.from_numpy(array).long() for array in arrays] for arrays in (tokens, parents))
+    return level_scores(generator, context, codes, places)[0]
 
 
 def _ancestor_runs(trie: CodeTrie, start: int, end: int) -> list[tuple[int, int]]:

@@ -17,6 +17,7 @@ from torch.export import Dim
 from sidera.decode.compiled import (
     Asked,
     ContextProgram,
+    ListProgram,
     SearchProgram,
     SearchShape,
     batch_parts,
@@ -26,6 +27,7 @@ from sidera.decode.compiled import (
     tables_of,
     taken_apart,
 )
+from sidera.decode.listing import links_of
 from sidera.engine.parity import batch_of, requests_of_lengths
 from sidera.engine.run_folder import load_snapshot
 from sidera.engine.snapshot import Snapshot
@@ -54,11 +56,16 @@ def search_example(snapshot: Snapshot, asked: Asked, several: bool) -> tuple[Any
         raise ValueError("a context holds numbers that differ between histories")
     pairs = zip(taken[0][0], taken[1][0], strict=True)  # what differs between two contexts differs between all
     moving = [{at for at in range(one.ndim) if one.shape[at] != other.shape[at]} for one, other in pairs]
+    varying = [dict.fromkeys(sorted(places), Dim.AUTO) for places in moving]
+    if asked.lists:
+        tokens, parents = links_of(trie)
+        free = [*([None] * (trie.num_levels - 1)), {0: Dim.AUTO}]  # items come and go
+        return ListProgram(snapshot.generator, taken[0][1]), (taken[0][0], tokens, parents), (varying, free, free[1:])
     shape, tables = SearchShape.of(trie, asked), tables_of(trie)
     excluded = excluded_places(trie, len(parts[0]), None)
     proposals = proposed_places(trie, asked.proposals, len(parts[0]))
     dynamic = (
-        [dict.fromkeys(sorted(places), Dim.AUTO) for places in moving],
+        varying,
         {0: Dim.AUTO, 1: Dim.AUTO} if several else {1: Dim.AUTO},
         [{0: Dim.AUTO} if several else None for _ in proposals],
         [None if table is tables[0] else {0: Dim.AUTO} for table in tables],

@@ -38,12 +38,13 @@ from sidera.catalog.catalog import Catalog
 from sidera.config import check_counts
 from sidera.core import ArtifactError
 from sidera.data.reading import Reading
-from sidera.decode.compiled import Asked
+from sidera.decode.compiled import ALL_ITEMS, Asked
 from sidera.decode.dense import padded_results
 from sidera.decode.eligible import NEG_INF
+from sidera.decode.listing import MOST_LISTED, Listing, lists_whole
 from sidera.decode.select import best_first
 from sidera.engine.directions import directions
-from sidera.engine.pipeline import Candidates, Query, search
+from sidera.engine.pipeline import Candidates, Query, listed, search
 from sidera.loading import open_artifact
 from sidera.models.retrievers.pair_counts import KINDS, VOTES, PairCounts
 from sidera.ops.jagged import Jagged
@@ -51,7 +52,8 @@ from sidera.ops.trie import CodeTrie
 
 FOLDER = KIND = "expert"  # of a run folder, and the artifact's kind
 FEATURES = (*VOTES, "popularity", "seen", "seen_lately", "seen_often", "alike")
-MOST_LISTED = 20_000  # items that a wider search lists: listing more takes longer than the steps
+MANY_LISTED = 100_000  # items that a search lists with all proposals: beyond, it has no more of them than beams
+POPULARITY = FEATURES.index("popularity")
 SEEN_FADING, ALIKE_FADING = 0.85, 0.7  # of an event against the one after it
 
 
@@ -100,13 +102,13 @@ class Expert:
 
     def to(self, device: torch.device | str) -> Expert:
         weights, edges = self.weights.to(device), self.edges.to(device)
-        return replace(self, counts=self.counts.to(device), weights=weights, edges=edges)
+        return replace(self, weights=weights, edges=edges)
 
     def recounted(self, item_ids: np.ndarray, offsets: np.ndarray, num_items: int, version: str) -> Expert:
         """The same weights over counts of other sequences: user u's events are ``item_ids[offsets[u]:offsets[u+1]]``,
         oldest first. A refit counts the validation events too, a refresh those of today."""
         counts = PairCounts.of(item_ids, offsets, num_items, self.config.neighbours)
-        return replace(self, counts=counts.to(self.weights.device), version=version)
+        return replace(self, counts=counts, version=version)
 
     # -- a step ---------------------------------------------------------------------------------------------------
 
@@ -114,26 +116,39 @@ class Expert:
         return max(k, beam, self.config.searched)
 
     def asked(self, trie: CodeTrie, beam: int) -> Asked:
-        """A wider search, where the trie is small, and the best counted items wherever they stand in it."""
+        """All items, where the trie has no more prefixes than a search would have beams; else a wider search, where the
+        trie is small, and the best counted items wherever they stand in it."""
         config, wide = self.config, beam * self.config.wider
+        if lists_whole(trie, wide + config.candidates):
+            return ALL_ITEMS
         wider = trie.most_children(wide + config.candidates)[-1] <= MOST_LISTED
-        return Asked(wide if wider else beam, max(config.searched, beam), config.candidates)
+        fewer = trie.most_children(beam + config.candidates)[-1] > MANY_LISTED
+        return Asked(
+            wide if wider else beam,
+            max(config.searched, beam),
+            min(beam, config.candidates) if fewer else config.candidates,
+        )
 
     def searched(self, query: Query, number: int) -> Candidates:
-        """The ``number`` best that :meth:`asked` finds, and its proposals."""
+        """The ``number`` best that :meth:`asked` finds, and its proposals; or all items."""
         snapshot = query.snapshot
         if not snapshot.generates:
             return search(query, number)
-        width = self.asked(snapshot.catalog.trie, query.beam or 1).width
-        return search(query, number, self.proposals(query), max(width, query.k))
+        asked = self.asked(snapshot.catalog.trie, query.beam or 1)
+        if asked.lists and snapshot.takes_proposals:
+            return listed(query)
+        return search(query, number, self.proposals(query), max(asked.width, query.beam or 1, query.k))
 
     @torch.inference_mode()
     def proposals(self, query: Query) -> Tensor:
         """(B, C) the best counted items that may be answered, -1 behind the last."""
-        return self._best_counted(query, self._counted(query))
+        asked = self.asked(query.snapshot.catalog.trie, query.beam or 1)
+        return self._best_counted(query, self._counted(query), asked.proposals or self.config.candidates)
 
     def __call__(self, query: Query, candidates: Candidates, number: int) -> Candidates:
         """The ``number`` best of the candidates."""
+        if candidates.listing is not None:
+            return self._best_listed(query, candidates.listing, candidates, number)
         pool = self.pool(query, candidates)
         scores = self.joined(pool)
         order = best_first(scores, number)
@@ -145,6 +160,45 @@ class Expert:
         signed = candidates.version, candidates.items_version
         found = Candidates(ids, scores, *signed, log_probs=log_probs, searched=candidates)
         return replace(found, expert=self.version, followed_events=self.followed_events)
+
+    def _best_listed(self, query: Query, listing: Listing, candidates: Candidates, number: int) -> Candidates:
+        """The same of all items: counts are added where they say something, and the rest is two products."""
+        barred = candidates.scores == NEG_INF
+        scores = self._joined_to_all(query, listing).masked_fill_(barred, NEG_INF)
+        places = best_first(scores, number)
+        ids, scores = padded_results(listing.item_ids[places], scores.gather(1, places), number)
+        log_probs = None
+        if query.log_probs:
+            log_probs = pad(listing.of_codes(places), (0, 0, 0, number - places.shape[1]), value=float("nan"))
+            log_probs = log_probs.masked_fill((ids < 0)[..., None], float("nan"))
+        own = best_first(candidates.scores, number)
+        alone = padded_results(listing.item_ids[own], candidates.scores.gather(1, own), number)
+        found = replace(candidates, item_ids=ids, scores=scores, log_probs=log_probs, listing=None)
+        found = replace(found, searched=replace(found, item_ids=alone[0], scores=alone[1], log_probs=None))
+        return replace(found, expert=self.version, followed_events=self.followed_events)
+
+    def _joined_to_all(self, query: Query, listing: Listing) -> Tensor:
+        """(B, n) scores of all items on the CPU, by the features and weights of :meth:`joined`."""
+        catalog, items, trie = query.snapshot.catalog, listing.item_ids, listing.trie
+        events = self._events(query)
+        ids, rows, ages = events.ids, events.rows, events.ages
+        own = self.weights.numpy()[np.searchsorted(self.edges.numpy(), events.lengths, side="right")]  # (B, 1 + F)
+        weights, named = torch.from_numpy(own), dict(zip(FEATURES, own.T[1:], strict=True))
+        vectors, clusters = directions(catalog, items)
+        means = self._mean_directions(catalog, events)
+        scores = listing.scores.masked_fill(listing.scores == NEG_INF, 0.0) * weights[:, :1]
+        scores += weights[:, 1 + POPULARITY, None] * self._popularity_of(items)
+        scores += (weights[:, -1:] * (means @ vectors.T)).index_select(1, clusters)
+        of_pairs, right, sums = self.counts.vote_sums(ids, ages, own[rows, 1 : 1 + len(VOTES)], self.config.history)
+        keys, newest, times = np.unique((rows * catalog.num_items + ids)[::-1], return_index=True, return_counts=True)
+        seen_rows, seen = np.divmod(keys, catalog.num_items)
+        visits = named["seen"][seen_rows] + named["seen_often"][seen_rows] * np.log1p(times)
+        visits += named["seen_lately"][seen_rows] * SEEN_FADING ** ages[::-1][newest]
+        places = trie.place_of_item[np.concatenate([right, seen])]
+        there = places < len(items)  # others were removed
+        flat = np.concatenate([rows[of_pairs], seen_rows]) * len(items) + places
+        np.add.at(scores.numpy().reshape(-1), flat[there], np.concatenate([sums, visits.astype(np.float32)])[there])
+        return scores
 
     def joined(self, pool: Pool) -> Tensor:
         """(B, C) scores; -inf for empty places, and for items that the generator cannot give."""
@@ -176,36 +230,56 @@ class Expert:
             query.notes[self] = self._count(query)
         return query.notes[self]
 
+    def _events(self, query: Query) -> _Events:
+        """Of what the model reads, the positive events."""
+        catalog, reads, batch = query.snapshot.catalog, query.snapshot.reads, query.read
+        if reads.feedback:
+            batch = Reading(catalog.schema, catalog.items, Reads(reads.max_events)).cut(batch)
+        ids, offsets = batch.item_ids.cpu().numpy(), batch.events.offsets.cpu().numpy()
+        lengths = np.diff(offsets)
+        ages = np.repeat(offsets[1:], lengths) - 1 - np.arange(len(ids))
+        return _Events(ids, np.repeat(np.arange(len(lengths)), lengths), ages, lengths)
+
+    def _mean_directions(self, catalog: Catalog, events: _Events) -> Tensor:
+        """(B, D) directions of the histories' vectors."""
+        device = self.weights.device
+        vectors, places = directions(catalog, torch.from_numpy(events.ids).to(device))
+        fades = torch.from_numpy((ALIKE_FADING**events.ages).astype(np.float32)).to(device)
+        sums = vectors.new_zeros(len(events.lengths), vectors.shape[1])
+        sums.index_add_(0, torch.from_numpy(events.rows).to(device), vectors[places] * fades[:, None])
+        return normalize(sums, dim=1)
+
     def _count(self, query: Query) -> _Counted:
-        catalog = query.snapshot.catalog
-        reads = Reads(query.snapshot.reads.max_events)  # of what the model reads, the positive events
-        batch = Reading(catalog.schema, catalog.items, reads).cut(query.read)
-        items, rows, ages = batch.item_ids, batch.events.row_ids, batch.events.from_end
-        span = catalog.num_items
-        keys, votes = self.counts.votes(items, rows, ages, span, self.config.history)
-        own = torch.searchsorted(keys, rows * span + items)  # (T,) an event's item is among the keys
-        times = votes.new_zeros(len(keys)).index_add_(0, own, torch.ones_like(own, dtype=votes.dtype))
-        lately = votes.new_zeros(len(keys)).scatter_reduce_(0, own, SEEN_FADING ** ages.float(), "amax")
-        seen = torch.stack(((times > 0).float(), lately, times.log1p()), dim=1)
-        features = torch.cat((votes, self._popularity_of(keys % span)[:, None], seen), dim=1)  # (U, F - 1)
-        buckets = torch.bucketize(batch.lengths, self.edges, right=True)
-        vectors, places = directions(catalog, items)
-        faded = vectors[places] * (ALIKE_FADING ** ages.float())[:, None]  # (T, D)
-        means = faded.new_zeros(batch.num_histories, faded.shape[1]).index_add_(0, rows, faded)
-        return _Counted(keys, features, self._popularity_of, buckets, normalize(means, dim=1), catalog)
+        catalog, device, events = query.snapshot.catalog, self.weights.device, self._events(query)
+        span, named = catalog.num_items, events.rows * catalog.num_items + events.ids
+        keys, votes = self.counts.votes(events.ids, events.rows, events.ages, span, self.config.history)
+        own = np.searchsorted(keys, named)  # (T,) an event's item is among the keys
+        times, lately = (np.zeros(len(keys), np.float32) for _ in range(2))
+        np.add.at(times, own, 1.0)
+        np.maximum.at(lately, own, (SEEN_FADING**events.ages).astype(np.float32))
+        seen = np.stack((times > 0, lately, np.log1p(times)), axis=1)
+        moved_keys, moved_votes, moved_seen, lengths = (
+            torch.from_numpy(column).to(device) for column in (keys, votes, seen, events.lengths)
+        )
+        popularity = self._popularity_of(moved_keys % span)[:, None]
+        features = torch.cat((moved_votes, popularity, moved_seen), dim=1)  # (U, F - 1)
+        buckets = torch.bucketize(lengths, self.edges, right=True)
+        means = self._mean_directions(catalog, events)
+        return _Counted(moved_keys, features, self._popularity_of, buckets, means, catalog)
 
     @cached_property
     def _log_popularity(self) -> Tensor:
         """(N,) of the items that are counted."""
-        return self.counts.popularity.log1p()
+        return self.counts.popularity.to(self.weights.device).log1p()
 
     def _popularity_of(self, item_ids: Tensor) -> Tensor:
         """(...) items -> (...) the feature of that name; 0 for those that came later."""
         later_mask = item_ids >= self.counts.num_items
         return self._log_popularity[item_ids.masked_fill(later_mask, 0)].masked_fill(later_mask, 0.0)
 
-    def _best_counted(self, query: Query, counted: _Counted) -> Tensor:
-        """(B, M) items by what counts alone say of them, the best first; -1 behind the last that may be answered."""
+    def _best_counted(self, query: Query, counted: _Counted, number: int) -> Tensor:
+        """(B, M <= number) items by what counts alone say of them, the best first; -1 behind the last that may be
+        answered."""
         keys, span = counted.keys, counted.catalog.num_items
         rows, items = keys // span, keys % span
         weights = self.weights[counted.buckets[rows], 1:-1]  # (U, F - 1): vectors are asked of the pool alone
@@ -223,7 +297,7 @@ class Expert:
         if query.allowed is not None:
             table = table.masked_fill(~query.allowed.holds(table), -1)
         by_score = _table(scores, offsets, NEG_INF).masked_fill(table < 0, NEG_INF)
-        return table.gather(1, best_first(by_score, self.config.candidates))
+        return table.gather(1, best_first(by_score, number))
 
     # -- on disk --------------------------------------------------------------------------------------------------
 
@@ -270,6 +344,16 @@ class Expert:
 
 
 @dataclass(frozen=True, eq=False)
+class _Events:
+    """Events of the histories of a batch, oldest first in each."""
+
+    ids: np.ndarray  # (T,)
+    rows: np.ndarray  # (T,) of the batch
+    ages: np.ndarray  # (T,) 0: the newest of its history
+    lengths: np.ndarray  # (B,)
+
+
+@dataclass(frozen=True, eq=False)
 class _Counted:
     """What the counts say of the histories of a batch."""
 
@@ -286,7 +370,7 @@ class _Counted:
         wanted = torch.arange(len(items), device=items.device)[:, None] * self.catalog.num_items + items
         at = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
         found = self.features[at].masked_fill((self.keys[at] != wanted)[..., None], 0.0)
-        found[..., len(VOTES)] = self.popularity_of(items)
+        found[..., POPULARITY] = self.popularity_of(items)
         vectors, places = directions(self.catalog, items)
         alike = (self.means @ vectors.T).gather(1, places)  # (B, V) first: C times fewer vectors are read
         return torch.cat((found, alike[..., None]), dim=2)

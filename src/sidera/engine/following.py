@@ -48,7 +48,7 @@ class FollowedExpert:
         """``until``: the second up to which the counts hold the log's events. Reads the store's newer ones."""
         self.behaviour, self.until, self.problem = behaviour, until, ""
         self._base, self._expert = expert, expert
-        self._counts, self._room = expert.counts.to("cpu"), Room()
+        self._counts, self._room = expert.counts, Room()
         self._lock, self._place = threading.Lock(), 0
         self._read: dict[str, int] = {}  # user -> number of the first event that the reading of all did not see
         self.now()
@@ -105,7 +105,7 @@ class FollowedExpert:
         if changes.last == self._place:
             return
         if begin or changes.appended is None:
-            self._counts, self._room, self._read = self._base.counts.to("cpu"), Room(), {}
+            self._counts, self._room, self._read = self._base.counts, Room(), {}
             users = (user for newest, user in store.newest_of_users() if newest > self.until)
             number, came = 0, self._all_of(users)
         else:
@@ -123,8 +123,7 @@ class FollowedExpert:
             )  # fmt: skip
         if self._counts.num_unused > len(self._counts.right_ids) // 2:
             self._counts = self._counts.compacted(self._base.config.neighbours)
-        counts = self._counts.to(self._base.weights.device)
-        self._expert = replace(self._base, counts=counts, followed_events=number)
+        self._expert = replace(self._base, counts=self._counts, followed_events=number)
         self._place = changes.last
 
     def _all_of(self, users: Iterable[str]) -> Iterator[_Came]:

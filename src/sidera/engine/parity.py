@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from sidera.batch import Batch
 from sidera.core import Request
 from sidera.decode.beam import Beams, beam_search
 from sidera.decode.compiled import CompiledSearch
+from sidera.decode.eligible import NEG_INF, Eligible, Jagged
+from sidera.decode.listing import Listing, list_items
+from sidera.decode.select import best_first
 from sidera.engine.requests import RequestReader
 from sidera.engine.snapshot import Snapshot
 
@@ -108,23 +112,52 @@ def _compared(
     batch = snapshot.readable(reader_of(snapshot).batch(histories))
     seen = [torch.tensor(one.seen_ids, dtype=torch.int64) for one in histories]
     exclude = torch.cat(seen), torch.tensor([0, *map(len, seen)]).cumsum(0)
-    search: dict[str, Any] = {"width": asked.width, "num_results": min(TOP, asked.results), "exclude": exclude}
+    search: dict[str, Any] = {"width": asked.width, "num_results": min(TOP, asked.results or TOP), "exclude": exclude}
     if asked.proposals:
         search["proposals"] = torch.from_numpy(random.integers(0, trie.num_items, (len(histories), asked.proposals)))
     with snapshot.answering():
         context, own_context = _timed(generator.context, batch)
-        expected, own_search = _timed(beam_search, generator, context, trie, **search)
+        step_by_step, program = _searches(snapshot, compiled, search)
+        expected, own_search = _timed(step_by_step, context)
         ours, of_context = _timed(compiled.context, batch)
         if ours is not None:
             times.setdefault("context", []).append(of_context / own_context)
             context = ours
-        found, of_search = _timed(compiled.beams, context, trie, allowed=None, **search)
+        found, of_search = _timed(program, context)
         if found is not None:
             name = "search" if len(histories) == 1 else "searches"
             times.setdefault(name, []).append(of_search / own_search)
         elif ours is not None:  # only its context is a program
-            found = beam_search(generator, context, trie, **search)
+            found = step_by_step(context)
     return None if found is None else differences(found, expected, search["num_results"])
+
+
+def _searches(
+    snapshot: Snapshot, compiled: CompiledSearch, search: dict[str, Any]
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """context -> Beams by the model, and by its program (None where none gives it)."""
+    generator, trie, exclude = snapshot.generator, snapshot.catalog.trie, search["exclude"]
+    if compiled.shape.asked.lists:
+        steps = partial(_listed, lambda context: list_items(generator, context, trie, True), exclude)
+        return steps, partial(_listed, lambda context: compiled.listing(context, trie), exclude)
+    return (
+        lambda context: beam_search(generator, context, trie, **search),
+        lambda context: compiled.beams(context, trie, allowed=None, **search),
+    )
+
+
+def _listed(list_them: Callable[[Any], Listing | None], exclude: Jagged, context: Any) -> Beams | None:
+    """The best of all items."""
+    listing = list_them(context)
+    if listing is None:
+        return None
+    trie, scores = listing.trie, listing.scores
+    Eligible(trie, len(scores), scores.device, exclude).close_all(scores)
+    places = best_first(scores, TOP)
+    best = scores.gather(1, places)
+    valid_mask, log_probs = best > NEG_INF, listing.of_codes(places)
+    sids = torch.from_numpy(trie.leaf_codes(trie.leaf_of_place[places.numpy()]))
+    return Beams(listing.item_ids[places].masked_fill(~valid_mask, -1), places, best, sids, valid_mask, log_probs)
 
 
 def _timed(call: Callable[..., Any], *given: Any, **named: Any) -> tuple[Any, float]:

@@ -22,9 +22,10 @@ from sidera.batch import Batch
 from sidera.core import ArtifactError, Filter, InputError
 from sidera.decode.compiled import Asked
 from sidera.decode.dense import target_ties, top_items
-from sidera.decode.eligible import NEG_INF, Allowed, Jagged
+from sidera.decode.eligible import NEG_INF, Allowed, Eligible, Jagged
 from sidera.decode.given import given_log_probs
 from sidera.decode.hybrid import hybrid_search
+from sidera.decode.listing import Listing
 from sidera.decode.sample import masked_log_probs
 from sidera.decode.select import best_first
 from sidera.decode.session import rank_by_lists
@@ -50,6 +51,7 @@ class Candidates:
     log_probs: Tensor | None = None  # (B, C, L) of each code, where the query asks; NaN where a code is out of reach
     ties: tuple[Tensor, Tensor] | None = None  # of targets that were named: ``decode.dense.target_ties``
     searched: Candidates | None = None  # in the search's own order, where an expert joined its counts
+    listing: Listing | None = None  # these are all items, in the order of the trie
 
     @property
     def expert_version(self) -> str:
@@ -211,11 +213,27 @@ def search(query: Query, number: int, proposals: Tensor | None = None, width: in
     return replace(candidates, item_ids=ids, scores=scores, leaf_ids=None, log_probs=None)
 
 
-def _searched(query: Query, number: int, width: int, proposals: Tensor | None = None) -> Candidates:
-    snapshot, batch = query.snapshot, query.batch
-    if batch.num_histories and int(batch.lengths.min()) == 0:  # the state before it is another history's last
+def listed(query: Query) -> Candidates:
+    """All items in the order of the trie, with what the generator gives them: where it takes proposals."""
+    _check_events(query.batch)
+    snapshot = query.snapshot
+    with snapshot.answering():
+        listing = snapshot.listing(query.context, query.log_probs)
+    scores, trie = listing.scores, snapshot.catalog.trie
+    Eligible(trie, len(scores), scores.device, query.left_out, query.allowed).close_all(scores)
+    ids = listing.item_ids.expand_as(scores)
+    return Candidates(ids, scores, snapshot.version, snapshot.catalog.items_version, listing=listing)
+
+
+def _check_events(batch: Batch) -> None:
+    """InputError for an empty history: the state before it is another history's last."""
+    if batch.num_histories and int(batch.lengths.min()) == 0:
         raise InputError("an empty history cannot be ranked", allowed="1 event or more", fix="answer by popularity")
-    left_out = query.left_out
+
+
+def _searched(query: Query, number: int, width: int, proposals: Tensor | None = None) -> Candidates:
+    _check_events(query.batch)
+    snapshot, left_out = query.snapshot, query.left_out
     signed: dict[str, Any] = {"version": snapshot.version, "items_version": snapshot.catalog.items_version}
     if not snapshot.generates:
         if snapshot.index is not None and query.target_ids is None:

@@ -32,6 +32,7 @@ from sidera.decode.compiled import CompiledSearch
 from sidera.decode.eligible import Allowed, Jagged
 from sidera.decode.graph import GraphedSearch
 from sidera.decode.late import LateCodes, writing_late
+from sidera.decode.listing import Listing, list_items
 from sidera.decode.vector_index import IndexConfig, VectorIndex
 from sidera.decode.ways import AUTO, Search, search_by, way_of
 from sidera.engine.histories import lifelong_of_events
@@ -219,6 +220,11 @@ class Snapshot:
             return found
         settings["log_probs"] = log_probs
         return beam_search(self.generator, context, self.catalog.trie, **settings)
+
+    def listing(self, context: Context, log_probs: bool = False) -> Listing:
+        """Scores of all items, where :attr:`takes_proposals`. Call it inside :meth:`answering`."""
+        found = None if self.programs is None else self.programs.listing(context, self.catalog.trie)
+        return list_items(self.generator, context, self.catalog.trie, log_probs) if found is None else found
 
     @property
     def takes_proposals(self) -> bool:

@@ -46,6 +46,9 @@ VOTES: dict[str, tuple[str, float | None]] = {
     "together": ("together", 0.5**0.5),
 }
 
+KIND_OF_VOTE = [KINDS.index(kind) for kind, _ in VOTES.values()]
+VOTES_OF_KIND = np.eye(len(KINDS), dtype=np.float32)[KIND_OF_VOTE]  # (V, KINDS)
+
 
 def kind_weights(kind: str) -> tuple[np.ndarray, np.ndarray]:
     """(S,) weight of a right item by its steps behind the left one, from 1, and (S',) by its steps before it."""
@@ -80,7 +83,9 @@ class Room:
 
 @dataclass(frozen=True, eq=False)
 class PairCounts:
-    """Pairs of every left item in rows ``begins[i]`` to ``ends[i]``. Items that came later have no pairs yet."""
+    """Pairs of every left item in rows ``begins[i]`` to ``ends[i]``. Items that came later have no pairs yet.
+
+    On the CPU, wherever the model lies: a history asks for some hundred of millions of pairs."""
 
     begins: Tensor  # (N,) int64
     ends: Tensor  # (N,) int64
@@ -133,13 +138,13 @@ class PairCounts:
         others, and no pair is left out until the next :meth:`of` or :meth:`compacted`. With ``room`` the columns are
         not copied. The cost follows the rows that change, and one copy of a column of N.
         """
-        device, more = self.begins.device, num_items - self.num_items
-        begins, ends = (torch.nn.functional.pad(column.cpu(), (0, more)).clone() for column in (self.begins, self.ends))
-        popularity = torch.nn.functional.pad(self.popularity.cpu(), (0, more)).clone()
+        more = num_items - self.num_items
+        begins, ends = (torch.nn.functional.pad(column, (0, more)).clone() for column in (self.begins, self.ends))
+        popularity = torch.nn.functional.pad(self.popularity, (0, more)).clone()
         for (item_ids, _), sign in ((before, -1.0), (after, 1.0)):
             ids = torch.from_numpy(item_ids)
             popularity.index_add_(0, ids, torch.full((len(ids),), sign))
-        mine = replace(self.to("cpu"), begins=begins, ends=ends)
+        mine = replace(self, begins=begins, ends=ends)
         keys, values = _differences(before, after, num_items)
         rows = torch.unique_consecutive(keys // num_items)
         held, counted = mine._pairs_of(rows, num_items)
@@ -150,7 +155,7 @@ class PairCounts:
         bounds = torch.searchsorted(pairs, torch.stack((rows, rows + 1)) * num_items) + len(self.right_ids)
         begins[rows], ends[rows] = bounds[0], bounds[1]
         columns = (room or Room()).behind(mine, (pairs % num_items).int(), counts)
-        return PairCounts(begins, ends, *columns, popularity).to(device)
+        return PairCounts(begins, ends, *columns, popularity)
 
     @property
     def num_unused(self) -> int:
@@ -160,21 +165,21 @@ class PairCounts:
     def compacted(self, neighbours: int) -> PairCounts:
         """Without unused pairs; of a left item with more than twice ``neighbours`` pairs these are left, as in
         :meth:`of`."""
-        mine, lengths = self.to("cpu"), (self.ends - self.begins).cpu()
+        lengths = self.ends - self.begins
         places = torch.arange(int(lengths.sum())) + torch.repeat_interleave(
-            mine.begins - lengths.cumsum(0) + lengths, lengths
+            self.begins - lengths.cumsum(0) + lengths, lengths
         )
         long = torch.nonzero(lengths > 2 * neighbours)[:, 0]
         if len(long):
-            best = mine._best_of(long, neighbours)  # (n, neighbours)
-            kept = torch.ones(len(mine.right_ids), dtype=torch.bool)
+            best = self._best_of(long, neighbours)  # (n, neighbours)
+            kept = torch.ones(len(self.right_ids), dtype=torch.bool)
             for row in long.tolist():
-                kept[mine.begins[row] : mine.ends[row]] = False
+                kept[self.begins[row] : self.ends[row]] = False
             kept[best.flatten()] = True
             places, lengths = places[kept[places]], lengths.clone().index_fill_(0, long, neighbours)
         ends = lengths.cumsum(0)
-        columns = mine.right_ids[places], mine.counts[places]
-        return PairCounts(ends - lengths, ends, *columns, mine.popularity).to(self.begins.device)
+        columns = self.right_ids[places], self.counts[places]
+        return PairCounts(ends - lengths, ends, *columns, self.popularity)
 
     def _best_of(self, rows: Tensor, number: int) -> Tensor:
         """(n, number) places of the pairs of these left items (n,) that :meth:`of` would keep."""
@@ -196,43 +201,55 @@ class PairCounts:
     def num_items(self) -> int:
         return len(self.begins)
 
-    def to(self, device: torch.device | str) -> PairCounts:
-        return replace(self, **{name: column.to(device) for name, column in self.columns().items()})
-
     def columns(self) -> dict[str, Tensor]:
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
-    def votes(self, item_ids: Tensor, row_ids: Tensor, ages: Tensor, span: int, history: int) -> tuple[Tensor, Tensor]:
+    def votes(
+        self, item_ids: np.ndarray, row_ids: np.ndarray, ages: np.ndarray, span: int, history: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """What events (T,) of histories vote for -> keys (U,) ascending, ``row * span + item``, and votes (U, V).
 
         ``ages``: 0 for the newest event of a history. Events of age ``history`` and older have no vote; every event
         names its own item.
         """
-        known = torch.where(item_ids < self.num_items, item_ids, 0)
-        silent = (item_ids >= self.num_items) | (ages >= history)
-        lengths = (self.ends[known] - self.begins[known]).masked_fill(silent, 0)
-        owners = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)  # (E,) of T
-        first = self.begins[known] - lengths.cumsum(0) + lengths
-        places = torch.arange(len(owners), device=owners.device) + first[owners]
-        right = self.right_ids[places].long()
-        keys = torch.cat((row_ids[owners] * span + right, row_ids * span + item_ids))
-        values = self._values(item_ids[owners], right, self.counts[places])  # (E, KINDS)
-        fades = fades_of(history, ages.device)[ages.clamp(max=history - 1)]  # (T, V); the older have no pairs here
-        own = values[:, [KINDS.index(kind) for kind, _ in VOTES.values()]] * fades[owners]
-        found, inverse = torch.unique(keys, return_inverse=True)
-        votes = own.new_zeros(len(found), len(VOTES)).index_add_(0, inverse[: len(own)], own)
-        return found, votes
+        owners, right, values = self._pairs_that_vote(item_ids, ages, history)
+        own = torch.from_numpy(values[:, KIND_OF_VOTE] * fades_of(history)[ages[owners]])  # (E, V)
+        named = np.concatenate([row_ids[owners] * span + right, row_ids * span + item_ids])
+        keys, inverse = np.unique(named, return_inverse=True)
+        votes = torch.zeros(len(keys), len(VOTES)).index_add_(0, torch.from_numpy(inverse[: len(own)]), own)
+        return keys, votes.numpy()
+
+    def vote_sums(
+        self, item_ids: np.ndarray, ages: np.ndarray, weights: np.ndarray, history: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same with the votes of events (T,) weighed by ``weights`` (T, V) and summed, each pair alone -> the event
+        of each pair (E,), its right item (E,), and the sum (E,)."""
+        owners, right, values = self._pairs_that_vote(item_ids, ages, history)
+        faded = weights * fades_of(history)[ages.clip(max=history - 1)]  # (T, V)
+        by_kind = faded @ VOTES_OF_KIND  # (T, KINDS)
+        return owners, right, np.einsum("ek,ek->e", values, by_kind[owners])
+
+    def _pairs_that_vote(
+        self, item_ids: np.ndarray, ages: np.ndarray, history: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of events (T,) that are younger than ``history``: the event of each pair (E,), its right item (E,), and what
+        an event that is as good as new votes with each of its counts (E, KINDS)."""
+        begins, ends, right_ids, counts, popularity = (column.numpy() for column in self.columns().values())
+        votes_mask = (item_ids < self.num_items) & (ages < history)
+        known = np.where(votes_mask, item_ids, 0)
+        first = begins[known]
+        lengths = (ends[known] - first) * votes_mask
+        owners = np.repeat(np.arange(len(lengths)), lengths)
+        places = np.arange(len(owners)) + (first - lengths.cumsum() + lengths)[owners]
+        right, found = right_ids[places].astype(np.int64), counts[places]
+        share = popularity[right].clip(min=1) * np.float32(SHARE_SCALE / self._num_events)
+        values = np.log1p(found / share[:, None])
+        values[:, -1] = found[:, -1] / np.sqrt((popularity[known][owners] + 1) * (popularity[right] + 1))
+        return owners, right, values
 
     @cached_property
-    def _num_events(self) -> Tensor:
-        return self.popularity.sum().clamp(min=1)
-
-    def _values(self, left: Tensor, right: Tensor, counts: Tensor) -> Tensor:
-        """(E, KINDS) counts -> what an event that is as good as new votes with each."""
-        share = self.popularity[right].clamp(min=1) / self._num_events
-        values = (counts / (SHARE_SCALE * share)[:, None]).log1p()
-        cosine = counts[:, -1] / ((self.popularity[left] + 1) * (self.popularity[right] + 1)).sqrt()
-        return torch.cat((values[:, :-1], cosine[:, None]), dim=1)
+    def _num_events(self) -> float:
+        return max(1.0, float(self.popularity.sum()))
 
 
 def _differences(before: Sequences, after: Sequences, num_items: int) -> tuple[Tensor, Tensor]:
@@ -285,8 +302,8 @@ def _kept(
 
 
 @cache
-def fades_of(history: int, device: torch.device) -> Tensor:
-    """(history, V): what an event of each age votes with, the newest first."""
-    ages = torch.arange(history, device=device)
-    newest = (ages == 0).float()
-    return torch.stack([newest if fading is None else fading ** ages.float() for _, fading in VOTES.values()], dim=1)
+def fades_of(history: int) -> np.ndarray:
+    """(history, V) float32: what an event of each age votes with, the newest first."""
+    ages = np.arange(history)
+    columns = [ages == 0 if fading is None else fading**ages for _, fading in VOTES.values()]
+    return np.stack(columns, axis=1).astype(np.float32)
