@@ -22,16 +22,20 @@ from sidera.cli import main
 from sidera.core import ArtifactError, InputError, Request
 from sidera.decode.beam import beam_search
 from sidera.decode.compiled import (
+    ALL_ITEMS,
     Asked,
     CompiledSearch,
     ContextProgram,
+    ListProgram,
     SearchProgram,
     SearchShape,
     batch_parts,
+    portable,
     put_together,
     taken_apart,
 )
 from sidera.decode.eligible import Allowed, PrefixMask
+from sidera.decode.listing import list_items
 from sidera.engine import compiling
 from sidera.engine.compiling import export_run, open_compiled
 from sidera.engine.parity import Parity, batch_of, parity_of, sample_of, sampled_requests
@@ -51,7 +55,10 @@ def snapshot_of(name: str = "onerec_v2") -> Snapshot:
 def eager_programs(snapshot: Snapshot, shape: SearchShape) -> dict[str, Callable[..., Any]]:
     """The programs before they are compiled."""
     batch, context = sample_of(snapshot)
-    search = SearchProgram(snapshot.generator, snapshot.catalog.trie, taken_apart(context)[1], shape)
+    frame = taken_apart(portable(context))[1]
+    search: Any = SearchProgram(snapshot.generator, snapshot.catalog.trie, frame, shape)
+    if shape.asked.lists:
+        search = ListProgram(snapshot.generator, frame)
     encode = ContextProgram(snapshot.generator, taken_apart(batch_parts(batch))[1])
     return {"context": encode, "search": search, "searches": search}
 
@@ -61,8 +68,8 @@ def compiled_of(snapshot: Snapshot, asked: Asked = ASKED) -> CompiledSearch:
     return CompiledSearch(eager_programs(snapshot, shape), shape, sample_of(snapshot))
 
 
-@pytest.mark.parametrize("asked", [ASKED, WITH_PROPOSALS])
-@pytest.mark.parametrize("name", ["onerec_v2", "sidera"])
+@pytest.mark.parametrize("asked", [ASKED, WITH_PROPOSALS, ALL_ITEMS], ids=str)
+@pytest.mark.parametrize("name", ["onerec_v2", "sidera", "tiger"])
 def test_programs_answer_what_the_model_does(name: str, asked: Asked) -> None:
     snapshot = snapshot_of(name)
     compiled = compiled_of(snapshot, asked)
@@ -108,9 +115,13 @@ def test_a_program_of_contexts_alone_is_compared_too() -> None:
     assert not parity_of(snapshot, compiled, 6).holds
 
 
-def test_a_context_that_is_more_than_tensors_is_no_example() -> None:
+def test_a_context_that_is_more_than_tensors_is_no_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sidera.engine import compiling_worker
     from sidera.engine.compiling_worker import search_example
 
+    program, example, _ = search_example(snapshot_of("tiger"), ASKED, several=True)
+    assert all(part.shape[0] == 3 for part in program(*example))
+    monkeypatch.setattr(compiling_worker, "portable", lambda context: context)
     with pytest.raises(ValueError, match="a context holds numbers that differ between histories"):
         search_example(snapshot_of("tiger"), ASKED, several=False)
     program, example, dynamic = search_example(snapshot_of(), ASKED, several=True)
@@ -125,6 +136,25 @@ def test_tensors_that_are_shared_stay_shared() -> None:
     assert len(tensors) == len({id(part) for pair in context.pairs for part in pair}) + 1
     assert again.pairs[0][0] is again.pairs[0][1]
     assert again.mask is context.mask
+
+
+def test_a_listing_serves_a_catalogue_whose_items_go_while_prefixes_stay() -> None:
+    snapshot = snapshot_of("sidera")
+    compiled, catalog = compiled_of(snapshot, ALL_ITEMS), snapshot.catalog
+    below = np.flatnonzero(np.asarray(catalog.codes)[:, 0] == np.asarray(catalog.codes)[0, 0])
+    for gone, why in ((below[:1], ""), (below, "the prefixes are not those of the export")):
+        removed = np.zeros(catalog.num_items, dtype=bool)
+        removed[gone] = True
+        fewer = replace(snapshot, compiled=compiled).with_catalog(replace(catalog, removed=removed))
+        batch, trie = batch_of(fewer, sampled_requests(fewer, 3)), fewer.catalog.trie
+        with fewer.answering(), torch.inference_mode():
+            context = fewer.context(batch)
+            found, expected = fewer.listing(context), list_items(fewer.generator, context, trie)
+        torch.testing.assert_close(found.scores, expected.scores)
+        assert found.scores.shape[1] == catalog.num_items - len(gone)
+        assert compiled.shape.why_not(trie) == why
+    assert compiled.calls["searches"] == 1
+    assert set(compiled.reasons) == {"the prefixes are not those of the export"}
 
 
 def test_a_program_serves_a_catalogue_whose_items_go() -> None:
@@ -309,17 +339,18 @@ def test_a_dimension_that_torch_fixed_is_noticed() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sidera", "onerec", "onerec_v2", "decoder_only", "cobra", "masked_codes"])
+@pytest.mark.parametrize("name", ["sidera", "onerec", "onerec_v2", "decoder_only", "cobra", "masked_codes", "tiger"])
 def test_searches_of_several_histories_fix_no_number_of_histories(name: str) -> None:
     from sidera.engine.compiling_worker import _check_moving, search_example
 
     snapshot = snapshot_of(name)
     snapshot.model.eval().requires_grad_(False)
     with torch.no_grad():
-        program, example, dynamic = search_example(snapshot, WITH_PROPOSALS, several=True)
-        program.eval()
-        program(*example)
-        _check_moving(torch.export.export(program, example, dynamic_shapes=dynamic, strict=False), dynamic)
+        for asked in (WITH_PROPOSALS, ALL_ITEMS):
+            program, example, dynamic = search_example(snapshot, asked, several=True)
+            program.eval()
+            program(*example)
+            _check_moving(torch.export.export(program, example, dynamic_shapes=dynamic, strict=False), dynamic)
 
 
 def test_keys_and_models_that_cannot_be_exported_are_named(

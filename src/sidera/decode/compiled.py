@@ -55,6 +55,13 @@ def direct(program: Any) -> Program:
     return called
 
 
+def portable(context: Any) -> Any:
+    """The context as a program takes it: tensors, and nothing that differs between histories. A context that holds more
+    says how (``portable``)."""
+    moved = getattr(context, "portable", None)
+    return context if moved is None else moved()
+
+
 @dataclass(frozen=True)
 class _Slot:
     place: int
@@ -199,9 +206,7 @@ class SearchProgram(nn.Module):
     ) -> tuple[Tensor, ...]:
         shape, asked = self.shape, self.shape.asked
         trie, number = _trie_of(self.trie, tables, shape), excluded.shape[0]
-        whole = put_together(self.frame, context)
-        if any(one.name == "num_histories" for one in fields(whole)):  # else it is asked of a tensor
-            whole = replace(whole, num_histories=number)
+        whole = _of_so_many(put_together(self.frame, context), number)
         cache = self.generator.new_cache(whole, min(asked.room, max(shape.sizes[:-2], default=1)))
         output = self.generator.step(whole, cache, 0, None, None)
         eligible = Eligible(trie, number, CPU)
@@ -215,15 +220,25 @@ class SearchProgram(nn.Module):
 
 
 class ListProgram(nn.Module):
-    """(context's tensors, :func:`links_of` the trie) -> scores of its leaves, and of each level log-probabilities."""
+    """(context's tensors, (B,) anything, :func:`links_of` the trie) -> scores of its leaves, and of each level
+    log-probabilities."""
 
     def __init__(self, generator: Any, frame: Any) -> None:
         super().__init__()
         self.generator, self.frame = generator, frame
 
-    def forward(self, context: list[Tensor], tokens: list[Tensor], parents: list[Tensor]) -> tuple[Tensor, ...]:
-        scores, log_probs = level_scores(self.generator, put_together(self.frame, context), tokens, parents, True)
+    def forward(
+        self, context: list[Tensor], rows: Tensor, tokens: list[Tensor], parents: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        whole = _of_so_many(put_together(self.frame, context), rows.shape[0])
+        scores, log_probs = level_scores(self.generator, whole, tokens, parents, True)
         return scores, *log_probs
+
+
+def _of_so_many(context: Any, number: int) -> Any:
+    """The context with its number of histories, where that is not asked of a tensor."""
+    counts = any(one.name == "num_histories" for one in fields(context))
+    return replace(context, num_histories=number) if counts else context
 
 
 class ContextProgram(nn.Module):
@@ -234,7 +249,7 @@ class ContextProgram(nn.Module):
         self.generator, self.frame = generator, frame
 
     def forward(self, batch: list[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(taken_apart(self.generator.context(put_together(self.frame, batch)))[0])
+        return tuple(taken_apart(portable(self.generator.context(put_together(self.frame, batch))))[0])
 
 
 def batch_parts(batch: Batch) -> Batch:
@@ -269,7 +284,7 @@ class CompiledSearch:
         self.reasons: Counter[str] = Counter()  # why something was computed step by step -> how often
         self.calls: Counter[str] = Counter()  # of each program
         batch, context = sample
-        tensors, self._frame = taken_apart(context)
+        tensors, self._frame = taken_apart(portable(context))
         self._of_context = signature(tensors)
         self._of_batch = signature(taken_apart(batch_parts(batch))[0])
         self._tables: tuple[CodeTrie, list[Tensor], str] | None = None  # of the trie asked last, and why it cannot be
@@ -300,7 +315,7 @@ class CompiledSearch:
             return self._no("more proposals than exported")
         if allowed is not None and any(mask is not None for mask in allowed.masks):
             return self._no("a filter")
-        tensors = taken_apart(context)[0]
+        tensors = taken_apart(portable(context))[0]
         tables, why_not = self._tables_of(trie)
         if why_not or signature(tensors) != self._of_context:
             return self._no(why_not or "another context")
@@ -320,10 +335,10 @@ class CompiledSearch:
         name = self._program_of(context)
         if name not in self.programs:
             return self._no(f"no program {name!r} was exported")
-        tensors, why_not = taken_apart(context)[0], self.shape.why_not(trie)
+        tensors, why_not = taken_apart(portable(context))[0], self.shape.why_not(trie)
         if not self.shape.asked.lists or why_not or signature(tensors) != self._of_context:
             return self._no(why_not or "another context")
-        scores, *log_probs = self.programs[name](tensors, *links_of(trie))
+        scores, *log_probs = self.programs[name](tensors, torch.zeros(context.num_histories), *links_of(trie))
         self.calls[name] += 1
         return Listing(trie, of_items(trie, scores), tuple(log_probs))
 

@@ -23,6 +23,7 @@ from sidera.decode.compiled import (
     batch_parts,
     constants,
     excluded_places,
+    portable,
     proposed_places,
     tables_of,
     taken_apart,
@@ -51,7 +52,7 @@ def search_example(snapshot: Snapshot, asked: Asked, several: bool) -> tuple[Any
     lengths = ((3, 4, 5), (3, 7, 6, 6)) if several else ((5,), (7,))
     parts = [requests_of_lengths(snapshot, some) for some in lengths]
     contexts = [snapshot.generator.context(batch_of(snapshot, some)) for some in parts]
-    taken = [taken_apart(context) for context in contexts]
+    taken = [taken_apart(portable(context)) for context in contexts]
     if constants(taken[0][1]) != constants(taken[1][1]):
         raise ValueError("a context holds numbers that differ between histories")
     pairs = zip(taken[0][0], taken[1][0], strict=True)  # what differs between two contexts differs between all
@@ -60,7 +61,9 @@ def search_example(snapshot: Snapshot, asked: Asked, several: bool) -> tuple[Any
     if asked.lists:
         tokens, parents = links_of(trie)
         free = [*([None] * (trie.num_levels - 1)), {0: Dim.AUTO}]  # items come and go
-        return ListProgram(snapshot.generator, taken[0][1]), (taken[0][0], tokens, parents), (varying, free, free[1:])
+        rows, of_rows = torch.zeros(len(parts[0])), {0: Dim.AUTO} if several else None
+        program = ListProgram(snapshot.generator, taken[0][1])
+        return program, (taken[0][0], rows, tokens, parents), (varying, of_rows, free, free[1:])
     shape, tables = SearchShape.of(trie, asked), tables_of(trie)
     excluded = excluded_places(trie, len(parts[0]), None)
     proposals = proposed_places(trie, asked.proposals, len(parts[0]))

@@ -14,7 +14,7 @@ Shape legend: B histories · W beams · L levels · S encoder tokens · H heads 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -82,6 +82,10 @@ class TigerContext:
         """The histories ``rows`` (n,) alone."""
         return self.in_a_table().rows(rows)
 
+    def portable(self) -> PaddedContext:
+        """See :func:`sidera.decode.compiled.portable`; a program has the weights inside."""
+        return replace(self.in_a_table(), weights=None)
+
     def in_a_table(self) -> PaddedContext:
         states, mask = self.padded()
         if mask is None:
@@ -111,6 +115,9 @@ class PaddedContext:
 
     def padded(self) -> tuple[Tensor, Tensor | None]:
         return self.states, self.mask
+
+    def portable(self) -> PaddedContext:
+        return replace(self, weights=None)
 
     def rows(self, rows: Tensor) -> PaddedContext:
         """The histories ``rows`` (n,) alone."""
