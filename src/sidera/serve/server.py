@@ -37,6 +37,7 @@ from sidera.serve.worker import BACKLOG, WRITTEN_EVERY, Worker
 SWITCH_SECONDS = 0.0005  # a thread that computes gives way to the event loop after so long, not after 5 ms
 QUIET_SECONDS = 5.0  # without a request: memory of the last rush goes back to the system
 SPARE_FILES = 256  # file handles beside those of connections
+ACCEPTS = 32  # connections that are accepted in one turn of the event loop
 
 
 class Server(uvicorn.Server):
@@ -45,6 +46,19 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, served: Served) -> None:
         super().__init__(config)
         self.served = served
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvloop accepts one connection of a listening socket in a turn: behind a burst of thousands others would wait
+        for seconds. So it gets the socket several times."""
+        await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        for listener in [one for server in self.servers for one in server.sockets]:
+            for _ in range(ACCEPTS - 1):
+                self.servers.append(await loop.create_server(self._connection, sock=listener.dup(), backlog=BACKLOG))
+
+    def _connection(self) -> asyncio.Protocol:
+        kind: Any = self.config.http_protocol_class
+        return kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     async def main_loop(self) -> None:
         # the sweep goes on while what is under way ends; the loop alone would let it be collected

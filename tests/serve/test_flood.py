@@ -1,0 +1,150 @@
+"""Thousands of connections or bodies at once: who was served before keeps its place, and nobody waits long."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from live_server import call, listening, send
+from sidera.engine.recommender import Recommender
+from sidera.serve import protocol
+from sidera.serve.config import HttpConfig
+from sidera.serve.protocol import CUTS, MOST_PIECES, Protocol, sweep
+from sidera.serve.server import ACCEPTS
+from sidera.serve.state import Served
+
+MOST = 60  # connections
+HEALTH = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+SLOW = b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-slow: "
+
+
+@pytest.fixture(scope="module")
+def live(trained_run: Path) -> Iterator[tuple[int, Served]]:
+    config = HttpConfig(max_body_mb=1, max_connections=MOST, grace_seconds=1)
+    with listening(Recommender.load(trained_run), config) as found:
+        yield found
+
+
+def until(condition: object) -> None:
+    stop = time.monotonic() + 30
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < stop
+        time.sleep(0.02)
+
+
+def test_a_client_that_was_answered_keeps_its_connection(live: tuple[int, Served]) -> None:
+    """It is the longest idle of all, and the flood has to make room for itself."""
+    port, served = live
+    with contextlib.ExitStack() as stack:
+        kept = stack.enter_context(send(port, HEALTH))
+        assert kept.recv(65_536).startswith(b"HTTP/1.1 200")
+        for _ in range(MOST + 20):
+            stack.enter_context(send(port, SLOW))
+        until(lambda: served.metrics.cut.get("made room", 0) >= 20)
+        kept.sendall(HEALTH)
+        assert kept.recv(65_536).startswith(b"HTTP/1.1 200")
+
+
+def test_idle_clients_make_room_where_they_are_the_most(live: tuple[int, Served]) -> None:
+    port, _ = live
+    with contextlib.ExitStack() as stack:
+        for _ in range(MOST + 5):
+            one = stack.enter_context(send(port, HEALTH))
+            assert one.recv(65_536).startswith(b"HTTP/1.1 200")
+
+
+def test_a_refused_body_is_read_although_strangers_flood(live: tuple[int, Served]) -> None:
+    """Its answer stands to be read: to close now would reset the connection and lose it."""
+    port, served = live
+    before = served.metrics.cut.get("made room", 0)
+    body = b"x" * 2_000_000
+    whole = call("/v1/recommend", body)
+    with contextlib.ExitStack() as stack:
+        large = stack.enter_context(send(port, whole[:-10]))
+        for _ in range(MOST + 20):
+            stack.enter_context(send(port, SLOW))
+        until(lambda: served.metrics.cut.get("made room", 0) >= before + 20)
+        large.sendall(whole[-10:])
+        assert large.recv(65_536).startswith(b"HTTP/1.1 413")
+
+
+def test_a_burst_is_accepted_in_few_turns_of_the_loop(
+    live: tuple[int, Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, _ = live
+    loops, turns, turn, gate, over = list[Any](), list[int](), [0], threading.Event(), threading.Event()
+    made = Protocol.connection_made
+
+    def noted(self: Protocol, transport: Any) -> None:
+        loops.append(self.loop)
+        turns.append(turn[0])
+        made(self, transport)
+
+    def count() -> None:
+        turn[0] += 1
+        if not over.is_set():
+            loops[0].call_soon(count)
+
+    monkeypatch.setattr(Protocol, "connection_made", noted)
+    with contextlib.ExitStack() as stack:
+        stack.callback(over.set)
+        stack.callback(gate.set)
+        stack.enter_context(send(port, HEALTH))
+        until(lambda: loops)
+        loops[0].call_soon_threadsafe(gate.wait)  # nothing is accepted until they all wait
+        loops[0].call_soon_threadsafe(count)
+        for _ in range(ACCEPTS):
+            stack.enter_context(send(port, SLOW))
+        gate.set()
+        until(lambda: len(turns) == 1 + ACCEPTS)
+    assert max(turns[1:]) - min(turns[1:]) < ACCEPTS // 4
+
+
+def test_connections_that_come_due_together_are_cut_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HALF_SECOND", 0)
+    done = list[str]()
+
+    connections: set[Any] = set()
+
+    class Slow:
+        def overdue(self, now: float) -> str:
+            return "slow header"
+
+        def cut(self, reason: str) -> None:
+            done.append(reason)
+            connections.discard(self)
+
+    connections.update(Slow() for _ in range(3 * CUTS))
+
+    async def others() -> None:
+        sweeping = asyncio.create_task(sweep(connections))
+        while connections:
+            done.append("other")
+            await asyncio.sleep(0)
+        sweeping.cancel()
+
+    asyncio.run(others())
+    in_a_row = max(len(part.split()) for part in " ".join(done).replace("slow header", "cut").split("other"))
+    assert in_a_row == CUTS
+
+
+def test_refused_bodies_are_read_a_few_pieces_at_a_time_where_the_loop_came_late() -> None:
+    read = list[int]()
+    waiting = deque(
+        SimpleNamespace(transport=SimpleNamespace(is_closing=lambda: False, resume_reading=lambda: read.append(1)))
+        for _ in range(40)
+    )
+    asked = list[float]()
+    loop = SimpleNamespace(call_later=lambda seconds, *call: asked.append(seconds))
+    Protocol._drop_more(SimpleNamespace(dropping=waiting, loop=loop, _drop_more=None), time.monotonic() - 60)  # type: ignore[arg-type]
+    assert len(read) == MOST_PIECES
+    assert len(asked) == 1
