@@ -143,6 +143,24 @@ def test_what_cannot_be_met_is_refused_at_once_and_what_became_late_when_its_tur
     assert (counts.answered, counts.refused, counts.late) == (2, 1, 1)
 
 
+def test_what_will_be_late_is_refused_when_that_is_seen() -> None:
+    """Not when its turn comes: it would have waited in vain."""
+    desk = Desk(SchedulerConfig(max_rows=50))
+    for _ in range(50):
+        desk.scheduler.cost.saw(50, 1.0)
+    desk.begin()
+    for name, deadline in (("a", 104.8), ("b", 105.0), ("c", 105.2)):
+        desk.ask(name, deadline)
+    desk.now = 102.6  # the first batch took more than twice its time
+    desk.run_one(lambda: len(desk.back) == 2)
+    assert isinstance(desk.back["c"], Overloaded)
+    assert "take too long" in desk.back["c"].problem
+    assert set(desk.back) == {"first", "c"}, "a is being answered and b may still be"
+    assert desk.scheduler.counts.late == 1
+    assert sum(desk.scheduler._waiting_rows) == 50
+    desk.end()
+
+
 def test_costs_that_vary_refuse_at_once_what_may_become_late(desk: Desk) -> None:
     for rows in (50, 500) * 50:
         desk.scheduler.cost.saw(rows, 0.01 + 0.001 * rows)  # a request: 60 ms alone

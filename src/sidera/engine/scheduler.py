@@ -11,10 +11,9 @@ does not wait long. What a row costs is measured all the time (:class:`Cost`).
 
 A ticket whose deadline cannot be met by these figures is refused when it comes, and so is one whose deadline could only
 be met if no batch took longer than foreseen: who is refused after a wait has lost the time to ask elsewhere. One that
-became late all the same is refused when its turn comes: work on an answer that nobody waits for any more would make
-the next ones late, too. A request that comes to an idle engine is never refused, however slow the model is. A ticket
-whose client left is dropped.
-The order is by priority, then by deadline.
+will be late all the same is refused as soon as that is seen, when the next batch begins: work on an answer that nobody
+waits for any more would make the next ones late, too. A request that comes to an idle engine is never refused, however
+slow the model is. A ticket whose client left is dropped. The order is by priority, then by deadline.
 
 Where narrower beams are allowed (``beam_steps``), a batch takes the widest with which everything that waits is answered
 in half of the usual deadline. The answer says which (``Recommendation.beam``).
@@ -301,7 +300,25 @@ class Scheduler:
                 batch.append(ticket)
                 rows += ticket.rows
         self._running_until = self.clock() + self.cost.seconds(share * rows)
-        return batch, share, refused
+        return batch, share, refused + self._without_hope(share, budget)
+
+    def _without_hope(self, share: float, budget: float) -> list[Ticket]:
+        """Tickets that wait on, and whose answers would be late behind the batch that begins."""
+        kept, refused, ahead = list[tuple[int, float, int, Ticket]](), list[Ticket](), 0
+        for entry in sorted(self._queue):
+            ticket = entry[-1]
+            rows = ahead + ticket.rows
+            ends = self._running_until + self.cost.seconds(share * rows, max(1.0, rows / budget))
+            if ticket.waited and not ticket.cancelled and ticket.deadline < ends:
+                self._waiting_rows[ticket.priority] -= ticket.rows
+                self.counts.late += 1
+                ticket.outcome = Overloaded("the requests before it take too long", ends - ticket.deadline)
+                refused.append(ticket)
+            else:
+                kept.append(entry)
+                ahead = rows
+        self._queue = kept  # in order, as a heap may be
+        return refused
 
     def _answer(self, batch: list[Ticket], share: float) -> None:
         rows = share * sum(ticket.rows for ticket in batch)
