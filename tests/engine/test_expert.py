@@ -137,7 +137,7 @@ def test_a_search_with_proposals_answers_what_the_listing_does(
     recommender.use_catalog(catalog.without([str(key) for key in catalog.item_keys[:3]]))
     rows = prepare(Recipe.parse(RECIPE), made.parent / "data", quiet).split.test.take(np.arange(64))
     ((_, batch),) = questions(recommender, data, rows, 64)
-    settings: dict[str, Any] = {"beam": 60, "filter_seen": True, "log_probs": True}
+    settings: dict[str, Any] = {"beam": 60, "filter_seen": True, "log_probs": True, "alone": True}
     listed = recommender.rank(batch, 10, **settings)
     assert recommender.pipeline.asked(catalog.trie).lists
     monkeypatch.setattr("sidera.decode.listing.MOST_LISTED", 0)

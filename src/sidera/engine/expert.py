@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -171,23 +172,24 @@ class Expert:
         if query.log_probs:
             log_probs = pad(listing.of_codes(places), (0, 0, 0, number - places.shape[1]), value=float("nan"))
             log_probs = log_probs.masked_fill((ids < 0)[..., None], float("nan"))
-        own = best_first(candidates.scores, number)
-        alone = padded_results(listing.item_ids[own], candidates.scores.gather(1, own), number)
         found = replace(candidates, item_ids=ids, scores=scores, log_probs=log_probs, listing=None)
-        found = replace(found, searched=replace(found, item_ids=alone[0], scores=alone[1], log_probs=None))
+        if query.alone:
+            own = best_first(candidates.scores, number)
+            alone = padded_results(listing.item_ids[own], candidates.scores.gather(1, own), number)
+            found = replace(found, searched=replace(found, item_ids=alone[0], scores=alone[1], log_probs=None))
         return replace(found, expert=self.version, followed_events=self.followed_events)
 
     def _joined_to_all(self, query: Query, listing: Listing) -> Tensor:
         """(B, n) scores of all items on the CPU, by the features and weights of :meth:`joined`."""
-        catalog, items, trie = query.snapshot.catalog, listing.item_ids, listing.trie
+        catalog, trie = query.snapshot.catalog, listing.trie
         events = self._events(query)
         ids, rows, ages = events.ids, events.rows, events.ages
         own = self.weights.numpy()[np.searchsorted(self.edges.numpy(), events.lengths, side="right")]  # (B, 1 + F)
         weights, named = torch.from_numpy(own), dict(zip(FEATURES, own.T[1:], strict=True))
-        vectors, clusters = directions(catalog, items)
-        means = self._mean_directions(catalog, events)
+        popularity, vectors, clusters = self._listed(catalog, trie)
+        means, num_items = self._mean_directions(catalog, events), len(clusters)
         scores = listing.scores.masked_fill(listing.scores == NEG_INF, 0.0) * weights[:, :1]
-        scores += weights[:, 1 + POPULARITY, None] * self._popularity_of(items)
+        scores += weights[:, 1 + POPULARITY, None] * popularity
         scores += (weights[:, -1:] * (means @ vectors.T)).index_select(1, clusters)
         of_pairs, right, sums = self.counts.vote_sums(ids, ages, own[rows, 1 : 1 + len(VOTES)], self.config.history)
         keys, newest, times = np.unique((rows * catalog.num_items + ids)[::-1], return_index=True, return_counts=True)
@@ -195,10 +197,22 @@ class Expert:
         visits = named["seen"][seen_rows] + named["seen_often"][seen_rows] * np.log1p(times)
         visits += named["seen_lately"][seen_rows] * SEEN_FADING ** ages[::-1][newest]
         places = trie.place_of_item[np.concatenate([right, seen])]
-        there = places < len(items)  # others were removed
-        flat = np.concatenate([rows[of_pairs], seen_rows]) * len(items) + places
+        there = places < num_items  # others were removed
+        flat = np.concatenate([rows[of_pairs], seen_rows]) * num_items + places
         np.add.at(scores.numpy().reshape(-1), flat[there], np.concatenate([sums, visits.astype(np.float32)])[there])
         return scores
+
+    def _listed(self, catalog: Catalog, trie: CodeTrie) -> tuple[Tensor, Tensor, Tensor]:
+        """Of all items in the order of the trie: popularity (n,), and directions (V, D) with each item's place in them
+        (n,). Kept until counts or catalogue change."""
+        if trie not in self._of_tries:
+            items = trie.tensors("cpu").leaf_items.long()
+            self._of_tries[trie] = (self._popularity_of(items), *directions(catalog, items))
+        return self._of_tries[trie]
+
+    @cached_property
+    def _of_tries(self) -> WeakKeyDictionary[CodeTrie, tuple[Tensor, Tensor, Tensor]]:
+        return WeakKeyDictionary()
 
     def joined(self, pool: Pool) -> Tensor:
         """(B, C) scores; -inf for empty places, and for items that the generator cannot give."""

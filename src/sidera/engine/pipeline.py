@@ -50,7 +50,7 @@ class Candidates:
     leaf_ids: Tensor | None = None  # (B, C) int64: equal for items that share a semantic ID; None for scorers and lists
     log_probs: Tensor | None = None  # (B, C, L) of each code, where the query asks; NaN where a code is out of reach
     ties: tuple[Tensor, Tensor] | None = None  # of targets that were named: ``decode.dense.target_ties``
-    searched: Candidates | None = None  # in the search's own order, where an expert joined its counts
+    searched: Candidates | None = None  # in the search's own order, where an expert joined its counts and it was asked
     listing: Listing | None = None  # these are all items, in the order of the trie
 
     @property
@@ -76,6 +76,7 @@ class Query:
     beam: int | None = None  # width of the search; None: the pipeline's
     target_ids: Tensor | None = None  # (B,) of a scorer: how many items score as these do (``Candidates.ties``)
     log_probs: bool = False  # of the codes of what is answered
+    alone: bool = False  # the search's own order too, where a step joins counts to it
     filters: Sequence[Filter | None] | None = None  # B: which items each history may be answered; None: all
     notes: dict[Any, Any] = field(default_factory=dict)  # what a step computed and reads again, by the step
 

@@ -90,6 +90,7 @@ class Recommender:
         exclude: Jagged | None = None,
         target_ids: Tensor | None = None,
         log_probs: bool = False,
+        alone: bool = False,
     ) -> Candidates:
         """The k best items of every history of ``batch`` (each with at least one event).
 
@@ -98,7 +99,8 @@ class Recommender:
         ``exclude`` (jagged item ids and offsets) leaves out others. ``beam`` defaults to the recommender's, and is
         never narrower than k. A model that writes lists answers by :func:`sidera.decode.session.rank_by_lists`.
         ``target_ids`` (B,): a scorer also says how many items it scores as it scores these (``ties``). ``log_probs``:
-        a generator also says how likely it was to write each code.
+        a generator also says how likely it was to write each code. ``alone``: an expert also leaves what the generator
+        alone would have answered (``searched``).
         """
         if k < 1:
             raise InputError(f"k = {k}", allowed="1 or more")
@@ -106,7 +108,7 @@ class Recommender:
         snapshot, pipeline = serving.snapshot, serving.pipeline
         batch = batch.to(snapshot.device)
         left_out = _left_out(batch, exclude, filter_seen)
-        return pipeline(Query(snapshot, batch, k, left_out, beam, target_ids, log_probs))
+        return pipeline(Query(snapshot, batch, k, left_out, beam, target_ids, log_probs, alone))
 
     @torch.inference_mode()
     def free_generation(self, batch: Batch, beam: int) -> Tensor:

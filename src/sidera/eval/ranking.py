@@ -187,14 +187,18 @@ def _rank_list(
     clock: Clock,
 ) -> Lists:
     sids = SharedIds.of(recommender.catalog)
-    scores_all = recommender.kind == "scorer" and "target_ids" in inspect.signature(recommender.rank).parameters
+    takes = inspect.signature(recommender.rank).parameters
+    scores_all, more = (
+        recommender.kind == "scorer" and "target_ids" in takes,
+        {"alone": True} if "alone" in takes else {},
+    )
     shape = len(rows), k, min(k, config.main_k), recommender.catalog.num_items
     lists = Lists.empty(*shape)
     for index, batch in questions(recommender, dataset, rows, config.batch_size):
         cpu, wall = time.process_time(), time.perf_counter()
         targets = rows.target_ids[index]
-        named = {"target_ids": torch.from_numpy(targets)} if scores_all else {}
-        ranked = recommender.rank(batch, k, beam=beam, filter_seen=seen == "filter", **named)
+        named: dict[str, Any] = {"target_ids": torch.from_numpy(targets)} if scores_all else {}
+        ranked = recommender.rank(batch, k, beam=beam, filter_seen=seen == "filter", **named, **more)
         item_ids = to_numpy(ranked.item_ids)  # (B, k)
         clock.add(len(index), time.process_time() - cpu, time.perf_counter() - wall)
         filtered = batch if seen == "filter" else None
