@@ -18,7 +18,8 @@ from live_server import call, listening, send
 from sidera.engine.recommender import Recommender
 from sidera.serve import protocol
 from sidera.serve.config import HttpConfig
-from sidera.serve.protocol import CUTS, MOST_PIECES, Protocol, sweep
+from sidera.serve.errors import Refused
+from sidera.serve.protocol import BREATH, CUTS, MOST_PIECES, Protocol, sweep
 from sidera.serve.server import ACCEPTS
 from sidera.serve.state import Served
 
@@ -107,6 +108,29 @@ def test_a_burst_is_accepted_in_few_turns_of_the_loop(
         gate.set()
         until(lambda: len(turns) == 1 + ACCEPTS)
     assert max(turns[1:]) - min(turns[1:]) < ACCEPTS // 4
+
+
+def test_who_asks_again_at_once_is_read_later(live: tuple[int, Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that ask in a loop would keep the engine from the processor: it would seem slow and go on refusing."""
+    port, _ = live
+    asked, body = call("/v1/recommend", b'{"history": []}').replace(b"connection: close\r\n", b""), b"overloaded"
+
+    def check(self: Served, deadline: float, priority: int) -> None:
+        raise Refused(503, body.decode(), 1)
+
+    with send(port, HEALTH) as calm, send(port, HEALTH) as one, monkeypatch.context() as patch:
+        for each in (calm, one):
+            assert each.recv(65_536).startswith(b"HTTP/1.1 200")
+        patch.setattr(Served, "check", check)
+        began = time.monotonic()
+        for _ in range(10):
+            one.sendall(asked)
+            assert body in one.recv(65_536)
+        assert time.monotonic() - began >= 9 * BREATH
+        calm.sendall(HEALTH)
+        assert calm.recv(65_536).startswith(b"HTTP/1.1 200")
+        one.sendall(HEALTH)  # it is not forgotten
+        assert one.recv(65_536).startswith(b"HTTP/1.1 200")
 
 
 def test_connections_that_come_due_together_are_cut_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -303,12 +303,13 @@ class Scheduler:
         return batch, share, refused + self._without_hope(share, budget)
 
     def _without_hope(self, share: float, budget: float) -> list[Ticket]:
-        """Tickets that wait on, and whose answers would be late behind the batch that begins."""
+        """Tickets that wait on, and whose answers would be late behind the batch that begins, even at best."""
         kept, refused, ahead = list[tuple[int, float, int, Ticket]](), list[Ticket](), 0
         for entry in sorted(self._queue):
             ticket = entry[-1]
             rows = ahead + ticket.rows
-            ends = self._running_until + self.cost.seconds(share * rows, max(1.0, rows / budget))
+            seconds = self.cost.seconds(share * rows, max(1.0, rows / budget)) / self.cost.caution  # at best
+            ends = self._running_until + seconds
             if ticket.waited and not ticket.cancelled and ticket.deadline < ends:
                 self._waiting_rows[ticket.priority] -= ticket.rows
                 self.counts.late += 1

@@ -59,6 +59,8 @@ class PackedRows:
 
 def packed_rows(tokens: Tensor, offsets: Tensor, front: Tensor | None = None) -> PackedRows:
     """Jagged tokens (T, ...), with one more, ``front`` (B, ...), before each row's, sorted by length."""
+    if offsets.numel() == 2 and front is None:  # one row, as most requests are: no number is read, nothing is sorted
+        return PackedRows(tokens, equal_layout(1, tokens.shape[0]), torch.zeros_like(offsets[:1]), offsets)
     index = Jagged(torch.arange(len(tokens), device=offsets.device), offsets)
     if front is not None:
         each = torch.arange(len(offsets), device=offsets.device)

@@ -28,6 +28,8 @@ from sidera.serve.state import Served
 LARGE, PACE = 2**16, 0.002  # bytes of a piece of a refused body, and seconds until the next one: each takes 0.3 ms
 MOST_PIECES = 4  # that are read in one turn where the loop came late: many would make the next turn late, too
 HALF_SECOND = 0.5  # between two sweeps
+BREATH = 0.02  # seconds until a connection whose request was refused is read again: who asks again at once, in a loop,
+# would keep the engine from the processor, and so the refusals would go on when the load is gone
 CUTS = 32  # connections that a sweep closes before it lets others go on: thousands come due together
 TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: 34\r\nretry-after: 1\r\n"
@@ -111,10 +113,16 @@ class Protocol(Base):
         if self.lingering:
             self.transport.close()
         elif self.cycle is REFUSED:
+            self.transport.pause_reading()
+            self.loop.call_later(BREATH, self._read_again)
             self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
+
+    def _read_again(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def on_response_complete(self) -> None:
         self.speaking, self.since = self.lingering or bool(getattr(self, "pipeline", ())), time.monotonic()
