@@ -353,6 +353,20 @@ def test_searches_of_several_histories_fix_no_number_of_histories(name: str) -> 
             _check_moving(torch.export.export(program, example, dynamic_shapes=dynamic, strict=False), dynamic)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sidera", "onerec_v2", "tiger"])
+def test_contexts_fix_no_number_of_events(name: str) -> None:
+    from sidera.engine.compiling_worker import _check_moving, context_example
+
+    snapshot = snapshot_of(name)
+    snapshot.model.eval().requires_grad_(False)
+    with torch.no_grad():
+        program, example, dynamic = context_example(snapshot)
+        program.eval()
+        program(*example)
+        _check_moving(torch.export.export(program, example, dynamic_shapes=dynamic, strict=False), dynamic)
+
+
 def test_keys_and_models_that_cannot_be_exported_are_named(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -216,7 +216,7 @@ def encode(weights: FastWeights, x: Tensor, layout: Layout) -> Tensor:
     """(T, D) inputs of packed tokens -> (T, D) states: what ``Tiger.encoder`` computes."""
     for layer in weights.encoder:
         qkv = product(_normed(x, weights.floor, layer.qkv.dtype), layer.qkv)  # (T, 3*H*E)
-        qkv = qkv.view(len(x), 3, weights.num_heads, -1)
+        qkv = qkv.view(x.shape[0], 3, weights.num_heads, -1)
         attended = attention(None, qkv, layout, bias=weights.encoder_bias, scale=1.0)
         x = x + product(attended.flatten(1), layer.out)
         x = x + _fed_forward(x, layer, weights)
