@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import socket
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,7 @@ def test_a_wrong_number_is_refused(count: str, capsys: pytest.CaptureFixture[str
 
 
 def workers(folder: Path, work: Work, code: int = 0) -> Workers:
-    return Workers(argparse.Namespace(workers=2, grace_seconds=0, code=code), socket.socket(), folder, work)
+    return Workers(argparse.Namespace(workers=2, grace_seconds=0, code=code), [socket.socket()], folder, work)
 
 
 def test_a_worker_that_dies_is_started_again_and_a_signal_ends_all(tmp_path: Path) -> None:
@@ -68,7 +70,38 @@ def test_a_worker_that_dies_is_started_again_and_a_signal_ends_all(tmp_path: Pat
     both.run()
     assert [len((tmp_path / f"{number}.starts").read_text()) for number in (0, 1)] == [2, 2]
     assert not any(process.is_alive() for process in both.processes.values())
-    assert both.listener.fileno() == -1
+    assert both.listeners[0].fileno() == -1
+
+
+def test_each_worker_gets_its_part_of_the_connections(tmp_path: Path) -> None:
+    """Of one socket, the one that wakes first would take a whole burst."""
+    from sidera.cli.workers import bound
+
+    def reached(listeners: Sequence[socket.socket], number: int) -> list[int]:
+        address, found = listeners[0].getsockname(), [0] * len(listeners)
+        with contextlib.ExitStack() as stack:
+            for _ in range(number):
+                stack.enter_context(socket.create_connection(address, 10))
+            for place, listener in enumerate(listeners):
+                listener.settimeout(0.05)
+                with contextlib.suppress(OSError):
+                    while True:
+                        stack.enter_context(listener.accept()[0])
+                        found[place] += 1
+        return found
+
+    with bound(argparse.Namespace(host="127.0.0.1", port=0, workers=2)) as listeners:
+        assert reached(listeners, 20) == [20, 0], "the second does not listen yet"
+        listeners[1].listen()
+        found = reached(listeners, 100)
+        assert sum(found) == 100
+        assert min(found) >= 20
+        both = Workers(argparse.Namespace(workers=2, grace_seconds=0), listeners, tmp_path, dies_once)
+        assert [both._listener_of(number) for number in (0, 1)] == listeners
+        listeners[1].shutdown(socket.SHUT_RDWR)  # it died
+        assert reached(listeners, 20) == [20, 0]
+        listeners[1].listen()  # it is back
+        assert min(reached(listeners, 100)) >= 20
 
 
 @pytest.mark.parametrize(("code", "said"), [(2, "worker 0 did not start"), (1, "worker 0 ended 3 times before it")])

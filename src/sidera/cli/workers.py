@@ -1,8 +1,10 @@
 """``sidera serve --workers N``: starts the processes that serve, starts a dead one again, and ends them in good order.
 
-The parent listens and hands the socket on; it answers nothing itself. The first worker is ready before the others
-start: what a new store is filled with is written once. SIGTERM or Ctrl-C closes the socket here and is passed on, so
-every worker answers what it took. A worker whose parent was killed stops by itself.
+The parent binds the port and hands sockets on; it answers nothing itself. On Linux each worker has a socket of its own
+and the system shares connections out (SO_REUSEPORT): of one socket, whoever wakes first would take a whole burst, and
+clients that keep their connections would leave the others idle. Elsewhere all accept from one. The first worker is
+ready before the others start: what a new store is filled with is written once. SIGTERM or Ctrl-C closes the sockets
+here and is passed on, so every worker answers what it took. A worker whose parent was killed stops by itself.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,17 +40,18 @@ def serve_with_workers(arguments: argparse.Namespace) -> None:
     """Until SIGTERM or Ctrl-C. InputError where the workers cannot come up."""
     if sys.platform == "win32":
         raise InputError("--workers needs a listening socket that several processes share", fix="leave it out")
-    with tempfile.TemporaryDirectory(prefix="sidera-workers-") as folder, _listener(arguments) as listener:
-        Workers(arguments, listener, Path(folder)).run()
+    with tempfile.TemporaryDirectory(prefix="sidera-workers-") as folder, bound(arguments) as listeners:
+        Workers(arguments, listeners, Path(folder)).run()
 
 
 class Workers:
     """The processes, and a pipe that a signal wakes the parent through."""
 
     def __init__(
-        self, arguments: argparse.Namespace, listener: socket.socket, folder: Path, work: Work | None = None
+        self, arguments: argparse.Namespace, listeners: Sequence[socket.socket], folder: Path, work: Work | None = None
     ) -> None:
-        self.arguments, self.listener, self.work = arguments, listener, work or serve_as
+        """``listeners``: one for each worker, or one for all."""
+        self.arguments, self.listeners, self.work = arguments, listeners, work or serve_as
         self.places = [Worker(number, arguments.workers, folder) for number in range(arguments.workers)]
         self.processes: dict[int, BaseProcess] = {}
         self.failures = 0
@@ -77,10 +80,14 @@ class Workers:
         context = get_context("spawn")
         place.file.unlink(missing_ok=True)
         process = context.Process(
-            target=self.work, args=(self.arguments, self.listener, place), name=f"worker-{place.number}"
-        )
+            target=self.work, args=(self.arguments, self._listener_of(place.number), place),
+            name=f"worker-{place.number}",
+        )  # fmt: skip
         process.start()
         self.processes[place.number] = process
+
+    def _listener_of(self, number: int) -> socket.socket:
+        return self.listeners[number % len(self.listeners)]
 
     def _look(self, seconds: float | None) -> None:
         """Wait for the end of a worker or a signal, and start what has ended again."""
@@ -98,6 +105,9 @@ class Workers:
                 problem = f"worker {number} ended {MOST_FAILURES} times before it answered (code {process.exitcode})"
                 raise InputError(problem, fix="serve without --workers to see why")
             console.warn(f"worker {number} ended with code {process.exitcode} and is started again")
+            if len(self.listeners) > 1 and any(other.is_alive() for other in self.processes.values()):
+                with contextlib.suppress(OSError):  # it did not listen yet
+                    self._listener_of(number).shutdown(socket.SHUT_RDWR)  # nobody waits for it where others answer
             self._start(self.places[number])
 
     def _stop(self, number: int, frame: object) -> None:
@@ -106,7 +116,8 @@ class Workers:
 
     def _end(self) -> None:
         """Nobody new is let in; every worker answers what it took, within the grace time, and closes its store."""
-        self.listener.close()
+        for listener in self.listeners:
+            listener.close()
         for process in self.processes.values():
             with contextlib.suppress(OSError, ValueError):
                 process.terminate()
@@ -136,14 +147,23 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _listener(arguments: argparse.Namespace) -> Any:
-    """A socket that listens; InputError when nobody can listen there."""
+def bound(arguments: argparse.Namespace) -> Iterator[list[socket.socket]]:
+    """Sockets of the port, of which the first listens; the others do when their worker does. InputError when nobody can
+    listen there."""
     from sidera.serve.server import check_port
 
     check_port(arguments.host, arguments.port)
-    listener = socket.socket(socket.AF_INET6 if ":" in arguments.host else socket.AF_INET)
-    with listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((arguments.host, arguments.port))
-        listener.listen(BACKLOG)
-        yield listener
+    shared, port = sys.platform != "linux", arguments.port
+    with contextlib.ExitStack() as opened:
+        listeners = list[socket.socket]()
+        for _ in range(1 if shared else arguments.workers):
+            family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
+            listener = opened.enter_context(socket.socket(family))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if not shared:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind((arguments.host, port))
+            port = listener.getsockname()[1]
+            listeners.append(listener)
+        listeners[0].listen(BACKLOG)
+        yield listeners

@@ -1,7 +1,8 @@
 """One of several processes that serve a run on one port: its share of the limits, and what it tells the others.
 
-All of them accept from one listening socket, map the same weights and catalogue, and open the same behaviour store and
-exposure log. A change of items or of the version reaches the others through the run folder within WATCH seconds.
+Each accepts from a socket of its own, which the system hands connections (``cli/workers.py``). All of them map the same
+weights and catalogue, and open the same behaviour store and exposure log. A change of items or of the version reaches
+the others through the run folder within WATCH seconds.
 
 Each counts for itself. A worker leaves its figures in a file every second, so that any of them answers ``/metrics`` for
 all: every line has the label ``worker``, as a restart then resets the counters of one worker and not a sum.
