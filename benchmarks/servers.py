@@ -17,6 +17,8 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,7 +223,20 @@ def served(
         shown = folder / store.replace("store", "exposures")
         words += ["--store", str(folder / store), "--exposures", str(shown), "--fill", str(folder / "data")]
     with serving(folder / "run", words, environment=environment(tree)) as server:
+        if "--workers" in words:
+            until_all_answer(server.address, int(words[words.index("--workers") + 1]))
         yield server
+
+
+def until_all_answer(address: Any, number: int) -> None:
+    """The first worker answers before the others start."""
+    stop = time.monotonic() + 120
+    while time.monotonic() < stop:
+        with urllib.request.urlopen(f"http://{address.host}:{address.port}/metrics", timeout=30) as answer:
+            if f'worker="{number - 1}"' in answer.read().decode():
+                return
+        time.sleep(0.5)
+    raise SystemExit(f"{number} workers did not come up in two minutes")
 
 
 def users_of(folder: Path, **asked: Any) -> Any:
