@@ -133,6 +133,53 @@ def test_who_asks_again_at_once_is_read_later(live: tuple[int, Served], monkeypa
         assert one.recv(65_536).startswith(b"HTTP/1.1 200")
 
 
+def test_a_busy_server_refuses_a_whole_call_without_the_parser(
+    live: tuple[int, Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is not whole, or unusual, goes the long way to the same answer."""
+    port, served = live
+    parsed = list[bytes]()
+    complete = Protocol.on_headers_complete
+
+    def noted(self: Protocol) -> None:
+        parsed.append(self.url)
+        complete(self)
+
+    def check(self: Served, deadline: float, priority: int) -> None:
+        if priority == 1:
+            raise Refused(503, "overloaded", 1)
+
+    monkeypatch.setattr(Protocol, "on_headers_complete", noted)
+    monkeypatch.setattr(Served, "check", check)
+    monkeypatch.setattr(type(served.asker.scheduler), "num_waiting", 3)
+    body = b'{"history": []}'
+    plain = call("/v1/recommend", body).replace(b"connection: close\r\n", b"")
+    kept = plain.replace(b"host: x", b"Host: x\r\nConnection: keep-alive\r\nX-Deadline-Ms: 100")
+    urgent = plain.replace(b"host: x", b"host: x\r\nx-priority: high")
+    chunked = plain.replace(b"content-length: 15", b"transfer-encoding: chunked").replace(
+        body, b"f\r\n" + body + b"\r\n0\r\n\r\n"
+    )
+    with send(port, plain) as one:
+        assert b"overloaded" in one.recv(65_536)
+        one.sendall(kept)
+        assert b"503" in one.recv(65_536)
+        assert parsed == []
+        for number, odd in enumerate((chunked, plain.replace(b"host: x", b"host: x\r\nexpect: nothing")), 1):
+            one.sendall(odd)
+            assert b"overloaded" in one.recv(65_536)
+            assert len(parsed) >= number
+        one.sendall(plain[:40])
+        time.sleep(0.05)
+        one.sendall(plain[40:])
+        assert b"overloaded" in one.recv(65_536)
+        before = len(parsed)
+        one.sendall(HEALTH)
+        assert one.recv(65_536).startswith(b"HTTP/1.1 200")
+        one.sendall(urgent)
+        assert one.recv(65_536).startswith(b"HTTP/1.1 200"), "it is let in"
+        assert len(parsed) == before + 2
+
+
 def test_connections_that_come_due_together_are_cut_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "HALF_SECOND", 0)
     done = list[str]()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections import deque
 from itertools import chain
@@ -28,7 +29,7 @@ from sidera.serve.state import Served
 LARGE, PACE = 2**16, 0.002  # bytes of a piece of a refused body, and seconds until the next one: each takes 0.3 ms
 MOST_PIECES = 4  # that are read in one turn where the loop came late: many would make the next turn late, too
 HALF_SECOND = 0.5  # between two sweeps
-BREATH = 0.02  # seconds until a connection whose request was refused is read again: who asks again at once, in a loop,
+BREATH = 0.005  # seconds until a connection whose request was refused is read again: who asks again at once, in a loop,
 # would keep the engine from the processor, and so the refusals would go on when the load is gone
 CUTS = 32  # connections that a sweep closes before it lets others go on: thousands come due together
 TOO_MANY = (
@@ -38,6 +39,9 @@ TOO_MANY = (
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: %b\r\n"
 SIZE = b"content-length: %d\r\n\r\n"
 ASKS = {path.encode(): path for path in ("/v1/recommend", "/v1/recommend/batch")}  # what the engine answers
+# A call of the engine whose header says nothing unusual; a busy server can refuse it without the parser.
+PLAIN = re.compile(rb"POST (/v1/recommend(?:/batch)?) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[^\r\n]*\r\n)+)\r\n")
+UNUSUAL = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
 # In place of a request's cycle: it is answered, and its body is read and dropped.
 REFUSED = SimpleNamespace(response_complete=True, more_body=False, scope={}, message_event=asyncio.Event())
 NO_HTTP = b'{"detail": "this is no HTTP request"}'
@@ -65,7 +69,7 @@ class Protocol(Base):
             transport.write(TOO_MANY)
             transport.close()
             return
-        self.lingering = False
+        self.lingering = self.midway = False
         self.strangers[self] = None
         with contextlib.suppress(AttributeError):  # of httptools: bytes behind the last request are an error
             self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
@@ -79,8 +83,9 @@ class Protocol(Base):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.transport is None:
+        if self.transport is None or (not self.midway and self._refused_unread(data)):
             return
+        self.midway = True
         if not self.speaking:
             self.speaking, self.since = True, time.monotonic()
         super().data_received(data)
@@ -100,25 +105,34 @@ class Protocol(Base):
         if self.dropping:
             self.loop.call_later(PACE, self._drop_more, now)
 
+    def on_message_begin(self) -> None:
+        self.midway = True
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
         path = None if self.busy else ASKS.get(self.url)
-        if path is not None and self.parser.get_method() == b"POST" and self._refused(path):
+        if path is not None and self.parser.get_method() == b"POST" and self._refused(path, self.headers):
+            self.cycle = REFUSED
+            self.lingering = not self.parser.should_keep_alive()
             return
         super().on_headers_complete()
         self._known()
         self.scope["linger"] = self._linger
 
     def on_message_complete(self) -> None:
+        self.midway = False
         super().on_message_complete()
         if self.lingering:
             self.transport.close()
         elif self.cycle is REFUSED:
-            self.transport.pause_reading()
-            self.loop.call_later(BREATH, self._read_again)
-            self._unset_keepalive_if_required()
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self._breathe()
+
+    def _breathe(self) -> None:
+        """A request was refused: wait for the next one."""
+        self.transport.pause_reading()
+        self.loop.call_later(BREATH, self._read_again)
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _read_again(self) -> None:
         if self.transport is not None and not self.transport.is_closing():
@@ -129,11 +143,34 @@ class Protocol(Base):
         self.idle[self] = None
         super().on_response_complete()
 
-    def _refused(self, path: str) -> bool:
+    def _refused_unread(self, data: bytes) -> bool:
+        """The same of a whole call that came in one piece, for a tenth of what the parser takes."""
+        if self.busy or self.lingering or not self.served.asker.scheduler.num_waiting:
+            return False
+        found = PLAIN.match(data)
+        if found is None:
+            return False
+        headers, length = list[tuple[bytes, bytes]](), -1
+        for line in found[2].split(b"\r\n")[:-1]:
+            name, _, value = line.partition(b":")
+            name, value = name.lower(), value.strip(b" \t")
+            if name in UNUSUAL or (name == b"connection" and value.lower() != b"keep-alive"):
+                return False
+            if name == b"content-length":
+                if length >= 0 or not value.isdigit() or len(value) > 15:
+                    return False
+                length = int(value)
+            headers.append((name, value))
+        if found.end() + length != len(data) or not self._refused(found[1].decode(), headers):
+            return False
+        self._breathe()
+        return True
+
+    def _refused(self, path: str, headers: list[tuple[bytes, bytes]]) -> bool:
         """Answer 503 where the engine has too much to do, for a tenth of what a request costs that is let in: under
         several times the load that it can carry, refusing must not become the load."""
         try:
-            seconds, priority = self.served.urgency(self.headers)
+            seconds, priority = self.served.urgency(headers)
             self.served.check(time.monotonic() + seconds, priority)
         except Refused as refusal:
             if refusal.status_code != 503:
@@ -142,10 +179,9 @@ class Protocol(Base):
             wait = refusal.headers["retry-after"].encode()  # type: ignore[index]
             self.transport.write(BUSY % wait + SIZE % len(content) + content)
             self.served.metrics.saw(path, 503, 0.0)
-            self.cycle, self.speaking, self.since = REFUSED, False, time.monotonic()
+            self.speaking, self.since = False, time.monotonic()
             self._known()
             self.idle[self] = None
-            self.lingering = not self.parser.should_keep_alive()
             return True
         return False
 
