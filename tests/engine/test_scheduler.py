@@ -14,7 +14,16 @@ import pytest
 
 from sidera.core import InputError, Recommendation, Request
 from sidera.engine.recommender import Recommender
-from sidera.engine.scheduler import MOST_CAUTION, Cost, Overloaded, Scheduler, SchedulerConfig, Stopping, Ticket
+from sidera.engine.scheduler import (
+    MOST_CAUTION,
+    MOST_MARGIN,
+    Cost,
+    Overloaded,
+    Scheduler,
+    SchedulerConfig,
+    Stopping,
+    Ticket,
+)
 
 FAR = 1e9  # a deadline that nothing misses
 
@@ -158,6 +167,24 @@ def test_what_will_be_late_is_refused_when_that_is_seen() -> None:
     assert set(desk.back) == {"first", "c"}, "a is being answered and b may still be"
     assert desk.scheduler.counts.late == 1
     assert sum(desk.scheduler._waiting_rows) == 50
+    desk.end()
+
+
+def test_where_tickets_become_late_fewer_are_let_in_for_a_while() -> None:
+    desk = Desk(SchedulerConfig(max_rows=50))
+    for _ in range(50):
+        desk.scheduler.cost.saw(50, 1.0)
+    desk.begin()
+    desk.ask("late", 102.5)
+    desk.now = 110.0
+    desk.run_one(lambda: len(desk.back) == 2)
+    assert isinstance(desk.back["late"], Overloaded)
+    margin = desk.scheduler._margin
+    assert 1 < margin <= MOST_MARGIN
+    for number in range(1, 30):
+        desk.ask(f"calm{number}")
+        desk.run_one(lambda number=number: f"calm{number}" in desk.back)  # type: ignore[misc]
+    assert 1 <= desk.scheduler._margin < margin
     desk.end()
 
 

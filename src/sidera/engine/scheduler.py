@@ -10,10 +10,11 @@ beams) as its budget allows: a number that memory sets, and a time that no batch
 does not wait long. What a row costs is measured all the time (:class:`Cost`).
 
 A ticket whose deadline cannot be met by these figures is refused when it comes, and so is one whose deadline could only
-be met if no batch took longer than foreseen: who is refused after a wait has lost the time to ask elsewhere. One that
-will be late all the same is refused as soon as that is seen, when the next batch begins: work on an answer that nobody
-waits for any more would make the next ones late, too. A request that comes to an idle engine is never refused, however
-slow the model is. A ticket whose client left is dropped. The order is by priority, then by deadline.
+be met if no batch took longer than foreseen (the more of those that were let in become late, the more is left): who is
+refused after a wait has lost the time to ask elsewhere. One that will be late all the same is refused as soon as that
+is seen, when the next batch begins: work on an answer that nobody waits for any more would make the next ones late,
+too. A request that comes to an idle engine is never refused, however slow the model is. A ticket whose client left is
+dropped. The order is by priority, then by deadline.
 
 Where narrower beams are allowed (``beam_steps``), a batch takes the widest with which everything that waits is answered
 in half of the usual deadline. The answer says which (``Recommendation.beam``).
@@ -34,6 +35,7 @@ from sidera.engine.timeline import Span, collecting
 
 TRIAL_SIZES = (1, 4, 16, 32)  # requests of a batch
 TRIAL_EVENTS = 50  # of a history
+MOST_MARGIN, WIDER, NARROWER = 1.6, 1.1, 0.99  # of admission: wider where a batch began with late tickets, else back
 PRIORITIES = ("high", "normal", "low")
 MOST_CAUTION = 1.3  # more refuses what would be answered in time: at twice, sixteen clients of a slow model got nothing
 EVENT_SECONDS = 5e-7  # to look up an event of a history that a request brings: it tells in long ones
@@ -172,6 +174,7 @@ class Scheduler:
         self.cost, self.counts = Cost(), Counts()
         self.times_steps = False  # for traces
         self._queue: list[tuple[int, float, int, Ticket]] = []
+        self._margin = 1.0  # what a wait may take at most, beside ``Cost.caution``: follows how many become late
         self._number = 0  # of tickets, so that the queue never compares two of them
         self._waiting_rows = [0] * len(PRIORITIES)
         self._running_until = 0.0  # when the batch that runs should end; 0: none runs
@@ -211,7 +214,7 @@ class Scheduler:
             raise Stopping("the server is being stopped", 1.0)
         if self._idle:
             return
-        wait = self.wait_for(rows, priority) * self.cost.caution
+        wait = self.wait_for(rows, priority) * self.cost.caution * self._margin
         if len(self._queue) >= self.config.max_waiting:
             raise Overloaded(f"{len(self._queue)} requests wait already", wait)
         late = self.clock() + wait - deadline
@@ -300,7 +303,10 @@ class Scheduler:
                 batch.append(ticket)
                 rows += ticket.rows
         self._running_until = self.clock() + self.cost.seconds(share * rows)
-        return batch, share, refused + self._without_hope(share, budget)
+        refused += self._without_hope(share, budget)
+        late = any(not ticket.cancelled for ticket in refused)
+        self._margin = min(MOST_MARGIN, self._margin * WIDER) if late else max(1.0, self._margin * NARROWER)
+        return batch, share, refused
 
     def _without_hope(self, share: float, budget: float) -> list[Ticket]:
         """Tickets that wait on, and whose answers would be late behind the batch that begins, even at best."""
