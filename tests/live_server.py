@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from sidera.engine.recommender import Recommender
 from sidera.serve.app import create_app
@@ -53,6 +53,14 @@ def answer(connection: socket.socket) -> bytes:
         while part := connection.recv(65_536):
             parts.append(part)
     return b"".join(parts)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Within half a minute."""
+    stop = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < stop
+        time.sleep(0.02)
 
 
 def call(path: str, body: bytes, length: int | None = None, more: str = "") -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from worlds import World, worlds
@@ -38,11 +39,11 @@ def test_a_listing_is_the_search_that_prunes_nothing(world: World) -> None:
 @settings(max_examples=20, deadline=None)
 @given(worlds())
 def test_what_is_listed_has_few_prefixes_and_few_items(world: World) -> None:
-    most = max(world.trie.num_nodes[:-1], default=1)
-    assert lists_whole(world.trie, most)
-    assert not lists_whole(world.trie, most - 1)
-    kept, listing.MOST_LISTED = listing.MOST_LISTED, world.trie.leaf_items.size - 1
-    try:
-        assert not lists_whole(world.trie, most)
-    finally:
-        listing.MOST_LISTED = kept
+    prefixes, items = max(world.trie.num_nodes[:-1], default=1), world.trie.leaf_items.size
+    for most_prefixes, most_items, lists in (
+        (prefixes, items, True), (prefixes - 1, items, False), (prefixes, items - 1, False),
+    ):  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(listing, "MOST_PREFIXES", most_prefixes)
+            patch.setattr(listing, "MOST_LISTED", most_items)
+            assert lists_whole(world.trie) is lists

@@ -26,6 +26,7 @@ from sidera.engine.pipeline import Query
 from sidera.engine.questions import Questions
 from sidera.engine.recommender import Recommender
 from sidera.engine.serving import Parts, ServeConfig
+from sidera.engine.snapshot import Snapshot
 from sidera.eval.evaluation import load_evaluation
 from sidera.eval.ranking import questions
 from sidera.models.retrievers.pair_counts import PairCounts
@@ -132,7 +133,7 @@ def test_the_pool_answers_what_the_whole_catalogue_would(made: Path, recommender
 def test_a_search_with_proposals_answers_what_the_listing_does(
     made: Path, recommender: Recommender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catalogues with many prefixes are searched, the others listed."""
+    """Catalogues with many prefixes are searched, the others listed, unless the search can take no proposals."""
     catalog, data = recommender.catalog, Dataset.load(made.parent / "data")
     recommender.use_catalog(catalog.without([str(key) for key in catalog.item_keys[:3]]))
     rows = prepare(Recipe.parse(RECIPE), made.parent / "data", quiet).split.test.take(np.arange(64))
@@ -140,10 +141,14 @@ def test_a_search_with_proposals_answers_what_the_listing_does(
     settings: dict[str, Any] = {"beam": 60, "filter_seen": True, "log_probs": True, "alone": True}
     listed = recommender.rank(batch, 10, **settings)
     assert recommender.pipeline.asked(catalog.trie).lists
+    assert replace(recommender.pipeline, beam=1).asked(catalog.trie).lists, "a narrow beam would save nothing"
+    with monkeypatch.context() as patch:
+        patch.setattr(Snapshot, "takes_proposals", False)  # as where it is a recorded graph
+        behind = recommender.rank(batch, 10, **{**settings, "beam": 20})
     monkeypatch.setattr("sidera.decode.listing.MOST_LISTED", 0)
     assert not recommender.pipeline.asked(catalog.trie).lists
     searched = recommender.rank(batch, 10, **settings)
-    for one, other in ((listed, searched), (listed.searched, searched.searched)):
+    for one, other in ((listed, searched), (listed.searched, searched.searched), (listed, behind)):
         assert one is not None
         assert other is not None
         torch.testing.assert_close(one.scores, other.scores[:, :10], rtol=1e-4, atol=1e-4)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from live_server import answer, call, listening, send
+from live_server import answer, call, listening, send, until
 from sidera.engine.histories import open_behaviour
 from sidera.engine.recommender import Recommender
 from sidera.engine.scheduler import SchedulerConfig
@@ -46,13 +46,6 @@ def ask(port: int) -> int:
 def num_users(served: Served) -> int:
     assert served.recommender.behaviour is not None
     return served.recommender.behaviour.store.num_users
-
-
-def until(condition: object) -> None:
-    stop = time.monotonic() + 30
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < stop
-        time.sleep(0.02)
 
 
 def test_a_body_that_ends_early_is_not_kept(live: tuple[int, Served]) -> None:

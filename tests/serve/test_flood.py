@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from live_server import call, listening, send
+from live_server import call, listening, send, until
 from sidera.engine.recommender import Recommender
 from sidera.serve import protocol
 from sidera.serve.config import HttpConfig
@@ -33,13 +33,6 @@ def live(trained_run: Path) -> Iterator[tuple[int, Served]]:
     config = HttpConfig(max_body_mb=1, max_connections=MOST, grace_seconds=1)
     with listening(Recommender.load(trained_run), config) as found:
         yield found
-
-
-def until(condition: object) -> None:
-    stop = time.monotonic() + 30
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < stop
-        time.sleep(0.02)
 
 
 def test_a_client_that_was_answered_keeps_its_connection(live: tuple[int, Served]) -> None:

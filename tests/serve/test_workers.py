@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,16 +62,17 @@ def test_a_wrong_number_is_refused(count: str, capsys: pytest.CaptureFixture[str
     assert "allowed: 1 to 256" in capsys.readouterr().err
 
 
-def workers(folder: Path, work: Work, code: int = 0) -> Workers:
-    return Workers(argparse.Namespace(workers=2, grace_seconds=0, code=code), [socket.socket()], folder, work)
+def workers(folder: Path, work: Work, code: int = 0, sockets: int = 1) -> Workers:
+    listeners = [socket.socket() for _ in range(sockets)]
+    return Workers(argparse.Namespace(workers=2, grace_seconds=0, code=code), listeners, folder, work)
 
 
 def test_a_worker_that_dies_is_started_again_and_a_signal_ends_all(tmp_path: Path) -> None:
-    both = workers(tmp_path, dies_once)
+    both = workers(tmp_path, dies_once, sockets=2)
     both.run()
     assert [len((tmp_path / f"{number}.starts").read_text()) for number in (0, 1)] == [2, 2]
     assert not any(process.is_alive() for process in both.processes.values())
-    assert both.listeners[0].fileno() == -1
+    assert [listener.fileno() for listener in both.listeners] == [-1, -1]
 
 
 def test_each_worker_gets_its_part_of_the_connections(tmp_path: Path) -> None:
@@ -98,7 +100,12 @@ def test_each_worker_gets_its_part_of_the_connections(tmp_path: Path) -> None:
         assert min(found) >= 20
         both = Workers(argparse.Namespace(workers=2, grace_seconds=0), listeners, tmp_path, dies_once)
         assert [both._listener_of(number) for number in (0, 1)] == listeners
-        listeners[1].shutdown(socket.SHUT_RDWR)  # it died
+        alive: Any = SimpleNamespace(is_alive=lambda: True)
+        both.processes = {0: alive, 1: SimpleNamespace(is_alive=lambda: False)}  # type: ignore[dict-item]
+        both._leave_to_others(1)  # the other does not answer yet
+        assert min(reached(listeners, 100)) >= 20
+        both.places[0].write("")
+        both._leave_to_others(1)
         assert reached(listeners, 20) == [20, 0]
         listeners[1].listen()  # it is back
         assert min(reached(listeners, 100)) >= 20

@@ -105,10 +105,15 @@ class Workers:
                 problem = f"worker {number} ended {MOST_FAILURES} times before it answered (code {process.exitcode})"
                 raise InputError(problem, fix="serve without --workers to see why")
             console.warn(f"worker {number} ended with code {process.exitcode} and is started again")
-            if len(self.listeners) > 1 and any(other.is_alive() for other in self.processes.values()):
-                with contextlib.suppress(OSError):  # it did not listen yet
-                    self._listener_of(number).shutdown(socket.SHUT_RDWR)  # nobody waits for it where others answer
+            self._leave_to_others(number)
             self._start(self.places[number])
+
+    def _leave_to_others(self, number: int) -> None:
+        """Nobody waits for a dead worker where another answers: its socket listens no more until it does again."""
+        answer = any(other.is_alive() and self.places[place].file.exists() for place, other in self.processes.items())
+        if len(self.listeners) > 1 and answer:
+            with contextlib.suppress(OSError):  # it did not listen yet
+                self._listener_of(number).shutdown(socket.SHUT_RDWR)
 
     def _stop(self, number: int, frame: object) -> None:
         self.stopping = True
@@ -154,10 +159,10 @@ def bound(arguments: argparse.Namespace) -> Iterator[list[socket.socket]]:
 
     check_port(arguments.host, arguments.port)
     shared, port = sys.platform != "linux", arguments.port
+    family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
     with contextlib.ExitStack() as opened:
         listeners = list[socket.socket]()
         for _ in range(1 if shared else arguments.workers):
-            family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
             listener = opened.enter_context(socket.socket(family))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if not shared:

@@ -1,7 +1,7 @@
 """Scores of all items at once, where a trie has few prefixes: no beam, so nothing is pruned and nothing is missed.
 
-A search of W beams asks the model what follows W prefixes. Where a whole level of the trie has no more than that, all
-prefixes cost the same, and there is nothing left to choose or to keep track of on the way.
+A search of W beams asks the model what follows W prefixes. Where no level of the trie has more than that, all of them
+cost the same, and there is nothing left to choose or to keep track of on the way.
 
 Shape legend: B histories · L levels · n_l nodes of level l · n items that are alive · K codes of a level · R places.
 """
@@ -19,7 +19,8 @@ from sidera.decode.beam import among_siblings, normalised
 from sidera.ops.trie import CodeTrie
 from sidera.roles import Context, Generator
 
-MOST_LISTED = 20_000  # items: listing more takes longer than choosing among prefixes
+MOST_LISTED = 20_000  # items
+MOST_PREFIXES = 350  # of a level: as many as a recipe's search follows, three times 50 beams and 200 proposals
 Links = tuple[list[Tensor], list[Tensor]]
 
 
@@ -48,9 +49,9 @@ class Listing:
         return torch.stack(columns[::-1], dim=-1)
 
 
-def lists_whole(trie: CodeTrie, room: int) -> bool:
-    """Whether a search of ``room`` beams may list the whole trie instead."""
-    return trie.leaf_items.size <= MOST_LISTED and max(trie.num_nodes[:-1], default=1) <= room
+def lists_whole(trie: CodeTrie) -> bool:
+    """Whether the whole trie is listed in place of a search."""
+    return trie.leaf_items.size <= MOST_LISTED and max(trie.num_nodes[:-1], default=1) <= MOST_PREFIXES
 
 
 @torch.inference_mode()

@@ -117,11 +117,12 @@ class Expert:
         return max(k, beam, self.config.searched)
 
     def asked(self, trie: CodeTrie, beam: int) -> Asked:
-        """All items, where the trie has no more prefixes than a search would have beams; else a wider search, where the
-        trie is small, and the best counted items wherever they stand in it."""
+        """All items, where the trie has few prefixes, whatever the beam; else :meth:`_search`."""
+        return ALL_ITEMS if lists_whole(trie) else self._search(trie, beam)
+
+    def _search(self, trie: CodeTrie, beam: int) -> Asked:
+        """A wider search, where the trie is small, and the best counted items wherever they stand in it."""
         config, wide = self.config, beam * self.config.wider
-        if lists_whole(trie, wide + config.candidates):
-            return ALL_ITEMS
         wider = trie.most_children(wide + config.candidates)[-1] <= MOST_LISTED
         fewer = trie.most_children(beam + config.candidates)[-1] > MANY_LISTED
         return Asked(
@@ -135,16 +136,16 @@ class Expert:
         snapshot = query.snapshot
         if not snapshot.generates:
             return search(query, number)
-        asked = self.asked(snapshot.catalog.trie, query.beam or 1)
-        if asked.lists and snapshot.takes_proposals:
+        trie = snapshot.catalog.trie
+        if lists_whole(trie) and snapshot.takes_proposals:
             return listed(query)
-        return search(query, number, self.proposals(query), max(asked.width, query.beam or 1, query.k))
+        return search(query, number, self.proposals(query), max(self._search(trie, query.beam or 1).width, query.k))
 
     @torch.inference_mode()
     def proposals(self, query: Query) -> Tensor:
         """(B, C) the best counted items that may be answered, -1 behind the last."""
-        asked = self.asked(query.snapshot.catalog.trie, query.beam or 1)
-        return self._best_counted(query, self._counted(query), asked.proposals or self.config.candidates)
+        number = self._search(query.snapshot.catalog.trie, query.beam or 1).proposals
+        return self._best_counted(query, self._counted(query), number)
 
     def __call__(self, query: Query, candidates: Candidates, number: int) -> Candidates:
         """The ``number`` best of the candidates."""
@@ -186,7 +187,7 @@ class Expert:
         ids, rows, ages = events.ids, events.rows, events.ages
         own = self.weights.numpy()[np.searchsorted(self.edges.numpy(), events.lengths, side="right")]  # (B, 1 + F)
         weights, named = torch.from_numpy(own), dict(zip(FEATURES, own.T[1:], strict=True))
-        popularity, vectors, clusters = self._listed(catalog, trie)
+        popularity, vectors, clusters = self._of_items(catalog, trie)
         means, num_items = self._mean_directions(catalog, events), len(clusters)
         scores = listing.scores.masked_fill(listing.scores == NEG_INF, 0.0) * weights[:, :1]
         scores += weights[:, 1 + POPULARITY, None] * popularity
@@ -202,7 +203,7 @@ class Expert:
         np.add.at(scores.numpy().reshape(-1), flat[there], np.concatenate([sums, visits.astype(np.float32)])[there])
         return scores
 
-    def _listed(self, catalog: Catalog, trie: CodeTrie) -> tuple[Tensor, Tensor, Tensor]:
+    def _of_items(self, catalog: Catalog, trie: CodeTrie) -> tuple[Tensor, Tensor, Tensor]:
         """Of all items in the order of the trie: popularity (n,), and directions (V, D) with each item's place in them
         (n,). Kept until counts or catalogue change."""
         if trie not in self._of_tries:

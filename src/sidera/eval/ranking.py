@@ -188,10 +188,8 @@ def _rank_list(
 ) -> Lists:
     sids = SharedIds.of(recommender.catalog)
     takes = inspect.signature(recommender.rank).parameters
-    scores_all, more = (
-        recommender.kind == "scorer" and "target_ids" in takes,
-        {"alone": True} if "alone" in takes else {},
-    )
+    scores_all = recommender.kind == "scorer" and "target_ids" in takes
+    more = {"alone": True} if "alone" in takes else {}
     shape = len(rows), k, min(k, config.main_k), recommender.catalog.num_items
     lists = Lists.empty(*shape)
     for index, batch in questions(recommender, dataset, rows, config.batch_size):

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from sidera.serve.errors import Refused
 from sidera.serve.state import Served
 
-LARGE, PACE = 2**16, 0.002  # bytes of a piece of a refused body, and seconds until the next one: each takes 0.3 ms
+LARGE, PACE = 2**16, 0.002  # bytes of a piece of a refused body, and seconds until the next one
 MOST_PIECES = 4  # that are read in one turn where the loop came late: many would make the next turn late, too
 HALF_SECOND = 0.5  # between two sweeps
 BREATH = 0.005  # seconds until a connection whose request was refused is read again: who asks again at once, in a loop,
@@ -144,7 +144,7 @@ class Protocol(Base):
         super().on_response_complete()
 
     def _refused_unread(self, data: bytes) -> bool:
-        """The same of a whole call that came in one piece, for a tenth of what the parser takes."""
+        """:meth:`_refused` of a whole call that came in one piece, without the parser."""
         if self.busy or self.lingering or not self.served.asker.scheduler.num_waiting:
             return False
         found = PLAIN.match(data)
