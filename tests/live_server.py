@@ -55,6 +55,25 @@ def answer(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+def one_answer(connection: socket.socket) -> bytes:
+    """One answer, whole, of a connection that is kept: its head and its body may come in any number of pieces."""
+    got = b""
+    while b"\r\n\r\n" not in got:
+        got += _more(connection, got)
+    head = got[: got.index(b"\r\n\r\n") + 4]
+    lengths = [line.split(b":")[1] for line in head.lower().splitlines() if line.startswith(b"content-length:")]
+    while len(got) < len(head) + int(lengths[0]):
+        got += _more(connection, got)
+    assert len(got) == len(head) + int(lengths[0]), got
+    return got
+
+
+def _more(connection: socket.socket, got: bytes) -> bytes:
+    part = connection.recv(65_536)
+    assert part, f"closed after {got!r}"
+    return part
+
+
 def until(condition: Callable[[], object]) -> None:
     """Within half a minute."""
     stop = time.monotonic() + 30
