@@ -73,6 +73,17 @@ class Generator(Protocol):
 
 
 @runtime_checkable
+class TreeGenerator(Generator, Protocol):
+    """A Generator that scores the children of a node rather than all codes of a level."""
+
+    def child_log_probs(self, context: Any, level: int, nodes: Tensor, trie: Any) -> tuple[Tensor, Tensor] | None:
+        """Nodes (B, W) of the level above in ``trie`` (at level 0 the root's number, 0) -> log-probabilities of their
+        children, and the children's numbers in the trie, (B, W, C) each. Behind a node's last child, and for a child
+        that the trie lacks: -inf, and the number of one before it. None where the trie is no part of the model's tree.
+        """
+
+
+@runtime_checkable
 class SessionGenerator(Generator, Protocol):
     """A Generator that goes on after an item: it writes lists of up to ``session_length`` items.
 

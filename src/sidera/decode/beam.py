@@ -41,7 +41,7 @@ from sidera.decode.eligible import NEG_INF, Allowed, Eligible, Jagged
 from sidera.decode.select import best_first, best_positions, check_numbers
 from sidera.ops.trie import CodeTrie, TrieTensors
 from sidera.ops.waiting import may_ask
-from sidera.roles import Context, Generator, StepOutput
+from sidera.roles import Context, Generator, StepOutput, TreeGenerator
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +123,7 @@ def written_beams(
 ) -> Beams:  # fmt: skip
     """The search from the scores of the first codes on."""
     tables = trie.tensors(output.logits.device)
+    tree = generator if not fixed and trie.part_of is None and isinstance(generator, TreeGenerator) else None
     room = width + (0 if proposed is None else proposed.number)
     sizes = trie.most_children(room) if fixed else (None,) * (trie.num_levels + 1)
     candidates = first_candidates(output, tables, log_probs)
@@ -131,9 +132,13 @@ def written_beams(
     for level in range(1, trie.num_levels):
         beams = prune(candidates, width, fixed, None if proposed is None else proposed.nodes[level - 1])
         trail.append((candidates, beams.positions))
-        codes = tables.tokens[level - 1][beams.nodes].long()  # (B, W)
-        output = generator.step(context, cache, level, codes, beams.parents)
-        candidates = continuations(beams, output, tables, level, sizes[level], log_probs)
+        scored = None if tree is None else tree.child_log_probs(context, level, beams.nodes, trie)
+        if scored is not None:
+            candidates = children_of(beams, *scored, log_probs)
+        else:
+            codes = tables.tokens[level - 1][beams.nodes].long()  # (B, W)
+            output = generator.step(context, cache, level, codes, beams.parents)
+            candidates = continuations(beams, output, tables, level, sizes[level], log_probs)
         eligible.close(candidates.scores, candidates.nodes, level)
     candidates, places = items_of(candidates, tables, sizes[-1])
     eligible.close_items(candidates.scores, places)
@@ -260,6 +265,15 @@ def continuations(
     chosen = chosen.float()
     among = among_siblings(chosen, runs, width) if log_probs else None
     return Candidates(scores.add_(chosen), children, parents, among)
+
+
+def children_of(beams: Partial, log_p: Tensor, numbers: Tensor, log_probs: bool = False) -> Candidates:
+    """The same of children (B, W, C) that the generator scored itself; C places a beam."""
+    num_children = log_p.shape[2]
+    scores = (beams.scores[:, :, None] + log_p).flatten(1)
+    parents = torch.arange(log_p.shape[1], device=log_p.device).repeat_interleave(num_children).expand_as(scores)
+    among = log_p.log_softmax(-1).flatten(1) if log_probs else None
+    return Candidates(scores, numbers.flatten(1), parents, among)
 
 
 def among_siblings(logits: Tensor, runs: Tensor, num_runs: int) -> Tensor:

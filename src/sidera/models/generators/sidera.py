@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from sidera.catalog.code_vectors import start_nodes
 from sidera.config import check_counts, check_value, later
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences
-from sidera.models.generators.sidera_decode import add_visits, children_logits
+from sidera.models.generators.sidera_decode import TreeCache, TreeContext, add_visits, children_logits
 from sidera.models.generators.titled_items import TitledItems
 from sidera.nn.counters import TRAINING, matmul_flops
 from sidera.nn.item_embedding import ItemEmbedding, ItemRows, with_siblings
@@ -44,47 +45,13 @@ from sidera.nn.made_of_weights import MadeOfWeights
 from sidera.nn.soft_targets import cross_entropy, uniform
 from sidera.nn.transformer import CausalEncoder
 from sidera.ops.attention import Layout, layout_of
-from sidera.ops.jagged import with_copies
+from sidera.ops.tree_link import TreeLink
+from sidera.ops.trie import CodeTrie
 from sidera.roles import Loss, StepOutput
 
 NEVER = float("-inf")
+TREE = ("starts", "codes")  # tables of a level that a trie is compared with
 VISIT_SCALE = 10.0  # the visit weights learn this much faster than others: they must reach about -10
-
-
-@dataclass
-class TreeContext:
-    """The state after each history, projected for every level, and where the history has been."""
-
-    states: Tensor  # (B, L, D)
-    visited: Tensor  # (B, S, L) nodes of the history's events, -1 behind a shorter history
-
-    @property
-    def num_histories(self) -> int:
-        return self.states.shape[0]
-
-    @property
-    def nbytes(self) -> int:
-        return self.states.nbytes + self.visited.nbytes
-
-    @property
-    def length(self) -> int:
-        return self.visited.shape[1]
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self.states, self.visited
-
-    def padded_to(self, num_histories: int, length: int) -> TreeContext:
-        """See :class:`sidera.decode.graph.Paddable`."""
-        more = num_histories - self.num_histories
-        visited = F.pad(self.visited, (0, 0, 0, length - self.length), value=-1)
-        return TreeContext(with_copies(self.states, more), with_copies(visited, more))
-
-
-@dataclass
-class TreeCache:
-    """The node that each beam stands on."""
-
-    nodes: Tensor  # (B, W) node of the level before the one being scored
 
 
 class SideraGenerator(nn.Module):
@@ -161,6 +128,7 @@ class SideraGenerator(nn.Module):
     def _build_tree(self, codes_NL: np.ndarray) -> None:
         """Number the nodes of every level in code order, so that the children of a node are neighbours."""
         num_items, num_levels = codes_NL.shape
+        self._links = WeakKeyDictionary[CodeTrie, TreeLink | None]()  # tries that were searched
         parents = np.zeros(num_items, dtype=np.int64)  # everything hangs under the root
         num_parents = 1
         self.num_nodes: list[int] = []
@@ -351,7 +319,7 @@ class SideraGenerator(nn.Module):
         else:
             nodes = self._child(level - 1, cache.nodes.gather(1, parents), codes)
         cache.nodes = nodes
-        log_p, child_codes = self._child_log_probs(context, level, nodes)  # (B, W, C)
+        log_p, child_codes = self._coded(context, level, nodes)  # (B, W, C)
         return StepOutput(self._by_code(level, log_p, child_codes), log_p.new_zeros(nodes.shape))
 
     def code_logits(self, context: TreeContext, sids: Tensor) -> list[Tensor]:
@@ -359,7 +327,7 @@ class SideraGenerator(nn.Module):
         nodes = torch.zeros_like(sids[:, :, 0])
         found = []
         for level in range(len(self.level_sizes)):
-            log_p, child_codes = self._child_log_probs(context, level, nodes)  # (B, G, C)
+            log_p, child_codes = self._coded(context, level, nodes)  # (B, G, C)
             found.append(self._by_code(level, log_p, child_codes))
             nodes = self._child(level, nodes, sids[:, :, level])
         return found
@@ -377,12 +345,37 @@ class SideraGenerator(nn.Module):
         table = log_p.new_full((*log_p.shape[:2], size + 1), NEVER)
         return table.scatter(2, codes, log_p)[:, :, :-1]  # absent children carry the spare code K
 
-    def _child_log_probs(self, context: TreeContext, level: int, nodes: Tensor) -> tuple[Tensor, Tensor | None]:
+    def child_log_probs(
+        self, context: TreeContext, level: int, nodes: Tensor, trie: CodeTrie
+    ) -> tuple[Tensor, Tensor] | None:
+        """See :class:`sidera.roles.TreeGenerator`."""
+        if trie not in self._links:
+            starts, codes = ([getattr(self, f"{name}_{i}") for i in range(trie.num_levels)] for name in TREE)
+            self._links[trie] = TreeLink.of(trie, starts, codes, self.leaf_items)
+        link = self._links[trie]
+        if link is None:
+            return None
+        above, here = link.levels[level - 1] if level else None, link.levels[level]
+        log_p, children, _ = self._child_log_probs(context, level, nodes if above is None else above.own[nodes])
+        if here is None:
+            return log_p, children
+        return log_p.masked_fill_(here.missing[children], NEVER), here.numbers[children]
+
+    def _coded(self, context: TreeContext, level: int, nodes: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, W) nodes -> log-probabilities and codes of their children, (B, W, C) each; absent ones -inf, code K.
         None: every child's code is its place, and C is K."""
-        starts, num_children, size = getattr(self, f"starts_{level}"), self.num_children[level], self.level_sizes[level]
+        log_p, children, absent_mask = self._child_log_probs(context, level, nodes)
+        if self.code_is_place[level] and log_p.shape[2] == self.level_sizes[level]:
+            return log_p, None
+        return log_p, getattr(self, f"codes_{level}")[children].masked_fill_(absent_mask, self.level_sizes[level])
+
+    def _child_log_probs(self, context: TreeContext, level: int, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, W) nodes -> log-probabilities and numbers of their children, and which are absent, (B, W, C) each;
+        an absent one has -inf, and the number of the last child."""
+        starts, num_children = getattr(self, f"starts_{level}"), self.num_children[level]
         children = starts[nodes][:, :, None] + torch.arange(num_children, device=nodes.device)  # (B, W, C)
-        absent_mask = children >= starts[nodes + 1][:, :, None]
+        last = starts[nodes + 1][:, :, None] - 1
+        absent_mask = children > last
         if torch.is_grad_enabled():
             states = context.states[:, level, None].expand(-1, nodes.shape[1], -1).flatten(0, 1)  # (B*W, D)
             visited = context.visited[:, None].expand(-1, nodes.shape[1], -1, -1).flatten(0, 1)  # (B*W, S, L)
@@ -393,8 +386,4 @@ class SideraGenerator(nn.Module):
             above = context.visited[:, :, level - 1] if level else None
             add_visits(logits, nodes, starts, here, above, *(VISIT_SCALE * self.visits[level]))
             logits = logits.masked_fill_(absent_mask, NEVER)
-        log_p = logits.log_softmax(-1)
-        if self.code_is_place[level] and num_children == size:
-            return log_p, None
-        codes = getattr(self, f"codes_{level}")[children.clamp_(max=self.num_nodes[level] - 1)]
-        return log_p, codes.masked_fill_(absent_mask, size)
+        return logits.log_softmax(-1), children.clamp_(max=last), absent_mask

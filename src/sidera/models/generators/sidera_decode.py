@@ -1,4 +1,4 @@
-"""Scores of the children of many nodes, for sidera's generator when it answers.
+"""What sidera's generator keeps of a search, and its scores of the children of many nodes when it answers.
 
 All beams of a history share its state, so a node's children are one product with the vectors of a run of the level:
 they are neighbours. Two ways, held against the generator's own (``tests/models/test_sidera.py``): one product with the
@@ -6,15 +6,55 @@ whole level and a lookup, where that takes less time; else a product a node, rea
 histories that ask for it. What a call costs beside the rows that it reads is timed once. Nothing is gathered: a million
 leaves of 64 dims are 250 MB, and 50 beams of a tree of 1,000 clusters would copy 12 MB of them at every request.
 
-Shape legend: B histories · W beams · S longest history · C most children of a node · D width.
+Shape legend: B histories · W beams · S longest history · L levels · C most children of a node · D width.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from sidera.ops.jagged import with_copies
 from sidera.ops.processor import rows_of_a_call
+
+
+@dataclass
+class TreeContext:
+    """The state after each history, projected for every level, and where the history has been."""
+
+    states: Tensor  # (B, L, D)
+    visited: Tensor  # (B, S, L) nodes of the history's events, -1 behind a shorter history
+
+    @property
+    def num_histories(self) -> int:
+        return self.states.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return self.states.nbytes + self.visited.nbytes
+
+    @property
+    def length(self) -> int:
+        return self.visited.shape[1]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.states, self.visited
+
+    def padded_to(self, num_histories: int, length: int) -> TreeContext:
+        """See :class:`sidera.decode.graph.Paddable`."""
+        more = num_histories - self.num_histories
+        visited = F.pad(self.visited, (0, 0, 0, length - self.length), value=-1)
+        return TreeContext(with_copies(self.states, more), with_copies(visited, more))
+
+
+@dataclass
+class TreeCache:
+    """The node that each beam stands on."""
+
+    nodes: Tensor  # (B, W) node of the level before the one being scored
 
 
 def children_logits(

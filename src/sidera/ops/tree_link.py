@@ -1,0 +1,72 @@
+"""Where a trie's nodes stand in a model's own tree of the catalogue.
+
+A model that scores the children of a node, and not all codes of a level, numbers its nodes as the trie does until items
+are removed: the trie then lacks some. With the link a search stays in places of children; without it every score would
+go from a child's place to its code, and from the code to the trie's child.
+
+Shape legend: n_l nodes of level l of the trie · m_l of the model's tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sidera.ops.trie import Array, CodeTrie
+
+
+@dataclass(frozen=True, eq=False)
+class LevelLink:
+    """Of one level, on one device."""
+
+    own: Tensor  # (n_l,) int64: the model's number of each node
+    numbers: Tensor  # (m_l,) int64: the trie's number of each of the model's nodes, ascending; missing: any before
+    missing: Tensor  # (m_l,) bool
+
+
+@dataclass(frozen=True, eq=False)
+class TreeLink:
+    """All levels of a trie; a level whose numbers are the model's own has None."""
+
+    levels: tuple[LevelLink | None, ...]  # L
+
+    @classmethod
+    def of(
+        cls, trie: CodeTrie, starts: Sequence[Tensor], codes: Sequence[Tensor], leaf_items: Tensor
+    ) -> TreeLink | None:
+        """starts: of each level the first child of the nodes above, and the number of children last (m_{l-1}+1,);
+        codes (m_l,) of each level; leaf_items (m_L,). None where the trie has a node that the model has not, or items
+        that share a leaf."""
+        device, items = leaf_items.device, leaf_items.cpu().numpy()
+        if trie.shared_leaves.size or trie.leaf_items.size > items.size or trie.num_items > items.size:
+            return None
+        leaf_of = np.empty(items.size, dtype=np.int64)
+        leaf_of[items] = np.arange(items.size)
+        own = leaf_of[trie.leaf_items]
+        found: list[LevelLink | None] = []
+        for level in reversed(range(trie.num_levels)):
+            same = np.array_equal(codes[level].cpu().numpy()[own], trie.tokens[level])
+            if not same or bool((own[1:] <= own[:-1]).any()):
+                return None
+            found.append(_link(own, codes[level].numel(), device))
+            if level:
+                parents = np.searchsorted(starts[level].cpu().numpy(), own, side="right") - 1
+                heads = trie.ptr[level - 1]
+                if not np.array_equal(parents, np.repeat(parents[heads[:-1]], np.diff(heads))):
+                    return None
+                own = parents[heads[:-1]]
+        return cls(tuple(reversed(found)))
+
+
+def _link(own: Array, size: int, device: torch.device) -> LevelLink | None:
+    if own.size == size:  # ascending, so 0, 1, 2, ...
+        return None
+    there = np.zeros(size, dtype=bool)
+    there[own] = True
+    numbers = np.maximum(np.cumsum(there) - 1, 0)
+    moved = (torch.from_numpy(array).to(device) for array in (own, numbers, ~there))
+    return LevelLink(*moved)
