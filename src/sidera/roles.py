@@ -7,6 +7,7 @@ G candidates of one history · Q user vectors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -78,9 +79,22 @@ class TreeGenerator(Generator, Protocol):
 
     def child_log_probs(self, context: Any, level: int, nodes: Tensor, trie: Any) -> tuple[Tensor, Tensor] | None:
         """Nodes (B, W) of the level above in ``trie`` (at level 0 the root's number, 0) -> log-probabilities of their
-        children, and the children's numbers in the trie, (B, W, C) each. Behind a node's last child, and for a child
-        that the trie lacks: -inf, and the number of one before it. None where the trie is no part of the model's tree.
+        children, and the children's numbers in the trie, (B, W, C) each. Numbers ascend along the children of ascending
+        nodes. Behind a node's last child, and for a child that the trie lacks: -inf, and the number of the one before
+        it, or -1. None where the trie is no part of the model's tree.
         """
+
+
+@runtime_checkable
+class TabledGenerator(Generator, Protocol):
+    """A Generator that can read its tables of a row an item from elsewhere: a compiled program takes them as inputs
+    rather than to hold a copy of them."""
+
+    def item_tables(self) -> list[Tensor]:
+        """Without gradient; [] where there are none."""
+
+    def reading(self, item_tables: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Answer from these."""
 
 
 @runtime_checkable

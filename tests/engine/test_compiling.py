@@ -37,7 +37,7 @@ from sidera.decode.compiled import (
 from sidera.decode.eligible import Allowed, PrefixMask
 from sidera.decode.listing import list_items
 from sidera.engine import compiling
-from sidera.engine.compiling import export_run, open_compiled
+from sidera.engine.compiling import export_run, open_compiled, opened
 from sidera.engine.parity import Parity, batch_of, parity_of, sample_of, sampled_requests
 from sidera.engine.run_folder import load_snapshot, save_model
 from sidera.engine.snapshot import Snapshot
@@ -65,7 +65,7 @@ def eager_programs(snapshot: Snapshot, shape: SearchShape) -> dict[str, Callable
 
 def compiled_of(snapshot: Snapshot, asked: Asked = ASKED) -> CompiledSearch:
     shape = SearchShape.of(snapshot.catalog.trie, asked)
-    return CompiledSearch(eager_programs(snapshot, shape), shape, sample_of(snapshot))
+    return opened(snapshot, eager_programs(snapshot, shape), shape)
 
 
 @pytest.mark.parametrize("asked", [ASKED, WITH_PROPOSALS, ALL_ITEMS], ids=str)
@@ -108,8 +108,8 @@ def test_a_program_of_contexts_alone_is_compared_too() -> None:
     assert replace(parity_of(snapshot, compiled, 6), times={}) == Parity(6, 1.0, 0.0)
     right = compiled.programs["context"]
 
-    def doubled(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        return [part * 2 if part.is_floating_point() else part for part in right(tensors)]
+    def doubled(*inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [part * 2 if part.is_floating_point() else part for part in right(*inputs)]
 
     compiled.programs["context"] = doubled
     assert not parity_of(snapshot, compiled, 6).holds
@@ -176,7 +176,7 @@ def test_a_program_serves_a_catalogue_whose_items_go() -> None:
 def test_what_has_no_program_is_computed_and_the_reason_said() -> None:
     snapshot = snapshot_of()
     compiled, trie = compiled_of(snapshot), snapshot.catalog.trie
-    (batch, context), mask = sample_of(snapshot), np.ones(trie.num_items, dtype=bool)
+    (_, context), mask = sample_of(snapshot), np.ones(trie.num_items, dtype=bool)
     none: dict[str, Any] = {"exclude": None, "allowed": None}
     assert compiled.beams(context, trie, BEAM + 1, 5, **none) is None
     assert (
@@ -184,7 +184,7 @@ def test_what_has_no_program_is_computed_and_the_reason_said() -> None:
     )
     assert compiled.context(batch_of(snapshot, [Request((str(world().catalog.item_keys[0]),))])) is None
     small = replace(compiled.shape, sizes=(1,) * len(compiled.shape.sizes))
-    other = CompiledSearch(compiled.programs, small, (batch, context))
+    other = opened(snapshot, compiled.programs, small)
     assert other.beams(context, trie, BEAM, 5, **none) is None
     assert set(compiled.reasons) == {"another beam than the exported one", "a filter", "a history of one item"}
     assert set(other.reasons) == {"the catalogue outgrew the exported search"}

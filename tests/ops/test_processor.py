@@ -54,6 +54,7 @@ def products() -> list[torch.Tensor]:
         *(product(x, weight, relu) for relu in (False, True)),
         *(product(x, packed(weight, 40), relu) for relu in (False, True)),
         product(x[:2], packed(weight, 40)),
+        processor.chosen_products(x[:2], weight, torch.tensor([[55, 0, 7, 7], [1, 54, 3, 0]]), weight[:, 0]),
     ]
 
 

@@ -180,17 +180,14 @@ def with_places(positions: Tensor, numbers: Tensor, wanted: Tensor, fixed: bool 
 
     Behind its last number a row of the table is padded with 0.
     """
-    (num_rows, size), device = numbers.shape, numbers.device
+    size = numbers.shape[1]
     ascending = numbers.cummax(dim=1).values
     at = torch.searchsorted(ascending, wanted.contiguous()).clamp_(max=size - 1)
     at = at.masked_fill_(ascending.gather(1, at) != wanted, size)
-    chosen = torch.zeros(num_rows, size + 1, dtype=torch.bool, device=device)
-    chosen = chosen.scatter(1, positions, True).scatter(1, at, True)[:, :size]
-    counted = chosen.cumsum(dim=1)
-    number = min(positions.shape[1] + wanted.shape[1], size) if fixed else int(counted[:, -1].max())
-    places = (counted - 1).masked_fill_(~chosen, number)
-    both = torch.full((num_rows, number + 1), size, dtype=torch.int64, device=device)
-    return both.scatter_(1, places, torch.arange(size, device=device).expand_as(places))[:, :number]
+    both = torch.cat((positions, at), dim=1).sort(dim=1).values
+    both[:, 1:] = both[:, 1:].masked_fill(both[:, 1:] == both[:, :-1], size)
+    number = min(both.shape[1], size) if fixed else int((both < size).sum(dim=1).max())
+    return both.sort(dim=1).values[:, :number]
 
 
 def gathered(scores: Tensor, positions: Tensor) -> Tensor:
@@ -269,7 +266,9 @@ def continuations(
 
 def children_of(beams: Partial, log_p: Tensor, numbers: Tensor, log_probs: bool = False) -> Candidates:
     """The same of children (B, W, C) that the generator scored itself; C places a beam."""
-    num_children = log_p.shape[2]
+    num_children, dead_mask = log_p.shape[2], beams.scores == NEG_INF
+    if dead_mask.any():  # stands on node 0, maybe before the beam that really does: its children come first nowhere
+        numbers = numbers.masked_fill(dead_mask[:, :, None], -1)
     scores = (beams.scores[:, :, None] + log_p).flatten(1)
     parents = torch.arange(log_p.shape[1], device=log_p.device).repeat_interleave(num_children).expand_as(scores)
     among = log_p.log_softmax(-1).flatten(1) if log_probs else None

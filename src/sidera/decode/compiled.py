@@ -3,7 +3,8 @@
 A lone request is some hundred small operations, and on a CPU starting them costs more than their arithmetic. A program
 holds them as native code (torch.export and AOTInductor; ``engine/compiling.py`` makes, checks and opens the files).
 Weights are inside. What changes is an input: histories, the trie's tables, what is left out. So a program serves a
-catalogue whose items go, and it is dropped with the weights.
+catalogue whose items go, and it is dropped with the weights. What has a row an item is an input, too, where a model can
+read it from there (``roles.TabledGenerator``): a copy in each program would be most of the memory.
 
     context    one history -> its context
     search     one context -> the best items, or the scores of all (``decode/listing.py``)
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -33,7 +35,7 @@ from sidera.decode.eligible import NEG_INF, Allowed, Eligible, Jagged
 from sidera.decode.listing import Listing, level_scores, links_of, of_items
 from sidera.decode.select import check_numbers
 from sidera.ops.trie import CodeTrie, ItemRanges, TrieTensors
-from sidera.roles import Context
+from sidera.roles import Context, TabledGenerator
 
 CPU = torch.device("cpu")
 NAMES = ("context", "search", "searches")
@@ -194,45 +196,58 @@ def _trie_of(trie: CodeTrie, tables: Sequence[Tensor], shape: SearchShape) -> Co
 
 
 class SearchProgram(nn.Module):
-    """(context's tensors, excluded places (B, E), places of proposals [(B, C)] or [], the trie's tables) -> items,
-    leaves, scores, log-probabilities."""
+    """(context's tensors, excluded places (B, E), places of proposals [(B, C)] or [], the trie's tables, the model's
+    item tables) -> items, leaves, scores, log-probabilities."""
 
     def __init__(self, generator: Any, trie: CodeTrie, frame: Any, shape: SearchShape) -> None:
         super().__init__()
         self.generator, self.trie, self.frame, self.shape = generator, trie, frame, shape
 
     def forward(
-        self, context: list[Tensor], excluded: Tensor, proposals: list[Tensor], tables: list[Tensor]
-    ) -> tuple[Tensor, ...]:
+        self, context: list[Tensor], excluded: Tensor, proposals: list[Tensor], tables: list[Tensor],
+        item_tables: list[Tensor],
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         shape, asked = self.shape, self.shape.asked
         trie, number = _trie_of(self.trie, tables, shape), excluded.shape[0]
         whole = _of_so_many(put_together(self.frame, context), number)
         cache = self.generator.new_cache(whole, min(asked.room, max(shape.sizes[:-2], default=1)))
-        output = self.generator.step(whole, cache, 0, None, None)
         eligible = Eligible(trie, number, CPU)
         eligible.excluded = excluded
         proposed = Proposed.at(trie, proposals[0]) if proposals else None
-        beams = written_beams(
-            self.generator, whole, cache, output, trie, eligible, asked.width, asked.results, True, True, proposed
-        )
+        with reading(self.generator, item_tables):
+            output = self.generator.step(whole, cache, 0, None, None)
+            beams = written_beams(
+                self.generator, whole, cache, output, trie, eligible, asked.width, asked.results, True, True, proposed
+            )
         assert beams.log_probs is not None
         return beams.item_ids, beams.leaf_ids, beams.scores, beams.log_probs
 
 
 class ListProgram(nn.Module):
-    """(context's tensors, (B,) anything, :func:`links_of` the trie) -> scores of its leaves, and of each level
-    log-probabilities."""
+    """(context's tensors, (B,) anything, :func:`links_of` the trie, the model's item tables) -> scores of its leaves,
+    and of each level log-probabilities."""
 
     def __init__(self, generator: Any, frame: Any) -> None:
         super().__init__()
         self.generator, self.frame = generator, frame
 
     def forward(
-        self, context: list[Tensor], rows: Tensor, tokens: list[Tensor], parents: list[Tensor]
-    ) -> tuple[Tensor, ...]:
+        self, context: list[Tensor], rows: Tensor, tokens: list[Tensor], parents: list[Tensor],
+        item_tables: list[Tensor],
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         whole = _of_so_many(put_together(self.frame, context), rows.shape[0])
-        scores, log_probs = level_scores(self.generator, whole, tokens, parents, True)
+        with reading(self.generator, item_tables):
+            scores, log_probs = level_scores(self.generator, whole, tokens, parents, True)
         return scores, *log_probs
+
+
+def item_tables(generator: Any) -> list[Tensor]:
+    """What programs of this generator read, of a row an item; [] where they hold it."""
+    return generator.item_tables() if isinstance(generator, TabledGenerator) else []
+
+
+def reading(generator: Any, item_tables: Sequence[Tensor]) -> AbstractContextManager[None]:
+    return generator.reading(item_tables) if item_tables else nullcontext()
 
 
 def _of_so_many(context: Any, number: int) -> Any:
@@ -242,14 +257,15 @@ def _of_so_many(context: Any, number: int) -> Any:
 
 
 class ContextProgram(nn.Module):
-    """(the tensors of a batch of one history) -> those of its context."""
+    """(the tensors of a batch of one history, the model's item tables) -> those of its context."""
 
     def __init__(self, generator: Any, frame: Any) -> None:
         super().__init__()
         self.generator, self.frame = generator, frame
 
-    def forward(self, batch: list[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(taken_apart(portable(self.generator.context(put_together(self.frame, batch))))[0])
+    def forward(self, batch: list[Tensor], item_tables: list[Tensor]) -> tuple[Tensor, ...]:
+        with reading(self.generator, item_tables):
+            return tuple(taken_apart(portable(self.generator.context(put_together(self.frame, batch))))[0])
 
 
 def batch_parts(batch: Batch) -> Batch:
@@ -278,9 +294,13 @@ def proposed_places(trie: CodeTrie, number: int, num_histories: int, item_ids: T
 class CompiledSearch:
     """Programs of one model's weights, and when each may be asked."""
 
-    def __init__(self, programs: Mapping[str, Program], shape: SearchShape, sample: tuple[Batch, Context]) -> None:
-        """``sample``: a batch of one history of several events and its context, by the model itself."""
-        self.programs, self.shape = dict(programs), shape
+    def __init__(
+        self, programs: Mapping[str, Program], shape: SearchShape, sample: tuple[Batch, Context],
+        item_tables: Sequence[Tensor] = (),
+    ) -> None:  # fmt: skip
+        """``sample``: a batch of one history of several events and its context, by the model itself; ``item_tables``:
+        the model's."""
+        self.programs, self.shape, self._items = dict(programs), shape, list(item_tables)
         self.reasons: Counter[str] = Counter()  # why something was computed step by step -> how often
         self.calls: Counter[str] = Counter()  # of each program
         batch, context = sample
@@ -299,7 +319,7 @@ class CompiledSearch:
         if batch.lifelong is not None or signature(tensors) != self._of_batch:
             return self._no("a history with other columns")
         self.calls["context"] += 1
-        return put_together(self._frame, self.programs["context"](tensors))
+        return put_together(self._frame, self.programs["context"](tensors, self._items))
 
     def beams(
         self, context: Any, trie: CodeTrie, width: int, num_results: int, exclude: Jagged | None,
@@ -321,7 +341,7 @@ class CompiledSearch:
             return self._no(why_not or "another context")
         excluded = excluded_places(trie, context.num_histories, exclude)
         places = proposed_places(trie, asked.proposals, context.num_histories, proposals)
-        items, leaves, scores, log_probs = self.programs[name](tensors, excluded, places, tables)
+        items, leaves, scores, log_probs = self.programs[name](tensors, excluded, places, tables, self._items)
         check_numbers(scores)
         self.calls[name] += 1
         cut = slice(None), slice(num_results if proposals is None else None)
@@ -338,7 +358,8 @@ class CompiledSearch:
         tensors, why_not = taken_apart(portable(context))[0], self.shape.why_not(trie)
         if not self.shape.asked.lists or why_not or signature(tensors) != self._of_context:
             return self._no(why_not or "another context")
-        scores, *log_probs = self.programs[name](tensors, torch.zeros(context.num_histories), *links_of(trie))
+        rows = torch.zeros(context.num_histories)
+        scores, *log_probs = self.programs[name](tensors, rows, *links_of(trie), self._items)
         self.calls[name] += 1
         return Listing(trie, of_items(trie, scores), tuple(log_probs))
 

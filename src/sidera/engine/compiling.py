@@ -27,6 +27,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ import torch
 
 from sidera import artifacts
 from sidera.core import ArtifactError, InputError
-from sidera.decode.compiled import NAMES, Asked, CompiledSearch, Program, SearchShape, direct
+from sidera.decode.compiled import NAMES, Asked, CompiledSearch, Program, SearchShape, direct, item_tables
 from sidera.engine.parity import EQUAL, TOLERANCE, Parity, parity_of, sample_of
 from sidera.engine.snapshot import Snapshot
 
@@ -99,7 +100,7 @@ def export_run(
         files = {name: Path(scratch) / f"{name}.pt2" for name in names}
         shape = SearchShape.of(snapshot.catalog.trie, asked)
         programs = {name: _loaded(file.read_bytes()) for name, file in files.items()}
-        parity = _tried(run, snapshot, CompiledSearch(programs, shape, sample_of(snapshot)), requests)
+        parity = _tried(run, snapshot, opened(snapshot, programs, shape), requests)
         if not parity.holds:
             raise ArtifactError(
                 f"the programs of {run} answer {parity.equal:.1%} of {parity.requests} requests as the model does, with"
@@ -218,9 +219,13 @@ def open_compiled(run: Path, snapshot: Snapshot, asked: Asked, key: str | Path |
             if _digest(content) != digest:
                 return f"{folder / name}.pt2 was changed"
             programs[name] = _loaded(content)
-        return CompiledSearch(programs, made.shape, sample_of(snapshot))
+        return opened(snapshot, programs, made.shape)
     except (ArtifactError, OSError, TypeError, KeyError, ValueError, RuntimeError) as error:
         return f"{folder} cannot be opened ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+
+
+def opened(snapshot: Snapshot, programs: Mapping[str, Program], shape: SearchShape) -> CompiledSearch:
+    return CompiledSearch(programs, shape, sample_of(snapshot), item_tables(snapshot.generator))
 
 
 def _why_not(made: _Made, snapshot: Snapshot, asked: Asked) -> str:

@@ -23,6 +23,7 @@ from sidera.decode.compiled import (
     batch_parts,
     constants,
     excluded_places,
+    item_tables,
     portable,
     proposed_places,
     tables_of,
@@ -43,7 +44,8 @@ def context_example(snapshot: Snapshot) -> tuple[Any, tuple[Any, ...], tuple[Any
     moving = {id(part) for group in (batch.events, batch.items) for part in taken_apart(group)[0]}
     moving -= {id(batch.events.offsets)}
     dynamic = [{0: Dim.AUTO} if id(part) in moving else None for part in tensors]
-    return ContextProgram(snapshot.generator, frame), (tensors,), (dynamic,)
+    tables = item_tables(snapshot.generator)
+    return ContextProgram(snapshot.generator, frame), (tensors, tables), (dynamic, [None] * len(tables))
 
 
 def search_example(snapshot: Snapshot, asked: Asked, several: bool) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
@@ -58,12 +60,14 @@ def search_example(snapshot: Snapshot, asked: Asked, several: bool) -> tuple[Any
     pairs = zip(taken[0][0], taken[1][0], strict=True)  # what differs between two contexts differs between all
     moving = [{at for at in range(one.ndim) if one.shape[at] != other.shape[at]} for one, other in pairs]
     varying = [dict.fromkeys(sorted(places), Dim.AUTO) for places in moving]
+    items = item_tables(snapshot.generator)
+    fixed = [None] * len(items)
     if asked.lists:
         tokens, parents = links_of(trie)
         free = [*([None] * (trie.num_levels - 1)), {0: Dim.AUTO}]  # items come and go
         rows, of_rows = torch.zeros(len(parts[0])), {0: Dim.AUTO} if several else None
         program = ListProgram(snapshot.generator, taken[0][1])
-        return program, (taken[0][0], rows, tokens, parents), (varying, of_rows, free, free[1:])
+        return program, (taken[0][0], rows, tokens, parents, items), (varying, of_rows, free, free[1:], fixed)
     shape, tables = SearchShape.of(trie, asked), tables_of(trie)
     excluded = excluded_places(trie, len(parts[0]), None)
     proposals = proposed_places(trie, asked.proposals, len(parts[0]))
@@ -72,10 +76,11 @@ def search_example(snapshot: Snapshot, asked: Asked, several: bool) -> tuple[Any
         {0: Dim.AUTO, 1: Dim.AUTO} if several else {1: Dim.AUTO},
         [{0: Dim.AUTO} if several else None for _ in proposals],
         [None if table is tables[0] else {0: Dim.AUTO} for table in tables],
+        fixed,
     )
     return (
         SearchProgram(snapshot.generator, trie, taken[0][1], shape),
-        (taken[0][0], excluded, proposals, tables),
+        (taken[0][0], excluded, proposals, tables, items),
         dynamic,
     )
 

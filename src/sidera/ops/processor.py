@@ -38,6 +38,7 @@ OPERATIONS = {
     "pack": "ops.mkldnn._reorder_linear_weight",
     "softmax_backward": "_softmax_backward_data",
     "threshold_backward": "ops.aten.threshold_backward",
+    "chosen_products": "sparse.sampled_addmm",
 }
 ONEDNN = ("linear", "pack")
 
@@ -87,6 +88,24 @@ def plain_threshold_backward(grad: Tensor, hidden: Tensor) -> Tensor:
     return grad.masked_fill(hidden <= 0, 0)
 
 
+def chosen_products(rows: Tensor, table: Tensor, index: Tensor, bias: Tensor) -> Tensor:
+    """rows (B, D), table (n, D), index (B, P) int64, bias (n,) -> (B, P): each row times the table's rows that it asks
+    for, and their biases. No row of the table is copied. Without gradient."""
+    if runs("chosen_products", table.dtype, table.device.type):
+        (num_rows, number), asked = index.shape, index.flatten()
+        ends = torch.arange(0, num_rows * number + 1, max(1, number), device=table.device)
+        pattern = torch.sparse_csr_tensor(
+            ends, asked, bias[asked], (num_rows, len(table)), check_invariants=False, requires_grad=False
+        )
+        out: Tensor = _operation("chosen_products")(pattern, rows, table.T)
+        return out.values().view(num_rows, number)
+    return plain_chosen_products(rows, table, index, bias)
+
+
+def plain_chosen_products(rows: Tensor, table: Tensor, index: Tensor, bias: Tensor) -> Tensor:
+    return torch.bmm(table[index], rows[:, :, None]).squeeze(2) + bias[index]
+
+
 # -- trying ----------------------------------------------------------------------------------------------------------
 
 
@@ -121,22 +140,9 @@ def pays(dtype: torch.dtype, is_packed: bool) -> bool:
     return ONEDNN_PAYS * _fastest(lambda: linear(x, laid_out, False)) <= own
 
 
-@cache
-def rows_of_a_call() -> int:
-    """How many rows a product of a vector with rows of 64 numbers could read in the time that one more call takes."""
-    table = _ramp(1 << 16, 64, dtype=torch.float32, device="cpu")  # 16 MB: read from memory, as large tables are
-    out, bias = torch.empty(1, len(table)), torch.zeros(len(table))
-
-    def product(rows: int) -> Tensor:
-        return torch.addmm(bias[:rows], table[:1], table[:rows].T, out=out[:, :rows])
-
-    few, many = _fastest(lambda: product(16)), _fastest(lambda: product(len(table)))
-    return max(1, round(few * len(table) / max(many - few, 1e-9)))
-
-
 def forget() -> None:
     """Try everything again. For tests: a process keeps its processor."""
-    for found in (runs, pays, rows_of_a_call, _operation, emulates_bf16, _cpu_bf16_pays):
+    for found in (runs, pays, _operation, emulates_bf16, _cpu_bf16_pays):
         found.cache_clear()
 
 
@@ -180,11 +186,23 @@ def _try_threshold_backward(dtype: torch.dtype, device: str) -> tuple[Tensor, Te
     return _operation("threshold_backward")(grad, hidden, 0), plain_threshold_backward(grad, hidden)
 
 
+def _try_chosen_products(dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
+    rows, table = _ramp(2, 24, dtype=dtype, device=device), _ramp(40, 24, dtype=dtype, device=device)
+    index = torch.arange(10, device=device).view(2, 5).mul(7).remainder(40)
+    ends, asked, bias = torch.tensor([0, 5, 10], device=device), index.flatten(), table[:, 0].contiguous()
+    with warnings.catch_warnings():  # that torch's sparse tensors are young
+        warnings.simplefilter("ignore")
+        pattern = torch.sparse_csr_tensor(ends, asked, bias[asked], (2, 40), check_invariants=False)
+    found = _operation("chosen_products")(pattern, rows, table.T).values().view(2, 5)
+    return found, plain_chosen_products(rows, table, index, bias)
+
+
 _EXAMPLES: dict[str, Callable[[torch.dtype, str], tuple[Tensor, Tensor]]] = {
     "linear": _try_linear,
     "pack": _try_pack,
     "softmax_backward": _try_softmax_backward,
     "threshold_backward": _try_threshold_backward,
+    "chosen_products": _try_chosen_products,
 }
 
 

@@ -24,7 +24,7 @@ class LevelLink:
     """Of one level, on one device."""
 
     own: Tensor  # (n_l,) int64: the model's number of each node
-    numbers: Tensor  # (m_l,) int64: the trie's number of each of the model's nodes, ascending; missing: any before
+    numbers: Tensor  # (m_l,) int64: the trie's number of each of the model's nodes; missing: of the one before, or -1
     missing: Tensor  # (m_l,) bool
 
 
@@ -67,6 +67,5 @@ def _link(own: Array, size: int, device: torch.device) -> LevelLink | None:
         return None
     there = np.zeros(size, dtype=bool)
     there[own] = True
-    numbers = np.maximum(np.cumsum(there) - 1, 0)
-    moved = (torch.from_numpy(array).to(device) for array in (own, numbers, ~there))
+    moved = (torch.from_numpy(array).to(device) for array in (own, np.cumsum(there) - 1, ~there))
     return LevelLink(*moved)

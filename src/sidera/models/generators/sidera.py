@@ -22,6 +22,7 @@ G candidates · L levels · K codes of a level · C children · D width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, cast
 from weakref import WeakKeyDictionary
@@ -38,6 +39,7 @@ from sidera.config import check_counts, check_value, later
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences
 from sidera.models.generators.sidera_decode import TreeCache, TreeContext, add_visits, children_logits
+from sidera.models.generators.sidera_tree import old_numbers, tree_levels
 from sidera.models.generators.titled_items import TitledItems
 from sidera.nn.counters import TRAINING, matmul_flops
 from sidera.nn.item_embedding import ItemEmbedding, ItemRows, with_siblings
@@ -50,7 +52,7 @@ from sidera.ops.trie import CodeTrie
 from sidera.roles import Loss, StepOutput
 
 NEVER = float("-inf")
-TREE = ("starts", "codes")  # tables of a level that a trie is compared with
+TREE = ("keys", "starts", "codes")  # tables of a level of the tree
 VISIT_SCALE = 10.0  # the visit weights learn this much faster than others: they must reach about -10
 
 
@@ -116,6 +118,7 @@ class SideraGenerator(nn.Module):
         self.encoder = CausalEncoder(
             width, config.num_layers, config.num_heads, config.ff_multiple * width, config.max_history, config.dropout
         )
+        self._tables: tuple[Tensor, ...] = ()  # in place of its own: see ``reading``
         self._folded = MadeOfWeights[Tensor]()  # leaf vectors in leaf order, for answering
 
     def train(self, mode: bool = True) -> SideraGenerator:
@@ -127,45 +130,33 @@ class SideraGenerator(nn.Module):
 
     def _build_tree(self, codes_NL: np.ndarray) -> None:
         """Number the nodes of every level in code order, so that the children of a node are neighbours."""
-        num_items, num_levels = codes_NL.shape
         self._links = WeakKeyDictionary[CodeTrie, TreeLink | None]()  # tries that were searched
-        parents = np.zeros(num_items, dtype=np.int64)  # everything hangs under the root
-        num_parents = 1
-        self.num_nodes: list[int] = []
-        self.num_children: list[int] = []  # of the node with the most
-        self.code_is_place: list[bool] = []  # whether the children of every node have the codes 0, 1, 2, ...
-        for level in range(num_levels):
-            keys, parents = np.unique(parents * self.level_sizes[level] + codes_NL[:, level], return_inverse=True)
-            starts = np.searchsorted(keys, np.arange(num_parents + 1) * self.level_sizes[level])
-            self.register_buffer(f"keys_{level}", torch.from_numpy(keys), persistent=False)  # parent * K + code
-            self.register_buffer(f"starts_{level}", torch.from_numpy(starts), persistent=False)  # first child of a node
-            codes = keys % self.level_sizes[level]
-            self.register_buffer(f"codes_{level}", torch.from_numpy(codes), persistent=False)
-            places = np.arange(len(keys)) - starts[keys // self.level_sizes[level]]
-            self.code_is_place.append(bool((codes == places).all()))
-            num_parents = len(keys)
-            self.num_nodes.append(num_parents)
-            self.num_children.append(int(np.diff(starts).max()))
-        if num_parents != num_items:
+        levels, leaves = tree_levels(codes_NL, self.level_sizes)
+        for number, level in enumerate(levels):
+            for name in TREE:
+                self.register_buffer(f"{name}_{number}", torch.from_numpy(getattr(level, name)), persistent=False)
+        self.num_nodes = [level.num_nodes for level in levels]
+        self.num_children = [level.most_children for level in levels]  # of the node with the most
+        self.code_is_place = [level.code_is_place for level in levels]
+        if self.num_nodes[-1] != len(codes_NL):
             raise InputError(
-                f"{num_items - num_parents} items share their semantic ID with another item",
+                f"{len(codes_NL) - self.num_nodes[-1]} items share their semantic ID with another item",
                 fix='give every item its own: [catalog] collision = "extra_digit" or "greedy"',
             )
-        self.register_buffer("leaf_items", torch.from_numpy(np.argsort(parents)), persistent=False)  # (N,) leaf -> item
+        self.register_buffer("leaf_items", torch.from_numpy(np.argsort(leaves)), persistent=False)  # (N,) leaf -> item
+
+    def _levels(self, name: str) -> list[Tensor]:
+        """One of the tables ``TREE`` of every level."""
+        return [getattr(self, f"{name}_{level}") for level in range(len(self.level_sizes))]
 
     def grow(self, items: ItemRows) -> None:
         """Take in the nodes of items that came later; a new node scores as its siblings do on average."""
-        old_keys = [getattr(self, f"keys_{level}").cpu().numpy() for level in range(len(self.level_sizes))]
-        device = self.leaf_items.device
+        before, device = [keys.cpu().numpy() for keys in self._levels("keys")], self.leaf_items.device
         self._build_tree(np.asarray(items.codes, dtype=np.int64))
-        of_old = np.zeros(1, dtype=np.int64)  # the old number of each node of the level above; -1: it is new
-        for level, size in enumerate(self.level_sizes):
-            keys = getattr(self, f"keys_{level}").cpu().numpy()
-            old_parents = of_old[keys // size]
-            wanted = old_parents * size + keys % size
-            at = np.searchsorted(old_keys[level], wanted).clip(max=len(old_keys[level]) - 1)
-            of_old = np.where((old_parents >= 0) & (old_keys[level][at] == wanted), at, -1)
-            rows, parents = torch.from_numpy(of_old).to(device), torch.from_numpy(keys // size).to(device)
+        now = [keys.numpy() for keys in self._levels("keys")]
+        for level, of_old in enumerate(old_numbers(before, now, self.level_sizes)):
+            parents = torch.from_numpy(now[level] // self.level_sizes[level]).to(device)
+            rows = torch.from_numpy(of_old).to(device)
             self.bias[level] = nn.Parameter(with_siblings(self.bias[level].detach()[:, None], rows, parents)[:, 0])
             if level < len(self.level_sizes) - 1:
                 for tables in (self.node_in, self.node_out):
@@ -185,6 +176,8 @@ class SideraGenerator(nn.Module):
         """(nodes of the level, D); at the last level in leaf order."""
         if level < len(self.level_sizes) - 1:
             return cast(nn.Embedding, self.node_out[level]).weight
+        if self._tables:
+            return self._tables[1]
         if self.training or torch.is_grad_enabled():  # gradients flow to the tables
             return self._leaf_vectors()
         weights = [*self.item.parameters(), *(() if self.config.leaf == "tied" else self.leaf.parameters())]
@@ -238,7 +231,7 @@ class SideraGenerator(nn.Module):
         return self.encoder(self._events(batch, paths), layout)
 
     def _events(self, batch: Batch, paths: Tensor) -> Tensor:
-        items = self.item(batch.items.ids)
+        items = F.embedding(batch.items.ids, self._tables[0]) if self._tables else self.item(batch.items.ids)
         for level, table in enumerate(self.node_in):
             items = items + table(paths[:, level])
         return F.embedding(batch.events.items, items)
@@ -350,8 +343,7 @@ class SideraGenerator(nn.Module):
     ) -> tuple[Tensor, Tensor] | None:
         """See :class:`sidera.roles.TreeGenerator`."""
         if trie not in self._links:
-            starts, codes = ([getattr(self, f"{name}_{i}") for i in range(trie.num_levels)] for name in TREE)
-            self._links[trie] = TreeLink.of(trie, starts, codes, self.leaf_items)
+            self._links[trie] = TreeLink.of(trie, self._levels("starts"), self._levels("codes"), self.leaf_items)
         link = self._links[trie]
         if link is None:
             return None
@@ -360,6 +352,23 @@ class SideraGenerator(nn.Module):
         if here is None:
             return log_p, children
         return log_p.masked_fill_(here.missing[children], NEVER), here.numbers[children]
+
+    def item_tables(self) -> list[Tensor]:
+        """Vectors of items and of leaves, and biases of leaves; see :class:`sidera.roles.TabledGenerator`."""
+        if not isinstance(self.item, ItemEmbedding):
+            return []
+        return [
+            table.detach() for table in (self.item.weight, self._node_vectors(len(self.level_sizes) - 1), self.bias[-1])
+        ]
+
+    @contextmanager
+    def reading(self, item_tables: Sequence[Tensor]) -> Iterator[None]:
+        """Answer from these tables."""
+        self._tables = tuple(item_tables)
+        try:
+            yield
+        finally:
+            self._tables = ()
 
     def _coded(self, context: TreeContext, level: int, nodes: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, W) nodes -> log-probabilities and codes of their children, (B, W, C) each; absent ones -inf, code K.
@@ -376,14 +385,16 @@ class SideraGenerator(nn.Module):
         children = starts[nodes][:, :, None] + torch.arange(num_children, device=nodes.device)  # (B, W, C)
         last = starts[nodes + 1][:, :, None] - 1
         absent_mask = children > last
+        children = torch.minimum(children, last, out=children)
         if torch.is_grad_enabled():
             states = context.states[:, level, None].expand(-1, nodes.shape[1], -1).flatten(0, 1)  # (B*W, D)
             visited = context.visited[:, None].expand(-1, nodes.shape[1], -1, -1).flatten(0, 1)  # (B*W, S, L)
             logits = self._children_logits(level, states, nodes.flatten(), visited)[0].view(children.shape)
         else:
             vectors, here = self._node_vectors(level), context.visited[:, :, level]
-            logits = children_logits(context.states[:, level], nodes, starts, vectors, self.bias[level], num_children)
+            bias = self._tables[2] if self._tables and level == len(self.level_sizes) - 1 else self.bias[level]
+            logits = children_logits(context.states[:, level], children, vectors, bias)
             above = context.visited[:, :, level - 1] if level else None
             add_visits(logits, nodes, starts, here, above, *(VISIT_SCALE * self.visits[level]))
             logits = logits.masked_fill_(absent_mask, NEVER)
-        return logits.log_softmax(-1), children.clamp_(max=last), absent_mask
+        return logits.log_softmax(-1), children, absent_mask

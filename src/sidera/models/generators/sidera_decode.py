@@ -1,10 +1,9 @@
 """What sidera's generator keeps of a search, and its scores of the children of many nodes when it answers.
 
-All beams of a history share its state, so a node's children are one product with the vectors of a run of the level:
-they are neighbours. Two ways, held against the generator's own (``tests/models/test_sidera.py``): one product with the
-whole level and a lookup, where that takes less time; else a product a node, read where it lies, with the states of all
-histories that ask for it. What a call costs beside the rows that it reads is timed once. Nothing is gathered: a million
-leaves of 64 dims are 250 MB, and 50 beams of a tree of 1,000 clusters would copy 12 MB of them at every request.
+All beams of a history share its state, so the scores of a level are products of one vector. Two ways, held against the
+generator's own (``tests/models/test_sidera.py``): one product with the whole level and a lookup, where the beams ask
+for as much; else the rows that they ask for, read where they lie. Nothing is copied: a million leaves of 64 dims are
+250 MB, and 50 beams of a tree of 1,000 clusters would copy 12 MB of them at every request.
 
 Shape legend: B histories · W beams · S longest history · L levels · C most children of a node · D width.
 """
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sidera.ops.jagged import with_copies
-from sidera.ops.processor import rows_of_a_call
+from sidera.ops.processor import chosen_products
 
 
 @dataclass
@@ -57,30 +56,17 @@ class TreeCache:
     nodes: Tensor  # (B, W) node of the level before the one being scored
 
 
-def children_logits(
-    states: Tensor, nodes: Tensor, starts: Tensor, vectors: Tensor, bias: Tensor, num_children: int
-) -> Tensor:
-    """Scores (B, W, C) of the children of nodes (B, W) for states (B, D); behind a node's last child: anything.
-
-    starts (nodes + 1,): the first child of each node; vectors (children, D) and bias (children,) of the level.
-    """
-    if not states.is_cpu or nodes.numel() * (num_children + rows_of_a_call()) >= bias.numel() * states.shape[0]:
-        table = torch.addmm(bias, states, vectors.T)  # (B, children)
-        children = starts[nodes][:, :, None] + torch.arange(num_children, device=table.device)
-        children = children.clamp_(max=len(bias) - 1)  # (B, W, C)
-        return table.gather(1, children.flatten(1)).view(children.shape)
-    asked, order = nodes.flatten().sort(stable=True)
-    distinct, counts = torch.unique_consecutive(asked, return_counts=True)
-    begins, ends = starts[distinct].tolist(), starts[distinct + 1].tolist()
-    rows = states.index_select(0, order // nodes.shape[1])  # (B*W, D) by node
-    found = rows.new_zeros(len(order), num_children)
-    at = 0
-    for begin, end, count in zip(begins, ends, counts.tolist(), strict=True):
-        torch.addmm(
-            bias[begin:end], rows[at : at + count], vectors[begin:end].T, out=found[at : at + count, : end - begin]
-        )
-        at += count
-    return torch.empty_like(found).index_copy_(0, order, found).view(*nodes.shape, num_children)
+def children_logits(states: Tensor, children: Tensor, vectors: Tensor, bias: Tensor) -> Tensor:
+    """Scores (B, W, C) of the nodes ``children`` (B, W, C) of a level, for states (B, D); vectors (nodes, D) and bias
+    (nodes,) of the level."""
+    asked = children.flatten(1)
+    if not states.is_cpu or asked.shape[1] >= bias.shape[0]:
+        found = torch.addmm(bias, states, vectors.T).gather(1, asked)
+    elif torch.compiler.is_exporting():
+        raise ValueError("the products of a large level are one sparse operation, which no program has")
+    else:
+        found = chosen_products(states, vectors, asked, bias)
+    return found.view(children.shape)
 
 
 def add_visits(
