@@ -84,6 +84,13 @@ class TreeGenerator(Generator, Protocol):
         it, or -1. None where the trie is no part of the model's tree.
         """
 
+    def some_log_probs(
+        self, context: Any, level: int, nodes: Tensor, children: Tensor, parents: Tensor, trie: Any
+    ) -> Tensor | None:
+        """Nodes (B, W), some of their children (B, P), and in which column of ``nodes`` each one's parent stands (B, P)
+        -> (B, P) log-probabilities among all children that the node has in the model's tree. A child of another node:
+        anything. None as above."""
+
 
 @runtime_checkable
 class TabledGenerator(Generator, Protocol):

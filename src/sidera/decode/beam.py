@@ -38,7 +38,8 @@ from torch import Tensor
 from sidera.batch import Batch
 from sidera.core import InputError
 from sidera.decode.eligible import NEG_INF, Allowed, Eligible, Jagged
-from sidera.decode.select import best_first, best_positions, check_numbers
+from sidera.decode.select import best_first, best_positions, check_numbers, gathered, with_places
+from sidera.ops.jagged import runs_of_rows
 from sidera.ops.trie import CodeTrie, TrieTensors
 from sidera.ops.waiting import may_ask
 from sidera.roles import Context, Generator, StepOutput, TreeGenerator
@@ -123,7 +124,7 @@ def written_beams(
 ) -> Beams:  # fmt: skip
     """The search from the scores of the first codes on."""
     tables = trie.tensors(output.logits.device)
-    tree = generator if not fixed and trie.part_of is None and isinstance(generator, TreeGenerator) else None
+    tree = generator if not fixed and isinstance(generator, TreeGenerator) else None
     room = width + (0 if proposed is None else proposed.number)
     sizes = trie.most_children(room) if fixed else (None,) * (trie.num_levels + 1)
     candidates = first_candidates(output, tables, log_probs)
@@ -132,9 +133,9 @@ def written_beams(
     for level in range(1, trie.num_levels):
         beams = prune(candidates, width, fixed, None if proposed is None else proposed.nodes[level - 1])
         trail.append((candidates, beams.positions))
-        scored = None if tree is None else tree.child_log_probs(context, level, beams.nodes, trie)
-        if scored is not None:
-            candidates = children_of(beams, *scored, log_probs)
+        of_tree = None if tree is None else tree_children(tree, context, beams, trie, level, log_probs)
+        if of_tree is not None:
+            candidates = of_tree
         else:
             codes = tables.tokens[level - 1][beams.nodes].long()  # (B, W)
             output = generator.step(context, cache, level, codes, beams.parents)
@@ -172,27 +173,6 @@ class Proposed:
     def at(cls, trie: CodeTrie, places: Tensor) -> Proposed:
         starts, wanted = trie.ranges(places.device).starts, places.int().contiguous()
         return cls(places, tuple(torch.searchsorted(level, wanted, right=True) - 1 for level in starts))
-
-
-def with_places(positions: Tensor, numbers: Tensor, wanted: Tensor, fixed: bool = False) -> Tensor:
-    """Positions (B, W) in a table of ascending ``numbers`` (B, P), and those of ``wanted`` (B, C) numbers that are in
-    it -> (B, W') ascending, each once; P behind the last of a row. ``fixed``: W' is W + C, or P.
-
-    Behind its last number a row of the table is padded with 0.
-    """
-    size = numbers.shape[1]
-    ascending = numbers.cummax(dim=1).values
-    at = torch.searchsorted(ascending, wanted.contiguous()).clamp_(max=size - 1)
-    at = at.masked_fill_(ascending.gather(1, at) != wanted, size)
-    both = torch.cat((positions, at), dim=1).sort(dim=1).values
-    both[:, 1:] = both[:, 1:].masked_fill(both[:, 1:] == both[:, :-1], size)
-    number = min(both.shape[1], size) if fixed else int((both < size).sum(dim=1).max())
-    return both.sort(dim=1).values[:, :number]
-
-
-def gathered(scores: Tensor, positions: Tensor) -> Tensor:
-    """The scores (B, P) at positions (B, W); -inf at position P."""
-    return F.pad(scores, (0, 1), value=NEG_INF).gather(1, positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,32 +225,61 @@ def continuations(
     log_probs: bool = False,
 ) -> Candidates:  # fmt: skip
     """The legal continuations of all live beams, with their scores. ``size``: P; None: as many as there are."""
-    ptr = tables.ptr[level - 1]
-    starts = ptr[beams.nodes].long()
-    counts = (ptr[beams.nodes + 1] - starts).masked_fill_(beams.scores == NEG_INF, 0)  # (B, W)
-    runs, children = runs_of_rows(starts, counts, size)  # (B, P) each
+    runs, children = legal_children(beams, tables, level, size)
     logits, log_norm = normalised(output)
     num_histories, width, num_codes = logits.shape
-    before = F.pad(beams.scores - log_norm, (0, 1), value=NEG_INF)  # (B, W+1): run W is padding
-    scores = before.gather(1, runs)
     parents = runs.clamp(max=width - 1)
     index = torch.add(tables.tokens[level][children], parents, alpha=num_codes)  # (B, P) of a history's logits
     if num_histories == 1:
         chosen = logits.reshape(-1)[index]
     else:
         chosen = logits.reshape(num_histories, -1).gather(1, index)
-    chosen = chosen.float()
-    among = among_siblings(chosen, runs, width) if log_probs else None
+    return grown(beams.scores - log_norm, runs, children, parents, chosen.float(), log_probs)
+
+
+def legal_children(beams: Partial, tables: TrieTensors, level: int, size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Of all live beams: which beam (B, P) and which node of ``level`` (B, P), as :func:`runs_of_rows` has them."""
+    ptr = tables.ptr[level - 1]
+    starts = ptr[beams.nodes].long()
+    counts = (ptr[beams.nodes + 1] - starts).masked_fill_(beams.scores == NEG_INF, 0)  # (B, W)
+    return runs_of_rows(starts, counts, size)
+
+
+def grown(
+    before: Tensor, runs: Tensor, children: Tensor, parents: Tensor, chosen: Tensor, log_probs: bool
+) -> Candidates:
+    """Beams of scores ``before`` (B, W), each longer by one code of log-probability ``chosen`` (B, P)."""
+    scores = F.pad(before, (0, 1), value=NEG_INF).gather(1, runs)  # run W is padding
+    among = among_siblings(chosen, runs, before.shape[1]) if log_probs else None
     return Candidates(scores.add_(chosen), children, parents, among)
 
 
-def children_of(beams: Partial, log_p: Tensor, numbers: Tensor, log_probs: bool = False) -> Candidates:
-    """The same of children (B, W, C) that the generator scored itself; C places a beam."""
-    num_children, dead_mask = log_p.shape[2], beams.scores == NEG_INF
+def part_children(
+    tree: TreeGenerator, context: Context, beams: Partial, trie: CodeTrie, level: int, log_probs: bool = False
+) -> Candidates | None:
+    """The same in a part of a trie, whose nodes the generator scores by their numbers in the whole."""
+    assert trie.part_of is not None
+    runs, children = legal_children(beams, trie.tensors(beams.nodes.device), level)
+    parents = runs.clamp(max=beams.nodes.shape[1] - 1)
+    above, here = (torch.from_numpy(trie.part_nodes[at]).to(runs.device) for at in (level - 1, level))
+    chosen = tree.some_log_probs(context, level, above[beams.nodes], here[children], parents, trie.part_of[0])
+    return None if chosen is None else grown(beams.scores, runs, children, parents, chosen, log_probs)
+
+
+def tree_children(
+    tree: TreeGenerator, context: Context, beams: Partial, trie: CodeTrie, level: int, log_probs: bool = False
+) -> Candidates | None:
+    """The same by a generator that scores the children of a node: C places a beam. None where it cannot."""
+    if trie.part_of is not None:
+        return part_children(tree, context, beams, trie, level, log_probs)
+    scored = tree.child_log_probs(context, level, beams.nodes, trie)
+    if scored is None:
+        return None
+    (log_p, numbers), dead_mask = scored, beams.scores == NEG_INF
     if dead_mask.any():  # stands on node 0, maybe before the beam that really does: its children come first nowhere
         numbers = numbers.masked_fill(dead_mask[:, :, None], -1)
     scores = (beams.scores[:, :, None] + log_p).flatten(1)
-    parents = torch.arange(log_p.shape[1], device=log_p.device).repeat_interleave(num_children).expand_as(scores)
+    parents = torch.arange(log_p.shape[1], device=log_p.device).repeat_interleave(log_p.shape[2]).expand_as(scores)
     among = log_p.log_softmax(-1).flatten(1) if log_probs else None
     return Candidates(scores, numbers.flatten(1), parents, among)
 
@@ -301,25 +310,6 @@ def items_of(candidates: Candidates, tables: TrieTensors, size: int | None = Non
     assert nodes is not None  # and beams: only log-probs may be missing
     assert beams is not None
     return Candidates(scores, nodes, beams, among), places
-
-
-def runs_of_rows(starts: Tensor, counts: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
-    """Runs of ``counts[b, i]`` numbers from ``starts[b, i]`` on, one after another: i of each, and the numbers.
-
-    starts, counts (B, W) -> (B, P) twice, P = ``size``, or what the longest row holds and at least 1. Behind a row's
-    last run: i = W, the number 0.
-    """
-    ends = counts.cumsum(1)  # (B, W)
-    (num_rows, width), totals = counts.shape, ends[:, -1:]
-    if size is None:
-        size = max(1, int(totals.max()) if num_rows else 0)
-    first = F.pad(starts - ends + counts, (0, 1), value=-size)  # (B, W+1): a run's number at place 0
-    lengths = torch.cat((counts, size - totals), dim=1).view(-1)  # the last is padding
-    index = torch.repeat_interleave(lengths, output_size=num_rows * size).view(num_rows, size)
-    if num_rows > 1:
-        index = index - torch.arange(0, num_rows * (width + 1), width + 1, device=index.device)[:, None]
-    numbers = first.gather(1, index).add_(torch.arange(size, device=index.device))
-    return index, numbers.clamp_(min=0)
 
 
 def results_of(

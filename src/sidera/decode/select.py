@@ -10,8 +10,10 @@ for, so there (``fixed``) places are counted instead, and a NaN is carried on to
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+NEG_INF = float("-inf")
 TIE_COLUMNS = 1024  # in which the leftmost equal scores are looked for first
 
 
@@ -73,3 +75,24 @@ def best_first(scores: Tensor, k: int, fixed: bool = False) -> Tensor:
     positions = best_positions(scores, k, fixed)
     order = scores.gather(1, positions).sort(dim=1, descending=True, stable=True).indices
     return positions.gather(1, order)
+
+
+def with_places(positions: Tensor, numbers: Tensor, wanted: Tensor, fixed: bool = False) -> Tensor:
+    """Positions (B, W) in a table of ascending ``numbers`` (B, P), and those of ``wanted`` (B, C) numbers that are in
+    it -> (B, W') ascending, each once; P behind the last of a row. ``fixed``: W' is W + C, or P.
+
+    Behind its last number a row of the table is padded with 0.
+    """
+    size = numbers.shape[1]
+    ascending = numbers.cummax(dim=1).values
+    at = torch.searchsorted(ascending, wanted.contiguous()).clamp_(max=size - 1)
+    at = at.masked_fill_(ascending.gather(1, at) != wanted, size)
+    both = torch.cat((positions, at), dim=1).sort(dim=1).values
+    both[:, 1:] = both[:, 1:].masked_fill(both[:, 1:] == both[:, :-1], size)
+    number = min(both.shape[1], size) if fixed else int((both < size).sum(dim=1).max())
+    return both.sort(dim=1).values[:, :number]
+
+
+def gathered(scores: Tensor, positions: Tensor) -> Tensor:
+    """The scores (B, P) at positions (B, W); -inf at position P."""
+    return F.pad(scores, (0, 1), value=NEG_INF).gather(1, positions)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -141,3 +142,22 @@ def jagged_rows(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 def with_copies(table: Tensor, more: int) -> Tensor:
     """(B, ...) -> (B + more, ...): so many copies of the first row behind the others, in memory of its own."""
     return torch.cat((table, table[:1].expand(more, *table.shape[1:])))
+
+
+def runs_of_rows(starts: Tensor, counts: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Runs of ``counts[b, i]`` numbers from ``starts[b, i]`` on, one after another: i of each, and the numbers.
+
+    starts, counts (B, W) -> (B, P) twice, P = ``size``, or what the longest row holds and at least 1. Behind a row's
+    last run: i = W, the number 0.
+    """
+    ends = counts.cumsum(1)  # (B, W)
+    (num_rows, width), totals = counts.shape, ends[:, -1:]
+    if size is None:
+        size = max(1, int(totals.max()) if num_rows else 0)
+    first = F.pad(starts - ends + counts, (0, 1), value=-size)  # (B, W+1): a run's number at place 0
+    lengths = torch.cat((counts, size - totals), dim=1).view(-1)  # the last is padding
+    index = torch.repeat_interleave(lengths, output_size=num_rows * size).view(num_rows, size)
+    if num_rows > 1:
+        index = index - torch.arange(0, num_rows * (width + 1), width + 1, device=index.device)[:, None]
+    numbers = first.gather(1, index).add_(torch.arange(size, device=index.device))
+    return index, numbers.clamp_(min=0)

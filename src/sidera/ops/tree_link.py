@@ -34,6 +34,11 @@ class TreeLink:
 
     levels: tuple[LevelLink | None, ...]  # L
 
+    def own(self, level: int, nodes: Tensor) -> Tensor:
+        """The model's numbers of nodes of the trie."""
+        found = self.levels[level]
+        return nodes if found is None else found.own[nodes]
+
     @classmethod
     def of(
         cls, trie: CodeTrie, starts: Sequence[Tensor], codes: Sequence[Tensor], leaf_items: Tensor

@@ -77,6 +77,7 @@ class CodeTrie:
     shared_extra: Array  # (S+1,) int32: items beyond the first, summed over the shared leaves before this one
     num_items: int  # N of the catalogue, removed items included
     part_of: tuple[CodeTrie, Array] | None = None  # the trie that this is a part of, and the places of its items there
+    part_nodes: tuple[Array, ...] = ()  # L of (n_l,) int64: of a part, each node's number in the whole
     _tensors: dict[torch.device, TrieTensors] = field(default_factory=dict, repr=False, compare=False)
     _ranges: dict[torch.device, ItemRanges] = field(default_factory=dict, repr=False, compare=False)
     _places: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)

@@ -23,12 +23,13 @@ def only_places(trie: CodeTrie, places: Array) -> tuple[CodeTrie, Array]:
     if trie.shared_leaves.size:
         nodes, counts = _runs(trie.leaf_of_place[places])
         extra = counts - 1
-    leaves, tokens = nodes, [trie.tokens[-1].take(nodes, mode="clip")]  # no checks: twice as fast
+    numbers, tokens = [nodes], [trie.tokens[-1].take(nodes, mode="clip")]  # no checks: twice as fast
     ptr: list[Array] = []
     for level in reversed(range(trie.num_levels - 1)):
         nodes, counts = _runs(trie.parents[level].take(nodes, mode="clip"))
         ptr.insert(0, np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
         tokens.insert(0, trie.tokens[level].take(nodes, mode="clip"))
+        numbers.insert(0, nodes)
     shared = np.flatnonzero(extra) if extra is not None else np.empty(0, np.int64)
     sums = np.concatenate([[0], np.cumsum(extra[shared])]) if extra is not None else np.zeros(1, np.int64)
     part = CodeTrie(
@@ -40,8 +41,9 @@ def only_places(trie: CodeTrie, places: Array) -> tuple[CodeTrie, Array]:
         shared_extra=sums.astype(np.int32),
         num_items=trie.num_items,
         part_of=(trie, places),
+        part_nodes=tuple(nodes.astype(np.int64, copy=False) for nodes in numbers),
     )
-    return part, leaves
+    return part, numbers[-1]
 
 
 def _runs(nodes: Array) -> tuple[Array, Array]:

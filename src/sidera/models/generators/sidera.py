@@ -38,7 +38,14 @@ from sidera.catalog.code_vectors import start_nodes
 from sidera.config import check_counts, check_value, later
 from sidera.core import InputError
 from sidera.data.batches import PackedSequences
-from sidera.models.generators.sidera_decode import TreeCache, TreeContext, add_visits, children_logits
+from sidera.models.generators.sidera_decode import (
+    NEVER,
+    ScoresChildren,
+    TreeCache,
+    TreeContext,
+    add_visits,
+    children_logits,
+)
 from sidera.models.generators.sidera_tree import old_numbers, tree_levels
 from sidera.models.generators.titled_items import TitledItems
 from sidera.nn.counters import TRAINING, matmul_flops
@@ -51,12 +58,11 @@ from sidera.ops.tree_link import TreeLink
 from sidera.ops.trie import CodeTrie
 from sidera.roles import Loss, StepOutput
 
-NEVER = float("-inf")
 TREE = ("keys", "starts", "codes")  # tables of a level of the tree
 VISIT_SCALE = 10.0  # the visit weights learn this much faster than others: they must reach about -10
 
 
-class SideraGenerator(nn.Module):
+class SideraGenerator(ScoresChildren, nn.Module):
     """Writes an item's codes from the root of the Catalog's tree to its leaf."""
 
     scores_late_codes, learns_from_teachers = True, True  # see ``grow``, ``loss``
@@ -337,21 +343,6 @@ class SideraGenerator(nn.Module):
         size = self.level_sizes[level]
         table = log_p.new_full((*log_p.shape[:2], size + 1), NEVER)
         return table.scatter(2, codes, log_p)[:, :, :-1]  # absent children carry the spare code K
-
-    def child_log_probs(
-        self, context: TreeContext, level: int, nodes: Tensor, trie: CodeTrie
-    ) -> tuple[Tensor, Tensor] | None:
-        """See :class:`sidera.roles.TreeGenerator`."""
-        if trie not in self._links:
-            self._links[trie] = TreeLink.of(trie, self._levels("starts"), self._levels("codes"), self.leaf_items)
-        link = self._links[trie]
-        if link is None:
-            return None
-        above, here = link.levels[level - 1] if level else None, link.levels[level]
-        log_p, children, _ = self._child_log_probs(context, level, nodes if above is None else above.own[nodes])
-        if here is None:
-            return log_p, children
-        return log_p.masked_fill_(here.missing[children], NEVER), here.numbers[children]
 
     def item_tables(self) -> list[Tensor]:
         """Vectors of items and of leaves, and biases of leaves; see :class:`sidera.roles.TabledGenerator`."""

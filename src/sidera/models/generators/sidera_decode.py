@@ -11,6 +11,7 @@ Shape legend: B histories · W beams · S longest history · L levels · C most 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,10 @@ from torch import Tensor
 
 from sidera.ops.jagged import with_copies
 from sidera.ops.processor import chosen_products
+from sidera.ops.tree_link import TreeLink
+from sidera.ops.trie import CodeTrie
+
+NEVER = float("-inf")
 
 
 @dataclass
@@ -87,3 +92,48 @@ def add_visits(
     index = place[:, :, None] + torch.arange(nodes.shape[1], device=nodes.device) * logits.shape[2]
     shares = torch.where(asks, share[:, :, None], 0.0)
     logits.flatten(1).scatter_add_(1, index.flatten(1), shares.flatten(1))
+
+
+class ScoresChildren:
+    """The part of the generator that a search asks (:class:`sidera.roles.TreeGenerator`)."""
+
+    leaf_items: Tensor
+    _links: WeakKeyDictionary[CodeTrie, TreeLink | None]  # of tries that were searched
+
+    def _levels(self, name: str) -> list[Tensor]:
+        raise NotImplementedError
+
+    def _child_log_probs(self, context: TreeContext, level: int, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        raise NotImplementedError
+
+    def child_log_probs(
+        self, context: TreeContext, level: int, nodes: Tensor, trie: CodeTrie
+    ) -> tuple[Tensor, Tensor] | None:
+        """See :class:`sidera.roles.TreeGenerator`."""
+        link = self._link(trie)
+        if link is None:
+            return None
+        log_p, children, _ = self._child_log_probs(context, level, link.own(level - 1, nodes) if level else nodes)
+        here = link.levels[level]
+        if here is None:
+            return log_p, children
+        return log_p.masked_fill_(here.missing[children], NEVER), here.numbers[children]
+
+    def some_log_probs(
+        self, context: TreeContext, level: int, nodes: Tensor, children: Tensor, parents: Tensor, trie: CodeTrie
+    ) -> Tensor | None:
+        """See :class:`sidera.roles.TreeGenerator`."""
+        link = self._link(trie)
+        if link is None:
+            return None
+        nodes, starts = link.own(level - 1, nodes), self._levels("starts")[level]
+        log_p = self._child_log_probs(context, level, nodes)[0]  # (B, W, C)
+        places = link.own(level, children) - starts[nodes].gather(1, parents)
+        places = places.clamp_(min=0, max=log_p.shape[2] - 1).add_(parents, alpha=log_p.shape[2])
+        return log_p.flatten(1).gather(1, places)
+
+    def _link(self, trie: CodeTrie) -> TreeLink | None:
+        """Looked for once."""
+        if trie not in self._links:
+            self._links[trie] = TreeLink.of(trie, self._levels("starts"), self._levels("codes"), self.leaf_items)
+        return self._links[trie]
