@@ -115,9 +115,7 @@ def test_the_search_in_children_is_the_search_in_codes(
 
 
 def link(model: SideraGenerator, trie: CodeTrie) -> TreeLink | None:
-    levels = range(len(model.level_sizes))
-    starts, codes = ([getattr(model, f"{name}_{level}") for level in levels] for name in ("starts", "codes"))
-    return TreeLink.of(trie, starts, codes, model.leaf_items)
+    return TreeLink.of(trie, model._levels("starts"), model.leaf_of_item)
 
 
 def test_a_whole_trie_has_the_models_numbers_and_a_part_its_own() -> None:
@@ -134,16 +132,19 @@ def test_a_whole_trie_has_the_models_numbers_and_a_part_its_own() -> None:
     assert part.levels[0].missing.tolist() == [False, True, False, False]
 
 
-@pytest.mark.parametrize("kind", ["another item", "other codes", "a shared leaf"])
+@pytest.mark.parametrize("kind", ["another item", "an item elsewhere", "a node apart", "a shared leaf"])
 def test_a_trie_that_is_no_part_of_the_tree_is_searched_in_codes(kind: str) -> None:
     model, codes = made((4, 3), 11, np.random.default_rng(0))
     free = next(pair for pair in np.ndindex(4, 3) if not (codes == pair).all(1).any())
+    elsewhere = int(np.flatnonzero(codes[:, 0] != free[0])[0])
+    apart = codes[:, 0] + (codes[:, 0] > 1) + ((codes[:, 0] == 1) & (codes[:, 1] > 0))  # the second node is two nodes
     others = {
         "another item": np.concatenate([codes, [free]]),
-        "other codes": np.concatenate([codes[:-1], [free]]),
+        "an item elsewhere": np.where(np.arange(len(codes))[:, None] == elsewhere, free, codes),
+        "a node apart": np.stack([apart, codes[:, 1]], axis=1),
         "a shared leaf": np.concatenate([codes[:-1], codes[:1]]),
     }
-    trie = CodeTrie.build(others[kind], (4, 3))
+    trie = CodeTrie.build(others[kind], (5, 3))
     assert link(model, trie) is None
 
 

@@ -40,30 +40,26 @@ class TreeLink:
         return nodes if found is None else found.own[nodes]
 
     @classmethod
-    def of(
-        cls, trie: CodeTrie, starts: Sequence[Tensor], codes: Sequence[Tensor], leaf_items: Tensor
-    ) -> TreeLink | None:
+    def of(cls, trie: CodeTrie, starts: Sequence[Tensor], leaf_of_item: Tensor) -> TreeLink | None:
         """starts: of each level the first child of the nodes above, and the number of children last (m_{l-1}+1,);
-        codes (m_l,) of each level; leaf_items (m_L,). None where the trie has a node that the model has not, or items
-        that share a leaf."""
-        device, items = leaf_items.device, leaf_items.cpu().numpy()
-        if trie.shared_leaves.size or trie.leaf_items.size > items.size or trie.num_items > items.size:
+        leaf_of_item (N,). None where the trie has an item that the model has not, items that share a leaf, or other
+        items below one node than the model."""
+        device, leaves = leaf_of_item.device, leaf_of_item.cpu().numpy()
+        if trie.shared_leaves.size or trie.num_items > leaves.size:
             return None
-        leaf_of = np.empty(items.size, dtype=np.int64)
-        leaf_of[items] = np.arange(items.size)
-        own = leaf_of[trie.leaf_items]
+        own = leaves[trie.leaf_items]
         found: list[LevelLink | None] = []
         for level in reversed(range(trie.num_levels)):
-            same = np.array_equal(codes[level].cpu().numpy()[own], trie.tokens[level])
-            if not same or bool((own[1:] <= own[:-1]).any()):
+            if bool((own[1:] <= own[:-1]).any()):
                 return None
-            found.append(_link(own, codes[level].numel(), device))
-            if level:
-                parents = np.searchsorted(starts[level].cpu().numpy(), own, side="right") - 1
-                heads = trie.ptr[level - 1]
-                if not np.array_equal(parents, np.repeat(parents[heads[:-1]], np.diff(heads))):
+            firsts = starts[level].cpu().numpy()
+            found.append(_link(own, int(firsts[-1]), device))
+            if level:  # what ascends between a first and a last child of one node is a child of it
+                ptr = trie.ptr[level - 1]
+                of_first, of_last = (np.searchsorted(firsts, own[at], side="right") for at in (ptr[:-1], ptr[1:] - 1))
+                if not np.array_equal(of_first, of_last):
                     return None
-                own = parents[heads[:-1]]
+                own = of_first - 1
         return cls(tuple(reversed(found)))
 
 

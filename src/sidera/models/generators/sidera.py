@@ -98,6 +98,7 @@ class SideraGenerator(ScoresChildren, nn.Module):
     role = "generator"
     feed = PackedSequences
     leaf_items: Tensor  # (N,) item of each leaf
+    leaf_of_item: Tensor  # (N,)
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         super().__init__()
@@ -149,7 +150,8 @@ class SideraGenerator(ScoresChildren, nn.Module):
                 f"{len(codes_NL) - self.num_nodes[-1]} items share their semantic ID with another item",
                 fix='give every item its own: [catalog] collision = "extra_digit" or "greedy"',
             )
-        self.register_buffer("leaf_items", torch.from_numpy(np.argsort(leaves)), persistent=False)  # (N,) leaf -> item
+        self.register_buffer("leaf_of_item", torch.from_numpy(leaves), persistent=False)
+        self.register_buffer("leaf_items", torch.from_numpy(np.argsort(leaves)), persistent=False)
 
     def _levels(self, name: str) -> list[Tensor]:
         """One of the tables ``TREE`` of every level."""

@@ -97,7 +97,7 @@ def add_visits(
 class ScoresChildren:
     """The part of the generator that a search asks (:class:`sidera.roles.TreeGenerator`)."""
 
-    leaf_items: Tensor
+    leaf_of_item: Tensor  # (N,)
     _links: WeakKeyDictionary[CodeTrie, TreeLink | None]  # of tries that were searched
 
     def _levels(self, name: str) -> list[Tensor]:
@@ -135,5 +135,5 @@ class ScoresChildren:
     def _link(self, trie: CodeTrie) -> TreeLink | None:
         """Looked for once."""
         if trie not in self._links:
-            self._links[trie] = TreeLink.of(trie, self._levels("starts"), self._levels("codes"), self.leaf_items)
+            self._links[trie] = TreeLink.of(trie, self._levels("starts"), self.leaf_of_item)
         return self._links[trie]
