@@ -265,6 +265,9 @@ def test_what_is_not_of_here_is_left_aside_with_the_reason(
         patch.setattr(compiling, "hardware_tag", lambda: {"flags": "another processor"})
         assert "for flags" in why()
     with monkeypatch.context() as patch:
+        patch.setattr(compiling, "FORMAT", "later")
+        assert "for programs 2, this is later: run `sidera export` again" in why()
+    with monkeypatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path / "elsewhere"))
         assert "not signed by a key that this machine has" in why()
     other = tmp_path / "key"

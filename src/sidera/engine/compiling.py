@@ -43,6 +43,7 @@ from sidera.engine.snapshot import Snapshot
 FOLDER, KIND = "compiled", "compiled"
 MOST_BYTES = 1 << 30  # of a program
 KEY_BYTES = 32
+FORMAT = "2"  # of what a program takes and gives; 2: item tables are inputs
 WORTH = 0.95  # of the time of the steps, that a program may take at most
 
 
@@ -244,13 +245,14 @@ def _why_not(made: _Made, snapshot: Snapshot, asked: Asked) -> str:
 
 
 def hardware_tag() -> dict[str, str]:
-    """What a program's code depends on."""
+    """What a program's code depends on, and what it is asked for."""
     flags = ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         lines = [line for line in cpuinfo.read_text(encoding="utf-8").split("\n") if line.startswith(("flags", "Feat"))]
         flags = " ".join(sorted(lines[0].split(":", 1)[1].split())) if lines else ""
     return {
+        "programs": FORMAT,
         "torch": torch.__version__,
         "system": platform.system(),
         "machine": platform.machine(),
