@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,22 @@ class Asking:
         return said
 
 
-def background(address: Any, folder: Path, rate: float, seconds: float, begun: Any) -> None:
+@dataclass(frozen=True)
+class Elsewhere:
+    """A server that another process started."""
+
+    address: Any
+    pid: int
+
+    @property
+    def rss(self) -> int:
+        from sidera.traffic.server import resident_bytes
+
+        return resident_bytes(self.pid)
+
+
+def background(server: Elsewhere, folder: Path, rate: float, seconds: float, begun: Any) -> None:
     """The others, in a process of their own."""
-
-    class Server:
-        pass
-
-    server: Any = Server()
-    server.address = address
     loaded = Loaded(server, folder)
     begun.set()
     loaded.window(rate, seconds)
@@ -93,7 +102,7 @@ def main() -> None:
         rate = options.rate or LOAD * searched or QUICK_RATE
         context = multiprocessing.get_context("spawn")
         begun = context.Event()
-        words = (server.address, folder, rate, seconds + 2, begun)
+        words = (Elsewhere(server.address, server.process.pid), folder, rate, seconds + 2, begun)
         others = context.Process(target=background, args=words, daemon=True)
         others.start()
         try:

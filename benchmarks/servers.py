@@ -198,15 +198,17 @@ def made(name: str, folder: Path, tree: Path = ROOT) -> None:
 
 
 def exported(run: Path) -> str:
-    """`sidera export`, unless it was done -> the names of the programs, or why there are none."""
+    """`sidera export`, unless it was done for this code -> the names of the programs, or why there are none."""
     from sidera.artifacts import read_manifest
+    from sidera.engine.compiling import hardware_tag
 
-    if not (run / "compiled").is_dir():
+    made = run / "compiled"
+    if not made.is_dir() or read_manifest(made, "compiled").info["tag"] != hardware_tag():
         words = [sys.executable, "-m", "sidera", "export", str(run)]
         done = subprocess.run(words, env=environment(ROOT), capture_output=True, text=True)
         if done.returncode:
             return f"none: {(done.stderr.strip().splitlines() or ['?'])[-1][:300]}".replace(str(run), "RUN")
-    return ", ".join(read_manifest(run / "compiled", "compiled").info["programs"])
+    return ", ".join(read_manifest(made, "compiled").info["programs"])
 
 
 @contextlib.contextmanager

@@ -99,6 +99,15 @@ def test_a_request_is_read_as_the_table_was(kind: str) -> None:
     assert FeatureSchema.from_json(schema.to_json()) == schema
 
 
+@pytest.mark.parametrize("number", [10**400, 10**5000], ids=["no float holds it", "nor prints Python it"])
+@pytest.mark.parametrize("kind", ["category", "categories", "number", "vector"])
+def test_a_whole_number_without_end_is_refused(kind: str, number: int) -> None:
+    feature = of_items(kind)[0].features[0]
+    value = [number] * feature.width if kind == "vector" else number
+    with pytest.raises(InputError, match=rf"feature 'x' \({kind} of the item\)"):
+        feature.encode_values([value])
+
+
 def test_features_of_requests_and_events_come_from_the_log() -> None:
     dataset = log(events={"surface": [number % 3 for number in range(20)], "fresh": [True, False] * 10})
     declared = {

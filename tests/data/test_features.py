@@ -141,6 +141,8 @@ def test_history_feedback_is_whole_or_absent() -> None:
     assert np.isnan(nothing["watch_time"]).all()
     with pytest.raises(InputError, match="no 'like'"):
         schema.complete({"click": [1, 0]}, 2)
+    with pytest.raises(InputError, match="holds a number beyond 32 bits"):
+        schema.complete({**full, "watch_time": [1, 10**400]}, 2)
     with pytest.raises(InputError, match="3 values for 2 events"):
         schema.complete({**full, "like": [0, 0, 0]}, 2)
 

@@ -91,6 +91,8 @@ def test_half_a_character_in_a_history_is_an_unknown_item(client: TestClient, ha
         ("/v1/recommend", '{"history": ["item0003"], "feedback": {"click": [-Infinity]}}'),
         ("/v1/recommend", '{"history": ["item0003"], "feedback": {"click": [1e999]}}'),
         ("/v1/recommend", '{"history": ["item0003"], "feedback": {"click": [1e300]}}'),
+        ("/v1/recommend", '{"history": ["item0003"], "feedback": {"click": [' + "9" * 400 + "]}}"),
+        ("/v1/recommend", '{"history": ["item0003"], "profile": {"region": ' + "9" * 400 + "}}"),
         ("/v1/recommend", '{"history": ["item0003"], "times": [NaN]}'),
         ("/v1/recommend", '{"history": ["item0003"], "k": ' + "9" * 5000 + "}"),
         ("/v1/recommend", '{"history": ' + "[" * 100_000 + "]" * 100_000 + "}"),

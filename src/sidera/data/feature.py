@@ -229,7 +229,7 @@ class Feature:
     def _text(self, value: Any) -> str:
         if isinstance(value, bool | np.bool_):
             return str(bool(value)).lower()
-        if isinstance(value, str | int | np.integer):
+        if isinstance(value, str | np.integer) or (isinstance(value, int) and not _is_endless(value)):
             return str(value)
         if isinstance(value, float | np.floating) and float(value).is_integer():
             return str(int(value))
@@ -245,7 +245,7 @@ class Feature:
             return [math.nan] * self.width
         entries = value if self.kind == "vector" and isinstance(value, list | tuple | np.ndarray) else [value]
         good = all(
-            isinstance(entry, bool | int | float | np.number | np.bool_) and not math.isinf(entry) for entry in entries
+            isinstance(entry, bool | int | float | np.number | np.bool_) and not _is_endless(entry) for entry in entries
         )
         if not good or len(entries) != self.width:
             allowed = "a finite number or null" if self.kind == "number" else f"{self.width} finite numbers, or null"
@@ -365,3 +365,11 @@ def _padded(numbers: np.ndarray, lengths: np.ndarray, length: int) -> np.ndarray
     found = np.zeros((len(lengths), length), dtype=np.int64)
     found[rows[early], ranks[early]] = numbers[early]
     return found
+
+
+def _is_endless(number: Any) -> bool:
+    """Also a whole number that no float can hold."""
+    try:
+        return math.isinf(number)
+    except OverflowError:
+        return True

@@ -296,5 +296,7 @@ def _numbers(name: str, values: Any) -> np.ndarray:
     try:
         with np.errstate(over="ignore"):
             return np.asarray(values, dtype=np.float32)
+    except OverflowError:  # a whole number beyond 64 bits
+        return np.full(np.shape(values), np.inf, dtype=np.float32)
     except (TypeError, ValueError):
         raise InputError(f"feedback {name!r} holds no number somewhere", allowed="numbers, true and false") from None

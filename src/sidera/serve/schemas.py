@@ -26,7 +26,8 @@ def whole_characters(text: str) -> str:
 Text = Annotated[str, AfterValidator(whole_characters)]  # what is kept; what is only looked up may be anything
 Second = Annotated[int, Field(ge=0, le=2**40)]  # unix time; the year 36,800 is a mistake
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
-Entry = bool | int | Number | Text
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what is larger is a Number, or none
+Entry = bool | Whole | Number | Text
 Value = Entry | list[Entry] | None  # of a feature, or a number of feedback
 
 

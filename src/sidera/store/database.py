@@ -33,7 +33,6 @@ from sidera.disk import sync, wait_for_lock
 from sidera.store.folder import DATA, LOCK, Durability, Plan, StoreFolder
 
 LOG_PAGES = 4000  # of 4,096 bytes: a longer log is moved into the database
-PAGE_CACHE = 16 << 10  # KiB of one connection
 PATIENCE = 60.0  # seconds that another process may hold the database
 MOST_TOGETHER = 1024  # calls in one commit
 SUM = 2**62 - 1  # checksum sums are kept below
@@ -308,7 +307,7 @@ class Database:
         )
         connection.execute(f"PRAGMA synchronous = {'FULL' if self.durability == 'disk' else 'NORMAL'}")
         connection.execute("PRAGMA secure_delete = ON")
-        connection.execute(f"PRAGMA cache_size = -{PAGE_CACHE}")
+        connection.execute(f"PRAGMA cache_size = -{self._files.plan.page_cache}")
         connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
         return connection
 

@@ -39,6 +39,7 @@ class Plan:
     format: int
     tables: str  # statements that make them
     older: str  # what to do with a folder that an older version wrote
+    page_cache: int = 16 << 10  # KiB of pages that a connection keeps
 
 
 class StoreFolder:

@@ -42,7 +42,7 @@ def parts_plan(kind: str, format_: int, older: str) -> Plan:
         content BLOB NOT NULL
     );
     """
-    return Plan(kind, format_, tables, older)
+    return Plan(kind, format_, tables, older, page_cache=1 << 10)  # written at its end, and read part by part
 
 
 class TableParts:

@@ -33,7 +33,7 @@ class Server:
     @property
     def rss(self) -> int:
         """Resident bytes of the process and its children; 0 where there is no /proc."""
-        return sum(map(_rss, [self.process.pid, *_children(self.process.pid)]))
+        return resident_bytes(self.process.pid)
 
     @property
     def cpu_seconds(self) -> float:
@@ -107,6 +107,11 @@ def _children(pid: int) -> list[int]:
         for task in Path(f"/proc/{pid}/task").iterdir():
             found += map(int, (task / "children").read_text(encoding="utf-8").split())
     return found + [one for child in found for one in _children(child)]
+
+
+def resident_bytes(pid: int) -> int:
+    """Of a process and its children; 0 where there is no /proc."""
+    return sum(map(_rss, [pid, *_children(pid)]))
 
 
 def _rss(pid: int) -> int:
