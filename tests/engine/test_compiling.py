@@ -30,6 +30,7 @@ from sidera.decode.compiled import (
     SearchProgram,
     SearchShape,
     batch_parts,
+    item_tables,
     portable,
     put_together,
     taken_apart,
@@ -80,6 +81,30 @@ def test_programs_answer_what_the_model_does(name: str, asked: Asked) -> None:
     assert compiled.calls["context"] > 0
     assert compiled.calls["search"] > 0
     assert compiled.calls["searches"] > 0
+
+
+@pytest.mark.parametrize("asked", [ASKED, ALL_ITEMS], ids=str)
+def test_a_program_reads_the_item_tables_that_it_is_given(asked: Asked) -> None:
+    """Not the model's own, which would be a copy of them in every program."""
+    snapshot = snapshot_of("sidera")
+    compiled, tables = compiled_of(snapshot, asked), item_tables(snapshot.generator)
+    assert len(tables) == 3
+    batch, context = sample_of(snapshot)
+    trie, none = snapshot.catalog.trie, {"exclude": None, "allowed": None}
+
+    def scores(of: CompiledSearch) -> torch.Tensor:
+        if asked.lists:
+            return of.listing(context, trie).scores  # type: ignore[union-attr]
+        return of.beams(context, trie, asked.width, 5, **none).scores  # type: ignore[union-attr, arg-type]
+
+    for place in range(3):
+        ramps = [torch.linspace(0, 1, table.numel()).view_as(table) for table in tables]
+        others = [table + ramps[place] if place == number else table for number, table in enumerate(tables)]
+        other = CompiledSearch(compiled.programs, compiled.shape, (batch, context), others)
+        with snapshot.answering(), torch.inference_mode():
+            moved = not torch.allclose(other.context(batch).states, compiled.context(batch).states)
+            assert moved == (place == 0)  # vectors of items; those of leaves and their biases are the search's
+            assert torch.allclose(scores(other), scores(compiled)) == (place == 0)
 
 
 def test_a_program_answers_proposals_too() -> None:

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NEG_INF = float("-inf")
+from sidera.decode.eligible import NEG_INF
+
 TIE_COLUMNS = 1024  # in which the leftmost equal scores are looked for first
 
 

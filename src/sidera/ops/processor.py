@@ -92,14 +92,16 @@ def chosen_products(rows: Tensor, table: Tensor, index: Tensor, bias: Tensor) ->
     """rows (B, D), table (n, D), index (B, P) int64, bias (n,) -> (B, P): each row times the table's rows that it asks
     for, and their biases. No row of the table is copied. Without gradient."""
     if runs("chosen_products", table.dtype, table.device.type):
-        (num_rows, number), asked = index.shape, index.flatten()
-        ends = torch.arange(0, num_rows * number + 1, max(1, number), device=table.device)
-        pattern = torch.sparse_csr_tensor(
-            ends, asked, bias[asked], (num_rows, len(table)), check_invariants=False, requires_grad=False
-        )
-        out: Tensor = _operation("chosen_products")(pattern, rows, table.T)
-        return out.values().view(num_rows, number)
+        return _sampled_products(rows, table, index, bias)
     return plain_chosen_products(rows, table, index, bias)
+
+
+def _sampled_products(rows: Tensor, table: Tensor, index: Tensor, bias: Tensor) -> Tensor:
+    (num_rows, number), asked = index.shape, index.flatten()
+    ends = torch.arange(0, num_rows * number + 1, max(1, number), device=table.device)
+    pattern = torch.sparse_csr_tensor(ends, asked, bias[asked], (num_rows, len(table)), check_invariants=False)
+    out: Tensor = _operation("chosen_products")(pattern, rows, table.T)
+    return out.values().view(num_rows, number)
 
 
 def plain_chosen_products(rows: Tensor, table: Tensor, index: Tensor, bias: Tensor) -> Tensor:
@@ -189,11 +191,10 @@ def _try_threshold_backward(dtype: torch.dtype, device: str) -> tuple[Tensor, Te
 def _try_chosen_products(dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
     rows, table = _ramp(2, 24, dtype=dtype, device=device), _ramp(40, 24, dtype=dtype, device=device)
     index = torch.arange(10, device=device).view(2, 5).mul(7).remainder(40)
-    ends, asked, bias = torch.tensor([0, 5, 10], device=device), index.flatten(), table[:, 0].contiguous()
+    bias = table[:, 0].contiguous()
     with warnings.catch_warnings():  # that torch's sparse tensors are young
         warnings.simplefilter("ignore")
-        pattern = torch.sparse_csr_tensor(ends, asked, bias[asked], (2, 40), check_invariants=False)
-    found = _operation("chosen_products")(pattern, rows, table.T).values().view(2, 5)
+        found = _sampled_products(rows, table, index, bias)
     return found, plain_chosen_products(rows, table, index, bias)
 
 

@@ -10,6 +10,7 @@ Shape legend: B histories · W beams · S longest history · L levels · C most 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -94,17 +95,19 @@ def add_visits(
     logits.flatten(1).scatter_add_(1, index.flatten(1), shares.flatten(1))
 
 
-class ScoresChildren:
+class ScoresChildren(ABC):
     """The part of the generator that a search asks (:class:`sidera.roles.TreeGenerator`)."""
 
     leaf_of_item: Tensor  # (N,)
     _links: WeakKeyDictionary[CodeTrie, TreeLink | None]  # of tries that were searched
 
+    @abstractmethod
     def _levels(self, name: str) -> list[Tensor]:
-        raise NotImplementedError
+        """One of the tables of every level of the tree."""
 
+    @abstractmethod
     def _child_log_probs(self, context: TreeContext, level: int, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        raise NotImplementedError
+        """(B, W) nodes -> log-probabilities and numbers of their children, and which are absent, (B, W, C) each."""
 
     def child_log_probs(
         self, context: TreeContext, level: int, nodes: Tensor, trie: CodeTrie
