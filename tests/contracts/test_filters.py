@@ -154,6 +154,36 @@ def test_columns_that_are_named_together_are_indexed_together_and_leave_the_same
     assert any(pair is not None for pair in table._pairs.values())
 
 
+@pytest.mark.parametrize("paired", [1, 10**9])
+def test_what_is_left_is_what_a_look_at_every_item_leaves(monkeypatch: pytest.MonkeyPatch, paired: int) -> None:
+    """Ranges, single values, many values and their negations, of three columns, in every order of their sizes."""
+    monkeypatch.setattr(filters, "PAIRED", paired)
+    monkeypatch.setattr(filters, "LEAST_RUN", 0)
+    rng, catalog, sizes = np.random.default_rng(0), world().catalog, {"brand": 9, "kind": 3}
+    columns = {name: rng.integers(0, size + 1, catalog.num_items) for name, size in sizes.items()}
+    vocabularies = {name: tuple(f"{name}{value}" for value in range(1, size + 1)) for name, size in sizes.items()}
+    features = tuple(Feature(name, "category", "item", name, values) for name, values in vocabularies.items())
+    popularity = rng.integers(0, 300, catalog.num_items)
+    catalog = replace(
+        catalog, schema=replace(catalog.schema, features=features), popularity=Column.of(popularity),
+        features={name: Column.of(values) for name, values in columns.items()},
+    )  # fmt: skip
+    table = filter_table(catalog)
+    for _ in range(300):
+        conditions, expected = dict[str, Any](), np.ones(catalog.num_items, dtype=bool)
+        for name in rng.permutation(["brand", "kind", "popularity"])[: rng.integers(1, 4)].tolist():
+            if name == "popularity":
+                low, high = sorted(rng.integers(-5, 310, 2).tolist())
+                conditions[name] = {"min": low, "max": high}
+                expected &= (popularity >= low) & (popularity <= high)
+                continue
+            numbers = rng.choice(sizes[name], rng.integers(1, sizes[name] + 1), replace=False) + 1
+            values, negated = [f"{name}{number}" for number in numbers], bool(rng.integers(2))
+            conditions[name] = {"not": values} if negated else values
+            expected &= np.isin(columns[name], numbers) != negated
+        assert table.item_mask(Filter.of(conditions)).tolist() == expected.tolist()
+
+
 def test_masks_are_kept_by_filter_and_are_the_same_in_another_order() -> None:
     catalog = furnished(world().catalog)
     table = filter_table(catalog)

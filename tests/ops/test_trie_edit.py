@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidera.ops import trie_edit
 from sidera.ops.trie import CodeTrie
 from sidera.ops.trie_edit import with_items, without_items
 
@@ -62,3 +64,28 @@ def test_nothing_to_do_gives_the_same_tables() -> None:
     assert without_items(trie, nothing, table[:0]) is trie
     grown = with_items(trie, nothing, table[:0], 5)
     assert (arrays(grown), grown.num_items) == (arrays(trie), 5)
+
+
+@pytest.mark.parametrize("few_parents", [1, 10**6])
+@settings(max_examples=150, deadline=None)
+@given(
+    levels=st.integers(1, 3),
+    codes=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 1)), min_size=2, max_size=30),
+    kept=st.sets(st.integers(0, 29), min_size=1),
+)
+def test_a_part_equals_a_build_of_its_items(
+    few_parents: int, levels: int, codes: list[tuple[int, int, int]], kept: set[int]
+) -> None:
+    """By a search for the parents' first children, and by a look at each node's parent."""
+    sizes, table = SIZES[:levels], np.array(codes, dtype=np.int32)[:, :levels]
+    trie = CodeTrie.build(table, sizes)
+    places = np.array(sorted({place % len(table) for place in kept}))
+    alive = np.zeros(len(table), dtype=bool)
+    alive[trie.leaf_items[places]] = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trie_edit, "FEW_PARENTS", few_parents)
+        part, leaves = trie_edit.only_places(trie, places)
+    assert_same(part, CodeTrie.build(table, sizes, order=trie.leaf_items, alive=alive))
+    assert leaves.tolist() == sorted(set(trie.leaf_of_place[places].tolist()))
+    for level, nodes in enumerate(part.part_nodes):
+        assert part.tokens[level].tolist() == trie.tokens[level][nodes].tolist()

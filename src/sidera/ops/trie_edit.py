@@ -15,6 +15,8 @@ import numpy as np
 
 from sidera.ops.trie import Array, CodeTrie, search_children
 
+FEW_PARENTS = 4  # times as many nodes below
+
 
 def only_places(trie: CodeTrie, places: Array) -> tuple[CodeTrie, Array]:
     """The trie of the items at ``places`` (m,) of ``leaf_items``, ascending, and which leaf of ``trie`` each of its
@@ -26,8 +28,8 @@ def only_places(trie: CodeTrie, places: Array) -> tuple[CodeTrie, Array]:
     numbers, tokens = [nodes], [trie.tokens[-1].take(nodes, mode="clip")]  # no checks: twice as fast
     ptr: list[Array] = []
     for level in reversed(range(trie.num_levels - 1)):
-        nodes, counts = _runs(trie.parents[level].take(nodes, mode="clip"))
-        ptr.insert(0, np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+        nodes, starts = _parents(trie, level, nodes)
+        ptr.insert(0, starts.astype(np.int32))
         tokens.insert(0, trie.tokens[level].take(nodes, mode="clip"))
         numbers.insert(0, nodes)
     shared = np.flatnonzero(extra) if extra is not None else np.empty(0, np.int64)
@@ -44,6 +46,18 @@ def only_places(trie: CodeTrie, places: Array) -> tuple[CodeTrie, Array]:
         part_nodes=tuple(nodes.astype(np.int64, copy=False) for nodes in numbers),
     )
     return part, numbers[-1]
+
+
+def _parents(trie: CodeTrie, level: int, nodes: Array) -> tuple[Array, Array]:
+    """Nodes (m,) of the level below ``level``, ascending -> the different nodes above them (p,), and where the nodes
+    below each begin (p+1,)."""
+    firsts = trie.ptr[level]
+    if FEW_PARENTS * len(firsts) <= len(nodes):  # a search for each parent's first child reads less
+        at = np.searchsorted(nodes, firsts.astype(nodes.dtype))
+        above = np.flatnonzero(at[1:] > at[:-1])
+        return above, np.append(at[above], len(nodes))
+    above, counts = _runs(trie.parents[level].take(nodes, mode="clip"))
+    return above, np.concatenate([[0], np.cumsum(counts)])
 
 
 def _runs(nodes: Array) -> tuple[Array, Array]:
