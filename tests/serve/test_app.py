@@ -146,6 +146,12 @@ def test_the_api_describes_itself(client: TestClient) -> None:
         ({"history": HISTORY, "k": 2.5}, "(got 2.5)"),
         ({"history": "item0003"}, "history: Input should be a valid array (got 'item0003')"),
         ({"history": [1, 2]}, "history.0: Input should be a valid string (got 1)"),
+        (
+            {"history": HISTORY, "profile": {"age": {}}},
+            "profile.age: Input should be a valid boolean, integer, number, string or array (got {})",
+        ),
+        ({"history": HISTORY, "profile": {"age": 10**400}}, "profile.age: Input should be a finite number"),
+        ({"history": HISTORY, "profile": {"age": [1, 10**40]}}, "profile.age.1: Input should be less than or equal"),
         ({"history": [None]}, "history.0: Input should be a valid string (got None)"),
         ({"history": None}, "history"),
         ({"history": HISTORY, "filter_seen": "perhaps"}, "filter_seen"),

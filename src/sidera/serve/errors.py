@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -13,6 +15,11 @@ from pydantic import BaseModel
 from sidera.config import closest
 from sidera.core import InputError
 from sidera.engine.scheduler import Left, Overloaded
+
+# how pydantic names the kinds of a value that may be of several, behind its place
+_KIND = re.compile(r"bool|int|float|str|constrained-\w+|[\w-]+\[.*\]")
+_NO_LIMIT = {"string_unicode", "int_parsing_size", "int_parsing", "int_from_float", "float_parsing", "bool_parsing"}
+_VALID = "Input should be a valid "
 
 
 class Problem(BaseModel):
@@ -81,11 +88,12 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def bad_body(request: Request, error: RequestValidationError) -> Response:
         body = getattr(request.scope.get("route"), "body_field", None)
-        return problem(422, one_line(error.errors()[0], None if body is None else body.field_info.annotation))
+        return problem(422, one_line(error.errors(), None if body is None else body.field_info.annotation))
 
 
-def one_line(first: Any, body: Any) -> str:
+def one_line(errors: Sequence[Any], body: Any) -> str:
     """The first thing that is wrong with a body of this type: where, what, and the value when it is short."""
+    first = _most_telling(errors)
     where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
     if first["type"] == "extra_forbidden":
         fields = _fields_at(body, first["loc"][:-1])
@@ -94,6 +102,22 @@ def one_line(first: Any, body: Any) -> str:
         return f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
     value = repr(first.get("input"))
     return f"{where}: {first['msg']}" + (f" (got {value})" if len(value) <= 80 else "")
+
+
+def _most_telling(errors: Sequence[Any]) -> dict[str, Any]:
+    """Of a value that may be of several kinds, pydantic says what is wrong with it as each of them. A limit that it
+    breaks says most; else no kind fits, and the kinds are named together."""
+    first = dict(errors[0])
+    place, kind = list(first["loc"][:-1]), first["loc"][-1:]
+    if not kind or not isinstance(kind[0], str) or not _KIND.fullmatch(kind[0]):
+        return first
+    same = [one for one in errors if list(one["loc"][: len(place)]) == place]
+    limits = [one for one in same if not one["type"].endswith("_type") and one["type"] not in _NO_LIMIT]
+    if limits:
+        loc = [part for part in limits[-1]["loc"] if not (isinstance(part, str) and _KIND.fullmatch(part))]
+        return {**limits[-1], "loc": loc}
+    kinds = [one["msg"].removeprefix(_VALID) for one in same if len(one["loc"]) == len(place) + 1]
+    return {**first, "loc": place, "msg": f"{_VALID}{', '.join(kinds[:-1])} or {kinds[-1]}" if kinds[1:] else kinds[0]}
 
 
 def _fields_at(body: Any, loc: tuple[Any, ...]) -> dict[str, Any]:
