@@ -85,7 +85,7 @@ def main() -> None:
         tiny_log(*((400, 300) if options.quick else (1500, 1000)), SEED).save(shop)
         logs = {"shop": (shop, 80 if options.quick else 500, 16)}
         if not options.quick:
-            logs["scientific"] = (DATA / "amazon2018_scientific", 500, 64)
+            logs["scientific"] = (DATA / "amazon2018_scientific", 2000, 64)
         for log, (data, steps, codes) in logs.items():
             for model in MODELS:
                 begun = time.process_time()
