@@ -26,6 +26,7 @@ from sidera.core import InputError
 from sidera.store.exposures import ExposureLog
 
 HOUR, DAY = 3600, 86_400  # seconds
+REST = 0.002  # seconds: to join a thousand parts at a stretch would slow each answer of a tenth of a second
 Columns = Mapping[str, Sequence[Any]]
 
 
@@ -47,7 +48,7 @@ class ExposureWriter:
     """An exposure log that is held open and compacted. Any number of threads."""
 
     def __init__(
-        self, log: ExposureLog, *, max_parts: int = 256, retention: Retention | None = None,
+        self, log: ExposureLog, *, max_parts: int = 1024, retention: Retention | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         """Compacted after ``max_parts`` writes, and then what ``retention`` lets go, goes."""
@@ -103,7 +104,7 @@ class ExposureWriter:
             self._many.clear()
             self._parts, closing = 0, self._closing  # read first: the last round sees every write
             try:
-                self.log.compact()
+                self.log.compact(0.0 if closing else REST)
                 self._let_go()
             except (OSError, ValueError) as error:  # a full disk, a damaged part: what is written stays as it is
                 self._failed = error

@@ -198,9 +198,10 @@ class ExposureLog:
             columns[name] = column if column.type == kind else column.cast(kind)
         return columns
 
-    def compact(self) -> None:
-        """Join small parts. Others may append and read meanwhile."""
-        self._parts.compact((SHOWN, FOLLOWED), together)
+    def compact(self, rest: float = 0.0) -> None:
+        """Join small parts. Others may append and read meanwhile; ``rest`` seconds between two parts leave them the
+        interpreter."""
+        self._parts.compact((SHOWN, FOLLOWED), together, rest)
 
     def retain(self, since: int | None = None, most_bytes: int | None = None) -> int:
         """Let the oldest exposures go, with what followed on them -> how many.
@@ -277,10 +278,12 @@ def logs_at(path: str | Path) -> list[ExposureLog]:
 
 def together(tables: Sequence[pa.Table]) -> pa.Table:
     """Tables after each other. A column that is marks in one and numbers in another becomes numbers; absent: null."""
+    if all(table.schema.equals(tables[0].schema) for table in tables):
+        return pa.concat_tables(tables)
     kinds: dict[str, set[pa.DataType]] = {}
     for table in tables:
-        for name in table.column_names:
-            kinds.setdefault(name, set()).add(table[name].type)
+        for field in table.schema:
+            kinds.setdefault(field.name, set()).add(field.type)
     mixed = [name for name, found in kinds.items() if len(found) > 1 and name not in _OWN]
     for name in mixed:
         tables = [

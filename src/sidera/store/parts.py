@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ _SUMS = "SELECT number, checksum FROM parts WHERE kind = ? ORDER BY number"
 _PARTS = (
     "SELECT number, kind, rows, checksum, content FROM parts WHERE kind = ? AND number >= ? ORDER BY number LIMIT ?"
 )
+_SPAN = "WHERE kind = ? AND number BETWEEN ? AND ?"
 Part = tuple[int, str, int, int, bytes]  # number, kind, rows, checksum, content
 Work = Callable[[sqlite3.Connection, Ledger], None]
 
@@ -76,14 +78,21 @@ class TableParts:
         with self._opened() as database, database.reading() as connection:
             return [self._table(part) for part in connection.execute(_PARTS, (kind, 0, -1))]
 
-    def compact(self, kinds: Sequence[str], together: Callable[[Sequence[pa.Table]], pa.Table]) -> None:
-        """Join small parts of a kind that stand side by side. Others may append and read meanwhile."""
+    def compact(
+        self, kinds: Sequence[str], together: Callable[[Sequence[pa.Table]], pa.Table], rest: float = 0.0
+    ) -> None:
+        """Join small parts of a kind that stand side by side. Others may append and read meanwhile; ``rest`` seconds
+        between two parts leave them the interpreter."""
         with self._opened() as database:
             for kind in kinds:
                 rows = database.rows("SELECT number, rows FROM parts WHERE kind = ? ORDER BY number", (kind,))
                 for numbers in _runs(rows):
-                    parts = database.rows(_PARTS, (kind, numbers[0], len(numbers)))
-                    database.write(_replacing(parts, kind, together([self._table(part) for part in parts])))
+                    parts, tables = database.rows(_PARTS, (kind, numbers[0], len(numbers))), list[pa.Table]()
+                    for part in parts:
+                        tables.append(self._table(part))
+                        if rest:
+                            time.sleep(rest)
+                    database.write(_replacing(parts, kind, together(tables)))
 
     def sizes(self, kind: str) -> list[tuple[int, int]]:
         """Number and bytes of every part of a kind, in the order of writing."""
@@ -186,15 +195,13 @@ def _appending(kind: str, table: pa.Table) -> Work:
 def _replacing(parts: Sequence[Sequence[Any]], kind: str, table: pa.Table) -> Work:
     """One part with the rows of ``table`` (none: no part) instead of ``parts``, where these are there still."""
     content, rows, first = _packed(table), table.num_rows, parts[0][0]
+    span, held = (kind, first, parts[-1][0]), [(number, checksum) for number, _, _, checksum, _ in parts]
 
     def work(connection: sqlite3.Connection, ledger: Ledger) -> None:
-        for number, _, _, checksum, _ in parts:
-            row = connection.execute("SELECT checksum FROM parts WHERE number = ?", (number,)).fetchone()
-            if row != (checksum,):  # somebody else compacted or removed rows meanwhile
-                return
-        for number, _, _, checksum, _ in parts:
-            connection.execute("DELETE FROM parts WHERE number = ?", (number,))
-            ledger.remove("parts", checksum)
+        if connection.execute(f"SELECT number, checksum FROM parts {_SPAN} ORDER BY number", span).fetchall() != held:
+            return  # somebody else compacted or removed rows meanwhile
+        connection.execute(f"DELETE FROM parts {_SPAN}", span)
+        ledger.remove("parts", sum(checksum for _, checksum in held), len(held))
         if rows:
             _insert(connection, ledger, (first, kind, rows, _checksum(first, kind, rows, content), content))
 
