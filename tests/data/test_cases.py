@@ -188,6 +188,15 @@ def test_kinds_of_key_in_parquet(tmp_path: Path, keys: pa.Array, found: list[str
     assert dataset.user_keys.tolist() == found
 
 
+def test_a_number_beyond_what_a_double_holds_exactly_is_read(tmp_path: Path) -> None:
+    for kind in (pa.int64(), pa.uint64()):
+        price = pa.array([2**53 + 1, None, 7], kind)
+        pq.write_table(pa.table({"user": ["a"] * 3, "item": list("xyz"), "time": [1, 2, 3], "price": price}),
+                       tmp_path / "log.parquet")  # fmt: skip
+        dataset, _ = read(tmp_path / "log.parquet")
+        assert dataset.feedback["price"].tolist() == pytest.approx([2**53, np.nan, 7], nan_ok=True)
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from sidera.catalog.build import build_catalog
@@ -12,11 +14,13 @@ from sidera.catalog.catalog import Catalog
 from sidera.catalog.config import CatalogConfig
 from sidera.config import digest
 from sidera.core import InputError
+from sidera.data.feature import Feature
 from sidera.data.features import fit_schema
 from sidera.data.split import leave_one_out
 from sidera.data.tiny import tiny_log
 from sidera.engine.items_log import Conflict, ItemsLog
 from sidera.engine.living import Changes, Delta, ItemChange, applied, replayed
+from sidera.ops.columns import Column
 from sidera.ops.trie import CodeTrie
 
 
@@ -123,6 +127,51 @@ def test_the_log_gives_the_same_items_on_the_same_codes(catalog: Catalog) -> Non
         log.is_known(5, Delta().content())
     with pytest.raises(Conflict, match="comes behind message 5"):
         log.is_known(0, Delta().content())
+
+
+VALUES = ("x", "7", 7, 7.5, True, None, ["x", "y"], [7], [7, 1.5], ["x", None], [], "x|y", 2**60, -1)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_messages_that_are_accepted_one_by_one_are_accepted_again_at_a_start(seed: int) -> None:
+    """Whatever kinds of values they hold in one field, one after the other, of new items and of old ones."""
+    rng, log = np.random.default_rng(seed), ItemsLog(None)
+    now = first = furnished(world())
+    taken = 0
+    for number in range(1, 60):
+        keys = rng.choice(["a", "b", "c", "d", "e", *first.item_keys.tolist()[:3]], 2, replace=False).tolist()
+        upserts = [
+            ItemChange(key, None if rng.random() < 0.5 else f"tea {number}", {
+                name: VALUES[rng.integers(len(VALUES))]
+                for name in ("brand", "tags", "price", "other", "") if rng.random() < 0.4
+            })
+            for key in keys
+        ]  # fmt: skip
+        delta = Delta((upserts[0],), (keys[1],)) if rng.random() < 0.3 else Delta(tuple(upserts))
+        try:
+            after, _, body = applied(now, delta)
+        except InputError:
+            continue
+        with log.writing():
+            log.append("items", number, after.items_version, body, digest(delta.content()))
+        now, taken = after, taken + 1
+    again = replayed(first, log.after(0))
+    assert taken > 10
+    assert again.content_digest() == now.content_digest()
+
+
+def furnished(catalog: Catalog) -> Catalog:
+    """With a category, several categories and a number of each item."""
+    features = (
+        Feature("brand", "category", "item", "brand", ("x", "y", "7")),
+        Feature("tags", "categories", "item", "tags", ("x", "y", "7"), length=4),
+        Feature("price", "number", "item", "price", log=(False,), mean=(0.0,), spread=(1.0,)),
+    )  # fmt: skip
+    schema = replace(catalog.schema, features=features)
+    columns = {name: Column.of(values) for name, values in schema.of_items(pa.table({
+        name: pa.nulls(catalog.num_items) for name in ("brand", "tags", "price")
+    })).items()}  # fmt: skip
+    return replace(catalog, schema=schema, features=columns)
 
 
 def test_an_error_inside_a_transaction_leaves_the_log_as_it_was(tmp_path: Path) -> None:

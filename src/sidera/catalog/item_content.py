@@ -214,12 +214,12 @@ def _numbers(items: pa.Table, name: str) -> np.ndarray:
             )
         values = np.full((items.num_rows, lengths[0]), np.nan)
         there = column.is_valid().to_numpy(zero_copy_only=False)
-        flat = pc.list_flatten(column).cast(pa.float64()).to_numpy(zero_copy_only=False)
+        flat = pc.list_flatten(column).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         values[there] = flat.reshape(-1, lengths[0])
         return values
     if not _is_number(kind):
         raise InputError(f"item column {name!r} holds {kind}", allowed="numbers, or lists of numbers")
-    return column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)[:, None]
+    return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)[:, None]
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -84,7 +84,7 @@ def _read_parquet(path: Path) -> tuple[list[str], Tensor]:
     if not len(widths) or (widths != widths[0]).any() or widths[0] == 0:
         odd = keys[int((widths != widths[0]).argmax())] if len(widths) else ""
         raise InputError(f"{path}: vectors differ in length or are empty, see item {odd!r}", allowed="one length > 0")
-    numbers = pc.list_flatten(column).cast(pa.float32()).to_numpy(zero_copy_only=False)  # nulls become NaN
+    numbers = pc.list_flatten(column).cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)  # nulls become NaN
     return keys, torch.from_numpy(numbers.reshape(len(keys), -1).copy())
 
 

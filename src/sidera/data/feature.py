@@ -340,7 +340,7 @@ def _floats(column: pa.Array, place: str) -> np.ndarray:
         raise InputError(f"{place} is read from a column of {kind}", allowed="numbers, true and false")
     if pa.types.is_boolean(kind):
         column = column.cast(pa.int8())
-    return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 
 
 def whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:

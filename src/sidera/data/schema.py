@@ -222,7 +222,7 @@ def _numbers(events: pa.Table, name: str, per_second: int = 1) -> np.ndarray:
 
 def _parse_numbers(column: pa.ChunkedArray, name: str, per_second: int) -> pa.ChunkedArray:
     try:
-        return column.cast(pa.float64())
+        return column.cast(pa.float64(), safe=False)
     except pa.ArrowInvalid:
         pass
     if column.null_count:
@@ -309,14 +309,15 @@ def _feedback(events: pa.Table, order: np.ndarray) -> tuple[dict[str, np.ndarray
     for name in events.column_names:
         kind = events[name].type
         if pa.types.is_decimal(kind):
-            events = events.set_column(events.column_names.index(name), name, events[name].cast(pa.float64()))
+            numbers = events[name].cast(pa.float64(), safe=False)
+            events = events.set_column(events.column_names.index(name), name, numbers)
             kind = pa.float64()
         if name in ("user", "item", "time", "position"):
             continue
         if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
             values = events[name]
             if values.null_count:
-                values = pc.fill_null(values.cast(pa.float64()), float("nan"))
+                values = pc.fill_null(values.cast(pa.float64(), safe=False), float("nan"))
             feedback[name] = _judged(name, values.to_numpy())[order]
         else:
             dropped.append(name)

@@ -167,7 +167,7 @@ def _by_user(
     outcomes = {}
     for name in columns:
         there = name in table.column_names
-        values = table[name].cast(pa.float64()).to_numpy() if there else np.full(table.num_rows, np.nan)
+        values = table[name].cast(pa.float64(), safe=False).to_numpy() if there else np.full(table.num_rows, np.nan)
         known &= table[name].is_valid().to_numpy() if there else False
         outcomes[name] = values
     whose = pc.dictionary_encode(table["user"].combine_chunks())

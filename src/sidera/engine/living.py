@@ -14,7 +14,7 @@ What was decided once (codes) is kept in the log, so that a replay gives the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -180,7 +180,8 @@ def replayed(catalog: Catalog, records: Sequence[Record]) -> Catalog:
     """The catalogue after every message of these records, as if they had come one by one.
 
     They are applied as two messages: first everything that was ever said, in the order in which items came, so that
-    each gets the code that it got then; then what is removed in the end. Its ``items_version`` is that of the last.
+    each gets the code that it got then; then what is removed in the end. A field may hold texts in one message and
+    numbers in the next: then the first is several. Its ``items_version`` is that of the last.
     """
     said: dict[str, ItemChange] = {}
     gone: dict[str, bool] = {}
@@ -206,8 +207,8 @@ def replayed(catalog: Catalog, records: Sequence[Record]) -> Catalog:
     upserts = [one if one.vector is None or len(one.vector) == width else replace(one, vector=None) for one in upserts]
     texts = None if all(one.codes is not None for one in upserts) else TextNeighbours(catalog.titles.tolist())
     version = catalog.items_version
-    if upserts:
-        catalog = applied(catalog, Delta(tuple(upserts)), texts)[0]
+    for some in _alike(upserts):
+        catalog = applied(catalog, Delta(tuple(some)), texts)[0]
     if any(gone.values()):
         catalog = applied(catalog, Delta(removed=tuple(key for key, is_gone in gone.items() if is_gone)))[0]
     return catalog.at_version(max([version, *(record.items_version for record in records)]))
@@ -328,11 +329,31 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
             ]
         try:
             made[name] = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
             raise InputError(
                 f"field {name!r} of the items: {error}", allowed="texts, numbers, or lists of one kind"
             ) from None
     return pa.table(made) if made else pa.table({"": pa.nulls(len(rows))})
+
+
+def _alike(changes: Sequence[ItemChange]) -> Iterator[Sequence[ItemChange]]:
+    """In order, runs in which a field holds values of one kind: as one table they say what each says alone."""
+    begin, kinds = 0, dict[str, Any]()
+    for place, one in enumerate(changes):
+        mine = {name: kind for name, value in one.fields.items() if (kind := _kind(value)) is not None}
+        if any(kinds.get(name, kind) != kind for name, kind in mine.items()):
+            yield changes[begin:place]
+            begin, kinds = place, {}
+        kinds |= mine
+    if changes:
+        yield changes[begin:]
+
+
+def _kind(value: Any) -> Any:
+    """Of a field's value; None: it says nothing."""
+    if isinstance(value, list | tuple):
+        return frozenset(type(part) for part in value if part is not None)
+    return None if value is None else type(value)
 
 
 def _plain(one: ItemChange) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def numbers_of(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     if pa.types.is_null(kind):
         return np.full(len(column), np.nan), np.zeros(len(column), dtype=bool)
     if pa.types.is_decimal(kind) or pa.types.is_boolean(kind) or pa.types.is_uint64(kind):
-        column = column.cast(pa.float64() if not pa.types.is_boolean(kind) else pa.int64())
+        column = column.cast(pa.float64() if not pa.types.is_boolean(kind) else pa.int64(), safe=False)
     if column.null_count:
         values = pc.fill_null(column.cast(pa.float64(), safe=False), float("nan")).to_numpy(zero_copy_only=False)
     else:
