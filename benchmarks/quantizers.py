@@ -184,7 +184,9 @@ def main() -> None:
     options = arguments(__doc__)
     single_thread()
     faiss_run = against_faiss(100_000 if options.quick else 200_000, 1 if options.quick else 3)
+    print(json.dumps(faiss_run), flush=True)
     published = ordering(options.quick)
+    print(json.dumps(published), flush=True)
     value: dict[str, Any] = {"against faiss": faiss_run, "published ordering": published}
     passed = faiss_run["time / faiss"] <= TIME_BAR and faiss_run["error / faiss"] <= ERROR_BAR
     passed = passed and faiss_run["collisions"]["sidera"] < faiss_run["collisions"]["faiss"]

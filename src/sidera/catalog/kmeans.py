@@ -18,7 +18,7 @@ SEEDING_LIMIT = 1024  # k-means++ is quadratic in K: above this many codes the s
 SEEDING_POOL = 16384  # points that the seeds are chosen among, at most
 FITTING_SAMPLE = 64  # points per cluster that a large clustering is fitted on before it sees all of them
 LAST_ITERATIONS = {True: 10, False: 20}  # balanced or not: over all points, once a sample has settled the centroids
-SETTLED = {True: 2e-4, False: 1e-5}  # a large clustering whose error fell by less in three iterations is done
+SETTLED = {True: 2e-4, False: 1e-4}  # a large clustering whose error fell by less in three iterations is done
 
 
 def default_codebook_size(num_items: int) -> int:
