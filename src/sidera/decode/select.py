@@ -31,8 +31,9 @@ def best_positions(scores: Tensor, k: int, fixed: bool = False) -> Tensor:
     threshold = top[:, k - 1 : k]  # (B, 1)
     check_numbers(top[:, 0])  # topk puts NaN first
     positions = positions[:, :k]
-    if k < num_scores and bool((top[:, k:] == threshold).any()):  # more equal scores than places left
-        free_mask = top[:, :k] == threshold  # (B, k) the last places of each row
+    tied_mask = top[:, k:] == threshold  # (B, 1) more equal scores than places left; (B, 0) where all are taken
+    if tied_mask.any():
+        free_mask = (top[:, :k] == threshold) & tied_mask  # (B, k) the last places of each row
         positions[free_mask] = _leftmost_ties(scores, threshold, free_mask.sum(dim=1, keepdim=True))
     return positions.sort(dim=1).values
 
@@ -58,16 +59,27 @@ def _counted_positions(scores: Tensor, k: int) -> Tensor:
 def _leftmost_ties(scores: Tensor, threshold: Tensor, count: Tensor) -> Tensor:
     """Positions of the leftmost ``count`` (B, 1) scores of each row that equal its threshold (B, 1), row after row.
 
-    Many equal scores, such as the zeros of sparse similarities, have their leftmost near the start: only as many
-    columns are counted as the row that needs most of them has to see.
+    Many equal scores, such as the zeros of sparse similarities, have their leftmost near the start; few lie anywhere.
+    So the first columns are looked through for all rows, and more of them for the rows that lack some.
     """
-    width = min(scores.shape[1], TIE_COLUMNS)
+    (num_rows, num_scores), count = scores.shape, count[:, 0]
+    ends = count.cumsum(0)
+    found, begins = torch.empty(int(ends[-1]), dtype=torch.int64, device=scores.device), ends - count
+    waiting, width = torch.arange(num_rows, device=scores.device), min(num_scores, TIE_COLUMNS)
     while True:
-        tied_mask = scores[:, :width] == threshold
-        rank = tied_mask.cumsum(dim=1, dtype=torch.int32)
-        if width == scores.shape[1] or bool((rank[:, -1:] >= count).all()):
-            return (tied_mask & (rank <= count)).nonzero()[:, 1]
-        width = min(scores.shape[1], 8 * width)
+        some = scores[:, :width] if len(waiting) == num_rows else scores[:, :width][waiting]
+        tied_mask = some == threshold[waiting]
+        if len(waiting) == num_rows:  # there may be many
+            tied_mask &= tied_mask.cumsum(dim=1, dtype=torch.int32) <= count[waiting, None]
+        rows, columns = tied_mask.nonzero(as_tuple=True)  # (ties,)
+        ties = torch.bincount(rows, minlength=len(waiting))  # (waiting,)
+        rank = torch.arange(len(rows), device=rows.device) - (ties.cumsum(0) - ties)[rows]
+        done = ties >= count[waiting]
+        kept = done[rows] & (rank < count[waiting][rows])
+        found[begins[waiting][rows[kept]] + rank[kept]] = columns[kept]
+        if width == num_scores or bool(done.all()):
+            return found
+        waiting, width = waiting[~done], min(num_scores, 8 * width)
 
 
 def best_first(scores: Tensor, k: int, fixed: bool = False) -> Tensor:

@@ -86,7 +86,8 @@ class PairVotes(nn.Module):
         for left, right, value in pairs:
             order = np.lexsort((-value, left))  # best first inside each left item; ties stay in order of right
             left, right, value = left[order], right[order], value[order]
-            rank = np.arange(len(left)) - np.searchsorted(left, left)
+            begins = np.flatnonzero(np.diff(left, prepend=-1))
+            rank = np.arange(len(left)) - begins.repeat(np.diff(begins, append=len(left)))
             kept = rank < width
             self.neighbour_ids[left[kept], rank[kept]] = torch.from_numpy(right[kept].astype(np.int32)).to(device)
             self.votes[left[kept], rank[kept]] = torch.from_numpy(value[kept]).float().to(device)
