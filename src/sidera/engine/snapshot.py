@@ -43,6 +43,9 @@ from sidera.roles import Context, Generator, HybridGenerator, Retriever, Scorer,
 SAMPLED_USERS, SAMPLED_EVENTS = 256, 10  # random histories that an index is measured on, and most events of one
 
 
+GROWN_BY = ("codes", "features", "titles")  # what a model's rows of late items are made of
+
+
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     """What answers: a model bound to a Catalog on a device."""
@@ -97,7 +100,8 @@ class Snapshot:
         catalog.check_features(self.catalog.schema.digest)
         if self.generates:
             catalog.trie.tensors(torch.device(self.device))  # built before anybody waits for it
-        after = replace(self, catalog=catalog, model=grown(self.trained, catalog.items))
+        same = all(getattr(catalog, name) is getattr(self.catalog, name) for name in GROWN_BY)
+        after = replace(self, catalog=catalog, model=self.model if same else grown(self.trained, catalog.items))
         over: Any = getattr(self.__dict__.get("searcher"), "over", None)  # what was made of the catalogue, and stays
         if over is not None and after.way == self.way:
             after.__dict__["searcher"] = over(after.model, catalog.trie)

@@ -79,9 +79,11 @@ def fallback_rows(trained: Tensor, items: ItemRows) -> Tensor:
 def _likeness(items: ItemRows) -> Iterator[np.ndarray]:
     """(N + M,) keys that like items share, the most telling first; -1 where nothing is known."""
     codes = np.asarray(items.codes, dtype=np.int64)
-    for level in range(codes.shape[1], 0, -1):
-        _, prefixes = np.unique(codes[:, :level], axis=0, return_inverse=True)
-        yield prefixes.reshape(-1)
+    prefixes = [np.zeros(len(codes), dtype=np.int64)]
+    for column in codes.T:  # of numbers below the number of items, so that a product of two fits
+        _, numbers = np.unique(prefixes[-1] * (int(codes.max()) + 1) + column, return_inverse=True)
+        prefixes.append(numbers)
+    yield from reversed(prefixes[1:])
     for values in items.features.values():
         column = np.asarray(values)
         if column.ndim == 1 and column.dtype.kind == "i":  # a category
