@@ -28,7 +28,7 @@ from sidera import console
 from sidera.artifacts import read_manifest
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.newcomers import TextNeighbours
-from sidera.core import ArtifactError, InputError, Request
+from sidera.core import ArtifactError, InputError, Recommendation, Request
 from sidera.engine import versions
 from sidera.engine.answerer import Answerer
 from sidera.engine.export import export_events, read_exposures
@@ -43,6 +43,7 @@ from sidera.engine.serving import ServeConfig, Serving, followed, open_exposures
 
 DAY = 86_400  # seconds
 KEPT = 3  # catalogues of versions: to go back to one is quick
+LONGEST_REST = 0.02  # seconds between two of them
 WARM_REQUESTS = 8  # histories that a new version answers before anybody asks it
 
 
@@ -220,7 +221,12 @@ class LiveRun:
         if serving.parts.behaviour is not None:
             requests += [Request(user=user) for user in serving.parts.behaviour.store.users()[:WARM_REQUESTS]]
         answerer = Answerer(serving.snapshot, serving.pipeline, serving.parts.behaviour)
-        for answer in answerer(requests):
+        answers = list[Recommendation | Exception]()
+        for some in [*([one] for one in requests[:-2]), requests[-2:]]:  # alone, and last two together
+            begun = time.perf_counter()
+            answers += answerer(some)
+            time.sleep(min(LONGEST_REST, time.perf_counter() - begun))  # who asks the old version goes first
+        for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
             ids = np.array(answer.item_ids)
