@@ -33,6 +33,7 @@ from sidera.decode.eligible import PrefixMask
 
 KEPT = 64  # masks of one catalogue
 KEPT_PAIRS = 8  # columns that are indexed together, of one catalogue: 6 bytes an item and pair
+KEPT_BESIDE = 4  # columns in the order of another, of each: 1 to 4 bytes an item
 PAIRED = 10_000  # items that the smallest clause leaves, before two are looked at together
 LEAST_RUN = 64  # items of a pair of values, on average: fewer are as slow to read as one clause after another
 KEY, POPULARITY = "item", "popularity"  # columns that every catalogue has: the publisher's key, training events
@@ -50,7 +51,7 @@ class _Column:
     counts: np.ndarray  # (d,) places of each
     starts: np.ndarray  # (d+1,) where they begin in ``order``
     known: Mapping[str, int]  # text -> place among the distinct values; empty for numbers
-    _beside: dict[_Column, np.ndarray] = field(default_factory=dict, repr=False)
+    _beside: OrderedDict[_Column, np.ndarray] = field(default_factory=OrderedDict, repr=False)
 
     @classmethod
     def of(cls, values: np.ndarray, vocabulary: Sequence[str] = ()) -> _Column:
@@ -67,9 +68,10 @@ class _Column:
         return len(self.distinct)
 
     def beside(self, other: _Column) -> np.ndarray:
-        """(n,) the other column's ranks in this one's order; made once, 1 to 4 bytes an item."""
+        """(n,) the other column's ranks in this one's order; those of the last few are kept."""
         if other not in self._beside:
-            self._beside[other] = other.ranks.take(self.order)
+            _put(self._beside, other, other.ranks.take(self.order), KEPT_BESIDE)
+        self._beside.move_to_end(other)
         return self._beside[other]
 
     def chosen(self, clause: Clause) -> np.ndarray:
