@@ -163,18 +163,10 @@ def public_loss(parts: tuple[Any, Any, Any], rows: dict[str, Any]) -> Any:
 
 def own_negatives_loss(model: Any, batch: Any) -> Any:
     """Our encoder under the public loss: 128 negatives for each target."""
-    import torch
-    import torch.nn.functional as F
-
-    from sidera.nn.sampled_softmax import softmax_against
+    from sidera.nn.sampled_softmax import own_softmax
 
     targets = batch.target_ids
-    states = F.normalize(model.states(batch), dim=1) / TEMPERATURE
-    drawn = torch.randint(model.item.num_embeddings, (len(targets), NEGATIVES))
-    negatives = F.normalize(F.embedding(drawn, model.item.weight), dim=2)
-    positive = (states * F.normalize(F.embedding(targets, model.item.weight), dim=1)).sum(1)
-    negative = (negatives @ states[:, :, None])[..., 0]
-    return softmax_against(positive, negative, drawn == targets[:, None]) / len(targets)
+    return own_softmax(model.states(batch), model.item.weight, targets, NEGATIVES, TEMPERATURE) / len(targets)
 
 
 def stepper(model: Any, loss: Callable[[Any], Any], batches: list[Any]) -> Callable[[], None]:

@@ -54,6 +54,20 @@ def test_sampled_equals_a_loop_over_its_negatives() -> None:
     torch.testing.assert_close(total, reference, rtol=1e-4, atol=1e-4)
 
 
+def test_own_equals_a_loop_over_the_negatives_of_each_target() -> None:
+    model = make(loss="own", num_negatives=7)
+    torch.manual_seed(7)
+    loss = model.loss(BATCH)
+    torch.manual_seed(7)
+    drawn = torch.randint(NUM_ITEMS, (11, 7)).tolist()
+    reference = torch.zeros(())
+    for row, target, negatives in zip(cosines(model), BATCH.target_ids.tolist(), drawn, strict=True):
+        scored = [row[target], *(row[item] for item in negatives if item != target)]
+        reference = reference + torch.stack(scored).logsumexp(0) - row[target]
+    torch.testing.assert_close(loss.total, reference, rtol=1e-4, atol=1e-4)
+    assert loss.count == 11
+
+
 def test_scores_are_cosines_with_the_last_state() -> None:
     model = make()
     ends = BATCH.events.offsets[1:] - 1

@@ -53,6 +53,22 @@ def sampled_softmax(
     return uniform_softmax(states_TD, targets, negatives, target_ids, negative_ids, num_items, label_smoothing)
 
 
+def own_softmax(
+    states_TD: Tensor, vectors_ND: Tensor, target_ids: Tensor, num_negatives: int, temperature: float
+) -> Tensor:
+    """() sum over the targets (T,), each against uniform negatives that it draws for itself; scores are cosines
+    divided by ``temperature``, not corrected.
+
+    More different negatives a step than :func:`sampled_softmax`, and T times as many vectors to read.
+    """
+    negative_ids = torch.randint(len(vectors_ND), (len(target_ids), num_negatives), device=target_ids.device)  # (T, M)
+    states_TD = F.normalize(states_TD, dim=1) / temperature
+    targets, negatives = F.embedding(target_ids, vectors_ND), F.embedding(negative_ids, vectors_ND)
+    positive = (states_TD * F.normalize(targets, dim=1)).sum(1)  # (T,)
+    negative = (F.normalize(negatives, dim=2) @ states_TD[:, :, None])[..., 0]  # (T, M)
+    return softmax_against(positive, negative, negative_ids == target_ids[:, None])
+
+
 def uniform_softmax(
     states_TD: Tensor,
     targets_TD: Tensor,

@@ -3,8 +3,8 @@
     sidera run recipes/any/hstu.toml --data data/mine --out runs/any-hstu
 
 Blocks: ``nn/hstu.py``. The score of an item is the cosine of its vector with the last state, over ``temperature``. The
-loss is a softmax over shared uniform negatives with the log(N/M) correction, or over all items. What is published and
-what differs: docs/understand/models/hstu.md.
+loss is a softmax over uniform negatives, shared by a batch with the log(N/M) correction or drawn for each target, or
+over all items. What is published and what differs: docs/understand/models/hstu.md.
 
 Shape legend: T tokens · B histories · N items · D width.
 """
@@ -28,7 +28,7 @@ from sidera.nn.counters import TRAINING
 from sidera.nn.hstu import HSTUEncoder
 from sidera.nn.item_embedding import ItemEmbedding
 from sidera.nn.made_of_weights import MadeOfWeights
-from sidera.nn.sampled_softmax import sampled_softmax
+from sidera.nn.sampled_softmax import own_softmax, sampled_softmax
 from sidera.roles import Loss
 
 
@@ -42,8 +42,8 @@ class HSTU(nn.Module):
         num_layers: int = 2  # blocks after each other
         num_heads: int = 1  # heads of attention; they divide width
         dropout: float = 0.2  # share of units dropped
-        loss: Literal["sampled", "full"] = "sampled"  # sampled: softmax over num_negatives; full: over all items
-        num_negatives: int = 128  # shared by a batch ("sampled")
+        loss: Literal["sampled", "own", "full"] = "sampled"  # sampled, own: softmax over num_negatives; full: all items
+        num_negatives: int = 128  # shared by a batch ("sampled"), or drawn for each target ("own")
         temperature: float = 0.05  # scores are cosines divided by it
         stochastic_length: float = 0.0
         # alpha: trained on random parts of about max_history^(alpha/2) events of longer histories; 0: on all events
@@ -105,6 +105,8 @@ class HSTU(nn.Module):
         if config.loss == "full":
             logits = F.normalize(states_TD, dim=1) / config.temperature @ self.item_vectors().T  # (T, N)
             total = F.cross_entropy(logits, target_ids, reduction="sum")
+        elif config.loss == "own":
+            total = own_softmax(states_TD, self.item.weight, target_ids, config.num_negatives, config.temperature)
         else:
             total = sampled_softmax(
                 states_TD, self.item.weight, target_ids, config.num_negatives, temperature=config.temperature
