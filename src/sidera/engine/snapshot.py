@@ -43,9 +43,6 @@ from sidera.roles import Context, Generator, HybridGenerator, Retriever, Scorer,
 SAMPLED_USERS, SAMPLED_EVENTS = 256, 10  # random histories that an index is measured on, and most events of one
 
 
-GROWN_BY = ("codes", "features", "titles")  # what a model's rows of late items are made of
-
-
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     """What answers: a model bound to a Catalog on a device."""
@@ -100,7 +97,7 @@ class Snapshot:
         catalog.check_features(self.catalog.schema.digest)
         if self.generates:
             catalog.trie.tensors(torch.device(self.device))  # built before anybody waits for it
-        same = all(getattr(catalog, name) is getattr(self.catalog, name) for name in GROWN_BY)
+        same = _says_the_same(catalog, self.catalog)
         after = replace(self, catalog=catalog, model=self.model if same else grown(self.trained, catalog.items))
         over: Any = getattr(self.__dict__.get("searcher"), "over", None)  # what was made of the catalogue, and stays
         if over is not None and after.way == self.way:
@@ -307,3 +304,11 @@ def check_device(device: str) -> None:
         raise InputError(f"device {device!r}: this machine or this build of torch has no CUDA", fix="use cpu")
     if named.type == "cuda" and (named.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {device!r} is not here", allowed=f"cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+
+
+def _says_the_same(one: Catalog, other: Catalog) -> bool:
+    """Whether all that a model's rows of late items are made of is the very same: what was removed may differ."""
+    columns = [(each.codes, each.titles, *each.features.values()) for each in (one, other)]
+    return one.features.keys() == other.features.keys() and all(
+        mine is theirs for mine, theirs in zip(*columns, strict=True)
+    )

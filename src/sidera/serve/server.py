@@ -15,7 +15,6 @@ import gc
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, TextIO
@@ -36,7 +35,6 @@ from sidera.serve.tracing import Tracer
 from sidera.serve.worker import BACKLOG, WRITTEN_EVERY, Worker
 
 SWITCH_SECONDS = 0.0005  # a thread that computes gives way to the event loop after so long, not after 5 ms
-LONG_RUSH = 60.0  # seconds: other models and catalogues leave memory in pieces also while everybody asks
 QUIET_SECONDS = 5.0  # without a request: memory of the last rush goes back to the system
 SPARE_FILES = 256  # file handles beside those of connections
 ACCEPTS = 32  # connections that are accepted in one turn of the event loop
@@ -82,14 +80,13 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def _tidy(self) -> None:
-        """Give memory back once after every rush, and now and then in a rush that does not end."""
-        done, at = 0, time.monotonic()
+        """Give memory back once after every rush."""
+        done = 0
         while True:
             before = self.server_state.total_requests
             await asyncio.sleep(QUIET_SECONDS)
-            is_quiet = before == self.server_state.total_requests
-            if before != done and (is_quiet or time.monotonic() - at >= LONG_RUSH):
-                done, at = before, time.monotonic()
+            if before == self.server_state.total_requests != done:
+                done = before
                 await asyncio.to_thread(release_memory)
 
     async def _leave_figures(self, worker: Worker) -> None:
