@@ -99,10 +99,12 @@ class KeyIndex(Mapping[str, int]):
         numbers = np.array(found, dtype=np.int64)
         missing = [row for row, number in enumerate(found) if number < 0]
         if missing and len(self.hashes):
-            numbers[missing] = self._by_hash([str(wanted[row]) for row in missing])
+            asked = list(dict.fromkeys(wanted[row] for row in missing))  # a long history says its keys again and again
+            by_hash = dict(zip(asked, self._by_hash([str(key) for key in asked]).tolist(), strict=True))
+            numbers[missing] = [by_hash[wanted[row]] for row in missing]
             if len(lately) > LATELY:
                 lately.clear()
-            lately |= {wanted[row]: int(numbers[row]) for row in missing if numbers[row] >= 0}
+            lately |= {key: number for key, number in by_hash.items() if number >= 0}
         return np.where(numbers < len(self.texts), numbers, -1)
 
     def _by_hash(self, wanted: list[str]) -> np.ndarray:
