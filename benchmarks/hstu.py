@@ -69,7 +69,7 @@ def batches_of(count: int) -> tuple[list[Any], Any, str]:
     return list(islice(rows.batches(0), count)), dataset, source
 
 
-def our_model(num_items: int) -> Any:
+def our_model(num_items: int, loss: Any = "sampled") -> Any:
     import torch
 
     from sidera.models.retrievers.hstu import HSTU
@@ -77,7 +77,7 @@ def our_model(num_items: int) -> Any:
     torch.manual_seed(SEED)
     config = HSTU.Config(
         max_history=MAX_HISTORY + EXTRA, width=WIDTH, num_layers=LAYERS, num_heads=HEADS, dropout=DROPOUT,
-        num_negatives=NEGATIVES, temperature=TEMPERATURE,
+        num_negatives=NEGATIVES, temperature=TEMPERATURE, loss=loss,
     )  # fmt: skip
     catalog: Any = SimpleNamespace(item_keys=range(num_items))
     return HSTU(config, catalog)
