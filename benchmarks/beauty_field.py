@@ -4,7 +4,8 @@
 
 The recipes for any log are used as they are, beside SASRec, transitions and item-kNN by theirs; RPG also with the
 loss of the paper, that of the codes alone. One seed: the intervals are over users. There is no bar. What a system was
-made for (long histories, several interests, new items) this log does not hold; the pages of the models say what follows.
+made for (long histories, several interests, new items) this log does not hold; the pages of the models say what
+follows.
 """
 
 from __future__ import annotations
