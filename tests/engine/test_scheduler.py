@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -13,11 +14,10 @@ from typing import Any
 import pytest
 
 from sidera.core import InputError, Recommendation, Request
+from sidera.engine.batch_cost import MOST_CAUTION, Cost
 from sidera.engine.recommender import Recommender
 from sidera.engine.scheduler import (
-    MOST_CAUTION,
     MOST_MARGIN,
-    Cost,
     Overloaded,
     Scheduler,
     SchedulerConfig,
@@ -363,6 +363,27 @@ def test_noise_of_single_requests_does_not_pass_for_the_price_of_a_row() -> None
         cost.saw(draw.choice((1, 1, 2, 3)), draw.uniform(0.005, 0.065))
     assert 0.02 < cost.seconds(1) < 0.06
     assert cost.seconds(100) < 1.0
+
+
+def test_who_is_let_in_counts_before_the_ticket_comes(desk: Desk) -> None:
+    """Many come in one turn of an event loop, and each ticket is made some turns later."""
+    scheduler = desk.scheduler
+    for rows, seconds in ((50, 0.1), (500, 1.0)):  # 2 ms a row
+        scheduler.cost.saw(rows, seconds)
+    places = []
+    with contextlib.suppress(Overloaded):
+        while len(places) < 100:
+            places.append(scheduler.let_in(desk.now + 0.55, 50))
+    assert 2 <= len(places) <= 6, "of 100 ms each, until half a second"
+    scheduler.let_in(desk.now + 0.55, 50, priority=0).release()  # who is more urgent goes before them
+    for place in (places[0], places[0]):  # the second time: nothing
+        place.release()
+    places[0] = scheduler.let_in(desk.now + 0.55, 50)
+    desk.begin()
+    for number, place in enumerate(places):  # those behind a ticket do not keep it out
+        place.release()
+        desk.ask(str(number), desk.now + 5)
+    assert not any(scheduler._coming_rows)
 
 
 def test_a_machine_that_slows_down_is_noticed_within_some_batches() -> None:

@@ -7,7 +7,7 @@
 All searches of one batch take the same few steps (codes of an item), so a batch is the unit of work: while one runs,
 the next one fills, and a lone request on an idle engine goes at once. A batch holds as many *rows* (requests times
 beams) as its budget allows: a number that memory sets, and a time that no batch should exceed, so that who comes next
-does not wait long. What a row costs is measured all the time (:class:`Cost`).
+does not wait long. What a row costs is measured all the time (``batch_cost.py``).
 
 A ticket whose deadline cannot be met by these figures is refused when it comes, and so is one whose deadline could only
 be met if no batch took longer than foreseen (the more of those that were let in become late, the more is left): who is
@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sidera.core import InputError, Recommendation, Request
+from sidera.engine.batch_cost import Cost
 from sidera.engine.recommender import Recommender
 from sidera.engine.timeline import Span, collecting
 
@@ -37,7 +38,6 @@ TRIAL_SIZES = (1, 4, 16, 32)  # requests of a batch
 TRIAL_EVENTS = 50  # of a history
 MOST_MARGIN, WIDER, NARROWER = 1.6, 1.1, 0.99  # of admission: wider where a batch began with late tickets, else back
 PRIORITIES = ("high", "normal", "low")
-MOST_CAUTION = 1.3  # more refuses what would be answered in time: at twice, sixteen clients of a slow model got nothing
 EVENT_SECONDS = 5e-7  # to look up an event of a history that a request brings: it tells in long ones
 
 
@@ -95,48 +95,18 @@ class Ticket:
     spans: Sequence[Span] | None = None  # steps of its batch
 
 
-class Cost:
-    """Seconds of a batch of so many rows: ``scale * (fixed + each * rows)``.
+class Place:
+    """Rows of a request that was let in and whose ticket has not come: its body is still read. Who is let in meanwhile
+    counts it, or all that come in one moment would be let in as one."""
 
-    The line is fitted to hundreds of batches (least squares whose weights fall by ``1 - keep`` with each): in the last
-    few, all of a request or two, the noise of the clock would pass for the price of a row, and requests would be
-    refused that cost next to nothing. ``scale`` follows what the machine has left of late, and ``spread`` how far a
-    batch is from what was foreseen (mean relative deviation, as TCP watches its round trips: RFC 6298).
-    """
+    def __init__(self, scheduler: Scheduler, rows: int, priority: int) -> None:
+        self.scheduler, self.rows, self.priority = scheduler, rows, priority
+        scheduler._coming_rows[priority] += rows
 
-    def __init__(self, keep: float = 0.995, keep_scale: float = 0.9) -> None:
-        self.keep, self.keep_scale, self.scale, self.spread = keep, keep_scale, 1.0, 0.0
-        self._weight = self._rows = self._seconds = self._squares = self._products = 0.0
-        self.fixed, self.each = 0.0, 0.0
-
-    def saw(self, rows: float, seconds: float) -> None:
-        for name, value in (("_weight", 1.0), ("_rows", rows), ("_seconds", seconds), ("_squares", rows * rows),
-                            ("_products", rows * seconds)):  # fmt: skip
-            setattr(self, name, self.keep * getattr(self, name) + value)
-        mean_rows, mean_seconds = self._rows / self._weight, self._seconds / self._weight
-        spread = self._squares / self._weight - mean_rows**2
-        both = self._products / self._weight - mean_rows * mean_seconds
-        if spread > 1e-6 * (1 + mean_rows**2):
-            self.each = min(max(both / spread, 0.0), mean_seconds / mean_rows)
-        else:  # batches of one size: a line through their mean and half of it at no rows
-            self.each = min(self.each or 0.5 * mean_seconds / mean_rows, mean_seconds / mean_rows)
-        self.fixed = max(0.0, mean_seconds - self.each * mean_rows)
-        expected = self.fixed + self.each * rows
-        ratio = min(max(seconds / expected, 0.1), 10.0) if expected else 1.0
-        self.spread = self.keep_scale * self.spread + (1 - self.keep_scale) * abs(ratio / self.scale - 1)
-        self.scale = self.keep_scale * self.scale + (1 - self.keep_scale) * ratio
-
-    @property
-    def caution(self) -> float:
-        """What a wait may take at most, of what it should."""
-        return min(MOST_CAUTION, 1 + 3 * self.spread)
-
-    def seconds(self, rows: float, batches: float = 1.0) -> float:
-        return self.scale * (self.fixed * batches + self.each * rows)
-
-    def rows_within(self, seconds: float) -> float:
-        """Rows of a batch that takes so long; endless while nothing is known."""
-        return (seconds / self.scale - self.fixed) / self.each if self.each > 0 else float("inf")
+    def release(self) -> None:
+        """The ticket comes now, or will not come. Again: nothing."""
+        self.scheduler._coming_rows[self.priority] -= self.rows
+        self.rows = 0
 
 
 @dataclass
@@ -177,6 +147,7 @@ class Scheduler:
         self._margin = 1.0  # what a wait may take at most, beside ``Cost.caution``: follows how many become late
         self._number = 0  # of tickets, so that the queue never compares two of them
         self._waiting_rows = [0] * len(PRIORITIES)
+        self._coming_rows = [0] * len(PRIORITIES)  # of places, which the event loop's thread takes and leaves
         self._running_until = 0.0  # when the batch that runs should end; 0: none runs
         self._stopping = False
         self._ready = threading.Condition()
@@ -200,26 +171,31 @@ class Scheduler:
         events = len(request.history) * EVENT_SECONDS / (self.cost.scale * self.cost.each) if self.cost.each else 0.0
         return width + int(events)
 
-    def wait_for(self, rows: int, priority: int = 1) -> float:
-        """Seconds until an answer that costs ``rows`` would be there, if it came now. A batch that should have ended
-        is expected to take as long again as it is over its time."""
-        ahead = (sum(self._waiting_rows[: priority + 1]) + rows) * self._narrowest
+    def wait_for(self, rows: int, priority: int = 1, coming: int = 0) -> float:
+        """Seconds until an answer that costs ``rows`` would be there, if it came now behind ``coming`` rows that do not
+        wait yet. A batch that should have ended is expected to take as long again as it is over its time."""
+        ahead = (sum(self._waiting_rows[: priority + 1]) + coming + rows) * self._narrowest
         running = abs(self._running_until - self.clock()) if self._running_until else 0.0
         return running + self.cost.seconds(ahead, max(1.0, ahead / max(self._row_budget(), rows)))
 
-    def check(self, deadline: float, rows: int, priority: int = 1) -> None:
-        """Overloaded when a ticket that costs ``rows`` would be refused now; cheap, so that it can be asked before a
-        request is read."""
+    def check(self, deadline: float, rows: int, priority: int = 1, coming: int = 0) -> None:
+        """Overloaded when a ticket that costs ``rows`` would be refused now."""
         if self._stopping:
             raise Stopping("the server is being stopped", 1.0)
-        if self._idle:
+        if self._idle and not coming:
             return
-        wait = self.wait_for(rows, priority) * self.cost.caution * self._margin
+        wait = self.wait_for(rows, priority, coming) * self.cost.caution * self._margin
         if len(self._queue) >= self.config.max_waiting:
             raise Overloaded(f"{len(self._queue)} requests wait already", wait)
         late = self.clock() + wait - deadline
         if late > 0:
             raise Overloaded(f"an answer may take {1000 * wait:.0f} ms, longer than the deadline allows", late)
+
+    def let_in(self, deadline: float, rows: int, priority: int = 1) -> Place:
+        """A place for a request that is not read yet; Overloaded when its ticket would be refused. Cheap: under several
+        times the load that an engine bears, refusing must not become the load."""
+        self.check(deadline, rows, priority, sum(self._coming_rows[: priority + 1]))
+        return Place(self, rows, priority)
 
     def submit(self, ticket: Ticket) -> None:
         """Put a ticket into the queue; Overloaded, at once, when its deadline cannot be met."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from sidera.core import Recommendation, Request
 from sidera.engine.recommender import Recommender
-from sidera.engine.scheduler import Scheduler, SchedulerConfig, Ticket
+from sidera.engine.scheduler import Place, Scheduler, SchedulerConfig, Ticket
 
 
 class Asker:
@@ -25,16 +25,19 @@ class Asker:
         return self._scheduler
 
     async def ask(
-        self, request: Request, deadline: float, priority: int = 1, tickets: list[Ticket] | None = None
-    ) -> Recommendation:
+        self, request: Request, deadline: float, priority: int = 1, tickets: list[Ticket] | None = None,
+        place: Place | None = None,
+    ) -> Recommendation:  # fmt: skip
         """The answer, or its error. Overloaded at once where ``deadline`` (``time.monotonic()``) cannot be met.
 
         A caller that is cancelled takes its question back. ``tickets``: where whoever sees the client leave can cancel
-        it (``protocol.py``).
+        it (``protocol.py``). ``place``: the caller's, which the ticket takes.
         """
         ticket = Ticket(request, deadline, priority, client=asyncio.get_running_loop().create_future())
         if tickets is not None:
             tickets.append(ticket)
+        if place is not None:
+            place.release()
         self.scheduler.submit(ticket)
         try:
             answer: Recommendation = await ticket.client

@@ -23,14 +23,15 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from sidera.engine.scheduler import Place
 from sidera.serve.errors import Refused
 from sidera.serve.state import Served
 
 LARGE, PACE = 2**16, 0.002  # bytes of a piece of a refused body, and seconds until the next one
 MOST_PIECES = 4  # that are read in one turn where the loop came late: many would make the next turn late, too
 HALF_SECOND = 0.5  # between two sweeps
-BREATH = 0.005  # seconds until a connection whose request was refused is read again: who asks again at once, in a loop,
-# would keep the engine from the processor, and so the refusals would go on when the load is gone
+AT_ONCE = 0.05  # seconds: who asks again so soon after a refusal is read after a BREATH: clients that ask in a loop
+BREATH = 0.005  # would keep the engine from the processor, and so the refusals would go on when the load is gone
 CUTS = 32  # connections that a sweep closes before it lets others go on: thousands come due together
 TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: 34\r\nretry-after: 1\r\n"
@@ -70,6 +71,8 @@ class Protocol(Base):
             transport.close()
             return
         self.lingering = self.midway = False
+        self.refused = -AT_ONCE  # when its last request was
+        self.place: Place | None = None  # of the request whose header is being read
         self.strangers[self] = None
         with contextlib.suppress(AttributeError):  # of httptools: bytes behind the last request are an error
             self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
@@ -89,6 +92,8 @@ class Protocol(Base):
         if not self.speaking:
             self.speaking, self.since = True, time.monotonic()
         super().data_received(data)
+        if self.busy and self.cycle.more_body and "place" in self.scope:  # else half a body would keep it from others
+            self.scope["place"].release()
         if (self.lingering or self.cycle is REFUSED) and len(data) >= LARGE and not self.transport.is_closing():
             self.transport.pause_reading()
             self.dropping.append(self)
@@ -110,7 +115,7 @@ class Protocol(Base):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        path = None if self.busy else ASKS.get(self.url)
+        path = None if self.busy or self.place is not None else ASKS.get(self.url)
         if path is not None and self.parser.get_method() == b"POST" and self._refused(path, self.headers):
             self.cycle = REFUSED
             self.lingering = not self.parser.should_keep_alive()
@@ -118,6 +123,8 @@ class Protocol(Base):
         super().on_headers_complete()
         self._known()
         self.scope["linger"] = self._linger
+        if self.place is not None:  # whoever answers leaves it
+            self.scope["place"], self.place = self.place, None
 
     def on_message_complete(self) -> None:
         self.midway = False
@@ -128,11 +135,25 @@ class Protocol(Base):
             self._breathe()
 
     def _breathe(self) -> None:
-        """A request was refused: wait for the next one."""
-        self.transport.pause_reading()
-        self.loop.call_later(BREATH, self._read_again)
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        """A request was refused: wait for the next one, and with the reading of it when the last one came just now."""
+        before, self.refused = self.refused, self.since
+        if self.since - before < AT_ONCE:
+            self.transport.pause_reading()
+            self.loop.call_later(BREATH, self._read_again)
+        if self.timeout_keep_alive_task is None:
+            self._wait_for_next(self.timeout_keep_alive)
+
+    def _wait_for_next(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """uvicorn's, of a connection that may have been refused since the timer was set: a timer for each refusal would
+        cost as much as the refusal."""
+        left = self.since + self.timeout_keep_alive - time.monotonic()
+        if left > 0 and self.refused == self.since and not self.transport.is_closing():
+            self._wait_for_next(left)
+        else:
+            super().timeout_keep_alive_handler()
 
     def _read_again(self) -> None:
         if self.transport is not None and not self.transport.is_closing():
@@ -167,11 +188,11 @@ class Protocol(Base):
         return True
 
     def _refused(self, path: str, headers: list[tuple[bytes, bytes]]) -> bool:
-        """Answer 503 where the engine has too much to do, for a tenth of what a request costs that is let in: under
-        several times the load that it can carry, refusing must not become the load."""
+        """Answer 503 where the engine has too much to do, for a tenth of what a request costs that is let in, and keep
+        a place where it has not."""
         try:
             seconds, priority = self.served.urgency(headers)
-            self.served.check(time.monotonic() + seconds, priority)
+            self.place = self.served.let_in(time.monotonic() + seconds, priority)
         except Refused as refusal:
             if refusal.status_code != 503:
                 return False
@@ -224,6 +245,8 @@ class Protocol(Base):
 
     def _left(self) -> None:
         """Nobody waits for the request that is on its way: it leaves the queue, and its body is read no further."""
+        if self.place is not None:
+            self.place.release()
         if self.busy:
             visit = self.cycle.scope.get("visit")
             for ticket in () if visit is None else visit.tickets:

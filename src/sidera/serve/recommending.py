@@ -48,7 +48,7 @@ def router(served: Served) -> APIRouter:
         """What comes next after this history?"""
         visit = visit_of(request)
         question = question_of(body, visit.key)
-        answer = await asker.ask(question, visit.deadline, visit.priority, visit.tickets)
+        answer = await asker.ask(question, visit.deadline, visit.priority, visit.tickets, visit.place)
         return response_of(answer, visit, may_see(question, visit.key))
 
     @routes.post("/v1/recommend/batch", response_model=BatchResponse, openapi_extra={"parameters": HEADERS})
@@ -59,7 +59,7 @@ def router(served: Served) -> APIRouter:
         async def one(part: RecommendRequest) -> dict[str, Any]:
             try:
                 question = question_of(part, visit.key)
-                answer = await asker.ask(question, visit.deadline, visit.priority, visit.tickets)
+                answer = await asker.ask(question, visit.deadline, visit.priority, visit.tickets, visit.place)
             except (InputError, OSError, Refused, Overloaded) as error:
                 return {"answer": None, "problem": error.detail if isinstance(error, Refused) else str(error)}
             return {"answer": response_of(answer, visit, may_see(question, visit.key)), "problem": None}
@@ -70,12 +70,14 @@ def router(served: Served) -> APIRouter:
 
 
 def admission(served: Served) -> Callable[[Scope, Visit], None]:
-    """The check of the door: reads deadline and priority from the headers, and refuses what the engine cannot take."""
+    """The check of the door: reads deadline and priority from the headers, and refuses what the engine cannot take.
+    A request that the connection let in (``protocol.py``) has its place."""
 
     def check(scope: Scope, visit: Visit) -> None:
         seconds, visit.priority = served.urgency(scope["headers"])
         visit.deadline = visit.begun + seconds
-        served.check(visit.deadline, visit.priority)
+        if visit.place is None:
+            visit.place = served.let_in(visit.deadline, visit.priority)
 
     return check
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sidera.engine.recommender import Recommender
-from sidera.engine.scheduler import PRIORITIES, Overloaded
+from sidera.engine.scheduler import PRIORITIES, Overloaded, Place
 from sidera.serve.asking import Asker
 from sidera.serve.config import HttpConfig
 from sidera.serve.errors import Refused
@@ -57,12 +57,13 @@ class Served:
                 priority = PRIORITIES.index(text)
         return (1 - WAY_BACK) * milliseconds / 1000, priority
 
-    def check(self, deadline: float, priority: int) -> None:
-        """Refused when the engine cannot answer an ordinary request by ``deadline``."""
+    def let_in(self, deadline: float, priority: int) -> Place:
+        """Where a request stands until its ticket comes; Refused when the engine cannot answer an ordinary one by
+        ``deadline``."""
         scheduler, recommender = self.asker.scheduler, self.recommender
         rows = recommender.pipeline.width(1) if recommender.snapshot.generates else 1
         try:
-            scheduler.check(deadline, rows, priority)
+            return scheduler.let_in(deadline, rows, priority)
         except Overloaded as error:
             scheduler.counts.refused += 1
             raise Refused(503, error.problem, error.retry_after) from None

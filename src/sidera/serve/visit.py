@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fastapi import Request
 from starlette.types import Message, Receive, Scope, Send
 
-from sidera.engine.scheduler import Ticket
+from sidera.engine.scheduler import Place, Ticket
 from sidera.engine.timeline import Span
 from sidera.serve.errors import Refused
 from sidera.serve.keys import ANYONE
@@ -36,6 +36,7 @@ class Visit:
         self.limits, self.metrics, self.scope, self._receive, self._send = limits, metrics, scope, receive, send
         self.begun, self.deadline, self.priority = time.monotonic(), 0.0, 1
         self.key, self.tickets, self.spans = ANYONE, list[Ticket](), list[Span]()
+        self.place: Place | None = scope.get("place")  # in the engine's queue, until the ticket comes
         self.num_bytes, self.held, self.status = 0, 0, 0  # of the body; of it counted; that went out
         self.whole = scope["method"] in ("GET", "HEAD")  # the body has come
 
@@ -57,6 +58,8 @@ class Visit:
 
     def leave(self) -> None:
         self.metrics.body_bytes -= self.held
+        if self.place is not None:
+            self.place.release()
 
     def _hold(self) -> None:
         """Count what has come; Refused where it is too much."""
