@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from sidera import console
-from sidera.artifacts import read_manifest
 from sidera.catalog.catalog import Catalog
 from sidera.catalog.newcomers import TextNeighbours
 from sidera.core import ArtifactError, InputError, Recommendation, Request
@@ -40,9 +39,9 @@ from sidera.engine.recommender import DEFAULT_BEAM, Recommender
 from sidera.engine.routes import Route, Side
 from sidera.engine.run_folder import beam_of_run, load_snapshot
 from sidera.engine.serving import ServeConfig, Serving, followed, open_exposures, open_steps, with_programs
+from sidera.engine.version_catalogs import VersionCatalogs, digest_of
 
 DAY = 86_400  # seconds
-KEPT = 3  # catalogues of versions: to go back to one is quick
 LONGEST_REST = 0.02  # seconds between two of them
 WARM_REQUESTS = 8  # histories that a new version answers before anybody asks it
 
@@ -59,8 +58,8 @@ class LiveRun:
         self.place = self.log.last() if run is not None else 0  # record up to which the catalogue has taken in all
         self.problem = ""  # why the last swap that the pointer asked for failed
         self._loading = threading.Lock()  # one version is loaded at a time
-        self._texts: tuple[str, TextNeighbours] | None = None  # of a codebook's catalogue
-        self._catalogs: dict[str, tuple[Catalog, int]] = {}  # of versions that were loaded, by the artifact's digest
+        self._catalogs = VersionCatalogs()
+        self._digest = "" if run is None else digest_of(run, number)  # of the catalogue artifact that answers
         self._writers: dict[str, ExposureWriter] = {}  # by codebook, where versions of several have answered
         self._stop = threading.Event()
         self._watcher: threading.Thread | None = None
@@ -128,14 +127,7 @@ class LiveRun:
         return serving, replace(route, serving=route.serving.with_catalog(side))
 
     def _index(self, catalog: Catalog) -> TextNeighbours:
-        """Of the catalogue's titles; made when it is first asked for, then it grows with the catalogue."""
-        if (
-            self._texts is None
-            or self._texts[0] != catalog.codebook_id
-            or self._texts[1].num_items != catalog.num_items
-        ):
-            self._texts = (catalog.codebook_id, TextNeighbours(catalog.titles.tolist()))
-        return self._texts[1]
+        return self._catalogs.index(self._digest, catalog, self.place)
 
     # -- versions ------------------------------------------------------------------------------------------------
 
@@ -148,13 +140,16 @@ class LiveRun:
         wanted = versions.current_number(run) if number is None else number
         begun = time.perf_counter()
         with self._loading:
-            prepared, place = self._prepare(wanted)
+            prepared = self._prepare(wanted)
             loaded = time.perf_counter()
             with self.recommender.swapping, self.log.writing():
                 self._register(wanted, locked=True)
-                catalog = replayed(prepared.snapshot.catalog, self.log.after(place))
+                self._take_in()
+                catalog = self._catalog(wanted)
                 newest = max(self.log.items_version(), catalog.items_version)
                 prepared = self._beside(prepared.with_catalog(catalog.at_version(newest)))
+                self._catalogs.keep(self._digest, self.recommender.serving.snapshot.catalog, self.place)
+                self._digest = digest_of(run, wanted)
                 before, self.number, self.place = self.number, wanted, self.log.last()
                 self.recommender.serving, self.recommender.route = prepared, None
             if number is not None and versions.current_number(run) != number:
@@ -166,12 +161,12 @@ class LiveRun:
             "seconds": round(time.perf_counter() - begun, 3), "held_seconds": round(time.perf_counter() - loaded, 4),
         }  # fmt: skip
 
-    def _prepare(self, number: int) -> tuple[Serving, int]:
-        """A version with the items of now, loaded, checked and warm; and the record up to which it has taken in all."""
+    def _prepare(self, number: int) -> Serving:
+        """A version with the items of now, loaded, checked and warm."""
         run = self._folder()
         folder, now = versions.folder_of(run, number), self.recommender.serving
         versions.read_version(run, number)
-        catalog, place = self._catalog(number)
+        catalog = self._catalog(number)
         snapshot = self.config.of(load_snapshot(folder, now.snapshot.device, catalog))
         beam = self.config.beam or (beam_of_run(folder) if snapshot.generates else DEFAULT_BEAM)
         steps = open_steps(folder, self.config, snapshot)
@@ -181,21 +176,14 @@ class LiveRun:
         steps = followed(steps, behaviour)
         prepared = Serving(snapshot, replace(now.parts, steps=steps, behaviour=behaviour, exposures=None), beam)
         self._check(prepared, number)
-        return prepared, place
+        return prepared
 
-    def _catalog(self, number: int) -> tuple[Catalog, int]:
-        """A version's items of now, and the record up to which they are; those of the last versions are kept."""
-        made_of = read_manifest(versions.folder_of(self._folder(), number) / "catalog", "catalog").digest
-        if made_of in self._catalogs:
-            catalog, place = self._catalogs.pop(made_of)
-            records = self.log.after(place)
-            found = replayed(catalog, records), records[-1].number if records else place
-        else:
-            found = catalog_now(self._folder(), number, self.log)
-        self._catalogs[made_of] = found
-        while len(self._catalogs) > KEPT:
-            del self._catalogs[next(iter(self._catalogs))]
-        return found
+    def _catalog(self, number: int) -> Catalog:
+        """A version's items of now."""
+        with self.recommender.swapping:
+            if digest_of(self._folder(), number) == self._digest:
+                return self.recommender.serving.snapshot.catalog
+        return self._catalogs.of(self._folder(), number, self.log)
 
     def _beside(self, prepared: Serving) -> Serving:
         """With the exposure log of the version's codebook; what followed on an answer goes into the logs of all."""
@@ -260,9 +248,9 @@ class LiveRun:
         Which users is decided by a hash of their key and the version's number.
         """
         with self._loading:
-            prepared, place = self._prepare(number)
+            prepared = self._prepare(number)
             with self.recommender.swapping:
-                catalog = replayed(prepared.snapshot.catalog, self.log.after(place))
+                catalog = self._catalog(number)
                 catalog = catalog.at_version(max(catalog.items_version, self.recommender.catalog.items_version))
                 prepared = self._beside(prepared.with_catalog(catalog))
                 self.recommender.route = Route(prepared, number, share, side)

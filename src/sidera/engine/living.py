@@ -176,8 +176,9 @@ def _taken(catalog: Catalog, wanted: Sequence[tuple[int, ...]]) -> set[tuple[int
     return {*map(tuple, codes[near].tolist())} & {*wanted}
 
 
-def replayed(catalog: Catalog, records: Sequence[Record]) -> Catalog:
-    """The catalogue after every message of these records, as if they had come one by one.
+def replayed(catalog: Catalog, records: Sequence[Record], texts: TextNeighbours | None = None) -> Catalog:
+    """The catalogue after every message of these records, as if they had come one by one. ``texts``: an index of its
+    titles, which takes in the new ones; None: made where it is needed.
 
     They are applied as two messages: first everything that was ever said, in the order in which items came, so that
     each gets the code that it got then; then what is removed in the end. A field may hold texts in one message and
@@ -205,7 +206,8 @@ def replayed(catalog: Catalog, records: Sequence[Record]) -> Catalog:
     ]
     width = None if catalog.quantizer is None else catalog.quantizer.dim
     upserts = [one if one.vector is None or len(one.vector) == width else replace(one, vector=None) for one in upserts]
-    texts = None if all(one.codes is not None for one in upserts) else TextNeighbours(catalog.titles.tolist())
+    if texts is None and any(one.codes is None for one in upserts):
+        texts = TextNeighbours(catalog.titles.tolist())
     version = catalog.items_version
     for some in _alike(upserts):
         catalog = applied(catalog, Delta(tuple(some)), texts)[0]
