@@ -12,8 +12,10 @@ constrained decoders do. Rows:
   clusters, the same 20 items of history, seen items left out);
 * growth: the same TIGER and beams over 12 k, 1 M and 10 M items on 256^4 codes.
 
-The last line's `value` and `bar` hold every row by name. Level heads also run in bfloat16 where the processor has it;
-how many of the ten items that keeps is in the context.
+The last line's `value` and `bar` hold every row by name. In the context: level heads in bfloat16, where the processor has
+it, with the share of the ten items that stay; and int8, which no model here answers with: the time of PyTorch's int8
+products beside f32, and the lists that stay when TIGER's weights alone, not what they are multiplied with, are rounded to
+8 bits a row.
 """
 
 from __future__ import annotations
@@ -273,6 +275,45 @@ def run_growth(sizes: tuple[int, ...], width: int = 50, rounds: int = 15) -> dic
     return row
 
 
+INT8_SHAPES = ((50, 128, 1024), (50, 1024, 128), (50, 128, 384), (50, 64, 256))  # rows, inputs, outputs
+
+
+def run_int8(rounds: int = 9) -> dict[str, Any]:
+    """What int8 would bring, and what it would cost. The shapes: TIGER's feed-forward and attention at 50 beams, and the
+    largest of sidera's generator."""
+    import warnings
+
+    import torch
+
+    row: dict[str, Any] = {}
+    torch.manual_seed(SEED)
+    for rows, inputs, outputs in INT8_SHAPES:
+        exact, x = torch.nn.Sequential(torch.nn.Linear(inputs, outputs, bias=False)), torch.randn(rows, inputs)
+        with warnings.catch_warnings(action="ignore"):
+            rounded = torch.ao.quantization.quantize_dynamic(exact, {torch.nn.Linear}, dtype=torch.qint8)
+
+        def repeated(product: Any, x: Any = x) -> Callable[[], Any]:
+            return lambda: [product(x) for _ in range(100)]
+
+        with torch.inference_mode():
+            seconds = interleaved({"f32": repeated(exact), "int8": repeated(rounded)}, rounds)
+        times = [f32 / int8 for f32, int8 in zip(seconds["f32"], seconds["int8"], strict=True)]
+        row[f"f32 / int8, {rows} x {inputs} x {outputs}"] = round(statistics.median(times), 2)
+    world = World(CASES[1])
+    before = [world.ours(batch).item_ids[0] for batch in world.batches]
+    with torch.no_grad():
+        for layer in (one for one in world.model.modules() if isinstance(one, torch.nn.Linear)):
+            scale = layer.weight.abs().amax(1, keepdim=True) / 127
+            layer.weight.copy_((layer.weight / scale).round() * scale)
+    world.model.prepare(torch.float32)
+    after = [world.ours(batch).item_ids[0] for batch in world.batches]
+    pairs = list(zip(before, after, strict=True))
+    row["same_lists"] = sum(torch.equal(a, b) for a, b in pairs) / len(pairs)
+    row["top10_kept"] = sum(len({*a.tolist()} & {*b.tolist()}) for a, b in pairs) / (NUM_RESULTS * len(pairs))
+    print("int8", row, flush=True)
+    return row
+
+
 def main() -> None:
     tuned_allocator()
     options = arguments(__doc__)
@@ -283,6 +324,8 @@ def main() -> None:
     value: dict[str, Any] = {"same_top10": parity["same_top10"], "score_difference": parity["largest_score_difference"]}
     value |= {f"ratio_{case.name}": rows[case.name]["ratio"] for case in cases}
     rows["sidera_12k_B50"] = run_sidera()
+    if not options.quick:
+        rows["int8"] = run_int8()
     sizes = (12_000, 1_000_000) if options.quick else (12_000, 1_000_000, 10_000_000)
     rows["growth"] = run_growth(sizes)
     value["growth"] = rows["growth"][f"ratio_{sizes[-1]}"]
