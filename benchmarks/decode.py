@@ -12,10 +12,10 @@ constrained decoders do. Rows:
   clusters, the same 20 items of history, seen items left out);
 * growth: the same TIGER and beams over 12 k, 1 M and 10 M items on 256^4 codes.
 
-The last line's `value` and `bar` hold every row by name. In the context: level heads in bfloat16, where the processor has
-it, with the share of the ten items that stay; and int8, which no model here answers with: the time of PyTorch's int8
-products beside f32, and the lists that stay when TIGER's weights alone, not what they are multiplied with, are rounded to
-8 bits a row.
+The last line's `value` and `bar` hold every row by name. In the context: level heads in bfloat16, where the processor
+has it, with the share of the ten items that stay; and int8, which no model here answers with: the time of PyTorch's
+int8 products beside f32, and the lists that stay when TIGER's weights alone, not what they are multiplied with, are
+rounded to 8 bits a row.
 """
 
 from __future__ import annotations
@@ -279,8 +279,8 @@ INT8_SHAPES = ((50, 128, 1024), (50, 1024, 128), (50, 128, 384), (50, 64, 256)) 
 
 
 def run_int8(rounds: int = 9) -> dict[str, Any]:
-    """What int8 would bring, and what it would cost. The shapes: TIGER's feed-forward and attention at 50 beams, and the
-    largest of sidera's generator."""
+    """What int8 would bring, and what it would cost. The shapes: TIGER's feed-forward and attention at 50 beams, and
+    the largest of sidera's generator."""
     import warnings
 
     import torch
