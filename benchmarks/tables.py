@@ -14,7 +14,7 @@ from result_tables import put_between, update_document
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = (
-    "beauty_generator", "beauty_onerec", "beauty_sasrec", "beauty_tiger", "beauty_temporal", "sports", "sports_onerec",
+    "beauty_generator", "beauty_onerec", "beauty_sasrec", "beauty_tiger", "beauty_temporal", "beauty_field", "sports", "sports_onerec",
     "sports_tiger", "ml1m",
 )  # fmt: skip
 CHART = ROOT / "docs" / "pictures" / "beauty.svg"
