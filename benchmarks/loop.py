@@ -115,6 +115,7 @@ class Loop:
         begun = time.process_time()
         done = refresh(self.live.run, self.data, self.settings, say=lambda _: None)
         night |= {"refresh_cpu": round(time.process_time() - begun, 2), "published": done.published, "why": done.why}
+        night |= {name: done.gate.get(name) for name in ("lr_ratio", "tried")}
         if done.published:
             self.live.swap()
         night["scratch_cpu"] = self.train_from_scratch()
@@ -216,7 +217,8 @@ def main() -> None:
     overrides = [*SPLIT, f"fit.seed={SEED}", *(QUICK if options.quick else ())]
     recipe = Recipe.read(ROOT / "recipes" / options.recipe, overrides)
     given = dict(entry.split("=", 1) for entry in options.refresh)
-    chosen: dict[str, Any] = {name: int(v) if name == "epochs" else float(v) for name, v in given.items()}
+    read: dict[str, Any] = {"epochs": int, "lr_ratio": lambda text: tuple(map(float, text.split(",")))}
+    chosen: dict[str, Any] = {name: read.get(name, float)(v) for name, v in given.items()}
     settings = RefreshConfig(**chosen)
     data = Path(shutil.copytree(log, folder / "data"))
     begun, stage = time.process_time(), "first training"

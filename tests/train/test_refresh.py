@@ -91,6 +91,48 @@ def test_a_version_that_was_taken_back_stays_so(run: Path, trained_run: Path, tm
     assert versions.current_number(run) == 0
 
 
+def moved_data(trained_run: Path, folder: Path, **feedback: int) -> Path:
+    """The data of the run and a day more, in which everybody does what nobody did before: two new items in turn."""
+    data = Path(shutil.copytree(trained_run.parent / "data", folder / "data"))
+    old = Dataset.load(data)
+    end = int(old.times.max()) + 1
+    rows = [
+        (str(user), f"new {step % 2}", end + step * 1000 + number, *feedback.values())
+        for number, user in enumerate(old.user_keys)
+        for step in range(8)
+    ]
+    names = ("user", "item", "time", *feedback)
+    more = build_dataset("more", pa.table({n: [row[i] for row in rows] for i, n in enumerate(names)}))
+    append_log(data, more, exported=bool(feedback))
+    return data
+
+
+def test_large_steps_are_taken_where_the_log_moves(run: Path, trained_run: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    done = refresh(run, moved_data(trained_run, tmp_path), RefreshConfig(gates=OPEN), say=said.append)
+    ratios, ndcg = zip(*done.gate["tried"], strict=True)
+    assert ratios == (0.02, 0.2, 1.0)
+    assert done.gate["lr_ratio"] == 1.0
+    assert ndcg[-1] == max(ndcg)
+    assert any("taken 1" in line for line in said)
+
+
+def test_small_steps_are_taken_where_larger_ones_are_no_better(run: Path, trained_run: Path, tmp_path: Path) -> None:
+    """The newest part is drawn anew: nothing of it can be learned, so no step is clearly better than another."""
+    data, small = grown_data(trained_run, tmp_path), RefreshConfig(lr_ratio=(1e-9, 1e-7), gates=OPEN)
+    done = refresh(run, data, small, say=quiet)
+    assert done.gate["lr_ratio"] == 1e-9
+    assert [ratio for ratio, _ in done.gate["tried"]] == [1e-9, 1e-7]
+
+
+def test_steps_are_not_chosen_on_what_the_model_showed(run: Path, trained_run: Path, tmp_path: Path) -> None:
+    data, said = moved_data(trained_run, tmp_path, slot=1), list[str]()
+    done = refresh(run, data, RefreshConfig(gates=OPEN), say=said.append)
+    assert done.gate["lr_ratio"] == 0.02
+    assert not done.gate["tried"]
+    assert any("answers the model's own lists" in line for line in said)
+
+
 class Killed(BaseException):
     """As a kill: nothing of the process's own is done afterwards."""
 
@@ -136,6 +178,10 @@ def test_killed_anywhere_the_old_version_answers_and_the_next_call_goes_on(
 
 def test_what_cannot_be_refreshed_is_said(run: Path, trained_run: Path, tmp_path: Path) -> None:
     data = grown_data(trained_run, tmp_path)
+    with pytest.raises(InputError, match=r"lr_ratio = 11\.0"):
+        RefreshConfig(lr_ratio=(0.1, 11.0))
+    with pytest.raises(InputError, match="one number or several"):
+        RefreshConfig(lr_ratio=())
     with pytest.raises(InputError, match="gate_share = 1"):
         RefreshConfig(gate_share=1)
     pointer = run / "current"

@@ -90,7 +90,8 @@ def add_refresh(verbs: Verbs) -> None:
     add("run", help="run folder; its current version goes on")
     add("--data", required=True, help="data folder with the new events, e.g. one that was appended to")
     add("--epochs", type=int, default=2, help="passes over the new events")
-    add("--lr-ratio", type=float, default=0.5, help="learning rate / that of the recipe")
+    add("--lr-ratio", type=float, nargs="+", default=(0.02, 0.2, 1.0), metavar="RATIO",
+        help="learning rate / that of the recipe; of several, a larger one where it is clearly better")  # fmt: skip
     add("--replay", type=float, default=1.0, help="older rows trained again for each new one")
     add("--gate-share", type=float, default=0.3, help="of the new events, the newest, that the gate measures on")
     add("--since", type=int, metavar="SECOND", help="events from this unix second on are new (else the version says)")

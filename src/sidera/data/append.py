@@ -28,6 +28,7 @@ from sidera.data.dataset import Dataset, keys_of, positions_of
 from sidera.data.features import BOOKKEEPING, LONG_VIEW
 
 REQUEST = "request"  # numbers of requests; those of two logs are different ones
+SLOT = "slot"  # of the exposure that an event answers; -1: of none
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def append_log(folder: str | Path, new: Dataset, *, lacks: Sequence[str] = (), e
     """Put the events of ``new`` into the data folder; nothing is written where nothing is new.
 
     ``lacks`` names columns of the folder that ``new`` does not have: its rows hold NaN, false, or a request of their
-    own there. ``exported``: every number may be lacking. InputError, with the folder as it was, when columns differ.
+    own there. A slot that one of the two does not have is -1 there, and need not be named. ``exported``: every number
+    may be lacking. InputError, with the folder as it was, when columns differ.
     """
     old = Dataset.load(folder)
     grown, done = appended(old, new, lacks=lacks, exported=exported)
@@ -95,7 +97,7 @@ def appended(
     new_mask = partner < 0
     changed = np.zeros(new.num_events, dtype=bool)
     for name, values in columns.items():
-        if name != REQUEST and name in new.feedback:
+        if name != REQUEST and name in new.feedback and name in old.feedback:
             before, after = old.feedback[name][partner[~new_mask]], values[~new_mask]
             changed[~new_mask] |= (before != after) & ~((before != before) & (after != after))
     times = new.times[new_mask]
@@ -156,9 +158,12 @@ def _feedback(
     theirs = dict(new.feedback)
     if LONG_VIEW not in old.feedback and {"watch_time", "duration"} <= old.feedback.keys():
         theirs.pop(LONG_VIEW, None)  # derived from the two, here as in the folder
-    left_out = tuple(name for name in theirs if exported and name in BOOKKEEPING and name not in old.feedback)
-    more = [name for name in theirs if name not in old.feedback and name not in left_out]
-    fewer = [name for name in old.feedback if name not in theirs and name not in lacks]
+    left_out = tuple(
+        name for name in theirs if exported and name in BOOKKEEPING and name not in old.feedback and name != SLOT
+    )
+    slot_comes = exported and SLOT in theirs and SLOT not in old.feedback
+    more = [name for name in theirs if name not in (*old.feedback, *left_out) and not (slot_comes and name == SLOT)]
+    fewer = [name for name in old.feedback if name not in theirs and name not in lacks and name != SLOT]
     fewer = [n for n in fewer if not exported or (old.feedback[n].dtype == bool and n not in BOOKKEEPING)]
     unknown = [name for name in lacks if name not in old.feedback]
     if unknown:
@@ -173,6 +178,8 @@ def _feedback(
             + (f", or say that they are unknown: --lacks {','.join(fewer)}" if fewer and not more else ""),
         )
     columns = {name: _column(name, old.feedback[name], theirs.get(name), new.num_events) for name in old.feedback}
+    if slot_comes:
+        columns[SLOT] = theirs[SLOT]
     return columns, left_out
 
 
@@ -184,6 +191,8 @@ def _column(name: str, old: np.ndarray, new: np.ndarray | None, number: int) -> 
     if new is None:
         if old.dtype == bool:
             return np.zeros(number, dtype=bool)
+        if name == SLOT:
+            return np.full(number, -1, old.dtype)
         return np.full(number, np.nan, old.dtype if old.dtype.kind == "f" else np.float64)
     if old.dtype.kind == "b" or new.dtype.kind == "b":
         marks = np.array_equal(new, new.astype(bool)) and not (new != new).any()
@@ -200,7 +209,12 @@ def _column(name: str, old: np.ndarray, new: np.ndarray | None, number: int) -> 
 
 
 def _old(dataset: Dataset, name: str, new: np.ndarray) -> np.ndarray:
-    """The folder's column; whole numbers become fractions where the new events have some or lack them."""
+    """The folder's column; whole numbers become fractions where the new events have some or lack them.
+
+    A folder that knew no slots gets them with an export: its events answered no exposure (-1), and a refresh can tell
+    which of the new ones did."""
+    if name not in dataset.feedback:
+        return np.full(dataset.num_events, -1, new.dtype)
     values = dataset.feedback[name]
     return values.astype(new.dtype) if values.dtype.kind == "i" and new.dtype.kind == "f" else values
 

@@ -4,7 +4,8 @@
 
 1. The catalogue of the current version takes in the items that came since; its codes stay what they are.
 2. The weights of the current version, with rows for the new items, are trained on the events that came since, and on
-   as many older ones. The newest part of the log is held back.
+   as many older ones. The newest part of the log is held back. Small and large steps are tried: a larger one is taken
+   where it is clearly better on that part, for a log that stands still loses by large steps what one that moves gains.
 3. The gate asks both models what came next there (``gate.py``).
 4. The same training goes on with the newest part, and the result becomes the next version, and current.
 
@@ -18,7 +19,7 @@ import json
 import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,15 @@ from sidera.engine.recommender import Recommender
 from sidera.engine.run_folder import RUN_RECIPE
 from sidera.engine.serving import Parts, open_expert
 from sidera.engine.versions import Version
+from sidera.eval.bootstrap import paired_test
+from sidera.eval.ranking import sample_rows
 from sidera.fit.loop import fit
 from sidera.loading import open_artifact
 from sidera.models import RANKING, build_model, fit_once, role_of, saved
 from sidera.nn.item_embedding import grown
 from sidera.ops.columns import Column
 from sidera.stage import stage
-from sidera.train.gate import Gates, Verdict, judge, size_of
+from sidera.train.gate import Gates, Verdict, answers_of, judge, size_of
 from sidera.train.notes import Say, say_once
 from sidera.train.recipe import Recipe
 from sidera.train.run_lock import run_lock
@@ -60,10 +63,10 @@ WORK = ".work"  # below versions/
 
 @dataclass(frozen=True)
 class RefreshConfig:
-    """How a model goes on. Learning rate and epochs are for few events and weights that know much already."""
+    """How a model goes on. Learning rates and epochs are for few events and weights that know much already."""
 
     epochs: int = 2  # over the new part, and over the newest part afterwards
-    lr_ratio: float = 0.5  # learning rate / that of the recipe
+    lr_ratio: tuple[float, ...] = (0.02, 0.2, 1.0)  # learning rates / that of the recipe; of several, one is chosen
     replay: float = 1.0  # older rows for each new one
     gate_share: float = 0.3  # of the new positive events, the newest: what the gate measures on, at most a day of them
     since: int | None = None  # second from which events are new; None: where the current version's training ended
@@ -71,9 +74,20 @@ class RefreshConfig:
 
     def __post_init__(self) -> None:
         check_value("refresh", "epochs", self.epochs, self.epochs >= 1, "1 or more")
-        check_value("refresh", "lr_ratio", self.lr_ratio, 0 < self.lr_ratio <= 10, "above 0, at most 10")
+        for ratio in self.lr_ratio:
+            check_value("refresh", "lr_ratio", ratio, 0 < ratio <= 10, "above 0, at most 10")
+        check_value("refresh", "lr_ratio", self.lr_ratio, len(self.lr_ratio) > 0, "one number or several")
+        object.__setattr__(self, "lr_ratio", tuple(sorted(set(self.lr_ratio))))
         check_value("refresh", "replay", self.replay, 0 <= self.replay <= 1000, "0 to 1000")
         check_value("refresh", "gate_share", self.gate_share, 0 < self.gate_share < 1, "a share inside 0..1")
+
+
+@dataclass(frozen=True)
+class Step:
+    """Which learning rate was taken."""
+
+    lr_ratio: float
+    tried: tuple[tuple[float, float], ...] = ()  # (ratio, NDCG@10 on the newest part) of each, where several were
 
 
 @dataclass(frozen=True)
@@ -128,13 +142,13 @@ class _Refresh:
             return Refreshed(self.base.number, False, f"kept version {self.base.number}: nothing new in the data")
         self.part = part
         self._begin()
-        candidate = stage(self.work / "candidate", "model", [self.inputs, "candidate"], self._candidate, self._open)
-        verdict = self._gate(candidate)
+        candidate, step = self._choose()
+        verdict = self._gate(candidate, step)
         if not verdict["passed"]:
             return self._keep(verdict)
         final = stage(
-            self.work / "final", "model", [self.inputs, "final"],
-            lambda wanted: self._final(candidate, wanted), lambda: self._open("final"),
+            self.work / "final", "model", [self.inputs, "final", step.lr_ratio],
+            lambda wanted: self._final(candidate, wanted, step.lr_ratio), lambda: self._open("final"),
         )  # fmt: skip
         return self._publish(final, verdict)
 
@@ -215,23 +229,55 @@ class _Refresh:
             num_known=known, version=version,
         )  # fmt: skip
 
-    def _candidate(self, wanted: str) -> Recommender:
+    def _choose(self) -> tuple[Recommender, Step]:
+        """The candidate of the smallest steps, or of larger ones that are clearly better on the newest part."""
+        view, ratios = self.part.view(self.part.cut), self.config.lr_ratio
+        rows, neutral = neutral_rows(view)
+        if len(ratios) > 1 and not neutral and "slot" in view.dataset.feedback:
+            # larger steps towards what a model showed look better on what it showed, whatever they are
+            self.say("steps: the newest part answers the model's own lists, so the smallest are taken unseen")
+            ratios = ratios[:1]
+        best, step = self._made(ratios[0]), Step(ratios[0])
+        if len(ratios) == 1 or not len(rows):
+            return best, step
+        rows = sample_rows(rows, self.config.gates.rows, self.recipe.eval.seed)
+        asked = partial(answers_of, dataset=view.dataset, rows=rows, filter_seen=self.filter_seen)
+        best_ndcg = asked(best)[0]
+        tried = [(ratios[0], round(float(best_ndcg.mean()), 5))]
+        for ratio in ratios[1:]:
+            one = self._made(ratio)
+            ndcg = asked(one)[0]
+            tried.append((ratio, round(float(ndcg.mean()), 5)))
+            if paired_test(ndcg, best_ndcg, rows.user_ids, seed=self.recipe.eval.seed).low > 0:
+                best, best_ndcg, step = one, ndcg, Step(ratio)
+        self.say("steps: " + ", ".join(f"{ratio:g} x the recipe's {ndcg:.4f}" for ratio, ndcg in tried)
+                 + f"; taken {step.lr_ratio:g}")  # fmt: skip
+        return best, replace(step, tried=tuple(tried))
+
+    def _made(self, ratio: float) -> Recommender:
+        name = f"candidate-{ratio:g}"
+        return stage(
+            self.work / name, "model", [self.inputs, "candidate", ratio],
+            lambda wanted: self._candidate(wanted, ratio, name), lambda: self._open(name),
+        )  # fmt: skip
+
+    def _candidate(self, wanted: str, ratio: float, name: str) -> Recommender:
         """The old weights, trained on the new part up to the cut."""
         old = self._old()
         model = build_model(self.recipe.model_name, self.recipe.model_config, self.catalog, self.recipe.fit.seed)
         if hasattr(model, "feed"):
             model.load_state_dict(grown(old.snapshot.trained, self.catalog.items).state_dict())
         new = self._recommender(model, old.model_section, wanted, self.catalog.num_items)
-        self._learn(new, self.part.view(self.part.cut), self.part.since, "fit-1")
-        return self._save(new, "candidate", wanted, old.serving.expert, self.part.cut)
+        self._learn(new, self.part.view(self.part.cut), self.part.since, ratio, f"fit-{ratio:g}")
+        return self._save(new, name, wanted, old.serving.expert, self.part.cut)
 
-    def _final(self, candidate: Recommender, wanted: str) -> Recommender:
+    def _final(self, candidate: Recommender, wanted: str, ratio: float) -> Recommender:
         """The candidate, trained on the newest part too."""
         candidate.sign(wanted)
-        self._learn(candidate, self.part.view(self.part.end), self.part.cut, "fit-2")
+        self._learn(candidate, self.part.view(self.part.end), self.part.cut, ratio, "fit-final")
         return self._save(candidate, "final", wanted, candidate.serving.expert, self.part.end)
 
-    def _learn(self, new: Recommender, view: View, since: int, name: str) -> None:
+    def _learn(self, new: Recommender, view: View, since: int, ratio: float, name: str) -> None:
         model, config = new.snapshot.trained, self.recipe.fit
         fit_once(model, view)
         prepared = Prepared(view.dataset, view.split, view.schema, view)
@@ -240,7 +286,7 @@ class _Refresh:
             return
         rows = rows_since(source, since, self.config.replay, config.seed)
         settings = replace(
-            config, epochs=self.config.epochs, lr=self.config.lr_ratio * config.lr, min_steps=0, max_steps=None,
+            config, epochs=self.config.epochs, lr=ratio * config.lr, min_steps=0, max_steps=None,
             warmup_steps=min(config.warmup_steps, 10), max_minutes=None, patience=0, schedule="linear",
         )  # fmt: skip
         fit(model, rows, settings, self.work / name, device=self.device, identity={"refresh": self.inputs})
@@ -262,7 +308,7 @@ class _Refresh:
     def _expert(self, name: str) -> Path:
         return self.work / f"{name}-expert"
 
-    def _open(self, name: str = "candidate") -> Recommender:
+    def _open(self, name: str) -> Recommender:
         opened = open_artifact(self.work / name, "model")
         made = self._recommender(*saved.saved_model(opened, self.catalog)[:2], opened.manifest.digest,
                                  self.catalog.num_items)  # fmt: skip
@@ -272,7 +318,11 @@ class _Refresh:
 
     # -- the end -------------------------------------------------------------------------------------------------
 
-    def _gate(self, candidate: Recommender) -> dict[str, Any]:
+    @property
+    def filter_seen(self) -> bool:
+        return "filter" in self.recipe.fit.monitor
+
+    def _gate(self, candidate: Recommender, step: Step) -> dict[str, Any]:
         file = self.work / "gate.json"
         try:
             return dict(read_json(file))
@@ -282,15 +332,16 @@ class _Refresh:
         rows, neutral = neutral_rows(view)
         sizes = (
             size_of(self.folder / "model", self.folder / "catalog"),
-            size_of(self.work / "candidate", self.work / "catalog"),
+            size_of(self.work / f"candidate-{step.lr_ratio:g}", self.work / "catalog"),
         )
         verdict: Verdict = judge(
             self._old(), candidate, view.dataset, rows, self.config.gates, sizes=sizes, neutral=neutral,
-            seed=self.recipe.eval.seed, filter_seen="filter" in self.recipe.fit.monitor,
+            seed=self.recipe.eval.seed, filter_seen=self.filter_seen,
         )  # fmt: skip
         self.say(f"gate: {verdict.line()}")
-        artifacts.write_text(file, json.dumps(verdict.to_json()) + "\n")
-        return verdict.to_json()
+        found = {**verdict.to_json(), **asdict(step)}
+        artifacts.write_text(file, json.dumps(found) + "\n")
+        return found
 
     def _keep(self, verdict: dict[str, Any]) -> Refreshed:
         why = f"kept version {self.base.number}: " + "; ".join(verdict["against"])
