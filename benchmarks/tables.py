@@ -15,7 +15,7 @@ from result_tables import put_between, update_document
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = (
     "beauty_generator", "beauty_onerec", "beauty_sasrec", "beauty_tiger", "beauty_temporal", "beauty_field",
-    "sports", "sports_onerec", "sports_tiger", "ml1m",
+    "sports", "sports_onerec", "sports_tiger", "ml1m", "ml1m_attention",
 )  # fmt: skip
 CHART = ROOT / "docs" / "pictures" / "beauty.svg"
 SHOWN = (("beauty_generator", ("sidera generator", "SASRec sampled softmax, tied")),
