@@ -332,6 +332,10 @@ def test_threads_lose_nothing(store: HistoryStore) -> None:
         thread.join()
     assert len(store.history("shared")) == 240  # type: ignore[arg-type]
     assert store.users() == ["own0", "own1", "own2", "own3", "shared"]
+    some = store.users(limit=2)
+    assert len(some) == 2
+    assert set(some) < set(store.users())
+    assert store.users(limit=9) == store.users()
 
 
 def test_any_catalogue_reads_any_store(store: HistoryStore) -> None:

@@ -171,16 +171,51 @@ def test_changes_of_items_survive_a_swap_and_reach_other_processes(live: LiveRun
     other.close()
 
 
-def test_a_model_trained_again_with_other_codes_reads_the_same_store(
-    run: Path, trained_run: Path, tmp_path: Path
-) -> None:
+def of_other_codes(run: Path, trained_run: Path, folder: Path) -> int:
+    """A version that was trained again, with a codebook of its own."""
     from sidera.train.recipe import Recipe
     from sidera.train.stages import train
 
     codes = ("num_levels=2", "codebook_size=6", "balanced=false")
     recipe = Recipe.of_run(trained_run, ("fit.epochs=1", *(f"catalog.quantizer.{key}" for key in codes)))
-    train(recipe, trained_run.parent / "data", tmp_path / "again", say=lambda _: None)
-    number = versions.add_run(run, tmp_path / "again")
+    train(recipe, trained_run.parent / "data", folder / "again", say=lambda _: None)
+    return versions.add_run(run, folder / "again")
+
+
+def test_a_canary_of_other_codes_takes_messages_in_with_one_index_of_titles(
+    run: Path, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sidera.engine import live as module
+    from sidera.engine.living import catalog_now
+
+    number = of_other_codes(run, trained_run, tmp_path)
+    with LiveRun.open(run) as live:
+        post(live, "/v1/items", items=[{"item": "early", "title": "an early cup"}])
+        post(live, "/v1/admin/trial", version=number, share=1.0)
+        made, plain = list[int](), module.TextNeighbours
+
+        def counted(titles: list[Any]) -> Any:
+            made.append(len(titles))
+            return plain(titles)
+
+        monkeypatch.setattr(module, "TextNeighbours", counted)
+        for name in ("late 1", "late 2", "late 3"):
+            post(live, "/v1/items", items=[{"item": name, "title": f"{name} cup"}])
+        assert len(made) == 1
+        route = live.recommender.route
+        assert route is not None
+        side, main_catalog = route.serving.snapshot.catalog, live.recommender.catalog
+        assert side.codebook_id != main_catalog.codebook_id
+        assert side.item_keys.tolist() == main_catalog.item_keys.tolist()
+        assert side.items_version >= main_catalog.items_version
+    again = catalog_now(run, number)[0]
+    assert np.array_equal(again.codes, side.codes), "as if all had come at once"
+
+
+def test_a_model_trained_again_with_other_codes_reads_the_same_store(
+    run: Path, trained_run: Path, tmp_path: Path
+) -> None:
+    number = of_other_codes(run, trained_run, tmp_path)
     config = ServeConfig(store=tmp_path / "store", exposures=tmp_path / "log")
     with LiveRun.open(run, serve=config) as live:
         post(live, "/v1/events", user="ann", items=["item0003", "item0004"], times=[NOW, NOW + 1])

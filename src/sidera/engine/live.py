@@ -59,6 +59,7 @@ class LiveRun:
         self.problem = ""  # why the last swap that the pointer asked for failed
         self._loading = threading.Lock()  # one version is loaded at a time
         self._catalogs = VersionCatalogs()
+        self._side: tuple[int, TextNeighbours] | None = None  # version that is tried out, index of its titles
         self._digest = "" if run is None else digest_of(run, number)  # of the catalogue artifact that answers
         self._writers: dict[str, ExposureWriter] = {}  # by codebook, where versions of several have answered
         self._stop = threading.Event()
@@ -123,8 +124,17 @@ class LiveRun:
         serving, route = self.recommender.serving.with_catalog(catalog), self.recommender.route
         if route is None:
             return serving, None
-        side = replayed(route.serving.snapshot.catalog, records)
+        before = route.serving.snapshot.catalog
+        texts = None if before.codebook_id == catalog.codebook_id else self._side_index(route.number, before)
+        side = replayed(before, records, texts)
         return serving, replace(route, serving=route.serving.with_catalog(side))
+
+    def _side_index(self, number: int, catalog: Catalog) -> TextNeighbours:
+        """Of the titles of a canary's or shadow's items, which take other codes than a message gives; to make it for
+        every message would hold them all up."""
+        if self._side is None or self._side[0] != number or self._side[1].num_items != catalog.num_items:
+            self._side = (number, TextNeighbours(catalog.titles.tolist()))
+        return self._side[1]
 
     def _index(self, catalog: Catalog) -> TextNeighbours:
         return self._catalogs.index(self._digest, catalog, self.place)
@@ -151,7 +161,7 @@ class LiveRun:
                 self._catalogs.keep(self._digest, self.recommender.serving.snapshot.catalog, self.place)
                 self._digest = digest_of(run, wanted)
                 before, self.number, self.place = self.number, wanted, self.log.last()
-                self.recommender.serving, self.recommender.route = prepared, None
+                self.recommender.serving, self.recommender.route, self._side = prepared, None, None
             if number is not None and versions.current_number(run) != number:
                 versions.make_current(run, number, "swapped by the server")
         self.problem = ""
@@ -207,7 +217,7 @@ class LiveRun:
         popular = [str(catalog.item_keys[item]) for item in serving.snapshot.most_popular(WARM_REQUESTS, set())]
         requests = [Request(tuple(popular[:end])) for end in range(1, len(popular) + 1)]
         if serving.parts.behaviour is not None:
-            requests += [Request(user=user) for user in serving.parts.behaviour.store.users()[:WARM_REQUESTS]]
+            requests += [Request(user=user) for user in serving.parts.behaviour.store.users(limit=WARM_REQUESTS)]
         answerer = Answerer(serving.snapshot, serving.pipeline, serving.parts.behaviour)
         answers = list[Recommendation | Exception]()
         for some in [*([one] for one in requests[:-2]), requests[-2:]]:  # alone, and last two together
@@ -257,7 +267,7 @@ class LiveRun:
 
     def stop_trial(self) -> None:
         with self.recommender.swapping:
-            self.recommender.route = None
+            self.recommender.route = self._side = None
 
     # -- what others changed ---------------------------------------------------------------------------------------
 

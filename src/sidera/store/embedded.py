@@ -180,8 +180,9 @@ class EmbeddedStore:
         found = self._read(user, 0, lambda head, records: head.arrivals(records, first))
         return (0, Events.of([], [])) if found is None else (found[0], found[1].events)
 
-    def users(self) -> list[str]:
-        return sorted(key.decode() for (key,) in self.database.rows("SELECT key FROM users"))
+    def users(self, limit: int | None = None) -> list[str]:
+        rows = self.database.rows("SELECT key FROM users LIMIT ?", (-1 if limit is None else limit,))
+        return sorted(key.decode() for (key,) in rows)
 
     def newest_of_users(self) -> list[tuple[int, str]]:
         rows = self.database.rows(_NEWEST_OF_USERS)

@@ -92,8 +92,8 @@ class HistoryStore(Protocol):
         and the number of the first of them: above ``first`` where events were let go, below where so many never came.
         """
 
-    def users(self) -> list[str]:
-        """Keys of all users, sorted."""
+    def users(self, limit: int | None = None) -> list[str]:
+        """Keys of all users, sorted; or of ``limit`` of them, whichever the store comes upon first."""
 
     def newest_of_users(self) -> list[tuple[int, str]]:
         """The time of every user's newest event, the newest first, and the user's key."""

@@ -161,8 +161,9 @@ class RedisStore:
         return (0, Events.of([], [])) if found is None else (found[0], found[1].events)
 
     @_named
-    def users(self) -> list[str]:
-        members: Any = self.server.smembers(self._key(b"users"))
+    def users(self, limit: int | None = None) -> list[str]:
+        name = self._key(b"users")
+        members: Any = self.server.smembers(name) if limit is None else self.server.srandmember(name, limit)
         return sorted(key.decode() for key in members)
 
     @_named
