@@ -127,8 +127,8 @@ class MemoryStore:
         start = min(first, len(events))
         return start, events.take(slice(start, None))
 
-    def users(self) -> list[str]:
-        return sorted(self.events)
+    def users(self, limit: int | None = None) -> list[str]:
+        return sorted(self.events)[:limit]
 
     def settled(self, name: str, value: str | None = None) -> str | None:
         return self.words.get(name) if value is None else self.words.setdefault(name, value)
