@@ -81,16 +81,19 @@ class PairVotes(nn.Module):
 
     def keep(self, pairs: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
         """Fill the table with the highest values of each left item: left and right items and values (P,)."""
-        width, device = self.votes.shape[1], self.votes.device
-        self.votes.zero_()
+        width = self.votes.shape[1]
+        # filled in numpy: putting millions of single values into a tensor takes several times as long
+        ids, votes = np.zeros(self.votes.numel(), np.int32), np.zeros(self.votes.numel(), np.float32)
         for left, right, value in pairs:
             order = np.lexsort((-value, left))  # best first inside each left item; ties stay in order of right
             left, right, value = left[order], right[order], value[order]
             begins = np.flatnonzero(np.diff(left, prepend=-1))
             rank = np.arange(len(left)) - begins.repeat(np.diff(begins, append=len(left)))
             kept = rank < width
-            self.neighbour_ids[left[kept], rank[kept]] = torch.from_numpy(right[kept].astype(np.int32)).to(device)
-            self.votes[left[kept], rank[kept]] = torch.from_numpy(value[kept]).float().to(device)
+            places = left[kept].astype(np.int64) * width + rank[kept]
+            ids[places], votes[places] = right[kept], value[kept]
+        self.neighbour_ids.copy_(torch.from_numpy(ids).view(-1, width))
+        self.votes.copy_(torch.from_numpy(votes).view(-1, width))
 
     def item_scores(self, batch: Batch) -> Tensor:
         """(B, N); 0 for items that no history item is paired with."""
