@@ -94,6 +94,24 @@ def test_a_column_may_be_said_to_be_unknown() -> None:
         appended(log(MONDAY, "click"), log([("ann", "cup", 50, 0.5)], "click"))
 
 
+def test_a_folder_gets_slots_with_the_first_export_and_keeps_them() -> None:
+    """What is not said to answer an exposure answers none: -1."""
+    rows = [("ann", "jug", 40, True, 2), ("bob", "jug", 41, True, -1), ("bob", "cup", 15, True, 3)]
+    exported = log(rows, "click", "slot")
+    grown, done = appended(log(MONDAY, "click"), exported, exported=True)
+    assert (done.events, done.held, done.changed, done.left_out) == (2, 1, 0, ())
+    assert rows_of(grown, "slot") == [
+        ("ann", "cup", 10, -1), ("ann", "tea", 20, -1), ("ann", "jug", 40, 2),
+        ("bob", "cup", 15, -1), ("bob", "cup", 15, -1), ("bob", "jug", 41, -1),
+    ]  # fmt: skip
+    again, done = appended(grown, log([("cat", "tea", 50, False), ("ann", "jug", 40, True)], "click"))
+    assert (done.events, done.held, done.changed) == (1, 1, 0)
+    assert rows_of(again, "slot")[2] == ("ann", "jug", 40, 2)
+    assert rows_of(again, "slot")[-1] == ("cat", "tea", 50, -1)
+    with pytest.raises(InputError, match="have also slot"):
+        appended(log(MONDAY, "click"), exported)  # a log of another kind, not an export
+
+
 def test_items_keep_what_they_said_unless_something_new_is_said() -> None:
     told = {"key": ["cup", "tea"], "title": ["a cup", None], "tags": [["x"], None]}
     old = log(MONDAY, "click", items=pa.table(told))

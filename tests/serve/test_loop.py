@@ -182,10 +182,14 @@ def of_other_codes(run: Path, trained_run: Path, folder: Path) -> int:
     return versions.add_run(run, folder / "again")
 
 
+def codes_of(catalog: Catalog) -> dict[str, tuple[int, ...]]:
+    return dict(zip(catalog.item_keys.tolist(), map(tuple, np.asarray(catalog.codes).tolist()), strict=True))
+
+
 def test_a_canary_of_other_codes_takes_messages_in_with_one_index_of_titles(
     run: Path, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sidera.engine import live as module
+    from sidera.engine import version_catalogs as module
     from sidera.engine.living import catalog_now
 
     number = of_other_codes(run, trained_run, tmp_path)
@@ -208,8 +212,13 @@ def test_a_canary_of_other_codes_takes_messages_in_with_one_index_of_titles(
         assert side.codebook_id != main_catalog.codebook_id
         assert side.item_keys.tolist() == main_catalog.item_keys.tolist()
         assert side.items_version >= main_catalog.items_version
+        post(live, "/v1/admin/swap", version=number)
+        assert np.array_equal(live.recommender.catalog.codes, side.codes)
+        post(live, "/v1/items", items=[{"item": "last", "title": "a last cup"}])
+        assert len(made) == 1, "promoted with its index"
+        side = live.recommender.catalog
     again = catalog_now(run, number)[0]
-    assert np.array_equal(again.codes, side.codes), "as if all had come at once"
+    assert codes_of(again) == codes_of(side), "as if all had come at once"
 
 
 def test_a_model_trained_again_with_other_codes_reads_the_same_store(

@@ -117,12 +117,28 @@ def test_large_steps_are_taken_where_the_log_moves(run: Path, trained_run: Path,
     assert any("taken 1" in line for line in said)
 
 
-def test_small_steps_are_taken_where_larger_ones_are_no_better(run: Path, trained_run: Path, tmp_path: Path) -> None:
-    """The newest part is drawn anew: nothing of it can be learned, so no step is clearly better than another."""
-    data, small = grown_data(trained_run, tmp_path), RefreshConfig(lr_ratio=(1e-9, 1e-7), gates=OPEN)
-    done = refresh(run, data, small, say=quiet)
-    assert done.gate["lr_ratio"] == 1e-9
-    assert [ratio for ratio, _ in done.gate["tried"]] == [1e-9, 1e-7]
+@pytest.mark.parametrize(("gain", "taken"), [(0.3, 0.2), (0.001, 0.02), (-0.3, 0.02)])
+def test_larger_steps_have_to_be_clearly_better(
+    gain: float, taken: float, run: Path, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Better on average is not enough: .001 is far inside the interval of rows that vary by .3."""
+    from sidera.train import refresh as module
+
+    asked, inner, rng = list[str](), module.answers_of, np.random.default_rng(0)
+
+    def answers(one: Recommender, **given: object) -> object:
+        asked.append(one.version)
+        lists = inner(one, **given)[1]  # type: ignore[arg-type]
+        noise = rng.normal(0, 0.3, len(lists))
+        return 1.0 + (len(asked) - 1) * gain + noise - noise.mean(), lists
+
+    monkeypatch.setattr(module, "answers_of", answers)
+    config = RefreshConfig(lr_ratio=(0.2, 0.02), gates=OPEN)
+    done = refresh(run, grown_data(trained_run, tmp_path), config, say=quiet)
+    assert len(asked) == len(set(asked)) == 2
+    assert [ratio for ratio, _ in done.gate["tried"]] == [0.02, 0.2]
+    assert done.gate["lr_ratio"] == taken
+    assert done.gate["ndcg_new"] == pytest.approx(max(1.0, 1.0 + gain) if taken == 0.2 else 1.0), "asked once"
 
 
 def test_steps_are_not_chosen_on_what_the_model_showed(run: Path, trained_run: Path, tmp_path: Path) -> None:
@@ -180,8 +196,9 @@ def test_what_cannot_be_refreshed_is_said(run: Path, trained_run: Path, tmp_path
     data = grown_data(trained_run, tmp_path)
     with pytest.raises(InputError, match=r"lr_ratio = 11\.0"):
         RefreshConfig(lr_ratio=(0.1, 11.0))
-    with pytest.raises(InputError, match="one number or several"):
-        RefreshConfig(lr_ratio=())
+    for nothing in ((), 0.5):
+        with pytest.raises(InputError, match="one number or several"):
+            RefreshConfig(lr_ratio=nothing)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="gate_share = 1"):
         RefreshConfig(gate_share=1)
     pointer = run / "current"

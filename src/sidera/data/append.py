@@ -88,6 +88,8 @@ def appended(
         if one.time_kind != "seconds":
             problem = f"data set {one.name!r} has an order and no times: nothing can be put behind it"
             raise InputError(problem, fix="import the whole log again")
+    stated = old.feedback.keys() & new.feedback.keys()
+    old, new = _with_slots(old, new, exported)
     columns, left_out = _feedback(old, new, lacks, exported)
     items, described = _merged(old.items, new.items, "items")
     users, _ = _merged(old.users, new.users, "users")
@@ -97,7 +99,7 @@ def appended(
     new_mask = partner < 0
     changed = np.zeros(new.num_events, dtype=bool)
     for name, values in columns.items():
-        if name != REQUEST and name in new.feedback and name in old.feedback:
+        if name != REQUEST and name in stated:
             before, after = old.feedback[name][partner[~new_mask]], values[~new_mask]
             changed[~new_mask] |= (before != after) & ~((before != before) & (after != after))
     times = new.times[new_mask]
@@ -119,6 +121,20 @@ def appended(
         item_ids=np.concatenate([old.item_ids, which[new_mask]])[order], times=moments[order], feedback=feedback,
         source="",
     ), done  # fmt: skip
+
+
+def _with_slots(old: Dataset, new: Dataset, exported: bool) -> tuple[Dataset, Dataset]:
+    """Both with slots where one has them: -1, no exposure was answered, in the other. So a folder that knew none gets
+    them with the first export, and a refresh can tell which events answer the model's own lists."""
+    if SLOT in old.feedback and SLOT not in new.feedback:
+        return old, _slotless(new, old.feedback[SLOT].dtype)
+    if exported and SLOT in new.feedback and SLOT not in old.feedback:
+        return _slotless(old, new.feedback[SLOT].dtype), new
+    return old, new
+
+
+def _slotless(dataset: Dataset, dtype: np.dtype) -> Dataset:
+    return replace(dataset, feedback={**dataset.feedback, SLOT: np.full(dataset.num_events, -1, dtype)})
 
 
 def _record(folder: str | Path) -> dict[str, Any]:
@@ -158,12 +174,9 @@ def _feedback(
     theirs = dict(new.feedback)
     if LONG_VIEW not in old.feedback and {"watch_time", "duration"} <= old.feedback.keys():
         theirs.pop(LONG_VIEW, None)  # derived from the two, here as in the folder
-    left_out = tuple(
-        name for name in theirs if exported and name in BOOKKEEPING and name not in old.feedback and name != SLOT
-    )
-    slot_comes = exported and SLOT in theirs and SLOT not in old.feedback
-    more = [name for name in theirs if name not in (*old.feedback, *left_out) and not (slot_comes and name == SLOT)]
-    fewer = [name for name in old.feedback if name not in theirs and name not in lacks and name != SLOT]
+    left_out = tuple(name for name in theirs if exported and name in BOOKKEEPING and name not in old.feedback)
+    more = [name for name in theirs if name not in old.feedback and name not in left_out]
+    fewer = [name for name in old.feedback if name not in theirs and name not in lacks]
     fewer = [n for n in fewer if not exported or (old.feedback[n].dtype == bool and n not in BOOKKEEPING)]
     unknown = [name for name in lacks if name not in old.feedback]
     if unknown:
@@ -178,8 +191,6 @@ def _feedback(
             + (f", or say that they are unknown: --lacks {','.join(fewer)}" if fewer and not more else ""),
         )
     columns = {name: _column(name, old.feedback[name], theirs.get(name), new.num_events) for name in old.feedback}
-    if slot_comes:
-        columns[SLOT] = theirs[SLOT]
     return columns, left_out
 
 
@@ -191,8 +202,6 @@ def _column(name: str, old: np.ndarray, new: np.ndarray | None, number: int) -> 
     if new is None:
         if old.dtype == bool:
             return np.zeros(number, dtype=bool)
-        if name == SLOT:
-            return np.full(number, -1, old.dtype)
         return np.full(number, np.nan, old.dtype if old.dtype.kind == "f" else np.float64)
     if old.dtype.kind == "b" or new.dtype.kind == "b":
         marks = np.array_equal(new, new.astype(bool)) and not (new != new).any()
@@ -209,12 +218,7 @@ def _column(name: str, old: np.ndarray, new: np.ndarray | None, number: int) -> 
 
 
 def _old(dataset: Dataset, name: str, new: np.ndarray) -> np.ndarray:
-    """The folder's column; whole numbers become fractions where the new events have some or lack them.
-
-    A folder that knew no slots gets them with an export: its events answered no exposure (-1), and a refresh can tell
-    which of the new ones did."""
-    if name not in dataset.feedback:
-        return np.full(dataset.num_events, -1, new.dtype)
+    """The folder's column; whole numbers become fractions where the new events have some or lack them."""
     values = dataset.feedback[name]
     return values.astype(new.dtype) if values.dtype.kind == "i" and new.dtype.kind == "f" else values
 

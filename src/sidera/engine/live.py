@@ -59,7 +59,6 @@ class LiveRun:
         self.problem = ""  # why the last swap that the pointer asked for failed
         self._loading = threading.Lock()  # one version is loaded at a time
         self._catalogs = VersionCatalogs()
-        self._side: tuple[int, TextNeighbours] | None = None  # version that is tried out, index of its titles
         self._digest = "" if run is None else digest_of(run, number)  # of the catalogue artifact that answers
         self._writers: dict[str, ExposureWriter] = {}  # by codebook, where versions of several have answered
         self._stop = threading.Event()
@@ -124,17 +123,11 @@ class LiveRun:
         serving, route = self.recommender.serving.with_catalog(catalog), self.recommender.route
         if route is None:
             return serving, None
-        before = route.serving.snapshot.catalog
-        texts = None if before.codebook_id == catalog.codebook_id else self._side_index(route.number, before)
+        before, texts = route.serving.snapshot.catalog, None
+        if before.codebook_id != catalog.codebook_id:  # it places new items itself
+            texts = self._catalogs.index(digest_of(self._folder(), route.number), before, self.place)
         side = replayed(before, records, texts)
         return serving, replace(route, serving=route.serving.with_catalog(side))
-
-    def _side_index(self, number: int, catalog: Catalog) -> TextNeighbours:
-        """Of the titles of a canary's or shadow's items, which take other codes than a message gives; to make it for
-        every message would hold them all up."""
-        if self._side is None or self._side[0] != number or self._side[1].num_items != catalog.num_items:
-            self._side = (number, TextNeighbours(catalog.titles.tolist()))
-        return self._side[1]
 
     def _index(self, catalog: Catalog) -> TextNeighbours:
         return self._catalogs.index(self._digest, catalog, self.place)
@@ -161,7 +154,7 @@ class LiveRun:
                 self._catalogs.keep(self._digest, self.recommender.serving.snapshot.catalog, self.place)
                 self._digest = digest_of(run, wanted)
                 before, self.number, self.place = self.number, wanted, self.log.last()
-                self.recommender.serving, self.recommender.route, self._side = prepared, None, None
+                self.recommender.serving, self.recommender.route = prepared, None
             if number is not None and versions.current_number(run) != number:
                 versions.make_current(run, number, "swapped by the server")
         self.problem = ""
@@ -190,9 +183,12 @@ class LiveRun:
 
     def _catalog(self, number: int) -> Catalog:
         """A version's items of now."""
-        with self.recommender.swapping:
-            if digest_of(self._folder(), number) == self._digest:
+        with self.recommender.swapping:  # what is answered with is of now
+            wanted, route = digest_of(self._folder(), number), self.recommender.route
+            if wanted == self._digest:
                 return self.recommender.serving.snapshot.catalog
+            if route is not None and wanted == digest_of(self._folder(), route.number):
+                return route.serving.snapshot.catalog
         return self._catalogs.of(self._folder(), number, self.log)
 
     def _beside(self, prepared: Serving) -> Serving:
@@ -267,7 +263,7 @@ class LiveRun:
 
     def stop_trial(self) -> None:
         with self.recommender.swapping:
-            self.recommender.route = self._side = None
+            self.recommender.route = None
 
     # -- what others changed ---------------------------------------------------------------------------------------
 

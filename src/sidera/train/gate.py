@@ -26,6 +26,7 @@ from sidera.eval.metrics import TargetRanks, row_metrics, target_ranks
 from sidera.eval.ranking import questions, sample_rows, to_numpy
 
 K = 10
+Answers = tuple[np.ndarray, np.ndarray]  # (R,) NDCG@10 and (R, 10) lists
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,17 @@ class Verdict:
 
 def judge(
     old: Recommender, new: Recommender, dataset: Dataset, rows: EvalRows, gates: Gates, *, sizes: tuple[int, int],
-    neutral: bool = False, seed: int = 0, filter_seen: bool = False,
+    neutral: bool = False, seed: int = 0, filter_seen: bool = False, answers: Answers | None = None,
 ) -> Verdict:  # fmt: skip
-    """Measure both on ``rows``; ``sizes``: bytes of the old and of the new version; ``neutral``: of the rows."""
+    """Measure both on ``rows``; ``sizes``: bytes of the old and of the new version; ``neutral``: of the rows;
+    ``answers`` of the new one to their sample (``gates.rows``, ``seed``), where it was asked before."""
     growth = sizes[1] / max(1, sizes[0])
     if not len(rows):
         why = "no user with a history did anything in the newest part: there is nothing to measure on"
         return Verdict(0, neutral, 0.0, 0.0, (0.0, 0.0, 0.0), 1.0, 0.0, growth, (why,))
     rows = sample_rows(rows, gates.rows, seed)
-    (ndcg_old, lists_old), (ndcg_new, lists_new) = (
-        answers_of(one, dataset, rows, filter_seen=filter_seen) for one in (old, new)
-    )
+    ndcg_old, lists_old = answers_of(old, dataset, rows, filter_seen=filter_seen)
+    ndcg_new, lists_new = answers or answers_of(new, dataset, rows, filter_seen=filter_seen)
     test = paired_test(ndcg_new, ndcg_old, rows.user_ids, seed=seed)
     legality = _legality(new, lists_new, lists_old)
     shared = [len({*a} & {*b} - {-1}) / max(1, len({*a} - {-1})) for a, b in zip(lists_old.tolist(), lists_new.tolist(),
@@ -106,10 +107,7 @@ def size_of(*folders: Path) -> int:
     return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
 
 
-def answers_of(
-    one: Recommender, dataset: Dataset, rows: EvalRows, *, filter_seen: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """(R,) NDCG@10 and (R, 10) lists."""
+def answers_of(one: Recommender, dataset: Dataset, rows: EvalRows, *, filter_seen: bool) -> Answers:
     ranks, lists = TargetRanks.empty(len(rows), K), np.full((len(rows), K), -1, np.int64)
     for index, batch in questions(one, dataset, rows, 256):
         found = to_numpy(one.rank(batch, K, beam=one.beam, filter_seen=filter_seen).item_ids)

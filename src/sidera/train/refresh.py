@@ -52,7 +52,7 @@ from sidera.models import RANKING, build_model, fit_once, role_of, saved
 from sidera.nn.item_embedding import grown
 from sidera.ops.columns import Column
 from sidera.stage import stage
-from sidera.train.gate import Gates, Verdict, answers_of, judge, size_of
+from sidera.train.gate import Answers, Gates, Verdict, answers_of, judge, size_of
 from sidera.train.notes import Say, say_once
 from sidera.train.recipe import Recipe
 from sidera.train.run_lock import run_lock
@@ -74,9 +74,10 @@ class RefreshConfig:
 
     def __post_init__(self) -> None:
         check_value("refresh", "epochs", self.epochs, self.epochs >= 1, "1 or more")
+        several = isinstance(self.lr_ratio, (tuple, list)) and len(self.lr_ratio) > 0
+        check_value("refresh", "lr_ratio", self.lr_ratio, several, "one number or several, as in (0.02, 0.2)")
         for ratio in self.lr_ratio:
             check_value("refresh", "lr_ratio", ratio, 0 < ratio <= 10, "above 0, at most 10")
-        check_value("refresh", "lr_ratio", self.lr_ratio, len(self.lr_ratio) > 0, "one number or several")
         object.__setattr__(self, "lr_ratio", tuple(sorted(set(self.lr_ratio))))
         check_value("refresh", "replay", self.replay, 0 <= self.replay <= 1000, "0 to 1000")
         check_value("refresh", "gate_share", self.gate_share, 0 < self.gate_share < 1, "a share inside 0..1")
@@ -142,8 +143,8 @@ class _Refresh:
             return Refreshed(self.base.number, False, f"kept version {self.base.number}: nothing new in the data")
         self.part = part
         self._begin()
-        candidate, step = self._choose()
-        verdict = self._gate(candidate, step)
+        candidate, step, answers = self._choose()
+        verdict = self._gate(candidate, step, answers)
         if not verdict["passed"]:
             return self._keep(verdict)
         final = stage(
@@ -215,7 +216,8 @@ class _Refresh:
         catalog.save(self.work / "catalog", artifact_digest=wanted, parents={"data": dataset.digest})
         return Catalog.load(self.work / "catalog")
 
-    def _old(self) -> Recommender:
+    @cached_property
+    def old(self) -> Recommender:
         opened = open_artifact(self.folder / "model", "model")
         model, section, known = saved.saved_model(opened, self.catalog)
         old = self._recommender(model, section, opened.manifest.digest, known)
@@ -229,8 +231,9 @@ class _Refresh:
             num_known=known, version=version,
         )  # fmt: skip
 
-    def _choose(self) -> tuple[Recommender, Step]:
-        """The candidate of the smallest steps, or of larger ones that are clearly better on the newest part."""
+    def _choose(self) -> tuple[Recommender, Step, Answers | None]:
+        """The candidate of the smallest steps, or of larger ones that are clearly better on the newest part; and its
+        answers there, where it was asked."""
         view, ratios = self.part.view(self.part.cut), self.config.lr_ratio
         rows, neutral = neutral_rows(view)
         if len(ratios) > 1 and not neutral and "slot" in view.dataset.feedback:
@@ -239,20 +242,20 @@ class _Refresh:
             ratios = ratios[:1]
         best, step = self._made(ratios[0]), Step(ratios[0])
         if len(ratios) == 1 or not len(rows):
-            return best, step
+            return best, step, None
         rows = sample_rows(rows, self.config.gates.rows, self.recipe.eval.seed)
         asked = partial(answers_of, dataset=view.dataset, rows=rows, filter_seen=self.filter_seen)
-        best_ndcg = asked(best)[0]
-        tried = [(ratios[0], round(float(best_ndcg.mean()), 5))]
+        answers = asked(best)
+        tried = [(ratios[0], round(float(answers[0].mean()), 5))]
         for ratio in ratios[1:]:
             one = self._made(ratio)
-            ndcg = asked(one)[0]
-            tried.append((ratio, round(float(ndcg.mean()), 5)))
-            if paired_test(ndcg, best_ndcg, rows.user_ids, seed=self.recipe.eval.seed).low > 0:
-                best, best_ndcg, step = one, ndcg, Step(ratio)
+            its = asked(one)
+            tried.append((ratio, round(float(its[0].mean()), 5)))
+            if paired_test(its[0], answers[0], rows.user_ids, seed=self.recipe.eval.seed).low > 0:
+                best, answers, step = one, its, Step(ratio)
         self.say("steps: " + ", ".join(f"{ratio:g} x the recipe's {ndcg:.4f}" for ratio, ndcg in tried)
                  + f"; taken {step.lr_ratio:g}")  # fmt: skip
-        return best, replace(step, tried=tuple(tried))
+        return best, replace(step, tried=tuple(tried)), answers
 
     def _made(self, ratio: float) -> Recommender:
         name = f"candidate-{ratio:g}"
@@ -263,7 +266,7 @@ class _Refresh:
 
     def _candidate(self, wanted: str, ratio: float, name: str) -> Recommender:
         """The old weights, trained on the new part up to the cut."""
-        old = self._old()
+        old = self.old
         model = build_model(self.recipe.model_name, self.recipe.model_config, self.catalog, self.recipe.fit.seed)
         if hasattr(model, "feed"):
             model.load_state_dict(grown(old.snapshot.trained, self.catalog.items).state_dict())
@@ -322,7 +325,7 @@ class _Refresh:
     def filter_seen(self) -> bool:
         return "filter" in self.recipe.fit.monitor
 
-    def _gate(self, candidate: Recommender, step: Step) -> dict[str, Any]:
+    def _gate(self, candidate: Recommender, step: Step, answers: Answers | None) -> dict[str, Any]:
         file = self.work / "gate.json"
         try:
             return dict(read_json(file))
@@ -335,8 +338,8 @@ class _Refresh:
             size_of(self.work / f"candidate-{step.lr_ratio:g}", self.work / "catalog"),
         )
         verdict: Verdict = judge(
-            self._old(), candidate, view.dataset, rows, self.config.gates, sizes=sizes, neutral=neutral,
-            seed=self.recipe.eval.seed, filter_seen=self.filter_seen,
+            self.old, candidate, view.dataset, rows, self.config.gates, sizes=sizes, neutral=neutral,
+            seed=self.recipe.eval.seed, filter_seen=self.filter_seen, answers=answers,
         )  # fmt: skip
         self.say(f"gate: {verdict.line()}")
         found = {**verdict.to_json(), **asdict(step)}
