@@ -203,6 +203,51 @@ def test_recommend_says_what_it_left_out(place: Path, capsys: pytest.CaptureFixt
     assert "nothing of the history is known: the most popular items follow" in capsys.readouterr().err
 
 
+def test_a_user_is_answered_from_a_data_folder_or_a_store(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sidera.data.dataset import Dataset
+    from sidera.engine.histories import behaviour_of, open_store
+    from sidera.engine.recommender import Recommender
+
+    def answer(*words: object) -> tuple[str, str]:
+        assert sidera("recommend", place / "run", *words, "-k", 5) == 0
+        out, err = capsys.readouterr()
+        return out, err
+
+    data = Dataset.load(place / "data")
+    events = slice(int(data.offsets[3]), int(data.offsets[4]))
+    user, items = str(data.user_keys[3]), data.item_keys[data.item_ids[events]].tolist()
+    wanted, _ = answer("--history", ",".join(items))
+    assert answer("--user", user, "--data", place / "data") == (wanted, "")
+    behaviour = behaviour_of(open_store(tmp_path / "store"), Recommender.load(place / "run").catalog)
+    behaviour.keep(user, items, data.times[events].tolist(), {})
+    behaviour.close()
+    assert answer("--user", user, "--store", tmp_path / "store") == (wanted, "")
+    for log in (("--data", place / "data"), ("--store", tmp_path / "store")):
+        popular, warned = answer("--user", "nobody", *log)
+        assert "knows no user 'nobody'" in warned
+        assert "the most popular items follow" in warned
+        assert len(popular.splitlines()) == 5
+
+
+def test_the_current_version_with_the_items_of_now_answers(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sidera.engine import versions
+    from sidera.engine.living import Delta, change_run
+
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    versions.make_current(run, versions.add_run(run, trained_run), "a test")
+    (run / "model").rename(run / "model-of-0")  # whoever opens version 0 fails
+    words = ("recommend", run, "--history", "item0001,item0003", "-k", 1)
+    assert sidera(*words) == 0
+    best = capsys.readouterr().out.split("\t")[0]
+    change_run(run, Delta(removed=(best,)))
+    assert sidera(*words) == 0
+    assert capsys.readouterr().out.split("\t")[0] != best
+
+
 def test_filter_seen(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sidera("recommend", place / "run", "--history", "item0001,item0003", "-k", 30, "--filter-seen") == 0
     assert not {"item0001", "item0003"} & {line.split("\t")[0] for line in capsys.readouterr().out.splitlines()}
@@ -349,6 +394,9 @@ def test_wrong_flags(arguments: list[str], named: str, capsys: pytest.CaptureFix
         ("recommend {}/data --history item0001", "no catalog at"),
         ("recommend {}/run --history nothing", "the catalogue holds no item 'nothing'; allowed: one of its 30"),
         ("recommend {}/run --history item0001 -k 0", "k = 0; allowed: 1 or more"),
+        ("recommend {}/run --user ann", "--user 'ann' of no log"),
+        ("recommend {}/run --user ann --store {}/nowhere", "nowhere"),
+        ("recommend {}/run --history item0001 --data {}/data", "are of a user; fix: name one with --user"),
         ("serve {}/nowhere --port 0", "no run folder at .*nowhere"),
         ("serve {}/run --port 70000", "--port 70000 is no port; allowed: 0 to 65535"),
         ("serve {}/run --fill {}/data", "fill .*data without a store; fix: name the store's folder .store, --store."),

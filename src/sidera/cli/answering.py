@@ -14,6 +14,7 @@ from sidera.cli.parsing import Arguments, Verbs, add_threads_flag, add_verb
 from sidera.core import InputError, Request
 
 if TYPE_CHECKING:
+    from sidera.engine.histories import Behaviour
     from sidera.engine.questions import ItemScore
     from sidera.engine.recommender import Recommender
 
@@ -21,14 +22,17 @@ DAY = 86_400  # seconds
 
 
 def recommend_verb(arguments: Arguments) -> dict[str, Any]:
-    """Answer one history on the command line."""
-    from sidera.engine.recommender import Recommender
-
-    recommender, history = Recommender.load(arguments.run), _keys(arguments.history)
-    question = Request(
-        tuple(history), arguments.k, filter_seen=arguments.filter_seen, filter=filter_of(arguments.filter)
-    )
-    (answer,) = recommender.recommend([question], unknown=arguments.unknown)
+    """Answer one history, or one user of a data folder or store, on the command line."""
+    recommender = _opened(arguments.run)
+    unknown = arguments.unknown or ("refuse" if arguments.user is None else "report")  # who types is told of a slip
+    with contextlib.ExitStack() as opened:
+        question = replace(
+            _question(arguments, recommender, opened), k=arguments.k, filter_seen=arguments.filter_seen,
+            filter=filter_of(arguments.filter),
+        )  # fmt: skip
+        (answer,) = recommender.recommend([question], unknown=unknown)
+    if answer.unknown_user:
+        console.warn(f"{arguments.store} knows no user {arguments.user!r}")
     if answer.unknown:
         console.warn(f"not in the catalogue, left out: {', '.join(answer.unknown)}")
     if answer.unread:
@@ -53,6 +57,37 @@ def recommend_verb(arguments: Arguments) -> dict[str, Any]:
         "eligible": answer.eligible,
         "policy_version": answer.policy_version,
     }
+
+
+def _question(arguments: Arguments, recommender: Recommender, opened: contextlib.ExitStack) -> Request:
+    """Whose list is asked for."""
+    logs = [name for name in (arguments.data, arguments.store) if name is not None]
+    if arguments.user is None:
+        if logs:
+            raise InputError("--data and --store are of a user", fix="name one with --user, in place of --history")
+        return Request(tuple(_keys(arguments.history)))
+    if len(logs) != 1:
+        raise InputError(f"--user {arguments.user!r} of no log, or of two", fix="give --data FOLDER or --store FOLDER")
+    if arguments.store is not None:
+        _with_store(recommender, arguments.store, opened)
+        return Request(user=arguments.user)
+    from sidera.engine.everyone import EveryoneConfig, log_of_run, request_of_user
+
+    dataset = log_of_run(arguments.run, arguments.data, recommender)
+    (places,) = (dataset.user_keys == arguments.user).nonzero()
+    if not len(places):
+        console.warn(f"{arguments.data} knows no user {arguments.user!r}")
+        return Request()
+    return request_of_user(dataset, int(places[0]), recommender.catalog.schema, EveryoneConfig())
+
+
+def _with_store(recommender: Recommender, store: str, opened: contextlib.ExitStack) -> Behaviour:
+    from sidera.engine.histories import behaviour_of, open_store
+
+    behaviour = behaviour_of(open_store(store, must_exist=True), recommender.catalog)
+    opened.callback(behaviour.close)
+    recommender.parts = replace(recommender.parts, behaviour=behaviour)
+    return behaviour
 
 
 def score_verb(arguments: Arguments) -> dict[str, Any]:
@@ -93,11 +128,7 @@ def popular_verb(arguments: Arguments) -> dict[str, Any]:
             log = Dataset.load(arguments.data)
             newest = int(log.times.max(initial=0))
         elif arguments.store is not None:
-            from sidera.engine.histories import behaviour_of, open_store
-
-            behaviour = behaviour_of(open_store(arguments.store, must_exist=True), recommender.catalog)
-            opened.callback(behaviour.close)
-            recommender.parts = replace(recommender.parts, behaviour=behaviour)
+            behaviour = _with_store(recommender, arguments.store, opened)
             newest = behaviour.store.newest_of_users()[0][0] if behaviour.store.num_users else 0
         since = None if arguments.days is None else max(0, newest + 1 - round(DAY * arguments.days))
         ask = Questions(recommender)
@@ -137,14 +168,19 @@ def _shown(items: Sequence[ItemScore]) -> dict[str, Any]:
 
 
 def add_recommend(verbs: Verbs) -> None:
-    parser = add_verb(verbs, "recommend", recommend_verb, "answer one history: item id, score, title")
-    parser.add_argument("run", help="run folder")
-    parser.add_argument("--history", required=True, help="item ids, oldest first, separated by commas")
+    parser = add_verb(verbs, "recommend", recommend_verb, "answer one history or user: item id, score, title")
+    parser.add_argument("run", help="run folder; its current version answers")
+    who = parser.add_mutually_exclusive_group(required=True)
+    who.add_argument("--history", help="item ids, oldest first, separated by commas")
+    who.add_argument("--user", metavar="KEY", help="a user of --data or --store, after the whole history there")
+    parser.add_argument("--data", metavar="FOLDER", help="data folder that knows the user")
+    parser.add_argument("--store", metavar="FOLDER", help="behaviour store that knows the user; no server has it open")
     parser.add_argument("-k", type=int, default=10, help="items wanted")
     _add_seen_flag(parser)
     add_filter_flag(parser)
     parser.add_argument(
-        "--unknown", choices=("report", "refuse"), default="refuse", help="unknown ids: leave out and name, or refuse"
+        "--unknown", choices=("report", "refuse"),
+        help="unknown ids: leave out and name, or refuse (default: refuse in --history, report of a user)",
     )
     add_threads_flag(parser, default=1)
 
