@@ -19,11 +19,13 @@ FILES = sorted(path for path in DEPLOY.rglob("*") if path.is_file())
 
 @pytest.fixture(scope="module")
 def client(trained_run: Path) -> TestClient:
-    return TestClient(create_app(Recommender.load(trained_run)))
+    """Of a server that has answered once: a path has figures from its first request on."""
+    asked = TestClient(create_app(Recommender.load(trained_run)))
+    assert asked.post("/v1/recommend", json={"history": ["item0003"]}).status_code == 200
+    return asked
 
 
 def test_metrics_have_the_names_that_are_watched(client: TestClient) -> None:
-    client.post("/v1/recommend", json={"history": ["item0003"]})
     known = set(re.findall(r"^# TYPE (\w+) ", client.get("/metrics").text, flags=re.MULTILINE))
     for path in (DEPLOY / "alarms.yml", DEPLOY / "grafana" / "sidera.json"):
         watched = {name.removesuffix("_bucket") for name in re.findall(r"\b(?:sidera|process)_\w+", path.read_text())}
