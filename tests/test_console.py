@@ -12,6 +12,7 @@ import pytest
 
 from sidera import console
 from sidera.console import Progress, duration, table
+from sidera.core import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -132,3 +133,12 @@ def test_a_stage_that_cannot_count_is_heard(capsys: pytest.CaptureFixture[str]) 
     with console.working("clustering", every=0.001):
         time.sleep(0.05)
     assert capsys.readouterr().err == ""
+
+
+def test_a_message_is_one_line_of_bounded_length_whatever_it_repeats() -> None:
+    assert len(str(InputError("\ud800" * 10**6))) < 700
+    said = str(InputError(f"codebook {'a' * 10**5}\n\ud800 is not that of the catalogue", fix="train it again"))
+    assert len(said) < 700
+    assert said.isprintable()
+    assert said.startswith("codebook aaa")
+    assert said.endswith("is not that of the catalogue; fix: train it again")

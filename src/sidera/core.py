@@ -12,11 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+LONGEST = 500  # characters of a part of a message; one that repeats a value of a damaged file may have any number
+
 
 def _one_line(text: str) -> str:
+    text = _cut(text)  # first: to escape millions of characters takes seconds
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return _cut("".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text))
+
+
+def _cut(text: str) -> str:
+    """What is wrong stands at the beginning, what it is held against often at the end."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 150]} ... {text[-140:]}"
 
 
 class InputError(ValueError):
@@ -24,7 +32,7 @@ class InputError(ValueError):
 
     The message is one line: what is wrong with which value, what is allowed, how to mend it. The shell prints it
     without a traceback and HTTP answers 4xx with it. A value that it repeats may hold anything: line breaks, control
-    characters and lone surrogates are escaped as ``repr`` escapes them.
+    characters and lone surrogates are escaped as ``repr`` escapes them; a part above ``LONGEST`` is cut in its middle.
     """
 
     def __init__(self, problem: str, *, allowed: str = "", fix: str = "") -> None:

@@ -21,7 +21,8 @@ FILES = sorted(path for path in DEPLOY.rglob("*") if path.is_file())
 def client(trained_run: Path) -> TestClient:
     """Of a server that has answered once: a path has figures from its first request on."""
     asked = TestClient(create_app(Recommender.load(trained_run)))
-    assert asked.post("/v1/recommend", json={"history": ["item0003"]}).status_code == 200
+    reply = asked.post("/v1/recommend", json={"history": ["item0003"]})
+    assert reply.status_code == 200, reply.text
     return asked
 
 
